@@ -1,0 +1,236 @@
+//! The receiving side of one VM's stream: who may speak, what follows what, when to acknowledge.
+//!
+//! ```text
+//!   AwaitHello ──Hello──▶ Opening ──Opened──▶ Streaming ──▶ Closed
+//!        └───────────────────┴───────refused──────────────────▲
+//! ```
+//!
+//! What holds after every event: an `Ack` is only ever sent for what the driver has reported durable,
+//! and a batch is only handed on when it follows the one before it in the same stream, of the epoch and
+//! incarnation that were welcomed.
+
+use crate::wire::{Ack, ArtifactHash, ArtifactPart, Hello, Message, Refusal, Refuse, Welcome, WireError};
+use batch::Batch;
+use types::limits::{
+    ARTIFACT_BYTES_MAX, DISK_BYTES_MAX, DISKS_MAX, HEARTBEAT_INTERVAL, PEER_SILENCE_MAX, SECTOR_BYTES,
+};
+use types::{Epoch, Incarnation, Monotonic, WriteSeq};
+
+/// What the driver found when it opened the journal of a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opened {
+    pub epoch: Epoch,
+    pub durable: WriteSeq,
+    pub incarnation: Option<Incarnation>,
+    pub missing: Vec<ArtifactHash>,
+}
+
+/// Something happened.
+#[derive(Debug)]
+pub enum ReceiverEvent {
+    Received(Message),
+    /// Bytes came that are no message.
+    Garbage(WireError),
+    /// The answer to [`ReceiverEffect::Open`].
+    Opened(Result<Opened, Refuse>),
+    /// The journal is durable so far.
+    Durable(Ack),
+    /// The journal can take no more, or the group has failed over.
+    Stopped(Refuse),
+    Tick,
+}
+
+/// Something to do, in the order given.
+#[derive(Debug)]
+pub enum ReceiverEffect {
+    /// Open the journal of this VM, or make it.
+    Open(Box<Hello>),
+    Send(Message),
+    /// Append to the journal, in order.
+    Append(Batch),
+    /// Keep a part of a file.
+    Keep(ArtifactPart),
+    /// Drop the connection once everything has been sent.
+    Close { why: String },
+}
+
+#[derive(Debug)]
+enum Phase {
+    AwaitHello,
+    Opening { hello: Box<Hello> },
+    Streaming { hello: Box<Hello>, accepted: WriteSeq },
+    Closed,
+}
+
+/// The receiving side of one connection.
+#[derive(Debug)]
+pub struct Receiver {
+    phase: Phase,
+    heard_at: Monotonic,
+    said_at: Monotonic,
+}
+
+impl Receiver {
+    pub fn new(now: Monotonic) -> Self {
+        Self { phase: Phase::AwaitHello, heard_at: now, said_at: now }
+    }
+
+    /// Takes one event and says what to do.
+    pub fn step(&mut self, now: Monotonic, event: ReceiverEvent, effects: &mut Vec<ReceiverEffect>) {
+        let before = effects.len();
+        match event {
+            ReceiverEvent::Received(message) => {
+                self.heard_at = now;
+                self.on_message(message, effects);
+            }
+            ReceiverEvent::Garbage(error) => {
+                let why = match error {
+                    WireError::Version { .. } => Refusal::Version,
+                    _ => Refusal::Protocol,
+                };
+                self.refuse(Refuse { why, detail: error.to_string() }, effects);
+            }
+            ReceiverEvent::Opened(opened) => self.on_opened(opened, effects),
+            ReceiverEvent::Durable(ack) => {
+                if matches!(self.phase, Phase::Streaming { .. }) {
+                    effects.push(ReceiverEffect::Send(Message::Ack(ack)));
+                }
+            }
+            ReceiverEvent::Stopped(refuse) => self.refuse(refuse, effects),
+            ReceiverEvent::Tick => self.on_tick(now, effects),
+        }
+        if effects[before..].iter().any(|effect| matches!(effect, ReceiverEffect::Send(_))) {
+            self.said_at = now;
+        }
+    }
+
+    fn on_tick(&mut self, now: Monotonic, effects: &mut Vec<ReceiverEffect>) {
+        if matches!(self.phase, Phase::Closed) {
+            return;
+        }
+        if now.since(self.heard_at) > PEER_SILENCE_MAX {
+            self.phase = Phase::Closed;
+            effects.push(ReceiverEffect::Close { why: "the peer has gone silent".into() });
+        } else if matches!(self.phase, Phase::Streaming { .. } | Phase::Opening { .. })
+            && now.since(self.said_at) >= HEARTBEAT_INTERVAL
+        {
+            effects.push(ReceiverEffect::Send(Message::Heartbeat));
+        }
+    }
+
+    fn on_message(&mut self, message: Message, effects: &mut Vec<ReceiverEffect>) {
+        match (message, &mut self.phase) {
+            (_, Phase::Closed) | (Message::Heartbeat, _) => {}
+            (Message::Hello(hello), Phase::AwaitHello) => match check_hello(&hello) {
+                Ok(()) => {
+                    self.phase = Phase::Opening { hello: hello.clone() };
+                    effects.push(ReceiverEffect::Open(hello));
+                }
+                Err(detail) => self.refuse(Refuse { why: Refusal::Protocol, detail }, effects),
+            },
+            (Message::Batch(bytes), Phase::Streaming { hello, accepted }) => {
+                match check_batch(bytes, hello, *accepted) {
+                    Ok(batch) => {
+                        *accepted = batch.header().last_seq;
+                        effects.push(ReceiverEffect::Append(batch));
+                    }
+                    Err(detail) => self.refuse(Refuse { why: Refusal::Protocol, detail }, effects),
+                }
+            }
+            (Message::ArtifactPart(part), Phase::Streaming { hello, .. }) => match check_part(&part, hello) {
+                Ok(()) => effects.push(ReceiverEffect::Keep(part)),
+                Err(detail) => self.refuse(Refuse { why: Refusal::Protocol, detail }, effects),
+            },
+            (
+                Message::Hello(_)
+                | Message::Welcome(_)
+                | Message::Refuse(_)
+                | Message::Batch(_)
+                | Message::Ack(_)
+                | Message::ArtifactPart(_),
+                _,
+            ) => {
+                let detail = "a message that has no place here".to_owned();
+                self.refuse(Refuse { why: Refusal::Protocol, detail }, effects);
+            }
+        }
+    }
+
+    fn on_opened(&mut self, opened: Result<Opened, Refuse>, effects: &mut Vec<ReceiverEffect>) {
+        let Phase::Opening { hello } = std::mem::replace(&mut self.phase, Phase::Closed) else {
+            return;
+        };
+        match opened {
+            Ok(opened) => {
+                self.phase = Phase::Streaming { hello, accepted: opened.durable };
+                effects.push(ReceiverEffect::Send(Message::Welcome(Welcome {
+                    epoch: opened.epoch,
+                    durable: opened.durable,
+                    incarnation: opened.incarnation,
+                    missing: opened.missing,
+                })));
+            }
+            Err(refuse) => {
+                self.phase = Phase::Opening { hello };
+                self.refuse(refuse, effects);
+            }
+        }
+    }
+
+    fn refuse(&mut self, refuse: Refuse, effects: &mut Vec<ReceiverEffect>) {
+        if matches!(self.phase, Phase::Closed) {
+            return;
+        }
+        self.phase = Phase::Closed;
+        let why = format!("{}: {}", refuse.why, refuse.detail);
+        effects.push(ReceiverEffect::Send(Message::Refuse(refuse)));
+        effects.push(ReceiverEffect::Close { why });
+    }
+}
+
+fn check_hello(hello: &Hello) -> Result<(), String> {
+    if hello.disks.is_empty() || hello.disks.len() > DISKS_MAX {
+        return Err(format!("a VM of {} disks; 1 to {DISKS_MAX} are possible", hello.disks.len()));
+    }
+    for disk in &hello.disks {
+        let size = disk.size_bytes;
+        if size == 0 || size > DISK_BYTES_MAX || !size.is_multiple_of(SECTOR_BYTES) {
+            return Err(format!("disk {} of {size} bytes; whole sectors up to 64 TiB are possible", disk.name));
+        }
+    }
+    if let Some(artifact) = hello.artifacts.iter().find(|artifact| artifact.size_bytes > ARTIFACT_BYTES_MAX) {
+        return Err(format!("file {} of {} bytes is over 1 GiB", artifact.name, artifact.size_bytes));
+    }
+    Ok(())
+}
+
+fn check_batch(bytes: bytes::Bytes, hello: &Hello, accepted: WriteSeq) -> Result<Batch, String> {
+    let batch = Batch::parse(bytes).map_err(|error| error.to_string())?;
+    let header = batch.header();
+    if header.prev_seq != accepted {
+        return Err(format!("a batch that follows {} where {accepted} was last", header.prev_seq));
+    }
+    if header.incarnation != hello.incarnation {
+        return Err("a batch of another incarnation".into());
+    }
+    for entry in batch.entries().iter().filter(|entry| entry.kind.changes_disk()) {
+        let disk = hello.disks.get(usize::from(entry.disk.0)).ok_or("a write to a disk the VM has not")?;
+        if !entry.range.fits(disk.size_bytes) {
+            return Err(format!("a write at {:?} past the end of disk {}", entry.range, disk.name));
+        }
+    }
+    Ok(batch)
+}
+
+fn check_part(part: &ArtifactPart, hello: &Hello) -> Result<(), String> {
+    let offered = hello.artifacts.iter().find(|artifact| artifact.hash == part.hash);
+    let offered = offered.ok_or("a part of a file that was not offered")?;
+    let end = part.offset.checked_add(part.bytes.len() as u64);
+    if part.size_bytes != offered.size_bytes || end.is_none_or(|end| end > offered.size_bytes) {
+        return Err(format!("a part past the end of file {}", offered.name));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

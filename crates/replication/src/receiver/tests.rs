@@ -1,0 +1,114 @@
+//! Who may speak, and what follows what.
+
+use super::*;
+use batch::{BatchMeta, Codec, Kind, Record, encode};
+use bytes::Bytes;
+use std::time::Duration;
+use types::{ByteRange, DiskIndex, DiskSpec, GroupId, VmId, WallTime};
+
+const MINE: Incarnation = Incarnation::from_bytes([1; 16]);
+
+fn seq(raw: u64) -> WriteSeq {
+    WriteSeq::from_raw(raw)
+}
+
+fn hello() -> Hello {
+    Hello {
+        vm: VmId::from_bytes([1; 16]),
+        vm_name: "web".into(),
+        group: GroupId::from_bytes([2; 16]),
+        group_name: "web".into(),
+        epoch: Epoch::FIRST,
+        incarnation: MINE,
+        acked: seq(0),
+        last_seq: seq(0),
+        sent_at: WallTime(0),
+        history_seconds: 86_400,
+        journal_bytes_max: 0,
+        rpo_seconds: 60,
+        checkpoint_interval_seconds: 5,
+        disks: vec![DiskSpec { name: "vda".into(), size_bytes: 8192 }],
+        definition: String::new(),
+        artifacts: Vec::new(),
+    }
+}
+
+fn batch(prev: u64, at: u64, start: u64) -> Message {
+    let record = Record {
+        seq: seq(at),
+        kind: Kind::Write,
+        disk: DiskIndex(0),
+        range: ByteRange::new(start, 512),
+        payload: Bytes::from(vec![1; 512]),
+    };
+    let meta = BatchMeta { incarnation: MINE, prev_seq: seq(prev), watermark: seq(at), taken_at: WallTime(0) };
+    Message::Batch(encode(&meta, &[record], Codec::Raw))
+}
+
+fn step(receiver: &mut Receiver, event: ReceiverEvent) -> Vec<ReceiverEffect> {
+    let mut effects = Vec::new();
+    receiver.step(Monotonic(Duration::ZERO), event, &mut effects);
+    effects
+}
+
+fn streaming(durable: u64) -> Receiver {
+    let mut receiver = Receiver::new(Monotonic(Duration::ZERO));
+    let effects = step(&mut receiver, ReceiverEvent::Received(Message::Hello(Box::new(hello()))));
+    assert!(matches!(effects[..], [ReceiverEffect::Open(_)]));
+    let opened =
+        Opened { epoch: Epoch::FIRST, durable: seq(durable), incarnation: Some(MINE), missing: Vec::new() };
+    let effects = step(&mut receiver, ReceiverEvent::Opened(Ok(opened)));
+    assert!(matches!(effects[..], [ReceiverEffect::Send(Message::Welcome(_))]));
+    receiver
+}
+
+fn is_refused(effects: &[ReceiverEffect]) -> bool {
+    matches!(effects, [ReceiverEffect::Send(Message::Refuse(_)), ReceiverEffect::Close { .. }])
+}
+
+#[test]
+fn batches_that_follow_are_appended() {
+    let mut receiver = streaming(4);
+    for (prev, at) in [(4, 5), (5, 9)] {
+        let effects = step(&mut receiver, ReceiverEvent::Received(batch(prev, at, 0)));
+        assert!(matches!(effects[..], [ReceiverEffect::Append(_)]));
+    }
+}
+
+#[test]
+fn a_batch_left_out_or_said_twice_is_refused() {
+    assert!(is_refused(&step(&mut streaming(4), ReceiverEvent::Received(batch(5, 6, 0)))));
+    let mut receiver = streaming(4);
+    step(&mut receiver, ReceiverEvent::Received(batch(4, 5, 0)));
+    assert!(is_refused(&step(&mut receiver, ReceiverEvent::Received(batch(4, 5, 0)))));
+}
+
+#[test]
+fn a_write_past_the_end_of_the_disk_is_refused() {
+    assert!(is_refused(&step(&mut streaming(4), ReceiverEvent::Received(batch(4, 5, 8000)))));
+}
+
+#[test]
+fn nothing_is_acknowledged_before_it_is_durable() {
+    let mut receiver = streaming(4);
+    let effects = step(&mut receiver, ReceiverEvent::Received(batch(4, 5, 0)));
+    assert!(!effects.iter().any(|effect| matches!(effect, ReceiverEffect::Send(Message::Ack(_)))));
+    let ack = Ack { durable: seq(5), watermark: seq(5), applied: seq(0), journal_bytes: 0, history_seconds: 0 };
+    let effects = step(&mut receiver, ReceiverEvent::Durable(ack));
+    assert!(matches!(effects[..], [ReceiverEffect::Send(Message::Ack(_))]));
+}
+
+#[test]
+fn a_stranger_that_does_not_greet_is_refused() {
+    let mut receiver = Receiver::new(Monotonic(Duration::ZERO));
+    assert!(is_refused(&step(&mut receiver, ReceiverEvent::Received(batch(0, 1, 0)))));
+    assert!(step(&mut receiver, ReceiverEvent::Received(batch(0, 1, 0))).is_empty(), "and then ignored");
+}
+
+#[test]
+fn a_disk_of_half_a_sector_is_refused() {
+    let mut bad = hello();
+    bad.disks[0].size_bytes = 777;
+    let mut receiver = Receiver::new(Monotonic(Duration::ZERO));
+    assert!(is_refused(&step(&mut receiver, ReceiverEvent::Received(Message::Hello(Box::new(bad))))));
+}

@@ -1,0 +1,208 @@
+//! Events by hand, effects looked at.
+
+use super::*;
+use std::time::Duration;
+
+const MINE: Incarnation = Incarnation::from_bytes([1; 16]);
+
+fn at(millis: u64) -> Monotonic {
+    Monotonic(Duration::from_millis(millis))
+}
+
+fn seq(raw: u64) -> WriteSeq {
+    WriteSeq::from_raw(raw)
+}
+
+fn idle() -> CaptureView {
+    CaptureView {
+        tracking: false,
+        gap_open: false,
+        dirty_blocks: 0,
+        buffered_bytes: 0,
+        buffer_bytes_max: 1 << 20,
+        released: seq(0),
+        last: seq(0),
+        watermark: seq(0),
+    }
+}
+
+struct Bench {
+    sender: Sender,
+    view: CaptureView,
+    now: Monotonic,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let config = SenderConfig {
+            vm: VmId::from_bytes([0; 16]),
+            epoch: Epoch::FIRST,
+            incarnation: MINE,
+            paused: false,
+        };
+        let view = CaptureView { tracking: true, ..idle() };
+        Self { sender: Sender::new(config, at(0)), view, now: at(0) }
+    }
+
+    fn step(&mut self, event: SenderEvent) -> Vec<SenderEffect> {
+        let mut effects = Vec::new();
+        self.sender.step(self.now, event, &self.view, &mut effects);
+        effects
+    }
+
+    fn welcome(&mut self, durable: u64, incarnation: Option<Incarnation>) -> Vec<SenderEffect> {
+        let welcome =
+            Welcome { epoch: Epoch::FIRST, durable: seq(durable), incarnation, missing: Vec::new() };
+        self.step(SenderEvent::Received(Message::Welcome(welcome)))
+    }
+
+    /// Up to `Journaling`, with nothing buffered.
+    fn journaling() -> Self {
+        let mut bench = Self::new();
+        assert_eq!(bench.step(SenderEvent::Tick), [SenderEffect::Connect]);
+        bench.step(SenderEvent::LinkUp);
+        let effects = bench.welcome(0, None);
+        assert!(effects.contains(&SenderEffect::Restart { floor: seq(0), replica_is_zero: true }));
+        bench.view = CaptureView { gap_open: true, last: seq(1), watermark: seq(1), ..idle() };
+        assert!(bench.step(SenderEvent::Tick).contains(&SenderEffect::CloseSync));
+        bench.view = CaptureView { last: seq(2), watermark: seq(2), ..idle() };
+        bench.step(SenderEvent::SyncClosed { closed: true });
+        bench.step(SenderEvent::BatchSent { last: seq(2), watermark: seq(2), bytes: 100 });
+        bench.ack(2);
+        bench.view.released = seq(2);
+        assert_eq!(bench.sender.state(), State::Journaling);
+        bench
+    }
+
+    fn ack(&mut self, durable: u64) -> Vec<SenderEffect> {
+        let ack = Ack {
+            durable: seq(durable),
+            watermark: seq(durable),
+            applied: seq(0),
+            journal_bytes: 0,
+            history_seconds: 0,
+        };
+        self.step(SenderEvent::Received(Message::Ack(ack)))
+    }
+}
+
+#[test]
+fn a_new_journal_gets_an_initial_sync_and_then_every_write() {
+    let mut bench = Bench::journaling();
+    bench.view.last = seq(3);
+    bench.view.watermark = seq(3);
+    assert_eq!(bench.step(SenderEvent::Tick), [SenderEffect::SendBatch { after: seq(2) }]);
+    assert_eq!(bench.step(SenderEvent::Tick), [], "one batch is built at a time");
+    bench.step(SenderEvent::BatchSent { last: seq(3), watermark: seq(3), bytes: 10 });
+    assert_eq!(bench.ack(3), [SenderEffect::Release { up_to: seq(3) }]);
+}
+
+#[test]
+fn a_short_loss_of_the_link_resumes_without_a_sync() {
+    let mut bench = Bench::journaling();
+    bench.view.last = seq(9);
+    bench.view.watermark = seq(9);
+    bench.step(SenderEvent::LinkLost);
+    assert_eq!(bench.sender.state(), State::Journaling);
+    bench.now = at(1000);
+    assert_eq!(bench.step(SenderEvent::Tick), [SenderEffect::Connect]);
+    bench.step(SenderEvent::LinkUp);
+    let effects = bench.welcome(5, Some(MINE));
+    assert!(effects.contains(&SenderEffect::SendBatch { after: seq(5) }), "{effects:?}");
+    assert!(!effects.iter().any(|effect| matches!(effect, SenderEffect::Restart { .. })));
+    assert_eq!(bench.sender.state(), State::Journaling);
+}
+
+#[test]
+fn a_lost_link_falls_back_to_the_bitmap_and_comes_back_through_it() {
+    let mut bench = Bench::journaling();
+    bench.step(SenderEvent::LinkLost);
+    bench.view =
+        CaptureView { tracking: true, gap_open: true, dirty_blocks: 4, last: seq(50), released: seq(2), ..idle() };
+    bench.step(SenderEvent::Tick);
+    assert_eq!(bench.sender.state(), State::Tracking { why: TrackingReason::BufferFull });
+    bench.now = at(2000);
+    bench.step(SenderEvent::Tick);
+    bench.step(SenderEvent::LinkUp);
+    let effects = bench.welcome(50, Some(MINE));
+    assert!(effects.contains(&SenderEffect::LeaveTracking), "{effects:?}");
+    assert_eq!(bench.sender.state(), State::BitmapSync);
+    bench.view.tracking = false;
+    assert!(bench.step(SenderEvent::Tick).contains(&SenderEffect::CopyBlocks));
+    bench.view.dirty_blocks = 0;
+    assert!(bench.step(SenderEvent::CopyDone).contains(&SenderEffect::CloseSync));
+    bench.view.gap_open = false;
+    bench.step(SenderEvent::SyncClosed { closed: true });
+    assert_eq!(bench.sender.state(), State::Journaling);
+}
+
+#[test]
+fn a_journal_that_lost_acknowledged_writes_gets_everything_again() {
+    let mut bench = Bench::journaling();
+    bench.view.released = seq(40);
+    bench.view.last = seq(45);
+    bench.step(SenderEvent::LinkLost);
+    bench.now = at(1000);
+    bench.step(SenderEvent::Tick);
+    bench.step(SenderEvent::LinkUp);
+    let effects = bench.welcome(30, Some(MINE));
+    assert!(effects.contains(&SenderEffect::Restart { floor: seq(30), replica_is_zero: false }));
+    assert_eq!(bench.sender.state(), State::InitialSync { why: SyncReason::PeerLostWrites });
+}
+
+#[test]
+fn nothing_is_released_that_was_not_acknowledged() {
+    let mut bench = Bench::journaling();
+    let effects = bench.ack(99);
+    assert_eq!(effects, [SenderEffect::Disconnect], "an acknowledgement of what was never sent");
+}
+
+#[test]
+fn a_higher_epoch_fences_and_its_release_unfences() {
+    let mut bench = Bench::journaling();
+    let refuse = |released| {
+        let why = Refusal::Fenced { epoch: Epoch(2), released };
+        SenderEvent::Received(Message::Refuse(Refuse { why, detail: String::new() }))
+    };
+    let effects = bench.step(refuse(false));
+    assert!(effects.contains(&SenderEffect::Disconnect));
+    assert_eq!(bench.sender.state(), State::Fenced { epoch: Epoch(2) });
+    bench.now = at(20_000);
+    bench.step(SenderEvent::Tick);
+    bench.step(SenderEvent::LinkUp);
+    let effects = bench.step(refuse(true));
+    assert!(effects.contains(&SenderEffect::AdoptEpoch(Epoch(2))));
+    assert!(matches!(bench.sender.state(), State::Tracking { .. }));
+}
+
+#[test]
+fn a_pause_stops_the_stream_and_keeps_the_bitmap() {
+    let mut bench = Bench::journaling();
+    let effects = bench.step(SenderEvent::Pause);
+    assert!(effects.contains(&SenderEffect::StartTracking));
+    assert!(effects.contains(&SenderEffect::Disconnect));
+    bench.now = at(60_000);
+    assert_eq!(bench.step(SenderEvent::Tick), []);
+    assert!(bench.step(SenderEvent::Resume).contains(&SenderEffect::Connect));
+}
+
+#[test]
+fn a_silent_peer_is_given_up() {
+    let mut bench = Bench::journaling();
+    bench.now = at(11_000);
+    assert!(bench.step(SenderEvent::Tick).contains(&SenderEffect::Disconnect));
+    assert!(matches!(bench.sender.link(), Link::Down { .. }));
+}
+
+#[test]
+fn a_full_journal_is_a_state_the_operator_can_see_and_it_is_left_by_itself() {
+    let mut bench = Bench::journaling();
+    let refuse = Refuse { why: Refusal::JournalFull, detail: "no space".into() };
+    bench.step(SenderEvent::Received(Message::Refuse(refuse)));
+    assert_eq!(bench.sender.state(), State::Failed { why: Refusal::JournalFull });
+    bench.now = at(6_000);
+    bench.step(SenderEvent::Tick);
+    bench.step(SenderEvent::LinkUp);
+    bench.welcome(2, Some(MINE));
+    assert_eq!(bench.sender.state(), State::Journaling);
+}

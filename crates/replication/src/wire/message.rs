@@ -1,0 +1,339 @@
+//! What two agents say to each other about one VM.
+
+use super::body::{BodyReader, BodyWriter};
+use super::frame::{VERSION, WireError};
+use bytes::Bytes;
+use std::fmt;
+use types::limits::{ARTIFACTS_MAX, DEFINITION_BYTES_MAX, DISKS_MAX, NAME_BYTES_MAX};
+use types::{DiskSpec, Epoch, GroupId, Incarnation, VmId, WallTime, WriteSeq};
+
+/// BLAKE3 of a file a definition names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ArtifactHash(pub [u8; 32]);
+
+impl fmt::Display for ArtifactHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// A file the definition names (kernel, initrd, firmware) that the recovery side must have too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArtifactOffer {
+    /// The name the definition knows it by.
+    pub name: String,
+    pub hash: ArtifactHash,
+    pub size_bytes: u64,
+}
+
+/// The sender's opening words: all the recovery side has to know to keep this VM and to start it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    pub vm: VmId,
+    pub vm_name: String,
+    pub group: GroupId,
+    pub group_name: String,
+    pub epoch: Epoch,
+    pub incarnation: Incarnation,
+    /// The sender has freed everything at or below; a journal that knows less has lost writes.
+    pub acked: WriteSeq,
+    pub last_seq: WriteSeq,
+    pub sent_at: WallTime,
+    pub history_seconds: u64,
+    /// 0: as much as the disk holds.
+    pub journal_bytes_max: u64,
+    pub rpo_seconds: u32,
+    pub checkpoint_interval_seconds: u32,
+    pub disks: Vec<DiskSpec>,
+    /// The VM's definition, TOML; empty where the VM has none.
+    pub definition: String,
+    pub artifacts: Vec<ArtifactOffer>,
+}
+
+/// The receiver is ready; what it has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Welcome {
+    pub epoch: Epoch,
+    /// The last sequence durable in the journal.
+    pub durable: WriteSeq,
+    /// The incarnation that sequence belongs to; none where the journal is new and the replica all zero.
+    pub incarnation: Option<Incarnation>,
+    pub missing: Vec<ArtifactHash>,
+}
+
+/// Everything at or below `durable` is in the journal for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ack {
+    pub durable: WriteSeq,
+    /// Every write of the VM at or below it is durable.
+    pub watermark: WriteSeq,
+    /// The replica stands here.
+    pub applied: WriteSeq,
+    pub journal_bytes: u64,
+    pub history_seconds: u64,
+}
+
+/// A part of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArtifactPart {
+    pub hash: ArtifactHash,
+    pub offset: u64,
+    pub size_bytes: u64,
+    pub bytes: Bytes,
+}
+
+/// Why a receiver will not, or no longer, take the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// A higher epoch exists. `released` says the operator has rolled the failover back, and the sender
+    /// may go on with the higher epoch.
+    Fenced { epoch: Epoch, released: bool },
+    /// The journal has no room; the sender tracks changes until it has.
+    JournalFull,
+    /// The journal's disk fails.
+    JournalFailed,
+    /// The disks are not the ones the journal was made for.
+    DisksDiffer,
+    /// Another connection holds the stream of this VM.
+    Busy,
+    /// What was said does not follow the protocol.
+    Protocol,
+    /// The other side speaks another version of the protocol.
+    Version,
+    /// The receiver's operator turned this VM away.
+    NotAccepted,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::Fenced { epoch, released: false } => write!(f, "fenced: epoch {epoch} has taken over"),
+            Refusal::Fenced { epoch, released: true } => {
+                write!(f, "failover rolled back: go on with epoch {epoch}")
+            }
+            Refusal::JournalFull => f.write_str("journal full"),
+            Refusal::JournalFailed => f.write_str("journal failed"),
+            Refusal::DisksDiffer => f.write_str("disks differ"),
+            Refusal::Busy => f.write_str("stream busy"),
+            Refusal::Protocol => f.write_str("protocol error"),
+            Refusal::Version => f.write_str("protocol version"),
+            Refusal::NotAccepted => f.write_str("not accepted"),
+        }
+    }
+}
+
+/// A refusal with words for the operator on the other side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refuse {
+    pub why: Refusal,
+    pub detail: String,
+}
+
+/// One message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    Hello(Box<Hello>),
+    Welcome(Welcome),
+    Refuse(Refuse),
+    /// A batch, verbatim; whether it is one is checked by the receiver.
+    Batch(Bytes),
+    Ack(Ack),
+    ArtifactPart(ArtifactPart),
+    Heartbeat,
+}
+
+impl Message {
+    pub(super) fn kind(&self) -> u16 {
+        match self {
+            Message::Hello(_) => 1,
+            Message::Welcome(_) => 2,
+            Message::Refuse(_) => 3,
+            Message::Batch(_) => 4,
+            Message::Ack(_) => 5,
+            Message::ArtifactPart(_) => 6,
+            Message::Heartbeat => 7,
+        }
+    }
+
+    pub(super) fn encode_body(&self) -> Bytes {
+        let mut body = BodyWriter::default();
+        match self {
+            Message::Hello(hello) => encode_hello(hello, &mut body),
+            Message::Welcome(welcome) => {
+                body.u64(welcome.epoch.0).u64(welcome.durable.raw());
+                body.u8(welcome.incarnation.is_some().into());
+                body.bytes(&welcome.incarnation.map_or([0; 16], Incarnation::to_bytes));
+                body.u16(welcome.missing.len() as u16);
+                for hash in &welcome.missing {
+                    body.bytes(&hash.0);
+                }
+            }
+            Message::Refuse(refuse) => {
+                let (code, epoch) = refusal_to_raw(refuse.why);
+                body.u16(VERSION).u16(code).u64(epoch.0).text(&refuse.detail);
+            }
+            Message::Batch(bytes) => return bytes.clone(),
+            Message::Ack(ack) => {
+                body.u64(ack.durable.raw()).u64(ack.watermark.raw()).u64(ack.applied.raw());
+                body.u64(ack.journal_bytes).u64(ack.history_seconds);
+            }
+            Message::ArtifactPart(part) => {
+                body.bytes(&part.hash.0).u64(part.offset).u64(part.size_bytes).bytes(&part.bytes);
+            }
+            Message::Heartbeat => {}
+        }
+        body.finish()
+    }
+
+    pub(super) fn decode_body(kind: u16, bytes: Bytes) -> Result<Self, WireError> {
+        if kind == 4 {
+            return Ok(Message::Batch(bytes));
+        }
+        let mut body = BodyReader::new(bytes);
+        let message = match kind {
+            1 => decode_hello(&mut body).map(|hello| Message::Hello(Box::new(hello))),
+            2 => decode_welcome(&mut body).map(Message::Welcome),
+            3 => decode_refuse(&mut body).map(Message::Refuse),
+            5 => decode_ack(&mut body).map(Message::Ack),
+            6 => decode_artifact_part(&mut body).map(Message::ArtifactPart),
+            7 => Ok(Message::Heartbeat),
+            _ => return Err(WireError::Kind { kind }),
+        };
+        message
+            .and_then(|message| body.end().map(|()| message))
+            .map_err(|what| WireError::Body { kind, what })
+    }
+}
+
+fn encode_hello(hello: &Hello, body: &mut BodyWriter) {
+    body.bytes(&hello.vm.to_bytes()).text(&hello.vm_name);
+    body.bytes(&hello.group.to_bytes()).text(&hello.group_name);
+    body.u64(hello.epoch.0).bytes(&hello.incarnation.to_bytes());
+    body.u64(hello.acked.raw()).u64(hello.last_seq.raw()).u64(hello.sent_at.0 as u64);
+    body.u64(hello.history_seconds).u64(hello.journal_bytes_max);
+    body.u32(hello.rpo_seconds).u32(hello.checkpoint_interval_seconds);
+    body.u16(hello.disks.len() as u16);
+    for disk in &hello.disks {
+        body.text(&disk.name).u64(disk.size_bytes);
+    }
+    body.text(&hello.definition);
+    body.u16(hello.artifacts.len() as u16);
+    for artifact in &hello.artifacts {
+        body.text(&artifact.name).bytes(&artifact.hash.0).u64(artifact.size_bytes);
+    }
+}
+
+fn decode_hello(body: &mut BodyReader) -> Result<Hello, &'static str> {
+    let vm = VmId::from_bytes(body.array()?);
+    let vm_name = body.text(NAME_BYTES_MAX)?;
+    let group = GroupId::from_bytes(body.array()?);
+    let group_name = body.text(NAME_BYTES_MAX)?;
+    let epoch = Epoch(body.u64()?);
+    let incarnation = Incarnation::from_bytes(body.array()?);
+    let acked = WriteSeq::from_raw(body.u64()?);
+    let last_seq = WriteSeq::from_raw(body.u64()?);
+    let sent_at = WallTime(body.u64()? as i64);
+    let history_seconds = body.u64()?;
+    let journal_bytes_max = body.u64()?;
+    let rpo_seconds = body.u32()?;
+    let checkpoint_interval_seconds = body.u32()?;
+    let disks = (0..bounded(body.u16()?, DISKS_MAX)?)
+        .map(|_| Ok(DiskSpec { name: body.text(NAME_BYTES_MAX)?, size_bytes: body.u64()? }))
+        .collect::<Result<_, &'static str>>()?;
+    let definition = body.text(DEFINITION_BYTES_MAX)?;
+    let artifacts = (0..bounded(body.u16()?, ARTIFACTS_MAX)?)
+        .map(|_| {
+            let name = body.text(NAME_BYTES_MAX)?;
+            Ok(ArtifactOffer { name, hash: ArtifactHash(body.array()?), size_bytes: body.u64()? })
+        })
+        .collect::<Result<_, &'static str>>()?;
+    Ok(Hello {
+        vm,
+        vm_name,
+        group,
+        group_name,
+        epoch,
+        incarnation,
+        acked,
+        last_seq,
+        sent_at,
+        history_seconds,
+        journal_bytes_max,
+        rpo_seconds,
+        checkpoint_interval_seconds,
+        disks,
+        definition,
+        artifacts,
+    })
+}
+
+fn decode_welcome(body: &mut BodyReader) -> Result<Welcome, &'static str> {
+    let epoch = Epoch(body.u64()?);
+    let durable = WriteSeq::from_raw(body.u64()?);
+    let known = body.u8()? != 0;
+    let incarnation = Incarnation::from_bytes(body.array()?);
+    let missing = (0..bounded(body.u16()?, ARTIFACTS_MAX)?)
+        .map(|_| body.array().map(ArtifactHash))
+        .collect::<Result<_, _>>()?;
+    Ok(Welcome { epoch, durable, incarnation: known.then_some(incarnation), missing })
+}
+
+fn decode_refuse(body: &mut BodyReader) -> Result<Refuse, &'static str> {
+    let _their_version = body.u16()?;
+    let code = body.u16()?;
+    let epoch = Epoch(body.u64()?);
+    let detail = body.text(4096)?;
+    Ok(Refuse { why: refusal_from_raw(code, epoch)?, detail })
+}
+
+fn decode_ack(body: &mut BodyReader) -> Result<Ack, &'static str> {
+    Ok(Ack {
+        durable: WriteSeq::from_raw(body.u64()?),
+        watermark: WriteSeq::from_raw(body.u64()?),
+        applied: WriteSeq::from_raw(body.u64()?),
+        journal_bytes: body.u64()?,
+        history_seconds: body.u64()?,
+    })
+}
+
+fn decode_artifact_part(body: &mut BodyReader) -> Result<ArtifactPart, &'static str> {
+    Ok(ArtifactPart {
+        hash: ArtifactHash(body.array()?),
+        offset: body.u64()?,
+        size_bytes: body.u64()?,
+        bytes: body.rest(),
+    })
+}
+
+fn bounded(count: u16, max: usize) -> Result<u16, &'static str> {
+    if usize::from(count) <= max { Ok(count) } else { Err("a list is longer than its limit") }
+}
+
+fn refusal_to_raw(why: Refusal) -> (u16, Epoch) {
+    match why {
+        Refusal::Fenced { epoch, released: false } => (1, epoch),
+        Refusal::Fenced { epoch, released: true } => (2, epoch),
+        Refusal::JournalFull => (3, Epoch(0)),
+        Refusal::JournalFailed => (4, Epoch(0)),
+        Refusal::DisksDiffer => (5, Epoch(0)),
+        Refusal::Busy => (6, Epoch(0)),
+        Refusal::Protocol => (7, Epoch(0)),
+        Refusal::Version => (8, Epoch(0)),
+        Refusal::NotAccepted => (9, Epoch(0)),
+    }
+}
+
+fn refusal_from_raw(code: u16, epoch: Epoch) -> Result<Refusal, &'static str> {
+    Ok(match code {
+        1 => Refusal::Fenced { epoch, released: false },
+        2 => Refusal::Fenced { epoch, released: true },
+        3 => Refusal::JournalFull,
+        4 => Refusal::JournalFailed,
+        5 => Refusal::DisksDiffer,
+        6 => Refusal::Busy,
+        7 => Refusal::Protocol,
+        8 => Refusal::Version,
+        9 => Refusal::NotAccepted,
+        _ => return Err("unknown refusal"),
+    })
+}

@@ -1,0 +1,32 @@
+//! The messages of a stream and their bytes (`docs/formats/wire.md`).
+//!
+//! ```text
+//!   Sender                                   Receiver
+//!     │ Hello (who, epoch, incarnation, disks)  │
+//!     ├────────────────────────────────────────▶│ opens the journal
+//!     │ Welcome (durable, incarnation, missing) │ or Refuse (why)
+//!     │◀────────────────────────────────────────┤
+//!     │ ArtifactPart …  (missing files)         │
+//!     ├────────────────────────────────────────▶│
+//!     │ Batch, Batch, …                         │ journal, fsync
+//!     ├────────────────────────────────────────▶│
+//!     │ Ack (durable so far, cumulative)        │
+//!     │◀────────────────────────────────────────┤
+//!     │ Heartbeat both ways when quiet          │
+//! ```
+//!
+//! Every message has a fixed header with magic, protocol version, kind, length, its number on this
+//! connection (from 1, no gaps) and a CRC-32C over header and body. The header's shape and the kinds
+//! `Hello` and `Refuse` stay readable in every version, so that two versions can tell each other so.
+
+mod body;
+mod frame;
+mod message;
+
+pub use frame::{FrameReader, FrameWriter, HEADER_BYTES, Header, VERSION, WireError};
+pub use message::{
+    Ack, ArtifactHash, ArtifactOffer, ArtifactPart, Hello, Message, Refusal, Refuse, Welcome,
+};
+
+#[cfg(test)]
+mod tests;

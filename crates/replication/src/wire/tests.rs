@@ -1,0 +1,122 @@
+//! Messages survive the wire; anything else is refused by name.
+
+use super::*;
+use bytes::Bytes;
+use proptest::prelude::*;
+use types::{DiskSpec, Epoch, GroupId, Incarnation, VmId, WallTime, WriteSeq};
+
+fn hello() -> Message {
+    Message::Hello(Box::new(Hello {
+        vm: VmId::from_bytes([1; 16]),
+        vm_name: "web".into(),
+        group: GroupId::from_bytes([2; 16]),
+        group_name: "shop".into(),
+        epoch: Epoch(3),
+        incarnation: Incarnation::from_bytes([4; 16]),
+        acked: WriteSeq::from_raw(5),
+        last_seq: WriteSeq::from_raw(6),
+        sent_at: WallTime(7),
+        history_seconds: 8,
+        journal_bytes_max: 9,
+        rpo_seconds: 10,
+        checkpoint_interval_seconds: 11,
+        disks: vec![DiskSpec { name: "vda".into(), size_bytes: 1 << 30 }],
+        definition: "name = \"web\"".into(),
+        artifacts: vec![ArtifactOffer { name: "kernel".into(), hash: ArtifactHash([9; 32]), size_bytes: 12 }],
+    }))
+}
+
+fn every_message() -> Vec<Message> {
+    let mut messages = vec![
+        hello(),
+        Message::Welcome(Welcome {
+            epoch: Epoch(1),
+            durable: WriteSeq::from_raw(2),
+            incarnation: Some(Incarnation::from_bytes([3; 16])),
+            missing: vec![ArtifactHash([1; 32])],
+        }),
+        Message::Batch(Bytes::from_static(b"whatever the batch room says")),
+        Message::Ack(Ack {
+            durable: WriteSeq::from_raw(1),
+            watermark: WriteSeq::from_raw(2),
+            applied: WriteSeq::from_raw(3),
+            journal_bytes: 4,
+            history_seconds: 5,
+        }),
+        Message::ArtifactPart(ArtifactPart {
+            hash: ArtifactHash([5; 32]),
+            offset: 6,
+            size_bytes: 7,
+            bytes: Bytes::from_static(b"part"),
+        }),
+        Message::Heartbeat,
+    ];
+    for why in [
+        Refusal::Fenced { epoch: Epoch(4), released: false },
+        Refusal::Fenced { epoch: Epoch(4), released: true },
+        Refusal::JournalFull,
+        Refusal::JournalFailed,
+        Refusal::DisksDiffer,
+        Refusal::Busy,
+        Refusal::Protocol,
+        Refusal::Version,
+        Refusal::NotAccepted,
+    ] {
+        messages.push(Message::Refuse(Refuse { why, detail: "said so".into() }));
+    }
+    messages
+}
+
+#[test]
+fn every_message_survives_the_wire() {
+    let (mut writer, mut reader) = (FrameWriter::default(), FrameReader::default());
+    for message in every_message() {
+        let (header, body) = writer.encode(&message);
+        let header = reader.header(&header).unwrap();
+        assert_eq!(reader.message(&header, body).unwrap(), message);
+    }
+}
+
+#[test]
+fn every_changed_byte_is_noticed() {
+    for message in every_message() {
+        let (header, body) = FrameWriter::default().encode(&message);
+        let whole: Vec<u8> = header.iter().copied().chain(body.iter().copied()).collect();
+        for at in 0..whole.len() {
+            let mut bad = whole.clone();
+            bad[at] ^= 0x10;
+            let mut reader = FrameReader::default();
+            let noticed = match reader.header(bad[..HEADER_BYTES].try_into().unwrap()) {
+                Err(_) => true,
+                Ok(header) => reader.message(&header, bad[HEADER_BYTES..].to_vec().into()).is_err(),
+            };
+            assert!(noticed, "byte {at} of kind {} may change unnoticed", message.kind());
+        }
+    }
+}
+
+#[test]
+fn a_message_said_twice_or_left_out_is_refused() {
+    let mut writer = FrameWriter::default();
+    let (first, _) = writer.encode(&Message::Heartbeat);
+    let (second, _) = writer.encode(&Message::Heartbeat);
+    let mut reader = FrameReader::default();
+    assert_eq!(reader.header(&second), Err(WireError::Number { expected: 1, found: 2 }));
+    let header = reader.header(&first).unwrap();
+    reader.message(&header, Bytes::new()).unwrap();
+    assert_eq!(reader.header(&first), Err(WireError::Number { expected: 2, found: 1 }));
+}
+
+#[test]
+fn a_version_from_the_future_is_named() {
+    let (mut header, _) = FrameWriter::default().encode(&Message::Heartbeat);
+    header[4] = 9;
+    assert_eq!(FrameReader::default().header(&header), Err(WireError::Version { theirs: 9 }));
+}
+
+proptest! {
+    #[test]
+    fn random_bodies_never_panic(kind in 0u16..10, bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        let _ = Message::decode_body(kind, bytes.into());
+    }
+}

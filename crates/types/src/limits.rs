@@ -1,0 +1,93 @@
+//! The one file of limits: every queue, message, retry and buffer is bounded by a line here.
+
+use std::time::Duration;
+
+/// The unit of the dirty bitmap and of sync, in bytes.
+pub const BLOCK_BYTES: u64 = 64 << 10;
+/// The smallest unit a guest addresses, in bytes.
+pub const SECTOR_BYTES: u64 = 512;
+
+/// The largest payload of one record, in bytes; a larger guest write is journaled in pieces.
+pub const RECORD_BYTES_MAX: u64 = 1 << 20;
+/// Plain bytes of one frame of a batch.
+pub const FRAME_BYTES: usize = 64 << 10;
+/// Payload after which a batch is closed, in plain bytes.
+pub const BATCH_BYTES_TARGET: usize = 1 << 20;
+/// The largest batch anybody accepts, in bytes as encoded.
+pub const BATCH_BYTES_MAX: usize = 4 << 20;
+/// The most records in a batch.
+pub const BATCH_RECORDS_MAX: usize = 4096;
+
+/// The largest message on the wire, in bytes with its header.
+pub const MESSAGE_BYTES_MAX: usize = BATCH_BYTES_MAX + (64 << 10);
+/// The longest name of a VM, a group, a disk or a file of a definition, in bytes.
+pub const NAME_BYTES_MAX: usize = 128;
+/// The longest words of a tag, in bytes.
+pub const TAG_BYTES_MAX: usize = 200;
+/// The largest VM definition, in bytes.
+pub const DEFINITION_BYTES_MAX: usize = 256 << 10;
+/// The most files (kernel, initrd, firmware) a definition names.
+pub const ARTIFACTS_MAX: usize = 16;
+/// The largest such file, in bytes.
+pub const ARTIFACT_BYTES_MAX: u64 = 1 << 30;
+/// The part of such a file one message carries, in bytes.
+pub const ARTIFACT_PART_BYTES: usize = 1 << 20;
+/// The most disks of one VM.
+pub const DISKS_MAX: usize = 64;
+/// The largest disk, in bytes: 64 TiB.
+pub const DISK_BYTES_MAX: u64 = 64 << 40;
+
+/// Sent but not yet acknowledged bytes of one stream.
+pub const WINDOW_BYTES: usize = 16 << 20;
+/// Batches read from a stream but not yet written to the journal.
+pub const RECEIVE_QUEUE_BATCHES: usize = 16;
+
+/// Default memory buffer of one VM, in bytes.
+pub const BUFFER_BYTES_DEFAULT: u64 = 64 << 20;
+/// Smallest and largest memory buffer of one VM, in bytes.
+pub const BUFFER_BYTES_RANGE: (u64, u64) = (1 << 20, 4 << 30);
+
+/// Automatic checkpoints: default and range of the interval, in seconds.
+pub const CHECKPOINT_INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
+pub const CHECKPOINT_INTERVAL_SECONDS_RANGE: (u64, u64) = (1, 60);
+
+/// History window: default and range.
+pub const HISTORY_DEFAULT: Duration = Duration::from_secs(24 * 3600);
+pub const HISTORY_SECONDS_RANGE: (u64, u64) = (3600, 30 * 24 * 3600);
+/// Journal size limit: range in bytes (1 GB to 20 TB). Without one the disk is the limit.
+pub const JOURNAL_BYTES_RANGE: (u64, u64) = (1_000_000_000, 20_000_000_000_000);
+/// Segment size: default and range, in bytes.
+pub const SEGMENT_BYTES_DEFAULT: u64 = 256 << 20;
+pub const SEGMENT_BYTES_RANGE: (u64, u64) = (16 << 20, 1 << 30);
+
+/// RPO bound: default and range, in seconds.
+pub const RPO_SECONDS_DEFAULT: u64 = 60;
+pub const RPO_SECONDS_RANGE: (u64, u64) = (1, 3600);
+
+/// A quiet stream says so this often.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+/// A peer that says nothing this long is gone.
+pub const PEER_SILENCE_MAX: Duration = Duration::from_secs(10);
+/// The first and the longest wait before a lost link is tried again.
+pub const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(200);
+pub const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(5);
+/// The wait before a peer that refused us is asked again.
+pub const REFUSED_RETRY_DELAY: Duration = Duration::from_secs(5);
+/// TCP connect and TLS handshake together may take this long.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Streams one agent accepts at once.
+pub const STREAMS_MAX: usize = 4096;
+/// NBD connections to one disk.
+pub const NBD_CONNECTIONS_MAX: usize = 16;
+/// Requests of one NBD connection that are worked on at once.
+pub const NBD_REQUESTS_IN_FLIGHT_MAX: usize = 64;
+/// The largest NBD read or write, in bytes.
+pub const NBD_REQUEST_BYTES_MAX: u32 = 32 << 20;
+/// The longest option a client may send while it negotiates, in bytes.
+pub const NBD_OPTION_BYTES_MAX: u32 = 16 << 10;
+/// Open images of one agent.
+pub const IMAGES_MAX: usize = 256;
+/// Rows of one page of a list.
+pub const PAGE_ROWS_MAX: usize = 1000;
+pub const PAGE_ROWS_DEFAULT: usize = 100;

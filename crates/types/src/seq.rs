@@ -1,0 +1,152 @@
+//! Order and authority: the write sequence of a group on a host, and the epoch of a group.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Bits of a [`WriteSeq`] that count within one run of the agent; the bits above hold the run.
+const COUNT_BITS: u32 = 40;
+
+/// How often the agent has started on its state folder. Kept on disk and raised, durably, before the
+/// first write of a run, so that the sequences of a later run are always above those of an earlier one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RunNumber(pub u32);
+
+impl RunNumber {
+    /// The largest run a sequence has room for: 24 bits.
+    pub const MAX: RunNumber = RunNumber((1 << 24) - 1);
+}
+
+/// A write's place in the order of its group on its host. Drawn at local completion (DESIGN §3.2).
+///
+/// The high 24 bits are the run of the agent that drew it, the low 40 count within the run. It prints
+/// as `run-count`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct WriteSeq(u64);
+
+impl WriteSeq {
+    /// Below every write.
+    pub const ZERO: WriteSeq = WriteSeq(0);
+    /// Above every write.
+    pub const MAX: WriteSeq = WriteSeq(u64::MAX);
+
+    /// The sequence as it stands in files and messages.
+    pub const fn from_raw(raw: u64) -> Self {
+        Self(raw)
+    }
+
+    /// The sequence as it stands in files and messages.
+    pub const fn raw(self) -> u64 {
+        self.0
+    }
+
+    /// The place just before the first write of `run`.
+    pub const fn before_run(run: RunNumber) -> Self {
+        Self((run.0 as u64) << COUNT_BITS)
+    }
+
+    /// The place just before this one; zero stays zero.
+    pub const fn previous(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
+
+    /// The place just after this one.
+    pub const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
+impl fmt::Display for WriteSeq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.0 >> COUNT_BITS, self.0 & ((1 << COUNT_BITS) - 1))
+    }
+}
+
+impl fmt::Debug for WriteSeq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{self}")
+    }
+}
+
+impl std::str::FromStr for WriteSeq {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (run, count) = text.split_once('-').ok_or(())?;
+        let run: u32 = run.parse().map_err(drop)?;
+        let count: u64 = count.parse().map_err(drop)?;
+        if run > RunNumber::MAX.0 || count >= 1 << COUNT_BITS {
+            return Err(());
+        }
+        Ok(Self(((run as u64) << COUNT_BITS) | count))
+    }
+}
+
+/// The one counter of a group on a host. Every VM of the group draws from it under its own sequencer
+/// lock, so a write that depends on another, also in another VM, always gets a higher number.
+#[derive(Debug)]
+pub struct GroupCounter(AtomicU64);
+
+impl GroupCounter {
+    /// A counter that has just reached `at`.
+    pub const fn new(at: WriteSeq) -> Self {
+        Self(AtomicU64::new(at.0))
+    }
+
+    /// Draws the next sequence. To be called under the VM's sequencer lock.
+    pub fn draw(&self) -> WriteSeq {
+        WriteSeq(self.0.fetch_add(1, Ordering::SeqCst) + 1)
+    }
+
+    /// The highest sequence drawn so far.
+    pub fn last(&self) -> WriteSeq {
+        WriteSeq(self.0.load(Ordering::SeqCst))
+    }
+
+    /// Lifts the counter to at least `floor`: a journal that has seen higher numbers is obeyed.
+    pub fn raise(&self, floor: WriteSeq) {
+        self.0.fetch_max(floor.0, Ordering::SeqCst);
+    }
+}
+
+/// The authority number of a group. Whoever holds the higher one is right; a lower one is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Epoch(pub u64);
+
+impl Epoch {
+    /// The epoch of a group that has never failed over.
+    pub const FIRST: Epoch = Epoch(1);
+
+    /// The epoch a failover mints.
+    pub const fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_later_run_is_above_every_write_of_an_earlier_one() {
+        let counter = GroupCounter::new(WriteSeq::before_run(RunNumber(3)));
+        let first = counter.draw();
+        assert_eq!(first.to_string(), "3-1");
+        assert_eq!("3-1".parse(), Ok(first));
+        assert!(WriteSeq::before_run(RunNumber(4)) > WriteSeq::from_raw((4 << 40) - 1));
+    }
+
+    #[test]
+    fn raising_a_counter_never_lowers_it() {
+        let counter = GroupCounter::new(WriteSeq::from_raw(10));
+        counter.raise(WriteSeq::from_raw(5));
+        assert_eq!(counter.last(), WriteSeq::from_raw(10));
+        counter.raise(WriteSeq::from_raw(50));
+        assert_eq!(counter.draw(), WriteSeq::from_raw(51));
+    }
+}
