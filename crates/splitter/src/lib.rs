@@ -1,1 +1,23 @@
-//! Empty.
+//! The code in the guest's write path.
+//!
+//! Data flows one way: a front end ([`nbd`]) hands a request to a [`ProtectedDisk`], which writes the
+//! one bounce copy of the payload to the local disk and, at completion, commits the same bytes to the
+//! VM's [`Capture`]: sequence, buffer or bitmap. A guest write waits for the local disk and for nothing
+//! else. Front ends know only [`BlockDevice`], so an image is served by the same code.
+
+mod bitmap;
+mod capture;
+mod copy;
+mod device;
+mod disk;
+mod image_lock;
+pub mod nbd;
+mod range_lock;
+mod raw;
+
+pub use bitmap::Bitmap;
+pub use capture::{Capture, CaptureStatus, Taken};
+pub use copy::{CopyError, copy_some_blocks, mark_what_may_differ};
+pub use device::{BlockDevice, Extent, ExtentKind};
+pub use disk::ProtectedDisk;
+pub use raw::{RawDisk, RawDiskError};

@@ -1,0 +1,147 @@
+//! An image: the disks of the VM as of a cut, read through, and writable on overlays.
+
+use crate::journal::{Journal, ReadError};
+use crate::overlay::{Overlay, OverlayError};
+use std::sync::Arc;
+use types::{ByteRange, DiskIndex, WriteSeq};
+
+/// Why an image could not be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    #[error("no consistent state of the VM at {cut}")]
+    NotConsistent { cut: WriteSeq },
+    #[error("the image is read-only")]
+    ReadOnly,
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
+}
+
+/// The VM's disks as of a cut. While it lives, its cut is pinned: fold leaves it readable.
+#[derive(Debug)]
+pub struct Image {
+    journal: Arc<Journal>,
+    cut: WriteSeq,
+    pin: u64,
+    sizes: Vec<u64>,
+    /// One per disk where the image is writable.
+    overlays: Vec<Overlay>,
+}
+
+impl Image {
+    /// Opens the VM as of `cut`. `folder` names where overlays are kept, or are found again; without it
+    /// the image is read-only.
+    ///
+    /// # Errors
+    /// [`ImageError::NotConsistent`] where writes are missing at `cut`, or it is folded already.
+    pub fn open(
+        journal: Arc<Journal>,
+        cut: WriteSeq,
+        folder: Option<&str>,
+        boot_id: [u8; 16],
+    ) -> Result<Self, ImageError> {
+        let pin = journal.pin(cut)?;
+        let disks = journal.disks();
+        let sizes = disks.iter().map(|disk| disk.size_bytes).collect();
+        let mut image = Self { journal, cut, pin, sizes, overlays: Vec::new() };
+        if let Some(folder) = folder {
+            for disk in &disks {
+                let store = &*image.journal.store;
+                image.overlays.push(Overlay::open(store, folder, &disk.name, disk.size_bytes, boot_id)?);
+            }
+        }
+        Ok(image)
+    }
+
+    pub fn cut(&self) -> WriteSeq {
+        self.cut
+    }
+
+    pub fn is_writable(&self) -> bool {
+        !self.overlays.is_empty()
+    }
+
+    /// Size of a disk in bytes; zero for a disk the VM has not.
+    pub fn size_bytes(&self, disk: DiskIndex) -> u64 {
+        self.sizes.get(usize::from(disk.0)).copied().unwrap_or(0)
+    }
+
+    /// Bytes written to the image.
+    pub fn overlay_bytes(&self) -> u64 {
+        self.overlays.iter().map(Overlay::held_bytes).sum()
+    }
+
+    /// Fills `buf` from `start` of a disk.
+    ///
+    /// # Errors
+    /// [`ImageError::Read`] naming a damaged place.
+    pub fn read_at(&self, disk: DiskIndex, start: u64, buf: &mut [u8]) -> Result<(), ImageError> {
+        match self.overlays.get(usize::from(disk.0)) {
+            Some(overlay) => overlay.read_at(start, buf, |at, part| self.below(disk, at, part)),
+            None => self.below(disk, start, buf),
+        }
+    }
+
+    /// Writes to the overlay.
+    ///
+    /// # Errors
+    /// [`ImageError::ReadOnly`] where there is none.
+    pub fn write_at(&self, disk: DiskIndex, start: u64, bytes: &[u8]) -> Result<(), ImageError> {
+        self.overlay(disk)?.write_at(start, bytes, |at, part| self.below(disk, at, part))
+    }
+
+    /// Makes a range read as zeroes.
+    ///
+    /// # Errors
+    /// [`ImageError::ReadOnly`] where there is no overlay.
+    pub fn zero(&self, disk: DiskIndex, range: ByteRange) -> Result<(), ImageError> {
+        self.overlay(disk)?.zero(range, |at, part| self.below(disk, at, part))
+    }
+
+    /// Makes every write to a disk so far durable.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn flush(&self, disk: DiskIndex) -> Result<(), ImageError> {
+        match self.overlays.get(usize::from(disk.0)) {
+            Some(overlay) => Ok(overlay.flush()?),
+            None => Ok(()),
+        }
+    }
+
+    fn overlay(&self, disk: DiskIndex) -> Result<&Overlay, ImageError> {
+        self.overlays.get(usize::from(disk.0)).ok_or(ImageError::ReadOnly)
+    }
+
+    fn below(&self, disk: DiskIndex, start: u64, buf: &mut [u8]) -> Result<(), ImageError> {
+        Ok(self.journal.read_at(disk, self.cut, start, buf)?)
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        self.journal.write_shared().pins.remove(&self.pin);
+    }
+}
+
+impl Journal {
+    fn pin(&self, cut: WriteSeq) -> Result<u64, ImageError> {
+        let mut shared = self.write_shared();
+        if !shared.timeline.is_consistent(cut) {
+            return Err(ImageError::NotConsistent { cut });
+        }
+        let pin = shared.next_pin;
+        shared.next_pin += 1;
+        shared.pins.insert(pin, cut);
+        Ok(pin)
+    }
+
+    /// Throws away the overlays kept in `folder`.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn discard_overlays(&self, folder: &str) -> std::io::Result<()> {
+        self.store.remove(folder)
+    }
+}

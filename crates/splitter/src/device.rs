@@ -1,0 +1,65 @@
+//! What a front end serves: bytes at places, whatever is behind them.
+
+use bytes::Bytes;
+use std::io;
+use types::ByteRange;
+
+/// A disk as a front end sees it. Calls may come from several threads at once; ranges lie within
+/// `size_bytes`, the front end has checked.
+pub trait BlockDevice: Send + Sync {
+    fn size_bytes(&self) -> u64;
+
+    /// Whether writes are refused.
+    fn is_read_only(&self) -> bool;
+
+    /// Fills `buf` from `at`.
+    ///
+    /// # Errors
+    /// As the disk says.
+    fn read(&self, at: u64, buf: &mut [u8]) -> io::Result<()>;
+
+    /// Writes the bytes, which nobody changes any more.
+    ///
+    /// # Errors
+    /// As the disk says.
+    fn write(&self, at: u64, bytes: Bytes) -> io::Result<()>;
+
+    /// Makes a range read as zeroes; with `unmap` its room may be given back.
+    ///
+    /// # Errors
+    /// As the disk says.
+    fn write_zeroes(&self, range: ByteRange, unmap: bool) -> io::Result<()>;
+
+    /// The guest gives a range up.
+    ///
+    /// # Errors
+    /// As the disk says.
+    fn discard(&self, range: ByteRange) -> io::Result<()>;
+
+    /// Makes every write completed so far durable.
+    ///
+    /// # Errors
+    /// As the disk says.
+    fn flush(&self) -> io::Result<()>;
+
+    /// Which parts of `range` hold data, in order and without holes between.
+    ///
+    /// # Errors
+    /// As the disk says.
+    fn extents(&self, range: ByteRange) -> io::Result<Vec<Extent>>;
+}
+
+/// A run of bytes of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    pub range: ByteRange,
+    pub kind: ExtentKind,
+}
+
+/// What is known of a run without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExtentKind {
+    Data,
+    /// Not allocated; reads as zeroes.
+    Hole,
+}

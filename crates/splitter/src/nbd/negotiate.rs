@@ -1,0 +1,208 @@
+//! The handshake: the client looks at the exports, says what it can do, and picks one.
+
+use super::protocol::*;
+use super::server::Export;
+use std::io::{self, Read, Write};
+use types::limits::{NBD_OPTION_BYTES_MAX, NBD_REQUEST_BYTES_MAX};
+
+/// What was agreed on.
+pub(super) struct Agreed<'a> {
+    pub(super) export: &'a Export,
+    pub(super) structured: bool,
+    /// Block status of `base:allocation` may be asked.
+    pub(super) allocation: bool,
+}
+
+struct Session<'s, 'a, S> {
+    stream: &'s mut S,
+    exports: &'a [Export],
+    no_zeroes: bool,
+    structured: bool,
+    /// The export whose `base:allocation` was chosen.
+    allocation: Option<String>,
+}
+
+/// Runs the handshake; `None` where the client leaves before it picks an export.
+pub(super) fn negotiate<'a, S: Read + Write>(
+    stream: &mut S,
+    exports: &'a [Export],
+) -> io::Result<Option<Agreed<'a>>> {
+    let mut hello = INIT_MAGIC.to_be_bytes().to_vec();
+    hello.extend(OPTION_MAGIC.to_be_bytes());
+    hello.extend(HANDSHAKE_FLAGS.to_be_bytes());
+    stream.write_all(&hello)?;
+    let mut flags = [0; 4];
+    stream.read_exact(&mut flags)?;
+    let flags = u32::from_be_bytes(flags);
+    if flags & !u32::from(HANDSHAKE_FLAGS) != 0 {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "unknown client flags"));
+    }
+    let no_zeroes = flags & CLIENT_NO_ZEROES != 0;
+    let mut session = Session { stream, exports, no_zeroes, structured: false, allocation: None };
+    session.run()
+}
+
+impl<'a, S: Read + Write> Session<'_, 'a, S> {
+    fn run(&mut self) -> io::Result<Option<Agreed<'a>>> {
+        loop {
+            let mut head = [0; 16];
+            self.stream.read_exact(&mut head)?;
+            let mut fields = Fields(&head);
+            let magic = fields.u64();
+            let option = fields.u32().expect("sixteen bytes");
+            let len = fields.u32().expect("sixteen bytes");
+            if magic != Some(OPTION_MAGIC) {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "not an NBD option"));
+            }
+            if len > NBD_OPTION_BYTES_MAX {
+                io::copy(&mut Read::take(&mut *self.stream, len.into()), &mut io::sink())?;
+                self.reply(option, reply::ERR_TOO_BIG, b"option too long")?;
+                continue;
+            }
+            let mut data = vec![0; len as usize];
+            self.stream.read_exact(&mut data)?;
+            match option {
+                option::EXPORT_NAME => return self.export_name(&data).map(Some),
+                option::ABORT => {
+                    // The client may be gone already: it need not wait for this.
+                    let _ = self.reply(option, reply::ACK, &[]);
+                    return Ok(None);
+                }
+                option::LIST => self.list(&data)?,
+                option::INFO | option::GO => {
+                    if let Some(export) = self.info(option, &data)?
+                        && option == option::GO
+                    {
+                        let allocation = self.allocation.as_deref() == Some(&export.name);
+                        return Ok(Some(Agreed { export, structured: self.structured, allocation }));
+                    }
+                }
+                option::STRUCTURED_REPLY if data.is_empty() => {
+                    self.structured = true;
+                    self.reply(option, reply::ACK, &[])?;
+                }
+                option::STRUCTURED_REPLY => self.reply(option, reply::ERR_INVALID, b"no data expected")?,
+                option::LIST_META_CONTEXT | option::SET_META_CONTEXT => self.meta_context(option, &data)?,
+                _ => self.reply(option, reply::ERR_UNSUP, b"option not supported")?,
+            }
+        }
+    }
+
+    fn reply(&mut self, option: u32, kind: u32, data: &[u8]) -> io::Result<()> {
+        let mut out = OPTION_REPLY_MAGIC.to_be_bytes().to_vec();
+        out.extend(option.to_be_bytes());
+        out.extend(kind.to_be_bytes());
+        out.extend((data.len() as u32).to_be_bytes());
+        out.extend(data);
+        self.stream.write_all(&out)
+    }
+
+    /// The export of that name; the empty name is the first.
+    fn find(&self, name: &[u8]) -> Option<&'a Export> {
+        if name.is_empty() {
+            return self.exports.first();
+        }
+        self.exports.iter().find(|export| export.name.as_bytes() == name)
+    }
+
+    fn export_name(&mut self, name: &[u8]) -> io::Result<Agreed<'a>> {
+        let export =
+            self.find(name).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no such export"))?;
+        let mut out = export.device.size_bytes().to_be_bytes().to_vec();
+        out.extend(transmission_flags(export, self.structured).to_be_bytes());
+        if !self.no_zeroes {
+            out.extend([0; 124]);
+        }
+        self.stream.write_all(&out)?;
+        let allocation = self.allocation.as_deref() == Some(&export.name);
+        Ok(Agreed { export, structured: self.structured, allocation })
+    }
+
+    fn list(&mut self, data: &[u8]) -> io::Result<()> {
+        if !data.is_empty() {
+            return self.reply(option::LIST, reply::ERR_INVALID, b"no data expected");
+        }
+        for export in self.exports {
+            let mut row = (export.name.len() as u32).to_be_bytes().to_vec();
+            row.extend(export.name.as_bytes());
+            row.extend(export.description.as_bytes());
+            self.reply(option::LIST, reply::SERVER, &row)?;
+        }
+        self.reply(option::LIST, reply::ACK, &[])
+    }
+
+    fn info(&mut self, option: u32, data: &[u8]) -> io::Result<Option<&'a Export>> {
+        let mut fields = Fields(data);
+        let wanted = fields.text().and_then(|name| {
+            let count = fields.u16()?;
+            let kinds: Option<Vec<u16>> = (0..count).map(|_| fields.u16()).collect();
+            kinds.filter(|_| fields.0.is_empty()).map(|kinds| (name, kinds))
+        });
+        let Some((name, kinds)) = wanted else {
+            self.reply(option, reply::ERR_INVALID, b"malformed request")?;
+            return Ok(None);
+        };
+        let Some(export) = self.find(name) else {
+            self.reply(option, reply::ERR_UNKNOWN, b"no such export")?;
+            return Ok(None);
+        };
+        let mut row = info::EXPORT.to_be_bytes().to_vec();
+        row.extend(export.device.size_bytes().to_be_bytes());
+        row.extend(transmission_flags(export, self.structured).to_be_bytes());
+        self.reply(option, reply::INFO, &row)?;
+        let mut row = info::BLOCK_SIZE.to_be_bytes().to_vec();
+        [1u32, 4096, NBD_REQUEST_BYTES_MAX].iter().for_each(|size| row.extend(size.to_be_bytes()));
+        self.reply(option, reply::INFO, &row)?;
+        for (kind, text) in [(info::NAME, &export.name), (info::DESCRIPTION, &export.description)] {
+            if kinds.contains(&kind) {
+                let row = [&kind.to_be_bytes(), text.as_bytes()].concat();
+                self.reply(option, reply::INFO, &row)?;
+            }
+        }
+        self.reply(option, reply::ACK, &[])?;
+        Ok(Some(export))
+    }
+
+    fn meta_context(&mut self, option: u32, data: &[u8]) -> io::Result<()> {
+        if !self.structured {
+            return self.reply(option, reply::ERR_INVALID, b"structured replies come first");
+        }
+        let mut fields = Fields(data);
+        let asked = fields.text().and_then(|name| {
+            let count = fields.u32()?;
+            let queries: Option<Vec<&[u8]>> = (0..count).map(|_| fields.text()).collect();
+            queries.filter(|_| fields.0.is_empty()).map(|queries| (name, queries))
+        });
+        let Some((name, queries)) = asked else {
+            return self.reply(option, reply::ERR_INVALID, b"malformed request");
+        };
+        let Some(export) = self.find(name) else {
+            return self.reply(option, reply::ERR_UNKNOWN, b"no such export");
+        };
+        let listing = option == option::LIST_META_CONTEXT;
+        let hit = listing && (queries.is_empty() || queries.contains(&&b"base:"[..]))
+            || queries.contains(&ALLOCATION_CONTEXT.as_bytes());
+        if !listing {
+            self.allocation = hit.then(|| export.name.clone());
+        }
+        if hit {
+            let id = if listing { 0 } else { ALLOCATION_CONTEXT_ID };
+            let row = [&id.to_be_bytes(), ALLOCATION_CONTEXT.as_bytes()].concat();
+            self.reply(option, reply::META_CONTEXT, &row)?;
+        }
+        self.reply(option, reply::ACK, &[])
+    }
+}
+
+fn transmission_flags(export: &Export, structured: bool) -> u16 {
+    let mut flags = transmission::HAS_FLAGS | transmission::SEND_FLUSH | transmission::CAN_MULTI_CONN;
+    if export.device.is_read_only() {
+        flags |= transmission::READ_ONLY;
+    } else {
+        flags |= transmission::SEND_FUA | transmission::SEND_TRIM | transmission::SEND_WRITE_ZEROES;
+    }
+    if structured {
+        flags |= transmission::SEND_DF;
+    }
+    flags
+}

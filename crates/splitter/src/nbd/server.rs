@@ -1,0 +1,160 @@
+//! The socket, its exports, and the connections to them.
+
+use super::negotiate::negotiate;
+use super::transmit::transmit;
+use crate::device::BlockDevice;
+use std::collections::HashMap;
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use types::limits::NBD_CONNECTIONS_MAX;
+
+/// A disk under a name.
+#[derive(Clone)]
+pub struct Export {
+    pub name: String,
+    pub description: String,
+    pub device: Arc<dyn BlockDevice>,
+}
+
+/// Why a socket could not be served.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    #[error("socket {} is served by another process", path.display())]
+    InUse { path: PathBuf },
+    #[error("cannot serve socket {}", path.display())]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A served socket. Dropping it closes the connections and removes the socket.
+pub struct Server {
+    path: PathBuf,
+    shared: Arc<Shared>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    exports: Vec<Export>,
+    stopping: AtomicBool,
+    connections: Mutex<Connections>,
+}
+
+#[derive(Default)]
+struct Connections {
+    next: u64,
+    open: HashMap<u64, (UnixStream, Option<JoinHandle<()>>)>,
+}
+
+impl Server {
+    /// Listens on `path`. A socket left behind by a process that died is replaced.
+    ///
+    /// # Errors
+    /// [`BindError::InUse`] where somebody answers there.
+    pub fn bind(path: &Path, exports: Vec<Export>) -> Result<Self, BindError> {
+        let io = |source| BindError::Io { path: path.to_path_buf(), source };
+        if UnixStream::connect(path).is_ok() {
+            return Err(BindError::InUse { path: path.to_path_buf() });
+        }
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path).map_err(io)?;
+        let shared = Arc::new(Shared {
+            exports,
+            stopping: AtomicBool::new(false),
+            connections: Mutex::new(Connections::default()),
+        });
+        let accepting = {
+            let shared = shared.clone();
+            std::thread::Builder::new()
+                .name("nbd-accept".into())
+                .spawn(move || shared.accept(&listener))
+                .map_err(io)?
+        };
+        Ok(Self { path: path.to_path_buf(), shared, accepting: Some(accepting) })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How many clients are connected.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.lock().expect("a panic aborts the process").open.len()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        // Wakes the accepting thread; where even that fails the process is ending anyway.
+        let _ = UnixStream::connect(&self.path);
+        if let Some(accepting) = self.accepting.take() {
+            let _ = accepting.join();
+        }
+        let open: Vec<_> = {
+            let mut connections = self.shared.connections.lock().expect("a panic aborts the process");
+            connections.open.drain().map(|(_, entry)| entry).collect()
+        };
+        for (stream, serving) in open {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+            if let Some(serving) = serving {
+                let _ = serving.join();
+            }
+        }
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl Shared {
+    fn accept(self: Arc<Self>, listener: &UnixListener) {
+        for stream in listener.incoming() {
+            if self.stopping.load(Ordering::SeqCst) {
+                return;
+            }
+            let started = stream.and_then(|stream| self.clone().start(stream));
+            if let Err(error) = started {
+                tracing::warn!(%error, "NBD connection refused");
+            }
+        }
+    }
+
+    fn start(self: Arc<Self>, stream: UnixStream) -> io::Result<()> {
+        let mut connections = self.connections.lock().expect("a panic aborts the process");
+        if connections.open.len() >= NBD_CONNECTIONS_MAX * self.exports.len() {
+            return Err(io::Error::other("too many connections"));
+        }
+        let number = connections.next;
+        connections.next += 1;
+        connections.open.insert(number, (stream.try_clone()?, None));
+        let shared = self.clone();
+        let serving = std::thread::Builder::new().name("nbd".into()).spawn(move || {
+            if let Err(error) = shared.serve(stream) {
+                tracing::debug!(%error, "NBD connection ended");
+            }
+            shared.connections.lock().expect("a panic aborts the process").open.remove(&number);
+        })?;
+        if let Some(entry) = connections.open.get_mut(&number) {
+            entry.1 = Some(serving);
+        }
+        Ok(())
+    }
+
+    fn serve(&self, mut stream: UnixStream) -> io::Result<()> {
+        let Some(agreed) = negotiate(&mut stream, &self.exports)? else {
+            return Ok(());
+        };
+        let reader = stream.try_clone()?;
+        let served = transmit(&agreed, reader, &stream);
+        let _ = stream.shutdown(std::net::Shutdown::Both);
+        served
+    }
+}

@@ -1,0 +1,153 @@
+//! A raw image file or a block device on this host.
+
+use crate::device::{Extent, ExtentKind};
+use crate::image_lock;
+use rustix::fs::{FallocateFlags, SeekFrom};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+use types::ByteRange;
+use types::limits::{DISK_BYTES_MAX, SECTOR_BYTES};
+
+/// A disk's local image, held by this process alone.
+#[derive(Debug)]
+pub struct RawDisk {
+    file: File,
+    path: PathBuf,
+    size_bytes: u64,
+}
+
+/// Why a local image cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RawDiskError {
+    #[error("disk image {} does not exist; check the path given with --disk", path.display())]
+    Missing { path: PathBuf },
+    #[error("disk image {} cannot be written: it is read-only for this agent", path.display())]
+    ReadOnly { path: PathBuf },
+    #[error("disk image {} is in use; stop the VM that runs on it, then start it on the agent's socket", path.display())]
+    InUse { path: PathBuf },
+    #[error("{} is neither a file nor a block device", path.display())]
+    Kind { path: PathBuf },
+    #[error("disk image {} has {size_bytes} bytes; whole 512-byte sectors up to 64 TiB are possible", path.display())]
+    Size { path: PathBuf, size_bytes: u64 },
+    #[error("disk image {} is in {format} format; protect a raw image, or convert it with `qemu-img convert -O raw`", path.display())]
+    Format { path: PathBuf, format: &'static str },
+    #[error("cannot open disk image {}", path.display())]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl RawDisk {
+    /// Opens the image and takes it for this process.
+    ///
+    /// # Errors
+    /// [`RawDiskError`] with what the operator can do.
+    pub fn open(path: &Path) -> Result<Self, RawDiskError> {
+        let path = path.to_path_buf();
+        let file = match OpenOptions::new().read(true).write(true).open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(RawDiskError::Missing { path }),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+                ) =>
+            {
+                return Err(RawDiskError::ReadOnly { path });
+            }
+            Err(source) => return Err(RawDiskError::Io { path, source }),
+        };
+        let io = |source| RawDiskError::Io { path: path.clone(), source };
+        let facts = file.metadata().map_err(io)?;
+        if !facts.is_file() && !facts.file_type().is_block_device() {
+            return Err(RawDiskError::Kind { path });
+        }
+        if facts.is_file() && facts.permissions().readonly() {
+            return Err(RawDiskError::ReadOnly { path });
+        }
+        if !image_lock::try_lock(&file).map_err(io)? {
+            return Err(RawDiskError::InUse { path });
+        }
+        let size_bytes = rustix::fs::seek(&file, SeekFrom::End(0)).map_err(|errno| io(errno.into()))?;
+        if size_bytes == 0 || size_bytes > DISK_BYTES_MAX || !size_bytes.is_multiple_of(SECTOR_BYTES) {
+            return Err(RawDiskError::Size { path, size_bytes });
+        }
+        if let Some(format) = foreign_format(&file) {
+            return Err(RawDiskError::Format { path, format });
+        }
+        Ok(Self { file, path, size_bytes })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    pub(crate) fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buf, at)
+    }
+
+    pub(crate) fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, at)
+    }
+
+    pub(crate) fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// Makes a range read as zeroes, by hole or by zeroed extents, else by writing zeroes.
+    pub(crate) fn zero(&self, range: ByteRange, unmap: bool) -> io::Result<()> {
+        let how = if unmap { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
+        match rustix::fs::fallocate(&self.file, how | FallocateFlags::KEEP_SIZE, range.start, range.len) {
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NODEV) => {
+                let zeroes = vec![0; 256 << 10];
+                range
+                    .split_at_multiples(zeroes.len() as u64)
+                    .try_for_each(|piece| self.write_at(piece.start, &zeroes[..piece.len as usize]))
+            }
+            other => other.map_err(Into::into),
+        }
+    }
+
+    /// Which parts are allocated, by `SEEK_DATA` and `SEEK_HOLE`; where that is not supported, all.
+    pub(crate) fn extents(&self, range: ByteRange) -> io::Result<Vec<Extent>> {
+        let mut extents = Vec::new();
+        let mut at = range.start;
+        while at < range.end() {
+            let (kind, end) = match rustix::fs::seek(&self.file, SeekFrom::Data(at)) {
+                Ok(data) if data > at => (ExtentKind::Hole, data),
+                Ok(_) => match rustix::fs::seek(&self.file, SeekFrom::Hole(at)) {
+                    Ok(hole) => (ExtentKind::Data, hole),
+                    Err(_) => (ExtentKind::Data, range.end()),
+                },
+                Err(rustix::io::Errno::NXIO) => (ExtentKind::Hole, range.end()),
+                Err(_) => (ExtentKind::Data, range.end()),
+            };
+            let end = end.min(range.end()).max(at + 1);
+            extents.push(Extent { range: ByteRange::new(at, end - at), kind });
+            at = end;
+        }
+        Ok(extents)
+    }
+}
+
+/// The name of an image format whose magic stands at the beginning: such a file is not a raw disk, and
+/// serving it as one would let a guest see the container, not the disk.
+fn foreign_format(file: &File) -> Option<&'static str> {
+    let mut start = [0; 8];
+    file.read_exact_at(&mut start, 0).ok()?;
+    match &start {
+        [b'Q', b'F', b'I', 0xfb, ..] => Some("qcow2"),
+        [b'K', b'D', b'M', b'V', ..] => Some("VMDK"),
+        b"vhdxfile" => Some("VHDX"),
+        b"conectix" => Some("VHD"),
+        _ => None,
+    }
+}
