@@ -1,1 +1,22 @@
-//! Empty.
+//! The daemon on every hypervisor host: it joins the splitter, the stream and the journal, performs what
+//! their machines decide, and answers the operator.
+//!
+//! [`source`] is the protected side: VMs whose writes are captured and sent. [`recovery`] is the other:
+//! journals received, images opened, groups failed over. One agent may be both at once.
+
+pub mod artifacts;
+pub mod clock;
+pub mod config;
+mod daemon;
+pub mod error;
+pub mod http;
+pub mod hypervisor;
+mod link;
+pub mod pki;
+mod policy;
+mod recovery;
+mod source;
+mod state;
+mod wire_io;
+
+pub use daemon::run;

@@ -167,6 +167,15 @@ impl Sender {
         self.config.epoch
     }
 
+    pub fn incarnation(&self) -> Incarnation {
+        self.config.incarnation
+    }
+
+    /// The last sequence the peer has acknowledged as durable.
+    pub fn acked(&self) -> WriteSeq {
+        self.acked
+    }
+
     /// The last acknowledgement, if there was one in this run.
     pub fn last_ack(&self) -> Option<Ack> {
         self.last_ack

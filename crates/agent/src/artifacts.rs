@@ -1,0 +1,96 @@
+//! Files a VM definition names (kernel, initrd, firmware), kept by what they contain.
+
+use anyhow::{Context, Result, bail};
+use replication::wire::{ArtifactHash, ArtifactPart};
+use std::fs::{File, OpenOptions};
+use std::io::{BufWriter, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use types::limits::ARTIFACT_BYTES_MAX;
+
+/// A folder of files named by their BLAKE3.
+#[derive(Debug)]
+pub struct Artifacts {
+    folder: PathBuf,
+}
+
+impl Artifacts {
+    /// Uses `folder`, making it where it does not exist.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn open(folder: PathBuf) -> Result<Self> {
+        std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+        Ok(Self { folder })
+    }
+
+    /// Where a file with this hash is, whole, or will be.
+    pub fn path(&self, hash: ArtifactHash) -> PathBuf {
+        self.folder.join(hash.to_string())
+    }
+
+    pub fn has(&self, hash: ArtifactHash) -> bool {
+        self.path(hash).exists()
+    }
+
+    /// Copies a file in; its hash and size in bytes.
+    ///
+    /// # Errors
+    /// As the file system says, or where the file is too large.
+    pub fn take(&self, source: &Path) -> Result<(ArtifactHash, u64)> {
+        let open = || format!("read {}", source.display());
+        let mut from = File::open(source).with_context(open)?;
+        let partial = self.folder.join("taking.partial");
+        let mut to = BufWriter::new(File::create(&partial).context("make a partial file")?);
+        let mut hasher = blake3::Hasher::new();
+        let mut size = 0;
+        let mut buf = vec![0; 1 << 20];
+        loop {
+            let len = from.read(&mut buf).with_context(open)?;
+            if len == 0 {
+                break;
+            }
+            size += len as u64;
+            if size > ARTIFACT_BYTES_MAX {
+                bail!("{} is over 1 GiB", source.display());
+            }
+            hasher.update(&buf[..len]);
+            to.write_all(&buf[..len]).context("write a partial file")?;
+        }
+        let hash = ArtifactHash(*hasher.finalize().as_bytes());
+        to.into_inner().map_err(|error| error.into_error())?.sync_all()?;
+        std::fs::rename(&partial, self.path(hash)).context("name the file")?;
+        Ok((hash, size))
+    }
+
+    /// Takes a part that came over the wire; true once the file is whole and checks.
+    ///
+    /// # Errors
+    /// Where the whole file is not what its hash says, or the file system fails.
+    pub fn keep_part(&self, part: &ArtifactPart) -> Result<bool> {
+        if self.has(part.hash) {
+            return Ok(true);
+        }
+        let partial = self.path(part.hash).with_extension("partial");
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(part.offset == 0)
+            .read(true)
+            .write(true)
+            .open(&partial)
+            .with_context(|| format!("open {}", partial.display()))?;
+        file.write_all_at(&part.bytes, part.offset).context("write a partial file")?;
+        if part.offset + (part.bytes.len() as u64) < part.size_bytes {
+            return Ok(false);
+        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(File::open(&partial)?).context("read a partial file")?;
+        if hasher.finalize().as_bytes() != &part.hash.0 {
+            std::fs::remove_file(&partial).context("remove a partial file")?;
+            bail!("file {} arrived damaged", part.hash);
+        }
+        file.sync_all()?;
+        std::fs::rename(&partial, self.path(part.hash)).context("name the file")?;
+        Ok(true)
+    }
+}

@@ -1,0 +1,34 @@
+//! The only place that reads clocks.
+#![allow(clippy::disallowed_methods, reason = "this is the clock module")]
+
+use std::sync::OnceLock;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use types::{Monotonic, WallTime};
+
+/// This process's monotonic clock.
+pub fn now() -> Monotonic {
+    static START: OnceLock<Instant> = OnceLock::new();
+    Monotonic(START.get_or_init(Instant::now).elapsed())
+}
+
+/// This host's clock, as a label.
+pub fn wall() -> WallTime {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    WallTime(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}
+
+/// A label as RFC 3339 text in UTC.
+pub fn to_text(at: WallTime) -> String {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(at.0) * 1000)
+        .ok()
+        .and_then(|time| time.format(&Rfc3339).ok())
+        .unwrap_or_else(|| at.0.to_string())
+}
+
+/// A label from RFC 3339 text.
+pub fn from_text(text: &str) -> Option<WallTime> {
+    let time = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+    i64::try_from(time.unix_timestamp_nanos() / 1000).ok().map(WallTime)
+}

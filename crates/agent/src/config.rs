@@ -1,0 +1,234 @@
+//! `agent.toml`: what it may say, and what is said back where it says it wrong.
+
+use crate::policy::{Policy, within};
+use serde::Deserialize;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use toml::Spanned;
+use types::limits;
+
+/// How frames are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    None,
+    #[default]
+    Lz4,
+    Zstd,
+}
+
+/// The agent's configuration, every value checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub site: String,
+    pub agent: String,
+    pub state_dir: PathBuf,
+    pub journal_dir: PathBuf,
+    pub run_dir: PathBuf,
+    pub pki_dir: PathBuf,
+    pub api_socket: PathBuf,
+    pub api_listen: Option<SocketAddr>,
+    pub stream_listen: Option<SocketAddr>,
+    pub compression: Compression,
+    pub segment_bytes: u64,
+    pub qemu: PathBuf,
+    pub log_json: bool,
+    pub(crate) defaults: Policy,
+}
+
+/// A configuration that cannot be used: where, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}:{line}: {what}", path.display())]
+pub struct ConfigError {
+    pub path: PathBuf,
+    pub line: usize,
+    pub what: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    site: Spanned<String>,
+    agent: Spanned<String>,
+    state_dir: Spanned<PathBuf>,
+    journal_dir: Option<PathBuf>,
+    run_dir: Option<PathBuf>,
+    pki_dir: Option<PathBuf>,
+    #[serde(default)]
+    api: RawApi,
+    #[serde(default)]
+    stream: RawStream,
+    #[serde(default)]
+    journal: RawJournal,
+    #[serde(default)]
+    defaults: RawDefaults,
+    #[serde(default)]
+    qemu: RawQemu,
+    #[serde(default)]
+    log: RawLog,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawApi {
+    socket: Option<PathBuf>,
+    listen: Option<SocketAddr>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawStream {
+    listen: Option<SocketAddr>,
+    #[serde(default)]
+    compression: Compression,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawJournal {
+    segment_bytes: Option<Spanned<u64>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawDefaults {
+    checkpoint_interval_seconds: Option<Spanned<u64>>,
+    history_seconds: Option<Spanned<u64>>,
+    journal_bytes_max: Option<Spanned<u64>>,
+    rpo_seconds: Option<Spanned<u64>>,
+    buffer_bytes: Option<Spanned<u64>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawQemu {
+    binary: Option<PathBuf>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawLog {
+    #[serde(default)]
+    json: bool,
+}
+
+impl Config {
+    /// Reads a file. Relative paths in it are relative to its folder.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the line and the cure.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let refuse = |what| ConfigError { path: path.to_path_buf(), line: 1, what };
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| refuse(format!("cannot read the configuration: {error}; see config/agent.toml for a sample")))?;
+        Self::parse(&text, path)
+    }
+
+    /// Reads the text of a file that lies at `path`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the line and the cure.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let at = |offset: usize, what: String| {
+            let line = text[..offset.min(text.len())].matches('\n').count() + 1;
+            ConfigError { path: path.to_path_buf(), line, what }
+        };
+        let raw: Raw = toml::from_str(text)
+            .map_err(|error| at(error.span().map_or(0, |span| span.start), cure(error.message())))?;
+        for (name, value) in [("site", &raw.site), ("agent", &raw.agent)] {
+            if let Err(what) = check_label(value.get_ref()) {
+                return Err(at(value.span().start, format!("{name} = {:?}: {what}", value.get_ref())));
+            }
+        }
+        let base = path.parent().map(Path::to_path_buf).unwrap_or_default();
+        let state_dir = base.join(raw.state_dir.get_ref());
+        let inside = |given: Option<PathBuf>, name: &str| match given {
+            Some(path) => base.join(path),
+            None => state_dir.join(name),
+        };
+        let ranged = |name: &str, value: &Option<Spanned<u64>>, default, range| match value {
+            None => Ok(default),
+            Some(value) => match within(name, *value.get_ref(), range) {
+                Ok(()) => Ok(*value.get_ref()),
+                Err(error) => Err(at(value.span().start, error.detail)),
+            },
+        };
+        let defaults = raw.defaults.to_policy(ranged)?;
+        let segment_bytes = ranged(
+            "segment_bytes",
+            &raw.journal.segment_bytes,
+            limits::SEGMENT_BYTES_DEFAULT,
+            limits::SEGMENT_BYTES_RANGE,
+        )?;
+        let run_dir = inside(raw.run_dir, "run");
+        Ok(Self {
+            journal_dir: inside(raw.journal_dir, "journals"),
+            pki_dir: inside(raw.pki_dir, "pki"),
+            api_socket: raw.api.socket.map_or_else(|| run_dir.join("agent.sock"), |path| base.join(path)),
+            run_dir,
+            api_listen: raw.api.listen,
+            stream_listen: raw.stream.listen,
+            compression: raw.stream.compression,
+            segment_bytes,
+            qemu: raw.qemu.binary.unwrap_or_else(|| "qemu-system-x86_64".into()),
+            log_json: raw.log.json,
+            defaults,
+            site: raw.site.into_inner(),
+            agent: raw.agent.into_inner(),
+            state_dir,
+        })
+    }
+}
+
+impl RawDefaults {
+    fn to_policy(
+        &self,
+        ranged: impl Fn(&str, &Option<Spanned<u64>>, u64, (u64, u64)) -> Result<u64, ConfigError>,
+    ) -> Result<Policy, ConfigError> {
+        let base = Policy::default();
+        Ok(Policy {
+            checkpoint_interval_seconds: ranged(
+                "checkpoint_interval_seconds",
+                &self.checkpoint_interval_seconds,
+                base.checkpoint_interval_seconds,
+                limits::CHECKPOINT_INTERVAL_SECONDS_RANGE,
+            )?,
+            history_seconds: ranged(
+                "history_seconds",
+                &self.history_seconds,
+                base.history_seconds,
+                limits::HISTORY_SECONDS_RANGE,
+            )?,
+            journal_bytes_max: ranged(
+                "journal_bytes_max",
+                &self.journal_bytes_max,
+                base.journal_bytes_max,
+                limits::JOURNAL_BYTES_RANGE,
+            )?,
+            rpo_seconds: ranged("rpo_seconds", &self.rpo_seconds, base.rpo_seconds, limits::RPO_SECONDS_RANGE)?,
+            buffer_bytes: ranged("buffer_bytes", &self.buffer_bytes, base.buffer_bytes, limits::BUFFER_BYTES_RANGE)?,
+        })
+    }
+}
+
+/// Checks a name that becomes part of a host name: letters, digits and hyphens.
+pub(crate) fn check_label(name: &str) -> Result<(), &'static str> {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if name.is_empty() || name.len() > 40 || !name.chars().all(allowed) || name.starts_with('-') {
+        return Err("use 1 to 40 lower-case letters, digits and hyphens");
+    }
+    Ok(())
+}
+
+/// Adds what to do to what the parser says.
+fn cure(message: &str) -> String {
+    if message.starts_with("unknown field") {
+        format!("{message}; remove it or correct its spelling")
+    } else if message.starts_with("missing field") {
+        format!("{message}; add it, config/agent.toml shows how")
+    } else if message.starts_with("unknown variant") {
+        format!("{message}; use one of these")
+    } else {
+        format!("{message}; correct this line")
+    }
+}

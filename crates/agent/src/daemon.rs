@@ -1,0 +1,60 @@
+//! Starting the agent: take the folders, take up what is recorded, listen, and run until told to stop.
+
+use crate::artifacts::Artifacts;
+use crate::config::Config;
+use crate::http::{App, serve};
+use crate::pki::Pki;
+use crate::recovery::{Recovery, listen};
+use crate::source::Source;
+use crate::state::StateDir;
+use anyhow::{Context, Result};
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Where it cannot start; the message says what to do.
+pub async fn run(config: Config) -> Result<()> {
+    let state = Arc::new(StateDir::open(&config.state_dir)?);
+    for folder in [&config.journal_dir, &config.run_dir] {
+        std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    }
+    let run = state.next_run()?;
+    let artifacts = Arc::new(Artifacts::open(state.path("files"))?);
+    let source = Source::new(&config, state.clone(), artifacts.clone(), run);
+    let recovery = Recovery::new(&config, state, artifacts)?;
+    let pki = Pki::new(&config.pki_dir);
+    tracing::info!(site = config.site, agent = config.agent, run = run.0, "agent starts");
+    // The protected side first: guests wait for their disks, journals can wait.
+    source.resume_all()?;
+    let app = App {
+        site: config.site.clone(),
+        agent: config.agent.clone(),
+        run,
+        source: source.clone(),
+        recovery: recovery.clone(),
+    };
+    {
+        let recovery = recovery.clone();
+        tokio::task::spawn_blocking(move || recovery.resume_all()).await.context("open journals")??;
+    }
+    if let Some(address) = config.stream_listen {
+        listen(recovery.clone(), pki.clone(), address).await?;
+    }
+    serve(app, &config.api_socket, config.api_listen, &pki).await?;
+    tokio::spawn(recovery.retain_regularly());
+    tracing::info!(socket = %config.api_socket.display(), "ready");
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("agent stops");
+    for vm in source.list() {
+        vm.stop();
+    }
+    let _ = std::fs::remove_file(&config.api_socket);
+    Ok(())
+}

@@ -1,0 +1,282 @@
+//! Every route, with what OpenAPI says of it.
+
+use super::App;
+use super::answer::{Answer, Body, beside};
+use crate::clock;
+use crate::error::OperationError;
+use crate::recovery::checkpoint_to_api;
+use crate::source::Command;
+use api::{
+    Checkpoint, CheckpointPage, Done, Failover, FailoverRequest, Group, Image, OpenImageRequest, Problem,
+    ProtectRequest, ProtectedVm, RecoveredVm, Status, TagRequest,
+};
+use axum::extract::{Path, Query, State};
+use axum::{Json, Router};
+use serde::Deserialize;
+use types::WriteSeq;
+use types::limits::{PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX};
+use utoipa::{IntoParams, OpenApi};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+#[derive(OpenApi)]
+#[openapi(info(
+    title = "Holdfast agent",
+    description = "Continuous data protection for virtual machines: the API of the agent on a host.",
+    license(name = "Apache-2.0", identifier = "Apache-2.0")
+))]
+struct Document;
+
+fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(status))
+        .routes(routes!(list_vms, protect))
+        .routes(routes!(show_vm, unprotect))
+        .routes(routes!(pause))
+        .routes(routes!(resume))
+        .routes(routes!(list_recovered))
+        .routes(routes!(forget))
+        .routes(routes!(list_checkpoints))
+        .routes(routes!(list_groups))
+        .routes(routes!(tag))
+        .routes(routes!(failover))
+        .routes(routes!(commit))
+        .routes(routes!(rollback))
+        .routes(routes!(list_images, open_image))
+        .routes(routes!(close_image))
+}
+
+/// The router with the document it is described by.
+pub(super) fn router(app: App) -> Router {
+    let (router, document) = routes().split_for_parts();
+    let document = axum::routing::get(move || async move { Json(document) });
+    router.route("/v1/openapi.json", document).with_state(app)
+}
+
+/// The OpenAPI document of the API.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    routes().to_openapi()
+}
+
+/// The agent and everything on it.
+#[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)))]
+async fn status(State(app): State<App>) -> Answer<Status> {
+    let status = beside(move || {
+        Ok(Status {
+            site: app.site.clone(),
+            agent: app.agent.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            run: app.run.0,
+            protected: app.source.list().iter().map(|vm| vm.to_api()).collect(),
+            recovered: app.recovery.vms_to_api(),
+            images: app.recovery.list_images(),
+        })
+    });
+    status.await.map(Json)
+}
+
+/// The VMs protected by this agent.
+#[utoipa::path(get, path = "/v1/vms", responses((status = 200, body = [ProtectedVm])))]
+async fn list_vms(State(app): State<App>) -> Answer<Vec<ProtectedVm>> {
+    Ok(Json(app.source.list().iter().map(|vm| vm.to_api()).collect()))
+}
+
+/// Protects a VM.
+#[utoipa::path(post, path = "/v1/vms", request_body = ProtectRequest, responses(
+    (status = 200, body = ProtectedVm),
+    (status = 409, body = Problem, content_type = "application/problem+json"),
+    (status = 422, body = Problem, content_type = "application/problem+json"),
+))]
+async fn protect(State(app): State<App>, Body(request): Body<ProtectRequest>) -> Answer<ProtectedVm> {
+    beside(move || app.source.protect(&request).map(|vm| vm.to_api())).await.map(Json)
+}
+
+/// One protected VM.
+#[utoipa::path(get, path = "/v1/vms/{name}", params(("name" = String, Path)), responses(
+    (status = 200, body = ProtectedVm),
+    (status = 404, body = Problem, content_type = "application/problem+json"),
+))]
+async fn show_vm(State(app): State<App>, Path(name): Path<String>) -> Answer<ProtectedVm> {
+    Ok(Json(app.source.vm(&name)?.to_api()))
+}
+
+/// Ends a protection.
+#[utoipa::path(delete, path = "/v1/vms/{name}", params(("name" = String, Path)), responses(
+    (status = 200, body = Done),
+    (status = 404, body = Problem, content_type = "application/problem+json"),
+    (status = 409, body = Problem, content_type = "application/problem+json"),
+))]
+async fn unprotect(State(app): State<App>, Path(name): Path<String>) -> Answer<Done> {
+    beside(move || app.source.unprotect(&name)).await?;
+    Ok(Json(Done { done: true }))
+}
+
+/// Stops sending; the bitmap goes on.
+#[utoipa::path(post, path = "/v1/vms/{name}/pause", params(("name" = String, Path)), responses(
+    (status = 200, body = ProtectedVm),
+    (status = 404, body = Problem, content_type = "application/problem+json"),
+))]
+async fn pause(State(app): State<App>, Path(name): Path<String>) -> Answer<ProtectedVm> {
+    let vm = app.source.vm(&name)?;
+    vm.command(Command::Pause);
+    settle(|| vm.state_name() == "paused").await;
+    Ok(Json(vm.to_api()))
+}
+
+/// Sends again, beginning with what changed meanwhile.
+#[utoipa::path(post, path = "/v1/vms/{name}/resume", params(("name" = String, Path)), responses(
+    (status = 200, body = ProtectedVm),
+    (status = 404, body = Problem, content_type = "application/problem+json"),
+))]
+async fn resume(State(app): State<App>, Path(name): Path<String>) -> Answer<ProtectedVm> {
+    let vm = app.source.vm(&name)?;
+    vm.command(Command::Resume);
+    settle(|| vm.state_name() != "paused").await;
+    Ok(Json(vm.to_api()))
+}
+
+/// The VMs whose journals this agent keeps.
+#[utoipa::path(get, path = "/v1/recovered", responses((status = 200, body = [RecoveredVm])))]
+async fn list_recovered(State(app): State<App>) -> Answer<Vec<RecoveredVm>> {
+    beside(move || Ok(app.recovery.vms_to_api())).await.map(Json)
+}
+
+/// Forgets a kept VM and removes its journal, for good.
+#[utoipa::path(delete, path = "/v1/recovered/{name}", params(("name" = String, Path)), responses(
+    (status = 200, body = Done),
+    (status = 404, body = Problem, content_type = "application/problem+json"),
+    (status = 409, body = Problem, content_type = "application/problem+json"),
+))]
+async fn forget(State(app): State<App>, Path(name): Path<String>) -> Answer<Done> {
+    beside(move || app.recovery.forget(&name)).await?;
+    Ok(Json(Done { done: true }))
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+struct Page {
+    /// From the page before.
+    cursor: Option<String>,
+    /// 1 to 1000, default 100.
+    limit: Option<usize>,
+}
+
+/// The checkpoints of a kept VM that can be opened, oldest first.
+#[utoipa::path(get, path = "/v1/recovered/{name}/checkpoints", params(("name" = String, Path), Page), responses(
+    (status = 200, body = CheckpointPage),
+    (status = 404, body = Problem, content_type = "application/problem+json"),
+    (status = 422, body = Problem, content_type = "application/problem+json"),
+))]
+async fn list_checkpoints(
+    State(app): State<App>,
+    Path(name): Path<String>,
+    Query(page): Query<Page>,
+) -> Answer<CheckpointPage> {
+    let after = match &page.cursor {
+        None => WriteSeq::ZERO,
+        Some(cursor) => cursor.parse().map_err(|()| OperationError::invalid(format!("cursor {cursor:?} is none of ours")))?,
+    };
+    let limit = page.limit.unwrap_or(PAGE_ROWS_DEFAULT).clamp(1, PAGE_ROWS_MAX);
+    let vm = app.recovery.vm(&name)?;
+    let journal = vm.journal().ok_or_else(|| OperationError::unavailable(format!("the journal of VM {name} is not open")))?;
+    let mut rows: Vec<_> =
+        journal.with_timeline(|timeline| timeline.checkpoints_after(after).take(limit + 1).cloned().collect());
+    let more = rows.len() > limit;
+    rows.truncate(limit);
+    let next = rows.last().filter(|_| more).map(|last| last.cut.to_string());
+    Ok(Json(CheckpointPage { checkpoints: rows.iter().map(checkpoint_to_api).collect(), next }))
+}
+
+/// The groups this agent has a part in.
+#[utoipa::path(get, path = "/v1/groups", responses((status = 200, body = [Group])))]
+async fn list_groups(State(app): State<App>) -> Answer<Vec<Group>> {
+    let groups = beside(move || {
+        let mut groups: Vec<Group> = app.source.groups_here().iter().map(|group| group.to_api()).collect();
+        groups.extend(app.recovery.groups());
+        Ok(groups)
+    });
+    groups.await.map(Json)
+}
+
+/// Takes a checkpoint of a protected group with a person's words.
+#[utoipa::path(post, path = "/v1/groups/{group}/checkpoints", params(("group" = String, Path)),
+    request_body = TagRequest, responses(
+    (status = 200, body = Checkpoint),
+    (status = 404, body = Problem, content_type = "application/problem+json"),
+    (status = 503, body = Problem, content_type = "application/problem+json"),
+))]
+async fn tag(State(app): State<App>, Path(group): Path<String>, Body(request): Body<TagRequest>) -> Answer<Checkpoint> {
+    Ok(Json(checkpoint_to_api(&app.source.tag(&group, &request.tag)?)))
+}
+
+/// Fails a group over to this side.
+#[utoipa::path(post, path = "/v1/groups/{group}/failover", params(("group" = String, Path)),
+    request_body = FailoverRequest, responses(
+    (status = 200, body = Failover),
+    (status = 404, body = Problem, content_type = "application/problem+json"),
+    (status = 409, body = Problem, content_type = "application/problem+json"),
+    (status = 503, body = Problem, content_type = "application/problem+json"),
+))]
+async fn failover(
+    State(app): State<App>,
+    Path(group): Path<String>,
+    Body(request): Body<FailoverRequest>,
+) -> Answer<Failover> {
+    beside(move || app.recovery.failover(&group, &request.at)).await.map(Json)
+}
+
+/// Makes a failover final.
+#[utoipa::path(post, path = "/v1/groups/{group}/failover/commit", params(("group" = String, Path)), responses(
+    (status = 200, body = Failover),
+    (status = 404, body = Problem, content_type = "application/problem+json"),
+    (status = 409, body = Problem, content_type = "application/problem+json"),
+))]
+async fn commit(State(app): State<App>, Path(group): Path<String>) -> Answer<Failover> {
+    beside(move || app.recovery.commit(&group)).await.map(Json)
+}
+
+/// Undoes a failover.
+#[utoipa::path(post, path = "/v1/groups/{group}/failover/rollback", params(("group" = String, Path)), responses(
+    (status = 200, body = Failover),
+    (status = 404, body = Problem, content_type = "application/problem+json"),
+    (status = 409, body = Problem, content_type = "application/problem+json"),
+))]
+async fn rollback(State(app): State<App>, Path(group): Path<String>) -> Answer<Failover> {
+    beside(move || app.recovery.rollback(&group)).await.map(Json)
+}
+
+/// The open images.
+#[utoipa::path(get, path = "/v1/images", responses((status = 200, body = [Image])))]
+async fn list_images(State(app): State<App>) -> Answer<Vec<Image>> {
+    Ok(Json(app.recovery.list_images()))
+}
+
+/// Opens an image.
+#[utoipa::path(post, path = "/v1/images", request_body = OpenImageRequest, responses(
+    (status = 200, body = Image),
+    (status = 404, body = Problem, content_type = "application/problem+json"),
+    (status = 409, body = Problem, content_type = "application/problem+json"),
+    (status = 503, body = Problem, content_type = "application/problem+json"),
+))]
+async fn open_image(State(app): State<App>, Body(request): Body<OpenImageRequest>) -> Answer<Image> {
+    beside(move || app.recovery.open_image(&request)).await.map(Json)
+}
+
+/// Closes an image and throws its overlay away.
+#[utoipa::path(delete, path = "/v1/images/{id}", params(("id" = String, Path)), responses(
+    (status = 200, body = Done),
+    (status = 404, body = Problem, content_type = "application/problem+json"),
+    (status = 409, body = Problem, content_type = "application/problem+json"),
+))]
+async fn close_image(State(app): State<App>, Path(id): Path<String>) -> Answer<Done> {
+    beside(move || app.recovery.close_image(&id)).await?;
+    Ok(Json(Done { done: true }))
+}
+
+/// Waits shortly for what was commanded to be seen; the answer shows the state either way.
+async fn settle(seen: impl Fn() -> bool) {
+    let until = clock::now().plus(std::time::Duration::from_secs(2));
+    while !seen() && clock::now() < until {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}

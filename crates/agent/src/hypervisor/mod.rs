@@ -1,0 +1,9 @@
+//! Starting and stopping VMs. What is asked for is said in the field's words; how a hypervisor is told
+//! stays behind [`Adapter`]. Plain QEMU is the first.
+
+mod definition;
+mod qemu;
+mod qmp;
+
+pub use definition::{DefinitionError, VmDefinition};
+pub use qemu::{Adapter, RunState, StartDisk, Started};

@@ -1,0 +1,202 @@
+//! Plain QEMU: one process per VM, disks over NBD, told over QMP.
+
+use super::definition::VmDefinition;
+use super::qmp::Qmp;
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal};
+use std::fs::File;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+/// How long a guest's request waits for the agent to come back before it fails.
+const RECONNECT_SECONDS: u32 = 3600;
+const START_TRIES: u32 = 100;
+const STOP_TRIES: u32 = 100;
+const TRY_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Starts and stops VMs on this host.
+#[derive(Debug, Clone)]
+pub struct Adapter {
+    program: PathBuf,
+    run_dir: PathBuf,
+}
+
+/// A disk to start a VM with.
+#[derive(Debug, Clone)]
+pub struct StartDisk {
+    pub name: String,
+    /// The NBD socket, where the disk is an export by its name.
+    pub socket: PathBuf,
+}
+
+/// A VM that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Started {
+    pub pid: u32,
+}
+
+/// What a VM is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunState {
+    Running,
+    Stopped,
+}
+
+impl Adapter {
+    pub fn new(program: PathBuf, run_dir: PathBuf) -> Self {
+        Self { program, run_dir }
+    }
+
+    /// Where the guest's console goes.
+    pub fn console(&self, key: &str) -> PathBuf {
+        self.run_dir.join(format!("{key}.console"))
+    }
+
+    /// Starts a VM; `file` tells where a file of the definition lies here. `key` names the running VM
+    /// on this host.
+    ///
+    /// # Errors
+    /// With what the hypervisor said, where it ended by itself.
+    pub fn start(
+        &self,
+        key: &str,
+        title: &str,
+        definition: &VmDefinition,
+        file: impl Fn(&str) -> Option<PathBuf>,
+        disks: &[StartDisk],
+    ) -> Result<Started> {
+        std::fs::create_dir_all(&self.run_dir).context("make the run folder")?;
+        let log_path = self.run_dir.join(format!("{key}.log"));
+        let log = File::create(&log_path).context("make the VM's log")?;
+        let mut command = Command::new(&self.program);
+        command
+            .args(self.arguments(key, title, definition, file, disks)?)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("share the VM's log")?)
+            .stderr(log)
+            .process_group(0);
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("start {}; is QEMU installed?", self.program.display()))?;
+        let pid = child.id();
+        for _ in 0..START_TRIES {
+            if let Some(status) = child.try_wait().context("wait for the VM")? {
+                let said = std::fs::read_to_string(&log_path).unwrap_or_default();
+                bail!("the VM's process ended with {status}: {}", said.trim());
+            }
+            if self.ask(key, "query-status").is_ok() {
+                // Somebody must wait for the process, or it stays as a zombie once it ends.
+                std::thread::spawn(move || child.wait());
+                return Ok(Started { pid });
+            }
+            sleep(TRY_INTERVAL);
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+        bail!("the VM's process does not answer")
+    }
+
+    /// What the VM of that key is doing.
+    pub fn state(&self, key: &str, pid: u32) -> RunState {
+        if self.is_alive(key, pid) { RunState::Running } else { RunState::Stopped }
+    }
+
+    /// Ends a VM at once, as pulling its plug would.
+    ///
+    /// # Errors
+    /// Where its process cannot be ended.
+    pub fn stop(&self, key: &str, pid: u32) -> Result<()> {
+        if !self.is_alive(key, pid) {
+            return Ok(());
+        }
+        let _ = self.ask(key, "quit");
+        for tries in 0..STOP_TRIES {
+            if !self.is_alive(key, pid) {
+                return Ok(());
+            }
+            if tries == STOP_TRIES / 2 {
+                let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("a process id")?;
+                rustix::process::kill_process(pid, Signal::KILL).context("kill the VM's process")?;
+            }
+            sleep(TRY_INTERVAL);
+        }
+        bail!("process {pid} of the VM does not end")
+    }
+
+    fn control_socket(&self, key: &str) -> PathBuf {
+        self.run_dir.join(format!("{key}.qmp"))
+    }
+
+    fn ask(&self, key: &str, command: &str) -> std::io::Result<serde_json::Value> {
+        Qmp::connect(&self.control_socket(key))?.execute(command)
+    }
+
+    /// Whether the process is there and is this VM's: a process id alone may have been given again.
+    fn is_alive(&self, key: &str, pid: u32) -> bool {
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let socket = self.control_socket(key);
+        let needle = socket.as_os_str().as_encoded_bytes();
+        command.windows(needle.len()).any(|window| window == needle)
+    }
+
+    fn arguments(
+        &self,
+        key: &str,
+        title: &str,
+        definition: &VmDefinition,
+        file: impl Fn(&str) -> Option<PathBuf>,
+        disks: &[StartDisk],
+    ) -> Result<Vec<String>> {
+        let quoted = |path: &Path| path.display().to_string().replace(',', ",,");
+        let control = self.control_socket(key);
+        let _ = std::fs::remove_file(&control);
+        let mut arguments: Vec<String> = [
+            "-name",
+            &title.replace(',', ",,"),
+            "-machine",
+            &format!("{},accel={}", definition.machine, definition.accelerator),
+            "-cpu",
+            &definition.cpu,
+            "-smp",
+            &definition.vcpus.to_string(),
+            "-m",
+            &definition.memory_mib.to_string(),
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-serial",
+            &format!("file:{}", quoted(&self.console(key))),
+            "-qmp",
+            &format!("unix:{},server=on,wait=off", quoted(&control)),
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        for (name, _) in definition.files() {
+            let path = file(name).with_context(|| format!("the VM's {name} has not arrived"))?;
+            let option = if name == "firmware" { "-bios".to_owned() } else { format!("-{name}") };
+            arguments.extend([option, path.display().to_string()]);
+        }
+        if definition.kernel.is_some() && !definition.append.is_empty() {
+            arguments.extend(["-append".to_owned(), definition.append.clone()]);
+        }
+        for disk in disks {
+            let node = &disk.name;
+            arguments.extend([
+                "-blockdev".to_owned(),
+                format!(
+                    "driver=nbd,node-name={node},server.type=unix,server.path={},export={node},\
+                     reconnect-delay={RECONNECT_SECONDS},discard=unmap",
+                    quoted(&disk.socket)
+                ),
+                "-device".to_owned(),
+                format!("virtio-blk-pci,drive={node},serial={node}"),
+            ]);
+        }
+        Ok(arguments)
+    }
+}

@@ -1,0 +1,246 @@
+//! Each site's own certificate authority, the agents' certificates, and whom a site trusts.
+//!
+//! A folder holds `site` (its name), `ca.pem`, `ca.key`, `agent.pem`, `agent.key` and `trust/SITE.pem`.
+//! The stream trusts the CAs in `trust`, the API on TCP trusts the site's own. An agent's name stands in
+//! its certificate as `AGENT.SITE.holdfast.internal`, beside the hosts it is reached at.
+
+use crate::config::check_label;
+use anyhow::{Context, Result, bail};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use time::{Duration, OffsetDateTime};
+
+/// What every agent's name ends with.
+const NAME_SUFFIX: &str = ".holdfast.internal";
+const CA_DAYS: i64 = 3650;
+
+/// A site's folder of keys and certificates.
+#[derive(Debug, Clone)]
+pub struct Pki {
+    folder: PathBuf,
+}
+
+impl Pki {
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: folder.into() }
+    }
+
+    /// Makes the site's certificate authority; the path of its certificate.
+    ///
+    /// # Errors
+    /// Where there is one already.
+    pub fn init(&self, site: &str) -> Result<PathBuf> {
+        check_label(site).map_err(|what| anyhow::anyhow!("site {site:?}: {what}"))?;
+        let path = self.folder.join("ca.pem");
+        if path.exists() {
+            bail!("{} exists already; a second authority would cut off every agent of the first", path.display());
+        }
+        std::fs::create_dir_all(self.folder.join("trust")).context("make the folder")?;
+        let key = KeyPair::generate().context("generate a key")?;
+        let mut params = ca_params(site);
+        params.not_before = now() - Duration::hours(1);
+        params.not_after = now() + Duration::days(CA_DAYS);
+        let certificate = params.self_signed(&key).context("sign the CA certificate")?;
+        write_new(&self.folder.join("ca.key"), &key.serialize_pem(), 0o600)?;
+        write_new(&self.folder.join("site"), site, 0o644)?;
+        write_new(&path, &certificate.pem(), 0o644)?;
+        Ok(path)
+    }
+
+    /// Issues a certificate for an agent, or for an operator, under `stem`.pem and `stem`.key.
+    ///
+    /// # Errors
+    /// Where the site has no authority yet.
+    pub fn issue(&self, agent: &str, stem: &str, hosts: &[String], days: u32) -> Result<PathBuf> {
+        check_label(agent).map_err(|what| anyhow::anyhow!("name {agent:?}: {what}"))?;
+        let site = self.site()?;
+        let ca_key = self.read("ca.key")?;
+        let issuer = Issuer::new(ca_params(&site), KeyPair::from_pem(&ca_key).context("read the CA's key")?);
+        let mut names = vec![format!("{agent}.{site}{NAME_SUFFIX}")];
+        names.extend(hosts.iter().cloned());
+        let mut params = CertificateParams::new(names).context("a host that is neither a name nor an address")?;
+        params.distinguished_name.push(DnType::CommonName, format!("{agent} of {site}"));
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.not_before = now() - Duration::hours(1);
+        params.not_after = now() + Duration::days(i64::from(days));
+        let key = KeyPair::generate().context("generate a key")?;
+        let certificate = params.signed_by(&key, &issuer).context("sign the certificate")?;
+        write_over(&self.folder.join(format!("{stem}.key")), &key.serialize_pem(), 0o600)?;
+        let path = self.folder.join(format!("{stem}.pem"));
+        write_over(&path, &certificate.pem(), 0o644)?;
+        Ok(path)
+    }
+
+    /// Trusts another site's authority from now on.
+    ///
+    /// # Errors
+    /// Where the file is not a certificate.
+    pub fn trust(&self, site: &str, certificate: &Path) -> Result<PathBuf> {
+        check_label(site).map_err(|what| anyhow::anyhow!("site {site:?}: {what}"))?;
+        let pem = std::fs::read_to_string(certificate)
+            .with_context(|| format!("read {}", certificate.display()))?;
+        CertificateDer::from_pem_slice(pem.as_bytes())
+            .map_err(|error| anyhow::anyhow!("{} is not a PEM certificate: {error}", certificate.display()))?;
+        let path = self.folder.join("trust").join(format!("{site}.pem"));
+        std::fs::create_dir_all(self.folder.join("trust")).context("make the folder")?;
+        write_over(&path, &pem, 0o644)?;
+        Ok(path)
+    }
+
+    /// The site's name.
+    ///
+    /// # Errors
+    /// Where the site has no authority yet.
+    pub fn site(&self) -> Result<String> {
+        Ok(self.read("site")?.trim().to_owned())
+    }
+
+    /// TLS for connecting to peers: they must be of a trusted site, and we show our certificate.
+    ///
+    /// # Errors
+    /// Where keys or certificates are missing or damaged.
+    pub fn client(&self) -> Result<Arc<ClientConfig>> {
+        let config = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
+            .with_root_certificates(self.trusted_roots()?)
+            .with_client_auth_cert(self.certificates("agent.pem")?, self.key("agent.key")?)
+            .context("use the agent's certificate")?;
+        Ok(Arc::new(config))
+    }
+
+    /// TLS for peers that connect: of a trusted site, with a certificate.
+    ///
+    /// # Errors
+    /// Where keys or certificates are missing or damaged, or nobody is trusted yet.
+    pub fn stream_server(&self) -> Result<Arc<ServerConfig>> {
+        let roots = self.trusted_roots()?;
+        if roots.is_empty() {
+            bail!("no site is trusted: run `holdfast pki trust` with the CA certificate of the other site");
+        }
+        self.server(roots)
+    }
+
+    /// TLS for operators that connect: certified by the site itself.
+    ///
+    /// # Errors
+    /// Where keys or certificates are missing or damaged.
+    pub fn api_server(&self) -> Result<Arc<ServerConfig>> {
+        let mut roots = RootCertStore::empty();
+        for certificate in self.certificates("ca.pem")? {
+            roots.add(certificate).context("use the CA certificate")?;
+        }
+        self.server(roots)
+    }
+
+    fn server(&self, roots: RootCertStore) -> Result<Arc<ServerConfig>> {
+        let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).build().context("use the trusted CAs")?;
+        let config = ServerConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(self.certificates("agent.pem")?, self.key("agent.key")?)
+            .context("use the agent's certificate")?;
+        Ok(Arc::new(config))
+    }
+
+    fn trusted_roots(&self) -> Result<RootCertStore> {
+        let mut roots = RootCertStore::empty();
+        let folder = self.folder.join("trust");
+        let rows = match std::fs::read_dir(&folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(roots),
+            other => other.with_context(|| format!("list {}", folder.display()))?,
+        };
+        for row in rows {
+            let path = row.context("list trusted sites")?.path();
+            if path.extension().is_some_and(|extension| extension == "pem") {
+                for certificate in read_certificates(&path)? {
+                    roots.add(certificate).with_context(|| format!("use {}", path.display()))?;
+                }
+            }
+        }
+        Ok(roots)
+    }
+
+    fn read(&self, name: &str) -> Result<String> {
+        let path = self.folder.join(name);
+        std::fs::read_to_string(&path)
+            .with_context(|| format!("read {}: run `holdfast pki init` and `pki issue` first", path.display()))
+    }
+
+    fn certificates(&self, name: &str) -> Result<Vec<CertificateDer<'static>>> {
+        read_certificates(&self.folder.join(name))
+    }
+
+    fn key(&self, name: &str) -> Result<PrivateKeyDer<'static>> {
+        let path = self.folder.join(name);
+        PrivateKeyDer::from_pem_file(&path)
+            .map_err(|error| anyhow::anyhow!("read key {}: {error}; run `holdfast pki issue`", path.display()))
+    }
+}
+
+/// TLS for the operator's commands: our own site's agents, shown an operator's certificate.
+///
+/// # Errors
+/// Where a file is missing or damaged.
+pub fn operator_client(ca: &Path, certificate: &Path, key: &Path) -> Result<Arc<ClientConfig>> {
+    let mut roots = RootCertStore::empty();
+    for root in read_certificates(ca)? {
+        roots.add(root).context("use the CA certificate")?;
+    }
+    let key = PrivateKeyDer::from_pem_file(key)
+        .map_err(|error| anyhow::anyhow!("read key {}: {error}", key.display()))?;
+    let config = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
+        .with_root_certificates(roots)
+        .with_client_auth_cert(read_certificates(certificate)?, key)
+        .context("use the operator's certificate")?;
+    Ok(Arc::new(config))
+}
+
+/// The agent's name in a certificate that has been verified, `AGENT.SITE`.
+pub fn peer_name(certificates: Option<&[CertificateDer<'_>]>) -> Option<String> {
+    let certificate = certificates?.first()?;
+    let parsed = webpki::EndEntityCert::try_from(certificate).ok()?;
+    parsed.valid_dns_names().find_map(|name| name.strip_suffix(NAME_SUFFIX)).map(str::to_owned)
+}
+
+fn ca_params(site: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, format!("Holdfast site {site} CA"));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
+}
+
+fn now() -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp(crate::clock::wall().0 / 1_000_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}
+
+fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+    let failed = |error| anyhow::anyhow!("read certificate {}: {error}; run `holdfast pki issue`", path.display());
+    let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).map_err(failed)?.collect();
+    let found = found.map_err(failed)?;
+    if found.is_empty() {
+        bail!("{} holds no certificate", path.display());
+    }
+    Ok(found)
+}
+
+fn write_new(path: &Path, text: &str, mode: u32) -> Result<()> {
+    let file = std::fs::OpenOptions::new().create_new(true).write(true).mode(mode).open(path);
+    file.and_then(|mut file| file.write_all(text.as_bytes())).with_context(|| format!("write {}", path.display()))
+}
+
+fn write_over(path: &Path, text: &str, mode: u32) -> Result<()> {
+    let partial = path.with_extension("partial");
+    let _ = std::fs::remove_file(&partial);
+    write_new(&partial, text, mode)?;
+    std::fs::rename(&partial, path).with_context(|| format!("write {}", path.display()))
+}

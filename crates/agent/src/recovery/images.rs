@@ -1,0 +1,252 @@
+//! Open images: recorded, so that they are served again after the agent was away, and exported by the
+//! same NBD server as live disks.
+
+use super::Recovery;
+use super::at::{journal_of, resolve};
+use super::vm::{RecoveredVm, checkpoint_to_api};
+use crate::clock;
+use crate::error::{OperationError, Result};
+use crate::source::with_sources;
+use crate::state::random;
+use anyhow::Context;
+use bytes::Bytes;
+use journal::{Image, ImageError};
+use serde::{Deserialize, Serialize};
+use splitter::nbd::{Export, Server};
+use splitter::{BlockDevice, Extent, ExtentKind};
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use types::limits::IMAGES_MAX;
+use types::{ByteRange, DiskIndex, DiskSpec, WriteSeq};
+
+/// An image as `state/images/ID.json` has it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct ImageRecord {
+    pub(super) id: String,
+    pub(super) vm: String,
+    pub(super) vm_name: String,
+    pub(super) cut: u64,
+    pub(super) writable: bool,
+    /// The group whose failover holds it; none for an operator's.
+    pub(super) failover: Option<String>,
+    pub(super) open_seconds: f64,
+}
+
+/// A served image.
+pub(super) struct OpenImage {
+    pub(super) record: ImageRecord,
+    image: Arc<Image>,
+    disks: Vec<DiskSpec>,
+    journal: Arc<journal::Journal>,
+    server: Mutex<Option<Server>>,
+    pub(super) socket: PathBuf,
+}
+
+impl std::fmt::Debug for OpenImage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenImage").field("record", &self.record).finish_non_exhaustive()
+    }
+}
+
+impl ImageRecord {
+    fn file_name(&self) -> String {
+        format!("images/{}.json", self.id)
+    }
+
+    /// Where the overlays lie in the journal's folder.
+    fn overlay_folder(&self) -> String {
+        format!("image-{}", self.id)
+    }
+}
+
+impl Recovery {
+    /// Opens an image for an operator.
+    pub(crate) fn open_image(&self, request: &api::OpenImageRequest) -> Result<api::Image> {
+        let started = clock::now();
+        let vm = self.vm(&request.vm)?;
+        let cut = resolve(std::slice::from_ref(&vm), &request.at)?;
+        let image = self.open_at(&vm, cut, request.writable, None, started)?;
+        Ok(image.to_api())
+    }
+
+    pub(super) fn open_at(
+        &self,
+        vm: &Arc<RecoveredVm>,
+        cut: WriteSeq,
+        writable: bool,
+        failover: Option<String>,
+        started: types::Monotonic,
+    ) -> Result<Arc<OpenImage>> {
+        if self.images().len() >= IMAGES_MAX {
+            return Err(OperationError::conflict(format!("{IMAGES_MAX} images are open; close some first")));
+        }
+        let id: String = random()[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut record = ImageRecord {
+            id,
+            vm: vm.id().to_string(),
+            vm_name: vm.name(),
+            cut: cut.raw(),
+            writable,
+            failover,
+            open_seconds: 0.0,
+        };
+        // Recorded first: an image somebody may have written to is never forgotten.
+        self.state.save(&record.file_name(), &record)?;
+        let opened = self.serve_image(vm, &record);
+        if opened.is_err() {
+            self.state.remove(&record.file_name())?;
+        }
+        record.open_seconds = clock::now().since(started).as_secs_f64();
+        let image = Arc::new(OpenImage { record: record.clone(), ..opened? });
+        self.images().insert(record.id.clone(), image.clone());
+        tracing::info!(vm = record.vm_name, image = record.id, %cut, writable, "image opened");
+        Ok(image)
+    }
+
+    fn serve_image(&self, vm: &Arc<RecoveredVm>, record: &ImageRecord) -> Result<OpenImage> {
+        let journal = journal_of(vm)?;
+        let folder = record.overlay_folder();
+        let folder = record.writable.then_some(folder.as_str());
+        let image = Image::open(journal.clone(), WriteSeq::from_raw(record.cut), folder, self.boot_id)
+            .map_err(|error| OperationError::conflict(with_sources(&error)))?;
+        let image = Arc::new(image);
+        let disks = journal.disks();
+        let exports = disks.iter().enumerate().map(|(at, disk)| Export {
+            name: disk.name.clone(),
+            description: format!("disk {} of {} as of {}", disk.name, record.vm_name, image.cut()),
+            device: Arc::new(ImageDisk { image: image.clone(), disk: DiskIndex(at as u16) }) as Arc<dyn BlockDevice>,
+        });
+        let sockets = self.run_dir.join("images");
+        std::fs::create_dir_all(&sockets).with_context(|| format!("make {}", sockets.display()))?;
+        let socket = sockets.join(format!("{}.sock", record.id));
+        let server = Server::bind(&socket, exports.collect())
+            .map_err(|error| OperationError::conflict(with_sources(&error)))?;
+        Ok(OpenImage { record: record.clone(), image, disks, journal, server: Mutex::new(Some(server)), socket })
+    }
+
+    /// Serves every recorded image again, on the sockets they had.
+    pub(super) fn reopen_images(&self) -> anyhow::Result<()> {
+        for record in self.state.load_all::<ImageRecord>("images")? {
+            let vm = self.list().into_iter().find(|vm| vm.id().to_string() == record.vm);
+            let opened = match vm {
+                Some(vm) => self.serve_image(&vm, &record),
+                None => Err(OperationError::not_found("its journal is not kept here any more")),
+            };
+            match opened {
+                Ok(image) => drop(self.images().insert(record.id.clone(), Arc::new(image))),
+                Err(error) => {
+                    tracing::error!(image = record.id, vm = record.vm_name, error = error.detail, "image is not served");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn list_images(&self) -> Vec<api::Image> {
+        self.images().values().map(|image| image.to_api()).collect()
+    }
+
+    pub(super) fn image(&self, id: &str) -> Option<Arc<OpenImage>> {
+        self.images().get(id).cloned()
+    }
+
+    /// Closes an operator's image and throws its overlay away.
+    pub(crate) fn close_image(&self, id: &str) -> Result<()> {
+        let image = self.image(id).ok_or_else(|| {
+            OperationError::not_found(format!("no image {id:?} is open; `holdfast image list` shows those that are"))
+        })?;
+        if let Some(group) = &image.record.failover {
+            return Err(OperationError::conflict(format!(
+                "the failover of group {group} runs on this image; roll it back instead"
+            )));
+        }
+        self.discard_image(&image)
+    }
+
+    pub(super) fn discard_image(&self, image: &OpenImage) -> Result<()> {
+        drop(image.server.lock().expect("a panic aborts the process").take());
+        self.images().remove(&image.record.id);
+        image.journal.discard_overlays(&image.record.overlay_folder()).context("remove the overlay")?;
+        self.state.remove(&image.record.file_name())?;
+        tracing::info!(vm = image.record.vm_name, image = image.record.id, "image closed");
+        Ok(())
+    }
+}
+
+impl OpenImage {
+    pub(super) fn to_api(&self) -> api::Image {
+        let cut = self.image.cut();
+        let checkpoint = self.journal.with_timeline(|timeline| {
+            timeline.checkpoint(types::CheckpointId(cut)).map(checkpoint_to_api)
+        });
+        api::Image {
+            id: self.record.id.clone(),
+            vm: self.record.vm_name.clone(),
+            cut: cut.to_string(),
+            checkpoint,
+            writable: self.image.is_writable(),
+            socket: self.socket.display().to_string(),
+            disks: self
+                .disks
+                .iter()
+                .map(|disk| api::Disk { name: disk.name.clone(), size_bytes: disk.size_bytes, path: String::new() })
+                .collect(),
+            overlay_bytes: self.image.overlay_bytes(),
+            owner: self.record.failover.as_ref().map_or("operator".into(), |group| format!("failover of {group}")),
+            open_seconds: self.record.open_seconds,
+        }
+    }
+}
+
+/// A disk of an image, as a front end wants it.
+struct ImageDisk {
+    image: Arc<Image>,
+    disk: DiskIndex,
+}
+
+impl ImageDisk {
+    fn io(error: ImageError) -> io::Error {
+        tracing::error!(error = with_sources(&error), "image");
+        match error {
+            ImageError::ReadOnly => io::Error::new(io::ErrorKind::PermissionDenied, error),
+            ImageError::Overlay(journal::OverlayError::Io(error)) => error,
+            other => io::Error::other(other),
+        }
+    }
+}
+
+impl BlockDevice for ImageDisk {
+    fn size_bytes(&self) -> u64 {
+        self.image.size_bytes(self.disk)
+    }
+
+    fn is_read_only(&self) -> bool {
+        !self.image.is_writable()
+    }
+
+    fn read(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.image.read_at(self.disk, at, buf).map_err(Self::io)
+    }
+
+    fn write(&self, at: u64, bytes: Bytes) -> io::Result<()> {
+        self.image.write_at(self.disk, at, &bytes).map_err(Self::io)
+    }
+
+    fn write_zeroes(&self, range: ByteRange, _unmap: bool) -> io::Result<()> {
+        self.image.zero(self.disk, range).map_err(Self::io)
+    }
+
+    fn discard(&self, range: ByteRange) -> io::Result<()> {
+        self.image.zero(self.disk, range).map_err(Self::io)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.image.flush(self.disk).map_err(Self::io)
+    }
+
+    /// An image does not know yet which parts are holes; all of it may hold data.
+    fn extents(&self, range: ByteRange) -> io::Result<Vec<Extent>> {
+        Ok(vec![Extent { range, kind: ExtentKind::Data }])
+    }
+}

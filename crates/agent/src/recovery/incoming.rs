@@ -1,0 +1,253 @@
+//! Connections of protected sides: one task each drives a [`Receiver`].
+
+use super::Recovery;
+use super::vm::{RecoveredVm, StreamHold};
+use super::writer::{Written, write_batches};
+use crate::clock;
+use crate::pki::{Pki, peer_name};
+use crate::wire_io::{Outgoing, ReadError, read_message, write_messages};
+use anyhow::{Context, Result};
+use batch::Batch;
+use journal::Journal;
+use replication::wire::{FrameReader, Hello, Message, Refusal, Refuse};
+use replication::{Opened, Receiver, ReceiverEffect, ReceiverEvent};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::block_in_place;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use types::Epoch;
+use types::limits::{CONNECT_TIMEOUT, RECEIVE_QUEUE_BATCHES, STREAMS_MAX};
+
+const TICK: Duration = Duration::from_millis(500);
+/// Messages read ahead of the machine that takes them.
+const MESSAGES_AHEAD: usize = 4;
+
+/// Accepts streams on `address`. Certificates and trust are read anew for each connection.
+pub(crate) async fn listen(recovery: Arc<Recovery>, pki: Pki, address: SocketAddr) -> Result<()> {
+    pki.stream_server().context("prepare TLS for streams")?;
+    let listener = TcpListener::bind(address).await.with_context(|| format!("listen for streams on {address}"))?;
+    tracing::info!(%address, "listening for streams");
+    tokio::spawn(accept(recovery, pki, listener));
+    Ok(())
+}
+
+async fn accept(recovery: Arc<Recovery>, pki: Pki, listener: TcpListener) {
+    let open = Arc::new(AtomicUsize::new(0));
+    loop {
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "accepting a stream failed");
+                tokio::time::sleep(TICK).await;
+                continue;
+            }
+        };
+        if open.fetch_add(1, Ordering::SeqCst) >= STREAMS_MAX {
+            open.fetch_sub(1, Ordering::SeqCst);
+            tracing::warn!(%from, limit = STREAMS_MAX, "too many streams: refused");
+            continue;
+        }
+        let (recovery, pki, open) = (recovery.clone(), pki.clone(), open.clone());
+        tokio::spawn(async move {
+            if let Err(error) = serve(recovery, &pki, stream).await {
+                tracing::warn!(%from, error = format!("{error:#}"), "stream refused");
+            }
+            open.fetch_sub(1, Ordering::SeqCst);
+        });
+    }
+}
+
+async fn serve(recovery: Arc<Recovery>, pki: &Pki, stream: TcpStream) -> Result<()> {
+    stream.set_nodelay(true).context("set TCP_NODELAY")?;
+    let acceptor = TlsAcceptor::from(pki.stream_server()?);
+    let stream = timeout(CONNECT_TIMEOUT, acceptor.accept(stream))
+        .await
+        .context("the peer does not finish its TLS handshake")?
+        .context("TLS handshake")?;
+    let peer = peer_name(stream.get_ref().1.peer_certificates()).context("the peer's certificate has no agent's name")?;
+    let (reader, writer) = tokio::io::split(stream);
+    let why = Connection::run(recovery, peer.clone(), reader, writer).await;
+    tracing::info!(peer, why, "stream ended");
+    Ok(())
+}
+
+struct Connection {
+    recovery: Arc<Recovery>,
+    peer: String,
+    outgoing: mpsc::UnboundedSender<Outgoing>,
+    written: (mpsc::UnboundedSender<Written>, mpsc::UnboundedReceiver<Written>),
+    open: Option<OpenStream>,
+    events: VecDeque<ReceiverEvent>,
+}
+
+/// A stream that was welcomed.
+struct OpenStream {
+    vm: Arc<RecoveredVm>,
+    hold: StreamHold,
+    batches: mpsc::Sender<Batch>,
+    writing: tokio::task::JoinHandle<()>,
+}
+
+impl Connection {
+    async fn run(
+        recovery: Arc<Recovery>,
+        peer: String,
+        reader: impl AsyncRead + Unpin + Send + 'static,
+        writer: impl AsyncWrite + Unpin + Send + 'static,
+    ) -> String {
+        let (outgoing, queue) = mpsc::unbounded_channel();
+        let writing = tokio::spawn(write_messages(writer, queue));
+        let (messages, mut inbox) = mpsc::channel(MESSAGES_AHEAD);
+        let reading = tokio::spawn(read_ahead(reader, messages));
+        let mut connection = Self {
+            recovery,
+            peer,
+            outgoing,
+            written: mpsc::unbounded_channel(),
+            open: None,
+            events: VecDeque::new(),
+        };
+        let why = connection.drive(&mut inbox).await;
+        reading.abort();
+        if let Some(open) = connection.open.take() {
+            // Whatever was taken is still written before the next connection may come.
+            drop(open.batches);
+            let _ = open.writing.await;
+            drop(open.hold);
+        }
+        drop(connection);
+        let _ = timeout(CONNECT_TIMEOUT, writing).await;
+        why
+    }
+
+    async fn drive(&mut self, inbox: &mut mpsc::Receiver<Result<Message, ReadError>>) -> String {
+        let mut receiver = Receiver::new(clock::now());
+        let mut ticks = tokio::time::interval(TICK);
+        loop {
+            tokio::select! {
+                message = inbox.recv() => match message {
+                    Some(Ok(message)) => self.events.push_back(ReceiverEvent::Received(message)),
+                    Some(Err(ReadError::Wire(error))) => self.events.push_back(ReceiverEvent::Garbage(error)),
+                    Some(Err(error)) => return error.to_string(),
+                    None => return "the connection was closed".into(),
+                },
+                written = self.written.1.recv() => match written.expect("this holds a sender") {
+                    Written::Durable(ack) => self.events.push_back(ReceiverEvent::Durable(ack)),
+                    Written::Stopped(refuse) => self.events.push_back(ReceiverEvent::Stopped(refuse)),
+                },
+                refuse = next_stop(&mut self.open) => self.events.push_back(ReceiverEvent::Stopped(refuse)),
+                _ = ticks.tick() => self.events.push_back(ReceiverEvent::Tick),
+            }
+            let mut effects = Vec::new();
+            while let Some(event) = self.events.pop_front() {
+                receiver.step(clock::now(), event, &mut effects);
+                for effect in effects.drain(..) {
+                    if let Some(why) = self.perform(effect).await {
+                        return why;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Performs one effect; the reason where it ends the connection.
+    async fn perform(&mut self, effect: ReceiverEffect) -> Option<String> {
+        match effect {
+            ReceiverEffect::Open(hello) => {
+                let opened = self.open(&hello).await;
+                self.events.push_back(ReceiverEvent::Opened(opened));
+            }
+            ReceiverEffect::Send(message) => {
+                let _ = self.outgoing.send(message.into());
+            }
+            ReceiverEffect::Append(batch) => {
+                // Waiting here is the back-pressure: the socket is not read meanwhile.
+                if let Some(open) = &self.open {
+                    let _ = open.batches.send(batch).await;
+                }
+            }
+            ReceiverEffect::Keep(part) => {
+                let kept = block_in_place(|| self.recovery.artifacts.keep_part(&part));
+                match kept {
+                    Ok(true) => tracing::info!(file = %part.hash, bytes = part.size_bytes, "file arrived"),
+                    Ok(false) => {}
+                    Err(error) => {
+                        let refuse = Refuse { why: Refusal::JournalFailed, detail: format!("{error:#}") };
+                        self.events.push_back(ReceiverEvent::Stopped(refuse));
+                    }
+                }
+            }
+            ReceiverEffect::Close { why } => return Some(why),
+        }
+        None
+    }
+
+    async fn open(&mut self, hello: &Hello) -> Result<Opened, Refuse> {
+        let (recovery, peer) = (self.recovery.clone(), self.peer.clone());
+        let (vm, journal) = block_in_place(|| recovery.admit(hello, &peer))?;
+        let farewell = Refuse { why: Refusal::Busy, detail: "another connection has taken the stream over".into() };
+        let busy = || Refuse { why: Refusal::Busy, detail: "the connection before does not let go".into() };
+        let hold = vm.hold_stream(farewell).await.ok_or_else(busy)?;
+        // The journal may have been closed by the connection before, between the two lines above.
+        let journal = if vm.journal().is_some() { journal } else { block_in_place(|| recovery.admit(hello, &peer))?.1 };
+        block_in_place(|| journal.raise_epoch(hello.epoch))
+            .map_err(|error| Refuse { why: Refusal::JournalFailed, detail: error.to_string() })?;
+        let status = journal.status();
+        let missing = hello.artifacts.iter().map(|file| file.hash).filter(|hash| !recovery.artifacts.has(*hash));
+        let opened = Opened {
+            epoch: hello.epoch,
+            durable: status.last_seq,
+            incarnation: status.incarnation,
+            missing: missing.collect(),
+        };
+        tracing::info!(vm = hello.vm_name, peer, durable = %status.last_seq, "stream begins");
+        vm.clear_error();
+        let (batches, queue) = mpsc::channel(RECEIVE_QUEUE_BATCHES);
+        let writing = self.start_writer(&vm, journal, hello.epoch, queue);
+        self.open = Some(OpenStream { vm, hold, batches, writing });
+        Ok(opened)
+    }
+
+    fn start_writer(
+        &self,
+        vm: &Arc<RecoveredVm>,
+        journal: Arc<Journal>,
+        epoch: Epoch,
+        queue: mpsc::Receiver<Batch>,
+    ) -> tokio::task::JoinHandle<()> {
+        let (vm, written) = (vm.clone(), self.written.0.clone());
+        tokio::task::spawn_blocking(move || write_batches(&vm, &journal, epoch, queue, &written))
+    }
+}
+
+async fn next_stop(open: &mut Option<OpenStream>) -> Refuse {
+    match open {
+        Some(open) => match open.hold.stops.recv().await {
+            Some(refuse) => refuse,
+            None => {
+                // Nobody can stop this stream any more: the VM holds another one.
+                tracing::debug!(vm = open.vm.name(), "superseded");
+                std::future::pending().await
+            }
+        },
+        None => std::future::pending().await,
+    }
+}
+
+async fn read_ahead(mut reader: impl AsyncRead + Unpin, messages: mpsc::Sender<Result<Message, ReadError>>) {
+    let mut frames = FrameReader::default();
+    loop {
+        let message = read_message(&mut reader, &mut frames).await;
+        let ends = message.is_err();
+        if messages.send(message).await.is_err() || ends {
+            return;
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! The recovery side: journals received, images opened, groups failed over.
+
+mod at;
+mod failover;
+mod images;
+mod incoming;
+mod record;
+mod vm;
+mod writer;
+
+use crate::artifacts::Artifacts;
+use crate::clock;
+use crate::config::Config;
+use crate::error::{OperationError, Result};
+use crate::hypervisor::Adapter;
+use crate::state::{StateDir, boot_id};
+use failover::FailoverRecord;
+pub(crate) use incoming::listen;
+use record::RecoveryRecord;
+use replication::wire::{Hello, Refusal, Refuse};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use types::{Epoch, GroupId, VmId};
+pub(crate) use vm::{RecoveredVm, checkpoint_to_api};
+
+const RETENTION_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Everything this agent keeps for others.
+#[derive(Debug)]
+pub(crate) struct Recovery {
+    state: Arc<StateDir>,
+    artifacts: Arc<Artifacts>,
+    adapter: Adapter,
+    journal_dir: PathBuf,
+    run_dir: PathBuf,
+    segment_bytes: u64,
+    boot_id: [u8; 16],
+    vms: Mutex<BTreeMap<VmId, Arc<RecoveredVm>>>,
+    images: Mutex<BTreeMap<String, Arc<images::OpenImage>>>,
+    failovers: Mutex<BTreeMap<GroupId, FailoverRecord>>,
+    /// Failover, commit and rollback go one at a time.
+    failing_over: Mutex<()>,
+}
+
+impl Recovery {
+    pub(crate) fn new(
+        config: &Config,
+        state: Arc<StateDir>,
+        artifacts: Arc<Artifacts>,
+    ) -> anyhow::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            state,
+            artifacts,
+            adapter: Adapter::new(config.qemu.clone(), config.run_dir.join("guests")),
+            journal_dir: config.journal_dir.clone(),
+            run_dir: config.run_dir.clone(),
+            segment_bytes: config.segment_bytes,
+            boot_id: boot_id()?,
+            vms: Mutex::default(),
+            images: Mutex::default(),
+            failovers: Mutex::default(),
+            failing_over: Mutex::default(),
+        }))
+    }
+
+    /// Takes up every journal, failover and image that is recorded.
+    pub(crate) fn resume_all(self: &Arc<Self>) -> anyhow::Result<()> {
+        for record in self.state.load_all::<RecoveryRecord>("recovered")? {
+            let vm = RecoveredVm::new(record)?;
+            if let Err(error) = self.open_journal(&vm) {
+                tracing::error!(vm = vm.name(), error = error.detail, "journal cannot be opened");
+                vm.set_error(error.detail);
+            }
+            self.vms().insert(vm.id(), vm);
+        }
+        for record in self.state.load_all::<FailoverRecord>("failovers")? {
+            self.failovers().insert(record.group_id()?, record);
+        }
+        self.reopen_images()
+    }
+
+    /// Folds what retention no longer wants, again and again.
+    pub(crate) async fn retain_regularly(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(RETENTION_INTERVAL).await;
+            for vm in self.list() {
+                let Some(journal) = vm.journal() else { continue };
+                let folded = tokio::task::spawn_blocking(move || journal.retain(clock::wall())).await;
+                match folded {
+                    Ok(Ok(folded)) if folded.segments > 0 => {
+                        let (segments, bytes) = (folded.segments, folded.bytes);
+                        tracing::info!(vm = vm.name(), segments, bytes, applied = %folded.applied, "folded");
+                    }
+                    Ok(Ok(_)) => {}
+                    Ok(Err(error)) => {
+                        let error = crate::source::with_sources(&error);
+                        tracing::error!(vm = vm.name(), error, "fold failed");
+                        vm.set_error(error);
+                    }
+                    Err(_) => return,
+                }
+            }
+        }
+    }
+
+    /// The VM a stream is for, with its journal open; made where it is new.
+    fn admit(
+        self: &Arc<Self>,
+        hello: &Hello,
+        peer: &str,
+    ) -> std::result::Result<(Arc<RecoveredVm>, Arc<journal::Journal>), Refuse> {
+        let refuse = |why, detail: String| Refuse { why, detail };
+        self.check_epoch(hello)?;
+        let known = self.vms().get(&hello.vm).cloned();
+        let vm = match known {
+            Some(vm) => vm,
+            None => self.make(hello, peer)?,
+        };
+        vm.follow(&self.state, hello, peer)
+            .map_err(|error| refuse(Refusal::JournalFailed, format!("{error:#}")))?;
+        let journal = match vm.journal() {
+            Some(journal) => journal,
+            None => self.open_journal(&vm).map_err(|error| refuse(Refusal::JournalFailed, error.detail))?,
+        };
+        let disks = journal.disks();
+        if disks != hello.disks {
+            let list = |disks: &[types::DiskSpec]| {
+                let rows = disks.iter().map(|disk| format!("{} of {} bytes", disk.name, disk.size_bytes));
+                rows.collect::<Vec<_>>().join(", ")
+            };
+            let detail = format!(
+                "the journal holds {}, the VM has {}; unprotect the VM and protect it anew",
+                list(&disks),
+                list(&hello.disks)
+            );
+            return Err(refuse(Refusal::DisksDiffer, detail));
+        }
+        journal.set(vm.settings(self.segment_bytes));
+        let floor = writer::FREE_BYTES_MIN;
+        let free = vm.free_bytes();
+        if free < floor {
+            let detail = format!("{free} bytes are free under {}, {floor} are needed", self.journal_dir.display());
+            return Err(refuse(Refusal::JournalFull, detail));
+        }
+        Ok((vm, journal))
+    }
+
+    fn check_epoch(&self, hello: &Hello) -> std::result::Result<(), Refuse> {
+        let failovers = self.failovers();
+        let Some(record) = failovers.get(&hello.group) else { return Ok(()) };
+        let (epoch, released) = (Epoch(record.epoch), record.is_released());
+        if hello.epoch >= epoch && released {
+            return Ok(());
+        }
+        let detail = if released {
+            format!("the failover was rolled back, the group goes on with epoch {epoch}")
+        } else {
+            format!("group {} has failed over to this side", hello.group_name)
+        };
+        Err(Refuse { why: Refusal::Fenced { epoch, released }, detail })
+    }
+
+    fn make(self: &Arc<Self>, hello: &Hello, peer: &str) -> std::result::Result<Arc<RecoveredVm>, Refuse> {
+        let refuse = |why, detail: String| Refuse { why, detail };
+        let same_name = self.list().into_iter().find(|vm| vm.name() == hello.vm_name);
+        if let Some(other) = same_name {
+            let detail = format!(
+                "this side already keeps a VM named {} (from {}); give one of them another name",
+                hello.vm_name,
+                other.peer().unwrap_or_default()
+            );
+            return Err(refuse(Refusal::NotAccepted, detail));
+        }
+        let failed = |detail| refuse(Refusal::JournalFailed, detail);
+        let record = RecoveryRecord::from_hello(hello, peer);
+        let vm = RecoveredVm::new(record.clone()).map_err(|error| failed(format!("{error:#}")))?;
+        let store = vm.take_folder(&self.journal_dir).map_err(|error| failed(format!("{error:#}")))?;
+        let settings = vm.settings(self.segment_bytes);
+        let journal =
+            journal::Journal::create(store, hello.vm, &hello.vm_name, &hello.disks, hello.epoch, settings)
+                .map_err(|error| failed(crate::source::with_sources(&error)))?;
+        vm.set_journal(journal);
+        self.state.save(&record.file_name(), &record).map_err(|error| failed(format!("{error:#}")))?;
+        tracing::info!(vm = hello.vm_name, group = hello.group_name, peer, "journal made");
+        self.vms().insert(hello.vm, vm.clone());
+        Ok(vm)
+    }
+
+    /// Opens the journal from the disk and says what was found wrong.
+    fn open_journal(&self, vm: &Arc<RecoveredVm>) -> Result<Arc<journal::Journal>> {
+        let store = vm.take_folder(&self.journal_dir)?;
+        let opened = journal::Journal::open(store, vm.settings(self.segment_bytes))
+            .map_err(|error| anyhow::anyhow!("open the journal of {}: {}", vm.name(), crate::source::with_sources(&error)))?;
+        if opened.torn_bytes > 0 {
+            tracing::info!(vm = vm.name(), bytes = opened.torn_bytes, "a torn end, never acknowledged, was cut off");
+        }
+        vm.clear_error();
+        if let Some(damage) = opened.damage {
+            let text = format!(
+                "{}; everything up to {} is good, what followed was set aside and is sent again",
+                crate::source::with_sources(&damage.error),
+                damage.last_good
+            );
+            tracing::error!(vm = vm.name(), damage = text, "journal damaged");
+            vm.set_error(text);
+        }
+        Ok(vm.set_journal(opened.journal))
+    }
+
+    pub(crate) fn vm(&self, name: &str) -> Result<Arc<RecoveredVm>> {
+        self.list().into_iter().find(|vm| vm.name() == name).ok_or_else(|| {
+            OperationError::not_found(format!("no journal of a VM {name:?} is kept here; `holdfast status` shows those that are"))
+        })
+    }
+
+    pub(crate) fn list(&self) -> Vec<Arc<RecoveredVm>> {
+        self.vms().values().cloned().collect()
+    }
+
+    /// Forgets a VM and its journal, for good.
+    pub(crate) fn forget(&self, name: &str) -> Result<()> {
+        let vm = self.vm(name)?;
+        if self.images().values().any(|image| image.record.vm == vm.id().to_string()) {
+            return Err(OperationError::conflict(format!("images of VM {name} are open; close them first")));
+        }
+        if vm.is_streaming() {
+            return Err(OperationError::conflict(format!("VM {name} is still being sent; unprotect it on the other side first")));
+        }
+        self.state.remove(&vm.record().file_name())?;
+        self.vms().remove(&vm.id());
+        let folder = vm.folder(&self.journal_dir);
+        drop(vm);
+        std::fs::remove_dir_all(&folder)
+            .map_err(|error| anyhow::anyhow!("remove {}: {error}", folder.display()).into())
+    }
+
+    fn vms(&self) -> MutexGuard<'_, BTreeMap<VmId, Arc<RecoveredVm>>> {
+        self.vms.lock().expect("a panic aborts the process")
+    }
+
+    fn images(&self) -> MutexGuard<'_, BTreeMap<String, Arc<images::OpenImage>>> {
+        self.images.lock().expect("a panic aborts the process")
+    }
+
+    fn failovers(&self) -> MutexGuard<'_, BTreeMap<GroupId, FailoverRecord>> {
+        self.failovers.lock().expect("a panic aborts the process")
+    }
+}

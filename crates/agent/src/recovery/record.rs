@@ -1,0 +1,50 @@
+//! What the recovery side knows of a VM, on disk: all it needs to start it without the other side.
+
+use replication::wire::{ArtifactHash, Hello};
+use serde::{Deserialize, Serialize};
+
+/// A kept VM, as `state/recovered/ID.json` has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RecoveryRecord {
+    pub(crate) vm: String,
+    pub(crate) name: String,
+    pub(crate) group_id: String,
+    pub(crate) group: String,
+    pub(crate) peer: String,
+    pub(crate) history_seconds: u64,
+    pub(crate) journal_bytes_max: u64,
+    pub(crate) definition: String,
+    pub(crate) files: Vec<FileRecord>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FileRecord {
+    pub(crate) name: String,
+    pub(crate) hash: [u8; 32],
+}
+
+impl RecoveryRecord {
+    pub(crate) fn from_hello(hello: &Hello, peer: &str) -> Self {
+        let files = hello.artifacts.iter();
+        Self {
+            vm: hello.vm.to_string(),
+            name: hello.vm_name.clone(),
+            group_id: hello.group.to_string(),
+            group: hello.group_name.clone(),
+            peer: peer.to_owned(),
+            history_seconds: hello.history_seconds,
+            journal_bytes_max: hello.journal_bytes_max,
+            definition: hello.definition.clone(),
+            files: files.map(|file| FileRecord { name: file.name.clone(), hash: file.hash.0 }).collect(),
+        }
+    }
+
+    pub(crate) fn file_name(&self) -> String {
+        format!("recovered/{}.json", self.vm)
+    }
+
+    /// The hash of a file of the definition.
+    pub(crate) fn file(&self, name: &str) -> Option<ArtifactHash> {
+        self.files.iter().find(|file| file.name == name).map(|file| ArtifactHash(file.hash))
+    }
+}

@@ -1,0 +1,241 @@
+//! One kept VM: its record, its journal while it is open, and who streams into it.
+
+use super::record::RecoveryRecord;
+use crate::clock;
+use crate::state::StateDir;
+use anyhow::{Context, Result};
+use journal::{FsStore, Journal, Settings, Store};
+use replication::wire::{Hello, Refuse};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use types::{Checkpoint, GroupId, VmId, WriteSeq};
+
+/// How long a new connection waits for the one it replaces to let go.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A VM whose journal is kept here.
+#[derive(Debug)]
+pub(crate) struct RecoveredVm {
+    id: VmId,
+    group: GroupId,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    record: RecoveryRecord,
+    /// Holds the folder's lock as long as the VM is known.
+    store: Option<Arc<FsStore>>,
+    journal: Option<Arc<Journal>>,
+    last_error: Option<String>,
+    stream: Option<Stream>,
+}
+
+/// The connection that holds a VM's stream.
+#[derive(Debug)]
+struct Stream {
+    stop: mpsc::UnboundedSender<Refuse>,
+    ended: watch::Receiver<bool>,
+}
+
+/// Held by a connection while it may append. Dropping it lets the next one in.
+#[derive(Debug)]
+pub(crate) struct StreamHold {
+    pub(crate) stops: mpsc::UnboundedReceiver<Refuse>,
+    _ended: watch::Sender<bool>,
+}
+
+impl RecoveredVm {
+    pub(crate) fn new(record: RecoveryRecord) -> Result<Arc<Self>> {
+        let id = record.vm.parse().with_context(|| format!("VM id of {}", record.name))?;
+        let group = record.group_id.parse().with_context(|| format!("group id of {}", record.name))?;
+        let inner = Inner { record, store: None, journal: None, last_error: None, stream: None };
+        Ok(Arc::new(Self { id, group, inner: Mutex::new(inner) }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("a panic aborts the process")
+    }
+
+    pub(crate) fn id(&self) -> VmId {
+        self.id
+    }
+
+    pub(crate) fn group(&self) -> GroupId {
+        self.group
+    }
+
+    pub(crate) fn name(&self) -> String {
+        self.lock().record.name.clone()
+    }
+
+    pub(crate) fn peer(&self) -> Option<String> {
+        Some(self.lock().record.peer.clone()).filter(|peer| !peer.is_empty())
+    }
+
+    pub(crate) fn record(&self) -> RecoveryRecord {
+        self.lock().record.clone()
+    }
+
+    pub(crate) fn journal(&self) -> Option<Arc<Journal>> {
+        self.lock().journal.clone()
+    }
+
+    pub(crate) fn set_journal(&self, journal: Journal) -> Arc<Journal> {
+        let journal = Arc::new(journal);
+        self.lock().journal = Some(journal.clone());
+        journal
+    }
+
+    /// Forgets the open journal: the next stream opens it from the disk.
+    pub(crate) fn close_journal(&self) {
+        self.lock().journal = None;
+    }
+
+    pub(crate) fn set_error(&self, error: String) {
+        self.lock().last_error = Some(error);
+    }
+
+    pub(crate) fn clear_error(&self) {
+        self.lock().last_error = None;
+    }
+
+    pub(crate) fn folder(&self, journal_dir: &Path) -> PathBuf {
+        journal_dir.join(self.id.to_string())
+    }
+
+    /// The journal's folder, taken for this process the first time.
+    pub(crate) fn take_folder(&self, journal_dir: &Path) -> Result<Arc<FsStore>> {
+        let mut inner = self.lock();
+        if let Some(store) = &inner.store {
+            return Ok(store.clone());
+        }
+        let store = Arc::new(FsStore::open(self.folder(journal_dir))?);
+        inner.store = Some(store.clone());
+        Ok(store)
+    }
+
+    /// Bytes left where the journal lies.
+    pub(crate) fn free_bytes(&self) -> u64 {
+        let store = self.lock().store.clone();
+        store.and_then(|store| store.free_bytes().ok()).unwrap_or(u64::MAX)
+    }
+
+    pub(crate) fn settings(&self, segment_bytes: u64) -> Settings {
+        let inner = self.lock();
+        Settings {
+            history: Duration::from_secs(inner.record.history_seconds),
+            bytes_max: inner.record.journal_bytes_max,
+            segment_bytes,
+        }
+    }
+
+    /// Takes up what the protected side says of the VM now.
+    pub(crate) fn follow(&self, state: &StateDir, hello: &Hello, peer: &str) -> Result<()> {
+        let record = RecoveryRecord::from_hello(hello, peer);
+        let mut inner = self.lock();
+        if inner.record != record {
+            state.save(&record.file_name(), &record).context("save what is known of the VM")?;
+            inner.record = record;
+        }
+        Ok(())
+    }
+
+    /// Gives the stream to a new connection; the one before is told to go and waited for.
+    pub(crate) async fn hold_stream(&self, farewell: Refuse) -> Option<StreamHold> {
+        let before = self.lock().stream.take();
+        if let Some(before) = before {
+            let _ = before.stop.send(farewell);
+            let mut ended = before.ended.clone();
+            // The sender of `ended` is dropped with the hold, which is what is waited for.
+            let gone = async { while ended.changed().await.is_ok() {} };
+            if tokio::time::timeout(HAND_OVER_TIMEOUT, gone).await.is_err() {
+                self.lock().stream = Some(before);
+                return None;
+            }
+        }
+        let (stop, stops) = mpsc::unbounded_channel();
+        let (end, ended) = watch::channel(false);
+        self.lock().stream = Some(Stream { stop, ended });
+        Some(StreamHold { stops, _ended: end })
+    }
+
+    /// Ends the stream, if there is one, and waits until nothing more is appended.
+    pub(crate) fn stop_stream(&self, refuse: Refuse) {
+        let before = self.lock().stream.take();
+        if let Some(before) = before {
+            let _ = before.stop.send(refuse);
+            for _ in 0..100 {
+                if before.ended.has_changed().is_err() {
+                    return;
+                }
+                std::thread::sleep(HAND_OVER_TIMEOUT / 100);
+            }
+        }
+    }
+
+    pub(crate) fn is_streaming(&self) -> bool {
+        self.lock().stream.as_ref().is_some_and(|stream| stream.ended.has_changed().is_ok())
+    }
+
+    /// The VM for the operator.
+    pub(crate) fn to_api(&self, journal_dir: &Path, failover: Option<&str>, epoch: u64) -> api::RecoveredVm {
+        let connected = self.is_streaming();
+        let folder = self.folder(journal_dir);
+        let inner = self.lock();
+        let record = &inner.record;
+        let status = inner.journal.as_ref().map(|journal| journal.status());
+        let timeline = inner.journal.as_ref().map(|journal| {
+            journal.with_timeline(|timeline| {
+                let newest = timeline.newest_checkpoint().map(checkpoint_to_api);
+                let count = timeline.checkpoints_after(WriteSeq::ZERO).count();
+                (newest, count, timeline.newest_consistent(WriteSeq::MAX))
+            })
+        });
+        let (newest_checkpoint, checkpoints, tail) = timeline.unwrap_or((None, 0, None));
+        let disks = inner.journal.as_ref().map(|journal| journal.disks()).unwrap_or_default();
+        api::RecoveredVm {
+            id: self.id.to_string(),
+            name: record.name.clone(),
+            group: record.group.clone(),
+            epoch: epoch.max(status.map_or(0, |status| status.epoch.0)),
+            state: failover.unwrap_or(if inner.journal.is_some() { "following" } else { "failed" }).to_owned(),
+            last_error: inner.last_error.clone(),
+            connected,
+            peer: Some(record.peer.clone()),
+            disks: disks
+                .into_iter()
+                .map(|disk| api::Disk {
+                    path: folder.join("replica").join(format!("{}.raw", disk.name)).display().to_string(),
+                    name: disk.name,
+                    size_bytes: disk.size_bytes,
+                })
+                .collect(),
+            durable_seq: status.map_or(WriteSeq::ZERO, |status| status.last_seq).to_string(),
+            syncing: status.is_none_or(|status| status.gap_open),
+            writes: status.map_or(0, |status| status.guest_writes),
+            journal_bytes: status.map_or(0, |status| status.journal_bytes),
+            journal_bytes_max: record.journal_bytes_max,
+            history_seconds: status.map_or(0, |status| status.history.as_secs()),
+            history_seconds_max: record.history_seconds,
+            checkpoints,
+            newest_checkpoint,
+            tail: tail.map(|tail| tail.to_string()),
+        }
+    }
+}
+
+pub(crate) fn checkpoint_to_api(checkpoint: &Checkpoint) -> api::Checkpoint {
+    api::Checkpoint {
+        id: checkpoint.id.to_string(),
+        cut: checkpoint.cut.to_string(),
+        kind: match checkpoint.kind {
+            types::CheckpointKind::Automatic => "automatic".into(),
+            types::CheckpointKind::Tagged => "tagged".into(),
+        },
+        tag: checkpoint.tag.clone(),
+        taken_at: clock::to_text(checkpoint.taken_at),
+    }
+}

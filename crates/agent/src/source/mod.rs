@@ -1,0 +1,236 @@
+//! The protected side: VMs whose writes are captured, numbered and sent.
+
+mod driver;
+mod group;
+mod record;
+mod vm;
+
+use crate::artifacts::Artifacts;
+use crate::clock;
+use crate::config::{Compression, Config};
+use crate::error::{OperationError, Result};
+use crate::hypervisor::VmDefinition;
+use crate::link::split_peer;
+use crate::pki::Pki;
+use crate::policy::Policy;
+use crate::state::{StateDir, random};
+use anyhow::Context;
+use api::ProtectRequest;
+use group::Group;
+use record::{DiskRecord, FileRecord, ProtectionRecord};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use types::limits::{DEFINITION_BYTES_MAX, DISKS_MAX, NAME_BYTES_MAX, TAG_BYTES_MAX};
+use types::{CheckpointKind, Epoch, GroupId, RunNumber, VmId};
+pub(crate) use driver::Command;
+pub(crate) use vm::{ProtectedVm, with_sources};
+
+/// Everything this agent protects.
+#[derive(Debug)]
+pub(crate) struct Source {
+    pub(crate) state: Arc<StateDir>,
+    pub(crate) artifacts: Arc<Artifacts>,
+    pub(crate) pki: Pki,
+    pub(crate) run: RunNumber,
+    pub(crate) run_dir: PathBuf,
+    pub(crate) compression: Compression,
+    defaults: Policy,
+    vms: Mutex<BTreeMap<String, Arc<ProtectedVm>>>,
+    groups: Mutex<BTreeMap<String, Arc<Group>>>,
+}
+
+impl Source {
+    pub(crate) fn new(
+        config: &Config,
+        state: Arc<StateDir>,
+        artifacts: Arc<Artifacts>,
+        run: RunNumber,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            state,
+            artifacts,
+            pki: Pki::new(&config.pki_dir),
+            run,
+            run_dir: config.run_dir.clone(),
+            compression: config.compression,
+            defaults: config.defaults.clone(),
+            vms: Mutex::default(),
+            groups: Mutex::default(),
+        })
+    }
+
+    /// Takes up every protection that is recorded. One that cannot be is logged and left for the
+    /// operator; the others go on.
+    pub(crate) fn resume_all(self: &Arc<Self>) -> anyhow::Result<()> {
+        for record in self.state.load_all::<ProtectionRecord>("protected")? {
+            let name = record.name.clone();
+            if let Err(error) = self.begin(record) {
+                tracing::error!(vm = name, error = %error.detail, "protection cannot be taken up");
+            }
+        }
+        Ok(())
+    }
+
+    /// Protects a VM: checks everything first, records it, and begins.
+    pub(crate) fn protect(self: &Arc<Self>, request: &ProtectRequest) -> Result<Arc<ProtectedVm>> {
+        check_name("VM", &request.name)?;
+        if self.vms().contains_key(&request.name) {
+            return Err(OperationError::conflict(format!(
+                "VM {} is protected already; `holdfast vm unprotect {0}` ends that",
+                request.name
+            )));
+        }
+        let group = request.group.clone().unwrap_or_else(|| request.name.clone());
+        check_name("group", &group)?;
+        check_disks(request)?;
+        if split_peer(&request.peer).is_none() {
+            return Err(OperationError::invalid(format!("peer {:?}: give HOST:PORT", request.peer)));
+        }
+        let policy = Policy::from_request(&self.defaults, &request.settings)?;
+        let (definition, files) = self.take_definition(request)?;
+        let group_id = self.groups().get(&group).map_or_else(|| GroupId::from_bytes(random()), |group| group.id());
+        let disks = request.disks.iter().map(|disk| DiskRecord { name: disk.name.clone(), path: disk.path.clone().into() });
+        let record = ProtectionRecord {
+            vm: VmId::from_bytes(random()).to_string(),
+            name: request.name.clone(),
+            group_id: group_id.to_string(),
+            group,
+            epoch: Epoch::FIRST.0,
+            peer: request.peer.clone(),
+            disks: disks.collect(),
+            definition,
+            files,
+            policy,
+            paused: false,
+        };
+        let vm = self.begin(record.clone())?;
+        if let Err(error) = self.state.save(&record.file_name(), &record) {
+            self.end(&vm);
+            return Err(error.into());
+        }
+        tracing::info!(vm = record.name, group = record.group, peer = record.peer, "protected");
+        Ok(vm)
+    }
+
+    fn begin(self: &Arc<Self>, record: ProtectionRecord) -> Result<Arc<ProtectedVm>> {
+        let group = self.group(&record)?;
+        let vm = ProtectedVm::start(self, &group, record)?;
+        group.join(&vm);
+        self.vms().insert(vm.name(), vm.clone());
+        Ok(vm)
+    }
+
+    fn group(&self, record: &ProtectionRecord) -> Result<Arc<Group>> {
+        let id = record.group_id.parse().map_err(|_| anyhow::anyhow!("group id of {} is no id", record.name))?;
+        let mut groups = self.groups();
+        let group = groups
+            .entry(record.group.clone())
+            .or_insert_with(|| Group::start(id, record.group.clone(), self.run, &record.policy));
+        Ok(group.clone())
+    }
+
+    /// Reads the VM's definition and takes the files it names.
+    fn take_definition(&self, request: &ProtectRequest) -> Result<(String, Vec<FileRecord>)> {
+        let Some(text) = &request.definition else { return Ok((String::new(), Vec::new())) };
+        if text.len() > DEFINITION_BYTES_MAX {
+            return Err(OperationError::invalid(format!("definition of over {DEFINITION_BYTES_MAX} bytes")));
+        }
+        let definition = VmDefinition::parse(text).map_err(|error| OperationError::invalid(error.to_string()))?;
+        let mut files = Vec::new();
+        for (name, path) in definition.files() {
+            let (hash, size_bytes) = self
+                .artifacts
+                .take(path)
+                .map_err(|error| OperationError::invalid(format!("{name} of the definition: {error:#}")))?;
+            files.push(FileRecord { name: name.to_owned(), hash: hash.to_string(), size_bytes });
+        }
+        Ok((text.clone(), files))
+    }
+
+    /// Ends a protection. The VM's image stays as it is; its socket goes.
+    pub(crate) fn unprotect(&self, name: &str) -> Result<()> {
+        let vm = self.vm(name)?;
+        if vm.clients() > 0 {
+            return Err(OperationError::conflict(format!(
+                "VM {name} runs on the agent's socket; stop it first, then start it on its plain image"
+            )));
+        }
+        self.state.remove(&vm.record().file_name())?;
+        self.end(&vm);
+        tracing::info!(vm = name, "unprotected");
+        Ok(())
+    }
+
+    fn end(&self, vm: &Arc<ProtectedVm>) {
+        self.vms().remove(&vm.name());
+        vm.group().leave(vm.id());
+        if vm.group().is_empty() {
+            self.groups().remove(vm.group().name());
+        }
+        vm.stop();
+    }
+
+    pub(crate) fn vm(&self, name: &str) -> Result<Arc<ProtectedVm>> {
+        let found = self.vms().get(name).cloned();
+        found.ok_or_else(|| {
+            OperationError::not_found(format!("no VM {name:?} is protected here; `holdfast vm list` shows those that are"))
+        })
+    }
+
+    pub(crate) fn list(&self) -> Vec<Arc<ProtectedVm>> {
+        self.vms().values().cloned().collect()
+    }
+
+    pub(crate) fn groups_here(&self) -> Vec<Arc<Group>> {
+        self.groups().values().cloned().collect()
+    }
+
+    /// Takes a checkpoint of a group with a person's words.
+    pub(crate) fn tag(&self, group: &str, tag: &str) -> Result<types::Checkpoint> {
+        if tag.is_empty() || tag.len() > TAG_BYTES_MAX {
+            return Err(OperationError::invalid(format!("a tag has 1 to {TAG_BYTES_MAX} bytes")));
+        }
+        let found = self.groups().get(group).cloned();
+        let group = found.ok_or_else(|| {
+            OperationError::not_found(format!("no group {group:?} is protected here; tag on the protected side"))
+        })?;
+        group.take(CheckpointKind::Tagged, tag, clock::now())
+    }
+
+    fn vms(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<ProtectedVm>>> {
+        self.vms.lock().expect("a panic aborts the process")
+    }
+
+    fn groups(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Group>>> {
+        self.groups.lock().expect("a panic aborts the process")
+    }
+}
+
+fn check_name(what: &str, name: &str) -> Result<()> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.is_empty() || name.len() > NAME_BYTES_MAX.min(64) || !name.chars().all(allowed) || name.starts_with('.') {
+        return Err(OperationError::invalid(format!(
+            "{what} name {name:?}: use 1 to 64 letters, digits, '-', '_' and '.'"
+        )));
+    }
+    Ok(())
+}
+
+fn check_disks(request: &ProtectRequest) -> Result<()> {
+    if request.disks.is_empty() || request.disks.len() > DISKS_MAX {
+        return Err(OperationError::invalid(format!("name 1 to {DISKS_MAX} disks with --disk NAME=PATH")));
+    }
+    let mut names: Vec<_> = request.disks.iter().map(|disk| disk.name.as_str()).collect();
+    names.iter().try_for_each(|name| check_name("disk", name))?;
+    names.sort_unstable();
+    if names.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err(OperationError::invalid("two disks have the same name"));
+    }
+    Ok(())
+}
+
+/// A protection's record, saved.
+pub(crate) fn save_record(state: &StateDir, record: &ProtectionRecord) -> anyhow::Result<()> {
+    state.save(&record.file_name(), record).context("save the protection")
+}

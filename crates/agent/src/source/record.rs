@@ -1,0 +1,53 @@
+//! What a protection is, on disk.
+
+use crate::policy::Policy;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// A protected VM, as `state/protected/ID.json` has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ProtectionRecord {
+    pub(crate) vm: String,
+    pub(crate) name: String,
+    pub(crate) group_id: String,
+    pub(crate) group: String,
+    pub(crate) epoch: u64,
+    pub(crate) peer: String,
+    pub(crate) disks: Vec<DiskRecord>,
+    /// TOML; empty where the VM has none.
+    pub(crate) definition: String,
+    pub(crate) files: Vec<FileRecord>,
+    pub(crate) policy: Policy,
+    pub(crate) paused: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DiskRecord {
+    pub(crate) name: String,
+    pub(crate) path: PathBuf,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FileRecord {
+    pub(crate) name: String,
+    pub(crate) hash: String,
+    pub(crate) size_bytes: u64,
+}
+
+impl ProtectionRecord {
+    pub(crate) fn file_name(&self) -> String {
+        format!("protected/{}.json", self.vm)
+    }
+}
+
+/// The bytes of a hash in hexadecimal.
+pub(crate) fn parse_hash(text: &str) -> Option<replication::wire::ArtifactHash> {
+    let mut hash = [0; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    for (at, byte) in hash.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).ok()?;
+    }
+    Some(replication::wire::ArtifactHash(hash))
+}

@@ -1,0 +1,204 @@
+//! One protected VM: its disks, its capture, its socket, and the task that drives its stream.
+
+use super::Source;
+use super::driver::{self, Command, StreamStatus};
+use super::group::Group;
+use super::record::ProtectionRecord;
+use crate::clock;
+use crate::error::{OperationError, Result};
+use anyhow::Context;
+use splitter::nbd::{Export, Server};
+use splitter::{BlockDevice, Capture, ProtectedDisk, RawDisk};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::sync::{Notify, mpsc};
+use types::limits::BLOCK_BYTES;
+use types::{DiskIndex, VmId};
+
+/// A VM whose writes are captured.
+#[derive(Debug)]
+pub(crate) struct ProtectedVm {
+    id: VmId,
+    record: Mutex<ProtectionRecord>,
+    group: Arc<Group>,
+    capture: Arc<Capture>,
+    disks: Vec<Arc<ProtectedDisk>>,
+    server: Mutex<Option<ServerHandle>>,
+    commands: mpsc::UnboundedSender<Command>,
+    status: Mutex<StreamStatus>,
+}
+
+struct ServerHandle(Server);
+
+impl std::fmt::Debug for ServerHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Server").field(&self.0.path()).finish()
+    }
+}
+
+impl ProtectedVm {
+    /// Opens the disks, serves them, and begins to stream.
+    pub(crate) fn start(source: &Arc<Source>, group: &Arc<Group>, record: ProtectionRecord) -> Result<Arc<Self>> {
+        let id: VmId = record.vm.parse().map_err(|_| anyhow::anyhow!("VM id of {} is no id", record.name))?;
+        let mut raws = Vec::new();
+        for disk in &record.disks {
+            raws.push(RawDisk::open(&disk.path).map_err(|error| OperationError::invalid(with_sources(&error)))?);
+        }
+        let wake = Arc::new(Notify::new());
+        let sizes: Vec<u64> = raws.iter().map(RawDisk::size_bytes).collect();
+        let waker = {
+            let wake = wake.clone();
+            Box::new(move || wake.notify_one())
+        };
+        let capture = Arc::new(Capture::new(group.counter().clone(), &sizes, record.policy.buffer_bytes, waker));
+        let disks: Vec<_> = raws
+            .into_iter()
+            .enumerate()
+            .map(|(at, raw)| Arc::new(ProtectedDisk::new(DiskIndex(at as u16), raw, capture.clone())))
+            .collect();
+        let server = serve(&source.run_dir, &record, &disks)?;
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let vm = Arc::new(Self {
+            id,
+            status: Mutex::new(StreamStatus::default()),
+            record: Mutex::new(record),
+            group: group.clone(),
+            capture,
+            disks,
+            server: Mutex::new(Some(server)),
+            commands,
+        });
+        tokio::spawn(driver::drive(vm.clone(), source.clone(), wake, inbox));
+        Ok(vm)
+    }
+
+    pub(crate) fn id(&self) -> VmId {
+        self.id
+    }
+
+    pub(crate) fn name(&self) -> String {
+        self.record().name
+    }
+
+    pub(crate) fn group(&self) -> &Arc<Group> {
+        &self.group
+    }
+
+    pub(crate) fn capture(&self) -> &Arc<Capture> {
+        &self.capture
+    }
+
+    pub(crate) fn disks(&self) -> &[Arc<ProtectedDisk>] {
+        &self.disks
+    }
+
+    pub(crate) fn record(&self) -> ProtectionRecord {
+        self.lock_record().clone()
+    }
+
+    pub(crate) fn lock_record(&self) -> MutexGuard<'_, ProtectionRecord> {
+        self.record.lock().expect("a panic aborts the process")
+    }
+
+    pub(crate) fn lock_status(&self) -> MutexGuard<'_, StreamStatus> {
+        self.status.lock().expect("a panic aborts the process")
+    }
+
+    pub(crate) fn state_name(&self) -> String {
+        self.lock_status().state.clone()
+    }
+
+    /// How many NBD clients are connected.
+    pub(crate) fn clients(&self) -> usize {
+        let server = self.server.lock().expect("a panic aborts the process");
+        server.as_ref().map_or(0, |server| server.0.connections())
+    }
+
+    pub(crate) fn command(&self, command: Command) {
+        // The driver ends only after the VM was stopped, and then nothing is to be commanded.
+        let _ = self.commands.send(command);
+    }
+
+    /// Ends the stream and closes the socket. Open disks are released once nobody uses them.
+    pub(crate) fn stop(&self) {
+        self.command(Command::Stop);
+        let server = self.server.lock().expect("a panic aborts the process").take();
+        drop(server);
+    }
+
+    /// The VM for the operator.
+    pub(crate) fn to_api(&self) -> api::ProtectedVm {
+        let record = self.record();
+        let capture = self.capture.status();
+        let stream = self.lock_status().clone();
+        let rpo_now = self.group.rpo_now(clock::now()).map(|age| age.as_secs_f64());
+        let disks = record.disks.iter().zip(&self.disks).map(|(disk, open)| api::Disk {
+            name: disk.name.clone(),
+            size_bytes: open.size_bytes(),
+            path: disk.path.display().to_string(),
+        });
+        let dirty_bytes = capture.dirty_blocks * BLOCK_BYTES;
+        let total = stream.sync_total_bytes.max(dirty_bytes).max(1);
+        let syncing = matches!(stream.state.as_str(), "initial-sync" | "bitmap-sync");
+        api::ProtectedVm {
+            id: record.vm.clone(),
+            name: record.name.clone(),
+            group: record.group.clone(),
+            epoch: record.epoch,
+            peer: record.peer.clone(),
+            state: stream.state,
+            reason: stream.reason,
+            link: stream.link,
+            last_error: stream.last_error,
+            socket: socket_path_text(self),
+            clients: self.clients(),
+            disks: disks.collect(),
+            rpo_now_seconds: rpo_now,
+            rpo_seconds: record.policy.rpo_seconds,
+            rpo_exceeded: stream.rpo_exceeded,
+            buffer_bytes: capture.buffered_bytes,
+            buffer_bytes_max: capture.buffer_bytes_max,
+            dirty_bytes,
+            sync_progress: syncing.then(|| 1.0 - dirty_bytes as f64 / total as f64),
+            writes: capture.writes,
+            write_bytes: capture.write_bytes,
+            write_bytes_per_second: stream.write_bytes_per_second,
+            sent_bytes: stream.sent_bytes,
+            sent_bytes_per_second: stream.sent_bytes_per_second,
+            durable_seq: stream.durable.to_string(),
+            journal_bytes: stream.journal_bytes,
+            history_seconds: stream.history_seconds,
+            checkpoint_interval_seconds: record.policy.checkpoint_interval_seconds,
+        }
+    }
+}
+
+fn socket_path_text(vm: &ProtectedVm) -> String {
+    let server = vm.server.lock().expect("a panic aborts the process");
+    server.as_ref().map(|server| server.0.path().display().to_string()).unwrap_or_default()
+}
+
+fn serve(run_dir: &std::path::Path, record: &ProtectionRecord, disks: &[Arc<ProtectedDisk>]) -> Result<ServerHandle> {
+    let folder = run_dir.join("vms");
+    std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+    let path: PathBuf = folder.join(format!("{}.sock", record.name));
+    let exports = record.disks.iter().zip(disks).map(|(disk, device)| Export {
+        name: disk.name.clone(),
+        description: format!("disk {} of protected VM {}", disk.name, record.name),
+        device: device.clone() as Arc<dyn BlockDevice>,
+    });
+    let server = Server::bind(&path, exports.collect())
+        .map_err(|error| OperationError::conflict(with_sources(&error)))?;
+    Ok(ServerHandle(server))
+}
+
+/// An error with all that caused it, in one line.
+pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}

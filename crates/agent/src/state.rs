@@ -1,0 +1,138 @@
+//! The agent's own small files: each is JSON, replaced atomically, in a folder one agent holds alone.
+
+use anyhow::{Context, Result, bail};
+use journal::FsStore;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use types::RunNumber;
+
+/// The agent's state folder, locked while this lives.
+#[derive(Debug)]
+pub(crate) struct StateDir {
+    store: FsStore,
+}
+
+/// Every file says which version of its form it has.
+#[derive(Serialize, Deserialize)]
+struct Versioned<T> {
+    version: u32,
+    #[serde(flatten)]
+    content: T,
+}
+
+const VERSION: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct RunFile {
+    run: u32,
+}
+
+impl StateDir {
+    pub(crate) fn open(root: &Path) -> Result<Self> {
+        let store = FsStore::open(root).context(
+            "open state folder: only one agent may use it; stop the other one or give this one its own state_dir",
+        )?;
+        Ok(Self { store })
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.store.root().join(name)
+    }
+
+    /// Raises the run number, durably, before anything draws a sequence.
+    pub(crate) fn next_run(&self) -> Result<RunNumber> {
+        let last = self.load::<RunFile>("run.json")?.map_or(0, |file| file.run);
+        let run = last + 1;
+        if run > RunNumber::MAX.0 {
+            bail!("the agent has started {last} times, which is as often as its sequences have room for");
+        }
+        self.save("run.json", &RunFile { run })?;
+        Ok(RunNumber(run))
+    }
+
+    /// Reads a file; none where it does not exist.
+    pub(crate) fn load<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+        let path = self.path(name);
+        let bytes = match std::fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other.with_context(|| format!("read {}", path.display()))?,
+        };
+        let file: Versioned<T> =
+            serde_json::from_slice(&bytes).with_context(|| format!("parse {}", path.display()))?;
+        if file.version != VERSION {
+            bail!("{} has version {}, this agent reads {VERSION}", path.display(), file.version);
+        }
+        Ok(Some(file.content))
+    }
+
+    /// Replaces a file; once this returns, the new one survives a crash.
+    pub(crate) fn save<T: Serialize>(&self, name: &str, content: &T) -> Result<()> {
+        let path = self.path(name);
+        let folder = path.parent().context("a state file has a folder")?;
+        std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+        let partial = path.with_extension("partial");
+        let bytes = serde_json::to_vec_pretty(&Versioned { version: VERSION, content })?;
+        let write = || -> std::io::Result<()> {
+            let mut file = File::create(&partial)?;
+            file.write_all(&bytes)?;
+            file.sync_all()?;
+            std::fs::rename(&partial, &path)?;
+            File::open(folder)?.sync_all()
+        };
+        write().with_context(|| format!("write {}", path.display()))
+    }
+
+    pub(crate) fn remove(&self, name: &str) -> Result<()> {
+        match std::fs::remove_file(self.path(name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("remove {name}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads every `.json` of a folder.
+    pub(crate) fn load_all<T: DeserializeOwned>(&self, folder: &str) -> Result<Vec<T>> {
+        let path = self.path(folder);
+        let rows = match std::fs::read_dir(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.with_context(|| format!("list {}", path.display()))?,
+        };
+        let mut names = Vec::new();
+        for row in rows {
+            let name = row.with_context(|| format!("list {}", path.display()))?.file_name();
+            names.extend(name.to_str().filter(|name| name.ends_with(".json")).map(str::to_owned));
+        }
+        names.sort();
+        let mut files = Vec::new();
+        for name in names {
+            files.extend(self.load(&format!("{folder}/{name}"))?);
+        }
+        Ok(files)
+    }
+}
+
+/// Sixteen random bytes from the system.
+pub(crate) fn random() -> [u8; 16] {
+    let mut bytes = [0; 16];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()) {
+            Ok(more) => filled += more,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => panic!("the system has no random bytes: {errno}"),
+        }
+    }
+    bytes
+}
+
+/// Which boot of the host this is.
+pub(crate) fn boot_id() -> Result<[u8; 16]> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot id")?;
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+    let id: types::Incarnation = digits.parse().map_err(|_| anyhow::anyhow!("boot id {text:?} is no id"))?;
+    Ok(id.to_bytes())
+}

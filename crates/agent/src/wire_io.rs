@@ -1,0 +1,69 @@
+//! Messages over a byte stream: reading one, and a task that writes what is queued.
+
+use replication::wire::{FrameReader, FrameWriter, HEADER_BYTES, Message, WireError};
+use std::io;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter};
+use tokio::sync::{mpsc, oneshot};
+
+/// Why no further message can be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReadError {
+    #[error("the connection was closed")]
+    Closed,
+    #[error("the connection failed: {0}")]
+    Io(io::Error),
+    #[error(transparent)]
+    Wire(#[from] WireError),
+}
+
+/// Reads the next message.
+pub(crate) async fn read_message(
+    stream: &mut (impl AsyncRead + Unpin),
+    frames: &mut FrameReader,
+) -> Result<Message, ReadError> {
+    let io = |error: io::Error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => ReadError::Closed,
+        _ => ReadError::Io(error),
+    };
+    let mut header = [0; HEADER_BYTES];
+    stream.read_exact(&mut header).await.map_err(io)?;
+    let header = frames.header(&header)?;
+    let mut body = vec![0; header.body_len];
+    stream.read_exact(&mut body).await.map_err(io)?;
+    Ok(frames.message(&header, body.into())?)
+}
+
+/// A message to write, and somebody to tell once it is.
+pub(crate) struct Outgoing {
+    pub(crate) message: Message,
+    pub(crate) written: Option<oneshot::Sender<()>>,
+}
+
+impl From<Message> for Outgoing {
+    fn from(message: Message) -> Self {
+        Self { message, written: None }
+    }
+}
+
+/// Writes messages until the queue is closed or the connection fails. What is queued is bounded by
+/// those who queue: the sender by its window, everybody else by waiting for `written`.
+pub(crate) async fn write_messages(
+    stream: impl AsyncWrite + Unpin,
+    mut queue: mpsc::UnboundedReceiver<Outgoing>,
+) -> io::Result<()> {
+    let mut stream = BufWriter::with_capacity(128 << 10, stream);
+    let mut frames = FrameWriter::default();
+    while let Some(next) = queue.recv().await {
+        let (header, body) = frames.encode(&next.message);
+        stream.write_all(&header).await?;
+        stream.write_all(&body).await?;
+        if queue.is_empty() {
+            stream.flush().await?;
+        }
+        if let Some(written) = next.written {
+            let _ = written.send(());
+        }
+    }
+    stream.flush().await?;
+    stream.shutdown().await
+}

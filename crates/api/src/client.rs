@@ -1,0 +1,216 @@
+//! A client for the agent's API, over its unix socket or mutual TLS on TCP.
+
+use crate::model::*;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+
+/// The largest answer that is read, in bytes.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// Where the agent is.
+#[derive(Debug, Clone)]
+pub enum Endpoint {
+    Unix(PathBuf),
+    /// Host, port, and what to present and to trust.
+    Tls { host: String, port: u16, config: Arc<rustls::ClientConfig> },
+}
+
+/// Why a call did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("no agent answers at {place}: {source}")]
+    Connect {
+        place: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the connection to the agent failed: {0}")]
+    Http(String),
+    #[error("{}", .0.detail)]
+    Refused(Problem),
+    #[error("the agent's answer could not be read: {0}")]
+    Answer(String),
+}
+
+/// Calls the agent's API.
+#[derive(Debug, Clone)]
+pub struct Client {
+    endpoint: Endpoint,
+}
+
+impl Client {
+    pub fn new(endpoint: Endpoint) -> Self {
+        Self { endpoint }
+    }
+
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        self.get("/v1/status").await
+    }
+
+    pub async fn protect(&self, request: &ProtectRequest) -> Result<ProtectedVm, ClientError> {
+        self.post("/v1/vms", request).await
+    }
+
+    pub async fn protected_vm(&self, name: &str) -> Result<ProtectedVm, ClientError> {
+        self.get(&format!("/v1/vms/{}", escape(name))).await
+    }
+
+    pub async fn pause(&self, name: &str) -> Result<ProtectedVm, ClientError> {
+        self.post(&format!("/v1/vms/{}/pause", escape(name)), &()).await
+    }
+
+    pub async fn resume(&self, name: &str) -> Result<ProtectedVm, ClientError> {
+        self.post(&format!("/v1/vms/{}/resume", escape(name)), &()).await
+    }
+
+    pub async fn unprotect(&self, name: &str) -> Result<Done, ClientError> {
+        self.call(Method::DELETE, &format!("/v1/vms/{}", escape(name)), None).await
+    }
+
+    pub async fn forget(&self, name: &str) -> Result<Done, ClientError> {
+        self.call(Method::DELETE, &format!("/v1/recovered/{}", escape(name)), None).await
+    }
+
+    pub async fn groups(&self) -> Result<Vec<Group>, ClientError> {
+        self.get("/v1/groups").await
+    }
+
+    pub async fn tag(&self, group: &str, tag: &str) -> Result<Checkpoint, ClientError> {
+        let request = TagRequest { tag: tag.to_owned() };
+        self.post(&format!("/v1/groups/{}/checkpoints", escape(group)), &request).await
+    }
+
+    pub async fn checkpoints(
+        &self,
+        vm: &str,
+        cursor: Option<&str>,
+        limit: usize,
+    ) -> Result<CheckpointPage, ClientError> {
+        let cursor = cursor.map(|cursor| format!("&cursor={}", escape(cursor))).unwrap_or_default();
+        self.get(&format!("/v1/recovered/{}/checkpoints?limit={limit}{cursor}", escape(vm))).await
+    }
+
+    pub async fn open_image(&self, request: &OpenImageRequest) -> Result<Image, ClientError> {
+        self.post("/v1/images", request).await
+    }
+
+    pub async fn images(&self) -> Result<Vec<Image>, ClientError> {
+        self.get("/v1/images").await
+    }
+
+    pub async fn close_image(&self, id: &str) -> Result<Done, ClientError> {
+        self.call(Method::DELETE, &format!("/v1/images/{}", escape(id)), None).await
+    }
+
+    pub async fn failover(&self, group: &str, at: &str) -> Result<Failover, ClientError> {
+        let request = FailoverRequest { at: at.to_owned() };
+        self.post(&format!("/v1/groups/{}/failover", escape(group)), &request).await
+    }
+
+    pub async fn commit(&self, group: &str) -> Result<Failover, ClientError> {
+        self.post(&format!("/v1/groups/{}/failover/commit", escape(group)), &()).await
+    }
+
+    pub async fn rollback(&self, group: &str) -> Result<Failover, ClientError> {
+        self.post(&format!("/v1/groups/{}/failover/rollback", escape(group)), &()).await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.call(Method::GET, path, None).await
+    }
+
+    async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| ClientError::Answer(error.to_string()))?;
+        self.call(Method::POST, path, Some(body)).await
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<T, ClientError> {
+        match &self.endpoint {
+            Endpoint::Unix(socket) => {
+                let place = socket.display().to_string();
+                let stream = UnixStream::connect(socket)
+                    .await
+                    .map_err(|source| ClientError::Connect { place, source })?;
+                exchange(stream, method, path, body).await
+            }
+            Endpoint::Tls { host, port, config } => {
+                let place = format!("{host}:{port}");
+                let failed = |source| ClientError::Connect { place: place.clone(), source };
+                let name = ServerName::try_from(host.clone()).map_err(|error| failed(io::Error::other(error)))?;
+                let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(failed)?;
+                let connector = TlsConnector::from(config.clone());
+                let stream = connector.connect(name, stream).await.map_err(failed)?;
+                exchange(stream, method, path, body).await
+            }
+        }
+    }
+}
+
+async fn exchange<T: DeserializeOwned>(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    method: Method,
+    path: &str,
+    body: Option<Vec<u8>>,
+) -> Result<T, ClientError> {
+    let http = |error: hyper::Error| ClientError::Http(error.to_string());
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
+    tokio::spawn(connection);
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "holdfast")
+        .header("content-type", "application/json")
+        .body(Full::new(Bytes::from(body.unwrap_or_default())))
+        .map_err(|error| ClientError::Http(error.to_string()))?;
+    let answer = sender.send_request(request).await.map_err(http)?;
+    let status = answer.status();
+    let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX)
+        .collect()
+        .await
+        .map_err(|error| ClientError::Answer(error.to_string()))?
+        .to_bytes();
+    if !status.is_success() {
+        let problem = serde_json::from_slice(&body).unwrap_or_else(|_| problem_of(status, &body));
+        return Err(ClientError::Refused(problem));
+    }
+    serde_json::from_slice(&body).map_err(|error| ClientError::Answer(error.to_string()))
+}
+
+fn problem_of(status: StatusCode, body: &[u8]) -> Problem {
+    Problem {
+        kind: "about:blank".into(),
+        title: status.canonical_reason().unwrap_or("error").into(),
+        status: status.as_u16(),
+        detail: format!("{status}: {}", String::from_utf8_lossy(&body[..body.len().min(500)])),
+    }
+}
+
+/// Percent-encodes everything but unreserved characters.
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}

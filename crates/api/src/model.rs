@@ -1,0 +1,269 @@
+//! The JSON of every request and answer.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// An error, as RFC 9457 has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Problem {
+    /// A short stable name for the kind of error: `about:blank#` and the word.
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub title: String,
+    pub status: u16,
+    /// What happened and what to do about it.
+    pub detail: String,
+}
+
+/// The agent and everything on it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    pub site: String,
+    pub agent: String,
+    pub version: String,
+    pub run: u32,
+    pub protected: Vec<ProtectedVm>,
+    pub recovered: Vec<RecoveredVm>,
+    pub images: Vec<Image>,
+}
+
+/// A request to protect a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProtectRequest {
+    pub name: String,
+    /// The protection group; the VM's own name by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    pub disks: Vec<ProtectDisk>,
+    /// `HOST:PORT` of the recovery side's agent.
+    pub peer: String,
+    /// The VM's definition, TOML: what the recovery side needs to start it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub definition: Option<String>,
+    #[serde(default)]
+    pub settings: ProtectSettings,
+}
+
+/// A disk of the VM to protect.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProtectDisk {
+    /// The disk's name in the guest, `vda`.
+    pub name: String,
+    /// A raw image file or a block device on the agent's host.
+    pub path: String,
+}
+
+/// A protection's policy; what is left out takes the agent's default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProtectSettings {
+    /// 1 to 60, default 5.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_interval_seconds: Option<u64>,
+    /// 3600 (1 h) to 2592000 (30 d), default 86400.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history_seconds: Option<u64>,
+    /// 1 GB to 20 TB; no limit by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal_bytes_max: Option<u64>,
+    /// 1 to 3600, default 60.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rpo_seconds: Option<u64>,
+    /// 1 MiB to 4 GiB, default 64 MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub buffer_bytes: Option<u64>,
+}
+
+/// A VM whose writes this agent captures.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ProtectedVm {
+    pub id: String,
+    pub name: String,
+    pub group: String,
+    pub epoch: u64,
+    pub peer: String,
+    /// `initial-sync`, `journaling`, `tracking`, `bitmap-sync`, `paused`, `fenced` or `failed`.
+    pub state: String,
+    /// Why it is so, where the state alone does not say.
+    pub reason: String,
+    /// `down`, `connecting`, `greeting` or `up`.
+    pub link: String,
+    /// What the peer or the link said last when something was wrong.
+    pub last_error: Option<String>,
+    /// The NBD socket to start the VM on.
+    pub socket: String,
+    /// Connected NBD clients.
+    pub clients: usize,
+    pub disks: Vec<Disk>,
+    /// Age of the newest checkpoint that is complete at the recovery side.
+    pub rpo_now_seconds: Option<f64>,
+    pub rpo_seconds: u64,
+    pub rpo_exceeded: bool,
+    pub buffer_bytes: u64,
+    pub buffer_bytes_max: u64,
+    pub dirty_bytes: u64,
+    /// How much of a running sync is done, 0 to 1.
+    pub sync_progress: Option<f64>,
+    /// Guest writes since the agent started.
+    pub writes: u64,
+    pub write_bytes: u64,
+    pub write_bytes_per_second: f64,
+    /// Sent over the link since the agent started.
+    pub sent_bytes: u64,
+    pub sent_bytes_per_second: f64,
+    pub durable_seq: String,
+    pub journal_bytes: u64,
+    pub history_seconds: u64,
+    pub checkpoint_interval_seconds: u64,
+}
+
+/// A disk of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Disk {
+    pub name: String,
+    pub size_bytes: u64,
+    /// Where it lies, on the side that has it.
+    pub path: String,
+}
+
+/// A VM whose journal this agent keeps.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RecoveredVm {
+    pub id: String,
+    pub name: String,
+    pub group: String,
+    pub epoch: u64,
+    /// `following`, `failed-over`, `committed` or `failed`.
+    pub state: String,
+    pub last_error: Option<String>,
+    /// Whether its stream is connected.
+    pub connected: bool,
+    pub peer: Option<String>,
+    pub disks: Vec<Disk>,
+    pub durable_seq: String,
+    /// Whether writes are missing until a sync ends.
+    pub syncing: bool,
+    /// Guest writes in the journal since it was opened.
+    pub writes: u64,
+    pub journal_bytes: u64,
+    pub journal_bytes_max: u64,
+    pub history_seconds: u64,
+    pub history_seconds_max: u64,
+    pub checkpoints: usize,
+    pub newest_checkpoint: Option<Checkpoint>,
+    /// The newest state that can be opened.
+    pub tail: Option<String>,
+}
+
+/// A group and where its authority lies, at this agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Group {
+    pub id: String,
+    pub name: String,
+    pub epoch: u64,
+    /// `protected` or `recovery`.
+    pub side: String,
+    pub vms: Vec<String>,
+    pub failover: Option<Failover>,
+}
+
+/// A checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Checkpoint {
+    pub id: String,
+    pub cut: String,
+    /// `automatic` or `tagged`.
+    pub kind: String,
+    pub tag: String,
+    pub taken_at: String,
+}
+
+/// A page of checkpoints, oldest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CheckpointPage {
+    pub checkpoints: Vec<Checkpoint>,
+    /// Give this as `cursor` for the next page; none where this is the last.
+    pub next: Option<String>,
+}
+
+/// A request for a tagged checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TagRequest {
+    pub tag: String,
+}
+
+/// A request to open an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OpenImageRequest {
+    pub vm: String,
+    /// `latest`, a checkpoint's id, a time (RFC 3339) or a tag.
+    pub at: String,
+    #[serde(default)]
+    pub writable: bool,
+}
+
+/// An open image.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Image {
+    pub id: String,
+    pub vm: String,
+    pub cut: String,
+    /// The checkpoint at the cut, if it is one.
+    pub checkpoint: Option<Checkpoint>,
+    pub writable: bool,
+    /// The NBD socket to attach to; each disk is an export by its name.
+    pub socket: String,
+    pub disks: Vec<Disk>,
+    pub overlay_bytes: u64,
+    /// Who holds it: `operator`, or `failover` of a group.
+    pub owner: String,
+    /// How long opening took.
+    pub open_seconds: f64,
+}
+
+/// A request to fail a group over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FailoverRequest {
+    /// `latest`, a checkpoint's id, a time (RFC 3339) or a tag.
+    pub at: String,
+}
+
+/// A failover of a group.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Failover {
+    pub group: String,
+    pub epoch: u64,
+    /// `running`, `committed` or `rolled-back`.
+    pub phase: String,
+    pub cut: String,
+    /// The checkpoint at the cut, if it is one.
+    pub checkpoint: Option<Checkpoint>,
+    pub vms: Vec<FailoverVm>,
+    /// From the request to images open.
+    pub image_open_seconds: f64,
+    /// From the request to VMs started.
+    pub start_seconds: f64,
+}
+
+/// A VM of a failover.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct FailoverVm {
+    pub vm: String,
+    pub image: String,
+    pub socket: String,
+    /// Process id of the running VM; none where it has no definition or has stopped.
+    pub pid: Option<u32>,
+    /// `running`, `stopped` or `not-defined`.
+    pub run_state: String,
+}
+
+/// An answer that has nothing else to say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Done {
+    pub done: bool,
+}

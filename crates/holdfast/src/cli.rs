@@ -1,0 +1,240 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use std::path::PathBuf;
+
+/// Continuous data protection and disaster recovery for virtual machines.
+#[derive(Debug, Parser)]
+#[command(name = "holdfast", version, about, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) connect: Connect,
+    /// Print one JSON document instead of text.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Which agent to talk to.
+#[derive(Debug, Args)]
+pub(crate) struct Connect {
+    /// The agent's API socket.
+    #[arg(long, global = true, env = "HOLDFAST_SOCKET", default_value = "/run/holdfast/agent.sock", value_name = "PATH")]
+    pub(crate) socket: PathBuf,
+    /// Talk to an agent over TLS instead: HOST:PORT. Needs --ca, --cert and --key.
+    #[arg(long, global = true, value_name = "HOST:PORT", requires_all = ["ca", "cert", "key"])]
+    pub(crate) agent: Option<String>,
+    /// The CA certificate of the agent's site.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// Your certificate, issued by that CA.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) cert: Option<PathBuf>,
+    /// The key of your certificate.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the agent on this host.
+    Agent {
+        /// The agent's configuration.
+        #[arg(long, default_value = "/etc/holdfast/agent.toml", value_name = "FILE")]
+        config: PathBuf,
+        /// Only check the configuration.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Keys and certificates of this site, and whom it trusts.
+    #[command(subcommand)]
+    Pki(PkiCommand),
+    /// Protected VMs.
+    #[command(subcommand)]
+    Vm(VmCommand),
+    /// Everything on the agent: state, RPO, buffers, journals.
+    Status {
+        /// Print it again every second until interrupted.
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Checkpoints of groups and VMs.
+    #[command(subcommand)]
+    Checkpoint(CheckpointCommand),
+    /// Images: a VM's disks as of a checkpoint.
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Start a group at this side, and keep or undo that.
+    #[command(subcommand)]
+    Failover(FailoverCommand),
+    /// Look into a journal's folder, offline.
+    #[command(subcommand)]
+    Journal(JournalCommand),
+    /// Print a completion script for your shell.
+    Completions { shell: Shell },
+    /// Print the OpenAPI document of the agent's API.
+    Openapi,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PkiCommand {
+    /// Make this site's certificate authority.
+    Init {
+        #[arg(long, default_value = "/etc/holdfast/pki", value_name = "FOLDER")]
+        dir: PathBuf,
+        /// The site's name.
+        #[arg(long)]
+        site: String,
+    },
+    /// Issue a certificate for an agent of this site, or for an operator.
+    Issue {
+        #[arg(long, default_value = "/etc/holdfast/pki", value_name = "FOLDER")]
+        dir: PathBuf,
+        /// The agent's name.
+        #[arg(long)]
+        agent: String,
+        /// A host name or address the agent is reached at; may be given again.
+        #[arg(long = "host", value_name = "HOST")]
+        hosts: Vec<String>,
+        /// How long it is valid.
+        #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
+        days: u32,
+        /// Issue an operator's certificate to NAME.pem and NAME.key instead of the agent's own.
+        #[arg(long, value_name = "NAME")]
+        operator: Option<String>,
+    },
+    /// Trust another site's certificate authority.
+    Trust {
+        #[arg(long, default_value = "/etc/holdfast/pki", value_name = "FOLDER")]
+        dir: PathBuf,
+        /// The other site's name.
+        #[arg(long)]
+        site: String,
+        /// Its CA certificate (`ca.pem`).
+        certificate: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VmCommand {
+    /// Protect a VM: prints the NBD socket to start it on.
+    Protect(Protect),
+    /// The VMs protected here.
+    List,
+    /// One protected VM.
+    Show { name: String },
+    /// Stop sending; changes are tracked in the bitmap.
+    Pause { name: String },
+    /// Send again, beginning with what changed meanwhile.
+    Resume { name: String },
+    /// End a protection. The VM's image stays; the journal at the other side stays too.
+    Unprotect { name: String },
+    /// At the recovery side: forget a VM and remove its journal, for good.
+    Forget { name: String },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Protect {
+    pub(crate) name: String,
+    /// A disk, NAME=PATH: `vda=/var/lib/images/web.raw`; may be given again.
+    #[arg(long = "disk", value_name = "NAME=PATH", required = true)]
+    pub(crate) disks: Vec<String>,
+    /// The recovery side's agent.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) peer: String,
+    /// The protection group; the VM's own name by default.
+    #[arg(long)]
+    pub(crate) group: Option<String>,
+    /// The VM's definition, TOML, which the recovery side starts it from.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) definition: Option<PathBuf>,
+    /// Seconds between automatic checkpoints, 1 to 60.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) checkpoint_interval: Option<u64>,
+    /// The history window in seconds, 3600 (1 h) to 2592000 (30 d).
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) history: Option<u64>,
+    /// The journal's size limit in bytes, 1 GB to 20 TB.
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) journal_max: Option<u64>,
+    /// The RPO bound in seconds, 1 to 3600.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) rpo: Option<u64>,
+    /// The memory buffer in bytes, 1 MiB to 4 GiB.
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) buffer: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CheckpointCommand {
+    /// The checkpoints of a VM whose journal is kept here, oldest first.
+    List {
+        #[arg(long)]
+        vm: String,
+        /// The most rows to print.
+        #[arg(long, default_value_t = 1000)]
+        limit: usize,
+        /// Begin behind this one, as printed at the end of the page before.
+        #[arg(long)]
+        cursor: Option<String>,
+    },
+    /// Take a checkpoint of a group now, with your words. On the protected side.
+    Tag {
+        #[arg(long)]
+        group: String,
+        tag: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Open an image: prints the NBD socket to attach to.
+    Open {
+        #[arg(long)]
+        vm: String,
+        /// `latest`, a checkpoint's id, a time (RFC 3339) or a tag.
+        #[arg(long)]
+        at: String,
+        /// Let writes go to an overlay.
+        #[arg(long)]
+        writable: bool,
+    },
+    /// The open images.
+    List,
+    /// Close an image and throw its overlay away.
+    Close { id: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum FailoverCommand {
+    /// Fail a group over to this side: fences the other one, opens images, starts the VMs.
+    Start {
+        #[arg(long)]
+        group: String,
+        /// `latest`, a checkpoint's id, a time (RFC 3339) or a tag.
+        #[arg(long, default_value = "latest")]
+        at: String,
+    },
+    /// Keep it.
+    Commit {
+        #[arg(long)]
+        group: String,
+    },
+    /// Undo it: VMs stop, what they wrote is thrown away, protection may go on.
+    Rollback {
+        #[arg(long)]
+        group: String,
+    },
+    /// The groups and their failovers.
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum JournalCommand {
+    /// What a journal's folder holds.
+    Inspect { folder: PathBuf },
+    /// Read every byte; exit code 7 where something is damaged.
+    Verify { folder: PathBuf },
+}

@@ -1,0 +1,212 @@
+//! Carrying out each command.
+
+use crate::cli::{
+    CheckpointCommand, Cli, Command, Connect, FailoverCommand, ImageCommand, PkiCommand, Protect, VmCommand,
+};
+use crate::{journal_tools, print};
+use agent::config::Config;
+use agent::pki::{Pki, operator_client};
+use anyhow::{Context, Result, bail};
+use api::{Client, Endpoint, OpenImageRequest, ProtectDisk, ProtectRequest, ProtectSettings};
+use clap::CommandFactory;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+use tracing_subscriber::EnvFilter;
+
+pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
+    let Cli { connect, json, command } = cli;
+    match command {
+        Command::Agent { config, check } => run_agent(&config, check),
+        Command::Pki(command) => pki(command, json),
+        Command::Journal(command) => journal_tools::run(command, json),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "holdfast", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Openapi => {
+            let document = agent::http::openapi().to_pretty_json().context("print the document")?;
+            println!("{document}");
+            Ok(ExitCode::SUCCESS)
+        }
+        other => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start")?;
+            runtime.block_on(ask(connect, other, json))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn run_agent(path: &Path, check: bool) -> Result<ExitCode> {
+    let config = Config::load(path)?;
+    if check {
+        println!("{}: fine", path.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let filter = EnvFilter::try_from_env("HOLDFAST_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if config.log_json {
+        log.json().init();
+    } else {
+        log.with_ansi(false).init();
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start")?;
+    runtime.block_on(agent::run(config))?;
+    // Guests' threads may still be in a read; the process does not wait for them.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn pki(command: PkiCommand, json: bool) -> Result<ExitCode> {
+    let written = match command {
+        PkiCommand::Init { dir, site } => Pki::new(dir).init(&site)?,
+        PkiCommand::Issue { dir, agent, hosts, days, operator } => {
+            let stem = operator.as_deref().unwrap_or("agent");
+            Pki::new(dir).issue(&agent, stem, &hosts, days)?
+        }
+        PkiCommand::Trust { dir, site, certificate } => Pki::new(dir).trust(&site, &certificate)?,
+    };
+    if json {
+        print::json(&serde_json::json!({ "written": written }))?;
+    } else {
+        println!("wrote {}", written.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn ask(connect: Connect, command: Command, json: bool) -> Result<()> {
+    let client = client(connect)?;
+    match command {
+        Command::Vm(command) => vm(&client, command, json).await,
+        Command::Status { watch } => status(&client, watch, json).await,
+        Command::Checkpoint(command) => checkpoint(&client, command, json).await,
+        Command::Image(command) => image(&client, command, json).await,
+        Command::Failover(command) => failover(&client, command, json).await,
+        Command::Agent { .. }
+        | Command::Pki(_)
+        | Command::Journal(_)
+        | Command::Completions { .. }
+        | Command::Openapi => unreachable!("carried out without an agent"),
+    }
+}
+
+fn client(connect: Connect) -> Result<Client> {
+    let Some(agent) = connect.agent else {
+        return Ok(Client::new(Endpoint::Unix(connect.socket)));
+    };
+    let (host, port) = agent.rsplit_once(':').context("--agent is HOST:PORT")?;
+    let port = port.parse().context("--agent is HOST:PORT")?;
+    let (Some(ca), Some(cert), Some(key)) = (&connect.ca, &connect.cert, &connect.key) else {
+        bail!("--agent needs --ca, --cert and --key");
+    };
+    Ok(Client::new(Endpoint::Tls { host: host.to_owned(), port, config: operator_client(ca, cert, key)? }))
+}
+
+async fn vm(client: &Client, command: VmCommand, json: bool) -> Result<()> {
+    match command {
+        VmCommand::Protect(protect) => {
+            let vm = client.protect(&request(protect)?).await?;
+            print::one(json, &vm, print::protected)
+        }
+        VmCommand::List => print::one(json, &client.status().await?.protected, |vms| print::vm_table(vms)),
+        VmCommand::Show { name } => print::one(json, &client.protected_vm(&name).await?, print::protected),
+        VmCommand::Pause { name } => print::one(json, &client.pause(&name).await?, print::protected),
+        VmCommand::Resume { name } => print::one(json, &client.resume(&name).await?, print::protected),
+        VmCommand::Unprotect { name } => {
+            let done = client.unprotect(&name).await?;
+            print::one(json, &done, |_| format!("{name} is not protected any more\n"))
+        }
+        VmCommand::Forget { name } => {
+            let done = client.forget(&name).await?;
+            print::one(json, &done, |_| format!("the journal of {name} is removed\n"))
+        }
+    }
+}
+
+fn request(protect: Protect) -> Result<ProtectRequest> {
+    let mut disks = Vec::new();
+    for disk in &protect.disks {
+        let (name, path) = disk.split_once('=').with_context(|| format!("--disk {disk}: give NAME=PATH"))?;
+        let path = std::path::absolute(path).with_context(|| format!("--disk {disk}"))?;
+        disks.push(ProtectDisk { name: name.to_owned(), path: path.display().to_string() });
+    }
+    Ok(ProtectRequest {
+        name: protect.name,
+        group: protect.group,
+        disks,
+        peer: protect.peer,
+        definition: protect.definition.as_deref().map(read_definition).transpose()?,
+        settings: ProtectSettings {
+            checkpoint_interval_seconds: protect.checkpoint_interval,
+            history_seconds: protect.history,
+            journal_bytes_max: protect.journal_max,
+            rpo_seconds: protect.rpo,
+            buffer_bytes: protect.buffer,
+        },
+    })
+}
+
+/// Reads a definition and makes the paths in it absolute, as seen from its own folder.
+fn read_definition(path: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    let definition = agent::hypervisor::VmDefinition::parse(&text).with_context(|| format!("{}", path.display()))?;
+    let folder = std::path::absolute(path).context("find the definition's folder")?;
+    let folder = folder.parent().unwrap_or(Path::new("/"));
+    definition.with_files_in(folder).to_toml().context("write the definition")
+}
+
+async fn status(client: &Client, watch: bool, json: bool) -> Result<()> {
+    loop {
+        let status = client.status().await?;
+        if watch && !json {
+            print!("\x1b[H\x1b[2J");
+        }
+        print::one(json, &status, print::status)?;
+        if !watch {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+async fn checkpoint(client: &Client, command: CheckpointCommand, json: bool) -> Result<()> {
+    match command {
+        CheckpointCommand::List { vm, limit, cursor } => {
+            let page = client.checkpoints(&vm, cursor.as_deref(), limit).await?;
+            print::one(json, &page, print::checkpoints)
+        }
+        CheckpointCommand::Tag { group, tag } => {
+            let checkpoint = client.tag(&group, &tag).await?;
+            print::one(json, &checkpoint, |checkpoint| {
+                format!("checkpoint {} of group {group} tagged {:?}\n", checkpoint.id, checkpoint.tag)
+            })
+        }
+    }
+}
+
+async fn image(client: &Client, command: ImageCommand, json: bool) -> Result<()> {
+    match command {
+        ImageCommand::Open { vm, at, writable } => {
+            let image = client.open_image(&OpenImageRequest { vm, at, writable }).await?;
+            print::one(json, &image, print::image)
+        }
+        ImageCommand::List => print::one(json, &client.images().await?, |images| print::image_table(images)),
+        ImageCommand::Close { id } => {
+            print::one(json, &client.close_image(&id).await?, |_| format!("image {id} is closed\n"))
+        }
+    }
+}
+
+async fn failover(client: &Client, command: FailoverCommand, json: bool) -> Result<()> {
+    match command {
+        FailoverCommand::Start { group, at } => {
+            if !json {
+                eprintln!("failing group {group} over to {at} …");
+            }
+            print::one(json, &client.failover(&group, &at).await?, print::failover)
+        }
+        FailoverCommand::Commit { group } => print::one(json, &client.commit(&group).await?, print::failover),
+        FailoverCommand::Rollback { group } => print::one(json, &client.rollback(&group).await?, print::failover),
+        FailoverCommand::List => print::one(json, &client.groups().await?, |groups| print::groups(groups)),
+    }
+}

@@ -1,0 +1,112 @@
+//! `holdfast journal`: looking into a journal's folder while no agent has it.
+
+use crate::cli::JournalCommand;
+use crate::{exit, print};
+use anyhow::{Context, Result, bail};
+use journal::{FsStore, VerifyReport, verify};
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+pub(crate) fn run(command: JournalCommand, as_json: bool) -> Result<ExitCode> {
+    let (folder, deep) = match &command {
+        JournalCommand::Inspect { folder } => (folder, false),
+        JournalCommand::Verify { folder } => (folder, true),
+    };
+    let report = read(folder, deep)?;
+    if as_json {
+        print::json(&to_json(&report))?;
+    } else {
+        print!("{}", to_text(&report, deep));
+    }
+    Ok(if report.damage.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(exit::DAMAGED) })
+}
+
+fn read(folder: &Path, deep: bool) -> Result<VerifyReport> {
+    if !folder.join("manifest").exists() {
+        bail!("{} is not a journal's folder: it has no manifest; journals lie in journal_dir/ID", folder.display());
+    }
+    let store = FsStore::open(folder).context("take the folder (stop the agent that uses it)")?;
+    verify(&store, deep).context("read the journal")
+}
+
+fn to_text(report: &VerifyReport, deep: bool) -> String {
+    let manifest = &report.manifest;
+    let mut out = format!("journal of {} ({}), epoch {}\n", manifest.vm_name, manifest.vm, manifest.epoch);
+    for disk in &manifest.disks {
+        let _ = writeln!(out, "  disk {}  {}", disk.name, print::bytes(disk.size_bytes));
+    }
+    let _ = writeln!(out, "  replica at {}", types::WriteSeq::from_raw(manifest.applied));
+    let mut rows = vec![["SEGMENT", "STATE", "SIZE", "BATCHES", "RECORDS", "FIRST", "LAST"].map(str::to_owned)];
+    for segment in &report.segments {
+        let seq = |seq: Option<types::WriteSeq>| seq.map_or("-".into(), |seq| seq.to_string());
+        rows.push([
+            segment.number.to_string(),
+            if segment.sealed { "sealed".into() } else { "open".into() },
+            print::bytes(segment.bytes),
+            segment.batches.to_string(),
+            segment.records.to_string(),
+            seq(segment.first_seq),
+            seq(segment.last_seq),
+        ]);
+    }
+    out += &print::table(&rows);
+    let tail = report.tail.map_or("none".into(), |tail| tail.to_string());
+    let _ = writeln!(out, "{} checkpoints can be opened, tail {tail}", report.checkpoints.len());
+    if let (Some(first), Some(last)) = (report.checkpoints.first(), report.checkpoints.last()) {
+        let _ = writeln!(
+            out,
+            "  from {} ({}) to {} ({})",
+            first.id,
+            agent::clock::to_text(first.taken_at),
+            last.id,
+            agent::clock::to_text(last.taken_at)
+        );
+    }
+    if report.torn_bytes > 0 {
+        let _ = writeln!(out, "{} of a torn, never acknowledged end", print::bytes(report.torn_bytes));
+    }
+    for damage in &report.damage {
+        let _ = writeln!(out, "DAMAGED: {damage}");
+    }
+    if deep && report.damage.is_empty() {
+        out += "every byte is as it was written\n";
+    }
+    out
+}
+
+fn to_json(report: &VerifyReport) -> Value {
+    let manifest = &report.manifest;
+    let segments = report.segments.iter().map(|segment| {
+        json!({
+            "number": segment.number,
+            "sealed": segment.sealed,
+            "bytes": segment.bytes,
+            "batches": segment.batches,
+            "records": segment.records,
+            "first_seq": segment.first_seq.map(|seq| seq.to_string()),
+            "last_seq": segment.last_seq.map(|seq| seq.to_string()),
+        })
+    });
+    let checkpoints = report.checkpoints.iter().map(|checkpoint| {
+        json!({
+            "id": checkpoint.id.to_string(),
+            "taken_at": agent::clock::to_text(checkpoint.taken_at),
+            "tag": checkpoint.tag,
+        })
+    });
+    json!({
+        "vm": manifest.vm,
+        "vm_name": manifest.vm_name,
+        "epoch": manifest.epoch,
+        "applied": types::WriteSeq::from_raw(manifest.applied).to_string(),
+        "disks": manifest.disks.iter().map(|disk| json!({"name": disk.name, "size_bytes": disk.size_bytes})).collect::<Vec<_>>(),
+        "segments": segments.collect::<Vec<_>>(),
+        "checkpoints": checkpoints.collect::<Vec<_>>(),
+        "tail": report.tail.map(|tail| tail.to_string()),
+        "writes": report.guest_writes,
+        "damage": report.damage,
+        "torn_bytes": report.torn_bytes,
+    })
+}

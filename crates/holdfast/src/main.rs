@@ -1,0 +1,22 @@
+//! The one binary: the agent, and the operator's commands.
+//!
+//! Exit codes: 0 done; 1 something broke; 2 the command line or the request is wrong; 3 what was named
+//! is not there; 4 it does not fit the present state; 5 not possible now, try again; 6 no agent answers;
+//! 7 a journal is damaged.
+
+mod cli;
+mod commands;
+mod exit;
+mod journal_tools;
+mod print;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    match commands::run(cli) {
+        Ok(code) => code,
+        Err(error) => exit::report(&error),
+    }
+}

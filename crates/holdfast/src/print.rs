@@ -1,0 +1,243 @@
+//! What a person reads, and its JSON twin.
+
+use anyhow::{Context, Result};
+use api::{CheckpointPage, Failover, Group, Image, ProtectedVm, RecoveredVm, Status};
+use serde::Serialize;
+use serde_json::Value;
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+/// Prints one JSON document.
+pub(crate) fn json(value: &Value) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).context("write JSON")?;
+    writeln!(std::io::stdout(), "{text}").context("print")
+}
+
+/// Prints `value` as JSON, or as `text` tells it.
+pub(crate) fn one<T: Serialize>(as_json: bool, value: &T, text: impl FnOnce(&T) -> String) -> Result<()> {
+    if as_json {
+        return json(&serde_json::to_value(value).context("write JSON")?);
+    }
+    write!(std::io::stdout(), "{}", text(value)).context("print")
+}
+
+pub(crate) fn status(status: &Status) -> String {
+    let mut out = format!("agent {} of site {}, version {}\n", status.agent, status.site, status.version);
+    if !status.protected.is_empty() {
+        out += "\nPROTECTED\n";
+        out += &vm_table(&status.protected);
+    }
+    if !status.recovered.is_empty() {
+        out += "\nJOURNALS\n";
+        out += &recovered_table(&status.recovered);
+    }
+    if !status.images.is_empty() {
+        out += "\nIMAGES\n";
+        out += &image_table(&status.images);
+    }
+    out
+}
+
+pub(crate) fn vm_table(vms: &[ProtectedVm]) -> String {
+    if vms.is_empty() {
+        return "no VM is protected here\n".into();
+    }
+    let mut rows = vec![["VM", "GROUP", "STATE", "LINK", "RPO NOW", "BUFFER", "TO SYNC", "JOURNAL", "HISTORY", "WRITING", "SENDING"].map(str::to_owned)];
+    for vm in vms {
+        let mut state = vm.state.clone();
+        if let Some(progress) = vm.sync_progress {
+            let _ = write!(state, " {:.0} %", progress * 100.0);
+        }
+        let rpo = vm.rpo_now_seconds.map_or("-".into(), |age| format!("{age:.1} s"));
+        rows.push([
+            vm.name.clone(),
+            vm.group.clone(),
+            state,
+            vm.link.clone(),
+            if vm.rpo_exceeded { format!("{rpo} !") } else { rpo },
+            bytes(vm.buffer_bytes),
+            bytes(vm.dirty_bytes),
+            bytes(vm.journal_bytes),
+            seconds(vm.history_seconds),
+            format!("{}/s", bytes(vm.write_bytes_per_second as u64)),
+            format!("{}/s", bytes(vm.sent_bytes_per_second as u64)),
+        ]);
+    }
+    let mut out = table(&rows);
+    for vm in vms {
+        if let Some(error) = &vm.last_error {
+            let _ = writeln!(out, "{}: {error}", vm.name);
+        }
+    }
+    out
+}
+
+fn recovered_table(vms: &[RecoveredVm]) -> String {
+    let mut rows = vec![["VM", "GROUP", "STATE", "STREAM", "JOURNAL", "HISTORY", "CHECKPOINTS", "NEWEST"].map(str::to_owned)];
+    for vm in vms {
+        let stream = match (vm.connected, vm.syncing) {
+            (true, true) => "syncing",
+            (true, false) => "connected",
+            (false, _) => "none",
+        };
+        rows.push([
+            vm.name.clone(),
+            vm.group.clone(),
+            vm.state.clone(),
+            stream.into(),
+            bytes(vm.journal_bytes),
+            seconds(vm.history_seconds),
+            vm.checkpoints.to_string(),
+            vm.newest_checkpoint.as_ref().map_or("-".into(), |checkpoint| checkpoint.taken_at.clone()),
+        ]);
+    }
+    let mut out = table(&rows);
+    for vm in vms {
+        if let Some(error) = &vm.last_error {
+            let _ = writeln!(out, "{}: {error}", vm.name);
+        }
+    }
+    out
+}
+
+pub(crate) fn protected(vm: &ProtectedVm) -> String {
+    let mut out = format!("{} of group {}, protected to {}\n", vm.name, vm.group, vm.peer);
+    let why = if vm.reason.is_empty() { String::new() } else { format!(" ({})", vm.reason) };
+    let _ = writeln!(out, "  state    {}{why}, link {}", vm.state, vm.link);
+    if let Some(progress) = vm.sync_progress {
+        let filled = (progress * 30.0) as usize;
+        let bar: String = (0..30).map(|at| if at < filled { '#' } else { '.' }).collect();
+        let _ = writeln!(out, "  sync     [{bar}] {:.0} %, {} left", progress * 100.0, bytes(vm.dirty_bytes));
+    }
+    if let Some(error) = &vm.last_error {
+        let _ = writeln!(out, "  trouble  {error}");
+    }
+    let rpo = vm.rpo_now_seconds.map_or("no checkpoint yet".into(), |age| format!("{age:.1} s"));
+    let _ = writeln!(out, "  RPO now  {rpo}, bound {} s", vm.rpo_seconds);
+    let _ = writeln!(out, "  buffer   {} of {}", bytes(vm.buffer_bytes), bytes(vm.buffer_bytes_max));
+    let _ = writeln!(out, "  journal  {}, history {}", bytes(vm.journal_bytes), seconds(vm.history_seconds));
+    for disk in &vm.disks {
+        let _ = writeln!(out, "  disk     {} {} {}", disk.name, bytes(disk.size_bytes), disk.path);
+    }
+    let _ = writeln!(out, "  socket   {} (NBD; each disk is an export by its name)", vm.socket);
+    out
+}
+
+pub(crate) fn checkpoints(page: &CheckpointPage) -> String {
+    let mut rows = vec![["CHECKPOINT", "TAKEN", "KIND", "TAG"].map(str::to_owned)];
+    for checkpoint in &page.checkpoints {
+        rows.push([
+            checkpoint.id.clone(),
+            checkpoint.taken_at.clone(),
+            checkpoint.kind.clone(),
+            checkpoint.tag.clone(),
+        ]);
+    }
+    let mut out = table(&rows);
+    if let Some(next) = &page.next {
+        let _ = writeln!(out, "more: --cursor {next}");
+    }
+    out
+}
+
+pub(crate) fn image(image: &Image) -> String {
+    let how = if image.writable { "writable" } else { "read-only" };
+    let mut out = format!("image {} of {} as of {}, {how}\n", image.id, image.vm, image.cut);
+    if let Some(checkpoint) = &image.checkpoint {
+        let _ = writeln!(out, "  checkpoint  {} {}", checkpoint.taken_at, checkpoint.tag);
+    }
+    for disk in &image.disks {
+        let _ = writeln!(out, "  disk        nbd+unix:///{}?socket={}", disk.name, image.socket);
+    }
+    let _ = writeln!(out, "  close with  holdfast image close {}", image.id);
+    out
+}
+
+pub(crate) fn image_table(images: &[Image]) -> String {
+    if images.is_empty() {
+        return "no image is open\n".into();
+    }
+    let mut rows = vec![["IMAGE", "VM", "AS OF", "WRITTEN", "OWNER", "SOCKET"].map(str::to_owned)];
+    for image in images {
+        rows.push([
+            image.id.clone(),
+            image.vm.clone(),
+            image.cut.clone(),
+            if image.writable { bytes(image.overlay_bytes) } else { "read-only".into() },
+            image.owner.clone(),
+            image.socket.clone(),
+        ]);
+    }
+    table(&rows)
+}
+
+pub(crate) fn failover(failover: &Failover) -> String {
+    let mut out = format!(
+        "group {}: failover {} as of {}, epoch {}\n",
+        failover.group, failover.phase, failover.cut, failover.epoch
+    );
+    for vm in &failover.vms {
+        let pid = vm.pid.map(|pid| format!(", process {pid}")).unwrap_or_default();
+        let _ = writeln!(out, "  {}  {}{pid}, image {}, socket {}", vm.vm, vm.run_state, vm.image, vm.socket);
+    }
+    if failover.phase == "running" {
+        let _ = writeln!(out, "keep it:  holdfast failover commit --group {}", failover.group);
+        let _ = writeln!(out, "undo it:  holdfast failover rollback --group {}", failover.group);
+    }
+    out
+}
+
+pub(crate) fn groups(groups: &[Group]) -> String {
+    if groups.is_empty() {
+        return "no group is known here\n".into();
+    }
+    let mut rows = vec![["GROUP", "SIDE", "EPOCH", "FAILOVER", "VMS"].map(str::to_owned)];
+    for group in groups {
+        rows.push([
+            group.name.clone(),
+            group.side.clone(),
+            group.epoch.to_string(),
+            group.failover.as_ref().map_or("-".into(), |failover| failover.phase.clone()),
+            group.vms.join(" "),
+        ]);
+    }
+    table(&rows)
+}
+
+/// Columns as wide as their widest cell.
+pub(crate) fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let mut widths = [0; N];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut out = String::new();
+    for row in rows {
+        let line: Vec<String> =
+            row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let _ = writeln!(out, "{}", line.join("  ").trim_end());
+    }
+    out
+}
+
+/// A size a person can read.
+pub(crate) fn bytes(count: u64) -> String {
+    let mut value = count as f64;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if value < 1024.0 {
+            return if unit == "B" { format!("{count} B") } else { format!("{value:.1} {unit}") };
+        }
+        value /= 1024.0;
+    }
+    format!("{value:.1} TiB")
+}
+
+fn seconds(count: u64) -> String {
+    match count {
+        0..120 => format!("{count} s"),
+        120..7200 => format!("{} min", count / 60),
+        7200..172_800 => format!("{} h", count / 3600),
+        _ => format!("{} d", count / 86_400),
+    }
+}
