@@ -1,1 +1,61 @@
-fn main() {}
+//! The one door: `cargo xtask demo`, `test`, `check`, `sim`, `ci`.
+
+mod check;
+mod demo;
+mod edges;
+mod packages;
+mod prepare;
+mod report;
+mod run;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Holdfast's own chores.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Protect a real VM, lose its site, and bring it up at the other one.
+    Demo(demo::Demo),
+    /// Pass every test.
+    Test {
+        /// Only tests whose name holds this.
+        filter: Option<String>,
+    },
+    /// Format, lints, licences, doubles and crate edges.
+    Check,
+    /// Simulate both sides by seed, with faults.
+    Sim {
+        /// How many seeds.
+        #[arg(long, default_value_t = 1000)]
+        runs: u64,
+        /// Only this seed.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
+    /// What continuous integration runs: check, test, demo.
+    Ci,
+    /// Write docs/openapi.json anew.
+    Openapi,
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Demo(demo) => demo.run(),
+        Command::Test { filter } => run::test(filter.as_deref()),
+        Command::Check => check::run(),
+        Command::Sim { runs, seed } => run::sim(runs, seed),
+        Command::Ci => {
+            check::run()?;
+            run::test(None)?;
+            demo::Demo::for_ci().run()
+        }
+        Command::Openapi => run::openapi(),
+    }
+}

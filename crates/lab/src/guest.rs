@@ -1,0 +1,112 @@
+//! A VM at the protected site, started as its administrator would: plain QEMU on the agent's socket.
+
+use crate::console::Console;
+use crate::guest_files::GuestFiles;
+use anyhow::{Context, Result};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// What the guest does once it is up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// Appends records.
+    Tick,
+    /// Appends records while several writers fill, delete and trim.
+    Load,
+    /// Reports what it finds and powers off.
+    Report,
+}
+
+impl Work {
+    /// The option on the kernel's command line.
+    pub fn append(self) -> &'static str {
+        match self {
+            Work::Tick => "holdfast.work=tick",
+            Work::Load => "holdfast.work=load",
+            Work::Report => "holdfast.work=report",
+        }
+    }
+}
+
+/// How to start a guest.
+#[derive(Debug, Clone)]
+pub struct GuestOptions<'a> {
+    pub files: &'a GuestFiles,
+    pub work: Work,
+    /// QEMU's `-blockdev` values, the last of which is the node `disk`.
+    pub blockdevs: Vec<String>,
+    /// Where console and log go.
+    pub folder: PathBuf,
+    pub name: &'a str,
+}
+
+/// A running guest. It is killed when dropped.
+#[derive(Debug)]
+pub struct Guest {
+    child: Child,
+    pub console: Console,
+}
+
+impl Guest {
+    /// The `-blockdev` value for an export of an agent's socket. The guest's requests wait while the
+    /// agent is away.
+    pub fn on_socket(socket: &str, export: &str) -> String {
+        format!(
+            "driver=nbd,node-name=disk,server.type=unix,server.path={socket},export={export},\
+             reconnect-delay=300,discard=unmap"
+        )
+    }
+
+    /// Starts a guest.
+    ///
+    /// # Errors
+    /// Where QEMU cannot be started.
+    pub fn start(options: &GuestOptions<'_>) -> Result<Self> {
+        let path = |suffix: &str| options.folder.join(format!("{}.{suffix}", options.name));
+        let console = path("console");
+        let _ = std::fs::remove_file(&console);
+        let log = File::create(path("qemu.log")).context("make the guest's log")?;
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args(["-machine", "q35,accel=tcg", "-cpu", "max", "-smp", "1", "-m", "256"]);
+        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+        command.arg("-kernel").arg(&options.files.kernel).arg("-initrd").arg(&options.files.initrd);
+        command.arg("-append").arg(format!("console=ttyS0 panic=-1 quiet {}", options.work.append()));
+        command.arg("-serial").arg(format!("file:{}", console.display()));
+        for blockdev in &options.blockdevs {
+            command.args(["-blockdev", blockdev]);
+        }
+        command.args(["-device", "virtio-blk-pci,drive=disk,discard=on"]);
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("share the guest's log")?)
+            .stderr(log)
+            .spawn()
+            .context("start qemu-system-x86_64; is it installed?")?;
+        Ok(Self { child, console: Console::new(Path::new(&console)) })
+    }
+
+    /// Kills the guest's process at once, as a power cut would.
+    ///
+    /// # Errors
+    /// Where it cannot be waited for.
+    pub fn kill(&mut self) -> Result<()> {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        self.child.wait().context("wait for the guest").map(drop)
+    }
+
+    /// Whether the guest's process still runs.
+    ///
+    /// # Errors
+    /// Where it cannot be asked.
+    pub fn is_running(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait().context("ask for the guest")?.is_none())
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.kill();
+    }
+}

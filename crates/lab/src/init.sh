@@ -1,0 +1,72 @@
+#!/bin/busybox sh
+# The guest's first process. What it says on the console is read by the demo and the tests:
+#   FSCK CLEAN | FSCK n     the file system was found clean, or e2fsck's exit code
+#   LAST n gaps g           the last good record, and how many are missing before it
+#   READY                   the guest does its work from here on
+#   TICK n                  record n is on the disk (written and fsynced)
+#   LOAD n                  round n of the load is on the disk
+#   DONE                    it has stopped by itself
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+option() { sed -n "s/.*holdfast\.$1=\([^ ]*\).*/\1/p" /proc/cmdline; }
+insmod /virtio_blk.ko
+tries=0
+while [ ! -b /dev/vda ] && [ $tries -lt 100 ]; do usleep 50000; tries=$((tries + 1)); done
+
+# The first pass replays the file system's own journal, as any boot would; the second looks for harm.
+/sbin/e2fsck -p /dev/vda > /tmp/fsck 2>&1
+code=$?
+[ $code -le 1 ] && { /sbin/e2fsck -fn /dev/vda >> /tmp/fsck 2>&1; code=$?; }
+if [ $code -eq 0 ]; then echo "FSCK CLEAN"; else cat /tmp/fsck; echo "FSCK $code"; fi
+mount -t ext4 /dev/vda /mnt || { echo "DONE cannot mount"; poweroff -f; }
+
+# The last record whose checksum holds is found from the end; a torn one may follow it.
+n=0
+gaps=0
+if [ -s /mnt/ticks ]; then
+    tail -n 3 /mnt/ticks > /tmp/tail
+    while read -r number time sum; do
+        [ "$(echo "$number $time" | crc32)" = "$sum" ] && n=$number
+    done < /tmp/tail
+    gaps=$(awk -v last="$n" '$1 <= last && $1 != ++want { bad++; want = $1 } END { print bad + 0 }' /mnt/ticks)
+    good=$(awk -v last="$n" '$1 <= last { good = NR } END { print good + 0 }' /mnt/ticks)
+    [ "$good" -lt "$(wc -l < /mnt/ticks)" ] && { head -n "$good" /mnt/ticks > /mnt/cut; mv /mnt/cut /mnt/ticks; sync; }
+fi
+echo "LAST $n gaps $gaps"
+echo READY
+
+tick() {
+    while true; do
+        n=$((n + 1))
+        record="$n $(date +%s)"
+        echo "$record $(echo "$record" | crc32)" |
+            dd of=/mnt/ticks oflag=append conv=notrunc,fsync 2> /dev/null && echo "TICK $n"
+        usleep 20000
+    done
+}
+
+# Files of random bytes, written by several at once, deleted and written again.
+load() {
+    round=0
+    while true; do
+        round=$((round + 1))
+        for worker in 1 2 3; do
+            (
+                file=/mnt/load.$worker.$((round % 4))
+                dd if=/dev/urandom of=$file bs=16k count=$((8 + round % 16)) conv=fsync 2> /dev/null
+                [ $((round % 5)) -eq $worker ] && { rm $file; fstrim /mnt; }
+            ) &
+        done
+        wait
+        echo "LOAD $round"
+    done
+}
+
+case "$(option work)" in
+    tick) tick ;;
+    load) load & tick ;;
+    idle) while true; do sleep 3600; done ;;
+    *) sync; umount /mnt; echo "DONE"; poweroff -f ;;
+esac

@@ -1,0 +1,18 @@
+//! Two sites on one machine and real guests on them, for the demo and the end-to-end tests. Never
+//! shipped. Everything here goes through the built binary, its command line and its sockets.
+
+mod clock;
+mod console;
+mod disk;
+mod guest;
+mod guest_files;
+mod site;
+mod ticks;
+
+pub use clock::{now, wait_until};
+pub use console::Console;
+pub use disk::{check_file_system, copy_image, make_disk, read_file};
+pub use guest::{Guest, GuestOptions, Work};
+pub use guest_files::{GuestFiles, run_quietly};
+pub use site::{CommandFailed, Site, free_port, pair};
+pub use ticks::{Tick, Ticks};

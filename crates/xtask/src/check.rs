@@ -1,0 +1,34 @@
+//! What must hold of the source before anything runs.
+
+use crate::edges;
+use crate::packages;
+use crate::prepare::{cargo, run_visibly, target};
+use anyhow::Result;
+
+/// The checker of licences and doubles, built once under `target/tools`.
+const DENY_VERSION: &str = "0.20.2";
+
+pub(crate) fn run() -> Result<()> {
+    packages::ensure(packages::BUILD)?;
+    run_visibly(cargo().args(["fmt", "--all", "--check"]))?;
+    run_visibly(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    edges::check()?;
+    deny()
+}
+
+fn deny() -> Result<()> {
+    let folder = target().join("tools");
+    let tool = folder.join("bin/cargo-deny");
+    if !tool.exists() {
+        eprintln!("building cargo-deny {DENY_VERSION}, which checks licences and doubles (about two minutes, once) …");
+        let mut install = cargo();
+        install.args(["install", "cargo-deny", "--quiet", "--locked", "--version", DENY_VERSION, "--root"]);
+        // Its build goes to a folder of its own: the workspace's flags are not for it.
+        lab::run_quietly(install.arg(&folder).env("CARGO_TARGET_DIR", folder.join("build")))?;
+        // The binary is all that is needed of it.
+        let _ = std::fs::remove_dir_all(folder.join("build"));
+    }
+    let mut check = std::process::Command::new(tool);
+    check.current_dir(crate::prepare::root());
+    run_visibly(check.args(["--log-level", "error", "check", "licenses", "bans", "sources"]))
+}

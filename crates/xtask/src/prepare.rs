@@ -1,0 +1,52 @@
+//! Builds that other chores need: the binary and the guest. Made once, kept under `target/`.
+
+use crate::packages::{self, unpack_kernel};
+use anyhow::{Context, Result, bail};
+use lab::GuestFiles;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The workspace's folder.
+pub(crate) fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).unwrap_or(here).to_path_buf()
+}
+
+/// Cargo, run in the workspace.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// Runs a command whose output is for the person.
+pub(crate) fn run_visibly(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("run {command:?}"))?;
+    if !status.success() {
+        bail!("{command:?} ended with {status}");
+    }
+    Ok(())
+}
+
+/// The folder cargo builds into.
+pub(crate) fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// Builds the release binary; its path.
+pub(crate) fn release_binary() -> Result<PathBuf> {
+    run_visibly(cargo().args(["build", "--release", "--package", "holdfast"]))?;
+    Ok(target().join("release/holdfast"))
+}
+
+/// Makes the guest, unless it is there already and nothing it is made of has changed.
+pub(crate) fn guest() -> Result<GuestFiles> {
+    packages::ensure(packages::GUEST)?;
+    let folder = target().join("guest");
+    let kernel = folder.join("kernel-package");
+    if !kernel.exists() {
+        std::fs::create_dir_all(&folder).context("make the guest's folder")?;
+        unpack_kernel(&kernel)?;
+    }
+    GuestFiles::make(&folder, &kernel)
+}

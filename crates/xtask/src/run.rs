@@ -1,0 +1,41 @@
+//! Tests and simulation.
+
+use crate::packages;
+use crate::prepare::{cargo, guest, root, run_visibly, target};
+use anyhow::{Context, Result};
+
+/// Runs every test, or those whose name holds `filter`. Guests share two cores, so the end-to-end tests
+/// run one at a time; the others as cargo likes.
+pub(crate) fn test(filter: Option<&str>) -> Result<()> {
+    packages::ensure(packages::BUILD)?;
+    packages::ensure(packages::PEERS)?;
+    guest()?;
+    let run = |arguments: &[&str]| {
+        let mut command = cargo();
+        command.env("HOLDFAST_GUEST_DIR", target().join("guest")).args(["test", "--quiet"]).args(arguments);
+        command.args(filter);
+        run_visibly(&mut command)
+    };
+    run(&["--workspace", "--exclude", "holdfast"])?;
+    let mut command = cargo();
+    command.env("HOLDFAST_GUEST_DIR", target().join("guest")).args(["test", "--package", "holdfast"]).args(filter);
+    run_visibly(command.args(["--", "--test-threads=1"]))
+}
+
+/// Runs the simulator: many seeds, or one.
+pub(crate) fn sim(runs: u64, seed: Option<u64>) -> Result<()> {
+    let mut command = cargo();
+    command.args(["run", "--release", "--quiet", "--package", "sim", "--"]);
+    match seed {
+        Some(seed) => command.args(["--seed", &seed.to_string()]),
+        None => command.args(["--runs", &runs.to_string()]),
+    };
+    run_visibly(&mut command)
+}
+
+/// Writes the OpenAPI document that is checked in.
+pub(crate) fn openapi() -> Result<()> {
+    let output = cargo().args(["run", "--quiet", "--package", "holdfast", "--", "openapi"]).output().context("run holdfast")?;
+    let path = root().join("docs/openapi.json");
+    std::fs::write(&path, &output.stdout).with_context(|| format!("write {}", path.display()))
+}
