@@ -1,8 +1,8 @@
 //! Folding: the oldest segments move into the replica, and retention decides when.
 //!
-//! One crash story, told at the order of the steps: (1) cuts below the new `applied` are retired, so
-//! that no image can be opened there any more; images that are open hold pins, and a pin below stops
-//! the fold; (2) the replica is written and synced: readers at or above the new `applied` do not see it,
+//! One crash story, told at the order of the steps: (1) cuts below the new `applied` are retired, durably,
+//! so that no image can be opened there any more, also not after a crash in the middle of (2); images
+//! that are open hold pins, and a pin below stops the fold; (2) the replica is written and synced: readers at or above the new `applied` do not see it,
 //! for wherever it is written a journal entry they prefer stands; (3) the manifest with the new `applied`
 //! is saved; (4) entries leave the index; (5) the files go. A crash before (3) repeats (2) with the same
 //! bytes; a crash after it leaves files that no manifest names.
@@ -82,6 +82,9 @@ impl Journal {
             }
             shared.timeline.forget_below(applied);
         }
+        manifest.retired_below = applied.raw();
+        manifest.save(&*self.store).map_err(FoldError::Manifest)?;
+        self.write_shared().manifest.retired_below = applied.raw();
         let bytes = self.write_replica(applied)?;
         let numbers: Vec<u64> = manifest.segments.drain(..count).map(|info| info.number).collect();
         {

@@ -39,6 +39,6 @@ pub use open::{CreateError, Damage, OpenError, Opened};
 pub use overlay::{Overlay, OverlayError};
 pub use segment::SegmentError;
 pub use store::{FsStore, LockError, Store, StoreFile};
-pub use timeline::{Gap, Timeline};
+pub use timeline::{Gap, Timeline, newest_common_cut};
 pub use verify::{SegmentReport, VerifyReport, verify};
 

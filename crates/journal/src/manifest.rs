@@ -28,6 +28,9 @@ pub struct Manifest {
     pub epoch: u64,
     /// The replica holds every write at or below.
     pub applied: u64,
+    /// No cut below can be opened: a fold up to here has begun, and may have changed the replica already.
+    /// Equal to `applied` once it is done.
+    pub retired_below: u64,
     /// Whether writes are missing at `applied`, so that no cut is consistent until a sync ends.
     pub gap_at_applied: bool,
     /// Where the stream stood at the end of the last segment that was folded.

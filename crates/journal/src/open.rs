@@ -8,6 +8,7 @@
 use crate::append::Writer;
 use crate::index::Index;
 use crate::journal::{Journal, Settings, Shared};
+use crate::layout::ENVELOPE_BYTES;
 use crate::manifest::{DiskEntry, Manifest, ManifestError, SegmentInfo, StreamPoint};
 use crate::segment::{Depth, Found, Position, Segment, SegmentError};
 use crate::store::{Store, StoreFile};
@@ -16,7 +17,7 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, RwLock};
-use types::{DiskSpec, Epoch, Incarnation, VmId, WallTime, WriteSeq};
+use types::{DiskSpec, Epoch, VmId, WallTime, WriteSeq};
 
 /// Why a journal could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +89,7 @@ impl Journal {
             disks: disks.collect(),
             epoch: epoch.0,
             applied: 0,
+            retired_below: 0,
             gap_at_applied: true,
             folded: StreamPoint::default(),
             segments: Vec::new(),
@@ -117,6 +119,8 @@ impl Journal {
             }
         }
         let torn_bytes = reading.torn_bytes;
+        reading.settle()?;
+        store.sync_folder()?;
         let manifest = if damage.is_some() { set_aside(&*store, manifest, &reading)? } else { manifest };
         Ok(Opened { journal: reading.finish(store, manifest, replicas, settings), damage, torn_bytes })
     }
@@ -132,28 +136,44 @@ struct Reading {
     oldest_at: Option<WallTime>,
     newest_at: Option<WallTime>,
     torn_bytes: u64,
+    /// Batches of the open segment: where each begins in the file, and its last sequence.
+    in_open: Vec<(u64, WriteSeq)>,
+    /// What the source had been told when the newest batch was written.
+    acked: WriteSeq,
 }
 
 impl Reading {
     fn begin(manifest: &Manifest) -> Self {
-        let folded = &manifest.folded;
-        let incarnation: Option<Incarnation> = folded.incarnation.as_ref().and_then(|text| text.parse().ok());
         Self {
             vm: manifest.vm.parse().unwrap_or(VmId::from_bytes([0; 16])),
             index: Index::default(),
-            timeline: Timeline::begin(
-                WriteSeq::from_raw(manifest.applied),
-                manifest.gap_at_applied,
-                WriteSeq::from_raw(folded.last_seq),
-                WriteSeq::from_raw(folded.watermark),
-                incarnation,
-            ),
+            timeline: Timeline::begin(manifest),
             segments: BTreeMap::new(),
             open: None,
             oldest_at: None,
             newest_at: None,
             torn_bytes: 0,
+            in_open: Vec::new(),
+            acked: WriteSeq::ZERO,
         }
+    }
+
+    /// Makes sure that what was read is on the disk, and not only in memory.
+    ///
+    /// A crash story: (1) a batch is written, its sync fails, nothing is acknowledged; (2) the journal is
+    /// closed and opened again, and reads the batch back, from the page cache; (3) it is taken for durable
+    /// and acknowledged; (4) the power goes, and the batch with it. So whatever may not have been
+    /// acknowledged before is written once more, which makes its pages dirty again, and synced.
+    fn settle(&self) -> io::Result<()> {
+        let Some((number, end)) = self.open else { return Ok(()) };
+        let file = &self.segments[&number].file;
+        let first = self.in_open.iter().find(|(_, last_seq)| *last_seq > self.acked);
+        if let Some(&(start, _)) = first {
+            let mut bytes = vec![0; (end.at.min(file.len()?) - start) as usize];
+            file.read_at(start, &mut bytes)?;
+            file.write_at(start, &bytes)?;
+        }
+        file.sync_data()
     }
 
     fn read_segment(&mut self, store: &dyn Store, info: &SegmentInfo, is_last: bool) -> Result<(), SegmentError> {
@@ -162,6 +182,7 @@ impl Reading {
         self.segments.insert(info.number, segment.clone());
         let mut position = segment.start();
         self.open = None;
+        self.in_open.clear();
         let depth = if info.sealed.is_some() { Depth::Tables } else { Depth::Bodies };
         let end = info.sealed.as_ref().map(|sealed| sealed.bytes);
         while end.is_none_or(|end| position.at < end) {
@@ -208,6 +229,8 @@ impl Reading {
         };
         self.timeline.insert(&batch, payload).map_err(|error| damaged(error.to_string()))?;
         self.index.insert(&batch, number, at);
+        self.in_open.push((at - ENVELOPE_BYTES as u64, batch.header().last_seq));
+        self.acked = envelope.acked_upto;
         self.oldest_at = self.oldest_at.or(Some(envelope.received_at));
         self.newest_at = Some(envelope.received_at);
         Ok(())
@@ -220,8 +243,7 @@ impl Reading {
         replicas: Vec<Arc<dyn StoreFile>>,
         settings: Settings,
     ) -> Journal {
-        let applied = self.timeline.applied;
-        self.index.forget(applied, &[]);
+        self.index.forget(WriteSeq::from_raw(manifest.applied), &[]);
         let writer = Writer::resume(self.vm, self.open, self.timeline.last_seq);
         let open_bytes = self.open.map_or(0, |(_, position)| position.at);
         let shared = Shared {

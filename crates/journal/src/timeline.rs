@@ -1,7 +1,10 @@
 //! Which cuts of a VM are consistent: its checkpoints, the gaps a sync leaves, and the tail.
 
+use crate::journal::Journal;
+use crate::manifest::Manifest;
 use batch::{Batch, BatchError, Kind, decode_mark};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use types::{Checkpoint, CheckpointId, Incarnation, WriteSeq};
 
 /// Cuts at or above `begin` and below `end` miss writes; without an end the sync is still going on.
@@ -35,15 +38,17 @@ pub struct Timeline {
 
 impl Timeline {
     /// The timeline of a journal whose segments have not been read yet.
-    pub(crate) fn begin(
-        applied: WriteSeq,
-        gap: bool,
-        last_seq: WriteSeq,
-        watermark: WriteSeq,
-        incarnation: Option<Incarnation>,
-    ) -> Self {
-        let gaps = if gap { vec![Gap { begin: applied, end: None }] } else { Vec::new() };
-        Self { applied, last_seq, watermark, incarnation, gaps, ..Self::default() }
+    pub(crate) fn begin(manifest: &Manifest) -> Self {
+        let begin = WriteSeq::from_raw(manifest.applied);
+        let folded = &manifest.folded;
+        Self {
+            applied: WriteSeq::from_raw(manifest.retired_below),
+            last_seq: WriteSeq::from_raw(folded.last_seq),
+            watermark: WriteSeq::from_raw(folded.watermark),
+            incarnation: folded.incarnation.as_ref().and_then(|text| text.parse().ok()),
+            gaps: if manifest.gap_at_applied { vec![Gap { begin, end: None }] } else { Vec::new() },
+            ..Self::default()
+        }
     }
 
     /// Takes up the marks of a durable batch; with `frames` a checkpoint's payload is read, without it
@@ -143,5 +148,24 @@ impl Timeline {
     /// What stands nearest above `applied`: the oldest cut that can be opened.
     pub fn oldest_checkpoint(&self) -> Option<&Checkpoint> {
         self.checkpoints_after(WriteSeq::ZERO).next()
+    }
+}
+
+/// The newest cut at which every one of `journals` is consistent: the tail of a group. The index of the
+/// first journal that has no consistent cut is the error.
+///
+/// # Errors
+/// The position of that journal in `journals`.
+pub fn newest_common_cut(journals: &[Arc<Journal>]) -> Result<WriteSeq, usize> {
+    let mut cut = WriteSeq::MAX;
+    loop {
+        let mut lowest = cut;
+        for (at, journal) in journals.iter().enumerate() {
+            lowest = journal.with_timeline(|timeline| timeline.newest_consistent(lowest)).ok_or(at)?;
+        }
+        if lowest == cut {
+            return Ok(cut);
+        }
+        cut = lowest;
     }
 }

@@ -42,7 +42,6 @@ pub struct VerifyReport {
 /// [`ManifestError`] where there is nothing to go by.
 pub fn verify(store: &dyn Store, deep: bool) -> Result<VerifyReport, ManifestError> {
     let manifest = Manifest::load(store)?;
-    let folded = &manifest.folded;
     let mut report = VerifyReport {
         segments: Vec::new(),
         checkpoints: Vec::new(),
@@ -52,13 +51,7 @@ pub fn verify(store: &dyn Store, deep: bool) -> Result<VerifyReport, ManifestErr
         torn_bytes: 0,
         manifest: manifest.clone(),
     };
-    let mut timeline = Timeline::begin(
-        WriteSeq::from_raw(manifest.applied),
-        manifest.gap_at_applied,
-        WriteSeq::from_raw(folded.last_seq),
-        WriteSeq::from_raw(folded.watermark),
-        None,
-    );
+    let mut timeline = Timeline::begin(&manifest);
     for (at, info) in manifest.segments.iter().enumerate() {
         let is_last = at + 1 == manifest.segments.len();
         report.read_segment(store, info, is_last, deep, &mut timeline);

@@ -275,6 +275,9 @@ impl Sender {
 
     fn on_welcome(&mut self, welcome: Welcome, view: &CaptureView, effects: &mut Vec<SenderEffect>) {
         self.link = Link::Up;
+        if matches!(self.state, State::Fenced { .. }) {
+            self.become_state(State::Tracking { why: TrackingReason::RefusalLifted }, effects);
+        }
         if welcome.epoch > self.config.epoch {
             self.config.epoch = welcome.epoch;
             effects.push(SenderEffect::AdoptEpoch(welcome.epoch));

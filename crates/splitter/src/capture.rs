@@ -229,6 +229,11 @@ impl Capture {
         self.lock().bitmaps[usize::from(disk.0)].mark(range);
     }
 
+    /// Whether a block is marked to be copied.
+    pub fn is_dirty(&self, disk: DiskIndex, block: BlockIndex) -> bool {
+        self.lock().bitmaps[usize::from(disk.0)].is_marked(block)
+    }
+
     /// The next run of marked blocks, at most `blocks_max` long.
     pub(crate) fn next_dirty_run(&self, blocks_max: u64) -> Option<(DiskIndex, BlockIndex, u64)> {
         let inner = self.lock();

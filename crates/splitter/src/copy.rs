@@ -4,16 +4,15 @@ use crate::capture::Capture;
 use crate::device::ExtentKind;
 use crate::disk::ProtectedDisk;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use types::ByteRange;
 use types::limits::{BLOCK_BYTES, RECORD_BYTES_MAX};
 
 /// A marked block could not be read; its mark is set again.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read disk image {} for a sync", path.display())]
+#[error("cannot read disk {disk} for a sync")]
 pub struct CopyError {
-    path: PathBuf,
+    disk: String,
     #[source]
     source: io::Error,
 }
@@ -30,7 +29,7 @@ pub fn copy_some_blocks(capture: &Capture, disks: &[Arc<ProtectedDisk>]) -> Resu
     let disk = &disks[usize::from(disk.0)];
     disk.copy_run(first, len)
         .map(drop)
-        .map_err(|source| CopyError { path: disk.raw().path().to_path_buf(), source })
+        .map_err(|source| CopyError { disk: disk.local().label(), source })
 }
 
 /// Marks what may differ from the replica: all that is allocated where the replica is known to be zero,
@@ -44,15 +43,15 @@ pub fn mark_what_may_differ(
     replica_is_zero: bool,
 ) -> Result<(), CopyError> {
     for disk in disks {
-        let whole = ByteRange::new(0, disk.raw().size_bytes());
+        let whole = ByteRange::new(0, disk.local().size_bytes());
         if !replica_is_zero {
             capture.mark_dirty(disk.index(), whole);
             continue;
         }
         let extents = disk
-            .raw()
+            .local()
             .extents(whole)
-            .map_err(|source| CopyError { path: disk.raw().path().to_path_buf(), source })?;
+            .map_err(|source| CopyError { disk: disk.local().label(), source })?;
         for extent in extents.iter().filter(|extent| extent.kind == ExtentKind::Data) {
             capture.mark_dirty(disk.index(), extent.range);
         }

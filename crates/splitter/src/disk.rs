@@ -8,29 +8,61 @@
 use crate::capture::Capture;
 use crate::device::{BlockDevice, Extent};
 use crate::range_lock::RangeLock;
-use crate::raw::RawDisk;
 use batch::Kind;
 use bytes::Bytes;
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 use types::{BlockIndex, ByteRange, DiskIndex};
+
+/// The local disk behind a protected one: a raw image or block device, or the simulator's.
+pub trait LocalDisk: Send + Sync + fmt::Debug {
+    fn size_bytes(&self) -> u64;
+    /// What the operator knows the disk by.
+    fn label(&self) -> String;
+    /// Fills `buf` from `at`.
+    ///
+    /// # Errors
+    /// As the disk says.
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()>;
+    /// Writes all of `bytes` at `at`.
+    ///
+    /// # Errors
+    /// As the disk says.
+    fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Makes a range read as zeroes; with `unmap` its room may be given back.
+    ///
+    /// # Errors
+    /// As the disk says.
+    fn zero(&self, range: ByteRange, unmap: bool) -> io::Result<()>;
+    /// Makes every write so far durable.
+    ///
+    /// # Errors
+    /// As the disk says.
+    fn sync_data(&self) -> io::Result<()>;
+    /// Which parts of `range` are allocated, in order and without holes between.
+    ///
+    /// # Errors
+    /// As the disk says.
+    fn extents(&self, range: ByteRange) -> io::Result<Vec<Extent>>;
+}
 
 /// One disk of a protected VM.
 #[derive(Debug)]
 pub struct ProtectedDisk {
     index: DiskIndex,
-    raw: RawDisk,
+    local: Box<dyn LocalDisk>,
     writing: RangeLock,
     capture: Arc<Capture>,
 }
 
 impl ProtectedDisk {
-    pub fn new(index: DiskIndex, raw: RawDisk, capture: Arc<Capture>) -> Self {
-        Self { index, raw, writing: RangeLock::default(), capture }
+    pub fn new(index: DiskIndex, local: Box<dyn LocalDisk>, capture: Arc<Capture>) -> Self {
+        Self { index, local, writing: RangeLock::default(), capture }
     }
 
-    pub fn raw(&self) -> &RawDisk {
-        &self.raw
+    pub(crate) fn local(&self) -> &dyn LocalDisk {
+        &*self.local
     }
 
     pub(crate) fn index(&self) -> DiskIndex {
@@ -64,13 +96,13 @@ impl ProtectedDisk {
     /// Reads a run of blocks for a sync while nobody writes to it, its marks cleared just before, and
     /// gives it to the stream; false where the stream cannot take it now, the marks being set again.
     pub(crate) fn copy_run(&self, first: BlockIndex, len: u64) -> io::Result<bool> {
-        let end = BlockIndex(first.0 + len - 1).range(self.raw.size_bytes()).end();
-        let start = first.range(self.raw.size_bytes()).start;
+        let end = BlockIndex(first.0 + len - 1).range(self.local.size_bytes()).end();
+        let start = first.range(self.local.size_bytes()).start;
         let range = ByteRange::new(start, end - start);
         let _guard = self.writing.lock(range);
         self.capture.clear_dirty_run(self.index, first, len);
         let mut bytes = vec![0; range.len as usize];
-        let read = self.raw.read_at(range.start, &mut bytes);
+        let read = self.local.read_at(range.start, &mut bytes);
         let taken = read.is_ok() && self.capture.push_copy(self.index, range, &bytes.into());
         if !taken {
             self.capture.mark_dirty(self.index, range);
@@ -81,7 +113,7 @@ impl ProtectedDisk {
 
 impl BlockDevice for ProtectedDisk {
     fn size_bytes(&self) -> u64 {
-        self.raw.size_bytes()
+        self.local.size_bytes()
     }
 
     fn is_read_only(&self) -> bool {
@@ -89,27 +121,27 @@ impl BlockDevice for ProtectedDisk {
     }
 
     fn read(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.raw.read_at(at, buf)
+        self.local.read_at(at, buf)
     }
 
     fn write(&self, at: u64, bytes: Bytes) -> io::Result<()> {
         let range = ByteRange::new(at, bytes.len() as u64);
-        self.change(Kind::Write, range, &bytes, || self.raw.write_at(at, &bytes))
+        self.change(Kind::Write, range, &bytes, || self.local.write_at(at, &bytes))
     }
 
     fn write_zeroes(&self, range: ByteRange, unmap: bool) -> io::Result<()> {
-        self.change(Kind::Zero, range, &Bytes::new(), || self.raw.zero(range, unmap))
+        self.change(Kind::Zero, range, &Bytes::new(), || self.local.zero(range, unmap))
     }
 
     fn discard(&self, range: ByteRange) -> io::Result<()> {
-        self.change(Kind::Discard, range, &Bytes::new(), || self.raw.zero(range, true))
+        self.change(Kind::Discard, range, &Bytes::new(), || self.local.zero(range, true))
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.raw.sync_data()
+        self.local.sync_data()
     }
 
     fn extents(&self, range: ByteRange) -> io::Result<Vec<Extent>> {
-        self.raw.extents(range)
+        self.local.extents(range)
     }
 }

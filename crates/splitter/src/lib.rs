@@ -19,5 +19,5 @@ pub use bitmap::Bitmap;
 pub use capture::{Capture, CaptureStatus, Taken};
 pub use copy::{CopyError, copy_some_blocks, mark_what_may_differ};
 pub use device::{BlockDevice, Extent, ExtentKind};
-pub use disk::ProtectedDisk;
+pub use disk::{LocalDisk, ProtectedDisk};
 pub use raw::{RawDisk, RawDiskError};

@@ -1,6 +1,7 @@
 //! A raw image file or a block device on this host.
 
 use crate::device::{Extent, ExtentKind};
+use crate::disk::LocalDisk;
 use crate::image_lock;
 use rustix::fs::{FallocateFlags, SeekFrom};
 use std::fs::{File, OpenOptions};
@@ -82,28 +83,34 @@ impl RawDisk {
         Ok(Self { file, path, size_bytes })
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
+}
 
-    pub(crate) fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+impl LocalDisk for RawDisk {
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn label(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(buf, at)
     }
 
-    pub(crate) fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+    fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all_at(bytes, at)
     }
 
-    pub(crate) fn sync_data(&self) -> io::Result<()> {
+    fn sync_data(&self) -> io::Result<()> {
         self.file.sync_data()
     }
 
     /// Makes a range read as zeroes, by hole or by zeroed extents, else by writing zeroes.
-    pub(crate) fn zero(&self, range: ByteRange, unmap: bool) -> io::Result<()> {
+    fn zero(&self, range: ByteRange, unmap: bool) -> io::Result<()> {
         let how = if unmap { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
         match rustix::fs::fallocate(&self.file, how | FallocateFlags::KEEP_SIZE, range.start, range.len) {
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NODEV) => {
@@ -117,7 +124,7 @@ impl RawDisk {
     }
 
     /// Which parts are allocated, by `SEEK_DATA` and `SEEK_HOLE`; where that is not supported, all.
-    pub(crate) fn extents(&self, range: ByteRange) -> io::Result<Vec<Extent>> {
+    fn extents(&self, range: ByteRange) -> io::Result<Vec<Extent>> {
         let mut extents = Vec::new();
         let mut at = range.start;
         while at < range.end() {

@@ -26,25 +26,12 @@ pub(super) fn resolve(vms: &[Arc<RecoveredVm>], at: &str) -> Result<WriteSeq> {
 }
 
 /// The newest cut durable and consistent in every stream.
-pub(super) fn tail(vms: &[Arc<RecoveredVm>]) -> Result<WriteSeq> {
-    let mut cut = WriteSeq::MAX;
-    loop {
-        let mut lowest = cut;
-        for vm in vms {
-            let journal = journal_of(vm)?;
-            let newest = journal.with_timeline(|timeline| timeline.newest_consistent(lowest));
-            lowest = newest.ok_or_else(|| {
-                OperationError::unavailable(format!(
-                    "VM {} has no consistent state yet: its initial sync is not done",
-                    vm.name()
-                ))
-            })?;
-        }
-        if lowest == cut {
-            return Ok(cut);
-        }
-        cut = lowest;
-    }
+fn tail(vms: &[Arc<RecoveredVm>]) -> Result<WriteSeq> {
+    let journals = vms.iter().map(|vm| journal_of(vm)).collect::<Result<Vec<_>>>()?;
+    journal::newest_common_cut(&journals).map_err(|at| {
+        let name = vms[at].name();
+        OperationError::unavailable(format!("VM {name} has no consistent state yet: its initial sync is not done"))
+    })
 }
 
 /// Checkpoints that every VM has and that are complete, oldest first.

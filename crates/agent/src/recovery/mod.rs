@@ -124,6 +124,12 @@ impl Recovery {
             Some(journal) => journal,
             None => self.open_journal(&vm).map_err(|error| refuse(Refusal::JournalFailed, error.detail))?,
         };
+        let epoch = journal.status().epoch;
+        if hello.epoch < epoch {
+            // No failover is going on (that was checked first), so the sender may take the epoch up.
+            let detail = format!("the journal is at epoch {epoch}");
+            return Err(refuse(Refusal::Fenced { epoch, released: true }, detail));
+        }
         let disks = journal.disks();
         if disks != hello.disks {
             let list = |disks: &[types::DiskSpec]| {

@@ -14,7 +14,7 @@ use batch::{BatchMeta, Codec};
 use bytes::Bytes;
 use replication::wire::{ArtifactHash, ArtifactOffer, ArtifactPart, FrameReader, Hello, Message};
 use replication::{CaptureView, Sender, SenderConfig, SenderEffect, SenderEvent, State};
-use splitter::{copy_some_blocks, mark_what_may_differ};
+use splitter::{BlockDevice, copy_some_blocks, mark_what_may_differ};
 use std::collections::VecDeque;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -338,7 +338,7 @@ impl Driver {
             rpo_seconds: record.policy.rpo_seconds as u32,
             checkpoint_interval_seconds: record.policy.checkpoint_interval_seconds as u32,
             disks: disks
-                .map(|(disk, open)| types::DiskSpec { name: disk.name.clone(), size_bytes: open.raw().size_bytes() })
+                .map(|(disk, open)| types::DiskSpec { name: disk.name.clone(), size_bytes: open.size_bytes() })
                 .collect(),
             definition: record.definition.clone(),
             artifacts: files.collect(),

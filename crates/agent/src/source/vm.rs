@@ -54,7 +54,7 @@ impl ProtectedVm {
         let disks: Vec<_> = raws
             .into_iter()
             .enumerate()
-            .map(|(at, raw)| Arc::new(ProtectedDisk::new(DiskIndex(at as u16), raw, capture.clone())))
+            .map(|(at, raw)| Arc::new(ProtectedDisk::new(DiskIndex(at as u16), Box::new(raw), capture.clone())))
             .collect();
         let server = serve(&source.run_dir, &record, &disks)?;
         let (commands, inbox) = mpsc::unbounded_channel();

@@ -1,0 +1,111 @@
+//! What must hold after every event, by name.
+
+use crate::recovery::RecoveryVm;
+use crate::source::SourceVm;
+use journal::{Image, Journal, newest_common_cut};
+use std::sync::Arc;
+use types::limits::BLOCK_BYTES;
+use types::{BlockIndex, ByteRange, Checkpoint, DiskIndex, WriteSeq};
+
+/// A VM at both its sites, with the disk it began with.
+pub(crate) struct Pair {
+    pub(crate) source: SourceVm,
+    pub(crate) recovery: RecoveryVm,
+    pub(crate) initial: Vec<u8>,
+}
+
+/// Every checkpoint that can be opened shows the disk exactly as the guest had it at its cut.
+pub(crate) fn invariant_image_at_checkpoint_equals_guest_disk_then(pair: &Pair) -> usize {
+    let Some(journal) = &pair.recovery.journal else { return 0 };
+    let checkpoints: Vec<Checkpoint> =
+        journal.with_timeline(|timeline| timeline.checkpoints_after(WriteSeq::ZERO).cloned().collect());
+    for checkpoint in &checkpoints {
+        compare(pair, journal, checkpoint.cut, &format!("checkpoint {}", checkpoint.id));
+    }
+    checkpoints.len()
+}
+
+/// The tail of the group is one moment in all its VMs.
+pub(crate) fn invariant_tail_is_one_moment(pairs: &[Pair]) {
+    let journals: Option<Vec<Arc<Journal>>> = pairs.iter().map(|pair| pair.recovery.journal.clone()).collect();
+    let Some(journals) = journals else { return };
+    if let Ok(cut) = newest_common_cut(&journals) {
+        for (pair, journal) in pairs.iter().zip(&journals) {
+            compare(pair, journal, cut, &format!("tail {cut}"));
+        }
+    }
+}
+
+/// A checkpoint is there only when everything below it is durable.
+pub(crate) fn invariant_checkpoint_never_precedes_its_writes(pair: &Pair) {
+    let Some(journal) = &pair.recovery.journal else { return };
+    let status = journal.status();
+    journal.with_timeline(|timeline| {
+        for checkpoint in timeline.checkpoints_after(WriteSeq::ZERO) {
+            assert!(checkpoint.cut <= status.watermark, "checkpoint {} is above the watermark", checkpoint.id);
+        }
+    });
+}
+
+/// Whatever differs between guest and journal is marked, or lies in the buffer above what is durable.
+pub(crate) fn invariant_dirty_marks_cover_every_unsent_block(pair: &Pair) {
+    let (Some(agent), Some(journal)) = (&pair.source.agent, &pair.recovery.journal) else { return };
+    let status = journal.status();
+    if status.incarnation != Some(agent.sender.incarnation()) || agent.sender.acked() == WriteSeq::ZERO {
+        return; // The two have not met since the agent started: everything counts as unsent.
+    }
+    let guest = pair.source.disk.content();
+    let mut kept = vec![0; guest.len()];
+    journal.read_at(DiskIndex(0), WriteSeq::MAX, 0, &mut kept).expect("a journal that can be read");
+    let mut buffered = Vec::new();
+    let mut after = status.last_seq;
+    loop {
+        let taken = agent.capture.take_after(after);
+        let Some(last) = taken.records.last() else { break };
+        after = last.seq;
+        buffered.extend(taken.records.iter().map(|record| record.range));
+    }
+    for (at, (ours, theirs)) in guest.chunks(BLOCK_BYTES as usize).zip(kept.chunks(BLOCK_BYTES as usize)).enumerate() {
+        let block = BlockIndex(at as u64);
+        let range = block.range(guest.len() as u64);
+        let covered =
+            agent.capture.is_dirty(DiskIndex(0), block) || buffered.iter().any(|record| record.overlaps(range));
+        assert!(ours == theirs || covered, "invariant_dirty_marks_cover_every_unsent_block: block {at}");
+    }
+}
+
+/// While a group has failed over, nothing of the old epoch is appended.
+pub(crate) fn invariant_one_writer_per_epoch(pair: &Pair, fenced_at: Option<WriteSeq>) {
+    if let (Some(at), Some(journal)) = (fenced_at, &pair.recovery.journal) {
+        assert_eq!(journal.status().last_seq, at, "invariant_one_writer_per_epoch");
+    }
+}
+
+/// Both sides at rest are equal.
+pub(crate) fn invariant_at_rest_both_sides_are_equal(pair: &Pair) {
+    let journal = pair.recovery.journal.as_ref().expect("at rest the journal is open");
+    let cut = journal.with_timeline(|timeline| timeline.newest_consistent(WriteSeq::MAX)).expect("a consistent tail");
+    let guest = pair.source.disk.content();
+    let image = Image::open(journal.clone(), cut, None, [0; 16]).expect("an image of the tail");
+    let mut kept = vec![0; guest.len()];
+    image.read_at(DiskIndex(0), 0, &mut kept).expect("an image that can be read");
+    assert!(guest == kept, "at rest both sides are equal");
+}
+
+fn compare(pair: &Pair, journal: &Arc<Journal>, cut: WriteSeq, what: &str) {
+    let (expected, torn) = pair.source.content_at(&pair.initial, cut);
+    let image = Image::open(journal.clone(), cut, None, [0; 16]).expect("a consistent cut can be opened");
+    let mut found = vec![0; expected.len()];
+    image.read_at(DiskIndex(0), 0, &mut found).expect("an image that can be read");
+    if found == expected {
+        return;
+    }
+    // A cut may fall between the pieces of one large write, which no disk promises to be one.
+    for at in (0..expected.len()).filter(|&at| expected[at] != found[at]) {
+        let byte = ByteRange::new(at as u64, 1);
+        assert!(
+            torn.iter().any(|range| range.overlaps(byte)),
+            "invariant_image_at_checkpoint_equals_guest_disk_then: {what}, byte {at}"
+        );
+    }
+}

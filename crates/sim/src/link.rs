@@ -1,0 +1,36 @@
+//! A connection: two queues of encoded messages. It may be cut after any message; what was under way is
+//! lost then.
+
+use replication::wire::{FrameReader, FrameWriter, HEADER_BYTES, Message};
+use std::collections::VecDeque;
+
+/// One direction of a connection, with the real framing on both ends.
+#[derive(Debug, Default)]
+pub(crate) struct Pipe {
+    writer: FrameWriter,
+    reader: FrameReader,
+    under_way: VecDeque<([u8; HEADER_BYTES], bytes::Bytes)>,
+}
+
+impl Pipe {
+    pub(crate) fn send(&mut self, message: &Message) {
+        self.under_way.push_back(self.writer.encode(message));
+    }
+
+    pub(crate) fn receive(&mut self) -> Option<Message> {
+        let (header, body) = self.under_way.pop_front()?;
+        let header = self.reader.header(&header).expect("our own framing");
+        Some(self.reader.message(&header, body).expect("our own framing"))
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.under_way.is_empty()
+    }
+}
+
+/// Both directions.
+#[derive(Debug, Default)]
+pub(crate) struct Connection {
+    pub(crate) to_receiver: Pipe,
+    pub(crate) to_sender: Pipe,
+}

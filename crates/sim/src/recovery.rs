@@ -1,0 +1,177 @@
+//! The recovery side of one VM: receiver and journal over a disk that loses power.
+
+use crate::link::Connection;
+use crate::rng::Rng;
+use crate::store::SimStore;
+use batch::Batch;
+use journal::{AppendError, Journal, OpenError, Settings};
+use replication::wire::{Ack, Hello, Refusal, Refuse};
+use replication::{Opened, Receiver, ReceiverEffect, ReceiverEvent};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+use types::{Epoch, Monotonic, WallTime, WriteSeq};
+
+/// Small segments, so that they are sealed and folded often.
+pub(crate) const SETTINGS: Settings =
+    Settings { history: Duration::from_secs(3600), bytes_max: 0, segment_bytes: 256 << 10 };
+
+/// One VM at the recovery site. The disk outlives the agent.
+pub(crate) struct RecoveryVm {
+    pub(crate) store: SimStore,
+    pub(crate) journal: Option<Arc<Journal>>,
+    receiver: Option<Receiver>,
+    epoch: Epoch,
+    queue: VecDeque<Batch>,
+    /// The highest sequence ever told to the source as durable.
+    pub(crate) told: WriteSeq,
+    /// A failover's epoch, and whether it was rolled back.
+    pub(crate) fence: Option<(Epoch, bool)>,
+}
+
+impl RecoveryVm {
+    pub(crate) fn new() -> Self {
+        Self {
+            store: SimStore::new(),
+            journal: None,
+            receiver: None,
+            epoch: Epoch::FIRST,
+            queue: VecDeque::new(),
+            told: WriteSeq::ZERO,
+            fence: None,
+        }
+    }
+
+    /// A new connection begins.
+    pub(crate) fn accept(&mut self, now: Monotonic) {
+        self.queue.clear();
+        self.receiver = Some(Receiver::new(now));
+    }
+
+    /// The process is gone; with `power`, also what was not synced.
+    pub(crate) fn crash(&mut self, power: bool, rng: &mut Rng) {
+        self.receiver = None;
+        self.queue.clear();
+        self.journal = None;
+        if power {
+            self.store.lose_power(rng);
+        }
+    }
+
+    /// Opens the journal again, where there is one. What was told to be durable must be in it.
+    pub(crate) fn reopen(&mut self) {
+        if self.journal.is_some() || !self.has_journal() {
+            return;
+        }
+        let opened = match Journal::open(Arc::new(self.store.clone()), SETTINGS) {
+            Ok(opened) => opened,
+            // The disk fails or is full just now; it is tried again when the source comes back.
+            Err(OpenError::Io(_)) => return,
+            Err(error) => panic!("a journal that cannot be opened: {error}"),
+        };
+        assert!(opened.damage.is_none(), "damage without cause: {:?}", opened.damage);
+        let durable = opened.journal.status().last_seq;
+        assert!(durable >= self.told, "invariant_acked_is_never_lost: {durable} is left of {}", self.told);
+        self.journal = Some(Arc::new(opened.journal));
+    }
+
+    fn has_journal(&self) -> bool {
+        journal::Store::exists(&self.store, "manifest").expect("a store that works")
+    }
+
+    /// Runs the receiver until it has nothing to do at this moment.
+    pub(crate) fn run(&mut self, now: Monotonic, event: ReceiverEvent, link: &mut Option<Connection>) {
+        let mut events = VecDeque::from([event]);
+        let mut effects = Vec::new();
+        while let Some(event) = events.pop_front() {
+            let Some(receiver) = &mut self.receiver else { return };
+            receiver.step(now, event, &mut effects);
+            for effect in effects.drain(..) {
+                match effect {
+                    ReceiverEffect::Open(hello) => events.push_back(ReceiverEvent::Opened(self.open(&hello))),
+                    ReceiverEffect::Send(message) => {
+                        if let Some(link) = link {
+                            link.to_sender.send(&message);
+                        }
+                    }
+                    ReceiverEffect::Append(batch) => self.queue.push_back(batch),
+                    ReceiverEffect::Keep(_) => {}
+                    ReceiverEffect::Close { .. } => self.receiver = None,
+                }
+            }
+        }
+    }
+
+    fn open(&mut self, hello: &Hello) -> Result<Opened, Refuse> {
+        if let Some((epoch, released)) = self.fence
+            && !(released && hello.epoch >= epoch)
+        {
+            return Err(Refuse { why: Refusal::Fenced { epoch, released }, detail: String::new() });
+        }
+        self.reopen();
+        let failed = |detail: String| Refuse { why: Refusal::JournalFailed, detail };
+        if self.journal.is_none() && self.has_journal() {
+            return Err(failed("the disk fails".into()));
+        }
+        if self.journal.is_none() {
+            let store = Arc::new(self.store.clone());
+            let made = Journal::create(store, hello.vm, &hello.vm_name, &hello.disks, hello.epoch, SETTINGS);
+            self.journal = Some(Arc::new(made.map_err(|error| failed(error.to_string()))?));
+        }
+        let journal = self.journal.as_ref().expect("made just now");
+        let epoch = journal.status().epoch;
+        if hello.epoch < epoch {
+            let released = self.fence.is_none_or(|(_, released)| released);
+            return Err(Refuse { why: Refusal::Fenced { epoch, released }, detail: String::new() });
+        }
+        journal.raise_epoch(hello.epoch).map_err(|error| failed(error.to_string()))?;
+        self.epoch = hello.epoch;
+        let status = journal.status();
+        Ok(Opened {
+            epoch: hello.epoch,
+            durable: status.last_seq,
+            incarnation: status.incarnation,
+            missing: Vec::new(),
+        })
+    }
+
+    /// The writer's turn: appends some of what is queued and reports.
+    pub(crate) fn append(&mut self, now: Monotonic, link: &mut Option<Connection>, rng: &mut Rng) {
+        let Some(journal) = self.journal.clone() else { return };
+        if self.queue.is_empty() || self.receiver.is_none() {
+            return;
+        }
+        let count = 1 + rng.below(self.queue.len() as u64) as usize;
+        let group: Vec<Batch> = self.queue.drain(..count).collect();
+        let wall = WallTime(now.0.as_micros() as i64);
+        let event = match journal.append(&group, self.epoch, self.told, wall, rng.sixteen()) {
+            Ok(appended) => {
+                self.told = self.told.max(appended.durable);
+                ReceiverEvent::Durable(Ack {
+                    durable: appended.durable,
+                    watermark: appended.watermark,
+                    applied: journal.status().applied,
+                    journal_bytes: 0,
+                    history_seconds: 0,
+                })
+            }
+            Err(error) => {
+                let why = match &error {
+                    AppendError::Full(_) => Refusal::JournalFull,
+                    AppendError::Epoch { current, .. } => Refusal::Fenced { epoch: *current, released: false },
+                    _ => Refusal::JournalFailed,
+                };
+                if !error.is_transient() {
+                    self.journal = None;
+                }
+                self.queue.clear();
+                ReceiverEvent::Stopped(Refuse { why, detail: error.to_string() })
+            }
+        };
+        self.run(now, event, link);
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.queue.is_empty()
+    }
+}

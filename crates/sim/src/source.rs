@@ -1,0 +1,260 @@
+//! The protected side of one VM: guest, local disk, capture and sender, with a driver like the agent's.
+
+use crate::link::Connection;
+use crate::local_disk::SimDisk;
+use crate::rng::Rng;
+use batch::{BatchMeta, Codec};
+use bytes::Bytes;
+use replication::wire::{Hello, Message};
+use replication::{CaptureView, Sender, SenderConfig, SenderEffect, SenderEvent};
+use splitter::{BlockDevice, Capture, ProtectedDisk, copy_some_blocks, mark_what_may_differ};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use types::{
+    ByteRange, DiskIndex, DiskSpec, Epoch, GroupCounter, GroupId, Incarnation, Monotonic, VmId, WallTime, WriteSeq,
+};
+
+/// A small buffer, so that it overflows often.
+const BUFFER_BYTES: u64 = 192 << 10;
+
+/// A change of the guest's disk: who asks for the content at a cut plays these.
+#[derive(Debug, Clone)]
+pub(crate) struct Change {
+    /// The sequence just before the change, and the last one it drew.
+    pub(crate) before: WriteSeq,
+    pub(crate) last: WriteSeq,
+    pub(crate) range: ByteRange,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// One VM at its site. The guest and the disk outlive the agent.
+pub(crate) struct SourceVm {
+    pub(crate) vm: VmId,
+    pub(crate) disk: SimDisk,
+    pub(crate) history: Vec<Change>,
+    pub(crate) epoch: Epoch,
+    pub(crate) paused: bool,
+    pub(crate) agent: Option<Agent>,
+}
+
+/// What lives and dies with the agent's process.
+pub(crate) struct Agent {
+    pub(crate) sender: Sender,
+    pub(crate) capture: Arc<Capture>,
+    pub(crate) disks: Vec<Arc<ProtectedDisk>>,
+    counter: Arc<GroupCounter>,
+    events: VecDeque<SenderEvent>,
+    tell_watermark: bool,
+}
+
+impl SourceVm {
+    pub(crate) fn new(number: u8, size_bytes: u64, rng: &mut Rng) -> Self {
+        let disk = SimDisk::new(size_bytes, rng);
+        Self {
+            vm: VmId::from_bytes([number; 16]),
+            disk,
+            history: Vec::new(),
+            epoch: Epoch::FIRST,
+            paused: false,
+            agent: None,
+        }
+    }
+
+    pub(crate) fn start_agent(&mut self, counter: &Arc<GroupCounter>, now: Monotonic, rng: &mut Rng) {
+        let size = splitter::LocalDisk::size_bytes(&self.disk);
+        let capture = Arc::new(Capture::new(counter.clone(), &[size], BUFFER_BYTES, Box::new(|| {})));
+        let disk = ProtectedDisk::new(DiskIndex(0), Box::new(self.disk.clone()), capture.clone());
+        let config = SenderConfig {
+            vm: self.vm,
+            epoch: self.epoch,
+            incarnation: Incarnation::from_bytes(rng.sixteen()),
+            paused: self.paused,
+        };
+        self.agent = Some(Agent {
+            sender: Sender::new(config, now),
+            capture,
+            disks: vec![Arc::new(disk)],
+            counter: counter.clone(),
+            events: VecDeque::new(),
+            tell_watermark: false,
+        });
+    }
+
+    /// The guest changes its disk; while the agent is away it waits, so nothing happens.
+    pub(crate) fn guest_write(&mut self, rng: &mut Rng) {
+        let Some(agent) = &self.agent else { return };
+        let size = splitter::LocalDisk::size_bytes(&self.disk);
+        let sectors = size / 512;
+        let start = rng.below(sectors);
+        let longest = if rng.one_in(6) { 400 } else { 40 };
+        let len = 1 + rng.below(longest.min(sectors - start));
+        let range = ByteRange::new(start * 512, len * 512);
+        let before = agent.counter.last();
+        let disk = &agent.disks[0];
+        let mut bytes = vec![0; range.len as usize];
+        match rng.below(12) {
+            0 => disk.write_zeroes(range, rng.one_in(2)).expect("a disk that works"),
+            1 => disk.discard(range).expect("a disk that works"),
+            2 if rng.one_in(4) => {
+                // The guest is told; what the range holds now is whatever the disk made of it.
+                self.disk.fail_next_write();
+                bytes.fill(0xee);
+                disk.write(range.start, bytes.clone().into()).expect_err("a disk that fails");
+                bytes = self.disk.content()[range.start as usize..range.end() as usize].to_vec();
+            }
+            _ => {
+                let byte = 1 + rng.below(250) as u8;
+                bytes.fill(byte);
+                if rng.one_in(4) {
+                    bytes.iter_mut().for_each(|byte| *byte ^= rng.bits() as u8);
+                }
+                disk.write(range.start, Bytes::from(bytes.clone())).expect("a disk that works");
+            }
+        }
+        self.history.push(Change { before, last: agent.counter.last(), range, bytes });
+    }
+
+    /// The disk as it was at a cut, and which bytes a write was just changing there.
+    pub(crate) fn content_at(&self, initial: &[u8], cut: WriteSeq) -> (Vec<u8>, Vec<ByteRange>) {
+        let mut content = initial.to_vec();
+        let mut torn = Vec::new();
+        for change in &self.history {
+            if change.last <= cut {
+                let range = change.range.start as usize..change.range.end() as usize;
+                content[range].copy_from_slice(&change.bytes);
+            } else if change.before < cut {
+                torn.push(change.range);
+            }
+        }
+        (content, torn)
+    }
+
+    /// Runs the sender until it has nothing to do at this moment.
+    pub(crate) fn run(
+        &mut self,
+        now: Monotonic,
+        event: SenderEvent,
+        link: &mut Option<Connection>,
+        wants_link: &mut bool,
+        on_release: &mut impl FnMut(WriteSeq),
+    ) {
+        let Some(agent) = &mut self.agent else { return };
+        agent.events.push_back(event);
+        let mut effects = Vec::new();
+        while let Some(event) = agent.events.pop_front() {
+            let view = agent.view();
+            agent.sender.step(now, event, &view, &mut effects);
+            for effect in effects.drain(..) {
+                if let SenderEffect::AdoptEpoch(epoch) = effect {
+                    self.epoch = epoch;
+                }
+                if let SenderEffect::Release { up_to } = effect {
+                    on_release(up_to);
+                }
+                agent.perform(self.vm, effect, link, wants_link);
+            }
+        }
+    }
+
+    pub(crate) fn tell_watermark(&mut self) {
+        if let Some(agent) = &mut self.agent {
+            agent.tell_watermark = true;
+        }
+    }
+}
+
+impl Agent {
+    fn view(&mut self) -> CaptureView {
+        let status = self.capture.status();
+        let tell = std::mem::take(&mut self.tell_watermark);
+        CaptureView {
+            tracking: status.tracking,
+            gap_open: status.gap_open,
+            dirty_blocks: status.dirty_blocks,
+            buffered_bytes: status.buffered_bytes,
+            buffer_bytes_max: status.buffer_bytes_max,
+            released: status.released,
+            last: status.last,
+            watermark: if tell { status.watermark } else { status.last },
+        }
+    }
+
+    fn perform(&mut self, vm: VmId, effect: SenderEffect, link: &mut Option<Connection>, wants_link: &mut bool) {
+        match effect {
+            SenderEffect::Connect => *wants_link = true,
+            SenderEffect::Disconnect => *link = None,
+            SenderEffect::SayHello { epoch, incarnation, acked, last } => {
+                let size_bytes = self.disks[0].size_bytes();
+                let hello = hello(vm, epoch, incarnation, acked, last, size_bytes);
+                say(link, &Message::Hello(Box::new(hello)));
+            }
+            SenderEffect::Send(message) => say(link, &message),
+            SenderEffect::SendBatch { after } => self.send_batch(after, link),
+            SenderEffect::Release { up_to } => self.capture.release(up_to),
+            SenderEffect::Restart { floor, replica_is_zero } => {
+                self.capture.restart(floor);
+                mark_what_may_differ(&self.capture, &self.disks, replica_is_zero).expect("a disk that works");
+            }
+            SenderEffect::StartTracking => self.capture.start_tracking(),
+            SenderEffect::LeaveTracking => self.capture.leave_tracking(),
+            SenderEffect::CopyBlocks => {
+                copy_some_blocks(&self.capture, &self.disks).expect("a disk that works");
+                self.events.push_back(SenderEvent::CopyDone);
+            }
+            SenderEffect::CloseSync => {
+                let closed = self.capture.close_sync();
+                self.events.push_back(SenderEvent::SyncClosed { closed });
+            }
+            SenderEffect::SendArtifact(_)
+            | SenderEffect::AdoptEpoch(_)
+            | SenderEffect::Changed(_)
+            | SenderEffect::Refused(_) => {}
+        }
+    }
+
+    fn send_batch(&mut self, after: WriteSeq, link: &mut Option<Connection>) {
+        let taken = self.capture.take_after(after);
+        let last = taken.records.last().map_or(after, |record| record.seq);
+        let watermark = taken.watermark.max(last);
+        let incarnation = self.sender.incarnation();
+        let meta = BatchMeta { incarnation, prev_seq: after, watermark, taken_at: WallTime(0) };
+        let batch = batch::encode(&meta, &taken.records, Codec::Lz4);
+        let bytes = batch.len();
+        say(link, &Message::Batch(batch));
+        self.events.push_back(SenderEvent::BatchSent { last, watermark, bytes });
+    }
+}
+
+fn say(link: &mut Option<Connection>, message: &Message) {
+    if let Some(link) = link {
+        link.to_receiver.send(message);
+    }
+}
+
+fn hello(
+    vm: VmId,
+    epoch: Epoch,
+    incarnation: Incarnation,
+    acked: WriteSeq,
+    last_seq: WriteSeq,
+    size_bytes: u64,
+) -> Hello {
+    Hello {
+        vm,
+        vm_name: vm.to_string(),
+        group: GroupId::from_bytes([9; 16]),
+        group_name: "group".into(),
+        epoch,
+        incarnation,
+        acked,
+        last_seq,
+        sent_at: WallTime(0),
+        history_seconds: 86_400,
+        journal_bytes_max: 0,
+        rpo_seconds: 60,
+        checkpoint_interval_seconds: 5,
+        disks: vec![DiskSpec { name: "vda".into(), size_bytes }],
+        definition: String::new(),
+        artifacts: Vec::new(),
+    }
+}

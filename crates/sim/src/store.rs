@@ -1,0 +1,319 @@
+//! A folder of files on a disk that loses power.
+//!
+//! What is synced is certain. On a loss of power every sector written since a file's last sync is kept
+//! or lost by itself, so writes tear and reorder; of the names changed since the last sync of the
+//! folder a prefix is kept. A sync that fails leaves its sectors readable but never on the disk, also not
+//! by a later sync. This must be survivable: it is what `Store` promises and no more. A full disk and
+//! failing syncs are set from outside.
+
+use crate::rng::Rng;
+use journal::{Store, StoreFile};
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
+use types::ByteRange;
+
+const SECTOR: usize = 512;
+
+/// A simulated folder. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct SimStore {
+    disk: Arc<Mutex<Disk>>,
+}
+
+#[derive(Debug, Default)]
+struct Disk {
+    names: BTreeMap<String, u64>,
+    durable_names: BTreeMap<String, u64>,
+    changes: Vec<NameChange>,
+    files: BTreeMap<u64, Content>,
+    next_file: u64,
+    /// Bytes that may be written before the disk is full.
+    room: Option<u64>,
+    /// Syncs that succeed before one fails.
+    syncs_left: Option<u64>,
+}
+
+#[derive(Debug, Clone)]
+enum NameChange {
+    Set(String, u64),
+    Gone(String),
+}
+
+#[derive(Debug, Default, Clone)]
+struct Content {
+    now: Vec<u8>,
+    durable: Vec<u8>,
+    /// Sectors that may differ between the two.
+    unsynced: Vec<(usize, usize)>,
+}
+
+#[derive(Debug)]
+struct SimFile {
+    disk: Arc<Mutex<Disk>>,
+    file: u64,
+}
+
+impl SimStore {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Disk> {
+        self.disk.lock().expect("a panic aborts the process")
+    }
+
+    /// The power goes: what was not synced is kept or lost by chance.
+    pub fn lose_power(&self, rng: &mut Rng) {
+        let mut disk = self.lock();
+        let changes = std::mem::take(&mut disk.changes);
+        let kept = rng.below(changes.len() as u64 + 1) as usize;
+        for change in changes.into_iter().take(kept) {
+            match change {
+                NameChange::Set(name, file) => drop(disk.durable_names.insert(name, file)),
+                NameChange::Gone(name) => drop(disk.durable_names.remove(&name)),
+            }
+        }
+        disk.names = disk.durable_names.clone();
+        for content in disk.files.values_mut() {
+            content.lose_power(rng);
+        }
+        disk.room = None;
+        disk.syncs_left = None;
+    }
+
+    /// From now on only `room` more bytes can be written; `None` for as many as one likes.
+    pub fn limit_room(&self, room: Option<u64>) {
+        self.lock().room = room;
+    }
+
+    /// A sync fails after `left` more have succeeded; `None` for never.
+    pub fn fail_sync_after(&self, left: Option<u64>) {
+        self.lock().syncs_left = left;
+    }
+
+    /// Changes one byte of a file as it lies on the disk; false where it has not so many.
+    pub fn rot(&self, name: &str, at: u64) -> bool {
+        let mut disk = self.lock();
+        let Some(&file) = disk.names.get(name) else { return false };
+        let content = disk.files.get_mut(&file).expect("a name's file exists");
+        let Some(byte) = content.now.get_mut(at as usize) else { return false };
+        *byte ^= 0x20;
+        content.durable = content.now.clone();
+        true
+    }
+
+    /// Cuts a file short, as if its end had never been written.
+    pub fn truncate(&self, name: &str, len: u64) {
+        let mut disk = self.lock();
+        let file = disk.names[name];
+        let content = disk.files.get_mut(&file).expect("a name's file exists");
+        content.now.truncate(len as usize);
+        content.durable = content.now.clone();
+    }
+
+    /// A copy of the disk as it is now.
+    pub fn fork(&self) -> Self {
+        let disk = self.lock();
+        let copy = Disk {
+            names: disk.names.clone(),
+            durable_names: disk.durable_names.clone(),
+            changes: disk.changes.clone(),
+            files: disk.files.clone(),
+            next_file: disk.next_file,
+            room: disk.room,
+            syncs_left: disk.syncs_left,
+        };
+        Self { disk: Arc::new(Mutex::new(copy)) }
+    }
+
+    /// The names of all files.
+    pub fn names(&self) -> Vec<String> {
+        self.lock().names.keys().cloned().collect()
+    }
+
+    /// Bytes of a file; none where there is no such file.
+    pub fn len_of(&self, name: &str) -> Option<u64> {
+        let disk = self.lock();
+        disk.names.get(name).map(|file| disk.files[file].now.len() as u64)
+    }
+}
+
+impl Content {
+    fn lose_power(&mut self, rng: &mut Rng) {
+        let mut after = self.durable.clone();
+        let unsynced = std::mem::take(&mut self.unsynced);
+        if !unsynced.is_empty() && self.now.len() != after.len() && rng.one_in(2) {
+            after.resize(self.now.len(), 0);
+        }
+        for (from, to) in unsynced {
+            for sector in from..to {
+                if rng.one_in(2) {
+                    let start = sector * SECTOR;
+                    let end = (start + SECTOR).min(self.now.len());
+                    if start < end {
+                        after.resize(after.len().max(end), 0);
+                        after[start..end].copy_from_slice(&self.now[start..end]);
+                    }
+                }
+            }
+        }
+        self.now = after.clone();
+        self.durable = after;
+    }
+
+    fn touch(&mut self, start: usize, end: usize) {
+        self.unsynced.push((start / SECTOR, end.div_ceil(SECTOR)));
+    }
+}
+
+impl Disk {
+    fn spend(&mut self, bytes: usize) -> io::Result<()> {
+        match &mut self.room {
+            Some(room) if *room < bytes as u64 => Err(io::ErrorKind::StorageFull.into()),
+            Some(room) => {
+                *room -= bytes as u64;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        match &mut self.syncs_left {
+            Some(0) => Err(io::Error::other("simulated failure of a sync")),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl Store for SimStore {
+    fn open(&self, name: &str, create: bool) -> io::Result<Arc<dyn StoreFile>> {
+        let mut disk = self.lock();
+        let file = match disk.names.get(name) {
+            Some(&file) => file,
+            None if create => {
+                disk.spend(SECTOR)?;
+                let file = disk.next_file;
+                disk.next_file += 1;
+                disk.files.insert(file, Content::default());
+                disk.names.insert(name.to_owned(), file);
+                disk.changes.push(NameChange::Set(name.to_owned(), file));
+                file
+            }
+            None => return Err(io::ErrorKind::NotFound.into()),
+        };
+        Ok(Arc::new(SimFile { disk: self.disk.clone(), file }))
+    }
+
+    fn exists(&self, name: &str) -> io::Result<bool> {
+        Ok(self.lock().names.contains_key(name))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut disk = self.lock();
+        let file = disk.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        disk.names.insert(to.to_owned(), file);
+        // One step: after a crash the new name stands, or the old one, never neither.
+        disk.changes.push(NameChange::Set(to.to_owned(), file));
+        disk.changes.push(NameChange::Gone(from.to_owned()));
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let mut disk = self.lock();
+        let inside = format!("{name}/");
+        let gone: Vec<String> =
+            disk.names.keys().filter(|known| *known == name || known.starts_with(&inside)).cloned().collect();
+        for name in gone {
+            disk.names.remove(&name);
+            disk.changes.push(NameChange::Gone(name));
+        }
+        Ok(())
+    }
+
+    fn sync_folder(&self) -> io::Result<()> {
+        let mut disk = self.lock();
+        disk.sync()?;
+        disk.changes.clear();
+        disk.durable_names = disk.names.clone();
+        Ok(())
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        Ok(self.lock().room.unwrap_or(u64::MAX))
+    }
+}
+
+impl SimFile {
+    fn lock(&self) -> MutexGuard<'_, Disk> {
+        self.disk.lock().expect("a panic aborts the process")
+    }
+}
+
+impl StoreFile for SimFile {
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        let disk = self.lock();
+        let start = at as usize;
+        let from = disk.files[&self.file].now.get(start..start + buf.len());
+        buf.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn write_at(&self, at: u64, buf: &[u8]) -> io::Result<()> {
+        let mut disk = self.lock();
+        disk.spend(buf.len())?;
+        let content = disk.files.get_mut(&self.file).expect("an open file exists");
+        let (start, end) = (at as usize, at as usize + buf.len());
+        content.now.resize(content.now.len().max(end), 0);
+        content.now[start..end].copy_from_slice(buf);
+        content.touch(start, end);
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let mut disk = self.lock();
+        let synced = disk.sync();
+        let content = disk.files.get_mut(&self.file).expect("an open file exists");
+        if synced.is_err() {
+            // As Linux does: the pages count as clean from here on, though they never reached the disk,
+            // and the next sync succeeds without them.
+            content.unsynced.clear();
+            return synced;
+        }
+        content.durable.resize(content.now.len(), 0);
+        for (from, to) in std::mem::take(&mut content.unsynced) {
+            let (start, end) = (from * SECTOR, (to * SECTOR).min(content.now.len()));
+            if start < end {
+                content.durable[start..end].copy_from_slice(&content.now[start..end]);
+            }
+        }
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.lock().files[&self.file].now.len() as u64)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut disk = self.lock();
+        let content = disk.files.get_mut(&self.file).expect("an open file exists");
+        let before = content.now.len();
+        content.now.resize(len as usize, 0);
+        content.touch(before.min(len as usize), before.max(len as usize));
+        Ok(())
+    }
+
+    fn zero(&self, range: ByteRange) -> io::Result<()> {
+        let mut disk = self.lock();
+        let content = disk.files.get_mut(&self.file).expect("an open file exists");
+        let (start, end) = (range.start as usize, (range.end() as usize).min(content.now.len()));
+        content.now[start..end].fill(0);
+        content.touch(start, end);
+        Ok(())
+    }
+}
