@@ -142,6 +142,7 @@ impl Journal {
     /// # Errors
     /// As the file system says.
     pub fn discard_overlays(&self, folder: &str) -> std::io::Result<()> {
-        self.store.remove(folder)
+        self.store.remove(folder)?;
+        self.store.sync_folder()
     }
 }

@@ -167,7 +167,8 @@ impl Reading {
     fn settle(&self) -> io::Result<()> {
         let Some((number, end)) = self.open else { return Ok(()) };
         let file = &self.segments[&number].file;
-        let first = self.in_open.iter().find(|(_, last_seq)| *last_seq > self.acked);
+        // A batch that only moved the watermark has the sequence of the one before it.
+        let first = self.in_open.iter().find(|(_, last_seq)| *last_seq >= self.acked);
         if let Some(&(start, _)) = first {
             let mut bytes = vec![0; (end.at.min(file.len()?) - start) as usize];
             file.read_at(start, &mut bytes)?;

@@ -1,0 +1,216 @@
+//! Crashes and damage: after each the journal holds what it acknowledged, or names what is missing.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod stream;
+
+use journal::{AppendError, Image, Journal, Settings, verify};
+use sim::{Rng, SimStore};
+use std::sync::Arc;
+use std::time::Duration;
+use stream::{SMALL, Stream, append, compare, create, read_all};
+use types::{DiskIndex, Epoch, WallTime};
+
+/// A journal of three batches, each a write and a checkpoint, and the disk it lies on.
+fn three_batches(settings: Settings) -> (SimStore, Stream) {
+    let store = SimStore::new();
+    let journal = create(&store, settings);
+    let mut stream = Stream::begin();
+    for byte in 1..=3u8 {
+        stream.write(u64::from(byte) * 1000, &[byte; 6000]);
+        stream.checkpoint();
+        append(&journal, stream.batch(), 0, 1);
+    }
+    (store, stream)
+}
+
+#[test]
+fn a_last_batch_torn_at_every_byte_is_cut_off_and_the_others_stay() {
+    let (store, stream) = three_batches(SMALL);
+    let len = store.len_of("segment-00000001").unwrap();
+    let two = three_batches_len(2);
+    for cut in two..len {
+        let torn = store.fork();
+        torn.truncate("segment-00000001", cut);
+        let opened = Journal::open(Arc::new(torn), SMALL).unwrap();
+        assert!(opened.damage.is_none(), "cut at {cut}: {:?}", opened.damage);
+        let count = compare(&opened.journal, &stream.states);
+        assert!(count == 2 || (count == 3 && cut + 4096 > len), "cut at {cut} leaves {count} checkpoints");
+    }
+}
+
+/// Where the batch after `count` batches begins: the length of a journal of so many.
+fn three_batches_len(count: u8) -> u64 {
+    let store = SimStore::new();
+    let journal = create(&store, SMALL);
+    let mut stream = Stream::begin();
+    for byte in 1..=count {
+        stream.write(u64::from(byte) * 1000, &[byte; 6000]);
+        stream.checkpoint();
+        append(&journal, stream.batch(), 0, 1);
+    }
+    store.len_of("segment-00000001").unwrap()
+}
+
+#[test]
+fn rot_in_an_acknowledged_batch_is_named_and_contained() {
+    let (store, stream) = three_batches(SMALL);
+    let second = three_batches_len(1);
+    for offset in [0, 30, 70, 200, 400] {
+        let rotten = store.fork();
+        assert!(rotten.rot("segment-00000001", second + offset));
+        let report = verify(&rotten, true).unwrap();
+        assert_eq!(report.damage.len(), 1, "{:?}", report.damage);
+        assert!(report.damage[0].contains(&format!("segment 1 at byte {second}")), "{:?}", report.damage);
+        assert_eq!(report.checkpoints.len(), 1, "the checkpoint before the damage is good");
+        let opened = Journal::open(Arc::new(rotten), SMALL).unwrap();
+        let damage = opened.damage.expect("acknowledged writes are never cut in silence");
+        assert!(damage.error.to_string().contains("segment 1"), "{damage:?}");
+        assert_eq!(compare(&opened.journal, &stream.states), 1);
+    }
+}
+
+#[test]
+fn a_journal_goes_on_after_damage_was_set_aside() {
+    let (store, mut stream) = three_batches(SMALL);
+    assert!(store.rot("segment-00000001", three_batches_len(2) + 100));
+    // The last batch has nothing behind it that proves it was acknowledged; the source knows better.
+    let opened = Journal::open(Arc::new(store.clone()), SMALL).unwrap();
+    assert!(opened.journal.status().last_seq < stream.sent(), "the source will see that writes are missing");
+    let gone = stream.batch();
+    let refused = opened.journal.append(&[gone], Epoch::FIRST, stream.sent(), WallTime(0), [2; 16]);
+    assert!(matches!(refused, Err(AppendError::Order { .. })), "{refused:?}");
+}
+
+#[test]
+fn a_segment_of_another_place_is_not_believed() {
+    let settings = Settings { segment_bytes: 20 << 10, ..SMALL };
+    let (store, _) = three_batches(settings);
+    assert!(store.len_of("segment-00000002").is_some(), "the batches fill several segments");
+    journal::Store::rename(&store, "segment-00000002", "segment-00000001").unwrap();
+    let opened = Journal::open(Arc::new(store), settings).unwrap();
+    assert!(opened.damage.unwrap().error.to_string().contains("another segment stands in its place"));
+}
+
+#[test]
+fn a_full_disk_refuses_and_the_journal_stays_as_it_was() {
+    let (store, mut stream) = three_batches(SMALL);
+    let journal = Journal::open(Arc::new(store.clone()), SMALL).unwrap().journal;
+    stream.write(0, &[9; 9000]);
+    let batch = stream.batch();
+    store.limit_room(Some(5000));
+    let acked = journal.status().last_seq;
+    let full = journal.append(std::slice::from_ref(&batch), Epoch::FIRST, acked, WallTime(0), [3; 16]).unwrap_err();
+    assert!(matches!(full, AppendError::Full(_)) && full.is_transient(), "{full:?}");
+    store.limit_room(None);
+    append(&journal, batch, 0, 4);
+    assert_eq!(compare(&journal, &stream.states), 3);
+}
+
+#[test]
+fn a_failed_sync_closes_the_journal_until_it_is_opened_again() {
+    let (store, mut stream) = three_batches(SMALL);
+    let journal = Journal::open(Arc::new(store.clone()), SMALL).unwrap().journal;
+    stream.write(0, &[9; 9000]);
+    let batch = stream.batch();
+    store.fail_sync_after(Some(0));
+    let acked = journal.status().last_seq;
+    let append_it = |journal: &Journal| {
+        journal.append(std::slice::from_ref(&batch), Epoch::FIRST, acked, WallTime(0), [3; 16])
+    };
+    assert!(matches!(append_it(&journal), Err(AppendError::Failed(_))));
+    store.fail_sync_after(None);
+    assert!(matches!(append_it(&journal), Err(AppendError::Closed)), "a sync is never tried again");
+    // What was read back from memory is put on the disk before it counts.
+    let opened = Journal::open(Arc::new(store.clone()), SMALL).unwrap().journal;
+    let durable = opened.status().last_seq;
+    drop(opened);
+    store.lose_power(&mut Rng::new(1));
+    let after = Journal::open(Arc::new(store), SMALL).unwrap().journal;
+    assert_eq!(after.status().last_seq, durable);
+}
+
+#[test]
+fn a_lower_epoch_is_refused() {
+    let (store, mut stream) = three_batches(SMALL);
+    let journal = Journal::open(Arc::new(store), SMALL).unwrap().journal;
+    journal.raise_epoch(Epoch(2)).unwrap();
+    let acked = journal.status().last_seq;
+    let refused = journal.append(&[stream.batch()], Epoch::FIRST, acked, WallTime(0), [3; 16]);
+    assert!(matches!(refused, Err(AppendError::Epoch { .. })), "{refused:?}");
+}
+
+#[test]
+fn a_fold_cut_short_at_every_sync_leaves_only_good_checkpoints() {
+    let settings = Settings { segment_bytes: 20 << 10, bytes_max: 1, ..SMALL };
+    let (store, stream) = three_batches(Settings { bytes_max: 0, ..settings });
+    for syncs in 0..8 {
+        for seed in 0..20 {
+            let broken = store.fork();
+            let journal = Journal::open(Arc::new(broken.clone()), settings).unwrap().journal;
+            broken.fail_sync_after(Some(syncs));
+            // Whether it succeeds depends on how many syncs it needs.
+            let _ = journal.retain(WallTime(0));
+            drop(journal);
+            broken.lose_power(&mut Rng::new(seed));
+            let opened = Journal::open(Arc::new(broken), settings).unwrap();
+            assert!(opened.damage.is_none(), "{:?}", opened.damage);
+            assert!(compare(&opened.journal, &stream.states) >= 1);
+        }
+    }
+}
+
+#[test]
+fn retention_keeps_the_window_and_what_is_pinned() {
+    let store = SimStore::new();
+    let settings = Settings { segment_bytes: 20 << 10, history: Duration::from_secs(3600), bytes_max: 0 };
+    let journal = Arc::new(create(&store, settings));
+    let mut stream = Stream::begin();
+    for minute in 0..120u64 {
+        stream.write(minute * 512, &[minute as u8; 5000]);
+        stream.checkpoint();
+        append(&journal, stream.batch(), minute * 60, minute as u8);
+    }
+    let now = WallTime(120 * 60 * 1_000_000);
+    let (pinned, _) = stream.states[10].clone();
+    let image = Image::open(journal.clone(), pinned, None, [1; 16]).unwrap();
+    journal.retain(now).unwrap();
+    let kept = compare(&journal, &stream.states);
+    assert!(kept >= 110 && read_all(&journal, pinned).is_ok(), "a pin holds the fold back: {kept} are kept");
+    drop(image);
+    journal.retain(now).unwrap();
+    let kept = compare(&journal, &stream.states);
+    assert!((60..75).contains(&kept), "an hour of minutes is kept: {kept}");
+    assert!(Image::open(journal.clone(), pinned, None, [1; 16]).is_err());
+    assert!(journal.status().history >= Duration::from_secs(3600 - 120));
+}
+
+#[test]
+fn an_overlay_survives_the_agent_and_forgets_after_a_loss_of_power_only_what_was_not_flushed() {
+    let (store, stream) = three_batches(SMALL);
+    let (cut, before) = stream.states[2].clone();
+    let open = |boot: u8| {
+        let journal = Arc::new(Journal::open(Arc::new(store.clone()), SMALL).unwrap().journal);
+        Image::open(journal, cut, Some("image-1"), [boot; 16]).unwrap()
+    };
+    let read = |image: &Image, start: u64, len: usize| {
+        let mut buf = vec![0; len];
+        image.read_at(DiskIndex(0), start, &mut buf).unwrap();
+        buf
+    };
+    let image = open(1);
+    image.write_at(DiskIndex(0), 10_000, &[1; 5000]).unwrap();
+    image.flush(DiskIndex(0)).unwrap();
+    image.write_at(DiskIndex(0), 40_000, &[2; 5000]).unwrap();
+    drop(image);
+    // The agent was killed: everything written is there, flushed or not.
+    let image = open(1);
+    assert_eq!(read(&image, 10_000, 5000), vec![1; 5000]);
+    assert_eq!(read(&image, 40_000, 5000), vec![2; 5000]);
+    drop(image);
+    // The host was rebooted by a loss of power: what was flushed is there, what was not is as below.
+    store.lose_power(&mut Rng::new(7));
+    let image = open(2);
+    assert_eq!(read(&image, 10_000, 5000), vec![1; 5000]);
+    let unflushed = read(&image, 36_864, 12_288);
+    assert_eq!(unflushed, before[36_864..49_152], "no block is taken from data that never reached the disk");
+}

@@ -1,0 +1,110 @@
+//! Random operations against a plain list of disk states: every checkpoint kept is compared in full.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod stream;
+
+use batch::Kind;
+use journal::{Image, Journal};
+use proptest::prelude::*;
+use sim::{Rng, SimStore};
+use std::sync::Arc;
+use stream::{DISK_BYTES, SMALL, Stream, append, compare, create};
+use types::{ByteRange, DiskIndex, WallTime};
+
+#[derive(Debug, Clone)]
+enum Step {
+    Write { start: u64, len: u64, byte: u8 },
+    Zero { start: u64, len: u64, discard: bool },
+    Checkpoint,
+    Send,
+    Fold { bytes_max: u64 },
+    Crash { seed: u64 },
+    Image { pick: usize, start: u64, len: u64, byte: u8 },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    // Unaligned to anything, often over a region's edge.
+    let place = || (0..DISK_BYTES - 1, 1u64..150_000).prop_map(|(start, len)| (start, len.min(DISK_BYTES - start)));
+    prop_oneof![
+        8 => (place(), 1u8..).prop_map(|((start, len), byte)| Step::Write { start, len, byte }),
+        1 => (place(), any::<bool>()).prop_map(|((start, len), discard)| Step::Zero { start, len, discard }),
+        3 => Just(Step::Checkpoint),
+        4 => Just(Step::Send),
+        1 => (0u64..6 << 20).prop_map(|bytes_max| Step::Fold { bytes_max }),
+        1 => any::<u64>().prop_map(|seed| Step::Crash { seed }),
+        1 => (any::<usize>(), place(), any::<u8>())
+            .prop_map(|(pick, (start, len), byte)| Step::Image { pick, start, len, byte }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_checkpoint_kept_is_as_it_was(steps in proptest::collection::vec(step(), 1..60)) {
+        let store = SimStore::new();
+        let mut journal = Arc::new(create(&store, SMALL));
+        let mut stream = Stream::begin();
+        let mut incarnation = 0;
+        for step in steps {
+            match step {
+                Step::Write { start, len, byte } => {
+                    let bytes: Vec<u8> = (0..len).map(|at| byte.wrapping_add((at / 700) as u8)).collect();
+                    stream.write(start, &bytes);
+                }
+                Step::Zero { start, len, discard } => {
+                    let kind = if discard { Kind::Discard } else { Kind::Zero };
+                    stream.zero(kind, ByteRange::new(start, len));
+                }
+                Step::Checkpoint => drop(stream.checkpoint()),
+                Step::Send => {
+                    incarnation += 1;
+                    append(&journal, stream.batch(), 0, incarnation);
+                }
+                Step::Fold { bytes_max } => {
+                    journal.set(journal::Settings { bytes_max: bytes_max.max(1), ..SMALL });
+                    journal.retain(WallTime(0)).unwrap();
+                }
+                Step::Crash { seed } => {
+                    let durable = journal.status().last_seq;
+                    drop(journal);
+                    store.lose_power(&mut Rng::new(seed));
+                    let opened = Journal::open(Arc::new(store.clone()), SMALL).unwrap();
+                    prop_assert!(opened.damage.is_none());
+                    prop_assert_eq!(opened.journal.status().last_seq, durable, "acknowledged writes are there");
+                    journal = Arc::new(opened.journal);
+                }
+                Step::Image { pick, start, len, byte } => write_to_image(&journal, &stream, pick, start, len, byte)?,
+            }
+            compare(&journal, &stream.states);
+        }
+    }
+}
+
+/// Opens a writable image at some checkpoint, writes, reads back, and the checkpoint is as before.
+fn write_to_image(
+    journal: &Arc<Journal>,
+    stream: &Stream,
+    pick: usize,
+    start: u64,
+    len: u64,
+    byte: u8,
+) -> Result<(), TestCaseError> {
+    let cuts: Vec<_> = journal
+        .with_timeline(|timeline| timeline.checkpoints_after(types::WriteSeq::ZERO).map(|c| c.cut).collect());
+    let Some(&cut) = cuts.get(pick % cuts.len().max(1)) else { return Ok(()) };
+    let mut expected = stream.states.iter().find(|(at, _)| *at == cut).unwrap().1.clone();
+    let image = Image::open(journal.clone(), cut, Some("image-1"), [1; 16]).unwrap();
+    let disk = DiskIndex(0);
+    image.write_at(disk, start, &vec![byte; len as usize]).unwrap();
+    expected[start as usize..(start + len) as usize].fill(byte);
+    let hole = ByteRange::new(start / 2, len.min(9000));
+    image.zero(disk, hole).unwrap();
+    expected[hole.start as usize..hole.end() as usize].fill(0);
+    let mut found = vec![0; expected.len()];
+    image.read_at(disk, 0, &mut found).unwrap();
+    prop_assert!(found == expected, "an image reads back what was written to it");
+    drop(image);
+    journal.discard_overlays("image-1").unwrap();
+    Ok(())
+}
