@@ -81,10 +81,10 @@ impl Journal {
                 return Ok(Folded { applied: shared.timeline.applied, ..Folded::default() });
             }
             shared.timeline.forget_below(applied);
+            manifest.retired_below = shared.timeline.applied.raw();
         }
-        manifest.retired_below = applied.raw();
         manifest.save(&*self.store).map_err(FoldError::Manifest)?;
-        self.write_shared().manifest.retired_below = applied.raw();
+        self.write_shared().manifest.retired_below = manifest.retired_below;
         let bytes = self.write_replica(applied)?;
         let numbers: Vec<u64> = manifest.segments.drain(..count).map(|info| info.number).collect();
         {

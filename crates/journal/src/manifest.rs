@@ -29,7 +29,7 @@ pub struct Manifest {
     /// The replica holds every write at or below.
     pub applied: u64,
     /// No cut below can be opened: a fold up to here has begun, and may have changed the replica already.
-    /// Equal to `applied` once it is done.
+    /// Equal to `applied` once it is done, unless one to further up had failed before.
     pub retired_below: u64,
     /// Whether writes are missing at `applied`, so that no cut is consistent until a sync ends.
     pub gap_at_applied: bool,

@@ -138,8 +138,11 @@ impl Timeline {
         self.gaps.iter().any(|gap| gap.contains(cut))
     }
 
-    /// Moves the oldest end up: checkpoints below go, gaps that ended below go.
+    /// Moves the oldest end up, never down: checkpoints below go, gaps that ended below go.
     pub(crate) fn forget_below(&mut self, applied: WriteSeq) {
+        if applied <= self.applied {
+            return; // A fold to further up was begun before, and failed.
+        }
         self.applied = applied;
         self.checkpoints = self.checkpoints.split_off(&applied);
         self.gaps.retain(|gap| gap.end.is_none_or(|end| end > applied));

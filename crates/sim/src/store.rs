@@ -37,6 +37,8 @@ struct Disk {
 #[derive(Debug, Clone)]
 enum NameChange {
     Set(String, u64),
+    /// From, to: a rename is one step, after a crash it has happened or it has not.
+    Renamed(String, String, u64),
     Gone(String),
 }
 
@@ -71,6 +73,10 @@ impl SimStore {
         for change in changes.into_iter().take(kept) {
             match change {
                 NameChange::Set(name, file) => drop(disk.durable_names.insert(name, file)),
+                NameChange::Renamed(from, to, file) => {
+                    disk.durable_names.remove(&from);
+                    disk.durable_names.insert(to, file);
+                }
                 NameChange::Gone(name) => drop(disk.durable_names.remove(&name)),
             }
         }
@@ -218,9 +224,7 @@ impl Store for SimStore {
         let mut disk = self.lock();
         let file = disk.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
         disk.names.insert(to.to_owned(), file);
-        // One step: after a crash the new name stands, or the old one, never neither.
-        disk.changes.push(NameChange::Set(to.to_owned(), file));
-        disk.changes.push(NameChange::Gone(from.to_owned()));
+        disk.changes.push(NameChange::Renamed(from.to_owned(), to.to_owned(), file));
         Ok(())
     }
 

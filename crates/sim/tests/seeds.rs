@@ -21,6 +21,7 @@ fn seeds_that_once_found_something_hold() {
         23,   // a welcome while fenced
         27,   // a fold cut short, its checkpoints still listed
         212,  // a batch read back from the page cache after its sync had failed
+        2615, // a fold that failed, then one to further down
         1955, // the same, for a batch that only moved the watermark
     ] {
         run(seed, false);
