@@ -46,6 +46,13 @@ pub struct Entry {
     payload_crc: u32,
 }
 
+impl Entry {
+    /// CRC-32C of the plain payload.
+    pub fn payload_crc(&self) -> u32 {
+        self.payload_crc
+    }
+}
+
 /// A batch whose header and tables check. Frames are checked when they are opened, or all at once by
 /// [`Batch::verify`].
 #[derive(Debug, Clone)]

@@ -40,6 +40,20 @@ impl Kind {
         })
     }
 
+    /// The word for this kind in listings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Write => "write",
+            Kind::Zero => "zero",
+            Kind::Discard => "discard",
+            Kind::Sync => "sync",
+            Kind::SyncZero => "sync-zero",
+            Kind::Checkpoint => "checkpoint",
+            Kind::SyncBegin => "sync-begin",
+            Kind::SyncEnd => "sync-end",
+        }
+    }
+
     /// Whether the record changes the disk.
     pub fn changes_disk(self) -> bool {
         matches!(self, Kind::Write | Kind::Zero | Kind::Discard | Kind::Sync | Kind::SyncZero)

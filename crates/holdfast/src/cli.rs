@@ -234,7 +234,12 @@ pub(crate) enum FailoverCommand {
 #[derive(Debug, Subcommand)]
 pub(crate) enum JournalCommand {
     /// What a journal's folder holds.
-    Inspect { folder: PathBuf },
+    Inspect {
+        folder: PathBuf,
+        /// Every record too, in the order of the stream.
+        #[arg(long)]
+        records: bool,
+    },
     /// Read every byte; exit code 7 where something is damaged.
     Verify { folder: PathBuf },
 }

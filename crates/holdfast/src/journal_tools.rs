@@ -3,32 +3,40 @@
 use crate::cli::JournalCommand;
 use crate::{exit, print};
 use anyhow::{Context, Result, bail};
-use journal::{FsStore, VerifyReport, verify};
+use journal::{FsStore, RecordRow, VerifyReport, verify};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
 pub(crate) fn run(command: JournalCommand, as_json: bool) -> Result<ExitCode> {
-    let (folder, deep) = match &command {
-        JournalCommand::Inspect { folder } => (folder, false),
-        JournalCommand::Verify { folder } => (folder, true),
+    let (folder, deep, with_records) = match &command {
+        JournalCommand::Inspect { folder, records } => (folder, false, *records),
+        JournalCommand::Verify { folder } => (folder, true, false),
     };
-    let report = read(folder, deep)?;
+    let mut records = Vec::new();
+    let report = read(folder, deep, |row| if with_records { records.push(row) })?;
     if as_json {
-        print::json(&to_json(&report))?;
+        let mut document = to_json(&report);
+        if with_records {
+            document["records"] = records.iter().map(record_to_json).collect();
+        }
+        print::json(&document)?;
     } else {
         print!("{}", to_text(&report, deep));
+        if with_records {
+            print!("{}", records_to_text(&records));
+        }
     }
     Ok(if report.damage.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(exit::DAMAGED) })
 }
 
-fn read(folder: &Path, deep: bool) -> Result<VerifyReport> {
+fn read(folder: &Path, deep: bool, on_record: impl FnMut(RecordRow)) -> Result<VerifyReport> {
     if !folder.join("manifest").exists() {
         bail!("{} is not a journal's folder: it has no manifest; journals lie in journal_dir/ID", folder.display());
     }
     let store = FsStore::open(folder).context("take the folder (stop the agent that uses it)")?;
-    verify(&store, deep).context("read the journal")
+    verify(&store, deep, on_record).context("read the journal")
 }
 
 fn to_text(report: &VerifyReport, deep: bool) -> String {
@@ -109,4 +117,30 @@ fn to_json(report: &VerifyReport) -> Value {
         "damage": report.damage,
         "torn_bytes": report.torn_bytes,
     })
+}
+
+fn record_to_json(row: &RecordRow) -> Value {
+    json!({
+        "seq": row.seq.to_string(),
+        "kind": row.kind,
+        "disk": row.disk.0,
+        "start": row.range.start,
+        "bytes": row.range.len,
+        "crc32c": row.payload_crc,
+    })
+}
+
+fn records_to_text(records: &[RecordRow]) -> String {
+    let mut rows = vec![["SEQUENCE", "KIND", "DISK", "START", "BYTES", "CRC-32C"].map(str::to_owned)];
+    rows.extend(records.iter().map(|row| {
+        [
+            row.seq.to_string(),
+            row.kind.to_owned(),
+            row.disk.0.to_string(),
+            row.range.start.to_string(),
+            row.range.len.to_string(),
+            format!("{:08x}", row.payload_crc),
+        ]
+    }));
+    print::table(&rows)
 }

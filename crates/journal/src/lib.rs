@@ -40,5 +40,5 @@ pub use overlay::{Overlay, OverlayError};
 pub use segment::SegmentError;
 pub use store::{FsStore, LockError, Store, StoreFile};
 pub use timeline::{Gap, Timeline, newest_common_cut};
-pub use verify::{SegmentReport, VerifyReport, verify};
+pub use verify::{RecordRow, SegmentReport, VerifyReport, verify};
 

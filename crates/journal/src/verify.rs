@@ -5,7 +5,7 @@ use crate::manifest::{Manifest, ManifestError, SegmentInfo};
 use crate::segment::{Depth, Segment};
 use crate::store::Store;
 use crate::timeline::Timeline;
-use types::{Checkpoint, WriteSeq};
+use types::{ByteRange, Checkpoint, DiskIndex, WriteSeq};
 
 /// What one segment holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,12 +35,27 @@ pub struct VerifyReport {
     pub torn_bytes: u64,
 }
 
+/// One record, for those who want to see them all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordRow {
+    pub seq: WriteSeq,
+    pub kind: &'static str,
+    pub disk: DiskIndex,
+    pub range: ByteRange,
+    /// CRC-32C of the plain payload; that of nothing where it has none.
+    pub payload_crc: u32,
+}
+
 /// Reads every byte of every segment and, with `deep`, decompresses every frame and checks every
-/// payload.
+/// payload. Each record is told to `on_record`, in the order of the stream.
 ///
 /// # Errors
 /// [`ManifestError`] where there is nothing to go by.
-pub fn verify(store: &dyn Store, deep: bool) -> Result<VerifyReport, ManifestError> {
+pub fn verify(
+    store: &dyn Store,
+    deep: bool,
+    on_record: impl FnMut(RecordRow),
+) -> Result<VerifyReport, ManifestError> {
     let manifest = Manifest::load(store)?;
     let mut report = VerifyReport {
         segments: Vec::new(),
@@ -52,14 +67,22 @@ pub fn verify(store: &dyn Store, deep: bool) -> Result<VerifyReport, ManifestErr
         manifest: manifest.clone(),
     };
     let mut timeline = Timeline::begin(&manifest);
+    let mut reading = Reading { deep, timeline: &mut timeline, on_record };
     for (at, info) in manifest.segments.iter().enumerate() {
         let is_last = at + 1 == manifest.segments.len();
-        report.read_segment(store, info, is_last, deep, &mut timeline);
+        report.read_segment(store, info, is_last, &mut reading);
     }
     report.checkpoints = timeline.checkpoints_after(WriteSeq::ZERO).cloned().collect();
     report.tail = timeline.newest_consistent(WriteSeq::MAX);
     report.guest_writes = timeline.guest_writes;
     Ok(report)
+}
+
+/// What goes along while segments are read.
+struct Reading<'a, F> {
+    deep: bool,
+    timeline: &'a mut Timeline,
+    on_record: F,
 }
 
 impl VerifyReport {
@@ -68,8 +91,7 @@ impl VerifyReport {
         store: &dyn Store,
         info: &SegmentInfo,
         is_last: bool,
-        deep: bool,
-        timeline: &mut Timeline,
+        reading: &mut Reading<'_, impl FnMut(RecordRow)>,
     ) {
         let name = SegmentInfo::file_name(info.number);
         let mut row = SegmentReport {
@@ -88,11 +110,11 @@ impl VerifyReport {
                 let end = info.sealed.as_ref().map(|sealed| sealed.bytes);
                 while end.is_none_or(|end| position.at < end) {
                     match segment.next(&mut position, Depth::Bodies) {
-                        Ok(Some(found)) => self.take(&found.batch, info.number, found.at, deep, &mut row, timeline),
+                        Ok(Some(found)) => self.take(&found.batch, info.number, found.at, &mut row, reading),
                         Ok(None) => break,
                         Err(error) => {
                             let acked = segment.acked_beyond(position.at, u64::MAX / 2);
-                            let was_acked = acked.is_some_and(|acked| acked > timeline.last_seq);
+                            let was_acked = acked.is_some_and(|acked| acked > reading.timeline.last_seq);
                             if end.is_none() && is_last && !was_acked {
                                 let len = segment.file.len().unwrap_or(position.at);
                                 self.torn_bytes = len.saturating_sub(position.at);
@@ -114,10 +136,10 @@ impl VerifyReport {
         batch: &batch::Batch,
         number: u64,
         at: u64,
-        deep: bool,
         row: &mut SegmentReport,
-        timeline: &mut Timeline,
+        reading: &mut Reading<'_, impl FnMut(RecordRow)>,
     ) {
+        let timeline = &mut *reading.timeline;
         row.batches += 1;
         row.records += batch.entries().len() as u64;
         row.first_seq = row.first_seq.or(batch.entries().first().map(|entry| entry.seq));
@@ -127,7 +149,16 @@ impl VerifyReport {
             self.damage.push(place("the batch does not follow the stream before it".into()));
             timeline.open_gap(timeline.last_seq.next());
         }
-        if deep {
+        for entry in batch.entries() {
+            (reading.on_record)(RecordRow {
+                seq: entry.seq,
+                kind: entry.kind.name(),
+                disk: entry.disk,
+                range: entry.range,
+                payload_crc: entry.payload_crc(),
+            });
+        }
+        if reading.deep {
             for entry in 0..batch.entries().len() {
                 if let Err(error) = batch.payload(entry) {
                     self.damage.push(place(error.to_string()));

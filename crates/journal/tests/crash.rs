@@ -58,7 +58,7 @@ fn rot_in_an_acknowledged_batch_is_named_and_contained() {
     for offset in [0, 30, 70, 200, 400] {
         let rotten = store.fork();
         assert!(rotten.rot("segment-00000001", second + offset));
-        let report = verify(&rotten, true).unwrap();
+        let report = verify(&rotten, true, |_| {}).unwrap();
         assert_eq!(report.damage.len(), 1, "{:?}", report.damage);
         assert!(report.damage[0].contains(&format!("segment 1 at byte {second}")), "{:?}", report.damage);
         assert_eq!(report.checkpoints.len(), 1, "the checkpoint before the damage is good");

@@ -14,6 +14,8 @@ pub enum Work {
     Tick,
     /// Appends records while several writers fill, delete and trim.
     Load,
+    /// A few rounds of the same writers, then powers off.
+    Burst,
     /// Reports what it finds and powers off.
     Report,
 }
@@ -24,6 +26,7 @@ impl Work {
         match self {
             Work::Tick => "holdfast.work=tick",
             Work::Load => "holdfast.work=load",
+            Work::Burst => "holdfast.work=burst",
             Work::Report => "holdfast.work=report",
         }
     }

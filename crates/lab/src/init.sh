@@ -5,7 +5,7 @@
 #   READY                   the guest does its work from here on
 #   TICK n                  record n is on the disk (written and fsynced)
 #   LOAD n                  round n of the load is on the disk
-#   DONE                    it has stopped by itself
+#   DONE                    it has stopped by itself, its file system unmounted
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -47,10 +47,10 @@ tick() {
     done
 }
 
-# Files of random bytes, written by several at once, deleted and written again.
+# Files of random bytes, written by several at once, deleted and written again; so many rounds.
 load() {
     round=0
-    while true; do
+    while [ $round -lt "$1" ]; do
         round=$((round + 1))
         for worker in 1 2 3; do
             (
@@ -66,7 +66,10 @@ load() {
 
 case "$(option work)" in
     tick) tick ;;
-    load) load & tick ;;
-    idle) while true; do sleep 3600; done ;;
-    *) sync; umount /mnt; echo "DONE"; poweroff -f ;;
+    load) load 1000000 & tick ;;
+    burst) load 8 ;;
 esac
+sync
+umount /mnt
+echo "DONE"
+poweroff -f

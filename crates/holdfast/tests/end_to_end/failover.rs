@@ -1,0 +1,115 @@
+//! Failover of a group, its commit and its rollback, and what becomes of the old protected side.
+
+use crate::stage::{SOON, Stage, refused, same_bytes};
+use std::process::Command;
+
+fn write_over(socket: &str, from: &std::path::Path) {
+    let uri = format!("nbd+unix:///vda?socket={socket}");
+    assert!(Command::new("nbdcopy").arg("--flush").arg(from).arg(&uri).status().unwrap().success());
+}
+
+#[test]
+fn a_group_fails_over_as_one_rolls_back_and_protection_goes_on() {
+    let stage = Stage::set();
+    let (one, two) = (stage.disk("one.raw", 4 << 20), stage.disk("two.raw", 4 << 20));
+    let socket = stage.protect("one", "shop", &one);
+    stage.protect("two", "shop", &two);
+    stage.tag("shop", "two", "good");
+    stage.drained("one");
+    stage.drained("two");
+    let before = stage.path("before.raw");
+    std::fs::copy(&one, &before).unwrap();
+
+    let failover = stage.b.ask(&["failover", "start", "--group", "shop", "--at", "good"]).unwrap();
+    assert_eq!(failover["phase"], "running");
+    assert_eq!(failover["vms"].as_array().unwrap().len(), 2);
+    assert_eq!(failover["checkpoint"]["tag"], "good");
+    stage.a.wait_for_state("one", "fenced", SOON).unwrap();
+    stage.a.wait_for_state("two", "fenced", SOON).unwrap();
+    refused(stage.b.ask(&["failover", "start", "--group", "shop"]), 4, "failed over already");
+    let image = failover["vms"][0]["image"].as_str().unwrap().to_owned();
+    refused(stage.b.ask(&["image", "close", &image]), 4, "roll it back instead");
+
+    // Both sides are written to while they disagree.
+    let noise = stage.disk("noise.raw", 4 << 20);
+    let mut bytes = std::fs::read(&noise).unwrap();
+    bytes.reverse();
+    std::fs::write(&noise, bytes).unwrap();
+    write_over(failover["vms"][0]["socket"].as_str().unwrap(), &noise);
+    write_over(&socket, &noise);
+
+    let rolled_back = stage.b.ask(&["failover", "rollback", "--group", "shop"]).unwrap();
+    assert_eq!(rolled_back["phase"], "rolled-back");
+    stage.a.wait_for_state("one", "journaling", SOON).unwrap();
+    stage.drained("one");
+    assert_eq!(stage.a.protected("one").unwrap()["epoch"], 2, "the group goes on with the failover's epoch");
+    assert!(same_bytes(&stage.copy_image("one", "latest", "after.raw"), &noise), "A's writes have arrived");
+    assert!(same_bytes(&stage.copy_image("one", "good", "good.raw"), &before), "history is as it was");
+}
+
+#[test]
+fn a_committed_failover_keeps_what_was_written_and_fences_for_good() {
+    let mut stage = Stage::set();
+    let disk = stage.disk("disk.raw", 4 << 20);
+    stage.protect("web", "web", &disk);
+    stage.drained("web");
+    let failover = stage.b.ask(&["failover", "start", "--group", "web"]).unwrap();
+    let socket = failover["vms"][0]["socket"].as_str().unwrap().to_owned();
+    let noise = stage.disk("noise.raw", 4 << 20);
+    let mut bytes = std::fs::read(&noise).unwrap();
+    bytes.reverse();
+    std::fs::write(&noise, bytes).unwrap();
+    write_over(&socket, &noise);
+    assert_eq!(stage.b.ask(&["failover", "commit", "--group", "web"]).unwrap()["phase"], "committed");
+    refused(stage.b.ask(&["failover", "rollback", "--group", "web"]), 4, "committed already");
+
+    // Neither side's restart changes who is right.
+    stage.b.kill_agent().unwrap();
+    stage.a.kill_agent().unwrap();
+    stage.b.start_agent().unwrap();
+    stage.a.start_agent().unwrap();
+    stage.a.wait_for_state("web", "fenced", SOON).unwrap();
+    let copy = stage.path("copy.raw");
+    lab::copy_image(&socket, "vda", &copy).unwrap();
+    assert!(same_bytes(&copy, &noise), "the image goes on, on the same socket");
+}
+
+#[test]
+fn what_cannot_be_failed_over_is_refused() {
+    let stage = Stage::set();
+    refused(stage.b.ask(&["failover", "start", "--group", "nobody"]), 3, "no journals of a group");
+    let disk = stage.disk("disk.raw", 4 << 20);
+    stage.protect("web", "web", &disk);
+    refused(stage.b.ask(&["failover", "start", "--group", "web", "--at", "yesterday"]), 3, "no checkpoint tagged");
+    refused(stage.b.ask(&["failover", "start", "--group", "web", "--at", "9-9"]), 3, "no checkpoint 9-9");
+    refused(stage.b.ask(&["failover", "commit", "--group", "web"]), 3, "has not failed over");
+    assert_eq!(stage.a.protected("web").unwrap()["state"], "journaling", "and nothing was fenced");
+}
+
+#[test]
+fn a_pause_tracks_changes_and_a_resume_sends_only_them() {
+    let stage = Stage::set();
+    let disk = stage.disk("disk.raw", 32 << 20);
+    let socket = stage.protect("web", "web", &disk);
+    stage.tag("web", "web", "before the pause");
+    assert_eq!(stage.a.ask(&["vm", "pause", "web"]).unwrap()["state"], "paused");
+    let before = stage.path("before.raw");
+    std::fs::copy(&disk, &before).unwrap();
+    let fio = Command::new("fio")
+        .args(["--name=w", "--ioengine=nbd", "--rw=randwrite", "--bs=4k", "--size=32M", "--io_size=1M", "--minimal"])
+        .arg(format!("--uri=nbd+unix:///vda?socket={socket}"))
+        .output()
+        .unwrap();
+    assert!(fio.status.success());
+    let paused = stage.a.protected("web").unwrap();
+    let dirty = paused["dirty_bytes"].as_u64().unwrap();
+    assert!(dirty > 0 && dirty < 32 << 20, "{dirty}");
+    let sent = paused["sent_bytes"].as_u64().unwrap();
+    stage.a.ask(&["vm", "resume", "web"]).unwrap();
+    stage.a.wait_for_state("web", "journaling", SOON).unwrap();
+    stage.drained("web");
+    let more = stage.a.protected("web").unwrap()["sent_bytes"].as_u64().unwrap() - sent;
+    assert!(more < dirty + (1 << 20), "{more} bytes were sent for {dirty} marked");
+    assert!(same_bytes(&stage.copy_image("web", "latest", "latest.raw"), &disk));
+    assert!(same_bytes(&stage.copy_image("web", "before the pause", "then.raw"), &before), "history has not moved");
+}

@@ -1,0 +1,12 @@
+//! The built binary only, through its command line and its sockets: two sites on this machine, real QEMU
+//! guests, other people's NBD clients. `cargo xtask test` makes the guest these need.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod api;
+mod configuration;
+mod failover;
+mod kill;
+mod order;
+mod peers;
+mod refusals;
+mod stage;

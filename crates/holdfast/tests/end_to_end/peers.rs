@@ -1,0 +1,82 @@
+//! Other people's NBD clients against our server: libnbd's tools and fio.
+
+use crate::stage::{Stage, same_bytes};
+use std::process::Command;
+
+fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{program} {arguments:?}: {out}{err}");
+    out.into_owned()
+}
+
+#[test]
+fn nbdinfo_sees_what_we_offer_and_what_is_allocated() {
+    let stage = Stage::set();
+    let disk = stage.disk("disk.raw", 4 << 20);
+    let socket = stage.protect("web", "web", &disk);
+    let info = run("nbdinfo", &[&format!("nbd+unix:///vda?socket={socket}")]);
+    for line in [
+        "newstyle-fixed",
+        "structured packets",
+        "export-size: 4194304",
+        "can_multi_conn: true",
+        "can_fua: true",
+        "can_trim: true",
+        "can_zero: true",
+        "can_flush: true",
+        "base:allocation",
+    ] {
+        assert!(info.contains(line), "{line} is missing in {info}");
+    }
+    assert!(run("nbdinfo", &["--list", &format!("nbd+unix:///?socket={socket}")]).contains("export=\"vda\""));
+    let map = run("nbdinfo", &["--map", &format!("nbd+unix:///vda?socket={socket}")]);
+    assert!(map.contains("hole,zero") && map.contains("data"), "{map}");
+}
+
+#[test]
+fn nbdcopy_reads_and_writes_and_the_other_side_gets_the_same() {
+    let stage = Stage::set();
+    let disk = stage.disk("disk.raw", 48 << 20);
+    let socket = stage.protect("web", "web", &disk);
+    let uri = format!("nbd+unix:///vda?socket={socket}");
+    run("nbdcopy", &[&uri, &stage.path("out.raw").display().to_string()]);
+    assert!(same_bytes(&disk, &stage.path("out.raw")), "nbdcopy reads the disk");
+
+    let other = stage.disk("other.raw", 48 << 20);
+    let mut bytes = std::fs::read(&other).unwrap();
+    bytes.reverse();
+    std::fs::write(&other, bytes).unwrap();
+    run("nbdcopy", &["--flush", &other.display().to_string(), &uri]);
+    assert!(same_bytes(&disk, &other), "nbdcopy writes the disk");
+    stage.drained("web");
+    assert!(same_bytes(&stage.copy_image("web", "latest", "image.raw"), &other), "the image at B is the same");
+}
+
+#[test]
+fn fio_verifies_what_it_wrote_and_the_other_side_gets_the_same() {
+    let stage = Stage::set();
+    let disk = stage.disk("disk.raw", 64 << 20);
+    let socket = stage.protect("web", "web", &disk);
+    run(
+        "fio",
+        &[
+            "--name=verify",
+            "--ioengine=nbd",
+            &format!("--uri=nbd+unix:///vda?socket={socket}"),
+            "--rw=randwrite",
+            "--bsrange=512-128k",
+            "--iodepth=16",
+            "--size=64M",
+            "--io_size=48M",
+            "--verify=crc32c",
+            "--verify_fatal=1",
+            "--randrepeat=0",
+            "--minimal",
+        ],
+    );
+    stage.drained("web");
+    assert!(same_bytes(&stage.copy_image("web", "latest", "image.raw"), &disk));
+    assert_eq!(stage.a.unannounced(&[]).unwrap(), Vec::<String>::new());
+    assert_eq!(stage.b.unannounced(&[]).unwrap(), Vec::<String>::new());
+}

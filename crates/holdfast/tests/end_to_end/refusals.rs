@@ -1,0 +1,263 @@
+//! What must not happen, and what is said instead: each ends in a clear message and a state the operator
+//! can see and leave, with the guest still on its local disk.
+
+use crate::stage::{HOLDFAST, SOON, Stage, refused, same_bytes};
+use lab::{Site, pair, wait_until};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+#[test]
+fn images_that_cannot_be_used_are_refused_with_the_cure() {
+    let stage = Stage::set();
+    let missing = stage.path("missing.raw");
+    refused(stage.try_protect("web", "web", &missing, &[]), 2, "does not exist; check the path");
+
+    let read_only = stage.disk("read-only.raw", 1 << 20);
+    std::fs::set_permissions(&read_only, std::fs::Permissions::from_mode(0o444)).unwrap();
+    refused(stage.try_protect("web", "web", &read_only, &[]), 2, "read-only");
+
+    let odd = stage.path("odd.raw");
+    std::fs::write(&odd, [1; 777]).unwrap();
+    refused(stage.try_protect("web", "web", &odd, &[]), 2, "whole 512-byte sectors");
+
+    let qcow2 = stage.path("disk.qcow2");
+    let mut header = vec![0; 1 << 16];
+    header[..4].copy_from_slice(b"QFI\xfb");
+    std::fs::write(&qcow2, header).unwrap();
+    refused(stage.try_protect("web", "web", &qcow2, &[]), 2, "qcow2 format");
+
+    refused(stage.try_protect("web", "web", stage.folder.path(), &[]), 2, "disk image");
+}
+
+#[test]
+fn an_image_that_a_vm_uses_is_refused() {
+    let stage = Stage::set();
+    let disk = stage.disk("disk.raw", 1 << 20);
+    let mut qemu = Command::new("qemu-system-x86_64")
+        .args(["-machine", "q35,accel=tcg", "-S", "-nodefaults", "-display", "none", "-blockdev"])
+        .arg(format!("driver=file,node-name=d,filename={}", disk.display()))
+        .args(["-device", "virtio-blk-pci,drive=d"])
+        .spawn()
+        .unwrap();
+    let mut seen = None;
+    wait_until("the refusal", SOON, || match stage.try_protect("web", "web", &disk, &[]) {
+        Ok(_) => {
+            // QEMU had not opened the image yet.
+            stage.a.ask(&["vm", "unprotect", "web"])?;
+            Ok(None)
+        }
+        Err(error) => Ok(Some(seen = Some(error))),
+    })
+    .unwrap();
+    refused(Err(seen.unwrap()), 2, "is in use; stop the VM");
+    qemu.kill().unwrap();
+    qemu.wait().unwrap();
+    stage.protect("web", "web", &disk);
+    refused(stage.try_protect("again", "again", &disk, &[]), 2, "is in use");
+    refused(stage.try_protect("web", "web", &disk, &[]), 4, "protected already");
+}
+
+#[test]
+fn settings_out_of_range_are_refused_with_the_range() {
+    let stage = Stage::set();
+    let disk = stage.disk("disk.raw", 1 << 20);
+    for (option, value, range) in [
+        ("--history", "60", "use 3600 to 2592000"),
+        ("--rpo", "0", "use 1 to 3600"),
+        ("--checkpoint-interval", "61", "use 1 to 60"),
+        ("--journal-max", "5", "use 1000000000 to 20000000000000"),
+        ("--buffer", "1", "use 1048576 to 4294967296"),
+    ] {
+        let disk = format!("vda={}", disk.display());
+        let peer = stage.b.peer();
+        let result = stage.a.ask(&["vm", "protect", "web", "--disk", &disk, "--peer", &peer, option, value]);
+        refused(result, 2, range);
+    }
+    refused(stage.try_protect("../etc", "web", &disk, &[]), 2, "letters, digits");
+}
+
+#[test]
+fn two_agents_on_one_folder_are_refused() {
+    let stage = Stage::set();
+    let output = stage.a.command().args(["agent", "--config"]).arg(stage.a.config()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(said.contains("only one agent may use it") && said.contains("in use by another process"), "{said}");
+    // An offline look at a journal that the agent has is refused too.
+    let disk = stage.disk("disk.raw", 1 << 20);
+    stage.protect("web", "web", &disk);
+    let id = stage.b.recovered("web").unwrap()["id"].as_str().unwrap().to_owned();
+    let folder = stage.b.folder.join("state/journals").join(id);
+    refused(stage.b.ask(&["journal", "verify", &folder.display().to_string()]), 1, "stop the agent that uses it");
+}
+
+#[test]
+fn a_strangers_certificate_is_refused_and_the_guest_goes_on() {
+    let mut stage = Stage::set();
+    let (mut stranger, _) = pair(Path::new(HOLDFAST), &stage.path("strangers")).unwrap();
+    stranger.start_agent().unwrap();
+    let disk = stage.disk("disk.raw", 1 << 20);
+    let arguments = |disk: &Path| vec![format!("vda={}", disk.display()), stage.b.peer()];
+    let given = arguments(&disk);
+    stranger.ask(&["vm", "protect", "web", "--disk", &given[0], "--peer", &given[1]]).unwrap();
+    let row = wait_until("the refusal", SOON, || {
+        let row = stranger.protected("web")?;
+        Ok(row["last_error"].is_string().then_some(row))
+    })
+    .unwrap();
+    assert_eq!(row["state"], "tracking");
+    assert!(row["last_error"].as_str().unwrap().contains("certificate"), "{row:#}");
+    let uri = format!("nbd+unix:///vda?socket={}", row["socket"].as_str().unwrap());
+    let copied = Command::new("nbdcopy").arg("--flush").arg(&disk).arg(&uri).status().unwrap();
+    assert!(copied.success(), "the guest's disk works all the same");
+    assert!(stage.b.recovered("web").is_err(), "nothing of a stranger is kept");
+    stage.b.stop_agent().unwrap();
+}
+
+#[test]
+fn disks_that_changed_are_refused_until_the_vm_is_protected_anew() {
+    let mut stage = Stage::set();
+    let disk = stage.disk("disk.raw", 4 << 20);
+    stage.protect("web", "web", &disk);
+    stage.a.kill_agent().unwrap();
+    std::fs::File::options().write(true).open(&disk).unwrap().set_len(8 << 20).unwrap();
+    stage.a.start_agent().unwrap();
+    let row = stage.a.wait_for_state("web", "failed", SOON).unwrap();
+    let why = row["last_error"].as_str().unwrap();
+    assert!(why.contains("disks differ") && why.contains("4194304") && why.contains("protect it anew"), "{why}");
+
+    // And a replica that is smaller than it was.
+    stage.b.kill_agent().unwrap();
+    let folder = std::fs::read_dir(stage.b.folder.join("state/journals")).unwrap().next().unwrap().unwrap().path();
+    let replica = folder.join("replica/vda.raw");
+    std::fs::File::options().write(true).open(&replica).unwrap().set_len(1 << 20).unwrap();
+    stage.b.start_agent().unwrap();
+    let row = stage.b.recovered("web").unwrap();
+    assert_eq!(row["state"], "failed");
+    assert!(row["last_error"].as_str().unwrap().contains("4194304 were expected"), "{row:#}");
+    stage.a.ask(&["vm", "unprotect", "web"]).unwrap();
+    stage.b.ask(&["vm", "forget", "web"]).unwrap();
+    stage.protect("web", "web", &disk);
+}
+
+#[test]
+fn garbage_and_other_versions_are_refused_and_nobody_else_is_disturbed() {
+    let stage = Stage::set();
+    let disk = stage.disk("disk.raw", 1 << 20);
+    stage.protect("web", "web", &disk);
+    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096], &[0x16, 3, 1, 0, 200, 1, 0, 0, 196, 3, 3]] {
+        let mut stream = TcpStream::connect(stage.b.peer()).unwrap();
+        stream.write_all(garbage).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        // Whatever the answer is, it ends.
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+    for (message, words) in [
+        (hello_header(9), "protocol version 9"),
+        (vec![b'X'; 32], "the magic does not match"),
+    ] {
+        let said = speak_tls(&stage.a, &stage.b, &message);
+        assert!(said.contains(words), "{said}");
+    }
+    stage.drained("web");
+    assert_eq!(stage.a.protected("web").unwrap()["state"], "journaling");
+}
+
+/// A header of the wire with another version.
+fn hello_header(version: u8) -> Vec<u8> {
+    let mut header = b"HFW1".to_vec();
+    header.extend([version, 0, 1, 0]);
+    header.resize(32, 0);
+    header
+}
+
+/// What B answers to these bytes from A's agent, who is trusted: openssl speaks the TLS.
+fn speak_tls(a: &Site, b: &Site, message: &[u8]) -> String {
+    let mut child = Command::new("openssl")
+        .args(["s_client", "-quiet", "-connect", &b.peer(), "-tls1_3", "-cert"])
+        .arg(a.pki().join("agent.pem"))
+        .arg("-key")
+        .arg(a.pki().join("agent.key"))
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(message).unwrap();
+    stdin.flush().unwrap();
+    let mut said = Vec::new();
+    child.stdout.take().unwrap().read_to_end(&mut said).unwrap();
+    drop(stdin);
+    child.wait().unwrap();
+    String::from_utf8_lossy(&said).into_owned()
+}
+
+#[test]
+fn a_full_journal_folder_stops_the_journal_and_not_the_guest() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = folder.path().join("small");
+    let Some(_mount) = SmallFileSystem::mount(&folder.path().join("fs.img"), &small, 64 << 20) else {
+        panic!("a small file system is mounted on a loop device for this, which needs root");
+    };
+    let (mut a, mut b) = pair(Path::new(HOLDFAST), folder.path()).unwrap();
+    let text = std::fs::read_to_string(b.config()).unwrap();
+    let journals = format!("journal_dir = \"{}\"\n", small.join("journals").display());
+    std::fs::write(b.config(), text.replace("run_dir", &(journals + "run_dir"))).unwrap();
+    a.start_agent().unwrap();
+    b.start_agent().unwrap();
+    let stage = Stage { a, b, folder };
+    let disk = stage.disk("disk.raw", 96 << 20);
+    let socket = stage.protect("web", "web", &disk);
+    stage.tag("web", "web", "good");
+
+    let noise: Vec<u8> = (0..80u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
+    std::fs::write(stage.path("noise.raw"), &noise).unwrap();
+    let uri = format!("nbd+unix:///vda?socket={socket}");
+    let copied = Command::new("nbdcopy").arg("--flush").arg(stage.path("noise.raw")).arg(&uri).status().unwrap();
+    assert!(copied.success(), "the guest's writes do not wait for the journal");
+    let row = stage.a.wait_for_state("web", "failed", SOON).unwrap();
+    assert!(row["last_error"].as_str().unwrap().contains("journal full"), "{row:#}");
+    let kept = stage.b.recovered("web").unwrap();
+    assert!(kept["last_error"].as_str().unwrap().contains("no space left"), "{kept:#}");
+    let image = stage.b.ask(&["image", "open", "--vm", "web", "--at", "good"]).unwrap();
+    assert_eq!(image["checkpoint"]["tag"], "good", "history is still there");
+
+    // The operator makes room: nothing else has to be done.
+    grow(&stage.path("fs.img"), &small);
+    stage.a.wait_for_state("web", "journaling", SOON).unwrap();
+    stage.drained("web");
+    assert!(same_bytes(&stage.copy_image("web", "latest", "image.raw"), &disk));
+}
+
+/// A file system of its own, on a loop device; unmounted when dropped.
+struct SmallFileSystem {
+    at: std::path::PathBuf,
+}
+
+impl SmallFileSystem {
+    fn mount(image: &Path, at: &Path, size_bytes: u64) -> Option<Self> {
+        lab::make_disk(image, size_bytes).unwrap();
+        std::fs::create_dir_all(at).unwrap();
+        let mounted = Command::new("mount").args(["-o", "loop"]).arg(image).arg(at).status().ok()?;
+        mounted.success().then(|| Self { at: at.to_path_buf() })
+    }
+}
+
+impl Drop for SmallFileSystem {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.at).status();
+    }
+}
+
+/// Makes the mounted file system larger.
+fn grow(image: &Path, at: &Path) {
+    std::fs::File::options().write(true).open(image).unwrap().set_len(600 << 20).unwrap();
+    let device = Command::new("findmnt").args(["-n", "-o", "SOURCE"]).arg(at).output().unwrap();
+    let device = String::from_utf8(device.stdout).unwrap().trim().to_owned();
+    assert!(Command::new("losetup").args(["-c", &device]).status().unwrap().success());
+    assert!(Command::new("resize2fs").arg(&device).output().unwrap().status.success());
+}
