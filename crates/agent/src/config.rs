@@ -119,8 +119,9 @@ impl Config {
     /// [`ConfigError`] naming the line and the cure.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let refuse = |what| ConfigError { path: path.to_path_buf(), line: 1, what };
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| refuse(format!("cannot read the configuration: {error}; see config/agent.toml for a sample")))?;
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            refuse(format!("cannot read the configuration: {error}; see config/agent.toml for a sample"))
+        })?;
         Self::parse(&text, path)
     }
 
@@ -205,8 +206,18 @@ impl RawDefaults {
                 base.journal_bytes_max,
                 limits::JOURNAL_BYTES_RANGE,
             )?,
-            rpo_seconds: ranged("rpo_seconds", &self.rpo_seconds, base.rpo_seconds, limits::RPO_SECONDS_RANGE)?,
-            buffer_bytes: ranged("buffer_bytes", &self.buffer_bytes, base.buffer_bytes, limits::BUFFER_BYTES_RANGE)?,
+            rpo_seconds: ranged(
+                "rpo_seconds",
+                &self.rpo_seconds,
+                base.rpo_seconds,
+                limits::RPO_SECONDS_RANGE,
+            )?,
+            buffer_bytes: ranged(
+                "buffer_bytes",
+                &self.buffer_bytes,
+                base.buffer_bytes,
+                limits::BUFFER_BYTES_RANGE,
+            )?,
         })
     }
 }

@@ -7,7 +7,8 @@
 use crate::config::check_label;
 use anyhow::{Context, Result, bail};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -42,7 +43,10 @@ impl Pki {
         check_label(site).map_err(|what| anyhow::anyhow!("site {site:?}: {what}"))?;
         let path = self.folder.join("ca.pem");
         if path.exists() {
-            bail!("{} exists already; a second authority would cut off every agent of the first", path.display());
+            bail!(
+                "{} exists already; a second authority would cut off every agent of the first",
+                path.display()
+            );
         }
         std::fs::create_dir_all(self.folder.join("trust")).context("make the folder")?;
         let key = KeyPair::generate().context("generate a key")?;
@@ -67,7 +71,8 @@ impl Pki {
         let issuer = Issuer::new(ca_params(&site), KeyPair::from_pem(&ca_key).context("read the CA's key")?);
         let mut names = vec![format!("{agent}.{site}{NAME_SUFFIX}")];
         names.extend(hosts.iter().cloned());
-        let mut params = CertificateParams::new(names).context("a host that is neither a name nor an address")?;
+        let mut params =
+            CertificateParams::new(names).context("a host that is neither a name nor an address")?;
         params.distinguished_name.push(DnType::CommonName, format!("{agent} of {site}"));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages =
@@ -90,8 +95,9 @@ impl Pki {
         check_label(site).map_err(|what| anyhow::anyhow!("site {site:?}: {what}"))?;
         let pem = std::fs::read_to_string(certificate)
             .with_context(|| format!("read {}", certificate.display()))?;
-        CertificateDer::from_pem_slice(pem.as_bytes())
-            .map_err(|error| anyhow::anyhow!("{} is not a PEM certificate: {error}", certificate.display()))?;
+        CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| {
+            anyhow::anyhow!("{} is not a PEM certificate: {error}", certificate.display())
+        })?;
         let path = self.folder.join("trust").join(format!("{site}.pem"));
         std::fs::create_dir_all(self.folder.join("trust")).context("make the folder")?;
         write_over(&path, &pem, 0o644)?;
@@ -143,7 +149,8 @@ impl Pki {
     }
 
     fn server(&self, roots: RootCertStore) -> Result<Arc<ServerConfig>> {
-        let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).build().context("use the trusted CAs")?;
+        let verifier =
+            WebPkiClientVerifier::builder(Arc::new(roots)).build().context("use the trusted CAs")?;
         let config = ServerConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
             .with_client_cert_verifier(verifier)
             .with_single_cert(self.certificates("agent.pem")?, self.key("agent.key")?)
@@ -171,8 +178,9 @@ impl Pki {
 
     fn read(&self, name: &str) -> Result<String> {
         let path = self.folder.join(name);
-        std::fs::read_to_string(&path)
-            .with_context(|| format!("read {}: run `holdfast pki init` and `pki issue` first", path.display()))
+        std::fs::read_to_string(&path).with_context(|| {
+            format!("read {}: run `holdfast pki init` and `pki issue` first", path.display())
+        })
     }
 
     fn certificates(&self, name: &str) -> Result<Vec<CertificateDer<'static>>> {
@@ -181,8 +189,9 @@ impl Pki {
 
     fn key(&self, name: &str) -> Result<PrivateKeyDer<'static>> {
         let path = self.folder.join(name);
-        PrivateKeyDer::from_pem_file(&path)
-            .map_err(|error| anyhow::anyhow!("read key {}: {error}; run `holdfast pki issue`", path.display()))
+        PrivateKeyDer::from_pem_file(&path).map_err(|error| {
+            anyhow::anyhow!("read key {}: {error}; run `holdfast pki issue`", path.display())
+        })
     }
 }
 
@@ -220,11 +229,13 @@ fn ca_params(site: &str) -> CertificateParams {
 }
 
 fn now() -> OffsetDateTime {
-    OffsetDateTime::from_unix_timestamp(crate::clock::wall().0 / 1_000_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+    OffsetDateTime::from_unix_timestamp(crate::clock::wall().0 / 1_000_000)
+        .unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
-    let failed = |error| anyhow::anyhow!("read certificate {}: {error}; run `holdfast pki issue`", path.display());
+    let failed =
+        |error| anyhow::anyhow!("read certificate {}: {error}; run `holdfast pki issue`", path.display());
     let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).map_err(failed)?.collect();
     let found = found.map_err(failed)?;
     if found.is_empty() {
@@ -235,7 +246,8 @@ fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
 
 fn write_new(path: &Path, text: &str, mode: u32) -> Result<()> {
     let file = std::fs::OpenOptions::new().create_new(true).write(true).mode(mode).open(path);
-    file.and_then(|mut file| file.write_all(text.as_bytes())).with_context(|| format!("write {}", path.display()))
+    file.and_then(|mut file| file.write_all(text.as_bytes()))
+        .with_context(|| format!("write {}", path.display()))
 }
 
 fn write_over(path: &Path, text: &str, mode: u32) -> Result<()> {

@@ -24,7 +24,11 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 pub enum Endpoint {
     Unix(PathBuf),
     /// Host, port, and what to present and to trust.
-    Tls { host: String, port: u16, config: Arc<rustls::ClientConfig> },
+    Tls {
+        host: String,
+        port: u16,
+        config: Arc<rustls::ClientConfig>,
+    },
 }
 
 /// Why a call did not succeed.
@@ -153,7 +157,8 @@ impl Client {
             Endpoint::Tls { host, port, config } => {
                 let place = format!("{host}:{port}");
                 let failed = |source| ClientError::Connect { place: place.clone(), source };
-                let name = ServerName::try_from(host.clone()).map_err(|error| failed(io::Error::other(error)))?;
+                let name =
+                    ServerName::try_from(host.clone()).map_err(|error| failed(io::Error::other(error)))?;
                 let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(failed)?;
                 let connector = TlsConnector::from(config.clone());
                 let stream = connector.connect(name, stream).await.map_err(failed)?;

@@ -160,7 +160,11 @@ fn parse_header(bytes: &[u8], total: usize) -> Result<(RawHeader, Header), Batch
         return Err(BatchError::Version { found: raw.version.get() });
     }
     let within = |field, value: u32, max: usize| {
-        if value as usize <= max { Ok(value as usize) } else { Err(BatchError::Field { field, value: value.into() }) }
+        if value as usize <= max {
+            Ok(value as usize)
+        } else {
+            Err(BatchError::Field { field, value: value.into() })
+        }
     };
     let header = Header {
         total_len: within("total_len", raw.total_len.get(), BATCH_BYTES_MAX)?,

@@ -31,7 +31,10 @@ pub fn encode(meta: &BatchMeta, records: &[Record], codec: Codec) -> Bytes {
         assert!(record.seq > last_seq, "{:?} does not follow {last_seq:?}", record.seq);
         last_seq = record.seq;
         let len = if record.kind.changes_disk() { record.range.len } else { record.payload.len() as u64 };
-        assert!(!record.kind.has_payload() || record.payload.len() as u64 == len, "payload of another length");
+        assert!(
+            !record.kind.has_payload() || record.payload.len() as u64 == len,
+            "payload of another length"
+        );
         let raw = RawRecord {
             seq: record.seq.raw().into(),
             start: record.range.start.into(),

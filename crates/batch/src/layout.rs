@@ -100,5 +100,6 @@ pub fn peek_length(bytes: &[u8]) -> Option<usize> {
     let magic = bytes.get(..4)?;
     let version = u16::from_le_bytes(bytes.get(4..6)?.try_into().ok()?);
     let total = u32::from_le_bytes(bytes.get(8..12)?.try_into().ok()?) as usize;
-    (magic == MAGIC && version == VERSION && (HEADER_BYTES..=BATCH_BYTES_MAX).contains(&total)).then_some(total)
+    (magic == MAGIC && version == VERSION && (HEADER_BYTES..=BATCH_BYTES_MAX).contains(&total))
+        .then_some(total)
 }

@@ -66,6 +66,8 @@ pub fn decode_mark(bytes: &[u8]) -> Result<Checkpoint, MarkError> {
         kind,
         taken_at: WallTime(number(16) as i64),
         members: u16::from_le_bytes([bytes[24], bytes[25]]),
-        tag: std::str::from_utf8(&bytes[FIXED_BYTES..]).map_err(|_| refuse("its tag is not UTF-8"))?.to_owned(),
+        tag: std::str::from_utf8(&bytes[FIXED_BYTES..])
+            .map_err(|_| refuse("its tag is not UTF-8"))?
+            .to_owned(),
     })
 }

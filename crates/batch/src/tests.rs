@@ -3,7 +3,9 @@
 use super::*;
 use bytes::Bytes;
 use proptest::prelude::*;
-use types::{ByteRange, Checkpoint, CheckpointId, CheckpointKind, DiskIndex, Incarnation, WallTime, WriteSeq};
+use types::{
+    ByteRange, Checkpoint, CheckpointId, CheckpointKind, DiskIndex, Incarnation, WallTime, WriteSeq,
+};
 
 fn meta(prev: u64, watermark: u64) -> BatchMeta {
     BatchMeta {

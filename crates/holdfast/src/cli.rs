@@ -21,7 +21,13 @@ pub(crate) struct Cli {
 #[derive(Debug, Args)]
 pub(crate) struct Connect {
     /// The agent's API socket.
-    #[arg(long, global = true, env = "HOLDFAST_SOCKET", default_value = "/run/holdfast/agent.sock", value_name = "PATH")]
+    #[arg(
+        long,
+        global = true,
+        env = "HOLDFAST_SOCKET",
+        default_value = "/run/holdfast/agent.sock",
+        value_name = "PATH"
+    )]
     pub(crate) socket: PathBuf,
     /// Talk to an agent over TLS instead: HOST:PORT. Needs --ca, --cert and --key.
     #[arg(long, global = true, value_name = "HOST:PORT", requires_all = ["ca", "cert", "key"])]

@@ -30,7 +30,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         other => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start")?;
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().context("start")?;
             runtime.block_on(ask(connect, other, json))?;
             Ok(ExitCode::SUCCESS)
         }
@@ -149,7 +150,8 @@ fn request(protect: Protect) -> Result<ProtectRequest> {
 /// Reads a definition and makes the paths in it absolute, as seen from its own folder.
 fn read_definition(path: &Path) -> Result<String> {
     let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-    let definition = agent::hypervisor::VmDefinition::parse(&text).with_context(|| format!("{}", path.display()))?;
+    let definition =
+        agent::hypervisor::VmDefinition::parse(&text).with_context(|| format!("{}", path.display()))?;
     let folder = std::path::absolute(path).context("find the definition's folder")?;
     let folder = folder.parent().unwrap_or(Path::new("/"));
     definition.with_files_in(folder).to_toml().context("write the definition")
@@ -206,7 +208,9 @@ async fn failover(client: &Client, command: FailoverCommand, json: bool) -> Resu
             print::one(json, &client.failover(&group, &at).await?, print::failover)
         }
         FailoverCommand::Commit { group } => print::one(json, &client.commit(&group).await?, print::failover),
-        FailoverCommand::Rollback { group } => print::one(json, &client.rollback(&group).await?, print::failover),
+        FailoverCommand::Rollback { group } => {
+            print::one(json, &client.rollback(&group).await?, print::failover)
+        }
         FailoverCommand::List => print::one(json, &client.groups().await?, |groups| print::groups(groups)),
     }
 }

@@ -15,7 +15,11 @@ pub(crate) fn run(command: JournalCommand, as_json: bool) -> Result<ExitCode> {
         JournalCommand::Verify { folder } => (folder, true, false),
     };
     let mut records = Vec::new();
-    let report = read(folder, deep, |row| if with_records { records.push(row) })?;
+    let report = read(folder, deep, |row| {
+        if with_records {
+            records.push(row)
+        }
+    })?;
     if as_json {
         let mut document = to_json(&report);
         if with_records {
@@ -33,7 +37,10 @@ pub(crate) fn run(command: JournalCommand, as_json: bool) -> Result<ExitCode> {
 
 fn read(folder: &Path, deep: bool, on_record: impl FnMut(RecordRow)) -> Result<VerifyReport> {
     if !folder.join("manifest").exists() {
-        bail!("{} is not a journal's folder: it has no manifest; journals lie in journal_dir/ID", folder.display());
+        bail!(
+            "{} is not a journal's folder: it has no manifest; journals lie in journal_dir/ID",
+            folder.display()
+        );
     }
     let store = FsStore::open(folder).context("take the folder (stop the agent that uses it)")?;
     verify(&store, deep, on_record).context("read the journal")
@@ -46,7 +53,8 @@ fn to_text(report: &VerifyReport, deep: bool) -> String {
         let _ = writeln!(out, "  disk {}  {}", disk.name, print::bytes(disk.size_bytes));
     }
     let _ = writeln!(out, "  replica at {}", types::WriteSeq::from_raw(manifest.applied));
-    let mut rows = vec![["SEGMENT", "STATE", "SIZE", "BATCHES", "RECORDS", "FIRST", "LAST"].map(str::to_owned)];
+    let mut rows =
+        vec![["SEGMENT", "STATE", "SIZE", "BATCHES", "RECORDS", "FIRST", "LAST"].map(str::to_owned)];
     for segment in &report.segments {
         let seq = |seq: Option<types::WriteSeq>| seq.map_or("-".into(), |seq| seq.to_string());
         rows.push([

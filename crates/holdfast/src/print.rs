@@ -42,7 +42,13 @@ pub(crate) fn vm_table(vms: &[ProtectedVm]) -> String {
     if vms.is_empty() {
         return "no VM is protected here\n".into();
     }
-    let mut rows = vec![["VM", "GROUP", "STATE", "LINK", "RPO NOW", "BUFFER", "TO SYNC", "JOURNAL", "HISTORY", "WRITING", "SENDING"].map(str::to_owned)];
+    let mut rows = vec![
+        [
+            "VM", "GROUP", "STATE", "LINK", "RPO NOW", "BUFFER", "TO SYNC", "JOURNAL", "HISTORY", "WRITING",
+            "SENDING",
+        ]
+        .map(str::to_owned),
+    ];
     for vm in vms {
         let mut state = vm.state.clone();
         if let Some(progress) = vm.sync_progress {
@@ -73,7 +79,9 @@ pub(crate) fn vm_table(vms: &[ProtectedVm]) -> String {
 }
 
 fn recovered_table(vms: &[RecoveredVm]) -> String {
-    let mut rows = vec![["VM", "GROUP", "STATE", "STREAM", "JOURNAL", "HISTORY", "CHECKPOINTS", "NEWEST"].map(str::to_owned)];
+    let mut rows = vec![
+        ["VM", "GROUP", "STATE", "STREAM", "JOURNAL", "HISTORY", "CHECKPOINTS", "NEWEST"].map(str::to_owned),
+    ];
     for vm in vms {
         let stream = match (vm.connected, vm.syncing) {
             (true, true) => "syncing",

@@ -264,9 +264,11 @@ impl Part {
                 };
                 let segment = place.segment;
                 let payload =
-                    read_payload(&place.frames, *payload_at, buf.len() as u32, fetch).map_err(|error| match error {
-                        FetchError::Io(source) => ReadError::Segment { segment, source },
-                        FetchError::Frame(source) => ReadError::Damaged { segment, at: place.at, source },
+                    read_payload(&place.frames, *payload_at, buf.len() as u32, fetch).map_err(|error| {
+                        match error {
+                            FetchError::Io(source) => ReadError::Segment { segment, source },
+                            FetchError::Frame(source) => ReadError::Damaged { segment, at: place.at, source },
+                        }
                     })?;
                 buf.copy_from_slice(&payload);
             }

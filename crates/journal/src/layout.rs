@@ -94,7 +94,8 @@ impl SegmentHeader {
     }
 
     pub(crate) fn decode(page: &[u8]) -> Result<Self, &'static str> {
-        let (raw, _) = RawSegmentHeader::read_from_prefix(page).map_err(|_| "shorter than a segment header")?;
+        let (raw, _) =
+            RawSegmentHeader::read_from_prefix(page).map_err(|_| "shorter than a segment header")?;
         if raw.magic != SEGMENT_MAGIC {
             return Err("not a segment: the magic does not match");
         }

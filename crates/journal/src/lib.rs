@@ -41,4 +41,3 @@ pub use segment::SegmentError;
 pub use store::{FsStore, LockError, Store, StoreFile};
 pub use timeline::{Gap, Timeline, newest_common_cut};
 pub use verify::{RecordRow, SegmentReport, VerifyReport, verify};
-

@@ -82,7 +82,8 @@ impl Journal {
             replica.set_len(disk.size_bytes)?;
             replica.sync_data()?;
         }
-        let disks = disks.iter().map(|disk| DiskEntry { name: disk.name.clone(), size_bytes: disk.size_bytes });
+        let disks =
+            disks.iter().map(|disk| DiskEntry { name: disk.name.clone(), size_bytes: disk.size_bytes });
         let manifest = Manifest {
             vm: vm.to_string(),
             vm_name: vm_name.to_owned(),
@@ -177,7 +178,12 @@ impl Reading {
         file.sync_data()
     }
 
-    fn read_segment(&mut self, store: &dyn Store, info: &SegmentInfo, is_last: bool) -> Result<(), SegmentError> {
+    fn read_segment(
+        &mut self,
+        store: &dyn Store,
+        info: &SegmentInfo,
+        is_last: bool,
+    ) -> Result<(), SegmentError> {
         let name = SegmentInfo::file_name(info.number);
         let segment = Segment::open(store, &name, info.number, &info.incarnation)?;
         self.segments.insert(info.number, segment.clone());

@@ -198,9 +198,9 @@ impl StoreFile for FsFile {
         match rustix::fs::fallocate(&self.0, flags, range.start, range.len) {
             Err(rustix::io::Errno::OPNOTSUPP) => {
                 let zeroes = vec![0; 64 << 10];
-                range.split_at_multiples(zeroes.len() as u64).try_for_each(|piece| {
-                    self.0.write_all_at(&zeroes[..piece.len as usize], piece.start)
-                })
+                range
+                    .split_at_multiples(zeroes.len() as u64)
+                    .try_for_each(|piece| self.0.write_all_at(&zeroes[..piece.len as usize], piece.start))
             }
             other => other.map_err(Into::into),
         }

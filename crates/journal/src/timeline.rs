@@ -115,7 +115,10 @@ impl Timeline {
 
     /// Checkpoints that can be opened, oldest first, from just above `after`.
     pub fn checkpoints_after(&self, after: WriteSeq) -> impl DoubleEndedIterator<Item = &Checkpoint> {
-        self.checkpoints.range(after.next()..).map(|(_, checkpoint)| checkpoint).filter(|c| self.is_consistent(c.cut))
+        self.checkpoints
+            .range(after.next()..)
+            .map(|(_, checkpoint)| checkpoint)
+            .filter(|c| self.is_consistent(c.cut))
     }
 
     /// A checkpoint by its id, if it can be opened.

@@ -99,7 +99,8 @@ fn a_full_disk_refuses_and_the_journal_stays_as_it_was() {
     let batch = stream.batch();
     store.limit_room(Some(5000));
     let acked = journal.status().last_seq;
-    let full = journal.append(std::slice::from_ref(&batch), Epoch::FIRST, acked, WallTime(0), [3; 16]).unwrap_err();
+    let full =
+        journal.append(std::slice::from_ref(&batch), Epoch::FIRST, acked, WallTime(0), [3; 16]).unwrap_err();
     assert!(matches!(full, AppendError::Full(_)) && full.is_transient(), "{full:?}");
     store.limit_room(None);
     append(&journal, batch, 0, 4);

@@ -24,7 +24,8 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     // Unaligned to anything, often over a region's edge.
-    let place = || (0..DISK_BYTES - 1, 1u64..150_000).prop_map(|(start, len)| (start, len.min(DISK_BYTES - start)));
+    let place =
+        || (0..DISK_BYTES - 1, 1u64..150_000).prop_map(|(start, len)| (start, len.min(DISK_BYTES - start)));
     prop_oneof![
         8 => (place(), 1u8..).prop_map(|((start, len), byte)| Step::Write { start, len, byte }),
         1 => (place(), any::<bool>()).prop_map(|((start, len), discard)| Step::Zero { start, len, discard }),

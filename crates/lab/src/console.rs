@@ -46,7 +46,8 @@ impl Console {
     pub fn wait_for(&mut self, start: &str, limit: Duration) -> Result<(Instant, String)> {
         let found = wait_until(&format!("console line {start:?}"), limit, || {
             let lines = self.lines()?;
-            let hit = lines.iter().find_map(|(at, line)| Some((*at, line.strip_prefix(start)?.trim().to_owned())));
+            let hit =
+                lines.iter().find_map(|(at, line)| Some((*at, line.strip_prefix(start)?.trim().to_owned())));
             Ok(hit)
         });
         found.with_context(|| self.end())

@@ -47,8 +47,11 @@ pub fn check_file_system(path: &Path) -> Result<bool> {
 /// # Errors
 /// Where `debugfs` fails, or there is no such file.
 pub fn read_file(path: &Path, name: &str) -> Result<String> {
-    let output =
-        Command::new(sbin("debugfs")).args(["-R", &format!("cat {name}")]).arg(path).output().context("run debugfs")?;
+    let output = Command::new(sbin("debugfs"))
+        .args(["-R", &format!("cat {name}")])
+        .arg(path)
+        .output()
+        .context("run debugfs")?;
     let said = String::from_utf8_lossy(&output.stderr);
     if said.contains("not found") {
         bail!("{name} in {}: {}", path.display(), said.trim());

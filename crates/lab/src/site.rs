@@ -146,7 +146,8 @@ impl Site {
     /// # Errors
     /// Where it ends instead; the error holds its log.
     pub fn start_agent(&mut self) -> Result<()> {
-        let log = OpenOptions::new().create(true).append(true).open(self.log()).context("open the agent's log")?;
+        let log =
+            OpenOptions::new().create(true).append(true).open(self.log()).context("open the agent's log")?;
         let mut child = self
             .command()
             .args(["agent", "--config"])
@@ -190,7 +191,8 @@ impl Site {
     pub fn stop_agent(&mut self) -> Result<()> {
         let Some(mut agent) = self.agent.take() else { return Ok(()) };
         run_quietly(Command::new("kill").arg(agent.id().to_string()))?;
-        let ended = wait_until("the agent's end", READY_LIMIT, || Ok(agent.try_wait().context("ask for the agent")?));
+        let ended =
+            wait_until("the agent's end", READY_LIMIT, || agent.try_wait().context("ask for the agent"));
         if ended.is_err() {
             let _ = agent.kill();
         }
@@ -217,7 +219,9 @@ impl Site {
     pub fn recovered(&self, vm: &str) -> Result<Value> {
         let status = self.ask(&["status"])?;
         let rows = status["recovered"].as_array().cloned().unwrap_or_default();
-        rows.into_iter().find(|row| row["name"] == vm).with_context(|| format!("{} keeps no VM {vm}", self.name))
+        rows.into_iter()
+            .find(|row| row["name"] == vm)
+            .with_context(|| format!("{} keeps no VM {vm}", self.name))
     }
 
     /// Waits until a protected VM is in a state.
@@ -240,7 +244,10 @@ impl Site {
     pub fn unannounced(&self, announced: &[&str]) -> Result<Vec<String>> {
         let text = std::fs::read_to_string(self.log()).context("read the agent's log")?;
         let loud = text.lines().filter(|line| line.contains(" WARN ") || line.contains(" ERROR "));
-        Ok(loud.filter(|line| !announced.iter().any(|known| line.contains(known))).map(str::to_owned).collect())
+        Ok(loud
+            .filter(|line| !announced.iter().any(|known| line.contains(known)))
+            .map(str::to_owned)
+            .collect())
     }
 }
 

@@ -62,7 +62,10 @@ fn check(line: &str) -> Option<u64> {
 /// The CRC-32 of IEEE 802.3, as busybox's `crc32` prints it.
 fn crc32(bytes: &[u8]) -> u32 {
     let step = |crc: u32, byte: u8| {
-        (0..8).fold(crc ^ u32::from(byte), |crc, _| if crc & 1 != 0 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 })
+        (0..8).fold(
+            crc ^ u32::from(byte),
+            |crc, _| if crc & 1 != 0 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 },
+        )
     };
     !bytes.iter().fold(u32::MAX, |crc, &byte| step(crc, byte))
 }

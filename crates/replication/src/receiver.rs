@@ -51,7 +51,9 @@ pub enum ReceiverEffect {
     /// Keep a part of a file.
     Keep(ArtifactPart),
     /// Drop the connection once everything has been sent.
-    Close { why: String },
+    Close {
+        why: String,
+    },
 }
 
 #[derive(Debug)]
@@ -195,7 +197,10 @@ fn check_hello(hello: &Hello) -> Result<(), String> {
     for disk in &hello.disks {
         let size = disk.size_bytes;
         if size == 0 || size > DISK_BYTES_MAX || !size.is_multiple_of(SECTOR_BYTES) {
-            return Err(format!("disk {} of {size} bytes; whole sectors up to 64 TiB are possible", disk.name));
+            return Err(format!(
+                "disk {} of {size} bytes; whole sectors up to 64 TiB are possible",
+                disk.name
+            ));
         }
     }
     if let Some(artifact) = hello.artifacts.iter().find(|artifact| artifact.size_bytes > ARTIFACT_BYTES_MAX) {

@@ -59,13 +59,19 @@ pub enum SenderEvent {
     LinkLost,
     Received(Message),
     /// A batch was built from the buffer and handed to the link.
-    BatchSent { last: WriteSeq, watermark: WriteSeq, bytes: usize },
+    BatchSent {
+        last: WriteSeq,
+        watermark: WriteSeq,
+        bytes: usize,
+    },
     /// The buffer had nothing above what was sent.
     NothingToSend,
     /// The copy asked for is in the buffer, or could not be made and its blocks are marked again.
     CopyDone,
     /// `SyncEnd` is in the buffer, or could not be put there because blocks are marked again.
-    SyncClosed { closed: bool },
+    SyncClosed {
+        closed: bool,
+    },
     Pause,
     Resume,
     Tick,
@@ -78,16 +84,28 @@ pub enum SenderEffect {
     /// Drop the connection, if there is one.
     Disconnect,
     /// Say hello; the driver fills in what the sender does not know.
-    SayHello { epoch: Epoch, incarnation: Incarnation, acked: WriteSeq, last: WriteSeq },
+    SayHello {
+        epoch: Epoch,
+        incarnation: Incarnation,
+        acked: WriteSeq,
+        last: WriteSeq,
+    },
     Send(Message),
     /// Send all of a file the peer misses, in parts.
     SendArtifact(ArtifactHash),
     /// Build a batch from what the buffer holds above `after` and send it.
-    SendBatch { after: WriteSeq },
+    SendBatch {
+        after: WriteSeq,
+    },
     /// The buffer may forget everything at or below.
-    Release { up_to: WriteSeq },
+    Release {
+        up_to: WriteSeq,
+    },
     /// Forget the buffer, mark everything that may differ, begin above `floor`.
-    Restart { floor: WriteSeq, replica_is_zero: bool },
+    Restart {
+        floor: WriteSeq,
+        replica_is_zero: bool,
+    },
     /// Stop buffering: mark the bitmap only.
     StartTracking,
     /// Buffer writes again.
@@ -259,7 +277,9 @@ impl Sender {
         match (message, self.link) {
             (Message::Welcome(welcome), Link::Greeting { .. }) => self.on_welcome(welcome, view, effects),
             (Message::Ack(ack), Link::Up) => self.on_ack(ack, effects),
-            (Message::Refuse(refuse), Link::Greeting { .. } | Link::Up) => self.on_refuse(now, refuse, effects),
+            (Message::Refuse(refuse), Link::Greeting { .. } | Link::Up) => {
+                self.on_refuse(now, refuse, effects)
+            }
             (Message::Heartbeat, _) => {}
             (
                 Message::Hello(_)
@@ -479,7 +499,6 @@ impl Sender {
         effects.push(SenderEffect::Changed(Transition { from, to }));
     }
 }
-
 
 #[cfg(test)]
 mod tests;

@@ -27,7 +27,8 @@ pub(crate) fn invariant_image_at_checkpoint_equals_guest_disk_then(pair: &Pair) 
 
 /// The tail of the group is one moment in all its VMs.
 pub(crate) fn invariant_tail_is_one_moment(pairs: &[Pair]) {
-    let journals: Option<Vec<Arc<Journal>>> = pairs.iter().map(|pair| pair.recovery.journal.clone()).collect();
+    let journals: Option<Vec<Arc<Journal>>> =
+        pairs.iter().map(|pair| pair.recovery.journal.clone()).collect();
     let Some(journals) = journals else { return };
     if let Ok(cut) = newest_common_cut(&journals) {
         for (pair, journal) in pairs.iter().zip(&journals) {
@@ -42,7 +43,11 @@ pub(crate) fn invariant_checkpoint_never_precedes_its_writes(pair: &Pair) {
     let status = journal.status();
     journal.with_timeline(|timeline| {
         for checkpoint in timeline.checkpoints_after(WriteSeq::ZERO) {
-            assert!(checkpoint.cut <= status.watermark, "checkpoint {} is above the watermark", checkpoint.id);
+            assert!(
+                checkpoint.cut <= status.watermark,
+                "checkpoint {} is above the watermark",
+                checkpoint.id
+            );
         }
     });
 }
@@ -65,11 +70,13 @@ pub(crate) fn invariant_dirty_marks_cover_every_unsent_block(pair: &Pair) {
         after = last.seq;
         buffered.extend(taken.records.iter().map(|record| record.range));
     }
-    for (at, (ours, theirs)) in guest.chunks(BLOCK_BYTES as usize).zip(kept.chunks(BLOCK_BYTES as usize)).enumerate() {
+    for (at, (ours, theirs)) in
+        guest.chunks(BLOCK_BYTES as usize).zip(kept.chunks(BLOCK_BYTES as usize)).enumerate()
+    {
         let block = BlockIndex(at as u64);
         let range = block.range(guest.len() as u64);
-        let covered =
-            agent.capture.is_dirty(DiskIndex(0), block) || buffered.iter().any(|record| record.overlaps(range));
+        let covered = agent.capture.is_dirty(DiskIndex(0), block)
+            || buffered.iter().any(|record| record.overlaps(range));
         assert!(ours == theirs || covered, "invariant_dirty_marks_cover_every_unsent_block: block {at}");
     }
 }
@@ -84,7 +91,9 @@ pub(crate) fn invariant_one_writer_per_epoch(pair: &Pair, fenced_at: Option<Writ
 /// Both sides at rest are equal.
 pub(crate) fn invariant_at_rest_both_sides_are_equal(pair: &Pair) {
     let journal = pair.recovery.journal.as_ref().expect("at rest the journal is open");
-    let cut = journal.with_timeline(|timeline| timeline.newest_consistent(WriteSeq::MAX)).expect("a consistent tail");
+    let cut = journal
+        .with_timeline(|timeline| timeline.newest_consistent(WriteSeq::MAX))
+        .expect("a consistent tail");
     let guest = pair.source.disk.content();
     let image = Image::open(journal.clone(), cut, None, [0; 16]).expect("an image of the tail");
     let mut kept = vec![0; guest.len()];

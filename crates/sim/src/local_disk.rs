@@ -60,7 +60,8 @@ impl LocalDisk for SimDisk {
     }
 
     fn zero(&self, range: ByteRange, _unmap: bool) -> io::Result<()> {
-        self.bytes.lock().expect("a panic aborts the process")[range.start as usize..range.end() as usize].fill(0);
+        self.bytes.lock().expect("a panic aborts the process")[range.start as usize..range.end() as usize]
+            .fill(0);
         Ok(())
     }
 
@@ -74,6 +75,9 @@ impl LocalDisk for SimDisk {
             let zero = bytes[piece.start as usize..piece.end() as usize].iter().all(|&byte| byte == 0);
             if zero { ExtentKind::Hole } else { ExtentKind::Data }
         };
-        Ok(range.split_at_multiples(BLOCK_BYTES).map(|piece| Extent { range: piece, kind: kind(piece) }).collect())
+        Ok(range
+            .split_at_multiples(BLOCK_BYTES)
+            .map(|piece| Extent { range: piece, kind: kind(piece) })
+            .collect())
     }
 }

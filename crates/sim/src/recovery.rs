@@ -158,7 +158,9 @@ impl RecoveryVm {
             Err(error) => {
                 let why = match &error {
                     AppendError::Full(_) => Refusal::JournalFull,
-                    AppendError::Epoch { current, .. } => Refusal::Fenced { epoch: *current, released: false },
+                    AppendError::Epoch { current, .. } => {
+                        Refusal::Fenced { epoch: *current, released: false }
+                    }
                     _ => Refusal::JournalFailed,
                 };
                 if !error.is_transient() {

@@ -11,7 +11,8 @@ use splitter::{BlockDevice, Capture, ProtectedDisk, copy_some_blocks, mark_what_
 use std::collections::VecDeque;
 use std::sync::Arc;
 use types::{
-    ByteRange, DiskIndex, DiskSpec, Epoch, GroupCounter, GroupId, Incarnation, Monotonic, VmId, WallTime, WriteSeq,
+    ByteRange, DiskIndex, DiskSpec, Epoch, GroupCounter, GroupId, Incarnation, Monotonic, VmId, WallTime,
+    WriteSeq,
 };
 
 /// A small buffer, so that it overflows often.
@@ -179,7 +180,13 @@ impl Agent {
         }
     }
 
-    fn perform(&mut self, vm: VmId, effect: SenderEffect, link: &mut Option<Connection>, wants_link: &mut bool) {
+    fn perform(
+        &mut self,
+        vm: VmId,
+        effect: SenderEffect,
+        link: &mut Option<Connection>,
+        wants_link: &mut bool,
+    ) {
         match effect {
             SenderEffect::Connect => *wants_link = true,
             SenderEffect::Disconnect => *link = None,

@@ -9,7 +9,9 @@ use replication::{ReceiverEvent, SenderEvent, State};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
-use types::{Checkpoint, CheckpointId, CheckpointKind, Epoch, GroupCounter, Monotonic, RunNumber, WallTime, WriteSeq};
+use types::{
+    Checkpoint, CheckpointId, CheckpointKind, Epoch, GroupCounter, Monotonic, RunNumber, WallTime, WriteSeq,
+};
 
 const EVENTS: u64 = 2500;
 const VMS: u8 = 2;
@@ -317,7 +319,8 @@ impl World {
             }
             return;
         }
-        let epoch = journals.iter().map(|journal| journal.status().epoch).max().unwrap_or(Epoch::FIRST).next();
+        let epoch =
+            journals.iter().map(|journal| journal.status().epoch).max().unwrap_or(Epoch::FIRST).next();
         if journals.iter().any(|journal| journal.raise_epoch(epoch).is_err()) {
             return; // A disk that fails just now; the operator would try again.
         }
@@ -397,8 +400,9 @@ impl World {
 
     fn is_at_rest(&self, vm: usize) -> bool {
         let pair = &self.pairs[vm];
-        let link_is_quiet =
-            self.links[vm].as_ref().is_some_and(|link| link.to_receiver.is_empty() && link.to_sender.is_empty());
+        let link_is_quiet = self.links[vm]
+            .as_ref()
+            .is_some_and(|link| link.to_receiver.is_empty() && link.to_sender.is_empty());
         let Some(agent) = &pair.source.agent else { return false };
         let status = agent.capture.status();
         let sent = status.released == status.last && status.buffered_bytes == 0;

@@ -277,7 +277,8 @@ impl Capture {
     }
 
     fn room_for(&self, inner: &Inner, pieces: &[(Kind, ByteRange, Bytes)]) -> bool {
-        let more: u64 = pieces.iter().map(|(_, _, payload)| payload.len() as u64 + RECORD_OVERHEAD_BYTES).sum();
+        let more: u64 =
+            pieces.iter().map(|(_, _, payload)| payload.len() as u64 + RECORD_OVERHEAD_BYTES).sum();
         inner.buffered_bytes + more <= self.buffer_bytes_max
     }
 }

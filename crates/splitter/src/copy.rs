@@ -27,9 +27,7 @@ pub fn copy_some_blocks(capture: &Capture, disks: &[Arc<ProtectedDisk>]) -> Resu
         return Ok(());
     };
     let disk = &disks[usize::from(disk.0)];
-    disk.copy_run(first, len)
-        .map(drop)
-        .map_err(|source| CopyError { disk: disk.local().label(), source })
+    disk.copy_run(first, len).map(drop).map_err(|source| CopyError { disk: disk.local().label(), source })
 }
 
 /// Marks what may differ from the replica: all that is allocated where the replica is known to be zero,
@@ -48,10 +46,8 @@ pub fn mark_what_may_differ(
             capture.mark_dirty(disk.index(), whole);
             continue;
         }
-        let extents = disk
-            .local()
-            .extents(whole)
-            .map_err(|source| CopyError { disk: disk.local().label(), source })?;
+        let extents =
+            disk.local().extents(whole).map_err(|source| CopyError { disk: disk.local().label(), source })?;
         for extent in extents.iter().filter(|extent| extent.kind == ExtentKind::Data) {
             capture.mark_dirty(disk.index(), extent.range);
         }

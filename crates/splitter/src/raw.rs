@@ -51,7 +51,9 @@ impl RawDisk {
         let path = path.to_path_buf();
         let file = match OpenOptions::new().read(true).write(true).open(&path) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(RawDiskError::Missing { path }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(RawDiskError::Missing { path });
+            }
             Err(error)
                 if matches!(
                     error.kind(),

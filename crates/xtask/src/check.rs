@@ -20,7 +20,9 @@ fn deny() -> Result<()> {
     let folder = target().join("tools");
     let tool = folder.join("bin/cargo-deny");
     if !tool.exists() {
-        eprintln!("building cargo-deny {DENY_VERSION}, which checks licences and doubles (about two minutes, once) …");
+        eprintln!(
+            "building cargo-deny {DENY_VERSION}, which checks licences and doubles (about two minutes, once) …"
+        );
         let mut install = cargo();
         install.args(["install", "cargo-deny", "--quiet", "--locked", "--version", DENY_VERSION, "--root"]);
         // Its build goes to a folder of its own: the workspace's flags are not for it.

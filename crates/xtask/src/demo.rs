@@ -6,8 +6,8 @@ use crate::report::Steps;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use lab::{
-    Console, Guest, GuestFiles, GuestOptions, Site, Ticks, Work, check_file_system, copy_image, make_disk, pair,
-    read_file, wait_until,
+    Console, Guest, GuestFiles, GuestOptions, Site, Ticks, Work, check_file_system, copy_image, make_disk,
+    pair, read_file, wait_until,
 };
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -99,7 +99,8 @@ impl Stage {
         let disk = folder.join("a/shop.raw");
         make_disk(&disk, DISK_BYTES)?;
         let definition = folder.join("a/shop.toml");
-        std::fs::write(&definition, files.definition(Work::Tick.append())).context("write the VM's definition")?;
+        std::fs::write(&definition, files.definition(Work::Tick.append()))
+            .context("write the VM's definition")?;
         steps.say("protecting VM shop: its raw image at A, its journal at B, a checkpoint every second");
         let vm = a.ask(&[
             "vm",
@@ -141,7 +142,10 @@ impl Stage {
         let before = self.b.recovered(VM)?;
         let asked_at = lab::now();
         let failover = self.b.ask(&["failover", "start", "--group", VM, "--at", "latest"])?;
-        self.steps.say(&format!("failed over to the tail, {}: image open, VM started", failover["cut"].as_str().unwrap_or("?")));
+        self.steps.say(&format!(
+            "failed over to the tail, {}: image open, VM started",
+            failover["cut"].as_str().unwrap_or("?")
+        ));
         let mut console = Console::new(&self.folder.join(format!("b/run/guests/{VM}.console")));
         let (ready_at, _) = console.wait_for("READY", BOOT_LIMIT)?;
         let fsck_clean = console.lines()?.iter().any(|(_, line)| line == "FSCK CLEAN");
@@ -209,7 +213,8 @@ impl Stage {
         let ticks = Ticks::parse(&read_file(&copy, "/ticks")?);
         self.b.ask(&["image", "close", image["id"].as_str().context("the image's id")?])?;
         std::fs::remove_file(&copy).context("remove the copy")?;
-        let exact = clean && ticks.violations == 0 && (tagged.at_least..=tagged.at_most).contains(&ticks.last);
+        let exact =
+            clean && ticks.violations == 0 && (tagged.at_least..=tagged.at_most).contains(&ticks.last);
         self.steps.say(&format!(
             "the tagged checkpoint, opened beside the running VM, ends with record {} ({})",
             ticks.last,

@@ -23,7 +23,10 @@ const ALLOWED_IN_TESTS: &[(&str, &[&str])] = &[("holdfast", &["lab"]), ("journal
 
 /// `cargo metadata` of the workspace.
 pub(crate) fn metadata() -> Result<Value> {
-    let output = cargo().args(["metadata", "--format-version", "1", "--locked"]).output().context("run cargo metadata")?;
+    let output = cargo()
+        .args(["metadata", "--format-version", "1", "--locked"])
+        .output()
+        .context("run cargo metadata")?;
     if !output.status.success() {
         bail!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
@@ -33,17 +36,20 @@ pub(crate) fn metadata() -> Result<Value> {
 pub(crate) fn check() -> Result<()> {
     let metadata = metadata()?;
     let packages = metadata["packages"].as_array().context("packages")?;
-    let own: BTreeSet<&str> =
-        packages.iter().filter(|package| package["source"].is_null()).filter_map(|package| package["name"].as_str()).collect();
+    let own: BTreeSet<&str> = packages
+        .iter()
+        .filter(|package| package["source"].is_null())
+        .filter_map(|package| package["name"].as_str())
+        .collect();
     let mut refused = Vec::new();
     for package in packages.iter().filter(|package| package["source"].is_null()) {
         let name = package["name"].as_str().context("a package's name")?;
         for dependency in package["dependencies"].as_array().context("dependencies")? {
             let to = dependency["name"].as_str().context("a dependency's name")?;
             let list = if dependency["kind"] == "dev" { ALLOWED_IN_TESTS } else { ALLOWED };
-            let allowed = [ALLOWED, list].iter().any(|list| {
-                list.iter().any(|(from, to_all)| *from == name && to_all.contains(&to))
-            });
+            let allowed = [ALLOWED, list]
+                .iter()
+                .any(|list| list.iter().any(|(from, to_all)| *from == name && to_all.contains(&to)));
             if own.contains(to) && !(allowed && (dependency["kind"] == "dev" || list == ALLOWED)) {
                 refused.push(format!("{name} → {to}"));
             }

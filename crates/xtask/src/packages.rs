@@ -93,13 +93,16 @@ pub(crate) fn unpack_kernel(folder: &Path) -> Result<()> {
     let _ = std::fs::remove_dir_all(&partial);
     std::fs::create_dir_all(&partial).context("make a folder")?;
     eprintln!("downloading {name}, the guest's kernel (it is only unpacked, not installed) …");
-    let download = || lab::run_quietly(Command::new("apt-get").args(["download", &name]).current_dir(&partial));
+    let download =
+        || lab::run_quietly(Command::new("apt-get").args(["download", &name]).current_dir(&partial));
     if download().is_err() {
         apt_get(&["update"])?;
         download()?;
     }
     let rows = std::fs::read_dir(&partial).context("list a folder")?;
-    let package = rows.filter_map(|row| row.ok().map(|row| row.path())).find(|path| path.extension().is_some_and(|e| e == "deb"));
+    let package = rows
+        .filter_map(|row| row.ok().map(|row| row.path()))
+        .find(|path| path.extension().is_some_and(|e| e == "deb"));
     let package = package.context("apt-get downloaded no package")?;
     lab::run_quietly(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&partial))?;
     std::fs::remove_file(&package).context("remove the downloaded package")?;

@@ -18,7 +18,10 @@ pub(crate) fn test(filter: Option<&str>) -> Result<()> {
     };
     run(&["--workspace", "--exclude", "holdfast"])?;
     let mut command = cargo();
-    command.env("HOLDFAST_GUEST_DIR", target().join("guest")).args(["test", "--package", "holdfast"]).args(filter);
+    command
+        .env("HOLDFAST_GUEST_DIR", target().join("guest"))
+        .args(["test", "--package", "holdfast"])
+        .args(filter);
     run_visibly(command.args(["--", "--test-threads=1"]))
 }
 
@@ -35,7 +38,10 @@ pub(crate) fn sim(runs: u64, seed: Option<u64>) -> Result<()> {
 
 /// Writes the OpenAPI document that is checked in.
 pub(crate) fn openapi() -> Result<()> {
-    let output = cargo().args(["run", "--quiet", "--package", "holdfast", "--", "openapi"]).output().context("run holdfast")?;
+    let output = cargo()
+        .args(["run", "--quiet", "--package", "holdfast", "--", "openapi"])
+        .output()
+        .context("run holdfast")?;
     let path = root().join("docs/openapi.json");
     std::fs::write(&path, &output.stdout).with_context(|| format!("write {}", path.display()))
 }

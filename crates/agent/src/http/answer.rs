@@ -3,8 +3,8 @@
 use crate::error::{ErrorKind, OperationError};
 use api::Problem;
 use axum::Json;
-use axum::extract::{FromRequest, Request};
 use axum::extract::rejection::JsonRejection;
+use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;

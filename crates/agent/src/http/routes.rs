@@ -174,13 +174,17 @@ async fn list_checkpoints(
 ) -> Answer<CheckpointPage> {
     let after = match &page.cursor {
         None => WriteSeq::ZERO,
-        Some(cursor) => cursor.parse().map_err(|()| OperationError::invalid(format!("cursor {cursor:?} is none of ours")))?,
+        Some(cursor) => cursor
+            .parse()
+            .map_err(|()| OperationError::invalid(format!("cursor {cursor:?} is none of ours")))?,
     };
     let limit = page.limit.unwrap_or(PAGE_ROWS_DEFAULT).clamp(1, PAGE_ROWS_MAX);
     let vm = app.recovery.vm(&name)?;
-    let journal = vm.journal().ok_or_else(|| OperationError::unavailable(format!("the journal of VM {name} is not open")))?;
-    let mut rows: Vec<_> =
-        journal.with_timeline(|timeline| timeline.checkpoints_after(after).take(limit + 1).cloned().collect());
+    let journal = vm
+        .journal()
+        .ok_or_else(|| OperationError::unavailable(format!("the journal of VM {name} is not open")))?;
+    let mut rows: Vec<_> = journal
+        .with_timeline(|timeline| timeline.checkpoints_after(after).take(limit + 1).cloned().collect());
     let more = rows.len() > limit;
     rows.truncate(limit);
     let next = rows.last().filter(|_| more).map(|last| last.cut.to_string());
@@ -205,7 +209,11 @@ async fn list_groups(State(app): State<App>) -> Answer<Vec<Group>> {
     (status = 404, body = Problem, content_type = "application/problem+json"),
     (status = 503, body = Problem, content_type = "application/problem+json"),
 ))]
-async fn tag(State(app): State<App>, Path(group): Path<String>, Body(request): Body<TagRequest>) -> Answer<Checkpoint> {
+async fn tag(
+    State(app): State<App>,
+    Path(group): Path<String>,
+    Body(request): Body<TagRequest>,
+) -> Answer<Checkpoint> {
     Ok(Json(checkpoint_to_api(&app.source.tag(&group, &request.tag)?)))
 }
 

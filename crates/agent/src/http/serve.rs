@@ -31,11 +31,13 @@ pub(crate) async fn serve(app: App, socket: &Path, listen: Option<SocketAddr>, p
         std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
     }
     let listener = UnixListener::bind(socket).with_context(|| format!("listen on {}", socket.display()))?;
-    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600)).context("protect the API socket")?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))
+        .context("protect the API socket")?;
     spawn(listener, router.clone());
     if let Some(address) = listen {
         pki.api_server().context("prepare TLS for the API")?;
-        let listener = TcpListener::bind(address).await.with_context(|| format!("listen for the API on {address}"))?;
+        let listener =
+            TcpListener::bind(address).await.with_context(|| format!("listen for the API on {address}"))?;
         tracing::info!(%address, "API listening");
         let (accepted, ready) = mpsc::channel(ACCEPTED_AHEAD);
         tokio::spawn(shake_hands(listener, pki.clone(), accepted));

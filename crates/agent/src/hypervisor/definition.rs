@@ -57,7 +57,10 @@ impl VmDefinition {
             return refuse(format!("vcpus = {} is out of range: use 1 to 512", definition.vcpus));
         }
         if !(16..=16 << 20).contains(&definition.memory_mib) {
-            return refuse(format!("memory_mib = {} is out of range: use 16 to 16777216", definition.memory_mib));
+            return refuse(format!(
+                "memory_mib = {} is out of range: use 16 to 16777216",
+                definition.memory_mib
+            ));
         }
         if !["kvm", "tcg"].contains(&definition.accelerator.as_str()) {
             return refuse(format!("accelerator = {:?}: use kvm or tcg", definition.accelerator));

@@ -98,7 +98,8 @@ impl Recovery {
             start_seconds: 0.0,
         };
         self.keep(&record)?;
-        let done = self.fence(&vms, epoch).and_then(|()| self.start(&vms, &definitions, at, &mut record, started));
+        let done =
+            self.fence(&vms, epoch).and_then(|()| self.start(&vms, &definitions, at, &mut record, started));
         if let Err(error) = done {
             tracing::error!(group, error = error.detail, "failover is taken back");
             self.take_back(&mut record)?;
@@ -144,7 +145,9 @@ impl Recovery {
             let disks = journal.disks().into_iter();
             let disks: Vec<_> =
                 disks.map(|disk| StartDisk { name: disk.name, socket: image.socket.clone() }).collect();
-            let file = |name: &str| kept.file(name).filter(|hash| self.artifacts.has(*hash)).map(|hash| self.artifacts.path(hash));
+            let file = |name: &str| {
+                kept.file(name).filter(|hash| self.artifacts.has(*hash)).map(|hash| self.artifacts.path(hash))
+            };
             let run = self
                 .adapter
                 .start(&vm.name(), &format!("{} (failover)", vm.name()), definition, file, &disks)
@@ -259,14 +262,19 @@ impl Recovery {
         let cut = WriteSeq::from_raw(record.cut);
         let any = self.list().into_iter().find(|vm| vm.record().group_id == record.group_id);
         let checkpoint = any.and_then(|vm| vm.journal()).and_then(|journal| {
-            journal.with_timeline(|timeline| timeline.checkpoint(types::CheckpointId(cut)).map(checkpoint_to_api))
+            journal.with_timeline(|timeline| {
+                timeline.checkpoint(types::CheckpointId(cut)).map(checkpoint_to_api)
+            })
         });
         let vms = record.vms.iter().map(|run| {
             let alive = run.pid.filter(|&pid| self.adapter.state(&run.vm, pid) == RunState::Running);
             api::FailoverVm {
                 vm: run.vm.clone(),
                 image: run.image.clone(),
-                socket: self.image(&run.image).map(|image| image.socket.display().to_string()).unwrap_or_default(),
+                socket: self
+                    .image(&run.image)
+                    .map(|image| image.socket.display().to_string())
+                    .unwrap_or_default(),
                 pid: alive,
                 run_state: match (run.pid, alive) {
                     (None, _) => "not-defined".into(),
@@ -293,5 +301,7 @@ fn definition_of(vm: &RecoveredVm) -> Result<Option<VmDefinition>> {
     if text.is_empty() {
         return Ok(None);
     }
-    VmDefinition::parse(&text).map(Some).map_err(|error| OperationError::conflict(format!("VM {}: {error}", vm.name())))
+    VmDefinition::parse(&text)
+        .map(Some)
+        .map_err(|error| OperationError::conflict(format!("VM {}: {error}", vm.name())))
 }

@@ -115,14 +115,22 @@ impl Recovery {
         let exports = disks.iter().enumerate().map(|(at, disk)| Export {
             name: disk.name.clone(),
             description: format!("disk {} of {} as of {}", disk.name, record.vm_name, image.cut()),
-            device: Arc::new(ImageDisk { image: image.clone(), disk: DiskIndex(at as u16) }) as Arc<dyn BlockDevice>,
+            device: Arc::new(ImageDisk { image: image.clone(), disk: DiskIndex(at as u16) })
+                as Arc<dyn BlockDevice>,
         });
         let sockets = self.run_dir.join("images");
         std::fs::create_dir_all(&sockets).with_context(|| format!("make {}", sockets.display()))?;
         let socket = sockets.join(format!("{}.sock", record.id));
         let server = Server::bind(&socket, exports.collect())
             .map_err(|error| OperationError::conflict(with_sources(&error)))?;
-        Ok(OpenImage { record: record.clone(), image, disks, journal, server: Mutex::new(Some(server)), socket })
+        Ok(OpenImage {
+            record: record.clone(),
+            image,
+            disks,
+            journal,
+            server: Mutex::new(Some(server)),
+            socket,
+        })
     }
 
     /// Serves every recorded image again, on the sockets they had.
@@ -136,7 +144,12 @@ impl Recovery {
             match opened {
                 Ok(image) => drop(self.images().insert(record.id.clone(), Arc::new(image))),
                 Err(error) => {
-                    tracing::error!(image = record.id, vm = record.vm_name, error = error.detail, "image is not served");
+                    tracing::error!(
+                        image = record.id,
+                        vm = record.vm_name,
+                        error = error.detail,
+                        "image is not served"
+                    );
                 }
             }
         }
@@ -154,7 +167,9 @@ impl Recovery {
     /// Closes an operator's image and throws its overlay away.
     pub(crate) fn close_image(&self, id: &str) -> Result<()> {
         let image = self.image(id).ok_or_else(|| {
-            OperationError::not_found(format!("no image {id:?} is open; `holdfast image list` shows those that are"))
+            OperationError::not_found(format!(
+                "no image {id:?} is open; `holdfast image list` shows those that are"
+            ))
         })?;
         if let Some(group) = &image.record.failover {
             return Err(OperationError::conflict(format!(
@@ -177,9 +192,9 @@ impl Recovery {
 impl OpenImage {
     pub(super) fn to_api(&self) -> api::Image {
         let cut = self.image.cut();
-        let checkpoint = self.journal.with_timeline(|timeline| {
-            timeline.checkpoint(types::CheckpointId(cut)).map(checkpoint_to_api)
-        });
+        let checkpoint = self
+            .journal
+            .with_timeline(|timeline| timeline.checkpoint(types::CheckpointId(cut)).map(checkpoint_to_api));
         api::Image {
             id: self.record.id.clone(),
             vm: self.record.vm_name.clone(),
@@ -190,10 +205,18 @@ impl OpenImage {
             disks: self
                 .disks
                 .iter()
-                .map(|disk| api::Disk { name: disk.name.clone(), size_bytes: disk.size_bytes, path: String::new() })
+                .map(|disk| api::Disk {
+                    name: disk.name.clone(),
+                    size_bytes: disk.size_bytes,
+                    path: String::new(),
+                })
                 .collect(),
             overlay_bytes: self.image.overlay_bytes(),
-            owner: self.record.failover.as_ref().map_or("operator".into(), |group| format!("failover of {group}")),
+            owner: self
+                .record
+                .failover
+                .as_ref()
+                .map_or("operator".into(), |group| format!("failover of {group}")),
             open_seconds: self.record.open_seconds,
         }
     }

@@ -32,7 +32,8 @@ const MESSAGES_AHEAD: usize = 4;
 /// Accepts streams on `address`. Certificates and trust are read anew for each connection.
 pub(crate) async fn listen(recovery: Arc<Recovery>, pki: Pki, address: SocketAddr) -> Result<()> {
     pki.stream_server().context("prepare TLS for streams")?;
-    let listener = TcpListener::bind(address).await.with_context(|| format!("listen for streams on {address}"))?;
+    let listener =
+        TcpListener::bind(address).await.with_context(|| format!("listen for streams on {address}"))?;
     tracing::info!(%address, "listening for streams");
     tokio::spawn(accept(recovery, pki, listener));
     Ok(())
@@ -71,7 +72,8 @@ async fn serve(recovery: Arc<Recovery>, pki: &Pki, stream: TcpStream) -> Result<
         .await
         .context("the peer does not finish its TLS handshake")?
         .context("TLS handshake")?;
-    let peer = peer_name(stream.get_ref().1.peer_certificates()).context("the peer's certificate has no agent's name")?;
+    let peer = peer_name(stream.get_ref().1.peer_certificates())
+        .context("the peer's certificate has no agent's name")?;
     let (reader, writer) = tokio::io::split(stream);
     let why = Connection::run(recovery, peer.clone(), reader, writer).await;
     tracing::info!(peer, why, "stream ended");
@@ -192,15 +194,18 @@ impl Connection {
     async fn open(&mut self, hello: &Hello) -> Result<Opened, Refuse> {
         let (recovery, peer) = (self.recovery.clone(), self.peer.clone());
         let (vm, journal) = block_in_place(|| recovery.admit(hello, &peer))?;
-        let farewell = Refuse { why: Refusal::Busy, detail: "another connection has taken the stream over".into() };
+        let farewell =
+            Refuse { why: Refusal::Busy, detail: "another connection has taken the stream over".into() };
         let busy = || Refuse { why: Refusal::Busy, detail: "the connection before does not let go".into() };
         let hold = vm.hold_stream(farewell).await.ok_or_else(busy)?;
         // The journal may have been closed by the connection before, between the two lines above.
-        let journal = if vm.journal().is_some() { journal } else { block_in_place(|| recovery.admit(hello, &peer))?.1 };
+        let journal =
+            if vm.journal().is_some() { journal } else { block_in_place(|| recovery.admit(hello, &peer))?.1 };
         block_in_place(|| journal.raise_epoch(hello.epoch))
             .map_err(|error| Refuse { why: Refusal::JournalFailed, detail: error.to_string() })?;
         let status = journal.status();
-        let missing = hello.artifacts.iter().map(|file| file.hash).filter(|hash| !recovery.artifacts.has(*hash));
+        let missing =
+            hello.artifacts.iter().map(|file| file.hash).filter(|hash| !recovery.artifacts.has(*hash));
         let opened = Opened {
             epoch: hello.epoch,
             durable: status.last_seq,

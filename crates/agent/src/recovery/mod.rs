@@ -147,7 +147,8 @@ impl Recovery {
         let floor = writer::FREE_BYTES_MIN;
         let free = vm.free_bytes();
         if free < floor {
-            let detail = format!("{free} bytes are free under {}, {floor} are needed", self.journal_dir.display());
+            let detail =
+                format!("{free} bytes are free under {}, {floor} are needed", self.journal_dir.display());
             return Err(refuse(Refusal::JournalFull, detail));
         }
         Ok((vm, journal))
@@ -197,10 +198,15 @@ impl Recovery {
     /// Opens the journal from the disk and says what was found wrong.
     fn open_journal(&self, vm: &Arc<RecoveredVm>) -> Result<Arc<journal::Journal>> {
         let store = vm.take_folder(&self.journal_dir)?;
-        let opened = journal::Journal::open(store, vm.settings(self.segment_bytes))
-            .map_err(|error| anyhow::anyhow!("open the journal of {}: {}", vm.name(), crate::source::with_sources(&error)))?;
+        let opened = journal::Journal::open(store, vm.settings(self.segment_bytes)).map_err(|error| {
+            anyhow::anyhow!("open the journal of {}: {}", vm.name(), crate::source::with_sources(&error))
+        })?;
         if opened.torn_bytes > 0 {
-            tracing::info!(vm = vm.name(), bytes = opened.torn_bytes, "a torn end, never acknowledged, was cut off");
+            tracing::info!(
+                vm = vm.name(),
+                bytes = opened.torn_bytes,
+                "a torn end, never acknowledged, was cut off"
+            );
         }
         vm.clear_error();
         if let Some(damage) = opened.damage {
@@ -217,7 +223,9 @@ impl Recovery {
 
     pub(crate) fn vm(&self, name: &str) -> Result<Arc<RecoveredVm>> {
         self.list().into_iter().find(|vm| vm.name() == name).ok_or_else(|| {
-            OperationError::not_found(format!("no journal of a VM {name:?} is kept here; `holdfast status` shows those that are"))
+            OperationError::not_found(format!(
+                "no journal of a VM {name:?} is kept here; `holdfast status` shows those that are"
+            ))
         })
     }
 
@@ -232,7 +240,9 @@ impl Recovery {
             return Err(OperationError::conflict(format!("images of VM {name} are open; close them first")));
         }
         if vm.is_streaming() {
-            return Err(OperationError::conflict(format!("VM {name} is still being sent; unprotect it on the other side first")));
+            return Err(OperationError::conflict(format!(
+                "VM {name} is still being sent; unprotect it on the other side first"
+            )));
         }
         self.state.remove(&vm.record().file_name())?;
         self.vms().remove(&vm.id());

@@ -201,7 +201,9 @@ impl RecoveredVm {
             name: record.name.clone(),
             group: record.group.clone(),
             epoch: epoch.max(status.map_or(0, |status| status.epoch.0)),
-            state: failover.unwrap_or(if inner.journal.is_some() { "following" } else { "failed" }).to_owned(),
+            state: failover
+                .unwrap_or(if inner.journal.is_some() { "following" } else { "failed" })
+                .to_owned(),
             last_error: inner.last_error.clone(),
             connected,
             peer: Some(record.peer.clone()),

@@ -338,7 +338,10 @@ impl Driver {
             rpo_seconds: record.policy.rpo_seconds as u32,
             checkpoint_interval_seconds: record.policy.checkpoint_interval_seconds as u32,
             disks: disks
-                .map(|(disk, open)| types::DiskSpec { name: disk.name.clone(), size_bytes: open.size_bytes() })
+                .map(|(disk, open)| types::DiskSpec {
+                    name: disk.name.clone(),
+                    size_bytes: open.size_bytes(),
+                })
                 .collect(),
             definition: record.definition.clone(),
             artifacts: files.collect(),
@@ -382,9 +385,15 @@ impl Driver {
                     let mut part = vec![0; len as usize];
                     block_in_place(|| file.read_exact_at(&mut part, offset))?;
                     let (done, written) = oneshot::channel();
-                    let message =
-                        Message::ArtifactPart(ArtifactPart { hash, offset, size_bytes, bytes: Bytes::from(part) });
-                    if queue.send(Outgoing { message, written: Some(done) }).is_err() || written.await.is_err() {
+                    let message = Message::ArtifactPart(ArtifactPart {
+                        hash,
+                        offset,
+                        size_bytes,
+                        bytes: Bytes::from(part),
+                    });
+                    if queue.send(Outgoing { message, written: Some(done) }).is_err()
+                        || written.await.is_err()
+                    {
                         return Ok(()); // The link is lost; what is missing is asked for again.
                     }
                     offset += len;
@@ -406,7 +415,11 @@ impl Driver {
         let marked =
             block_in_place(|| mark_what_may_differ(self.vm.capture(), self.vm.disks(), replica_is_zero));
         if let Err(error) = marked {
-            tracing::error!(vm = self.vm.name(), error = with_sources(&error), "everything is copied instead");
+            tracing::error!(
+                vm = self.vm.name(),
+                error = with_sources(&error),
+                "everything is copied instead"
+            );
             // Without knowing what is allocated, everything may differ; this asks no file.
             if let Err(error) = mark_what_may_differ(self.vm.capture(), self.vm.disks(), false) {
                 tracing::error!(vm = self.vm.name(), error = with_sources(&error), "sync cannot begin");
@@ -420,7 +433,11 @@ impl Driver {
         tokio::spawn(async move {
             let copied = block_in_place(|| copy_some_blocks(vm.capture(), vm.disks()));
             if let Err(error) = copied {
-                tracing::error!(vm = vm.name(), error = with_sources(&error), "sync waits for the local disk");
+                tracing::error!(
+                    vm = vm.name(),
+                    error = with_sources(&error),
+                    "sync waits for the local disk"
+                );
                 tokio::time::sleep(COPY_RETRY_DELAY).await;
             }
             let _ = inputs.send(Input::CopyDone).await;

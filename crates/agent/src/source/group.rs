@@ -12,7 +12,9 @@ use crate::policy::Policy;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
-use types::{Checkpoint, CheckpointId, CheckpointKind, GroupCounter, GroupId, Monotonic, RunNumber, VmId, WriteSeq};
+use types::{
+    Checkpoint, CheckpointId, CheckpointKind, GroupCounter, GroupId, Monotonic, RunNumber, VmId, WriteSeq,
+};
 
 /// Cuts that are on their way; older ones are forgotten, they will not be the newest.
 const PENDING_MAX: usize = 1024;
@@ -119,7 +121,10 @@ impl Group {
         let mut waiting = BTreeMap::new();
         for vm in &members {
             let Some(mark) = vm.capture().mark_checkpoint(&checkpoint) else {
-                return Err(OperationError::unavailable(format!("VM {} began to sync just now; try again", vm.name())));
+                return Err(OperationError::unavailable(format!(
+                    "VM {} began to sync just now; try again",
+                    vm.name()
+                )));
             };
             waiting.insert(vm.id(), mark);
         }

@@ -16,6 +16,7 @@ use crate::policy::Policy;
 use crate::state::{StateDir, random};
 use anyhow::Context;
 use api::ProtectRequest;
+pub(crate) use driver::Command;
 use group::Group;
 use record::{DiskRecord, FileRecord, ProtectionRecord};
 use std::collections::BTreeMap;
@@ -23,7 +24,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use types::limits::{DEFINITION_BYTES_MAX, DISKS_MAX, NAME_BYTES_MAX, TAG_BYTES_MAX};
 use types::{CheckpointKind, Epoch, GroupId, RunNumber, VmId};
-pub(crate) use driver::Command;
 pub(crate) use vm::{ProtectedVm, with_sources};
 
 /// Everything this agent protects.
@@ -89,8 +89,12 @@ impl Source {
         }
         let policy = Policy::from_request(&self.defaults, &request.settings)?;
         let (definition, files) = self.take_definition(request)?;
-        let group_id = self.groups().get(&group).map_or_else(|| GroupId::from_bytes(random()), |group| group.id());
-        let disks = request.disks.iter().map(|disk| DiskRecord { name: disk.name.clone(), path: disk.path.clone().into() });
+        let group_id =
+            self.groups().get(&group).map_or_else(|| GroupId::from_bytes(random()), |group| group.id());
+        let disks = request
+            .disks
+            .iter()
+            .map(|disk| DiskRecord { name: disk.name.clone(), path: disk.path.clone().into() });
         let record = ProtectionRecord {
             vm: VmId::from_bytes(random()).to_string(),
             name: request.name.clone(),
@@ -122,7 +126,8 @@ impl Source {
     }
 
     fn group(&self, record: &ProtectionRecord) -> Result<Arc<Group>> {
-        let id = record.group_id.parse().map_err(|_| anyhow::anyhow!("group id of {} is no id", record.name))?;
+        let id =
+            record.group_id.parse().map_err(|_| anyhow::anyhow!("group id of {} is no id", record.name))?;
         let mut groups = self.groups();
         let group = groups
             .entry(record.group.clone())
@@ -136,7 +141,8 @@ impl Source {
         if text.len() > DEFINITION_BYTES_MAX {
             return Err(OperationError::invalid(format!("definition of over {DEFINITION_BYTES_MAX} bytes")));
         }
-        let definition = VmDefinition::parse(text).map_err(|error| OperationError::invalid(error.to_string()))?;
+        let definition =
+            VmDefinition::parse(text).map_err(|error| OperationError::invalid(error.to_string()))?;
         let mut files = Vec::new();
         for (name, path) in definition.files() {
             let (hash, size_bytes) = self
@@ -174,7 +180,9 @@ impl Source {
     pub(crate) fn vm(&self, name: &str) -> Result<Arc<ProtectedVm>> {
         let found = self.vms().get(name).cloned();
         found.ok_or_else(|| {
-            OperationError::not_found(format!("no VM {name:?} is protected here; `holdfast vm list` shows those that are"))
+            OperationError::not_found(format!(
+                "no VM {name:?} is protected here; `holdfast vm list` shows those that are"
+            ))
         })
     }
 
@@ -193,7 +201,9 @@ impl Source {
         }
         let found = self.groups().get(group).cloned();
         let group = found.ok_or_else(|| {
-            OperationError::not_found(format!("no group {group:?} is protected here; tag on the protected side"))
+            OperationError::not_found(format!(
+                "no group {group:?} is protected here; tag on the protected side"
+            ))
         })?;
         group.take(CheckpointKind::Tagged, tag, clock::now())
     }
@@ -209,7 +219,11 @@ impl Source {
 
 fn check_name(what: &str, name: &str) -> Result<()> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if name.is_empty() || name.len() > NAME_BYTES_MAX.min(64) || !name.chars().all(allowed) || name.starts_with('.') {
+    if name.is_empty()
+        || name.len() > NAME_BYTES_MAX.min(64)
+        || !name.chars().all(allowed)
+        || name.starts_with('.')
+    {
         return Err(OperationError::invalid(format!(
             "{what} name {name:?}: use 1 to 64 letters, digits, '-', '_' and '.'"
         )));

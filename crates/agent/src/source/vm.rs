@@ -38,11 +38,17 @@ impl std::fmt::Debug for ServerHandle {
 
 impl ProtectedVm {
     /// Opens the disks, serves them, and begins to stream.
-    pub(crate) fn start(source: &Arc<Source>, group: &Arc<Group>, record: ProtectionRecord) -> Result<Arc<Self>> {
+    pub(crate) fn start(
+        source: &Arc<Source>,
+        group: &Arc<Group>,
+        record: ProtectionRecord,
+    ) -> Result<Arc<Self>> {
         let id: VmId = record.vm.parse().map_err(|_| anyhow::anyhow!("VM id of {} is no id", record.name))?;
         let mut raws = Vec::new();
         for disk in &record.disks {
-            raws.push(RawDisk::open(&disk.path).map_err(|error| OperationError::invalid(with_sources(&error)))?);
+            raws.push(
+                RawDisk::open(&disk.path).map_err(|error| OperationError::invalid(with_sources(&error)))?,
+            );
         }
         let wake = Arc::new(Notify::new());
         let sizes: Vec<u64> = raws.iter().map(RawDisk::size_bytes).collect();
@@ -50,11 +56,14 @@ impl ProtectedVm {
             let wake = wake.clone();
             Box::new(move || wake.notify_one())
         };
-        let capture = Arc::new(Capture::new(group.counter().clone(), &sizes, record.policy.buffer_bytes, waker));
+        let capture =
+            Arc::new(Capture::new(group.counter().clone(), &sizes, record.policy.buffer_bytes, waker));
         let disks: Vec<_> = raws
             .into_iter()
             .enumerate()
-            .map(|(at, raw)| Arc::new(ProtectedDisk::new(DiskIndex(at as u16), Box::new(raw), capture.clone())))
+            .map(|(at, raw)| {
+                Arc::new(ProtectedDisk::new(DiskIndex(at as u16), Box::new(raw), capture.clone()))
+            })
             .collect();
         let server = serve(&source.run_dir, &record, &disks)?;
         let (commands, inbox) = mpsc::unbounded_channel();
@@ -178,7 +187,11 @@ fn socket_path_text(vm: &ProtectedVm) -> String {
     server.as_ref().map(|server| server.0.path().display().to_string()).unwrap_or_default()
 }
 
-fn serve(run_dir: &std::path::Path, record: &ProtectionRecord, disks: &[Arc<ProtectedDisk>]) -> Result<ServerHandle> {
+fn serve(
+    run_dir: &std::path::Path,
+    record: &ProtectionRecord,
+    disks: &[Arc<ProtectedDisk>],
+) -> Result<ServerHandle> {
     let folder = run_dir.join("vms");
     std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
     let path: PathBuf = folder.join(format!("{}.sock", record.name));

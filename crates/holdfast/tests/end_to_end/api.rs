@@ -27,12 +27,17 @@ fn the_document_is_valid_openapi() {
     for (path, item) in document["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {
             let place = format!("{method} {path}");
-            ids.push(operation["operationId"].as_str().unwrap_or_else(|| panic!("{place} has no id")).to_owned());
+            ids.push(
+                operation["operationId"].as_str().unwrap_or_else(|| panic!("{place} has no id")).to_owned(),
+            );
             assert!(!operation["responses"].as_object().unwrap().is_empty(), "{place} answers nothing");
-            let named: Vec<&str> = path.split('{').skip(1).map(|rest| rest.split('}').next().unwrap()).collect();
+            let named: Vec<&str> =
+                path.split('{').skip(1).map(|rest| rest.split('}').next().unwrap()).collect();
             let parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
             for name in named {
-                let told = parameters.iter().any(|p| p["name"] == name && p["in"] == "path" && p["required"] == true);
+                let told = parameters
+                    .iter()
+                    .any(|p| p["name"] == name && p["in"] == "path" && p["required"] == true);
                 assert!(told, "{place} does not describe {name}");
             }
         }
@@ -53,7 +58,9 @@ fn every_reference_leads_somewhere(value: &Value, document: &Value) {
             }
             fields.values().for_each(|value| every_reference_leads_somewhere(value, document));
         }
-        Value::Array(values) => values.iter().for_each(|value| every_reference_leads_somewhere(value, document)),
+        Value::Array(values) => {
+            values.iter().for_each(|value| every_reference_leads_somewhere(value, document))
+        }
         _ => {}
     }
 }

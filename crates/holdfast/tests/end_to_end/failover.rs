@@ -80,7 +80,11 @@ fn what_cannot_be_failed_over_is_refused() {
     refused(stage.b.ask(&["failover", "start", "--group", "nobody"]), 3, "no journals of a group");
     let disk = stage.disk("disk.raw", 4 << 20);
     stage.protect("web", "web", &disk);
-    refused(stage.b.ask(&["failover", "start", "--group", "web", "--at", "yesterday"]), 3, "no checkpoint tagged");
+    refused(
+        stage.b.ask(&["failover", "start", "--group", "web", "--at", "yesterday"]),
+        3,
+        "no checkpoint tagged",
+    );
     refused(stage.b.ask(&["failover", "start", "--group", "web", "--at", "9-9"]), 3, "no checkpoint 9-9");
     refused(stage.b.ask(&["failover", "commit", "--group", "web"]), 3, "has not failed over");
     assert_eq!(stage.a.protected("web").unwrap()["state"], "journaling", "and nothing was fenced");
@@ -96,7 +100,15 @@ fn a_pause_tracks_changes_and_a_resume_sends_only_them() {
     let before = stage.path("before.raw");
     std::fs::copy(&disk, &before).unwrap();
     let fio = Command::new("fio")
-        .args(["--name=w", "--ioengine=nbd", "--rw=randwrite", "--bs=4k", "--size=32M", "--io_size=1M", "--minimal"])
+        .args([
+            "--name=w",
+            "--ioengine=nbd",
+            "--rw=randwrite",
+            "--bs=4k",
+            "--size=32M",
+            "--io_size=1M",
+            "--minimal",
+        ])
         .arg(format!("--uri=nbd+unix:///vda?socket={socket}"))
         .output()
         .unwrap();
@@ -111,5 +123,8 @@ fn a_pause_tracks_changes_and_a_resume_sends_only_them() {
     let more = stage.a.protected("web").unwrap()["sent_bytes"].as_u64().unwrap() - sent;
     assert!(more < dirty + (1 << 20), "{more} bytes were sent for {dirty} marked");
     assert!(same_bytes(&stage.copy_image("web", "latest", "latest.raw"), &disk));
-    assert!(same_bytes(&stage.copy_image("web", "before the pause", "then.raw"), &before), "history has not moved");
+    assert!(
+        same_bytes(&stage.copy_image("web", "before the pause", "then.raw"), &before),
+        "history has not moved"
+    );
 }

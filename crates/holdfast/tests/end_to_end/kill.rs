@@ -1,7 +1,9 @@
 //! `kill -9` of either agent, again and again, under a real guest's load.
 
 use crate::stage::{SOON, Stage, same_bytes};
-use lab::{Guest, GuestFiles, GuestOptions, Ticks, Work, check_file_system, make_disk, read_file, wait_until};
+use lab::{
+    Guest, GuestFiles, GuestOptions, Ticks, Work, check_file_system, make_disk, read_file, wait_until,
+};
 use std::time::Duration;
 
 const ROUNDS: u64 = 4;
@@ -50,7 +52,11 @@ fn killed_agents_lose_nothing_and_the_guest_goes_on() {
         let ticks = Ticks::parse(&read_file(path, "/ticks").unwrap());
         assert_eq!(ticks.violations, 0, "{name}");
         if name != "the tagged checkpoint" {
-            assert!(ticks.last >= reported, "{name} ends with record {}, {reported} was reported", ticks.last);
+            assert!(
+                ticks.last >= reported,
+                "{name} ends with record {}, {reported} was reported",
+                ticks.last
+            );
         }
     }
     let known = ["link lost", "peer not reached", "stream refused", "RPO exceeded"];
@@ -60,9 +66,11 @@ fn killed_agents_lose_nothing_and_the_guest_goes_on() {
 
 /// Waits until the guest has written some more records.
 fn more_ticks(guest: &mut Guest, count: u64) {
-    let last = |guest: &mut Guest| Ticks::reported(&mut guest.console).unwrap().last().map_or(0, |tick| tick.number);
+    let last =
+        |guest: &mut Guest| Ticks::reported(&mut guest.console).unwrap().last().map_or(0, |tick| tick.number);
     let before = last(guest);
-    wait_until("more records of the guest", SOON, || Ok((last(guest) >= before + count).then_some(()))).unwrap();
+    wait_until("more records of the guest", SOON, || Ok((last(guest) >= before + count).then_some(())))
+        .unwrap();
 }
 
 #[test]

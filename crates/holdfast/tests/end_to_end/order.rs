@@ -10,7 +10,7 @@ use serde_json::Value;
 use std::time::Duration;
 
 const SECTOR: usize = 512;
-const LOG_MAGIC: u64 = 0x6a73_6677_7368_72;
+const LOG_MAGIC: u64 = 0x006a_7366_7773_6872;
 const FLAG_DISCARD: u64 = 4;
 
 /// A write as QEMU has logged it; a discard has no data.
@@ -61,7 +61,8 @@ fn the_journal_has_the_order_that_qemu_saw() {
     })
     .unwrap();
     guest.console.wait_for("DONE", Duration::from_secs(180)).unwrap();
-    wait_until("the guest's end", Duration::from_secs(60), || Ok((!guest.is_running()?).then_some(()))).unwrap();
+    wait_until("the guest's end", Duration::from_secs(60), || Ok((!guest.is_running()?).then_some(())))
+        .unwrap();
     stage.drained("web");
     let id = stage.b.recovered("web").unwrap()["id"].as_str().unwrap().to_owned();
     stage.b.stop_agent().unwrap();
@@ -72,9 +73,9 @@ fn the_journal_has_the_order_that_qemu_saw() {
     assert_eq!(verified["damage"].as_array().unwrap().len(), 0);
     let inspected = stage.b.ask(&["journal", "inspect", "--records", &folder]).unwrap();
     let records = inspected["records"].as_array().unwrap();
-    let guest_writes = records.iter().filter(|record| {
-        matches!(record["kind"].as_str().unwrap(), "write" | "zero" | "discard")
-    });
+    let guest_writes = records
+        .iter()
+        .filter(|record| matches!(record["kind"].as_str().unwrap(), "write" | "zero" | "discard"));
     compare(&read_log(&std::fs::read(&log).unwrap()), guest_writes.collect());
 }
 
@@ -97,7 +98,10 @@ fn compare(log: &[Logged], records: Vec<&Value>) {
                     assert_eq!(u64::from(crc), record["crc32c"].as_u64().unwrap(), "bytes of write {turn}");
                 }
                 (Some(data), "zero" | "discard") => {
-                    assert!(data[from..from + len as usize].iter().all(|&byte| byte == 0), "zeroes of write {turn}");
+                    assert!(
+                        data[from..from + len as usize].iter().all(|&byte| byte == 0),
+                        "zeroes of write {turn}"
+                    );
                 }
                 (_, kind) => panic!("write {turn} is a {kind} in the journal"),
             }

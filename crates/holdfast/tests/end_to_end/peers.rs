@@ -50,7 +50,10 @@ fn nbdcopy_reads_and_writes_and_the_other_side_gets_the_same() {
     run("nbdcopy", &["--flush", &other.display().to_string(), &uri]);
     assert!(same_bytes(&disk, &other), "nbdcopy writes the disk");
     stage.drained("web");
-    assert!(same_bytes(&stage.copy_image("web", "latest", "image.raw"), &other), "the image at B is the same");
+    assert!(
+        same_bytes(&stage.copy_image("web", "latest", "image.raw"), &other),
+        "the image at B is the same"
+    );
 }
 
 #[test]

@@ -37,7 +37,8 @@ impl Stage {
         let file = File::create(&path).unwrap();
         file.set_len(size_bytes).unwrap();
         for at in (0..size_bytes).step_by(1 << 20) {
-            let bytes: Vec<u8> = (0..100_000u32).map(|byte| (byte.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+            let bytes: Vec<u8> =
+                (0..100_000u32).map(|byte| (byte.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
             let len = (size_bytes - at).min(100_000) as usize;
             file.write_at(&bytes[..len], at).unwrap();
         }
@@ -51,7 +52,13 @@ impl Stage {
         answer["socket"].as_str().unwrap().to_owned()
     }
 
-    pub(crate) fn try_protect(&self, vm: &str, group: &str, disk: &Path, more: &[&str]) -> anyhow::Result<Value> {
+    pub(crate) fn try_protect(
+        &self,
+        vm: &str,
+        group: &str,
+        disk: &Path,
+        more: &[&str],
+    ) -> anyhow::Result<Value> {
         let disk = format!("vda={}", disk.display());
         let peer = self.b.peer();
         let mut arguments = vec!["vm", "protect", vm, "--group", group, "--disk", &disk, "--peer", &peer];

@@ -8,26 +8,32 @@ use sim::SimStore;
 use std::sync::Arc;
 use std::time::Duration;
 use types::{
-    ByteRange, Checkpoint, CheckpointId, CheckpointKind, DiskIndex, DiskSpec, Epoch, Incarnation, VmId, WallTime,
-    WriteSeq,
+    ByteRange, Checkpoint, CheckpointId, CheckpointKind, DiskIndex, DiskSpec, Epoch, Incarnation, VmId,
+    WallTime, WriteSeq,
 };
 
-pub const DISK_BYTES: u64 = 5 << 18;
-pub const SMALL: Settings = Settings { history: Duration::from_secs(3600), bytes_max: 0, segment_bytes: 1 << 20 };
+pub(crate) const DISK_BYTES: u64 = 5 << 18;
+pub(crate) const SMALL: Settings =
+    Settings { history: Duration::from_secs(3600), bytes_max: 0, segment_bytes: 1 << 20 };
 
 /// The source of a stream, with every state its disk ever had at a cut.
-pub struct Stream {
-    pub disk: Vec<u8>,
-    pub states: Vec<(WriteSeq, Vec<u8>)>,
+pub(crate) struct Stream {
+    pub(crate) disk: Vec<u8>,
+    pub(crate) states: Vec<(WriteSeq, Vec<u8>)>,
     records: Vec<Record>,
     seq: u64,
     sent: u64,
 }
 
 impl Stream {
-    pub fn begin() -> Self {
-        let mut stream =
-            Self { disk: vec![0; DISK_BYTES as usize], states: Vec::new(), records: Vec::new(), seq: 0, sent: 0 };
+    pub(crate) fn begin() -> Self {
+        let mut stream = Self {
+            disk: vec![0; DISK_BYTES as usize],
+            states: Vec::new(),
+            records: Vec::new(),
+            seq: 0,
+            sent: 0,
+        };
         stream.mark(Kind::SyncBegin);
         stream.mark(Kind::SyncEnd);
         stream
@@ -43,7 +49,7 @@ impl Stream {
         self.records.push(Record::mark(seq, kind, Bytes::new()));
     }
 
-    pub fn write(&mut self, start: u64, bytes: &[u8]) {
+    pub(crate) fn write(&mut self, start: u64, bytes: &[u8]) {
         let range = ByteRange::new(start, bytes.len() as u64);
         let seq = self.next();
         self.disk[start as usize..range.end() as usize].copy_from_slice(bytes);
@@ -51,14 +57,14 @@ impl Stream {
         self.records.push(Record { seq, kind: Kind::Write, disk: DiskIndex(0), range, payload });
     }
 
-    pub fn zero(&mut self, kind: Kind, range: ByteRange) {
+    pub(crate) fn zero(&mut self, kind: Kind, range: ByteRange) {
         let seq = self.next();
         self.disk[range.start as usize..range.end() as usize].fill(0);
         self.records.push(Record { seq, kind, disk: DiskIndex(0), range, payload: Bytes::new() });
     }
 
     /// A checkpoint of the disk as it is now.
-    pub fn checkpoint(&mut self) -> WriteSeq {
+    pub(crate) fn checkpoint(&mut self) -> WriteSeq {
         let cut = self.next();
         let checkpoint = Checkpoint {
             id: CheckpointId(cut),
@@ -75,7 +81,7 @@ impl Stream {
     }
 
     /// Everything since the last batch, as one.
-    pub fn batch(&mut self) -> Batch {
+    pub(crate) fn batch(&mut self) -> Batch {
         let meta = BatchMeta {
             incarnation: Incarnation::from_bytes([1; 16]),
             prev_seq: WriteSeq::from_raw(self.sent),
@@ -86,31 +92,32 @@ impl Stream {
         Batch::parse(encode(&meta, &std::mem::take(&mut self.records), Codec::Raw)).unwrap()
     }
 
-    pub fn sent(&self) -> WriteSeq {
+    pub(crate) fn sent(&self) -> WriteSeq {
         WriteSeq::from_raw(self.sent)
     }
 }
 
-pub fn create(store: &SimStore, settings: Settings) -> Journal {
+pub(crate) fn create(store: &SimStore, settings: Settings) -> Journal {
     let disks = [DiskSpec { name: "vda".into(), size_bytes: DISK_BYTES }];
-    Journal::create(Arc::new(store.clone()), VmId::from_bytes([1; 16]), "web", &disks, Epoch::FIRST, settings).unwrap()
+    Journal::create(Arc::new(store.clone()), VmId::from_bytes([1; 16]), "web", &disks, Epoch::FIRST, settings)
+        .unwrap()
 }
 
 /// Appends one batch; what the source was told before is what is durable before.
-pub fn append(journal: &Journal, batch: Batch, at_seconds: u64, incarnation: u8) {
+pub(crate) fn append(journal: &Journal, batch: Batch, at_seconds: u64, incarnation: u8) {
     let acked = journal.status().last_seq;
     let at = WallTime(at_seconds as i64 * 1_000_000);
     journal.append(&[batch], Epoch::FIRST, acked, at, [incarnation; 16]).unwrap();
 }
 
 /// The disk as of a cut.
-pub fn read_all(journal: &Journal, cut: WriteSeq) -> Result<Vec<u8>, journal::ReadError> {
+pub(crate) fn read_all(journal: &Journal, cut: WriteSeq) -> Result<Vec<u8>, journal::ReadError> {
     let mut found = vec![0; DISK_BYTES as usize];
     journal.read_at(DiskIndex(0), cut, 0, &mut found).map(|()| found)
 }
 
 /// Every checkpoint that can be opened shows the disk of its moment; how many there are.
-pub fn compare(journal: &Journal, states: &[(WriteSeq, Vec<u8>)]) -> usize {
+pub(crate) fn compare(journal: &Journal, states: &[(WriteSeq, Vec<u8>)]) -> usize {
     let checkpoints: Vec<WriteSeq> =
         journal.with_timeline(|timeline| timeline.checkpoints_after(WriteSeq::ZERO).map(|c| c.cut).collect());
     for cut in &checkpoints {

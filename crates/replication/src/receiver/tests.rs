@@ -41,7 +41,8 @@ fn batch(prev: u64, at: u64, start: u64) -> Message {
         range: ByteRange::new(start, 512),
         payload: Bytes::from(vec![1; 512]),
     };
-    let meta = BatchMeta { incarnation: MINE, prev_seq: seq(prev), watermark: seq(at), taken_at: WallTime(0) };
+    let meta =
+        BatchMeta { incarnation: MINE, prev_seq: seq(prev), watermark: seq(at), taken_at: WallTime(0) };
     Message::Batch(encode(&meta, &[record], Codec::Raw))
 }
 
@@ -93,7 +94,8 @@ fn nothing_is_acknowledged_before_it_is_durable() {
     let mut receiver = streaming(4);
     let effects = step(&mut receiver, ReceiverEvent::Received(batch(4, 5, 0)));
     assert!(!effects.iter().any(|effect| matches!(effect, ReceiverEffect::Send(Message::Ack(_)))));
-    let ack = Ack { durable: seq(5), watermark: seq(5), applied: seq(0), journal_bytes: 0, history_seconds: 0 };
+    let ack =
+        Ack { durable: seq(5), watermark: seq(5), applied: seq(0), journal_bytes: 0, history_seconds: 0 };
     let effects = step(&mut receiver, ReceiverEvent::Durable(ack));
     assert!(matches!(effects[..], [ReceiverEffect::Send(Message::Ack(_))]));
 }

@@ -117,8 +117,14 @@ fn a_short_loss_of_the_link_resumes_without_a_sync() {
 fn a_lost_link_falls_back_to_the_bitmap_and_comes_back_through_it() {
     let mut bench = Bench::journaling();
     bench.step(SenderEvent::LinkLost);
-    bench.view =
-        CaptureView { tracking: true, gap_open: true, dirty_blocks: 4, last: seq(50), released: seq(2), ..idle() };
+    bench.view = CaptureView {
+        tracking: true,
+        gap_open: true,
+        dirty_blocks: 4,
+        last: seq(50),
+        released: seq(2),
+        ..idle()
+    };
     bench.step(SenderEvent::Tick);
     assert_eq!(bench.sender.state(), State::Tracking { why: TrackingReason::BufferFull });
     bench.now = at(2000);

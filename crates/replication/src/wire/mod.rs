@@ -24,9 +24,7 @@ mod frame;
 mod message;
 
 pub use frame::{FrameReader, FrameWriter, HEADER_BYTES, Header, VERSION, WireError};
-pub use message::{
-    Ack, ArtifactHash, ArtifactOffer, ArtifactPart, Hello, Message, Refusal, Refuse, Welcome,
-};
+pub use message::{Ack, ArtifactHash, ArtifactOffer, ArtifactPart, Hello, Message, Refusal, Refuse, Welcome};
 
 #[cfg(test)]
 mod tests;

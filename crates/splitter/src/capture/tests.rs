@@ -79,7 +79,9 @@ fn a_large_write_is_cut_at_one_mebibyte() {
     let range = ByteRange::new(512, 3 << 20);
     let bytes = Bytes::from(vec![1; 3 << 20]);
     let found = pieces(Kind::Write, range, &bytes);
-    assert!(found.iter().all(|(_, range, payload)| range.len <= 1 << 20 && payload.len() as u64 == range.len));
+    assert!(
+        found.iter().all(|(_, range, payload)| range.len <= 1 << 20 && payload.len() as u64 == range.len)
+    );
     assert_eq!(found.iter().map(|(_, range, _)| range.len).sum::<u64>(), 3 << 20);
 }
 

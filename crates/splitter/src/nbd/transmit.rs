@@ -43,7 +43,11 @@ struct Connection<'a, W> {
 }
 
 /// Serves requests until the client disconnects.
-pub(super) fn transmit<R: Read, W: Write + Send>(agreed: &Agreed<'_>, reader: R, writer: W) -> io::Result<()> {
+pub(super) fn transmit<R: Read, W: Write + Send>(
+    agreed: &Agreed<'_>,
+    reader: R,
+    writer: W,
+) -> io::Result<()> {
     let connection = Connection {
         device: &*agreed.export.device,
         structured: agreed.structured,
