@@ -277,6 +277,7 @@ impl Recovery {
                     .unwrap_or_default(),
                 pid: alive,
                 run_state: match (run.pid, alive) {
+                    (None, _) if record.is_released() => "stopped".into(),
                     (None, _) => "not-defined".into(),
                     (Some(_), None) => "stopped".into(),
                     (Some(_), Some(_)) => "running".into(),
