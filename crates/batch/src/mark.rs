@@ -21,11 +21,7 @@ pub struct MarkError {
 
 /// The payload of a checkpoint's record. The tag is cut at its limit.
 pub fn encode_mark(checkpoint: &Checkpoint) -> Bytes {
-    let mut cut = checkpoint.tag.len().min(TAG_BYTES_MAX);
-    while !checkpoint.tag.is_char_boundary(cut) {
-        cut -= 1;
-    }
-    let tag = &checkpoint.tag.as_bytes()[..cut];
+    let tag = &checkpoint.tag.as_bytes()[..checkpoint.tag.floor_char_boundary(TAG_BYTES_MAX)];
     let mut out = Vec::with_capacity(FIXED_BYTES + tag.len());
     out.extend_from_slice(&checkpoint.id.0.raw().to_le_bytes());
     out.extend_from_slice(&checkpoint.cut.raw().to_le_bytes());

@@ -14,7 +14,7 @@ use batch::Batch;
 use types::limits::{
     ARTIFACT_BYTES_MAX, DISK_BYTES_MAX, DISKS_MAX, HEARTBEAT_INTERVAL, PEER_SILENCE_MAX, SECTOR_BYTES,
 };
-use types::{Epoch, Incarnation, Monotonic, WriteSeq};
+use types::{Epoch, Incarnation, Monotonic, WriteSeq, is_plain_name};
 
 /// What the driver found when it opened the journal of a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -191,6 +191,18 @@ impl Receiver {
 }
 
 fn check_hello(hello: &Hello) -> Result<(), String> {
+    let names = [&hello.vm_name, &hello.group_name].into_iter();
+    let names = names.chain(hello.disks.iter().map(|disk| &disk.name));
+    for name in names.chain(hello.artifacts.iter().map(|artifact| &artifact.name)) {
+        if !is_plain_name(name) {
+            return Err(format!("the name {name:?}; 1 to 64 letters, digits, '-', '_' and '.' are possible"));
+        }
+    }
+    let mut disks: Vec<&str> = hello.disks.iter().map(|disk| disk.name.as_str()).collect();
+    disks.sort_unstable();
+    if disks.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err("two disks of the same name".into());
+    }
     if hello.disks.is_empty() || hello.disks.len() > DISKS_MAX {
         return Err(format!("a VM of {} disks; 1 to {DISKS_MAX} are possible", hello.disks.len()));
     }

@@ -6,12 +6,14 @@
 mod checkpoint;
 mod ids;
 pub mod limits;
+mod name;
 mod range;
 mod seq;
 mod time;
 
 pub use checkpoint::{Checkpoint, CheckpointId, CheckpointKind, ParseCheckpointIdError};
 pub use ids::{GroupId, Incarnation, ParseIdError, VmId};
+pub use name::is_plain_name;
 pub use range::{BlockIndex, ByteRange, DiskIndex, DiskSpec};
 pub use seq::{Epoch, GroupCounter, RunNumber, WriteSeq};
 pub use time::{Monotonic, WallTime};

@@ -21,7 +21,9 @@ pub const BATCH_RECORDS_MAX: usize = 4096;
 /// The largest message on the wire, in bytes with its header.
 pub const MESSAGE_BYTES_MAX: usize = BATCH_BYTES_MAX + (64 << 10);
 /// The longest name of a VM, a group, a disk or a file of a definition, in bytes.
-pub const NAME_BYTES_MAX: usize = 128;
+pub const NAME_BYTES_MAX: usize = 64;
+/// The longest explanation of a refusal, in bytes.
+pub const DETAIL_BYTES_MAX: usize = 2048;
 /// The longest words of a tag, in bytes.
 pub const TAG_BYTES_MAX: usize = 200;
 /// The largest VM definition, in bytes.

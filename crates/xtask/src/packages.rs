@@ -33,6 +33,7 @@ pub(crate) const GUEST: &[Tool] = &[
 /// For tests against other people's clients.
 pub(crate) const PEERS: &[Tool] = &[
     tool("nbdinfo", "libnbd-bin", "another project's NBD client"),
+    tool("openssl", "openssl", "another project's TLS, to say wrong things with"),
     tool("fio", "fio", "verified random load over NBD"),
 ];
 

@@ -91,7 +91,6 @@ struct Connection {
 
 /// A stream that was welcomed.
 struct OpenStream {
-    vm: Arc<RecoveredVm>,
     hold: StreamHold,
     batches: mpsc::Sender<Batch>,
     writing: tokio::task::JoinHandle<()>,
@@ -216,7 +215,7 @@ impl Connection {
         vm.clear_error();
         let (batches, queue) = mpsc::channel(RECEIVE_QUEUE_BATCHES);
         let writing = self.start_writer(&vm, journal, hello.epoch, queue);
-        self.open = Some(OpenStream { vm, hold, batches, writing });
+        self.open = Some(OpenStream { hold, batches, writing });
         Ok(opened)
     }
 
@@ -234,14 +233,11 @@ impl Connection {
 
 async fn next_stop(open: &mut Option<OpenStream>) -> Refuse {
     match open {
-        Some(open) => match open.hold.stops.recv().await {
-            Some(refuse) => refuse,
-            None => {
-                // Nobody can stop this stream any more: the VM holds another one.
-                tracing::debug!(vm = open.vm.name(), "superseded");
-                std::future::pending().await
-            }
-        },
+        // Whoever holds the other end is gone only where a later connection has the stream.
+        Some(open) => open.hold.stops.recv().await.unwrap_or_else(|| Refuse {
+            why: Refusal::Busy,
+            detail: "another connection has taken the stream over".into(),
+        }),
         None => std::future::pending().await,
     }
 }

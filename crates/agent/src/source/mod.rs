@@ -22,8 +22,8 @@ use record::{DiskRecord, FileRecord, ProtectionRecord};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use types::limits::{DEFINITION_BYTES_MAX, DISKS_MAX, NAME_BYTES_MAX, TAG_BYTES_MAX};
-use types::{CheckpointKind, Epoch, GroupId, RunNumber, VmId};
+use types::limits::{DEFINITION_BYTES_MAX, DISKS_MAX, TAG_BYTES_MAX};
+use types::{CheckpointKind, Epoch, GroupId, RunNumber, VmId, is_plain_name};
 pub(crate) use vm::{ProtectedVm, with_sources};
 
 /// Everything this agent protects.
@@ -218,17 +218,12 @@ impl Source {
 }
 
 fn check_name(what: &str, name: &str) -> Result<()> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if name.is_empty()
-        || name.len() > NAME_BYTES_MAX.min(64)
-        || !name.chars().all(allowed)
-        || name.starts_with('.')
-    {
-        return Err(OperationError::invalid(format!(
-            "{what} name {name:?}: use 1 to 64 letters, digits, '-', '_' and '.'"
-        )));
+    if is_plain_name(name) {
+        return Ok(());
     }
-    Ok(())
+    Err(OperationError::invalid(format!(
+        "{what} name {name:?}: use 1 to 64 letters, digits, '-', '_' and '.'"
+    )))
 }
 
 fn check_disks(request: &ProtectRequest) -> Result<()> {

@@ -114,3 +114,15 @@ fn a_disk_of_half_a_sector_is_refused() {
     let mut receiver = Receiver::new(Monotonic(Duration::ZERO));
     assert!(is_refused(&step(&mut receiver, ReceiverEvent::Received(Message::Hello(Box::new(bad))))));
 }
+
+#[test]
+fn a_name_that_leads_out_of_its_folder_is_refused() {
+    let mut by_vm = hello();
+    by_vm.vm_name = "../../etc/cron.d/x".into();
+    let mut by_disk = hello();
+    by_disk.disks[0].name = "a/b".into();
+    for bad in [by_vm, by_disk] {
+        let mut receiver = Receiver::new(Monotonic(Duration::ZERO));
+        assert!(is_refused(&step(&mut receiver, ReceiverEvent::Received(Message::Hello(Box::new(bad))))));
+    }
+}

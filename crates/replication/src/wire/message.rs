@@ -4,7 +4,7 @@ use super::body::{BodyReader, BodyWriter};
 use super::frame::{VERSION, WireError};
 use bytes::Bytes;
 use std::fmt;
-use types::limits::{ARTIFACTS_MAX, DEFINITION_BYTES_MAX, DISKS_MAX, NAME_BYTES_MAX};
+use types::limits::{ARTIFACTS_MAX, DEFINITION_BYTES_MAX, DETAIL_BYTES_MAX, DISKS_MAX, NAME_BYTES_MAX};
 use types::{DiskSpec, Epoch, GroupId, Incarnation, VmId, WallTime, WriteSeq};
 
 /// BLAKE3 of a file a definition names.
@@ -170,7 +170,8 @@ impl Message {
             }
             Message::Refuse(refuse) => {
                 let (code, epoch) = refusal_to_raw(refuse.why);
-                body.u16(VERSION).u16(code).u64(epoch.0).text(&refuse.detail);
+                let cut = refuse.detail.floor_char_boundary(DETAIL_BYTES_MAX);
+                body.u16(VERSION).u16(code).u64(epoch.0).text(&refuse.detail[..cut]);
             }
             Message::Batch(bytes) => return bytes.clone(),
             Message::Ack(ack) => {
@@ -282,7 +283,7 @@ fn decode_refuse(body: &mut BodyReader) -> Result<Refuse, &'static str> {
     let _their_version = body.u16()?;
     let code = body.u16()?;
     let epoch = Epoch(body.u64()?);
-    let detail = body.text(4096)?;
+    let detail = body.text(DETAIL_BYTES_MAX)?;
     Ok(Refuse { why: refusal_from_raw(code, epoch)?, detail })
 }
 
