@@ -6,7 +6,7 @@ use crate::http::{App, serve};
 use crate::pki::Pki;
 use crate::recovery::{Recovery, listen};
 use crate::source::Source;
-use crate::state::StateDir;
+use crate::state::{StateDir, boot_id};
 use anyhow::{Context, Result};
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,8 +22,9 @@ pub async fn run(config: Config) -> Result<()> {
     }
     let run = state.next_run()?;
     let artifacts = Arc::new(Artifacts::open(state.path("files"))?);
-    let source = Source::new(&config, state.clone(), artifacts.clone(), run);
-    let recovery = Recovery::new(&config, state, artifacts)?;
+    let boot_id = boot_id()?;
+    let source = Source::new(&config, state.clone(), artifacts.clone(), run, boot_id);
+    let recovery = Recovery::new(&config, state, artifacts, boot_id);
     let pki = Pki::new(&config.pki_dir);
     tracing::info!(site = config.site, agent = config.agent, run = run.0, "agent starts");
     // The protected side first: guests wait for their disks, journals can wait.

@@ -14,7 +14,7 @@ pub enum Work {
     Tick,
     /// Appends records while several writers fill, delete and trim.
     Load,
-    /// A few rounds of the same writers, then powers off.
+    /// A few rounds of the same writers, then powers off; with one request to the disk at a time.
     Burst,
     /// Reports what it finds and powers off.
     Report,
@@ -26,7 +26,7 @@ impl Work {
         match self {
             Work::Tick => "holdfast.work=tick",
             Work::Load => "holdfast.work=load",
-            Work::Burst => "holdfast.work=burst",
+            Work::Burst => "holdfast.work=burst holdfast.depth=1",
             Work::Report => "holdfast.work=report",
         }
     }

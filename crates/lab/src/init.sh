@@ -11,7 +11,8 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 option() { sed -n "s/.*holdfast\.$1=\([^ ]*\).*/\1/p" /proc/cmdline; }
-insmod /virtio_blk.ko
+depth=$(option depth)
+insmod /virtio_blk.ko ${depth:+queue_depth=$depth}
 tries=0
 while [ ! -b /dev/vda ] && [ $tries -lt 100 ]; do usleep 50000; tries=$((tries + 1)); done
 

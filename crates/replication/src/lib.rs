@@ -12,5 +12,5 @@ mod state;
 pub mod wire;
 
 pub use receiver::{Opened, Receiver, ReceiverEffect, ReceiverEvent};
-pub use sender::{CaptureView, Sender, SenderConfig, SenderEffect, SenderEvent};
+pub use sender::{CaptureView, Differs, KeptStream, Sender, SenderConfig, SenderEffect, SenderEvent};
 pub use state::{Link, State, SyncReason, TrackingReason, Transition};

@@ -24,14 +24,34 @@ use types::limits::{
 };
 use types::{Epoch, Incarnation, Monotonic, VmId, WriteSeq};
 
+/// A stream of before that what is marked can be continued from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeptStream {
+    pub incarnation: Incarnation,
+    /// The journal must know at least as much.
+    pub acked: WriteSeq,
+}
+
+/// What may differ from the journal when a stream begins anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Differs {
+    /// What is marked, and nothing else.
+    Marked,
+    /// What is allocated: the replica is known to be zero.
+    Allocated,
+    Everything,
+}
+
 /// Whose stream this is.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct SenderConfig {
     pub vm: VmId,
     pub epoch: Epoch,
     pub incarnation: Incarnation,
     /// Whether the operator had paused the protection when the agent last stopped.
     pub paused: bool,
+    /// Streams that the marks the agent has kept over its restart belong to.
+    pub kept: Vec<KeptStream>,
 }
 
 /// What the sender may know of the splitter's capture, read just before each step.
@@ -101,10 +121,10 @@ pub enum SenderEffect {
     Release {
         up_to: WriteSeq,
     },
-    /// Forget the buffer, mark everything that may differ, begin above `floor`.
+    /// Forget the buffer, mark what may differ, begin above `floor`.
     Restart {
         floor: WriteSeq,
-        replica_is_zero: bool,
+        differs: Differs,
     },
     /// Stop buffering: mark the bitmap only.
     StartTracking,
@@ -310,16 +330,23 @@ impl Sender {
             effects.push(SenderEffect::Release { up_to: welcome.durable });
             self.settle(view, effects);
         } else {
-            let why = match welcome.incarnation {
-                None => SyncReason::FirstProtection,
-                Some(_) if known => SyncReason::PeerLostWrites,
-                Some(_) => SyncReason::AgentRestarted,
+            let continues = |kept: &KeptStream| {
+                Some(kept.incarnation) == welcome.incarnation && kept.acked <= welcome.durable
             };
-            let replica_is_zero = welcome.incarnation.is_none();
-            effects.push(SenderEffect::Restart { floor: welcome.durable, replica_is_zero });
+            let (differs, next) = match welcome.incarnation {
+                None => (Differs::Allocated, State::InitialSync { why: SyncReason::FirstProtection }),
+                Some(_) if known => {
+                    (Differs::Everything, State::InitialSync { why: SyncReason::PeerLostWrites })
+                }
+                Some(_) if !self.begun && self.config.kept.iter().any(continues) => {
+                    (Differs::Marked, State::BitmapSync)
+                }
+                Some(_) => (Differs::Everything, State::InitialSync { why: SyncReason::AgentRestarted }),
+            };
+            effects.push(SenderEffect::Restart { floor: welcome.durable, differs });
             self.acked = welcome.durable;
             self.begun = true;
-            self.become_state(State::InitialSync { why }, effects);
+            self.become_state(next, effects);
         }
         self.sent = welcome.durable;
         self.sent_watermark = welcome.durable;

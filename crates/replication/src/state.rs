@@ -46,7 +46,7 @@ pub enum State {
 pub enum SyncReason {
     /// The journal is new.
     FirstProtection,
-    /// The agent has started anew and cannot know what it had not yet sent.
+    /// The agent has started anew and does not know what it had not yet sent.
     AgentRestarted,
     /// The journal knows less than it once acknowledged.
     PeerLostWrites,

@@ -1,7 +1,8 @@
-//! The protected VM's local disk, in memory. It survives the death of the agent, as a file does.
+//! The protected VM's local disk and its dirty map, in memory. They survive the death of the agent, as
+//! files do.
 
 use crate::rng::Rng;
-use splitter::{Extent, ExtentKind, LocalDisk};
+use splitter::{Extent, ExtentKind, LocalDisk, MapStore};
 use std::io;
 use std::sync::{Arc, Mutex};
 use types::ByteRange;
@@ -79,5 +80,33 @@ impl LocalDisk for SimDisk {
             .split_at_multiples(BLOCK_BYTES)
             .map(|piece| Extent { range: piece, kind: kind(piece) })
             .collect())
+    }
+}
+
+/// A dirty map. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SimMap(Arc<Mutex<Vec<u8>>>);
+
+impl MapStore for SimMap {
+    fn load(&self) -> io::Result<Vec<u8>> {
+        Ok(self.0.lock().expect("a panic aborts the process").clone())
+    }
+
+    fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut all = self.0.lock().expect("a panic aborts the process");
+        let end = at as usize + bytes.len();
+        let len = all.len().max(end);
+        all.resize(len, 0);
+        all[at as usize..end].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn discard(&self) -> io::Result<()> {
+        self.0.lock().expect("a panic aborts the process").clear();
+        Ok(())
     }
 }

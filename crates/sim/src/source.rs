@@ -1,13 +1,13 @@
 //! The protected side of one VM: guest, local disk, capture and sender, with a driver like the agent's.
 
 use crate::link::Connection;
-use crate::local_disk::SimDisk;
+use crate::local_disk::{SimDisk, SimMap};
 use crate::rng::Rng;
 use batch::{BatchMeta, Codec};
 use bytes::Bytes;
 use replication::wire::{Hello, Message};
-use replication::{CaptureView, Sender, SenderConfig, SenderEffect, SenderEvent};
-use splitter::{BlockDevice, Capture, ProtectedDisk, copy_some_blocks, mark_what_may_differ};
+use replication::{CaptureView, Differs, KeptStream, Sender, SenderConfig, SenderEffect, SenderEvent};
+use splitter::{BlockDevice, Capture, DirtyMap, ProtectedDisk, copy_some_blocks, mark_what_may_differ};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use types::{
@@ -32,6 +32,7 @@ pub(crate) struct Change {
 pub(crate) struct SourceVm {
     pub(crate) vm: VmId,
     pub(crate) disk: SimDisk,
+    map: SimMap,
     pub(crate) history: Vec<Change>,
     pub(crate) epoch: Epoch,
     pub(crate) paused: bool,
@@ -54,6 +55,7 @@ impl SourceVm {
         Self {
             vm: VmId::from_bytes([number; 16]),
             disk,
+            map: SimMap::default(),
             history: Vec::new(),
             epoch: Epoch::FIRST,
             paused: false,
@@ -63,13 +65,18 @@ impl SourceVm {
 
     pub(crate) fn start_agent(&mut self, counter: &Arc<GroupCounter>, now: Monotonic, rng: &mut Rng) {
         let size = splitter::LocalDisk::size_bytes(&self.disk);
-        let capture = Arc::new(Capture::new(counter.clone(), &[size], BUFFER_BYTES, Box::new(|| {})));
+        let map =
+            DirtyMap::open(Box::new(self.map.clone()), self.vm, &[size], [1; 16]).expect("a map that works");
+        let kept = map.kept().into_iter();
+        let kept = kept.map(|kept| KeptStream { incarnation: kept.incarnation, acked: kept.acked }).collect();
+        let capture = Arc::new(Capture::new(counter.clone(), &[size], map, BUFFER_BYTES, Box::new(|| {})));
         let disk = ProtectedDisk::new(DiskIndex(0), Box::new(self.disk.clone()), capture.clone());
         let config = SenderConfig {
             vm: self.vm,
             epoch: self.epoch,
             incarnation: Incarnation::from_bytes(rng.sixteen()),
             paused: self.paused,
+            kept,
         };
         self.agent = Some(Agent {
             sender: Sender::new(config, now),
@@ -198,9 +205,14 @@ impl Agent {
             SenderEffect::Send(message) => say(link, &message),
             SenderEffect::SendBatch { after } => self.send_batch(after, link),
             SenderEffect::Release { up_to } => self.capture.release(up_to),
-            SenderEffect::Restart { floor, replica_is_zero } => {
+            SenderEffect::Restart { floor, differs } => {
                 self.capture.restart(floor);
-                mark_what_may_differ(&self.capture, &self.disks, replica_is_zero).expect("a disk that works");
+                if differs != Differs::Marked {
+                    let allocated_only = differs == Differs::Allocated;
+                    mark_what_may_differ(&self.capture, &self.disks, allocated_only)
+                        .expect("a disk that works");
+                }
+                self.capture.begin_stream(self.sender.incarnation(), floor);
             }
             SenderEffect::StartTracking => self.capture.start_tracking(),
             SenderEffect::LeaveTracking => self.capture.leave_tracking(),

@@ -10,14 +10,16 @@
 //!
 //! A full buffer turns into a bitmap, never into a stall: nobody here waits for anything.
 
-use crate::bitmap::Bitmap;
+use crate::dirty::Dirty;
+use crate::dirty_map::DirtyMap;
 use batch::{Kind, Record, encode_mark};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::fmt;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use types::limits::{BATCH_BYTES_TARGET, BATCH_RECORDS_MAX, BLOCK_BYTES, RECORD_BYTES_MAX};
-use types::{BlockIndex, ByteRange, Checkpoint, DiskIndex, GroupCounter, WriteSeq};
+use types::{BlockIndex, ByteRange, Checkpoint, DiskIndex, GroupCounter, Incarnation, WriteSeq};
 
 /// What a record costs beside its payload, in bytes of the buffer.
 const RECORD_OVERHEAD_BYTES: u64 = 96;
@@ -39,7 +41,7 @@ struct Inner {
     released: WriteSeq,
     tracking: bool,
     gap_open: bool,
-    bitmaps: Vec<Bitmap>,
+    dirty: Dirty,
     writes: u64,
     write_bytes: u64,
 }
@@ -77,10 +79,12 @@ impl fmt::Debug for Capture {
 }
 
 impl Capture {
-    /// A capture that tracks only, until [`Capture::restart`] begins the stream.
+    /// A capture that tracks only, until [`Capture::restart`] begins the stream. What `map` has kept is
+    /// marked.
     pub fn new(
         counter: Arc<GroupCounter>,
         disk_sizes: &[u64],
+        map: DirtyMap,
         buffer_bytes_max: u64,
         wake: Box<dyn Fn() + Send + Sync>,
     ) -> Self {
@@ -90,7 +94,7 @@ impl Capture {
             released: WriteSeq::ZERO,
             tracking: true,
             gap_open: true,
-            bitmaps: disk_sizes.iter().map(|&size| Bitmap::new(size)).collect(),
+            dirty: Dirty::new(disk_sizes, map),
             writes: 0,
             write_bytes: 0,
         };
@@ -101,34 +105,38 @@ impl Capture {
         self.inner.lock().expect("a panic aborts the process")
     }
 
-    /// Commits a guest write that the local disk has completed. `payload` is empty for zeroes. The caller
-    /// holds the range lock and acknowledges the guest only after this returns.
+    /// Says that a range is about to be written to the local disk, by the guest.
+    ///
+    /// # Errors
+    /// Where that cannot be kept in mind over the agent's death: the write must not be made.
+    pub fn begin_write(&self, disk: DiskIndex, range: ByteRange) -> io::Result<()> {
+        self.lock().dirty.begin_write(disk, range)
+    }
+
+    /// Commits a guest write that was begun and that the local disk has completed. `payload` is empty for
+    /// zeroes. The caller holds the range lock and acknowledges the guest only after this returns.
     pub fn commit(&self, disk: DiskIndex, kind: Kind, range: ByteRange, payload: &Bytes) {
         debug_assert!(kind.is_guest_write());
         let mut inner = self.lock();
         inner.writes += 1;
         inner.write_bytes += range.len;
         let pieces = pieces(kind, range, payload);
-        let room = self.room_for(&inner, &pieces);
-        if inner.tracking || !room {
+        if inner.tracking || !self.room_for(&inner, &pieces) {
             inner.begin_gap(&self.counter);
             inner.tracking = true;
-            inner.bitmaps[usize::from(disk.0)].mark(range);
+            inner.dirty.end_write(disk, range, None);
         } else {
-            for (kind, range, payload) in pieces {
-                let seq = self.counter.draw();
-                inner.push(Record { seq, kind, disk, range, payload });
-            }
+            inner.push_pieces(&self.counter, disk, pieces);
         }
         drop(inner);
         (self.wake)();
     }
 
-    /// A local write failed: what the range holds now is unknown, so it is to be copied.
+    /// A local write that was begun has failed: what the range holds now is unknown, so it is to be copied.
     pub fn suspect(&self, disk: DiskIndex, range: ByteRange) {
         let mut inner = self.lock();
         inner.begin_gap(&self.counter);
-        inner.bitmaps[usize::from(disk.0)].mark(range);
+        inner.dirty.end_write(disk, range, None);
         drop(inner);
         (self.wake)();
     }
@@ -153,7 +161,7 @@ impl Capture {
         CaptureStatus {
             tracking: inner.tracking,
             gap_open: inner.gap_open,
-            dirty_blocks: inner.bitmaps.iter().map(Bitmap::count).sum(),
+            dirty_blocks: inner.dirty.marked_blocks(),
             buffered_bytes: inner.buffered_bytes,
             buffer_bytes_max: self.buffer_bytes_max,
             released: inner.released,
@@ -190,26 +198,44 @@ impl Capture {
 
     /// Forgets everything at or below: it is durable at the recovery side.
     pub fn release(&self, up_to: WriteSeq) {
-        let mut inner = self.lock();
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        inner.dirty.acknowledged(up_to);
         while inner.buffer.front().is_some_and(|record| record.seq <= up_to) {
             let record = inner.buffer.pop_front().expect("looked at just now");
             inner.buffered_bytes -= cost(&record);
+            if record.kind.changes_disk() {
+                inner.dirty.released(record.disk, record.range, record.seq);
+            }
         }
         inner.released = inner.released.max(up_to);
     }
 
-    /// Begins the stream anew above `floor`: what was buffered is forgotten, and a `SyncBegin` says that
-    /// writes are missing from `floor` on. The caller marks what may differ before anything is closed.
+    /// Begins the stream anew above `floor`: what was buffered is marked instead, and a `SyncBegin` says
+    /// that writes are missing from `floor` on. The caller marks what else may differ, and then calls
+    /// [`Capture::begin_stream`], before anything is closed.
     pub fn restart(&self, floor: WriteSeq) {
         let mut inner = self.lock();
         inner.buffer.clear();
         inner.buffered_bytes = 0;
+        inner.dirty.forget_stream();
         inner.released = floor;
         self.counter.raise(floor);
         inner.tracking = false;
         inner.gap_open = true;
         let seq = self.counter.draw();
         inner.push(sync_begin(seq, floor.next()));
+    }
+
+    /// Everything that may differ above `floor` is marked: from here on the dirty map belongs to this
+    /// incarnation of the stream.
+    pub fn begin_stream(&self, incarnation: Incarnation, floor: WriteSeq) {
+        self.lock().dirty.begin_stream(incarnation, floor);
+    }
+
+    /// The agent stops, and nothing is written any more: the dirty map is kept over a reboot too.
+    pub fn close(&self) {
+        self.lock().dirty.close();
     }
 
     /// Stops buffering: from here on writes only mark the bitmap.
@@ -226,48 +252,45 @@ impl Capture {
 
     /// Marks a range to be copied.
     pub fn mark_dirty(&self, disk: DiskIndex, range: ByteRange) {
-        self.lock().bitmaps[usize::from(disk.0)].mark(range);
+        self.lock().dirty.mark(disk, range);
     }
 
     /// Whether a block is marked to be copied.
     pub fn is_dirty(&self, disk: DiskIndex, block: BlockIndex) -> bool {
-        self.lock().bitmaps[usize::from(disk.0)].is_marked(block)
+        self.lock().dirty.is_marked(disk, block)
     }
 
     /// The next run of marked blocks, at most `blocks_max` long.
     pub(crate) fn next_dirty_run(&self, blocks_max: u64) -> Option<(DiskIndex, BlockIndex, u64)> {
-        let inner = self.lock();
-        inner.bitmaps.iter().enumerate().find_map(|(disk, bitmap)| {
-            bitmap.next_run(blocks_max).map(|(first, len)| (DiskIndex(disk as u16), first, len))
-        })
+        self.lock().dirty.next_run(blocks_max)
     }
 
-    /// Clears the marks of a run that the caller has locked and is about to read.
-    pub(crate) fn clear_dirty_run(&self, disk: DiskIndex, first: BlockIndex, len: u64) {
-        self.lock().bitmaps[usize::from(disk.0)].clear_run(first, len);
+    /// Clears the marks of a run that the caller has locked and is about to read. It is given back by
+    /// [`Capture::end_copy`].
+    pub(crate) fn begin_copy(&self, disk: DiskIndex, first: BlockIndex, len: u64) {
+        self.lock().dirty.begin_copy(disk, first, len);
     }
 
-    /// Takes the copy of a run into the stream, in pieces of bytes or zeroes; false, and nothing taken,
-    /// where there is no room or nothing is buffered now.
-    pub(crate) fn push_copy(&self, disk: DiskIndex, range: ByteRange, payload: &Bytes) -> bool {
-        let pieces = pieces(Kind::Sync, range, payload);
+    /// Takes the copy of a run into the stream, in pieces of bytes or zeroes. False where there was none,
+    /// or no room, or nothing is buffered now: then its marks are set again.
+    pub(crate) fn end_copy(&self, disk: DiskIndex, range: ByteRange, payload: Option<&Bytes>) -> bool {
         let mut inner = self.lock();
-        if inner.tracking || !self.room_for(&inner, &pieces) {
-            return false;
-        }
-        for (kind, range, payload) in pieces {
-            let seq = self.counter.draw();
-            inner.push(Record { seq, kind, disk, range, payload });
+        let pieces = payload.map(|payload| pieces(Kind::Sync, range, payload));
+        let pieces = pieces.filter(|pieces| !inner.tracking && self.room_for(&inner, pieces));
+        let taken = pieces.is_some();
+        match pieces {
+            Some(pieces) => inner.push_pieces(&self.counter, disk, pieces),
+            None => inner.dirty.end_write(disk, range, None),
         }
         drop(inner);
         (self.wake)();
-        true
+        taken
     }
 
     /// Ends a sync with a `SyncEnd`; false where blocks are marked, or writes are not buffered.
     pub fn close_sync(&self) -> bool {
         let mut inner = self.lock();
-        if inner.tracking || inner.bitmaps.iter().any(|bitmap| bitmap.count() > 0) {
+        if inner.tracking || inner.dirty.marked_blocks() > 0 {
             return false;
         }
         inner.gap_open = false;
@@ -284,6 +307,20 @@ impl Capture {
 }
 
 impl Inner {
+    /// Takes what was begun into the stream, each piece with its own sequence.
+    fn push_pieces(
+        &mut self,
+        counter: &GroupCounter,
+        disk: DiskIndex,
+        pieces: Vec<(Kind, ByteRange, Bytes)>,
+    ) {
+        for (kind, range, payload) in pieces {
+            let seq = counter.draw();
+            self.dirty.end_write(disk, range, Some(seq));
+            self.push(Record { seq, kind, disk, range, payload });
+        }
+    }
+
     fn push(&mut self, record: Record) {
         debug_assert!(record.seq > self.last());
         self.buffered_bytes += cost(&record);

@@ -65,6 +65,14 @@ impl ProtectedDisk {
         &*self.local
     }
 
+    /// Makes every write to the local disk durable.
+    ///
+    /// # Errors
+    /// As the disk says.
+    pub fn sync(&self) -> io::Result<()> {
+        self.local.sync_data()
+    }
+
     pub(crate) fn index(&self) -> DiskIndex {
         self.index
     }
@@ -81,6 +89,7 @@ impl ProtectedDisk {
             return Ok(());
         }
         let _guard = self.writing.lock(range);
+        self.capture.begin_write(self.index, range)?;
         match write() {
             Ok(()) => {
                 self.capture.commit(self.index, kind, range, payload);
@@ -100,13 +109,11 @@ impl ProtectedDisk {
         let start = first.range(self.local.size_bytes()).start;
         let range = ByteRange::new(start, end - start);
         let _guard = self.writing.lock(range);
-        self.capture.clear_dirty_run(self.index, first, len);
+        self.capture.begin_copy(self.index, first, len);
         let mut bytes = vec![0; range.len as usize];
         let read = self.local.read_at(range.start, &mut bytes);
-        let taken = read.is_ok() && self.capture.push_copy(self.index, range, &bytes.into());
-        if !taken {
-            self.capture.mark_dirty(self.index, range);
-        }
+        let bytes = Bytes::from(bytes);
+        let taken = self.capture.end_copy(self.index, range, read.is_ok().then_some(&bytes));
         read.map(|()| taken)
     }
 }

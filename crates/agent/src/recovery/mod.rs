@@ -13,7 +13,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::error::{OperationError, Result};
 use crate::hypervisor::Adapter;
-use crate::state::{StateDir, boot_id};
+use crate::state::StateDir;
 use failover::FailoverRecord;
 pub(crate) use incoming::listen;
 use record::RecoveryRecord;
@@ -49,20 +49,21 @@ impl Recovery {
         config: &Config,
         state: Arc<StateDir>,
         artifacts: Arc<Artifacts>,
-    ) -> anyhow::Result<Arc<Self>> {
-        Ok(Arc::new(Self {
+        boot_id: [u8; 16],
+    ) -> Arc<Self> {
+        Arc::new(Self {
             state,
             artifacts,
             adapter: Adapter::new(config.qemu.clone(), config.run_dir.join("guests")),
             journal_dir: config.journal_dir.clone(),
             run_dir: config.run_dir.clone(),
             segment_bytes: config.segment_bytes,
-            boot_id: boot_id()?,
+            boot_id,
             vms: Mutex::default(),
             images: Mutex::default(),
             failovers: Mutex::default(),
             failing_over: Mutex::default(),
-        }))
+        })
     }
 
     /// Takes up every journal, failover and image that is recorded.

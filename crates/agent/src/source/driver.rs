@@ -13,7 +13,7 @@ use crate::wire_io::{Outgoing, read_message, write_messages};
 use batch::{BatchMeta, Codec};
 use bytes::Bytes;
 use replication::wire::{ArtifactHash, ArtifactOffer, ArtifactPart, FrameReader, Hello, Message};
-use replication::{CaptureView, Sender, SenderConfig, SenderEffect, SenderEvent, State};
+use replication::{CaptureView, Differs, Sender, SenderConfig, SenderEffect, SenderEvent, State};
 use splitter::{BlockDevice, copy_some_blocks, mark_what_may_differ};
 use std::collections::VecDeque;
 use std::os::unix::fs::FileExt;
@@ -110,6 +110,7 @@ pub(super) async fn drive(
         epoch: Epoch(record.epoch),
         incarnation: Incarnation::from_bytes(random()),
         paused: record.paused,
+        kept: vm.kept_streams().to_vec(),
     };
     let mut driver = Driver {
         sender: Sender::new(config, clock::now()),
@@ -267,7 +268,7 @@ impl Driver {
                 self.vm.capture().release(up_to);
                 self.vm.group().on_durable(self.vm.id(), up_to);
             }
-            SenderEffect::Restart { floor, replica_is_zero } => self.restart(floor, replica_is_zero),
+            SenderEffect::Restart { floor, differs } => self.restart(floor, differs),
             SenderEffect::StartTracking => self.vm.capture().start_tracking(),
             SenderEffect::LeaveTracking => self.vm.capture().leave_tracking(),
             SenderEffect::CopyBlocks => self.copy_blocks(),
@@ -409,22 +410,24 @@ impl Driver {
         });
     }
 
-    fn restart(&mut self, floor: WriteSeq, replica_is_zero: bool) {
+    fn restart(&mut self, floor: WriteSeq, differs: Differs) {
         self.vm.group().on_restart();
         self.vm.capture().restart(floor);
-        let marked =
-            block_in_place(|| mark_what_may_differ(self.vm.capture(), self.vm.disks(), replica_is_zero));
-        if let Err(error) = marked {
-            tracing::error!(
-                vm = self.vm.name(),
-                error = with_sources(&error),
-                "everything is copied instead"
-            );
-            // Without knowing what is allocated, everything may differ; this asks no file.
-            if let Err(error) = mark_what_may_differ(self.vm.capture(), self.vm.disks(), false) {
-                tracing::error!(vm = self.vm.name(), error = with_sources(&error), "sync cannot begin");
+        if differs != Differs::Marked {
+            let allocated_only = differs == Differs::Allocated;
+            let mark =
+                |allocated_only| mark_what_may_differ(self.vm.capture(), self.vm.disks(), allocated_only);
+            if let Err(error) = block_in_place(|| mark(allocated_only)) {
+                tracing::error!(
+                    vm = self.vm.name(),
+                    error = with_sources(&error),
+                    "everything is copied instead"
+                );
+                // Marking everything asks no disk what it has allocated, so there is nothing left to fail.
+                let _ = mark(false);
             }
         }
+        self.vm.capture().begin_stream(self.sender.incarnation(), floor);
         self.sync_total_bytes = self.vm.capture().status().dirty_blocks * BLOCK_BYTES;
     }
 

@@ -33,6 +33,7 @@ pub(crate) struct Source {
     pub(crate) artifacts: Arc<Artifacts>,
     pub(crate) pki: Pki,
     pub(crate) run: RunNumber,
+    pub(crate) boot_id: [u8; 16],
     pub(crate) run_dir: PathBuf,
     pub(crate) compression: Compression,
     defaults: Policy,
@@ -46,12 +47,14 @@ impl Source {
         state: Arc<StateDir>,
         artifacts: Arc<Artifacts>,
         run: RunNumber,
+        boot_id: [u8; 16],
     ) -> Arc<Self> {
         Arc::new(Self {
             state,
             artifacts,
             pki: Pki::new(&config.pki_dir),
             run,
+            boot_id,
             run_dir: config.run_dir.clone(),
             compression: config.compression,
             defaults: config.defaults.clone(),
@@ -162,8 +165,10 @@ impl Source {
                 "VM {name} runs on the agent's socket; stop it first, then start it on its plain image"
             )));
         }
-        self.state.remove(&vm.record().file_name())?;
+        let record = vm.record();
+        self.state.remove(&record.file_name())?;
         self.end(&vm);
+        self.state.remove(&record.map_name())?;
         tracing::info!(vm = name, "unprotected");
         Ok(())
     }

@@ -38,6 +38,11 @@ impl ProtectionRecord {
     pub(crate) fn file_name(&self) -> String {
         format!("protected/{}.json", self.vm)
     }
+
+    /// Where the dirty map is kept.
+    pub(crate) fn map_name(&self) -> String {
+        format!("tracking/{}.map", self.vm)
+    }
 }
 
 /// The bytes of a hash in hexadecimal.

@@ -7,8 +7,9 @@ use super::record::ProtectionRecord;
 use crate::clock;
 use crate::error::{OperationError, Result};
 use anyhow::Context;
+use replication::KeptStream;
 use splitter::nbd::{Export, Server};
-use splitter::{BlockDevice, Capture, ProtectedDisk, RawDisk};
+use splitter::{BlockDevice, Capture, DirtyMap, MapFile, ProtectedDisk, RawDisk};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::{Notify, mpsc};
@@ -26,6 +27,8 @@ pub(crate) struct ProtectedVm {
     server: Mutex<Option<ServerHandle>>,
     commands: mpsc::UnboundedSender<Command>,
     status: Mutex<StreamStatus>,
+    /// The streams that what is marked was kept for when the agent last ended.
+    kept: Vec<KeptStream>,
 }
 
 struct ServerHandle(Server);
@@ -56,8 +59,14 @@ impl ProtectedVm {
             let wake = wake.clone();
             Box::new(move || wake.notify_one())
         };
-        let capture =
-            Arc::new(Capture::new(group.counter().clone(), &sizes, record.policy.buffer_bytes, waker));
+        let map_path = source.state.path(&record.map_name());
+        let map = MapFile::open(&map_path)
+            .and_then(|file| DirtyMap::open(Box::new(file), id, &sizes, source.boot_id))
+            .with_context(|| format!("open dirty map {}", map_path.display()))?;
+        let kept = map.kept().into_iter();
+        let kept = kept.map(|kept| KeptStream { incarnation: kept.incarnation, acked: kept.acked }).collect();
+        let counter = group.counter().clone();
+        let capture = Arc::new(Capture::new(counter, &sizes, map, record.policy.buffer_bytes, waker));
         let disks: Vec<_> = raws
             .into_iter()
             .enumerate()
@@ -76,6 +85,7 @@ impl ProtectedVm {
             disks,
             server: Mutex::new(Some(server)),
             commands,
+            kept,
         });
         tokio::spawn(driver::drive(vm.clone(), source.clone(), wake, inbox));
         Ok(vm)
@@ -95,6 +105,10 @@ impl ProtectedVm {
 
     pub(crate) fn capture(&self) -> &Arc<Capture> {
         &self.capture
+    }
+
+    pub(crate) fn kept_streams(&self) -> &[KeptStream] {
+        &self.kept
     }
 
     pub(crate) fn disks(&self) -> &[Arc<ProtectedDisk>] {
@@ -133,6 +147,11 @@ impl ProtectedVm {
         self.command(Command::Stop);
         let server = self.server.lock().expect("a panic aborts the process").take();
         drop(server);
+        // Nobody writes any more. What the map says is only true of a disk that has it all.
+        match self.disks.iter().try_for_each(|disk| disk.sync()) {
+            Ok(()) => self.capture.close(),
+            Err(error) => tracing::error!(vm = self.name(), %error, "a disk cannot be synced"),
+        }
     }
 
     /// The VM for the operator.

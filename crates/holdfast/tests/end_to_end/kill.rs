@@ -74,6 +74,44 @@ fn more_ticks(guest: &mut Guest, count: u64) {
 }
 
 #[test]
+fn a_restarted_agent_sends_only_what_was_not_acknowledged() {
+    let mut stage = Stage::set();
+    let disk = stage.disk("disk.raw", 64 << 20);
+    let socket = stage.protect("web", "web", &disk);
+    let noise = stage.path("noise.raw");
+    std::fs::write(&noise, vec![9; 64 << 20]).unwrap();
+    let uri = format!("nbd+unix:///vda?socket={socket}");
+    assert!(std::process::Command::new("nbdcopy").arg(&noise).arg(&uri).status().unwrap().success());
+    stage.drained("web");
+    stage.tag("web", "web", "before the restarts");
+    for clean in [false, true] {
+        if clean {
+            stage.a.stop_agent().unwrap()
+        } else {
+            stage.a.kill_agent().unwrap()
+        }
+        stage.a.start_agent().unwrap();
+        stage.a.wait_for_state("web", "journaling", SOON).unwrap();
+        stage.drained("web");
+        let sent = stage.a.protected("web").unwrap()["sent_bytes"].as_u64().unwrap();
+        assert!(sent < 1 << 20, "{sent} bytes were sent after a restart (clean: {clean})");
+    }
+    // What was not acknowledged is: B is away while the guest writes and A is killed.
+    stage.b.kill_agent().unwrap();
+    std::fs::write(&noise, vec![7; 3 << 20]).unwrap();
+    assert!(std::process::Command::new("nbdcopy").arg(&noise).arg(&uri).status().unwrap().success());
+    stage.a.kill_agent().unwrap();
+    stage.a.start_agent().unwrap();
+    assert!(stage.a.protected("web").unwrap()["dirty_bytes"].as_u64().unwrap() >= 3 << 20);
+    stage.b.start_agent().unwrap();
+    stage.a.wait_for_state("web", "journaling", SOON).unwrap();
+    stage.drained("web");
+    assert!(same_bytes(&stage.copy_image("web", "latest", "latest.raw"), &disk));
+    let kept = stage.copy_image("web", "before the restarts", "kept.raw");
+    assert!(std::fs::read(kept).unwrap().iter().all(|&byte| byte == 9), "history has not moved");
+}
+
+#[test]
 fn a_writable_image_keeps_what_was_written_when_the_agent_is_killed() {
     let mut stage = Stage::set();
     let disk = stage.disk("disk.raw", 8 << 20);

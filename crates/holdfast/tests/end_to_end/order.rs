@@ -1,7 +1,9 @@
 //! QEMU's own record of the order of a guest's writes against the journal's.
 //!
 //! The `blklogwrites` driver stands above our NBD disk and logs every write with its data, in the order
-//! QEMU completes them. The log's format is that of dm-log-writes:
+//! QEMU sees them completed. The guest has one request under way at a time: of two that are under way
+//! together either may be seen first, and both orders are right. The log's format is that of
+//! dm-log-writes:
 //! <https://docs.kernel.org/admin-guide/device-mapper/log-writes.html>
 
 use crate::stage::Stage;

@@ -39,6 +39,7 @@ impl Bench {
             epoch: Epoch::FIRST,
             incarnation: MINE,
             paused: false,
+            kept: Vec::new(),
         };
         let view = CaptureView { tracking: true, ..idle() };
         Self { sender: Sender::new(config, at(0)), view, now: at(0) }
@@ -62,7 +63,7 @@ impl Bench {
         assert_eq!(bench.step(SenderEvent::Tick), [SenderEffect::Connect]);
         bench.step(SenderEvent::LinkUp);
         let effects = bench.welcome(0, None);
-        assert!(effects.contains(&SenderEffect::Restart { floor: seq(0), replica_is_zero: true }));
+        assert!(effects.contains(&SenderEffect::Restart { floor: seq(0), differs: Differs::Allocated }));
         bench.view = CaptureView { gap_open: true, last: seq(1), watermark: seq(1), ..idle() };
         assert!(bench.step(SenderEvent::Tick).contains(&SenderEffect::CloseSync));
         bench.view = CaptureView { last: seq(2), watermark: seq(2), ..idle() };
@@ -152,7 +153,7 @@ fn a_journal_that_lost_acknowledged_writes_gets_everything_again() {
     bench.step(SenderEvent::Tick);
     bench.step(SenderEvent::LinkUp);
     let effects = bench.welcome(30, Some(MINE));
-    assert!(effects.contains(&SenderEffect::Restart { floor: seq(30), replica_is_zero: false }));
+    assert!(effects.contains(&SenderEffect::Restart { floor: seq(30), differs: Differs::Everything }));
     assert_eq!(bench.sender.state(), State::InitialSync { why: SyncReason::PeerLostWrites });
 }
 
@@ -211,4 +212,29 @@ fn a_full_journal_is_a_state_the_operator_can_see_and_it_is_left_by_itself() {
     bench.step(SenderEvent::LinkUp);
     bench.welcome(2, Some(MINE));
     assert_eq!(bench.sender.state(), State::Journaling);
+}
+
+#[test]
+fn after_a_restart_only_what_is_marked_is_sent_if_the_journal_knows_the_stream() {
+    let before = Incarnation::from_bytes([7; 16]);
+    let welcomed = |durable, incarnation| {
+        let mut bench = Bench::new();
+        bench.sender.config.kept = vec![KeptStream { incarnation: before, acked: seq(50) }];
+        bench.step(SenderEvent::Tick);
+        bench.step(SenderEvent::LinkUp);
+        let effects = bench.welcome(durable, Some(incarnation));
+        (effects, bench.sender.state())
+    };
+    let (effects, state) = welcomed(60, before);
+    assert!(effects.contains(&SenderEffect::Restart { floor: seq(60), differs: Differs::Marked }));
+    assert_eq!(state, State::BitmapSync);
+    for (durable, incarnation) in [(49, before), (60, Incarnation::from_bytes([8; 16]))] {
+        let (effects, state) = welcomed(durable, incarnation);
+        let floor = seq(durable);
+        assert!(
+            effects.contains(&SenderEffect::Restart { floor, differs: Differs::Everything }),
+            "{effects:?}"
+        );
+        assert_eq!(state, State::InitialSync { why: SyncReason::AgentRestarted });
+    }
 }

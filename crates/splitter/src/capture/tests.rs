@@ -1,19 +1,67 @@
 //! Order, overflow and sync, by hand.
 
 use super::*;
-use types::{CheckpointId, CheckpointKind, WallTime};
+use crate::dirty_map::MapStore;
+use types::{CheckpointId, CheckpointKind, VmId, WallTime};
 
-fn capture(buffer_bytes_max: u64) -> Capture {
+const DISK_BYTES: u64 = 1 << 20;
+const ONE: Incarnation = Incarnation::from_bytes([1; 16]);
+
+/// A map in memory, shared by those who open it one after the other.
+#[derive(Debug, Clone, Default)]
+struct Memory(Arc<Mutex<Vec<u8>>>);
+
+impl MapStore for Memory {
+    fn load(&self) -> io::Result<Vec<u8>> {
+        Ok(self.0.lock().unwrap().clone())
+    }
+
+    fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut all = self.0.lock().unwrap();
+        let end = at as usize + bytes.len();
+        let len = all.len().max(end);
+        all.resize(len, 0);
+        all[at as usize..end].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn discard(&self) -> io::Result<()> {
+        self.0.lock().unwrap().clear();
+        Ok(())
+    }
+}
+
+fn open_map(memory: &Memory, boot: u8) -> DirtyMap {
+    DirtyMap::open(Box::new(memory.clone()), VmId::from_bytes([5; 16]), &[DISK_BYTES], [boot; 16]).unwrap()
+}
+
+fn on_map(memory: &Memory, boot: u8, buffer_bytes_max: u64) -> Capture {
     let counter = Arc::new(GroupCounter::new(WriteSeq::ZERO));
-    let capture = Capture::new(counter, &[1 << 20], buffer_bytes_max, Box::new(|| {}));
+    Capture::new(counter, &[DISK_BYTES], open_map(memory, boot), buffer_bytes_max, Box::new(|| {}))
+}
+
+/// A capture whose stream has begun and has nothing to sync.
+fn begun(memory: &Memory, buffer_bytes_max: u64) -> Capture {
+    let capture = on_map(memory, 1, buffer_bytes_max);
     capture.restart(WriteSeq::ZERO);
+    capture.begin_stream(ONE, WriteSeq::ZERO);
     assert!(capture.close_sync());
     capture
 }
 
+fn capture(buffer_bytes_max: u64) -> Capture {
+    begun(&Memory::default(), buffer_bytes_max)
+}
+
 fn write(capture: &Capture, start: u64, byte: u8) {
     let payload = Bytes::from(vec![byte; 4096]);
-    capture.commit(DiskIndex(0), Kind::Write, ByteRange::new(start, 4096), &payload);
+    let range = ByteRange::new(start, 4096);
+    capture.begin_write(DiskIndex(0), range).unwrap();
+    capture.commit(DiskIndex(0), Kind::Write, range, &payload);
 }
 
 fn kinds(taken: &Taken) -> Vec<Kind> {
@@ -88,11 +136,67 @@ fn a_large_write_is_cut_at_one_mebibyte() {
 #[test]
 fn sequences_of_two_vms_of_a_group_follow_their_dependence() {
     let counter = Arc::new(GroupCounter::new(WriteSeq::ZERO));
-    let vms = [0, 1].map(|_| Capture::new(counter.clone(), &[1 << 20], 1 << 20, Box::new(|| {})));
+    let map = || open_map(&Memory::default(), 1);
+    let vms = [0, 1].map(|_| Capture::new(counter.clone(), &[DISK_BYTES], map(), 1 << 20, Box::new(|| {})));
     vms.iter().for_each(|vm| vm.restart(WriteSeq::ZERO));
     write(&vms[0], 0, 1);
     let first = vms[0].status().last;
     write(&vms[1], 0, 1);
     assert!(vms[1].status().last > first);
     assert!(vms[0].take_after(first).watermark >= vms[1].status().last);
+}
+
+/// The blocks that are marked after the agent was killed and has started again.
+fn marked_after_a_kill(memory: &Memory, boot: u8) -> (Vec<u64>, usize) {
+    let kept = open_map(memory, boot).kept().len();
+    let after = on_map(memory, boot, 1 << 20);
+    let blocks = (0..16).filter(|&block| after.is_dirty(DiskIndex(0), BlockIndex(block)));
+    (blocks.collect(), kept)
+}
+
+#[test]
+fn a_killed_agent_finds_marked_what_was_not_acknowledged_and_nothing_else() {
+    let memory = Memory::default();
+    let capture = begun(&memory, 1 << 20);
+    write(&capture, 0, 1);
+    write(&capture, 65_536, 1);
+    let acked = capture.status().last;
+    write(&capture, 65_536 + 4096, 2);
+    write(&capture, 5 * 65_536, 2);
+    capture.release(acked);
+    // A write that was begun and of which nobody knows how far it came.
+    capture.begin_write(DiskIndex(0), ByteRange::new(9 * 65_536, 512)).unwrap();
+    drop(capture);
+    assert_eq!(marked_after_a_kill(&memory, 1), (vec![1, 5, 9], 1));
+}
+
+#[test]
+fn what_was_marked_or_being_copied_is_marked_again() {
+    let memory = Memory::default();
+    let capture = begun(&memory, 1 << 20);
+    capture.start_tracking();
+    write(&capture, 2 * 65_536, 1);
+    write(&capture, 3 * 65_536, 1);
+    capture.begin_copy(DiskIndex(0), BlockIndex(3), 1);
+    drop(capture);
+    assert_eq!(marked_after_a_kill(&memory, 1).0, [2, 3]);
+}
+
+#[test]
+fn a_map_is_believed_after_a_reboot_only_if_the_agent_had_stopped_cleanly() {
+    let memory = Memory::default();
+    let capture = begun(&memory, 1 << 20);
+    write(&capture, 65_536, 1);
+    capture.close();
+    drop(capture);
+    assert_eq!(marked_after_a_kill(&memory, 2), (vec![1], 1), "a clean stop");
+    assert_eq!(marked_after_a_kill(&memory, 3), (vec![], 0), "but it counts once");
+}
+
+#[test]
+fn a_damaged_map_is_not_believed() {
+    let memory = Memory::default();
+    drop(begun(&memory, 1 << 20));
+    memory.0.lock().unwrap()[60] ^= 1;
+    assert_eq!(marked_after_a_kill(&memory, 1), (vec![], 0));
 }

@@ -1,0 +1,250 @@
+//! The dirty map: which blocks the recovery side may not have, kept where the agent's death cannot lose it.
+//!
+//! A block's bit is set before a write to it is submitted to the local disk, and cleared once everything
+//! written to it is acknowledged as durable. So after a `kill -9` the set bits cover every block that has
+//! to be sent again, and no others but those that were just under way.
+//!
+//! The map lives in the page cache: it is believed within the boot it was kept in, or after a clean stop,
+//! which syncs it. After anything else it is not, and everything is sent. The header names the stream
+//! whose acknowledgements cleared bits, and how far: a journal that knows less, or another stream, cannot
+//! be continued from it.
+//!
+//! ```text
+//! 0   [4]  magic "HFDM"     4   u32  version, 1      8   [16] VM          24  [16] boot id
+//! 40  [16] incarnation      56  u64  acknowledged up to
+//! 64  [16] the incarnation before   80  u64  acknowledged up to in that one
+//! 88  u32  flags: 1 stopped cleanly   92  u32  CRC-32C of bytes 0-91
+//! 96  ..   bits of each disk, one disk behind the other, each on whole bytes, least significant first
+//! ```
+
+use std::fmt;
+use std::io;
+use types::limits::BLOCK_BYTES;
+use types::{BlockIndex, DiskIndex, Incarnation, VmId, WriteSeq};
+
+const MAGIC: [u8; 4] = *b"HFDM";
+/// 1: the first.
+const VERSION: u32 = 1;
+const HEADER_BYTES: usize = 96;
+const FLAG_CLEAN: u32 = 1;
+
+/// Where the map's bytes are kept: a file, or the simulator's memory.
+pub trait MapStore: Send + Sync + fmt::Debug {
+    /// Everything that is there; empty where there is nothing yet.
+    ///
+    /// # Errors
+    /// As the file system says.
+    fn load(&self) -> io::Result<Vec<u8>>;
+    /// Writes at a place, making the file longer where it must be.
+    ///
+    /// # Errors
+    /// As the file system says.
+    fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Makes everything written durable.
+    ///
+    /// # Errors
+    /// As the file system says.
+    fn sync(&self) -> io::Result<()>;
+    /// Makes sure that nothing of it is ever believed again.
+    ///
+    /// # Errors
+    /// As the file system says.
+    fn discard(&self) -> io::Result<()>;
+}
+
+/// A stream that a kept map can be continued from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    pub incarnation: Incarnation,
+    /// Bits were cleared for acknowledgements up to here: a journal must know at least as much.
+    pub acked: WriteSeq,
+}
+
+/// The map of one VM.
+#[derive(Debug)]
+pub struct DirtyMap {
+    store: Box<dyn MapStore>,
+    header: Header,
+    bits: Vec<u8>,
+    /// Where each disk's bits begin in `bits`.
+    disks: Vec<usize>,
+    /// Nothing is kept any more: the store failed, or the map was closed.
+    closed: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Header {
+    vm: VmId,
+    boot_id: [u8; 16],
+    current: Kept,
+    before: Kept,
+    clean: bool,
+}
+
+const NOTHING: Kept = Kept { incarnation: Incarnation::from_bytes([0; 16]), acked: WriteSeq::MAX };
+
+impl DirtyMap {
+    /// Opens the map of a VM, empty where the one that is kept cannot be believed.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn open(
+        store: Box<dyn MapStore>,
+        vm: VmId,
+        disk_sizes: &[u64],
+        boot_id: [u8; 16],
+    ) -> io::Result<Self> {
+        let mut disks = Vec::new();
+        let mut len = 0;
+        for size in disk_sizes {
+            disks.push(len);
+            len += size.div_ceil(BLOCK_BYTES).div_ceil(8) as usize;
+        }
+        let kept = store.load()?;
+        let believed = Header::decode(&kept)
+            .filter(|header| header.vm == vm && (header.clean || header.boot_id == boot_id))
+            .filter(|_| kept.len() == HEADER_BYTES + len);
+        let (mut header, bits) = match believed {
+            Some(header) => (header, kept[HEADER_BYTES..].to_vec()),
+            None => {
+                store.discard()?;
+                store.write_at(HEADER_BYTES as u64, &vec![0; len])?;
+                (Header { vm, boot_id, current: NOTHING, before: NOTHING, clean: false }, vec![0; len])
+            }
+        };
+        let was_clean = header.clean;
+        header.clean = false;
+        header.boot_id = boot_id;
+        store.write_at(0, &header.encode())?;
+        if was_clean {
+            // Before anything is written that only the page cache knows of, the clean stop is taken back.
+            store.sync()?;
+        }
+        Ok(Self { store, header, bits, disks, closed: false })
+    }
+
+    /// The streams it can be continued from.
+    pub fn kept(&self) -> Vec<Kept> {
+        let streams = [self.header.current, self.header.before].into_iter();
+        streams.filter(|kept| kept.incarnation != NOTHING.incarnation).collect()
+    }
+
+    /// The blocks of a disk whose bits are set.
+    pub(crate) fn marked(&self, disk: DiskIndex) -> Vec<BlockIndex> {
+        let at = usize::from(disk.0);
+        let end = self.disks.get(at + 1).copied().unwrap_or(self.bits.len());
+        let bits = &self.bits[self.disks[at]..end];
+        let set = |block: &u64| bits[(block / 8) as usize] & (1 << (block % 8)) != 0;
+        (0..bits.len() as u64 * 8).filter(set).map(BlockIndex).collect()
+    }
+
+    /// Sets a block's bit. To be done before the block is written.
+    ///
+    /// # Errors
+    /// Where the bit can be neither kept nor the map given up: then the block must not be written.
+    pub(crate) fn set(&mut self, disk: DiskIndex, block: BlockIndex) -> io::Result<()> {
+        self.put(disk, block, true).or_else(|error| {
+            tracing::error!(%error, "the dirty map is given up; after a restart everything is sent");
+            self.closed = true;
+            self.store.discard()
+        })
+    }
+
+    /// Clears a block's bit. A failure leaves it set, which is never wrong.
+    pub(crate) fn clear(&mut self, disk: DiskIndex, block: BlockIndex) {
+        if let Err(error) = self.put(disk, block, false) {
+            tracing::warn!(%error, "a bit of the dirty map stays set");
+        }
+    }
+
+    fn put(&mut self, disk: DiskIndex, block: BlockIndex, set: bool) -> io::Result<()> {
+        let at = self.disks[usize::from(disk.0)] + (block.0 / 8) as usize;
+        let bit = 1 << (block.0 % 8);
+        if self.closed || (self.bits[at] & bit != 0) == set {
+            return Ok(());
+        }
+        let byte = self.bits[at] ^ bit;
+        self.store.write_at((HEADER_BYTES + at) as u64, &[byte])?;
+        self.bits[at] = byte;
+        Ok(())
+    }
+
+    /// A new stream begins above `floor`; every block that may differ from what the journal had is set.
+    pub(crate) fn begin(&mut self, incarnation: Incarnation, floor: WriteSeq) {
+        self.header.before = Kept { acked: floor, ..self.header.current };
+        self.header.current = Kept { incarnation, acked: floor };
+        self.write_header();
+    }
+
+    /// The stream is acknowledged up to here; to be said before bits are cleared for it.
+    pub(crate) fn note_acked(&mut self, up_to: WriteSeq) {
+        self.header.current.acked = up_to;
+        self.write_header();
+    }
+
+    fn write_header(&mut self) {
+        if self.closed {
+            return;
+        }
+        if let Err(error) = self.store.write_at(0, &self.header.encode()) {
+            tracing::error!(%error, "the dirty map is given up; after a restart everything is sent");
+            self.closed = true;
+            // What it says now is older than what will be cleared: it must not be believed. Nothing is
+            // cleared any more once it is closed, so a failure here only costs a larger sync.
+            let _ = self.store.discard();
+        }
+    }
+
+    /// Keeps the map over a reboot: nothing is written to the disks any more.
+    pub(crate) fn close(&mut self) {
+        if self.closed {
+            return;
+        }
+        self.header.clean = true;
+        self.write_header();
+        self.closed = true;
+        if let Err(error) = self.store.sync() {
+            tracing::warn!(%error, "the dirty map is not kept; after a reboot everything is sent");
+            let _ = self.store.discard();
+        }
+    }
+}
+
+impl Header {
+    fn encode(&self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[..4].copy_from_slice(&MAGIC);
+        bytes[4..8].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[8..24].copy_from_slice(&self.vm.to_bytes());
+        bytes[24..40].copy_from_slice(&self.boot_id);
+        for (at, kept) in [(40, self.current), (64, self.before)] {
+            bytes[at..at + 16].copy_from_slice(&kept.incarnation.to_bytes());
+            bytes[at + 16..at + 24].copy_from_slice(&kept.acked.raw().to_le_bytes());
+        }
+        let flags = if self.clean { FLAG_CLEAN } else { 0 };
+        bytes[88..92].copy_from_slice(&flags.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..92]);
+        bytes[92..].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.get(..HEADER_BYTES)?;
+        let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+        let sixteen = |at: usize| <[u8; 16]>::try_from(&bytes[at..at + 16]).expect("sixteen bytes");
+        let kept = |at: usize| Kept {
+            incarnation: Incarnation::from_bytes(sixteen(at)),
+            acked: WriteSeq::from_raw(u64::from_le_bytes(
+                bytes[at + 16..at + 24].try_into().expect("eight bytes"),
+            )),
+        };
+        let sound = bytes[..4] == MAGIC && u32_at(4) == VERSION && u32_at(92) == crc32c::crc32c(&bytes[..92]);
+        sound.then(|| Self {
+            vm: VmId::from_bytes(sixteen(8)),
+            boot_id: sixteen(24),
+            current: kept(40),
+            before: kept(64),
+            clean: u32_at(88) & FLAG_CLEAN != 0,
+        })
+    }
+}
