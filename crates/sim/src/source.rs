@@ -7,7 +7,9 @@ use batch::{BatchMeta, Codec};
 use bytes::Bytes;
 use replication::wire::{Hello, Message};
 use replication::{CaptureView, Differs, KeptStream, Sender, SenderConfig, SenderEffect, SenderEvent};
-use splitter::{BlockDevice, Capture, DirtyMap, ProtectedDisk, copy_some_blocks, mark_what_may_differ};
+use splitter::{
+    BlockDevice, Capture, DirtyMap, DiskIdentity, ProtectedDisk, copy_some_blocks, mark_what_may_differ,
+};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use types::{
@@ -65,8 +67,10 @@ impl SourceVm {
 
     pub(crate) fn start_agent(&mut self, counter: &Arc<GroupCounter>, now: Monotonic, rng: &mut Rng) {
         let size = splitter::LocalDisk::size_bytes(&self.disk);
+        let identity = DiskIdentity { device: 1, inode: 1, changed_at: WallTime(0) };
+        let disks = [(size, Some(identity))];
         let map =
-            DirtyMap::open(Box::new(self.map.clone()), self.vm, &[size], [1; 16]).expect("a map that works");
+            DirtyMap::open(Box::new(self.map.clone()), self.vm, &disks, [1; 16]).expect("a map that works");
         let kept = map.kept().into_iter();
         let kept = kept.map(|kept| KeptStream { incarnation: kept.incarnation, acked: kept.acked }).collect();
         let capture = Arc::new(Capture::new(counter.clone(), &[size], map, BUFFER_BYTES, Box::new(|| {})));

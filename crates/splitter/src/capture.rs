@@ -19,7 +19,7 @@ use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use types::limits::{BATCH_BYTES_TARGET, BATCH_RECORDS_MAX, BLOCK_BYTES, RECORD_BYTES_MAX};
-use types::{BlockIndex, ByteRange, Checkpoint, DiskIndex, GroupCounter, Incarnation, WriteSeq};
+use types::{BlockIndex, ByteRange, Checkpoint, DiskIndex, GroupCounter, Incarnation, WallTime, WriteSeq};
 
 /// What a record costs beside its payload, in bytes of the buffer.
 const RECORD_OVERHEAD_BYTES: u64 = 96;
@@ -233,9 +233,14 @@ impl Capture {
         self.lock().dirty.begin_stream(incarnation, floor);
     }
 
+    /// To be said each second: the agent is there, and whatever is written goes through it.
+    pub fn note_alive(&self, now: WallTime) {
+        self.lock().dirty.note_alive(now);
+    }
+
     /// The agent stops, and nothing is written any more: the dirty map is kept over a reboot too.
-    pub fn close(&self) {
-        self.lock().dirty.close();
+    pub fn close(&self, now: WallTime) {
+        self.lock().dirty.close(now);
     }
 
     /// Stops buffering: from here on writes only mark the bitmap.

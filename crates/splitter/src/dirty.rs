@@ -7,7 +7,7 @@ use crate::bitmap::Bitmap;
 use crate::dirty_map::DirtyMap;
 use std::collections::HashMap;
 use std::io;
-use types::{BlockIndex, ByteRange, DiskIndex, Incarnation, WriteSeq};
+use types::{BlockIndex, ByteRange, DiskIndex, Incarnation, WallTime, WriteSeq};
 
 #[derive(Debug)]
 pub(crate) struct Dirty {
@@ -130,9 +130,14 @@ impl Dirty {
         self.map.begin(incarnation, floor);
     }
 
+    /// The agent is there.
+    pub(crate) fn note_alive(&mut self, now: WallTime) {
+        self.map.note_alive(now);
+    }
+
     /// Nothing is written any more.
-    pub(crate) fn close(&mut self) {
-        self.map.close();
+    pub(crate) fn close(&mut self, now: WallTime) {
+        self.map.close(now);
     }
 
     /// Forgets a block that is not on its way any more.

@@ -4,29 +4,41 @@
 //! written to it is acknowledged as durable. So after a `kill -9` the set bits cover every block that has
 //! to be sent again, and no others but those that were just under way.
 //!
-//! The map lives in the page cache: it is believed within the boot it was kept in, or after a clean stop,
-//! which syncs it. After anything else it is not, and everything is sent. The header names the stream
-//! whose acknowledgements cleared bits, and how far: a journal that knows less, or another stream, cannot
-//! be continued from it.
+//! It is believed only where nothing can have passed it by:
+//!
+//! - It lives in the page cache: within the boot it was kept in, or after a clean stop, which syncs it.
+//! - The disks are the same files, and have not been changed since the agent was last known to hold them:
+//!   a VM that was started on its plain image meanwhile has written what no bit tells of. The agent says
+//!   each second that it is there; a file changed more than [`SLACK`] after that is not believed. Block
+//!   devices do not tell when they were changed, so theirs never are.
+//! - The header names the stream whose acknowledgements cleared bits, and how far: a journal that knows
+//!   less, or another stream, cannot be continued from it.
+//!
+//! Otherwise everything is sent.
 //!
 //! ```text
 //! 0   [4]  magic "HFDM"     4   u32  version, 1      8   [16] VM          24  [16] boot id
 //! 40  [16] incarnation      56  u64  acknowledged up to
 //! 64  [16] the incarnation before   80  u64  acknowledged up to in that one
-//! 88  u32  flags: 1 stopped cleanly   92  u32  CRC-32C of bytes 0-91
-//! 96  ..   bits of each disk, one disk behind the other, each on whole bytes, least significant first
+//! 88  u32  flags: 1 stopped cleanly   92  u32  CRC-32C of the disks' identities
+//! 96  i64  the agent was last there, microseconds since 1970      104 u32  reserved
+//! 108 u32  CRC-32C of bytes 0-107
+//! 112 ..   bits of each disk, one disk behind the other, each on whole bytes, least significant first
 //! ```
 
 use std::fmt;
 use std::io;
+use std::time::Duration;
 use types::limits::BLOCK_BYTES;
-use types::{BlockIndex, DiskIndex, Incarnation, VmId, WriteSeq};
+use types::{BlockIndex, DiskIndex, Incarnation, VmId, WallTime, WriteSeq};
 
 const MAGIC: [u8; 4] = *b"HFDM";
 /// 1: the first.
 const VERSION: u32 = 1;
-const HEADER_BYTES: usize = 96;
+const HEADER_BYTES: usize = 112;
 const FLAG_CLEAN: u32 = 1;
+/// How long after the agent's last sign of life its own last write may have been.
+const SLACK: Duration = Duration::from_secs(10);
 
 /// Where the map's bytes are kept: a file, or the simulator's memory.
 pub trait MapStore: Send + Sync + fmt::Debug {
@@ -50,6 +62,14 @@ pub trait MapStore: Send + Sync + fmt::Debug {
     /// # Errors
     /// As the file system says.
     fn discard(&self) -> io::Result<()>;
+}
+
+/// Which file a disk is, and when it was last changed by anybody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskIdentity {
+    pub device: u64,
+    pub inode: u64,
+    pub changed_at: WallTime,
 }
 
 /// A stream that a kept map can be continued from.
@@ -79,37 +99,43 @@ struct Header {
     current: Kept,
     before: Kept,
     clean: bool,
+    disks_crc: u32,
+    seen_at: WallTime,
 }
 
 const NOTHING: Kept = Kept { incarnation: Incarnation::from_bytes([0; 16]), acked: WriteSeq::MAX };
 
 impl DirtyMap {
-    /// Opens the map of a VM, empty where the one that is kept cannot be believed.
+    /// Opens the map of a VM, empty where the one that is kept cannot be believed. Each disk is its size in
+    /// bytes and what it is, if that is known.
     ///
     /// # Errors
     /// As the file system says.
     pub fn open(
         store: Box<dyn MapStore>,
         vm: VmId,
-        disk_sizes: &[u64],
+        disks: &[(u64, Option<DiskIdentity>)],
         boot_id: [u8; 16],
     ) -> io::Result<Self> {
-        let mut disks = Vec::new();
+        let mut places = Vec::new();
         let mut len = 0;
-        for size in disk_sizes {
-            disks.push(len);
+        for (size, _) in disks {
+            places.push(len);
             len += size.div_ceil(BLOCK_BYTES).div_ceil(8) as usize;
         }
+        let disks_crc = crc_of(disks);
         let kept = store.load()?;
         let believed = Header::decode(&kept)
             .filter(|header| header.vm == vm && (header.clean || header.boot_id == boot_id))
+            .filter(|header| header.disks_crc == disks_crc && nobody_else_wrote(disks, header.seen_at))
             .filter(|_| kept.len() == HEADER_BYTES + len);
         let (mut header, bits) = match believed {
             Some(header) => (header, kept[HEADER_BYTES..].to_vec()),
             None => {
                 store.discard()?;
                 store.write_at(HEADER_BYTES as u64, &vec![0; len])?;
-                (Header { vm, boot_id, current: NOTHING, before: NOTHING, clean: false }, vec![0; len])
+                let (current, before, seen_at) = (NOTHING, NOTHING, WallTime(0));
+                (Header { vm, boot_id, current, before, clean: false, disks_crc, seen_at }, vec![0; len])
             }
         };
         let was_clean = header.clean;
@@ -120,7 +146,7 @@ impl DirtyMap {
             // Before anything is written that only the page cache knows of, the clean stop is taken back.
             store.sync()?;
         }
-        Ok(Self { store, header, bits, disks, closed: false })
+        Ok(Self { store, header, bits, disks: places, closed: false })
     }
 
     /// The streams it can be continued from.
@@ -195,11 +221,18 @@ impl DirtyMap {
         }
     }
 
+    /// The agent is there, and whatever is written goes through it.
+    pub(crate) fn note_alive(&mut self, now: WallTime) {
+        self.header.seen_at = now;
+        self.write_header();
+    }
+
     /// Keeps the map over a reboot: nothing is written to the disks any more.
-    pub(crate) fn close(&mut self) {
+    pub(crate) fn close(&mut self, now: WallTime) {
         if self.closed {
             return;
         }
+        self.header.seen_at = now;
         self.header.clean = true;
         self.write_header();
         self.closed = true;
@@ -223,8 +256,10 @@ impl Header {
         }
         let flags = if self.clean { FLAG_CLEAN } else { 0 };
         bytes[88..92].copy_from_slice(&flags.to_le_bytes());
-        let crc = crc32c::crc32c(&bytes[..92]);
-        bytes[92..].copy_from_slice(&crc.to_le_bytes());
+        bytes[92..96].copy_from_slice(&self.disks_crc.to_le_bytes());
+        bytes[96..104].copy_from_slice(&self.seen_at.0.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..108]);
+        bytes[108..].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
 
@@ -238,13 +273,30 @@ impl Header {
                 bytes[at + 16..at + 24].try_into().expect("eight bytes"),
             )),
         };
-        let sound = bytes[..4] == MAGIC && u32_at(4) == VERSION && u32_at(92) == crc32c::crc32c(&bytes[..92]);
+        let sound =
+            bytes[..4] == MAGIC && u32_at(4) == VERSION && u32_at(108) == crc32c::crc32c(&bytes[..108]);
         sound.then(|| Self {
             vm: VmId::from_bytes(sixteen(8)),
             boot_id: sixteen(24),
             current: kept(40),
             before: kept(64),
             clean: u32_at(88) & FLAG_CLEAN != 0,
+            disks_crc: u32_at(92),
+            seen_at: WallTime(i64::from_le_bytes(bytes[96..104].try_into().expect("eight bytes"))),
         })
     }
+}
+
+fn crc_of(disks: &[(u64, Option<DiskIdentity>)]) -> u32 {
+    disks.iter().fold(0, |crc, (size, identity)| {
+        let (device, inode) = identity.map_or((0, 0), |identity| (identity.device, identity.inode));
+        [*size, device, inode].iter().fold(crc, |crc, part| crc32c::crc32c_append(crc, &part.to_le_bytes()))
+    })
+}
+
+/// Whether every disk tells when it was changed, and none was after the agent had gone.
+fn nobody_else_wrote(disks: &[(u64, Option<DiskIdentity>)], seen_at: WallTime) -> bool {
+    disks
+        .iter()
+        .all(|(_, identity)| identity.is_some_and(|identity| identity.changed_at.since(seen_at) <= SLACK))
 }

@@ -22,7 +22,7 @@ pub use bitmap::Bitmap;
 pub use capture::{Capture, CaptureStatus, Taken};
 pub use copy::{CopyError, copy_some_blocks, mark_what_may_differ};
 pub use device::{BlockDevice, Extent, ExtentKind};
-pub use dirty_map::{DirtyMap, Kept, MapStore};
+pub use dirty_map::{DirtyMap, DiskIdentity, Kept, MapStore};
 pub use disk::{LocalDisk, ProtectedDisk};
 pub use map_file::MapFile;
 pub use raw::{RawDisk, RawDiskError};

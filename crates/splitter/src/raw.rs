@@ -1,15 +1,16 @@
 //! A raw image file or a block device on this host.
 
 use crate::device::{Extent, ExtentKind};
+use crate::dirty_map::DiskIdentity;
 use crate::disk::LocalDisk;
 use crate::image_lock;
 use rustix::fs::{FallocateFlags, SeekFrom};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use types::ByteRange;
 use types::limits::{DISK_BYTES_MAX, SECTOR_BYTES};
+use types::{ByteRange, WallTime};
 
 /// A disk's local image, held by this process alone.
 #[derive(Debug)]
@@ -87,6 +88,17 @@ impl RawDisk {
 
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
+    }
+
+    /// Which file this is and when it was last changed; none for a block device, which does not tell.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn identity(&self) -> io::Result<Option<DiskIdentity>> {
+        let facts = self.file.metadata()?;
+        let changed_at = WallTime(facts.ctime() * 1_000_000 + facts.ctime_nsec() / 1000);
+        let identity = DiskIdentity { device: facts.dev(), inode: facts.ino(), changed_at };
+        Ok(facts.is_file().then_some(identity))
     }
 }
 

@@ -29,6 +29,8 @@ use types::{Epoch, GroupId, Incarnation, Monotonic, VmId, WriteSeq};
 const TICK: Duration = Duration::from_millis(100);
 /// How often a stream without writes of its own tells how far its group has come.
 const WATERMARK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the dirty map is told that the agent is there.
+const ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// Inputs waiting for the driver; who brings more waits.
 const INPUTS_AHEAD: usize = 64;
 /// After a local read failed during a sync.
@@ -80,6 +82,7 @@ struct Driver {
     inputs: mpsc::Sender<Input>,
     events: VecDeque<SenderEvent>,
     watermark_at: Monotonic,
+    alive_at: Monotonic,
     rates: Rates,
     last_error: Option<String>,
     sync_total_bytes: u64,
@@ -120,6 +123,7 @@ pub(super) async fn drive(
         inputs,
         events: VecDeque::new(),
         watermark_at: clock::now(),
+        alive_at: Monotonic::default(),
         rates: Rates::default(),
         last_error: None,
         sync_total_bytes: 0,
@@ -139,6 +143,7 @@ pub(super) async fn drive(
             () = wake.notified() => driver.events.push_back(SenderEvent::Tick),
             _ = ticks.tick() => {
                 driver.watch_rpo();
+                driver.note_alive();
                 driver.events.push_back(SenderEvent::Tick);
             }
         }
@@ -458,6 +463,14 @@ impl Driver {
             Err(error) => {
                 tracing::error!(vm = record.name, error = format!("{error:#}"), "epoch is not recorded");
             }
+        }
+    }
+
+    fn note_alive(&mut self) {
+        let now = clock::now();
+        if now.since(self.alive_at) >= ALIVE_INTERVAL {
+            self.alive_at = now;
+            self.vm.capture().note_alive(clock::wall());
         }
     }
 

@@ -60,8 +60,11 @@ impl ProtectedVm {
             Box::new(move || wake.notify_one())
         };
         let map_path = source.state.path(&record.map_name());
-        let map = MapFile::open(&map_path)
-            .and_then(|file| DirtyMap::open(Box::new(file), id, &sizes, source.boot_id))
+        let map = raws
+            .iter()
+            .map(|raw| Ok((raw.size_bytes(), raw.identity()?)))
+            .collect::<std::io::Result<Vec<_>>>()
+            .and_then(|disks| DirtyMap::open(Box::new(MapFile::open(&map_path)?), id, &disks, source.boot_id))
             .with_context(|| format!("open dirty map {}", map_path.display()))?;
         let kept = map.kept().into_iter();
         let kept = kept.map(|kept| KeptStream { incarnation: kept.incarnation, acked: kept.acked }).collect();
@@ -149,7 +152,7 @@ impl ProtectedVm {
         drop(server);
         // Nobody writes any more. What the map says is only true of a disk that has it all.
         match self.disks.iter().try_for_each(|disk| disk.sync()) {
-            Ok(()) => self.capture.close(),
+            Ok(()) => self.capture.close(clock::wall()),
             Err(error) => tracing::error!(vm = self.name(), %error, "a disk cannot be synced"),
         }
     }

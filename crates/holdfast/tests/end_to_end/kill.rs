@@ -112,6 +112,23 @@ fn a_restarted_agent_sends_only_what_was_not_acknowledged() {
 }
 
 #[test]
+fn an_image_that_was_replaced_while_the_agent_was_away_is_sent_whole() {
+    let mut stage = Stage::set();
+    let disk = stage.disk("disk.raw", 8 << 20);
+    stage.protect("web", "web", &disk);
+    stage.drained("web");
+    stage.a.kill_agent().unwrap();
+    // As if the VM had run on its plain image meanwhile, from a copy that was put in its place.
+    let other = stage.path("other.raw");
+    std::fs::write(&other, vec![3; 8 << 20]).unwrap();
+    std::fs::rename(&other, &disk).unwrap();
+    stage.a.start_agent().unwrap();
+    stage.a.wait_for_state("web", "journaling", SOON).unwrap();
+    stage.drained("web");
+    assert!(same_bytes(&stage.copy_image("web", "latest", "latest.raw"), &disk));
+}
+
+#[test]
 fn a_writable_image_keeps_what_was_written_when_the_agent_is_killed() {
     let mut stage = Stage::set();
     let disk = stage.disk("disk.raw", 8 << 20);

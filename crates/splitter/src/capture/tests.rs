@@ -1,7 +1,7 @@
 //! Order, overflow and sync, by hand.
 
 use super::*;
-use crate::dirty_map::MapStore;
+use crate::dirty_map::{DiskIdentity, MapStore};
 use types::{CheckpointId, CheckpointKind, VmId, WallTime};
 
 const DISK_BYTES: u64 = 1 << 20;
@@ -36,7 +36,14 @@ impl MapStore for Memory {
 }
 
 fn open_map(memory: &Memory, boot: u8) -> DirtyMap {
-    DirtyMap::open(Box::new(memory.clone()), VmId::from_bytes([5; 16]), &[DISK_BYTES], [boot; 16]).unwrap()
+    changed_map(memory, boot, 0)
+}
+
+/// The map of a disk that was last changed at this second.
+fn changed_map(memory: &Memory, boot: u8, second: i64) -> DirtyMap {
+    let identity = DiskIdentity { device: 1, inode: 1, changed_at: WallTime(second * 1_000_000) };
+    let disks = [(DISK_BYTES, Some(identity))];
+    DirtyMap::open(Box::new(memory.clone()), VmId::from_bytes([5; 16]), &disks, [boot; 16]).unwrap()
 }
 
 fn on_map(memory: &Memory, boot: u8, buffer_bytes_max: u64) -> Capture {
@@ -187,7 +194,7 @@ fn a_map_is_believed_after_a_reboot_only_if_the_agent_had_stopped_cleanly() {
     let memory = Memory::default();
     let capture = begun(&memory, 1 << 20);
     write(&capture, 65_536, 1);
-    capture.close();
+    capture.close(WallTime(0));
     drop(capture);
     assert_eq!(marked_after_a_kill(&memory, 2), (vec![1], 1), "a clean stop");
     assert_eq!(marked_after_a_kill(&memory, 3), (vec![], 0), "but it counts once");
@@ -199,4 +206,14 @@ fn a_damaged_map_is_not_believed() {
     drop(begun(&memory, 1 << 20));
     memory.0.lock().unwrap()[60] ^= 1;
     assert_eq!(marked_after_a_kill(&memory, 1), (vec![], 0));
+}
+
+#[test]
+fn a_disk_that_was_changed_while_the_agent_was_away_is_not_believed() {
+    let memory = Memory::default();
+    let capture = begun(&memory, 1 << 20);
+    capture.note_alive(WallTime(100 * 1_000_000));
+    drop(capture);
+    assert_eq!(changed_map(&memory, 1, 105).kept().len(), 1, "the agent's own last writes");
+    assert_eq!(changed_map(&memory, 1, 200).kept().len(), 0, "somebody else's");
 }
