@@ -40,6 +40,8 @@ pub(crate) struct Recovery {
     vms: Mutex<BTreeMap<VmId, Arc<RecoveredVm>>>,
     images: Mutex<BTreeMap<String, Arc<images::OpenImage>>>,
     failovers: Mutex<BTreeMap<GroupId, FailoverRecord>>,
+    /// New journals are made one at a time.
+    making: Mutex<()>,
     /// Failover, commit and rollback go one at a time.
     failing_over: Mutex<()>,
 }
@@ -62,6 +64,7 @@ impl Recovery {
             vms: Mutex::default(),
             images: Mutex::default(),
             failovers: Mutex::default(),
+            making: Mutex::default(),
             failing_over: Mutex::default(),
         })
     }
@@ -172,10 +175,15 @@ impl Recovery {
 
     fn make(self: &Arc<Self>, hello: &Hello, peer: &str) -> std::result::Result<Arc<RecoveredVm>, Refuse> {
         let refuse = |why, detail: String| Refuse { why, detail };
+        let _one = self.making.lock().expect("a panic aborts the process");
+        if let Some(vm) = self.vms().get(&hello.vm) {
+            return Ok(vm.clone()); // Another connection has made it meanwhile.
+        }
         let same_name = self.list().into_iter().find(|vm| vm.name() == hello.vm_name);
         if let Some(other) = same_name {
             let detail = format!(
-                "this side already keeps a VM named {} (from {}); give one of them another name",
+                "this side already keeps a VM named {} (from {}): remove its journal with `holdfast vm forget`, \
+                 or give one of them another name",
                 hello.vm_name,
                 other.peer().unwrap_or_default()
             );
@@ -198,6 +206,10 @@ impl Recovery {
 
     /// Opens the journal from the disk and says what was found wrong.
     fn open_journal(&self, vm: &Arc<RecoveredVm>) -> Result<Arc<journal::Journal>> {
+        let _one = vm.lock_opening();
+        if let Some(journal) = vm.journal() {
+            return Ok(journal); // Another connection has opened it meanwhile.
+        }
         let store = vm.take_folder(&self.journal_dir)?;
         let opened = journal::Journal::open(store, vm.settings(self.segment_bytes)).map_err(|error| {
             anyhow::anyhow!("open the journal of {}: {}", vm.name(), crate::source::with_sources(&error))

@@ -21,6 +21,8 @@ pub(crate) struct RecoveredVm {
     id: VmId,
     group: GroupId,
     inner: Mutex<Inner>,
+    /// Held while the journal is being opened: it is never opened twice at once.
+    opening: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -52,11 +54,16 @@ impl RecoveredVm {
         let id = record.vm.parse().with_context(|| format!("VM id of {}", record.name))?;
         let group = record.group_id.parse().with_context(|| format!("group id of {}", record.name))?;
         let inner = Inner { record, store: None, journal: None, last_error: None, stream: None };
-        Ok(Arc::new(Self { id, group, inner: Mutex::new(inner) }))
+        Ok(Arc::new(Self { id, group, inner: Mutex::new(inner), opening: Mutex::default() }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().expect("a panic aborts the process")
+    }
+
+    /// To be held while the journal is being opened.
+    pub(crate) fn lock_opening(&self) -> MutexGuard<'_, ()> {
+        self.opening.lock().expect("a panic aborts the process")
     }
 
     pub(crate) fn id(&self) -> VmId {

@@ -217,3 +217,24 @@ fn a_disk_that_was_changed_while_the_agent_was_away_is_not_believed() {
     assert_eq!(changed_map(&memory, 1, 105).kept().len(), 1, "the agent's own last writes");
     assert_eq!(changed_map(&memory, 1, 200).kept().len(), 0, "somebody else's");
 }
+
+#[test]
+fn a_copy_that_cannot_be_taken_is_marked_again() {
+    let capture = capture(200_000);
+    let block = ByteRange::new(0, 65_536);
+    let copy = Bytes::from(vec![1; 65_536]);
+    let try_copy = |payload| {
+        capture.begin_copy(DiskIndex(0), BlockIndex(0), 1);
+        let taken = capture.end_copy(DiskIndex(0), block, payload);
+        (taken, capture.is_dirty(DiskIndex(0), BlockIndex(0)))
+    };
+    capture.mark_dirty(DiskIndex(0), block);
+    assert_eq!(try_copy(None), (false, true), "the disk could not be read");
+    assert_eq!(try_copy(Some(&copy)), (true, false));
+    assert_eq!(try_copy(Some(&copy)), (true, false));
+    assert_eq!(try_copy(Some(&copy)), (true, false));
+    assert_eq!(try_copy(Some(&copy)), (false, true), "the buffer has no room");
+    capture.start_tracking();
+    capture.release(WriteSeq::MAX);
+    assert_eq!(try_copy(Some(&copy)), (false, true), "nothing is buffered");
+}
