@@ -134,7 +134,12 @@ pub(crate) enum VmCommand {
     /// Stop sending; changes are tracked in the bitmap.
     Pause { name: String },
     /// Send again, beginning with what changed meanwhile.
-    Resume { name: String },
+    Resume {
+        name: String,
+        /// Wait until everything is sent, and show how far it is.
+        #[arg(long)]
+        wait: bool,
+    },
     /// End a protection. The VM's image stays; the journal at the other side stays too.
     Unprotect { name: String },
     /// At the recovery side: forget a VM and remove its journal, for good.
@@ -153,6 +158,9 @@ pub(crate) struct Protect {
     /// The protection group; the VM's own name by default.
     #[arg(long)]
     pub(crate) group: Option<String>,
+    /// Wait until the initial sync is done, and show how far it is.
+    #[arg(long)]
+    pub(crate) wait: bool,
     /// The VM's definition, TOML, which the recovery side starts it from.
     #[arg(long, value_name = "FILE")]
     pub(crate) definition: Option<PathBuf>,

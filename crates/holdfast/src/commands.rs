@@ -7,8 +7,9 @@ use crate::{journal_tools, print};
 use agent::config::Config;
 use agent::pki::{Pki, operator_client};
 use anyhow::{Context, Result, bail};
-use api::{Client, Endpoint, OpenImageRequest, ProtectDisk, ProtectRequest, ProtectSettings};
+use api::{Client, Endpoint, OpenImageRequest, ProtectDisk, ProtectRequest, ProtectSettings, ProtectedVm};
 use clap::CommandFactory;
+use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -106,13 +107,19 @@ fn client(connect: Connect) -> Result<Client> {
 async fn vm(client: &Client, command: VmCommand, json: bool) -> Result<()> {
     match command {
         VmCommand::Protect(protect) => {
+            let wait = protect.wait;
             let vm = client.protect(&request(protect)?).await?;
+            let vm = if wait { synced(client, &vm.name).await? } else { vm };
             print::one(json, &vm, print::protected)
         }
         VmCommand::List => print::one(json, &client.status().await?.protected, |vms| print::vm_table(vms)),
         VmCommand::Show { name } => print::one(json, &client.protected_vm(&name).await?, print::protected),
         VmCommand::Pause { name } => print::one(json, &client.pause(&name).await?, print::protected),
-        VmCommand::Resume { name } => print::one(json, &client.resume(&name).await?, print::protected),
+        VmCommand::Resume { name, wait } => {
+            let vm = client.resume(&name).await?;
+            let vm = if wait { synced(client, &name).await? } else { vm };
+            print::one(json, &vm, print::protected)
+        }
         VmCommand::Unprotect { name } => {
             let done = client.unprotect(&name).await?;
             print::one(json, &done, |_| format!("{name} is not protected any more\n"))
@@ -120,6 +127,27 @@ async fn vm(client: &Client, command: VmCommand, json: bool) -> Result<()> {
         VmCommand::Forget { name } => {
             let done = client.forget(&name).await?;
             print::one(json, &done, |_| format!("the journal of {name} is removed\n"))
+        }
+    }
+}
+
+/// Waits until a VM is journaling, showing how far its sync is where somebody looks on. A state that does
+/// not end by itself ends the waiting.
+async fn synced(client: &Client, name: &str) -> Result<ProtectedVm> {
+    let shows = std::io::stderr().is_terminal();
+    loop {
+        let vm = client.protected_vm(name).await?;
+        if shows {
+            eprint!("\r\x1b[2K{}", print::sync_line(&vm));
+        }
+        let ended = matches!(vm.state.as_str(), "journaling" | "paused" | "fenced" | "failed");
+        if ended && shows {
+            eprintln!();
+        }
+        match vm.state.as_str() {
+            "journaling" => return Ok(vm),
+            _ if ended => bail!("VM {name} is {}: {}", vm.state, vm.last_error.unwrap_or(vm.reason)),
+            _ => tokio::time::sleep(Duration::from_millis(300)).await,
         }
     }
 }

@@ -112,10 +112,8 @@ pub(crate) fn protected(vm: &ProtectedVm) -> String {
     let mut out = format!("{} of group {}, protected to {}\n", vm.name, vm.group, vm.peer);
     let why = if vm.reason.is_empty() { String::new() } else { format!(" ({})", vm.reason) };
     let _ = writeln!(out, "  state    {}{why}, link {}", vm.state, vm.link);
-    if let Some(progress) = vm.sync_progress {
-        let filled = (progress * 30.0) as usize;
-        let bar: String = (0..30).map(|at| if at < filled { '#' } else { '.' }).collect();
-        let _ = writeln!(out, "  sync     [{bar}] {:.0} %, {} left", progress * 100.0, bytes(vm.dirty_bytes));
+    if vm.sync_progress.is_some() {
+        let _ = writeln!(out, "  sync     {}", sync_line(vm));
     }
     if let Some(error) = &vm.last_error {
         let _ = writeln!(out, "  trouble  {error}");
@@ -129,6 +127,16 @@ pub(crate) fn protected(vm: &ProtectedVm) -> String {
     }
     let _ = writeln!(out, "  socket   {} (NBD; each disk is an export by its name)", vm.socket);
     out
+}
+
+/// How far a sync is, in one line.
+pub(crate) fn sync_line(vm: &ProtectedVm) -> String {
+    let Some(progress) = vm.sync_progress else {
+        return format!("{}, link {}", vm.state, vm.link);
+    };
+    let filled = (progress * 30.0) as usize;
+    let bar: String = (0..30).map(|at| if at < filled { '#' } else { '.' }).collect();
+    format!("[{bar}] {:.0} %, {} left", progress * 100.0, bytes(vm.dirty_bytes))
 }
 
 pub(crate) fn checkpoints(page: &CheckpointPage) -> String {

@@ -117,8 +117,7 @@ fn a_pause_tracks_changes_and_a_resume_sends_only_them() {
     let dirty = paused["dirty_bytes"].as_u64().unwrap();
     assert!(dirty > 0 && dirty < 32 << 20, "{dirty}");
     let sent = paused["sent_bytes"].as_u64().unwrap();
-    stage.a.ask(&["vm", "resume", "web"]).unwrap();
-    stage.a.wait_for_state("web", "journaling", SOON).unwrap();
+    assert_eq!(stage.a.ask(&["vm", "resume", "web", "--wait"]).unwrap()["state"], "journaling");
     stage.drained("web");
     let more = stage.a.protected("web").unwrap()["sent_bytes"].as_u64().unwrap() - sent;
     assert!(more < dirty + (1 << 20), "{more} bytes were sent for {dirty} marked");
