@@ -17,8 +17,8 @@ use types::{
     WriteSeq,
 };
 
-/// A small buffer, so that it overflows often.
-const BUFFER_BYTES: u64 = 192 << 10;
+/// A small buffer, so that it overflows often, and one that holds more than a batch.
+const BUFFER_BYTES: [u64; 2] = [192 << 10, 4 << 20];
 
 /// A change of the guest's disk: who asks for the content at a cut plays these.
 #[derive(Debug, Clone)]
@@ -38,6 +38,7 @@ pub(crate) struct SourceVm {
     pub(crate) history: Vec<Change>,
     pub(crate) epoch: Epoch,
     pub(crate) paused: bool,
+    buffer_bytes: u64,
     pub(crate) agent: Option<Agent>,
 }
 
@@ -61,6 +62,7 @@ impl SourceVm {
             history: Vec::new(),
             epoch: Epoch::FIRST,
             paused: false,
+            buffer_bytes: BUFFER_BYTES[rng.below(2) as usize],
             agent: None,
         }
     }
@@ -73,7 +75,8 @@ impl SourceVm {
             DirtyMap::open(Box::new(self.map.clone()), self.vm, &disks, [1; 16]).expect("a map that works");
         let kept = map.kept().into_iter();
         let kept = kept.map(|kept| KeptStream { incarnation: kept.incarnation, acked: kept.acked }).collect();
-        let capture = Arc::new(Capture::new(counter.clone(), &[size], map, BUFFER_BYTES, Box::new(|| {})));
+        let capture =
+            Arc::new(Capture::new(counter.clone(), &[size], map, self.buffer_bytes, Box::new(|| {})));
         let disk = ProtectedDisk::new(DiskIndex(0), Box::new(self.disk.clone()), capture.clone());
         let config = SenderConfig {
             vm: self.vm,

@@ -238,3 +238,17 @@ fn a_copy_that_cannot_be_taken_is_marked_again() {
     capture.release(WriteSeq::MAX);
     assert_eq!(try_copy(Some(&copy)), (false, true), "nothing is buffered");
 }
+
+#[test]
+fn a_batch_that_leaves_something_behind_has_a_watermark_of_its_own_end() {
+    let capture = capture(8 << 20);
+    let before = capture.status().last;
+    for _ in 0..300 {
+        write(&capture, 0, 1);
+    }
+    let first = capture.take_after(before);
+    let last = first.records.last().unwrap().seq;
+    assert!(last < capture.status().last, "300 writes of 4 KiB are more than a batch holds");
+    assert_eq!(first.watermark, last);
+    assert_eq!(capture.take_after(last).watermark, capture.status().last);
+}
