@@ -45,6 +45,7 @@ pub async fn run(config: Config) -> Result<()> {
     }
     serve(app, &config.api_socket, config.api_listen, &pki).await?;
     tokio::spawn(recovery.retain_regularly());
+    tokio::spawn(source.clone().retry_regularly());
     tracing::info!(socket = %config.api_socket.display(), "ready");
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;

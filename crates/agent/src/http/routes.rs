@@ -67,7 +67,7 @@ async fn status(State(app): State<App>) -> Answer<Status> {
             agent: app.agent.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             run: app.run.0,
-            protected: app.source.list().iter().map(|vm| vm.to_api()).collect(),
+            protected: app.source.vms_to_api(),
             recovered: app.recovery.vms_to_api(),
             images: app.recovery.list_images(),
         })
@@ -78,7 +78,7 @@ async fn status(State(app): State<App>) -> Answer<Status> {
 /// The VMs protected by this agent.
 #[utoipa::path(get, path = "/v1/vms", responses((status = 200, body = [ProtectedVm])))]
 async fn list_vms(State(app): State<App>) -> Answer<Vec<ProtectedVm>> {
-    Ok(Json(app.source.list().iter().map(|vm| vm.to_api()).collect()))
+    Ok(Json(app.source.vms_to_api()))
 }
 
 /// Protects a VM.
@@ -97,7 +97,7 @@ async fn protect(State(app): State<App>, Body(request): Body<ProtectRequest>) ->
     (status = 404, body = Problem, content_type = "application/problem+json"),
 ))]
 async fn show_vm(State(app): State<App>, Path(name): Path<String>) -> Answer<ProtectedVm> {
-    Ok(Json(app.source.vm(&name)?.to_api()))
+    Ok(Json(app.source.vm_to_api(&name)?))
 }
 
 /// Ends a protection.

@@ -165,6 +165,11 @@ impl Recovery {
     pub(crate) fn commit(&self, group: &str) -> Result<api::Failover> {
         let _one = self.failing_over.lock().expect("a panic aborts the process");
         let mut record = self.running(group)?;
+        if record.phase == Phase::Starting {
+            return Err(OperationError::conflict(format!(
+                "the failover of group {group} was cut short before its VMs ran; roll it back and start it again"
+            )));
+        }
         record.phase = Phase::Committed;
         self.keep(&record)?;
         tracing::info!(group, epoch = record.epoch, "failover committed");

@@ -194,10 +194,16 @@ impl Recovery {
         let vm = RecoveredVm::new(record.clone()).map_err(|error| failed(format!("{error:#}")))?;
         let store = vm.take_folder(&self.journal_dir).map_err(|error| failed(format!("{error:#}")))?;
         let settings = vm.settings(self.segment_bytes);
-        let journal =
-            journal::Journal::create(store, hello.vm, &hello.vm_name, &hello.disks, hello.epoch, settings)
-                .map_err(|error| failed(crate::source::with_sources(&error)))?;
-        vm.set_journal(journal);
+        let made =
+            journal::Journal::create(store, hello.vm, &hello.vm_name, &hello.disks, hello.epoch, settings);
+        match made {
+            Ok(journal) => drop(vm.set_journal(journal)),
+            // The agent died between making it and recording it.
+            Err(journal::CreateError::Exists) => {
+                self.open_journal(&vm).map_err(|error| failed(error.detail))?;
+            }
+            Err(error) => return Err(failed(crate::source::with_sources(&error))),
+        }
         self.state.save(&record.file_name(), &record).map_err(|error| failed(format!("{error:#}")))?;
         tracing::info!(vm = hello.vm_name, group = hello.group_name, peer, "journal made");
         self.vms().insert(hello.vm, vm.clone());

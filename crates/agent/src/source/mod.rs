@@ -3,6 +3,7 @@
 mod driver;
 mod group;
 mod record;
+mod stalled;
 mod vm;
 
 use crate::artifacts::Artifacts;
@@ -19,12 +20,17 @@ use api::ProtectRequest;
 pub(crate) use driver::Command;
 use group::Group;
 use record::{DiskRecord, FileRecord, ProtectionRecord};
+use stalled::Stalled;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use types::limits::{DEFINITION_BYTES_MAX, DISKS_MAX, TAG_BYTES_MAX};
 use types::{CheckpointKind, Epoch, GroupId, RunNumber, VmId, is_plain_name};
 pub(crate) use vm::{ProtectedVm, with_sources};
+
+/// How often a protection that could not be taken up is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Everything this agent protects.
 #[derive(Debug)]
@@ -39,6 +45,7 @@ pub(crate) struct Source {
     defaults: Policy,
     vms: Mutex<BTreeMap<String, Arc<ProtectedVm>>>,
     groups: Mutex<BTreeMap<String, Arc<Group>>>,
+    stalled: Mutex<BTreeMap<String, Stalled>>,
 }
 
 impl Source {
@@ -60,25 +67,52 @@ impl Source {
             defaults: config.defaults.clone(),
             vms: Mutex::default(),
             groups: Mutex::default(),
+            stalled: Mutex::default(),
         })
     }
 
-    /// Takes up every protection that is recorded. One that cannot be is logged and left for the
-    /// operator; the others go on.
+    /// Takes up every protection that is recorded. One that cannot be is shown as failed and tried again;
+    /// the others go on.
     pub(crate) fn resume_all(self: &Arc<Self>) -> anyhow::Result<()> {
         for record in self.state.load_all::<ProtectionRecord>("protected")? {
-            let name = record.name.clone();
-            if let Err(error) = self.begin(record) {
-                tracing::error!(vm = name, error = %error.detail, "protection cannot be taken up");
-            }
+            self.take_up(record);
         }
         Ok(())
+    }
+
+    /// Tries again, for ever, what could not be taken up.
+    pub(crate) async fn retry_regularly(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(RETRY_INTERVAL).await;
+            let waiting: Vec<_> = self.stalled().values().map(|stalled| stalled.record.clone()).collect();
+            for record in waiting {
+                tokio::task::block_in_place(|| self.take_up(record));
+            }
+        }
+    }
+
+    fn take_up(self: &Arc<Self>, record: ProtectionRecord) {
+        let name = record.name.clone();
+        match self.begin(record.clone()) {
+            Ok(_) => {
+                if self.stalled().remove(&name).is_some() {
+                    tracing::info!(vm = name, "protection taken up after all");
+                }
+            }
+            Err(error) => {
+                let error = error.detail;
+                let before = self.stalled().insert(name.clone(), Stalled { record, error: error.clone() });
+                if before.is_none_or(|before| before.error != error) {
+                    tracing::error!(vm = name, error, "protection cannot be taken up");
+                }
+            }
+        }
     }
 
     /// Protects a VM: checks everything first, records it, and begins.
     pub(crate) fn protect(self: &Arc<Self>, request: &ProtectRequest) -> Result<Arc<ProtectedVm>> {
         check_name("VM", &request.name)?;
-        if self.vms().contains_key(&request.name) {
+        if self.vms().contains_key(&request.name) || self.stalled().contains_key(&request.name) {
             return Err(OperationError::conflict(format!(
                 "VM {} is protected already; `holdfast vm unprotect {0}` ends that",
                 request.name
@@ -122,7 +156,11 @@ impl Source {
 
     fn begin(self: &Arc<Self>, record: ProtectionRecord) -> Result<Arc<ProtectedVm>> {
         let group = self.group(&record)?;
-        let vm = ProtectedVm::start(self, &group, record)?;
+        let vm = ProtectedVm::start(self, &group, record);
+        if vm.is_err() && group.is_empty() {
+            self.groups().remove(group.name());
+        }
+        let vm = vm?;
         group.join(&vm);
         self.vms().insert(vm.name(), vm.clone());
         Ok(vm)
@@ -159,6 +197,11 @@ impl Source {
 
     /// Ends a protection. The VM's image stays as it is; its socket goes.
     pub(crate) fn unprotect(&self, name: &str) -> Result<()> {
+        if let Some(stalled) = self.stalled().remove(name) {
+            self.state.remove(&stalled.record.file_name())?;
+            self.state.remove(&stalled.record.map_name())?;
+            return Ok(());
+        }
         let vm = self.vm(name)?;
         if vm.clients() > 0 {
             return Err(OperationError::conflict(format!(
@@ -195,6 +238,21 @@ impl Source {
         self.vms().values().cloned().collect()
     }
 
+    /// Every protected VM for the operator.
+    pub(crate) fn vms_to_api(&self) -> Vec<api::ProtectedVm> {
+        let mut rows: Vec<_> = self.list().iter().map(|vm| vm.to_api()).collect();
+        rows.extend(self.stalled().values().map(Stalled::to_api));
+        rows
+    }
+
+    /// One protected VM for the operator.
+    pub(crate) fn vm_to_api(&self, name: &str) -> Result<api::ProtectedVm> {
+        if let Some(stalled) = self.stalled().get(name) {
+            return Ok(stalled.to_api());
+        }
+        self.vm(name).map(|vm| vm.to_api())
+    }
+
     pub(crate) fn groups_here(&self) -> Vec<Arc<Group>> {
         self.groups().values().cloned().collect()
     }
@@ -215,6 +273,10 @@ impl Source {
 
     fn vms(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<ProtectedVm>>> {
         self.vms.lock().expect("a panic aborts the process")
+    }
+
+    fn stalled(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Stalled>> {
+        self.stalled.lock().expect("a panic aborts the process")
     }
 
     fn groups(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Group>>> {

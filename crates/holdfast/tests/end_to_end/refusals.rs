@@ -60,6 +60,41 @@ fn an_image_that_a_vm_uses_is_refused() {
 }
 
 #[test]
+fn an_image_that_is_gone_when_the_agent_starts_is_shown_and_taken_up_when_it_is_back() {
+    let mut stage = Stage::set();
+    let (one, two) = (stage.disk("one.raw", 1 << 20), stage.disk("two.raw", 1 << 20));
+    stage.protect("one", "one", &one);
+    stage.protect("two", "two", &two);
+    stage.a.kill_agent().unwrap();
+    let aside = stage.path("aside.raw");
+    std::fs::rename(&one, &aside).unwrap();
+    std::fs::remove_file(&two).unwrap();
+    stage.a.start_agent().unwrap();
+    let row = stage.a.wait_for_state("one", "failed", SOON).unwrap();
+    assert!(row["last_error"].as_str().unwrap().contains("does not exist"), "{row:#}");
+    refused(stage.try_protect("one", "one", &aside, &[]), 4, "protected already");
+    std::fs::rename(&aside, &one).unwrap();
+    stage.a.wait_for_state("one", "journaling", SOON).unwrap();
+    // The other one is given up.
+    stage.a.ask(&["vm", "unprotect", "two"]).unwrap();
+    refused(stage.a.protected("two"), 3, "no VM");
+}
+
+#[test]
+fn a_journal_that_was_made_but_not_recorded_is_taken_up() {
+    let mut stage = Stage::set();
+    let disk = stage.disk("disk.raw", 1 << 20);
+    stage.protect("web", "web", &disk);
+    stage.tag("web", "web", "before");
+    stage.b.kill_agent().unwrap();
+    // As if the agent had died just before it wrote this.
+    std::fs::remove_dir_all(stage.b.folder.join("state/recovered")).unwrap();
+    stage.b.start_agent().unwrap();
+    stage.drained("web");
+    assert!(same_bytes(&stage.copy_image("web", "before", "image.raw"), &disk));
+}
+
+#[test]
 fn settings_out_of_range_are_refused_with_the_range() {
     let stage = Stage::set();
     let disk = stage.disk("disk.raw", 1 << 20);

@@ -1,0 +1,54 @@
+//! Protections that are recorded but cannot be taken up: the image is missing, in use or damaged. They are
+//! shown to the operator, tried again, and can be ended like any other.
+
+use super::record::ProtectionRecord;
+
+/// A protection that waits for its cause to go away.
+#[derive(Debug, Clone)]
+pub(super) struct Stalled {
+    pub(super) record: ProtectionRecord,
+    /// Why it could not be taken up last time.
+    pub(super) error: String,
+}
+
+impl Stalled {
+    /// The VM for the operator: as `failed`, with what is to be done about it.
+    pub(super) fn to_api(&self) -> api::ProtectedVm {
+        let record = &self.record;
+        let disks = record.disks.iter().map(|disk| api::Disk {
+            name: disk.name.clone(),
+            size_bytes: 0,
+            path: disk.path.display().to_string(),
+        });
+        api::ProtectedVm {
+            id: record.vm.clone(),
+            name: record.name.clone(),
+            group: record.group.clone(),
+            epoch: record.epoch,
+            peer: record.peer.clone(),
+            state: "failed".into(),
+            reason: "not taken up; tried again by itself".into(),
+            link: "down".into(),
+            last_error: Some(self.error.clone()),
+            socket: String::new(),
+            clients: 0,
+            disks: disks.collect(),
+            rpo_now_seconds: None,
+            rpo_seconds: record.policy.rpo_seconds,
+            rpo_exceeded: false,
+            buffer_bytes: 0,
+            buffer_bytes_max: record.policy.buffer_bytes,
+            dirty_bytes: 0,
+            sync_progress: None,
+            writes: 0,
+            write_bytes: 0,
+            write_bytes_per_second: 0.0,
+            sent_bytes: 0,
+            sent_bytes_per_second: 0.0,
+            durable_seq: types::WriteSeq::ZERO.to_string(),
+            journal_bytes: 0,
+            history_seconds: 0,
+            checkpoint_interval_seconds: record.policy.checkpoint_interval_seconds,
+        }
+    }
+}
