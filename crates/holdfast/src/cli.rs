@@ -11,7 +11,7 @@ pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) connect: Connect,
     /// Print one JSON document instead of text.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = None)]
     pub(crate) json: bool,
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -19,6 +19,7 @@ pub(crate) struct Cli {
 
 /// Which agent to talk to.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Which agent to talk to")]
 pub(crate) struct Connect {
     /// The agent's API socket.
     #[arg(
@@ -185,6 +186,7 @@ pub(crate) struct Protect {
 pub(crate) enum CheckpointCommand {
     /// The checkpoints of a VM whose journal is kept here, oldest first.
     List {
+        /// The VM.
         #[arg(long)]
         vm: String,
         /// The most rows to print.
@@ -196,8 +198,10 @@ pub(crate) enum CheckpointCommand {
     },
     /// Take a checkpoint of a group now, with your words. On the protected side.
     Tag {
+        /// The protection group.
         #[arg(long)]
         group: String,
+        /// Your words.
         tag: String,
     },
 }
@@ -206,6 +210,7 @@ pub(crate) enum CheckpointCommand {
 pub(crate) enum ImageCommand {
     /// Open an image: prints the NBD socket to attach to.
     Open {
+        /// The VM.
         #[arg(long)]
         vm: String,
         /// `latest`, a checkpoint's id, a time (RFC 3339) or a tag.
@@ -225,6 +230,7 @@ pub(crate) enum ImageCommand {
 pub(crate) enum FailoverCommand {
     /// Fail a group over to this side: fences the other one, opens images, starts the VMs.
     Start {
+        /// The protection group.
         #[arg(long)]
         group: String,
         /// `latest`, a checkpoint's id, a time (RFC 3339) or a tag.
@@ -233,11 +239,13 @@ pub(crate) enum FailoverCommand {
     },
     /// Keep it.
     Commit {
+        /// The protection group.
         #[arg(long)]
         group: String,
     },
     /// Undo it: VMs stop, what they wrote is thrown away, protection may go on.
     Rollback {
+        /// The protection group.
         #[arg(long)]
         group: String,
     },
