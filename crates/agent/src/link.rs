@@ -1,6 +1,6 @@
 //! Connecting to a peer: TCP, TLS, and who is at the other end.
 
-use crate::pki::{Pki, peer_name};
+use crate::pki::{PeerRole, Pki};
 use anyhow::{Context, Result};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -29,6 +29,6 @@ pub(crate) async fn connect(pki: &Pki, peer: &str) -> Result<(TlsStream<TcpStrea
     let stream = timeout(CONNECT_TIMEOUT, connecting)
         .await
         .with_context(|| format!("{peer} does not answer within {} s", CONNECT_TIMEOUT.as_secs()))??;
-    let name = peer_name(stream.get_ref().1.peer_certificates()).unwrap_or_else(|| peer.to_owned());
+    let name = pki.peer_name(stream.get_ref().1.peer_certificates(), PeerRole::IsConnectedTo)?;
     Ok((stream, name))
 }

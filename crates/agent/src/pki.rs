@@ -11,7 +11,7 @@ use rcgen::{
     KeyUsagePurpose,
 };
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::io::Write;
@@ -148,6 +148,46 @@ impl Pki {
         self.server(roots)
     }
 
+    /// The name of a peer whose certificate some trusted site has issued, `AGENT.SITE`: but only where
+    /// that is the site it names. Each site vouches for its own agents and for nobody else's.
+    ///
+    /// # Errors
+    /// Where the certificate names no agent, or another site than the one that has issued it.
+    pub fn peer_name(&self, certificates: Option<&[CertificateDer<'_>]>, role: PeerRole) -> Result<String> {
+        let certificate =
+            certificates.and_then(|chain| chain.first()).context("the peer shows no certificate")?;
+        let leaf = webpki::EndEntityCert::try_from(certificate).context("read the peer's certificate")?;
+        let name = leaf.valid_dns_names().find_map(|name| name.strip_suffix(NAME_SUFFIX));
+        let name = name.context("the peer's certificate has no agent's name")?;
+        let (_, site) = name.split_once('.').context("the peer's certificate has no agent's name")?;
+        check_label(site).map_err(|what| anyhow::anyhow!("the peer's site {site:?}: {what}"))?;
+        let trusted = read_certificates(&self.folder.join("trust").join(format!("{site}.pem")))
+            .with_context(|| format!("the peer calls itself {name}, but site {site} is not trusted"))?;
+        let anchors: Vec<_> = trusted
+            .iter()
+            .map(webpki::anchor_from_trusted_cert)
+            .collect::<Result<_, _>>()
+            .context("use a trusted CA")?;
+        let seconds = u64::try_from(crate::clock::wall().0 / 1_000_000).unwrap_or(0);
+        let usage = match role {
+            PeerRole::Connects => webpki::KeyUsage::client_auth(),
+            PeerRole::IsConnectedTo => webpki::KeyUsage::server_auth(),
+        };
+        leaf.verify_for_usage(
+            webpki::ALL_VERIFICATION_ALGS,
+            &anchors,
+            &[],
+            UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds)),
+            usage,
+            None,
+            None,
+        )
+        .with_context(|| {
+            format!("the peer calls itself {name}, but site {site} has not issued its certificate")
+        })?;
+        Ok(name.to_owned())
+    }
+
     fn server(&self, roots: RootCertStore) -> Result<Arc<ServerConfig>> {
         let verifier =
             WebPkiClientVerifier::builder(Arc::new(roots)).build().context("use the trusted CAs")?;
@@ -213,11 +253,11 @@ pub fn operator_client(ca: &Path, certificate: &Path, key: &Path) -> Result<Arc<
     Ok(Arc::new(config))
 }
 
-/// The agent's name in a certificate that has been verified, `AGENT.SITE`.
-pub fn peer_name(certificates: Option<&[CertificateDer<'_>]>) -> Option<String> {
-    let certificate = certificates?.first()?;
-    let parsed = webpki::EndEntityCert::try_from(certificate).ok()?;
-    parsed.valid_dns_names().find_map(|name| name.strip_suffix(NAME_SUFFIX)).map(str::to_owned)
+/// Which end of a connection a peer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerRole {
+    Connects,
+    IsConnectedTo,
 }
 
 fn ca_params(site: &str) -> CertificateParams {

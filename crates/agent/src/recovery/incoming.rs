@@ -4,7 +4,7 @@ use super::Recovery;
 use super::vm::{RecoveredVm, StreamHold};
 use super::writer::{Written, write_batches};
 use crate::clock;
-use crate::pki::{Pki, peer_name};
+use crate::pki::{PeerRole, Pki};
 use crate::wire_io::{Outgoing, ReadError, read_message, write_messages};
 use anyhow::{Context, Result};
 use batch::Batch;
@@ -72,8 +72,7 @@ async fn serve(recovery: Arc<Recovery>, pki: &Pki, stream: TcpStream) -> Result<
         .await
         .context("the peer does not finish its TLS handshake")?
         .context("TLS handshake")?;
-    let peer = peer_name(stream.get_ref().1.peer_certificates())
-        .context("the peer's certificate has no agent's name")?;
+    let peer = pki.peer_name(stream.get_ref().1.peer_certificates(), PeerRole::Connects)?;
     let (reader, writer) = tokio::io::split(stream);
     let why = Connection::run(recovery, peer.clone(), reader, writer).await;
     tracing::info!(peer, why, "stream ended");

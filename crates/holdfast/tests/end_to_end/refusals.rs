@@ -36,24 +36,21 @@ fn images_that_cannot_be_used_are_refused_with_the_cure() {
 fn an_image_that_a_vm_uses_is_refused() {
     let stage = Stage::set();
     let disk = stage.disk("disk.raw", 1 << 20);
-    let mut qemu = Command::new("qemu-system-x86_64")
+    // It returns once the VM is set up, and has the image by then.
+    let pid_file = stage.path("qemu.pid");
+    let started = Command::new("qemu-system-x86_64")
         .args(["-machine", "q35,accel=tcg", "-S", "-nodefaults", "-display", "none", "-blockdev"])
         .arg(format!("driver=file,node-name=d,filename={}", disk.display()))
-        .args(["-device", "virtio-blk-pci,drive=d"])
-        .spawn()
+        .args(["-device", "virtio-blk-pci,drive=d", "-daemonize", "-pidfile"])
+        .arg(&pid_file)
+        .status()
         .unwrap();
-    let error = wait_until("the refusal", SOON, || match stage.try_protect("web", "web", &disk, &[]) {
-        Ok(_) => {
-            // QEMU had not opened the image yet.
-            stage.a.ask(&["vm", "unprotect", "web"])?;
-            Ok(None)
-        }
-        Err(error) => Ok(Some(error)),
-    })
-    .unwrap();
-    refused(Err(error), 2, "is in use; stop the VM");
-    qemu.kill().unwrap();
-    qemu.wait().unwrap();
+    assert!(started.success());
+    refused(stage.try_protect("web", "web", &disk, &[]), 2, "is in use; stop the VM");
+    let pid = std::fs::read_to_string(&pid_file).unwrap().trim().to_owned();
+    assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success());
+    let process = Path::new("/proc").join(pid);
+    wait_until("the VM's end", SOON, || Ok((!process.exists()).then_some(()))).unwrap();
     stage.protect("web", "web", &disk);
     refused(stage.try_protect("again", "again", &disk, &[]), 2, "is in use");
     refused(stage.try_protect("web", "web", &disk, &[]), 4, "protected already");
@@ -156,6 +153,56 @@ fn a_strangers_certificate_is_refused_and_the_guest_goes_on() {
     assert!(copied.success(), "the guest's disk works all the same");
     assert!(stage.b.recovered("web").is_err(), "nothing of a stranger is kept");
     stage.b.stop_agent().unwrap();
+}
+
+#[test]
+fn a_trusted_site_cannot_speak_for_another() {
+    let stage = Stage::set();
+    // An authority that calls itself site-a, and that B trusts as site-c.
+    let mut other = Site::make(Path::new(HOLDFAST), &stage.path("other"), "site-a").unwrap();
+    let trust = |of: &Site, site: &str, whose: &Site| {
+        let mut command = of.command();
+        command.args(["pki", "trust", "--site", site, "--dir"]).arg(of.pki()).arg(whose.pki().join("ca.pem"));
+        assert!(command.output().unwrap().status.success());
+    };
+    trust(&stage.b, "site-c", &other);
+    trust(&other, "site-b", &stage.b);
+    other.start_agent().unwrap();
+    let disk = format!("vda={}", stage.disk("disk.raw", 1 << 20).display());
+    other.ask(&["vm", "protect", "web", "--disk", &disk, "--peer", &stage.b.peer()]).unwrap();
+    wait_until("the refusal", SOON, || {
+        let words = "calls itself agent-1.site-a, but site site-a has not issued its certificate";
+        Ok(stage.b.unannounced(&[])?.iter().any(|line| line.contains(words)).then_some(()))
+    })
+    .unwrap();
+    assert!(stage.b.recovered("web").is_err());
+}
+
+#[test]
+fn trust_that_is_removed_refuses_and_comes_back_with_a_renewed_certificate_without_a_restart() {
+    let stage = Stage::set();
+    let disk = stage.disk("disk.raw", 1 << 20);
+    let issue = |days: &str| {
+        let mut command = stage.a.command();
+        let arguments =
+            ["pki", "issue", "--agent", "agent-1", "--host", "127.0.0.1", "--days", days, "--dir"];
+        command.args(arguments).arg(stage.a.pki()).output().unwrap().status.success()
+    };
+    assert!(!issue("0"), "a certificate of no days is refused");
+    std::fs::remove_file(stage.b.pki().join("trust/site-a.pem")).unwrap();
+    let elsewhere = Site::make(Path::new(HOLDFAST), &stage.path("elsewhere"), "site-z").unwrap();
+    let mut trust = stage.b.command();
+    trust.args(["pki", "trust", "--site", "site-z", "--dir"]).arg(stage.b.pki());
+    assert!(trust.arg(elsewhere.pki().join("ca.pem")).output().unwrap().status.success());
+    stage.try_protect("web", "web", &disk, &[]).unwrap();
+    wait_until("the refusal", SOON, || Ok(stage.a.protected("web")?["last_error"].is_string().then_some(())))
+        .unwrap();
+    // Trust comes back, and a renewed certificate with it; nobody is restarted.
+    let mut trust = stage.b.command();
+    trust.args(["pki", "trust", "--site", "site-a", "--dir"]).arg(stage.b.pki());
+    assert!(trust.arg(stage.a.pki().join("ca.pem")).output().unwrap().status.success());
+    assert!(issue("30"));
+    stage.a.wait_for_state("web", "journaling", SOON).unwrap();
 }
 
 #[test]
