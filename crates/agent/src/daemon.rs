@@ -1,5 +1,6 @@
 //! Starting the agent: take the folders, take up what is recorded, listen, and run until told to stop.
 
+use crate::alerts::Alerts;
 use crate::artifacts::Artifacts;
 use crate::config::Config;
 use crate::http::{App, serve};
@@ -29,19 +30,21 @@ pub async fn run(config: Config) -> Result<()> {
     tracing::info!(site = config.site, agent = config.agent, run = run.0, "agent starts");
     // The protected side first: guests wait for their disks, journals can wait.
     source.resume_all()?;
+    let alerts = Arc::new(Alerts::default());
     let app = App {
         site: config.site.clone(),
         agent: config.agent.clone(),
         run,
         source: source.clone(),
         recovery: recovery.clone(),
+        alerts: alerts.clone(),
     };
     {
         let recovery = recovery.clone();
         tokio::task::spawn_blocking(move || recovery.resume_all()).await.context("open journals")??;
     }
     if let Some(address) = config.stream_listen {
-        listen(recovery.clone(), pki.clone(), address).await?;
+        tokio::spawn(listen(recovery.clone(), pki.clone(), address, alerts));
     }
     serve(app, &config.api_socket, config.api_listen, &pki).await?;
     tokio::spawn(recovery.retain_regularly());

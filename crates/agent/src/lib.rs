@@ -4,6 +4,7 @@
 //! [`source`] is the protected side: VMs whose writes are captured and sent. [`recovery`] is the other:
 //! journals received, images opened, groups failed over. One agent may be both at once.
 
+mod alerts;
 pub mod artifacts;
 pub mod clock;
 pub mod config;

@@ -22,6 +22,8 @@ pub struct Status {
     pub agent: String,
     pub version: String,
     pub run: u32,
+    /// What is wrong with the agent as a whole.
+    pub alerts: Vec<String>,
     pub protected: Vec<ProtectedVm>,
     pub recovered: Vec<RecoveredVm>,
     pub images: Vec<Image>,

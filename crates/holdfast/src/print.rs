@@ -23,6 +23,9 @@ pub(crate) fn one<T: Serialize>(as_json: bool, value: &T, text: impl FnOnce(&T) 
 
 pub(crate) fn status(status: &Status) -> String {
     let mut out = format!("agent {} of site {}, version {}\n", status.agent, status.site, status.version);
+    for alert in &status.alerts {
+        let _ = writeln!(out, "ALERT: {alert}");
+    }
     if !status.protected.is_empty() {
         out += "\nPROTECTED\n";
         out += &vm_table(&status.protected);

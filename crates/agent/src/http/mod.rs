@@ -7,6 +7,7 @@ mod serve;
 pub use routes::openapi;
 pub(crate) use serve::serve;
 
+use crate::alerts::Alerts;
 use crate::recovery::Recovery;
 use crate::source::Source;
 use std::sync::Arc;
@@ -20,4 +21,5 @@ pub(crate) struct App {
     pub(crate) run: RunNumber,
     pub(crate) source: Arc<Source>,
     pub(crate) recovery: Arc<Recovery>,
+    pub(crate) alerts: Arc<Alerts>,
 }

@@ -67,6 +67,7 @@ async fn status(State(app): State<App>) -> Answer<Status> {
             agent: app.agent.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             run: app.run.0,
+            alerts: app.alerts.list(),
             protected: app.source.vms_to_api(),
             recovered: app.recovery.vms_to_api(),
             images: app.recovery.list_images(),

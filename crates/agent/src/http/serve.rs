@@ -22,7 +22,6 @@ const ACCEPTED_AHEAD: usize = 16;
 
 /// Serves the API on a unix socket, for the agent's own user only, and on TCP if an address is given.
 pub(crate) async fn serve(app: App, socket: &Path, listen: Option<SocketAddr>, pki: &Pki) -> Result<()> {
-    let router = router(app);
     if UnixStream::connect(socket).await.is_ok() {
         bail!("an agent answers at {} already", socket.display());
     }
@@ -33,16 +32,26 @@ pub(crate) async fn serve(app: App, socket: &Path, listen: Option<SocketAddr>, p
     let listener = UnixListener::bind(socket).with_context(|| format!("listen on {}", socket.display()))?;
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))
         .context("protect the API socket")?;
+    let alerts = app.alerts.clone();
+    let router = router(app);
     spawn(listener, router.clone());
-    if let Some(address) = listen {
-        pki.api_server().context("prepare TLS for the API")?;
-        let listener =
-            TcpListener::bind(address).await.with_context(|| format!("listen for the API on {address}"))?;
-        tracing::info!(%address, "API listening");
-        let (accepted, ready) = mpsc::channel(ACCEPTED_AHEAD);
-        tokio::spawn(shake_hands(listener, pki.clone(), accepted));
-        spawn(TlsListener { address, ready }, router);
+    if let Some(address) = listen
+        && let Err(error) = serve_tls(router, address, pki).await
+    {
+        // The VMs protected here must be served all the same.
+        let cure = "restart the agent once that is mended";
+        alerts.raise("API on TCP", format!("the API is not served on {address}: {error:#}; {cure}"));
     }
+    Ok(())
+}
+
+async fn serve_tls(router: Router, address: SocketAddr, pki: &Pki) -> Result<()> {
+    pki.api_server().context("prepare TLS for the API")?;
+    let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
+    tracing::info!(%address, "API listening");
+    let (accepted, ready) = mpsc::channel(ACCEPTED_AHEAD);
+    tokio::spawn(shake_hands(listener, pki.clone(), accepted));
+    spawn(TlsListener { address, ready }, router);
     Ok(())
 }
 

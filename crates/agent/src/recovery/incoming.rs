@@ -3,6 +3,7 @@
 use super::Recovery;
 use super::vm::{RecoveredVm, StreamHold};
 use super::writer::{Written, write_batches};
+use crate::alerts::Alerts;
 use crate::clock;
 use crate::pki::{PeerRole, Pki};
 use crate::wire_io::{Outgoing, ReadError, read_message, write_messages};
@@ -26,17 +27,41 @@ use types::Epoch;
 use types::limits::{CONNECT_TIMEOUT, RECEIVE_QUEUE_BATCHES, STREAMS_MAX};
 
 const TICK: Duration = Duration::from_millis(500);
+const LISTEN_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// Messages read ahead of the machine that takes them.
 const MESSAGES_AHEAD: usize = 4;
 
-/// Accepts streams on `address`. Certificates and trust are read anew for each connection.
-pub(crate) async fn listen(recovery: Arc<Recovery>, pki: Pki, address: SocketAddr) -> Result<()> {
-    pki.stream_server().context("prepare TLS for streams")?;
-    let listener =
-        TcpListener::bind(address).await.with_context(|| format!("listen for streams on {address}"))?;
-    tracing::info!(%address, "listening for streams");
-    tokio::spawn(accept(recovery, pki, listener));
-    Ok(())
+/// Accepts streams on `address`, as soon as it can be listened on: what hinders it is an alert, and the VMs
+/// protected here do not wait for it. Certificates and trust are read anew for each connection.
+pub(crate) async fn listen(recovery: Arc<Recovery>, pki: Pki, address: SocketAddr, alerts: Arc<Alerts>) {
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => {
+                alerts.clear("stream listener");
+                tracing::info!(%address, "listening for streams");
+                tokio::spawn(watch_tls(pki.clone(), alerts));
+                return accept(recovery, pki, listener).await;
+            }
+            Err(error) => {
+                let text = format!(
+                    "no streams are accepted: cannot listen on {address}: {error}; tried again by itself"
+                );
+                alerts.raise("stream listener", text);
+            }
+        }
+        tokio::time::sleep(LISTEN_RETRY_INTERVAL).await;
+    }
+}
+
+/// Says as long as it is so that no peer can be let in, and why.
+async fn watch_tls(pki: Pki, alerts: Arc<Alerts>) {
+    loop {
+        match pki.stream_server() {
+            Ok(_) => alerts.clear("stream TLS"),
+            Err(error) => alerts.raise("stream TLS", format!("no streams are accepted: {error:#}")),
+        }
+        tokio::time::sleep(LISTEN_RETRY_INTERVAL).await;
+    }
 }
 
 async fn accept(recovery: Arc<Recovery>, pki: Pki, listener: TcpListener) {

@@ -206,6 +206,31 @@ fn trust_that_is_removed_refuses_and_comes_back_with_a_renewed_certificate_witho
 }
 
 #[test]
+fn an_agent_that_cannot_take_streams_says_so_and_serves_its_guests_all_the_same() {
+    let mut stage = Stage::set();
+    let disk = stage.disk("disk.raw", 1 << 20);
+    let socket = stage.protect("web", "web", &disk);
+    stage.a.stop_agent().unwrap();
+    let trust = stage.a.pki().join("trust/site-b.pem");
+    let aside = stage.path("site-b.pem");
+    std::fs::rename(&trust, &aside).unwrap();
+    let taken = std::net::TcpListener::bind(stage.a.peer()).unwrap();
+    stage.a.start_agent().unwrap();
+    let alerts = |words: &'static str| {
+        let status = stage.a.ask(&["status"])?;
+        let rows = status["alerts"].as_array().unwrap().clone();
+        Ok::<_, anyhow::Error>(rows.iter().any(|row| row.as_str().unwrap().contains(words)))
+    };
+    wait_until("the alert", SOON, || Ok(alerts("cannot listen on")?.then_some(()))).unwrap();
+    lab::copy_image(&socket, "vda", &stage.path("copy.raw")).expect("the guest's disk is served");
+    drop(taken);
+    wait_until("the next alert", SOON, || Ok(alerts("no site is trusted")?.then_some(()))).unwrap();
+    std::fs::rename(&aside, &trust).unwrap();
+    wait_until("no alert", SOON, || Ok((!alerts("")?).then_some(()))).unwrap();
+    stage.a.wait_for_state("web", "journaling", SOON).unwrap();
+}
+
+#[test]
 fn disks_that_changed_are_refused_until_the_vm_is_protected_anew() {
     let mut stage = Stage::set();
     let disk = stage.disk("disk.raw", 4 << 20);
