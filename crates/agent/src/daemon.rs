@@ -29,8 +29,8 @@ pub async fn run(config: Config) -> Result<()> {
     let pki = Pki::new(&config.pki_dir);
     tracing::info!(site = config.site, agent = config.agent, run = run.0, "agent starts");
     // The protected side first: guests wait for their disks, journals can wait.
-    source.resume_all()?;
     let alerts = Arc::new(Alerts::default());
+    source.resume_all(&alerts)?;
     let app = App {
         site: config.site.clone(),
         agent: config.agent.clone(),
@@ -39,15 +39,21 @@ pub async fn run(config: Config) -> Result<()> {
         recovery: recovery.clone(),
         alerts: alerts.clone(),
     };
-    {
+    let resumed = {
         let recovery = recovery.clone();
-        tokio::task::spawn_blocking(move || recovery.resume_all()).await.context("open journals")??;
-    }
-    if let Some(address) = config.stream_listen {
-        tokio::spawn(listen(recovery.clone(), pki.clone(), address, alerts));
+        tokio::task::spawn_blocking(move || recovery.resume_all()).await.context("open journals")?
+    };
+    match resumed {
+        Ok(()) => {
+            if let Some(address) = config.stream_listen {
+                tokio::spawn(listen(recovery.clone(), pki.clone(), address, alerts));
+            }
+            tokio::spawn(recovery.retain_regularly());
+        }
+        // Without knowing which groups have failed over, no stream may be taken.
+        Err(error) => alerts.raise("recovery side", format!("no streams are accepted: {error:#}")),
     }
     serve(app, &config.api_socket, config.api_listen, &pki).await?;
-    tokio::spawn(recovery.retain_regularly());
     tokio::spawn(source.clone().retry_regularly());
     tracing::info!(socket = %config.api_socket.display(), "ready");
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;

@@ -96,6 +96,11 @@ impl StateDir {
 
     /// Reads every `.json` of a folder.
     pub(crate) fn load_all<T: DeserializeOwned>(&self, folder: &str) -> Result<Vec<T>> {
+        self.load_each(folder)?.into_iter().collect()
+    }
+
+    /// Reads every `.json` of a folder, each by itself.
+    pub(crate) fn load_each<T: DeserializeOwned>(&self, folder: &str) -> Result<Vec<Result<T>>> {
         let path = self.path(folder);
         let rows = match std::fs::read_dir(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -107,11 +112,7 @@ impl StateDir {
             names.extend(name.to_str().filter(|name| name.ends_with(".json")).map(str::to_owned));
         }
         names.sort();
-        let mut files = Vec::new();
-        for name in names {
-            files.extend(self.load(&format!("{folder}/{name}"))?);
-        }
-        Ok(files)
+        Ok(names.iter().filter_map(|name| self.load(&format!("{folder}/{name}")).transpose()).collect())
     }
 }
 

@@ -6,6 +6,7 @@ mod record;
 mod stalled;
 mod vm;
 
+use crate::alerts::Alerts;
 use crate::artifacts::Artifacts;
 use crate::clock;
 use crate::config::{Compression, Config};
@@ -73,9 +74,13 @@ impl Source {
 
     /// Takes up every protection that is recorded. One that cannot be is shown as failed and tried again;
     /// the others go on.
-    pub(crate) fn resume_all(self: &Arc<Self>) -> anyhow::Result<()> {
-        for record in self.state.load_all::<ProtectionRecord>("protected")? {
-            self.take_up(record);
+    pub(crate) fn resume_all(self: &Arc<Self>, alerts: &Alerts) -> anyhow::Result<()> {
+        for record in self.state.load_each::<ProtectionRecord>("protected")? {
+            match record {
+                Ok(record) => self.take_up(record),
+                // Its guest has no disk until this is mended; the others must have theirs.
+                Err(error) => alerts.raise("protections", format!("a protection is left out: {error:#}")),
+            }
         }
         Ok(())
     }

@@ -231,6 +231,35 @@ fn an_agent_that_cannot_take_streams_says_so_and_serves_its_guests_all_the_same(
 }
 
 #[test]
+fn a_damaged_record_costs_only_what_it_was_of() {
+    let mut stage = Stage::set();
+    let (one, two) = (stage.disk("one.raw", 1 << 20), stage.disk("two.raw", 1 << 20));
+    stage.protect("one", "one", &one);
+    let socket = stage.protect("two", "two", &two);
+    stage.drained("one");
+    stage.b.ask(&["failover", "start", "--group", "one"]).unwrap();
+    stage.a.kill_agent().unwrap();
+    stage.b.kill_agent().unwrap();
+    let damage = |site: &Site, folder: &str, words: &str| {
+        let rows = std::fs::read_dir(site.folder.join("state").join(folder)).unwrap();
+        let paths = rows.map(|row| row.unwrap().path());
+        let holds = |path: &std::path::PathBuf| std::fs::read_to_string(path).unwrap().contains(words);
+        std::fs::write(paths.filter(|path| holds(path)).last().unwrap(), "{").unwrap();
+    };
+    damage(&stage.a, "protected", "\"name\": \"one\"");
+    damage(&stage.b, "failovers", "\"group\": \"one\"");
+    stage.a.start_agent().unwrap();
+    stage.b.start_agent().unwrap();
+    let alert = |site: &Site| site.ask(&["status"]).unwrap()["alerts"][0].as_str().unwrap().to_owned();
+    assert!(alert(&stage.a).contains("a protection is left out"), "{}", alert(&stage.a));
+    lab::copy_image(&socket, "vda", &stage.path("copy.raw")).expect("the other guest's disk is served");
+    // Who has failed over is not known any more: nobody may write to any journal.
+    assert!(alert(&stage.b).contains("no streams are accepted"), "{}", alert(&stage.b));
+    wait_until("no stream", SOON, || Ok((stage.a.protected("two")?["last_error"].is_string()).then_some(())))
+        .unwrap();
+}
+
+#[test]
 fn disks_that_changed_are_refused_until_the_vm_is_protected_anew() {
     let mut stage = Stage::set();
     let disk = stage.disk("disk.raw", 4 << 20);
