@@ -1,4 +1,4 @@
-//! The tiny guest: a Debian cloud kernel, its virtio module, and a busybox initramfs made here.
+//! The tiny guest: a Debian cloud kernel, its virtio modules, and a busybox initramfs made here.
 
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
@@ -38,7 +38,6 @@ impl GuestFiles {
     pub fn make(folder: &Path, package: &Path) -> Result<Self> {
         std::fs::create_dir_all(folder).context("make the guest's folder")?;
         let kernel = find(&package.join("boot"), |name| name.starts_with("vmlinuz-"))?;
-        let module = find(&package.join("lib/modules"), |name| name.starts_with("virtio_blk.ko"))?;
         let files = Self { kernel: folder.join("kernel"), initrd: folder.join("initrd") };
         std::fs::copy(&kernel, &files.kernel).context("copy the kernel")?;
         let mut archive = Archive::default();
@@ -46,7 +45,11 @@ impl GuestFiles {
             archive.folder(name);
         }
         archive.file("init", INIT.as_bytes(), true);
-        archive.file("virtio_blk.ko", &unpack(&module)?, false);
+        let mut loaded = Vec::new();
+        for module in ["virtio_pci", "virtio_blk"] {
+            add_module(&package.join("lib/modules"), module, &mut archive, &mut loaded)?;
+        }
+        archive.file("modules", (loaded.join("\n") + "\n").as_bytes(), false);
         let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().find(|path| Path::new(path).exists());
         archive.copy("bin/busybox", Path::new(busybox.context("busybox is not installed")?))?;
         for tool in ["/sbin/e2fsck", "/sbin/mke2fs"] {
@@ -83,6 +86,34 @@ fn find(folder: &Path, wanted: impl Fn(&str) -> bool + Copy) -> Result<PathBuf> 
         }
     }
     bail!("the kernel package has not what is looked for in {}", folder.display())
+}
+
+/// Puts a module into the archive, those it depends on before it, and its name behind theirs on `loaded`.
+/// One that is not in the package is built into the kernel.
+fn add_module(package: &Path, name: &str, archive: &mut Archive, loaded: &mut Vec<String>) -> Result<()> {
+    let file = format!("{name}.ko");
+    let of_it =
+        |found: &str| found.strip_prefix(&file).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    if loaded.iter().any(|known| known == name) {
+        return Ok(());
+    }
+    let Ok(path) = find(package, of_it) else { return Ok(()) };
+    let bytes = unpack(&path)?;
+    for needed in depends(&bytes) {
+        add_module(package, &needed, archive, loaded)?;
+    }
+    archive.file(&file, &bytes, false);
+    loaded.push(name.to_owned());
+    Ok(())
+}
+
+/// The modules that a module says it depends on, in its `.modinfo`.
+fn depends(module: &[u8]) -> Vec<String> {
+    const KEY: &[u8] = b"\0depends=";
+    let Some(at) = module.windows(KEY.len()).position(|window| window == KEY) else { return Vec::new() };
+    let value = module[at + KEY.len()..].split(|&byte| byte == 0).next().unwrap_or_default();
+    let names = String::from_utf8_lossy(value).replace('-', "_");
+    names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
 /// A module's bytes, whatever it is compressed with.

@@ -12,7 +12,12 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 option() { sed -n "s/.*holdfast\.$1=\([^ ]*\).*/\1/p" /proc/cmdline; }
 depth=$(option depth)
-insmod /virtio_blk.ko ${depth:+queue_depth=$depth}
+while read -r module; do
+    case $module in
+        virtio_blk) insmod /virtio_blk.ko ${depth:+queue_depth=$depth} ;;
+        *) insmod "/$module.ko" ;;
+    esac
+done < /modules
 tries=0
 while [ ! -b /dev/vda ] && [ $tries -lt 100 ]; do usleep 50000; tries=$((tries + 1)); done
 

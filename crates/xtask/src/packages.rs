@@ -81,11 +81,15 @@ fn apt_get(arguments: &[&str]) -> Result<()> {
     lab::run_quietly(command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive"))
 }
 
+/// The kernel the guests are tested with, where the package sources have it.
+const KERNEL_WANTED: &str = "linux-image-6.12.";
+
 /// Downloads and unpacks the newest cloud kernel there is, 6.12 before others, into `folder`.
 pub(crate) fn unpack_kernel(folder: &Path) -> Result<()> {
     let name = match newest_cloud_kernel()? {
-        Some(name) => name,
-        None => {
+        Some(name) if name.starts_with(KERNEL_WANTED) => name,
+        // The lists may be of another day, or not be there at all.
+        _ => {
             apt_get(&["update"])?;
             newest_cloud_kernel()?.context("the configured package sources have no cloud kernel for amd64")?
         }
@@ -119,7 +123,7 @@ fn newest_cloud_kernel() -> Result<Option<String>> {
         .lines()
         .filter_map(|line| line.split_whitespace().next().map(str::to_owned))
         .collect();
-    names.sort_by_key(|name| (name.starts_with("linux-image-6.12."), version(name)));
+    names.sort_by_key(|name| (name.starts_with(KERNEL_WANTED), version(name)));
     Ok(names.pop())
 }
 

@@ -74,6 +74,8 @@ fn fio_verifies_what_it_wrote_and_the_other_side_gets_the_same() {
             "--io_size=48M",
             "--verify=crc32c",
             "--verify_fatal=1",
+            // Else it leaves a file of its own in the folder the tests run in.
+            "--verify_state_save=0",
             "--randrepeat=0",
             "--minimal",
         ],
