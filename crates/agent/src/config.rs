@@ -1,7 +1,7 @@
 //! `agent.toml`: what it may say, and what is said back where it says it wrong.
 
 use crate::policy::{Policy, within};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use toml::Spanned;
@@ -17,6 +17,45 @@ pub enum Compression {
     Zstd,
 }
 
+/// Where a journal's replica stands; see `journal::Mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum JournalMode {
+    #[default]
+    RollForward,
+    Rollback,
+}
+
+impl From<JournalMode> for journal::Mode {
+    fn from(mode: JournalMode) -> Self {
+        match mode {
+            JournalMode::RollForward => journal::Mode::RollForward,
+            JournalMode::Rollback => journal::Mode::Rollback,
+        }
+    }
+}
+
+/// What holds for all journals this agent keeps, unless one is set otherwise.
+#[derive(Debug, Clone)]
+pub struct JournalConfig {
+    /// Journals lie in folders of it.
+    pub folder: PathBuf,
+    /// Replicas lie in folders of it, if not with their journals.
+    pub replica_folder: Option<PathBuf>,
+    /// A segment is closed at this size at the latest.
+    pub segment_bytes: u64,
+    pub mode: JournalMode,
+    pub keep_all_seconds: u64,
+    pub keep_minutely_seconds: u64,
+    pub keep_tagged_seconds: u64,
+    /// Below this many free bytes nothing more is journaled.
+    pub free_bytes_min: u64,
+    /// Of all folding together; 0 for no limit.
+    pub fold_bytes_per_second: u64,
+    /// Of all scrubbing together; 0 turns it off.
+    pub scrub_bytes_per_second: u64,
+}
+
 /// The agent's configuration, every value checked.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -30,7 +69,7 @@ pub struct Config {
     pub api_listen: Option<SocketAddr>,
     pub stream_listen: Option<SocketAddr>,
     pub compression: Compression,
-    pub segment_bytes: u64,
+    pub journal: JournalConfig,
     pub qemu: PathBuf,
     pub log_json: bool,
     pub(crate) defaults: Policy,
@@ -87,6 +126,15 @@ struct RawStream {
 #[serde(deny_unknown_fields)]
 struct RawJournal {
     segment_bytes: Option<Spanned<u64>>,
+    replica_dir: Option<PathBuf>,
+    #[serde(default)]
+    mode: JournalMode,
+    keep_all_seconds: Option<Spanned<u64>>,
+    keep_minutely_seconds: Option<Spanned<u64>>,
+    keep_tagged_seconds: Option<Spanned<u64>>,
+    free_bytes_min: Option<Spanned<u64>>,
+    fold_bytes_per_second: Option<Spanned<u64>>,
+    scrub_bytes_per_second: Option<Spanned<u64>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -155,28 +203,74 @@ impl Config {
             },
         };
         let defaults = raw.defaults.to_policy(ranged)?;
-        let segment_bytes = ranged(
-            "segment_bytes",
-            &raw.journal.segment_bytes,
-            limits::SEGMENT_BYTES_DEFAULT,
-            limits::SEGMENT_BYTES_RANGE,
-        )?;
+        let journal_dir = inside(raw.journal_dir, "journals");
+        let mut journal = raw.journal.check(ranged)?;
+        journal.folder.clone_from(&journal_dir);
+        journal.replica_folder = journal.replica_folder.map(|folder| base.join(folder));
         let run_dir = inside(raw.run_dir, "run");
         Ok(Self {
-            journal_dir: inside(raw.journal_dir, "journals"),
+            journal_dir,
             pki_dir: inside(raw.pki_dir, "pki"),
             api_socket: raw.api.socket.map_or_else(|| run_dir.join("agent.sock"), |path| base.join(path)),
             run_dir,
             api_listen: raw.api.listen,
             stream_listen: raw.stream.listen,
             compression: raw.stream.compression,
-            segment_bytes,
+            journal,
             qemu: raw.qemu.binary.unwrap_or_else(|| "qemu-system-x86_64".into()),
             log_json: raw.log.json,
             defaults,
             site: raw.site.into_inner(),
             agent: raw.agent.into_inner(),
             state_dir,
+        })
+    }
+}
+
+impl RawJournal {
+    fn check(
+        &self,
+        ranged: impl Fn(&str, &Option<Spanned<u64>>, u64, (u64, u64)) -> Result<u64, ConfigError>,
+    ) -> Result<JournalConfig, ConfigError> {
+        let ages = (0, limits::HISTORY_SECONDS_RANGE.1);
+        let keep_all_seconds =
+            ranged("keep_all_seconds", &self.keep_all_seconds, limits::KEEP_ALL_SECONDS_DEFAULT, ages)?;
+        Ok(JournalConfig {
+            folder: PathBuf::new(),
+            replica_folder: self.replica_dir.clone(),
+            segment_bytes: ranged(
+                "segment_bytes",
+                &self.segment_bytes,
+                limits::SEGMENT_BYTES_DEFAULT,
+                limits::SEGMENT_BYTES_RANGE,
+            )?,
+            mode: self.mode,
+            keep_all_seconds,
+            keep_minutely_seconds: ranged(
+                "keep_minutely_seconds",
+                &self.keep_minutely_seconds,
+                limits::KEEP_MINUTELY_SECONDS_DEFAULT.max(keep_all_seconds),
+                (keep_all_seconds, ages.1),
+            )?,
+            keep_tagged_seconds: ranged("keep_tagged_seconds", &self.keep_tagged_seconds, 0, ages)?,
+            free_bytes_min: ranged(
+                "free_bytes_min",
+                &self.free_bytes_min,
+                limits::FREE_BYTES_MIN_DEFAULT,
+                limits::FREE_BYTES_MIN_RANGE,
+            )?,
+            fold_bytes_per_second: ranged(
+                "fold_bytes_per_second",
+                &self.fold_bytes_per_second,
+                0,
+                (0, u64::MAX),
+            )?,
+            scrub_bytes_per_second: ranged(
+                "scrub_bytes_per_second",
+                &self.scrub_bytes_per_second,
+                limits::SCRUB_BYTES_PER_SECOND_DEFAULT,
+                (0, u64::MAX),
+            )?,
         })
     }
 }

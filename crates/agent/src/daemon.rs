@@ -48,7 +48,7 @@ pub async fn run(config: Config) -> Result<()> {
             if let Some(address) = config.stream_listen {
                 tokio::spawn(listen(recovery.clone(), pki.clone(), address, alerts));
             }
-            tokio::spawn(recovery.retain_regularly());
+            tokio::spawn(recovery.keep_up_regularly());
         }
         // Without knowing which groups have failed over, no stream may be taken.
         Err(error) => alerts.raise("recovery side", format!("no streams are accepted: {error:#}")),

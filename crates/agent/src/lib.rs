@@ -13,6 +13,7 @@ pub mod error;
 pub mod http;
 pub mod hypervisor;
 mod link;
+mod pace;
 pub mod pki;
 mod policy;
 mod recovery;

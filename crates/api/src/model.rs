@@ -153,7 +153,7 @@ pub struct RecoveredVm {
     pub journal_bytes_max: u64,
     pub history_seconds: u64,
     pub history_seconds_max: u64,
-    pub checkpoints: usize,
+    pub checkpoints: u64,
     pub newest_checkpoint: Option<Checkpoint>,
     /// The newest state that can be opened.
     pub tail: Option<String>,
@@ -172,7 +172,7 @@ pub struct Group {
 }
 
 /// A checkpoint.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Checkpoint {
     pub id: String,
     pub cut: String,
@@ -180,10 +180,19 @@ pub struct Checkpoint {
     pub kind: String,
     pub tag: String,
     pub taken_at: String,
+    /// Guest writes of the VM since the checkpoint before; 0 where this side does not know.
+    #[serde(default)]
+    pub writes: u64,
+    /// Bytes of them.
+    #[serde(default)]
+    pub write_bytes: u64,
+    /// Shannon entropy of a sample of them, in bits a byte: text is near 4, encrypted data near 8.
+    #[serde(default)]
+    pub entropy_bits: f64,
 }
 
 /// A page of checkpoints, oldest first.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct CheckpointPage {
     pub checkpoints: Vec<Checkpoint>,
     /// Give this as `cursor` for the next page; none where this is the last.

@@ -2,7 +2,8 @@
 
 use crate::frames::{Codec, FrameEntry, FrameError, open_frame, read_payload};
 use crate::layout::{
-    FRAME_ENTRY_BYTES, HEADER_BYTES, Header, MAGIC, RECORD_BYTES, RawFrame, RawHeader, RawRecord, VERSION,
+    FLAG_STEP_END, FLAG_UNDO, FRAME_ENTRY_BYTES, Form, HEADER_BYTES, Header, MAGIC, RECORD_BYTES, RawFrame,
+    RawHeader, RawRecord, VERSION,
 };
 use crate::record::Kind;
 use bytes::Bytes;
@@ -69,7 +70,15 @@ impl Batch {
     /// # Errors
     /// [`BatchError`] naming the first thing that does not hold.
     pub fn parse(bytes: Bytes) -> Result<Self, BatchError> {
-        let batch = Self::parse_tables(bytes.clone(), bytes.len())?;
+        Self::parse_as(Form::Stream, bytes)
+    }
+
+    /// As [`Batch::parse`], for a batch of either form.
+    ///
+    /// # Errors
+    /// As [`Batch::parse`].
+    pub fn parse_as(form: Form, bytes: Bytes) -> Result<Self, BatchError> {
+        let batch = Self::parse_tables(form, bytes.clone(), bytes.len())?;
         Ok(Self { bytes, ..batch })
     }
 
@@ -78,8 +87,16 @@ impl Batch {
     ///
     /// # Errors
     /// As [`Batch::parse`]; [`BatchError::Short`] where `bytes` end within the tables.
-    pub fn parse_tables(bytes: Bytes, total: usize) -> Result<Self, BatchError> {
+    pub fn parse_tables(form: Form, bytes: Bytes, total: usize) -> Result<Self, BatchError> {
         let (raw, header) = parse_header(&bytes, total)?;
+        let flags = raw.flags.get();
+        let allowed = match form {
+            Form::Stream => flags == 0,
+            Form::Undo => flags & !FLAG_STEP_END == FLAG_UNDO,
+        };
+        if !allowed {
+            return Err(BatchError::Field { field: "flags", value: flags.into() });
+        }
         let tables_end = Self::tables_bytes(&header);
         let tables = bytes.get(HEADER_BYTES..tables_end).ok_or(BatchError::Short)?;
         let crc = crc32c::crc32c(RawHeader { crc: 0.into(), ..raw }.as_bytes());
@@ -87,7 +104,7 @@ impl Batch {
             return Err(BatchError::Checksum);
         }
         let (records, frames) = tables.split_at(header.records * RECORD_BYTES);
-        let entries = parse_entries(records, &header)?;
+        let entries = parse_entries(records, &header, form)?;
         let frames = parse_frames(frames, tables_end, &header)?;
         Ok(Self { bytes: Bytes::new(), header, entries, frames })
     }
@@ -176,6 +193,7 @@ fn parse_header(bytes: &[u8], total: usize) -> Result<(RawHeader, Header), Batch
         watermark: WriteSeq::from_raw(raw.watermark.get()),
         incarnation: Incarnation::from_bytes(raw.incarnation),
         taken_at: WallTime(raw.taken_at.get()),
+        ends_step: raw.flags.get() & FLAG_STEP_END != 0,
     };
     if header.total_len != total || total < Batch::tables_bytes(&header) {
         return Err(BatchError::Field { field: "total_len", value: header.total_len as u64 });
@@ -189,7 +207,7 @@ fn parse_header(bytes: &[u8], total: usize) -> Result<(RawHeader, Header), Batch
     Ok((raw, header))
 }
 
-fn parse_entries(table: &[u8], header: &Header) -> Result<Vec<Entry>, BatchError> {
+fn parse_entries(table: &[u8], header: &Header, form: Form) -> Result<Vec<Entry>, BatchError> {
     let raws = <[RawRecord]>::ref_from_bytes(table).map_err(|_| BatchError::Short)?;
     let mut entries = Vec::with_capacity(raws.len());
     let mut last = header.prev_seq;
@@ -197,7 +215,8 @@ fn parse_entries(table: &[u8], header: &Header) -> Result<Vec<Entry>, BatchError
         let refuse = |what| BatchError::Record { at, what };
         let kind = Kind::from_raw(raw.kind).ok_or(refuse("unknown kind"))?;
         let seq = WriteSeq::from_raw(raw.seq.get());
-        if seq <= last {
+        let repeats = form == Form::Undo && seq == last;
+        if seq <= last && !repeats {
             return Err(refuse("its sequence does not follow"));
         }
         last = seq;

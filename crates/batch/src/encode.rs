@@ -1,7 +1,10 @@
 //! Building a batch from captured records.
 
 use crate::frames::{Codec, push_frame};
-use crate::layout::{FRAME_ENTRY_BYTES, HEADER_BYTES, MAGIC, RECORD_BYTES, RawHeader, RawRecord, VERSION};
+use crate::layout::{
+    FLAG_STEP_END, FLAG_UNDO, FRAME_ENTRY_BYTES, HEADER_BYTES, MAGIC, RECORD_BYTES, RawHeader, RawRecord,
+    VERSION,
+};
 use crate::record::Record;
 use bytes::Bytes;
 use types::limits::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, FRAME_BYTES};
@@ -23,12 +26,26 @@ pub struct BatchMeta {
 /// # Panics
 /// If the order does not hold or the records do not fit the limits: the caller's broken invariant.
 pub fn encode(meta: &BatchMeta, records: &[Record], codec: Codec) -> Bytes {
+    encode_flagged(meta, records, codec, 0)
+}
+
+/// Encodes before-images, in which several records may have the sequence of the write they undo; the last
+/// batch of a step says so.
+///
+/// # Panics
+/// As [`encode`].
+pub fn encode_undo(meta: &BatchMeta, records: &[Record], codec: Codec, ends_step: bool) -> Bytes {
+    encode_flagged(meta, records, codec, if ends_step { FLAG_UNDO | FLAG_STEP_END } else { FLAG_UNDO })
+}
+
+fn encode_flagged(meta: &BatchMeta, records: &[Record], codec: Codec, flags: u16) -> Bytes {
     assert!(records.len() <= BATCH_RECORDS_MAX, "a batch of {} records", records.len());
     let mut plain = Vec::with_capacity(records.iter().map(|record| record.payload.len()).sum());
     let mut table = Vec::with_capacity(records.len() * RECORD_BYTES);
     let mut last_seq = meta.prev_seq;
     for record in records {
-        assert!(record.seq > last_seq, "{:?} does not follow {last_seq:?}", record.seq);
+        let repeats = flags & FLAG_UNDO != 0 && record.seq == last_seq;
+        assert!(record.seq > last_seq || repeats, "{:?} does not follow {last_seq:?}", record.seq);
         last_seq = record.seq;
         let len = if record.kind.changes_disk() { record.range.len } else { record.payload.len() as u64 };
         assert!(
@@ -62,7 +79,7 @@ pub fn encode(meta: &BatchMeta, records: &[Record], codec: Codec) -> Bytes {
     let mut header = RawHeader {
         magic: MAGIC,
         version: VERSION.into(),
-        flags: 0.into(),
+        flags: flags.into(),
         total_len: (out.len() as u32).into(),
         records: (records.len() as u32).into(),
         frames: (frame_count as u32).into(),

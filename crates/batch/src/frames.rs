@@ -71,8 +71,11 @@ pub(crate) fn push_frame(plain: &[u8], wanted: Codec, out: &mut Vec<u8>) -> RawF
     }
 }
 
-/// Checks and decompresses one frame.
-pub(crate) fn open_frame(at: usize, entry: &FrameEntry, stored: Bytes) -> Result<Bytes, FrameError> {
+/// Checks and decompresses one frame, the `at`-th of its batch.
+///
+/// # Errors
+/// [`FrameError`] where its stored bytes do not check or do not decompress.
+pub fn open_frame(at: usize, entry: &FrameEntry, stored: Bytes) -> Result<Bytes, FrameError> {
     if crc32c::crc32c(&stored) != entry.crc || stored.len() != entry.stored_len as usize {
         return Err(FrameError::Checksum { frame: at });
     }

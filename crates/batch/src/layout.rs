@@ -19,6 +19,10 @@ pub(crate) const VERSION: u16 = 1;
 pub const HEADER_BYTES: usize = 80;
 pub(crate) const RECORD_BYTES: usize = 32;
 pub(crate) const FRAME_ENTRY_BYTES: usize = 16;
+/// The batch holds before-images: its sequences may repeat. Never on the wire.
+pub(crate) const FLAG_UNDO: u16 = 1;
+/// The last batch of a step of before-images.
+pub(crate) const FLAG_STEP_END: u16 = 2;
 
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -92,6 +96,18 @@ pub struct Header {
     pub incarnation: types::Incarnation,
     /// The source's clock when the batch was closed, as a label.
     pub taken_at: types::WallTime,
+    /// The last batch of a step of before-images; see [`Form::Undo`].
+    pub ends_step: bool,
+}
+
+/// What a batch is expected to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// Writes of a stream: each sequence once, ascending.
+    Stream,
+    /// Before-images, in a journal only: several records may have the sequence of the one write that
+    /// they undo.
+    Undo,
 }
 
 /// The length in bytes of the batch that begins with `bytes`, from its first twelve bytes; `None` where

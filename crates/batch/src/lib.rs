@@ -16,9 +16,9 @@ mod mark;
 mod record;
 
 pub use decode::{Batch, BatchError, Entry};
-pub use encode::{BatchMeta, encode};
-pub use frames::{Codec, FrameEntry, FrameError, read_payload};
-pub use layout::{HEADER_BYTES, Header, peek_length};
+pub use encode::{BatchMeta, encode, encode_undo};
+pub use frames::{Codec, FrameEntry, FrameError, open_frame, read_payload};
+pub use layout::{Form, HEADER_BYTES, Header, peek_length};
 pub use mark::{MarkError, decode_mark, encode_mark};
 pub use record::{Kind, Record};
 

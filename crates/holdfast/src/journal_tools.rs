@@ -58,7 +58,7 @@ fn to_text(report: &VerifyReport, deep: bool) -> String {
     for segment in &report.segments {
         let seq = |seq: Option<types::WriteSeq>| seq.map_or("-".into(), |seq| seq.to_string());
         rows.push([
-            segment.number.to_string(),
+            format!("{}{}", if segment.undo { "undo " } else { "" }, segment.number),
             if segment.sealed { "sealed".into() } else { "open".into() },
             print::bytes(segment.bytes),
             segment.batches.to_string(),
@@ -74,10 +74,10 @@ fn to_text(report: &VerifyReport, deep: bool) -> String {
         let _ = writeln!(
             out,
             "  from {} ({}) to {} ({})",
-            first.id,
-            agent::clock::to_text(first.taken_at),
-            last.id,
-            agent::clock::to_text(last.taken_at)
+            first.checkpoint.id,
+            agent::clock::to_text(first.checkpoint.taken_at),
+            last.checkpoint.id,
+            agent::clock::to_text(last.checkpoint.taken_at)
         );
     }
     if report.torn_bytes > 0 {
@@ -97,6 +97,7 @@ fn to_json(report: &VerifyReport) -> Value {
     let segments = report.segments.iter().map(|segment| {
         json!({
             "number": segment.number,
+            "log": if segment.undo { "undo" } else { "redo" },
             "sealed": segment.sealed,
             "bytes": segment.bytes,
             "batches": segment.batches,
@@ -105,11 +106,14 @@ fn to_json(report: &VerifyReport) -> Value {
             "last_seq": segment.last_seq.map(|seq| seq.to_string()),
         })
     });
-    let checkpoints = report.checkpoints.iter().map(|checkpoint| {
+    let checkpoints = report.checkpoints.iter().map(|facts| {
         json!({
-            "id": checkpoint.id.to_string(),
-            "taken_at": agent::clock::to_text(checkpoint.taken_at),
-            "tag": checkpoint.tag,
+            "id": facts.checkpoint.id.to_string(),
+            "taken_at": agent::clock::to_text(facts.checkpoint.taken_at),
+            "tag": facts.checkpoint.tag,
+            "writes": facts.writes,
+            "write_bytes": facts.bytes,
+            "entropy_bits": f64::from(facts.entropy) / 4096.0,
         })
     });
     json!({

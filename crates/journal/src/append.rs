@@ -1,12 +1,25 @@
-//! Appending: batches go to the end of the open segment, one sync makes them durable, then they are
-//! published. What was not synced is never published and never acknowledged.
+//! Appending: batches get their places in the open segment (framing), one write and one sync make them
+//! durable (committing), then they are published. What was not synced is never published and never
+//! acknowledged.
+//!
+//! [`Journal::append`] does both. The shards (`shard.rs`) do the two in two threads, so that one group is
+//! framed while the one before is on its way to the disk; groups of one journal are committed in the order
+//! they were framed.
 
-use crate::journal::{Journal, Shared};
+use crate::cover::LogKind;
+use crate::entropy::sample;
+use crate::extent::extents_of;
+use crate::journal::Journal;
 use crate::layout::{Envelope, FIRST_BATCH_AT, SegmentHeader};
-use crate::manifest::{Sealed, SegmentInfo};
+use crate::manifest::{Sealed, SegmentInfo, StreamPoint};
+use crate::page::{PAGE_BYTES, PageBuf};
 use crate::segment::{Position, Segment, hex};
+use crate::table::Table;
 use batch::{Batch, BatchError};
 use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex};
+use types::limits::{FROZEN_TABLES_MAX, SEGMENT_BYTES_RANGE, SEGMENT_FILL_SECONDS};
 use types::{Epoch, VmId, WallTime, WriteSeq};
 
 /// Why batches were not appended. None of them is published; those before them still are.
@@ -14,6 +27,8 @@ use types::{Epoch, VmId, WallTime, WriteSeq};
 pub enum AppendError {
     #[error("no space left for the journal")]
     Full(#[source] io::Error),
+    #[error("the journal has {bytes} bytes, its hard limit is {limit}; raise it, or shorten the history")]
+    HardLimit { bytes: u64, limit: u64 },
     #[error("the journal's disk failed; open the journal again")]
     Failed(#[source] io::Error),
     #[error("closed after an earlier failure; open the journal again")]
@@ -22,14 +37,14 @@ pub enum AppendError {
     Epoch { found: Epoch, current: Epoch },
     #[error("a batch that follows {found}, the journal stands at {current}")]
     Order { found: WriteSeq, current: WriteSeq },
-    #[error("a mark in the batch cannot be read")]
-    Mark(#[from] BatchError),
+    #[error("a record in the batch cannot be kept")]
+    Record(#[from] BatchError),
 }
 
 impl AppendError {
     /// Whether the same batches may be appended later, without opening the journal again.
     pub fn is_transient(&self) -> bool {
-        matches!(self, AppendError::Full(_))
+        matches!(self, AppendError::Full(_) | AppendError::HardLimit { .. })
     }
 }
 
@@ -40,90 +55,199 @@ pub struct Appended {
     pub watermark: WriteSeq,
 }
 
-/// The end of the journal, where batches go.
+/// What comes with a group of batches.
+#[derive(Debug, Clone, Copy)]
+pub struct AppendMeta {
+    pub epoch: Epoch,
+    /// This host's clock.
+    pub received_at: WallTime,
+    /// Random; a new segment's incarnation.
+    pub entropy: [u8; 16],
+}
+
+/// The end of the redo log, where batches get their places.
 #[derive(Debug)]
 pub(crate) struct Writer {
     vm: VmId,
     /// The open segment and where its next batch goes; none before the first append after a seal.
-    open: Option<(u64, Position)>,
+    open: Option<(Segment, u64, Position)>,
     last_seq: WriteSeq,
     opened_at: Option<WallTime>,
-    failed: bool,
+    /// At which the next segment is closed.
+    segment_bytes: u64,
 }
 
-/// Batches written but not yet synced.
-struct Pending {
-    segment: u64,
-    at: u64,
+/// Batches with their places, ready to be written.
+#[derive(Debug)]
+pub(crate) struct Framed {
+    segment: Segment,
+    start: u64,
+    buf: PageBuf,
+    end: Position,
+    /// Each batch with the page it begins at and a sample of its payload.
+    batches: Vec<(Batch, u64, Vec<u8>)>,
+    received_at: WallTime,
+}
+
+/// How many framed groups are not committed yet. A segment is sealed only when none is.
+#[derive(Debug, Default)]
+pub(crate) struct InFlight {
+    count: Mutex<usize>,
+    none: Condvar,
+}
+
+impl InFlight {
+    fn add(&self) {
+        *self.count.lock().expect("a panic aborts the process") += 1;
+    }
+
+    fn done(&self) {
+        let mut count = self.count.lock().expect("a panic aborts the process");
+        *count -= 1;
+        if *count == 0 {
+            self.none.notify_all();
+        }
+    }
+
+    fn wait(&self) {
+        let count = self.count.lock().expect("a panic aborts the process");
+        drop(self.none.wait_while(count, |count| *count > 0).expect("a panic aborts the process"));
+    }
 }
 
 impl Writer {
-    pub(crate) fn resume(vm: VmId, open: Option<(u64, Position)>, last_seq: WriteSeq) -> Self {
-        Self { vm, open, last_seq, opened_at: None, failed: false }
+    pub(crate) fn resume(vm: VmId, open: Option<(Segment, u64, Position)>, last_seq: WriteSeq) -> Self {
+        Self { vm, open, last_seq, opened_at: None, segment_bytes: SEGMENT_BYTES_RANGE.0 }
     }
 }
 
 impl Journal {
-    /// Appends batches in order and makes them durable with one sync.
-    ///
-    /// `acked` is what the source has been told is durable; `entropy` seeds a new segment's incarnation.
+    /// Appends batches in order and makes them durable with one sync. Not to be mixed with shards on the
+    /// same journal.
     ///
     /// # Errors
     /// [`AppendError`]. After [`AppendError::Failed`] nothing more is taken until the journal is opened
     /// again from the disk: a sync that failed once says nothing the second time.
-    pub fn append(
-        &self,
-        batches: &[Batch],
-        epoch: Epoch,
-        acked: WriteSeq,
-        received_at: WallTime,
-        entropy: [u8; 16],
-    ) -> Result<Appended, AppendError> {
+    pub fn append(&self, batches: Vec<Batch>, meta: AppendMeta) -> Result<Appended, AppendError> {
         let mut writer = self.lock_writer();
-        if writer.failed {
+        let before = (writer.open.clone(), writer.last_seq);
+        let framed = self.frame(&mut writer, batches, meta)?;
+        let segment = framed.segment.header.number;
+        let result = self.commit(framed);
+        if let Err(AppendError::Full(_)) = &result {
+            // Nothing was published: the next group goes to the same place.
+            (writer.open, writer.last_seq) = match before {
+                (Some(open), last_seq) if open.0.header.number == segment => (Some(open), last_seq),
+                (_, last_seq) => {
+                    let open = writer.open.take().map(|(segment, base, _)| {
+                        let start = segment.start();
+                        (segment, base, start)
+                    });
+                    (open, last_seq)
+                }
+            };
+        }
+        result
+    }
+
+    /// Waits until every group that was framed is committed or has failed.
+    pub fn wait_for_appends(&self) {
+        self.in_flight.wait();
+    }
+
+    /// Gives batches their places behind what was framed before.
+    pub(crate) fn frame(
+        &self,
+        writer: &mut Writer,
+        batches: Vec<Batch>,
+        meta: AppendMeta,
+    ) -> Result<Framed, AppendError> {
+        if self.failed.load(Ordering::SeqCst) {
             return Err(AppendError::Closed);
         }
-        let current = Epoch(self.read_shared().manifest.epoch);
-        if epoch < current {
-            return Err(AppendError::Epoch { found: epoch, current });
-        }
-        check_order(batches, writer.last_seq)?;
-        self.roll_if_due(&mut writer, batches, received_at, entropy)?;
-        let (number, mut position) = writer.open.expect("rolled to an open segment");
-        let segment = self.read_shared().segments[&number].clone();
-        let mut pending = Vec::with_capacity(batches.len());
-        let mut out = Vec::new();
+        let (current, acked) = self.check_state(meta.epoch)?;
+        check_order(&batches, writer.last_seq)?;
+        debug_assert!(current <= meta.epoch);
+        self.roll_if_due(writer, &batches, meta)?;
+        let (segment, base_page, position) = writer.open.as_mut().expect("rolled to an open segment");
+        let seed = segment.header.seed();
         let start = position.at;
+        let total: u64 = batches.iter().map(|batch| Envelope::stride(batch.bytes().len())).sum();
+        let mut buf = PageBuf::with_capacity(total as usize);
+        let mut framed = Vec::with_capacity(batches.len());
         for batch in batches {
             let body = batch.bytes();
             let envelope = Envelope {
                 body_len: body.len() as u32,
-                body_crc: crc32c::crc32c_append(segment.header.seed(), body),
+                body_crc: crc32c::crc32c_append(seed, body),
                 batch_no: position.batch_no,
                 acked_upto: acked,
-                epoch,
-                received_at,
+                epoch: meta.epoch,
+                received_at: meta.received_at,
                 chain: position.chain,
             };
-            let (header, crc) = envelope.encode(segment.header.seed());
-            pending.push(Pending { segment: number, at: position.at + header.len() as u64 });
-            out.extend_from_slice(&header);
-            out.extend_from_slice(body);
+            let (head, crc) = envelope.encode(seed);
+            buf.push(&head);
+            buf.push(body);
+            let page = *base_page + position.at / PAGE_BYTES;
             position.at += Envelope::stride(body.len());
             position.batch_no += 1;
             position.chain = crc;
-            out.resize((position.at - start) as usize, 0);
+            buf.pad_to((position.at - start) as usize);
+            writer.last_seq = batch.header().last_seq;
+            let sample = sample(&batch);
+            framed.push((batch, page, sample));
         }
-        segment.file.write_at(start, &out).map_err(|error| writer.classify(error))?;
-        segment.file.sync_data().map_err(|error| {
-            writer.failed = true;
-            AppendError::Failed(error)
-        })?;
-        writer.open = Some((number, position));
-        writer.last_seq = batches.last().map_or(writer.last_seq, |batch| batch.header().last_seq);
+        self.in_flight.add();
+        Ok(Framed {
+            segment: segment.clone(),
+            start,
+            buf,
+            end: *position,
+            batches: framed,
+            received_at: meta.received_at,
+        })
+    }
+
+    /// The journal's epoch and what is durable, if it takes batches of `epoch` now.
+    fn check_state(&self, epoch: Epoch) -> Result<(Epoch, WriteSeq), AppendError> {
+        let shared = self.read_shared();
+        let current = Epoch(shared.manifest.epoch);
+        if epoch < current {
+            return Err(AppendError::Epoch { found: epoch, current });
+        }
+        let (bytes, limit) = (shared.journal_bytes(), shared.settings.bytes_hard);
+        if limit > 0 && bytes >= limit {
+            return Err(AppendError::HardLimit { bytes, limit });
+        }
+        Ok((current, shared.timeline.last_seq))
+    }
+
+    /// Writes what was framed, syncs it, and publishes it.
+    pub(crate) fn commit(&self, framed: Framed) -> Result<Appended, AppendError> {
+        let result = self.write_and_publish(framed);
+        self.in_flight.done();
+        result
+    }
+
+    fn write_and_publish(&self, framed: Framed) -> Result<Appended, AppendError> {
+        if self.failed.load(Ordering::SeqCst) {
+            return Err(AppendError::Closed);
+        }
+        let file = &framed.segment.file;
+        file.write_at(framed.start, framed.buf.as_slice()).map_err(|error| self.classify(error))?;
+        file.sync_data().map_err(|error| self.fail(error))?;
         let mut shared = self.write_shared();
-        shared.open_bytes = position.at;
-        shared.publish(batches, &pending, received_at)
+        shared.open_bytes = framed.end.at;
+        shared.newest_at = Some(framed.received_at);
+        for (batch, page, sample) in &framed.batches {
+            let checkpoints = shared.timeline.insert(batch, sample)?;
+            shared.redo_table.checkpoints.extend(checkpoints);
+            for extent in batch.entries().iter().flat_map(|entry| extents_of(entry, *page)) {
+                shared.redo_table.insert(extent);
+            }
+        }
+        Ok(Appended { durable: shared.timeline.last_seq, watermark: shared.timeline.watermark })
     }
 
     /// Seals the open segment and begins a new one where the batches do not fit, or where the open one
@@ -132,74 +256,159 @@ impl Journal {
         &self,
         writer: &mut Writer,
         batches: &[Batch],
-        now: WallTime,
-        entropy: [u8; 16],
+        meta: AppendMeta,
     ) -> Result<(), AppendError> {
+        let now = meta.received_at;
         let settings = self.read_shared().settings;
-        if let Some((_, position)) = writer.open {
+        if let Some((_, _, position)) = &writer.open {
             let more: u64 = batches.iter().map(|batch| Envelope::stride(batch.bytes().len())).sum();
             let old = writer.opened_at.is_some_and(|opened| now.since(opened) > settings.history / 12);
-            let fits = position.at + more <= settings.segment_bytes || position.at == FIRST_BATCH_AT;
+            let limit = writer.segment_bytes.min(settings.segment_bytes);
+            let fits = position.at + more <= limit || position.at == FIRST_BATCH_AT;
             writer.opened_at = writer.opened_at.or(Some(now));
             if fits && !old {
                 return Ok(());
             }
         }
-        let mut manifest = self.read_shared().manifest.clone();
-        if let (Some((_, position)), Some(last)) = (writer.open, manifest.segments.last_mut()) {
-            let newest_at = self.read_shared().newest_at.unwrap_or(now).0;
-            let last_seq = writer.last_seq.raw();
-            last.sealed = Some(Sealed { bytes: position.at, last_seq, newest_at });
+        self.in_flight.wait();
+        if self.failed.load(Ordering::SeqCst) {
+            return Err(AppendError::Closed);
         }
-        let number = manifest.next_segment;
-        let header = SegmentHeader { number, vm: writer.vm, incarnation: entropy, created_at: now };
-        let name = SegmentInfo::file_name(number);
-        let segment = Segment::create(&*self.store, &name, header).map_err(|error| writer.classify(error))?;
-        manifest.next_segment += 1;
-        manifest.segments.push(SegmentInfo { number, incarnation: hex(&entropy), sealed: None });
-        self.store.sync_folder().map_err(|error| writer.classify(error))?;
-        manifest.save(&*self.store).map_err(|error| writer.classify(error))?;
-        writer.open = Some((number, segment.start()));
+        if self.read_shared().view.redo.frozen.len() >= FROZEN_TABLES_MAX {
+            // Whoever keeps the journal up does not keep pace: memory is bounded all the same.
+            self.write_footers(meta.entropy).map_err(|error| self.classify(error))?;
+        }
+        writer.segment_bytes = next_segment_bytes(writer, now);
+        self.seal_redo(writer).map_err(|error| self.classify(error))?;
+        let (info, segment) = self
+            .begin_segment(LogKind::Redo, writer.vm, now, meta.entropy)
+            .map_err(|error| self.classify(error))?;
         writer.opened_at = Some(now);
-        let mut shared = self.write_shared();
-        shared.segments.insert(number, segment);
-        shared.manifest = manifest;
-        shared.open_bytes = FIRST_BATCH_AT;
+        let start = segment.start();
+        writer.open = Some((segment, info.base_page, start));
         Ok(())
     }
-}
 
-impl Writer {
+    /// Seals the open redo segment, if there is one. Nothing may be in flight, or else only what is
+    /// committed counts.
+    pub(crate) fn seal_redo(&self, writer: &mut Writer) -> io::Result<()> {
+        self.in_flight.wait();
+        let Some((_, _, position)) = &writer.open else { return Ok(()) };
+        let (point, newest_at) = {
+            let shared = self.read_shared();
+            (shared.timeline.point(), shared.newest_at.unwrap_or_default())
+        };
+        self.seal(LogKind::Redo, position.at, point, newest_at)?;
+        writer.open = None;
+        Ok(())
+    }
+
+    /// Seals the open segment of a log, whose batches end at byte `bytes`.
+    pub(crate) fn seal(
+        &self,
+        kind: LogKind,
+        bytes: u64,
+        point: StreamPoint,
+        newest_at: WallTime,
+    ) -> io::Result<()> {
+        let gaps = self.read_shared().timeline.gap_entries();
+        self.change_manifest(
+            |manifest| {
+                let log = manifest.log_mut(kind);
+                let last = log.segments.last_mut().expect("an open segment is in the manifest");
+                log.next_page = last.base_page + bytes / PAGE_BYTES;
+                last.sealed = Some(Sealed { bytes, point, newest_at: newest_at.0, footer: None });
+                if kind == LogKind::Redo {
+                    manifest.gaps = gaps;
+                }
+            },
+            |shared, manifest| {
+                let fresh = Table::new(kind, 0, 0);
+                let frozen = std::mem::replace(shared.table_mut(kind), fresh);
+                *shared.open_bytes_mut(kind) = 0;
+                shared.set_manifest(manifest, |view| view.log_mut(kind).frozen.push(Arc::new(frozen)));
+            },
+        )
+    }
+
+    /// Begins a new segment of a log that has no open one: the file first, then the manifest.
+    pub(crate) fn begin_segment(
+        &self,
+        kind: LogKind,
+        vm: VmId,
+        now: WallTime,
+        incarnation: [u8; 16],
+    ) -> io::Result<(SegmentInfo, Segment)> {
+        let info = {
+            let shared = self.read_shared();
+            let log = shared.manifest.log(kind);
+            let (number, base_page) = (log.next_segment, log.next_page);
+            SegmentInfo { number, incarnation: hex(&incarnation), base_page, created_at: now.0, sealed: None }
+        };
+        let header = SegmentHeader { kind, number: info.number, vm, incarnation, created_at: now };
+        let spare = self.take_spare(kind)?;
+        let segment = Segment::create(&*self.store, spare.as_deref(), header)?;
+        self.change_manifest(
+            |manifest| {
+                let log = manifest.log_mut(kind);
+                log.next_segment += 1;
+                log.segments.push(info.clone());
+            },
+            |shared, manifest| {
+                *shared.table_mut(kind) = Table::new(kind, info.number, info.base_page);
+                *shared.open_bytes_mut(kind) = FIRST_BATCH_AT;
+                shared.set_manifest(manifest, |_| {});
+            },
+        )?;
+        Ok((info, segment))
+    }
+
+    /// A file of an old segment to be written anew, if one was kept.
+    fn take_spare(&self, kind: LogKind) -> io::Result<Option<String>> {
+        if kind == LogKind::Undo {
+            return Ok(None); // Its segments are written seldom and in large steps.
+        }
+        let names = self.store.names()?;
+        Ok(names.into_iter().filter(|name| name.starts_with(SPARE_PREFIX)).min())
+    }
+
     /// A full disk leaves the journal as it was; any other failure closes it.
-    fn classify(&mut self, error: io::Error) -> AppendError {
+    pub(crate) fn classify(&self, error: io::Error) -> AppendError {
         match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => AppendError::Full(error),
-            _ => {
-                self.failed = true;
-                AppendError::Failed(error)
-            }
+            _ => self.fail(error),
         }
+    }
+
+    fn fail(&self, error: io::Error) -> AppendError {
+        self.failed.store(true, Ordering::SeqCst);
+        AppendError::Failed(error)
     }
 }
 
-impl Shared {
-    fn publish(
-        &mut self,
-        batches: &[Batch],
-        pending: &[Pending],
-        received_at: WallTime,
-    ) -> Result<Appended, AppendError> {
-        for (batch, place) in batches.iter().zip(pending) {
-            self.timeline.insert(batch, |entry| batch.payload(entry))?;
-            self.index.insert(batch, place.segment, place.at);
-        }
-        self.oldest_at = self.oldest_at.or(Some(received_at));
-        self.newest_at = Some(received_at);
-        Ok(Appended { durable: self.timeline.last_seq, watermark: self.timeline.watermark })
-    }
+/// Files of old segments are kept under names that begin so.
+pub(crate) const SPARE_PREFIX: &str = "spare-";
+
+/// About as much as comes in two minutes: doubled where the last segment filled in less than half of
+/// that, halved where it took more than double.
+fn next_segment_bytes(writer: &Writer, now: WallTime) -> u64 {
+    let (Some(opened), Some((_, _, position))) = (writer.opened_at, &writer.open) else {
+        return writer.segment_bytes;
+    };
+    let seconds = now.since(opened).as_secs();
+    let was_full = position.at > writer.segment_bytes / 2;
+    let next = if was_full && seconds < SEGMENT_FILL_SECONDS / 2 {
+        writer.segment_bytes * 2
+    } else if seconds > SEGMENT_FILL_SECONDS * 2 {
+        writer.segment_bytes / 2
+    } else {
+        writer.segment_bytes
+    };
+    next.clamp(SEGMENT_BYTES_RANGE.0, SEGMENT_BYTES_RANGE.1)
 }
 
-/// Checks that each batch follows, and that its marks can be read, before a byte is written.
+/// Checks that each batch follows, and that its marks can be read and its ranges kept, before a byte is
+/// written.
 fn check_order(batches: &[Batch], mut current: WriteSeq) -> Result<(), AppendError> {
     for batch in batches {
         let found = batch.header().prev_seq;
@@ -211,6 +420,10 @@ fn check_order(batches: &[Batch], mut current: WriteSeq) -> Result<(), AppendErr
             if entry.kind == batch::Kind::Checkpoint {
                 batch::decode_mark(&batch.payload(at)?)
                     .map_err(|_| BatchError::Record { at, what: "its payload is not a checkpoint" })?;
+            }
+            let known = usize::from(entry.disk.0) < types::limits::DISKS_MAX;
+            if entry.kind.changes_disk() && !(known && entry.range.fits(types::limits::DISK_BYTES_MAX)) {
+                return Err(BatchError::Record { at, what: "no disk has such a place" }.into());
             }
         }
     }

@@ -1,149 +1,357 @@
-//! Folding: the oldest segments move into the replica, and retention decides when.
+//! Folding: what is old in the redo log moves into the replica, in the order of the disks.
 //!
 //! One crash story, told at the order of the steps: (1) cuts below the new `applied` are retired, durably,
 //! so that no image can be opened there any more, also not after a crash in the middle of (2); images
-//! that are open hold pins, and a pin below stops the fold; (2) the replica is written and synced: readers at or above the new `applied` do not see it,
-//! for wherever it is written a journal entry they prefer stands; (3) the manifest with the new `applied`
-//! is saved; (4) entries leave the index; (5) the files go. A crash before (3) repeats (2) with the same
-//! bytes; a crash after it leaves files that no manifest names.
+//! that are open hold pins, and a pin below stops the fold; (2) the replica is written and synced: readers
+//! at or above the new `applied` do not see it, for wherever it is written a redo extent they prefer
+//! stands; (3) the manifest with the new `applied` is saved, without the segments that are done; (4)
+//! readers that began before are waited for; (5) the files are kept to be written anew, or go. A crash
+//! before (3) repeats (2) with the same bytes; a crash after it leaves files that no manifest names, which
+//! are removed when the journal is opened.
+//!
+//! In rollback mode (`undo.rs`) before-images take the place of step (1).
 
-use crate::journal::{Journal, ReadError};
-use crate::manifest::{SegmentInfo, StreamPoint};
+use crate::cover::{Cover, LogKind};
+use crate::extent::{Extent, REGION_BYTES};
+use crate::journal::Journal;
+use crate::manifest::Manifest;
+use crate::merge::{Merge, Source};
+use crate::page::PageBuf;
+use crate::payload::ReadError;
+use crate::read::PartSource;
+use crate::run::{Run, RunError};
+use crate::table::fill_in_order;
+use crate::upkeep::Upkeep;
 use std::io;
-use types::{WallTime, WriteSeq};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Mutex, atomic::AtomicU64, atomic::Ordering};
+use types::{ByteRange, DiskIndex, WriteSeq};
 
 /// Why a fold stopped. It can be tried again.
 #[derive(Debug, thiserror::Error)]
 pub enum FoldError {
     #[error("cannot read what is to be folded")]
     Read(#[from] ReadError),
+    #[error("cannot read the index")]
+    Run(#[from] RunError),
     #[error("cannot write the replica")]
     Replica(#[source] io::Error),
+    #[error("cannot write before-images")]
+    Undo(#[source] io::Error),
+    #[error("cannot write the index")]
+    Footer(#[source] io::Error),
     #[error("cannot save the manifest")]
     Manifest(#[source] io::Error),
 }
 
-/// What a fold did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Folded {
-    pub segments: usize,
-    /// Bytes written to the replica.
-    pub bytes: u64,
-    pub applied: WriteSeq,
+/// The extents of one region that are to be folded.
+struct Region {
+    disk: DiskIndex,
+    range: ByteRange,
+    extents: Vec<Extent>,
 }
 
 impl Journal {
-    /// Folds every sealed segment that retention no longer wants and no pin holds.
-    ///
-    /// # Errors
-    /// [`FoldError`]; nothing is lost.
-    pub fn retain(&self, now: WallTime) -> Result<Folded, FoldError> {
-        let due = self.due_segments(now);
-        match due.last() {
-            None => Ok(Folded { applied: self.read_shared().timeline.applied, ..Folded::default() }),
-            Some(_) => self.fold(due.len()),
+    /// Folds everything at or below `target`, the end of a sealed segment. False where a pin holds it.
+    pub(crate) fn fold_to(&self, target: WriteSeq, how: &Upkeep<'_>) -> Result<Option<u64>, FoldError> {
+        if !self.retire(target).map_err(FoldError::Manifest)? {
+            return Ok(None);
         }
+        self.write_replica(target, how).map(Some)
     }
 
-    /// The oldest sealed segments that are to go, by age and by size.
-    fn due_segments(&self, now: WallTime) -> Vec<u64> {
-        let shared = self.read_shared();
-        let horizon = now.minus(shared.settings.history);
-        let pinned = shared.pins.values().copied().min().unwrap_or(WriteSeq::MAX);
-        let mut bytes = shared.journal_bytes();
-        let mut due = Vec::new();
-        for info in &shared.manifest.segments {
-            let Some(sealed) = &info.sealed else { break };
-            let too_old = WallTime(sealed.newest_at) < horizon;
-            let too_much = shared.settings.bytes_max > 0 && bytes > shared.settings.bytes_max;
-            if WriteSeq::from_raw(sealed.last_seq) > pinned || !(too_old || too_much) {
-                break;
-            }
-            bytes -= sealed.bytes;
-            due.push(info.number);
-        }
-        due
-    }
-
-    /// Folds the `count` oldest segments, all sealed.
-    pub(crate) fn fold(&self, count: usize) -> Result<Folded, FoldError> {
-        let _writer = self.lock_writer();
-        let (mut manifest, applied) = {
-            let shared = self.read_shared();
-            let last = &shared.manifest.segments[count - 1];
-            let sealed = last.sealed.as_ref().expect("only sealed segments are folded");
-            (shared.manifest.clone(), WriteSeq::from_raw(sealed.last_seq))
-        };
-        // Nobody may pin below from here on; whoever did before holds the fold back.
+    /// Retires cuts below `floor`, durably. False where a pin holds one.
+    pub(crate) fn retire(&self, floor: WriteSeq) -> io::Result<bool> {
         {
             let mut shared = self.write_shared();
-            if shared.pins.values().any(|&cut| cut < applied) {
-                return Ok(Folded { applied: shared.timeline.applied, ..Folded::default() });
+            if shared.lowest_pin().is_some_and(|cut| cut < floor) {
+                return Ok(false);
             }
-            shared.timeline.forget_below(applied);
-            manifest.retired_below = shared.timeline.applied.raw();
+            // Nobody may pin below from here on.
+            shared.timeline.forget_below(floor);
         }
-        manifest.save(&*self.store).map_err(FoldError::Manifest)?;
-        self.write_shared().manifest.retired_below = manifest.retired_below;
-        let bytes = self.write_replica(applied)?;
-        let numbers: Vec<u64> = manifest.segments.drain(..count).map(|info| info.number).collect();
-        {
-            let shared = self.read_shared();
-            let timeline = &shared.timeline;
-            manifest.applied = applied.raw();
-            manifest.gap_at_applied = timeline.is_gap_at(applied);
-            manifest.folded = StreamPoint {
-                last_seq: applied.raw(),
-                watermark: applied.raw(),
-                incarnation: timeline.incarnation.map(|incarnation| incarnation.to_string()),
-            };
-        }
-        manifest.save(&*self.store).map_err(FoldError::Manifest)?;
-        {
-            let mut shared = self.write_shared();
-            shared.index.forget(applied, &numbers);
-            shared.segments.retain(|number, _| !numbers.contains(number));
-            shared.oldest_at =
-                shared.segments.values().next().map(|segment| segment.header.created_at).or(shared.newest_at);
-            shared.manifest = manifest;
-        }
-        for number in &numbers {
-            self.store.remove(&SegmentInfo::file_name(*number)).map_err(FoldError::Manifest)?;
-        }
-        Ok(Folded { segments: numbers.len(), bytes, applied })
+        self.change_manifest(
+            |manifest| manifest.retired_below = manifest.retired_below.max(floor.raw()),
+            |shared, manifest| shared.set_manifest(manifest, |_| {}),
+        )?;
+        Ok(true)
     }
 
-    /// Writes into the replicas what the journal has at or below `applied`, in the order of the disks.
-    fn write_replica(&self, applied: WriteSeq) -> Result<u64, FoldError> {
-        let (regions, replicas) = {
-            let shared = self.read_shared();
-            (shared.index.regions_to_fold(applied), shared.replicas.clone())
+    /// Writes to the replicas what the redo log has above `applied` and at or below `target`, and syncs.
+    pub(crate) fn write_replica(&self, target: WriteSeq, how: &Upkeep<'_>) -> Result<u64, FoldError> {
+        let above = self.read_shared().manifest.applied();
+        let mut merge = Merge::new(self.sources_between(above, target)?)?;
+        let written = AtomicU64::new(0);
+        let fold = |region: &Region, buf: &mut PageBuf| {
+            let bytes = self.fold_region(region, buf, how)?;
+            written.fetch_add(bytes, Ordering::Relaxed);
+            Ok(())
         };
-        let mut written = 0;
-        let mut buf = Vec::new();
-        for (disk, region) in regions {
-            let parts: Vec<_> = {
-                let shared = self.read_shared();
-                let size = shared.manifest.disks[usize::from(disk.0)].size_bytes;
-                let range = types::ByteRange::new(region.start, region.len.min(size - region.start));
-                let pieces = shared.index.look_up(disk, range, applied);
-                pieces.into_iter().map(|piece| shared.part(disk, piece.range, piece.origin)).collect()
-            };
-            let replica = &replicas[usize::from(disk.0)];
-            for part in parts.iter().filter(|part| !part.is_replica()) {
-                if part.is_zero() {
-                    replica.zero(part.range).map_err(FoldError::Replica)?;
-                } else {
-                    buf.resize(part.range.len as usize, 0);
-                    part.read(&mut buf)?;
-                    replica.write_at(part.range.start, &buf).map_err(FoldError::Replica)?;
-                }
-                written += part.range.len;
+        let mut regions = Regions { merge: &mut merge, above, target, next: None };
+        if how.threads <= 1 {
+            let mut buf = PageBuf::zeroed(REGION_BYTES as usize);
+            while let Some(region) = regions.next()? {
+                fold(&region, &mut buf)?;
             }
+        } else {
+            fold_in_threads(&mut regions, how.threads, &fold)?;
         }
-        for replica in &replicas {
+        for disk in 0..self.read_shared().manifest.disks.len() {
+            let replica = self.replica(DiskIndex(disk as u16)).map_err(FoldError::Replica)?;
             replica.sync_data().map_err(FoldError::Replica)?;
         }
-        Ok(written)
+        Ok(written.into_inner())
     }
+
+    /// The extents of all segments that may hold some in the range, each source in order.
+    pub(crate) fn sources_between(&self, above: WriteSeq, upto: WriteSeq) -> Result<Vec<Source>, RunError> {
+        let (manifest, mut tables) = {
+            let shared = self.read_shared();
+            let mut tables = Vec::new();
+            for table in &shared.view.redo.frozen {
+                tables.push(table.sorted());
+            }
+            tables.push(shared.redo_table.sorted());
+            (shared.manifest.clone(), tables)
+        };
+        for table in &mut tables {
+            table.retain(|extent| extent.seq > above && extent.seq <= upto);
+        }
+        let mut sources: Vec<Source> =
+            tables.into_iter().map(|table| Source::Memory(table.into_iter())).collect();
+        for segment in &manifest.redo.segments {
+            let footer = segment.sealed.as_ref().and_then(|sealed| sealed.footer.as_ref());
+            let Some(footer) = footer else { continue };
+            if footer.last_seq > above.raw() && footer.first_seq <= upto.raw() {
+                let run = Arc::new(Run::new(LogKind::Redo, footer.clone()));
+                sources.push(Source::of_run(run, &*self.store)?);
+            }
+        }
+        Ok(sources)
+    }
+
+    /// Brings one region's newest bytes into the replica, in as few writes as there are runs of them.
+    fn fold_region(&self, region: &Region, buf: &mut PageBuf, how: &Upkeep<'_>) -> Result<u64, FoldError> {
+        let mut cover = Cover::of(region.range);
+        fill_in_order(&mut cover, &region.extents, LogKind::Redo);
+        let view = self.read_shared().view.clone();
+        let replica = self.replica(region.disk).map_err(FoldError::Replica)?;
+        let mut run: Option<ByteRange> = None;
+        let mut total = 0;
+        let at = |start: u64| (start - region.range.start) as usize;
+        let write = |run: Option<ByteRange>, buf: &PageBuf| match run {
+            Some(run) => replica
+                .write_at(run.start, &buf.as_slice()[at(run.start)..at(run.end())])
+                .map_err(FoldError::Replica),
+            None => Ok(()),
+        };
+        let pieces = cover.taken();
+        (how.pace)(pieces.iter().map(|piece| piece.range.len).sum());
+        for piece in pieces {
+            total += piece.range.len;
+            let range = piece.range;
+            let part = self.part(&view, region.disk, piece)?;
+            if matches!(part.source, PartSource::Zero) {
+                replica.zero(range).map_err(FoldError::Replica)?;
+                continue;
+            }
+            part.read(&mut buf.as_mut_slice()[at(range.start)..at(range.end())])?;
+            match &mut run {
+                Some(run) if run.end() == range.start => run.len += range.len,
+                _ => {
+                    write(run, buf)?;
+                    run = Some(range);
+                }
+            }
+        }
+        write(run, buf)?;
+        Ok(total)
+    }
+
+    /// Moves `applied` to `target`, drops the segments that are done, and keeps or removes their files.
+    pub(crate) fn finish_fold(&self, target: WriteSeq) -> io::Result<usize> {
+        let mut gone = Gone::default();
+        self.change_manifest(
+            |manifest| {
+                manifest.applied = manifest.applied.max(target.raw());
+                gone = drop_what_is_done(manifest);
+            },
+            |shared, manifest| {
+                shared.set_manifest(manifest, |view| {
+                    for kind in [LogKind::Redo, LogKind::Undo] {
+                        let known = view.manifest.log(kind).runs.clone();
+                        view.log_mut(kind).runs.retain(|run| known.contains(&run.info));
+                    }
+                });
+            },
+        )?;
+        self.wait_for_readers();
+        for (kind, segment) in &gone.segments {
+            self.files.forget(*kind, *segment);
+        }
+        self.recycle(&gone)?;
+        Ok(gone.segments.len())
+    }
+
+    /// Keeps some files of old redo segments to be written anew, and removes the rest.
+    fn recycle(&self, gone: &Gone) -> io::Result<()> {
+        let spares =
+            self.store.names()?.iter().filter(|name| name.starts_with(crate::append::SPARE_PREFIX)).count();
+        let mut room = types::limits::SPARE_SEGMENTS_MAX.saturating_sub(spares);
+        for (kind, number) in &gone.segments {
+            let name = crate::manifest::segment_name(*kind, *number);
+            if *kind == LogKind::Redo && room > 0 && self.store.exists(&name)? {
+                self.store.rename(&name, &format!("{}{number:08}", crate::append::SPARE_PREFIX))?;
+                room -= 1;
+            } else {
+                self.store.remove(&name)?;
+            }
+        }
+        for name in &gone.files {
+            self.store.remove(name)?;
+        }
+        self.store.sync_folder()
+    }
+}
+
+/// What a manifest no longer names.
+#[derive(Debug, Default)]
+struct Gone {
+    segments: Vec<(LogKind, u64)>,
+    files: Vec<String>,
+}
+
+/// Takes out of the manifest what neither a read nor a fold can want any more: redo segments at or below
+/// `applied`, undo segments at or below what is retired, runs over nothing else, checkpoints below.
+fn drop_what_is_done(manifest: &mut Manifest) -> Gone {
+    let mut gone = Gone::default();
+    for kind in [LogKind::Redo, LogKind::Undo] {
+        let done = match kind {
+            LogKind::Redo => manifest.applied,
+            LogKind::Undo => manifest.retired_below,
+        };
+        let mut base = None;
+        let log = manifest.log_mut(kind);
+        let is_done =
+            |sealed: &crate::manifest::Sealed| sealed.point.last_seq <= done && sealed.footer.is_some();
+        let count =
+            log.segments.iter().take_while(|segment| segment.sealed.as_ref().is_some_and(is_done)).count();
+        for segment in log.segments.drain(..count) {
+            gone.segments.push((kind, segment.number));
+            let sealed = segment.sealed.expect("only sealed segments are done");
+            let footer = sealed.footer.filter(|footer| footer.file.is_some());
+            gone.files.extend(footer.map(|footer| footer.file_name(kind)));
+            base = Some(sealed.point);
+        }
+        let first = log.segments.first().map_or(u64::MAX, |segment| segment.number);
+        log.runs.retain(|run| {
+            let is_gone = run.last_segment < first;
+            gone.files.extend((is_gone && run.level > 0).then(|| run.file_name(kind)));
+            !is_gone
+        });
+        if let (LogKind::Redo, Some(base)) = (kind, base) {
+            manifest.base = base;
+        }
+    }
+    let floor = manifest.retired_below;
+    manifest.checkpoints.retain(|file| {
+        let is_gone = file.last_cut < floor;
+        gone.files.extend(is_gone.then(|| file.file_name()));
+        !is_gone
+    });
+    manifest.tags.retain(|tag| tag.cut >= floor);
+    manifest.gaps.retain(|gap| gap.end.is_none_or(|end| end > floor));
+    manifest.damage.retain(|damage| damage.to_seq.is_none_or(|to| to > floor));
+    gone
+}
+
+/// Extents grouped by region, as they come out of a merge.
+struct Regions<'a> {
+    merge: &'a mut Merge,
+    above: WriteSeq,
+    target: WriteSeq,
+    next: Option<Extent>,
+}
+
+impl Regions<'_> {
+    fn next(&mut self) -> Result<Option<Region>, RunError> {
+        let Some(first) = (match self.next.take() {
+            Some(extent) => Some(extent),
+            None => self.wanted()?,
+        }) else {
+            return Ok(None);
+        };
+        let start = first.range.start / REGION_BYTES * REGION_BYTES;
+        let disk = first.disk;
+        let mut extents = vec![first];
+        let mut end = first.range.end();
+        while let Some(extent) = self.wanted()? {
+            if extent.disk != disk || extent.range.start / REGION_BYTES * REGION_BYTES != start {
+                self.next = Some(extent);
+                break;
+            }
+            end = end.max(extent.range.end());
+            extents.push(extent);
+        }
+        extents.sort_by_key(|extent| extent.seq);
+        Ok(Some(Region { disk, range: ByteRange::new(start, end - start), extents }))
+    }
+
+    fn wanted(&mut self) -> Result<Option<Extent>, RunError> {
+        while let Some(extent) = self.merge.next()? {
+            if extent.seq > self.above && extent.seq <= self.target {
+                return Ok(Some(extent));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Folds regions in several threads; the first error ends all.
+fn fold_in_threads(
+    regions: &mut Regions<'_>,
+    threads: usize,
+    fold: &(impl Fn(&Region, &mut PageBuf) -> Result<(), FoldError> + Sync),
+) -> Result<(), FoldError> {
+    let (send, receive) = sync_channel::<Region>(threads * 2);
+    let receive = Mutex::new(receive);
+    let failed = Mutex::new(None);
+    let work = || {
+        let mut buf = PageBuf::zeroed(REGION_BYTES as usize);
+        while let Some(region) = next_of(&receive) {
+            if failed.lock().expect("a panic aborts the process").is_some() {
+                continue; // The rest is taken off the channel, so that nobody waits for room in it.
+            }
+            if let Err(error) = fold(&region, &mut buf) {
+                failed.lock().expect("a panic aborts the process").get_or_insert(error);
+            }
+        }
+    };
+    let fed = std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+        let fed = loop {
+            match regions.next() {
+                Ok(Some(region)) => send.send(region).expect("the threads live as long as the channel"),
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+            if failed.lock().expect("a panic aborts the process").is_some() {
+                break Ok(());
+            }
+        };
+        drop(send);
+        fed
+    });
+    fed?;
+    match failed.into_inner().expect("a panic aborts the process") {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+fn next_of(receive: &Mutex<Receiver<Region>>) -> Option<Region> {
+    receive.lock().expect("a panic aborts the process").recv().ok()
 }

@@ -1,7 +1,8 @@
 //! An image: the disks of the VM as of a cut, read through, and writable on overlays.
 
-use crate::journal::{Journal, ReadError};
+use crate::journal::Journal;
 use crate::overlay::{Overlay, OverlayError};
+use crate::payload::ReadError;
 use std::sync::Arc;
 use types::{ByteRange, DiskIndex, WriteSeq};
 
@@ -12,6 +13,8 @@ pub enum ImageError {
     NotConsistent { cut: WriteSeq },
     #[error("the image is read-only")]
     ReadOnly,
+    #[error("cannot save the pin")]
+    Manifest(#[source] std::io::Error),
     #[error(transparent)]
     Read(#[from] ReadError),
     #[error(transparent)]
@@ -41,7 +44,7 @@ impl Image {
         folder: Option<&str>,
         boot_id: [u8; 16],
     ) -> Result<Self, ImageError> {
-        let pin = journal.pin(cut)?;
+        let pin = journal.pin_image(cut)?;
         let disks = journal.disks();
         let sizes = disks.iter().map(|disk| disk.size_bytes).collect();
         let mut image = Self { journal, cut, pin, sizes, overlays: Vec::new() };
@@ -110,33 +113,30 @@ impl Image {
         }
     }
 
+    pub(crate) fn overlays(&self) -> &[Overlay] {
+        &self.overlays
+    }
+
+    pub(crate) fn sizes(&self) -> &[u64] {
+        &self.sizes
+    }
+
     fn overlay(&self, disk: DiskIndex) -> Result<&Overlay, ImageError> {
         self.overlays.get(usize::from(disk.0)).ok_or(ImageError::ReadOnly)
     }
 
-    fn below(&self, disk: DiskIndex, start: u64, buf: &mut [u8]) -> Result<(), ImageError> {
+    pub(crate) fn below(&self, disk: DiskIndex, start: u64, buf: &mut [u8]) -> Result<(), ImageError> {
         Ok(self.journal.read_at(disk, self.cut, start, buf)?)
     }
 }
 
 impl Drop for Image {
     fn drop(&mut self) {
-        self.journal.write_shared().pins.remove(&self.pin);
+        self.journal.unpin_image(self.pin);
     }
 }
 
 impl Journal {
-    fn pin(&self, cut: WriteSeq) -> Result<u64, ImageError> {
-        let mut shared = self.write_shared();
-        if !shared.timeline.is_consistent(cut) {
-            return Err(ImageError::NotConsistent { cut });
-        }
-        let pin = shared.next_pin;
-        shared.next_pin += 1;
-        shared.pins.insert(pin, cut);
-        Ok(pin)
-    }
-
     /// Throws away the overlays kept in `folder`.
     ///
     /// # Errors

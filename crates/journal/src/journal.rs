@@ -1,60 +1,111 @@
-//! The journal as the rest of the program sees it: state, settings, reading at a cut.
+//! The journal as the rest of the program sees it: state, settings, status.
 //!
-//! Two locks, taken in this order: the writer's, held while a batch is written or segments are folded;
-//! and the shared one, held shortly to look up or to publish. Reads of file data hold neither.
+//! Locks, taken in this order: `upkeep`, held by whoever seals, merges, folds or retires; `writer`, held
+//! while batches get their places; `saving`, held while the manifest is replaced; `shared`, held shortly
+//! to look up or to publish. The gate is for readers: see `read.rs`.
 
-use crate::append::Writer;
-use crate::index::{BatchKey, BatchPlace, Index, Origin};
+use crate::append::{InFlight, Writer};
+use crate::checkpoints::{CheckpointError, CheckpointFacts, CheckpointQuery, Files, Thinning};
+use crate::cover::LogKind;
 use crate::manifest::Manifest;
-use crate::segment::Segment;
+use crate::read::SegmentFiles;
+use crate::run::Run;
 use crate::store::{Store, StoreFile};
+use crate::table::Table;
 use crate::timeline::Timeline;
-use batch::{FrameError, read_payload};
-use bytes::Bytes;
+use crate::undo::UndoWriter;
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
-use types::{ByteRange, DiskIndex, DiskSpec, Epoch, Incarnation, WallTime, WriteSeq};
+use types::{CheckpointId, DiskSpec, Epoch, Incarnation, WallTime, WriteSeq};
+
+/// Where the replica stands in the history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// At its old end: everything newer is in the journal.
+    #[default]
+    RollForward,
+    /// At its new end: before-images of everything older are in the journal.
+    Rollback,
+}
 
 /// What an operator may set, and change while the journal is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
     /// The history window.
     pub history: Duration,
-    /// Fold early above this many bytes; zero for no limit but the disk.
-    pub bytes_max: u64,
+    /// Fold early above this many bytes; zero for no limit.
+    pub bytes_soft: u64,
+    /// Take nothing more above this many bytes; zero for no limit but the disk.
+    pub bytes_hard: u64,
+    /// A segment is closed at this size at the latest; a slow stream has smaller ones.
     pub segment_bytes: u64,
+    pub mode: Mode,
+    pub thinning: Thinning,
+    /// Tagged checkpoints younger than this hold retention back, unless the hard limit is near.
+    pub tagged_history: Duration,
 }
 
 /// The journal of one VM.
 #[derive(Debug)]
 pub struct Journal {
+    /// Names this opening of the journal in the process's caches.
+    pub(crate) uid: u64,
     pub(crate) store: Arc<dyn Store>,
+    pub(crate) upkeep: Mutex<UndoWriter>,
     pub(crate) writer: Mutex<Writer>,
+    pub(crate) in_flight: InFlight,
+    /// Set after a failed write or sync: nothing more is taken.
+    pub(crate) failed: AtomicBool,
+    saving: Mutex<()>,
+    /// Held while footers are written, one after the other.
+    pub(crate) footers: Mutex<()>,
     pub(crate) shared: RwLock<Shared>,
+    pub(crate) gate: RwLock<()>,
+    pub(crate) files: SegmentFiles,
+    pub(crate) replicas: RwLock<Vec<Option<Arc<dyn StoreFile>>>>,
 }
 
 /// What readers look at. Everything in it is durable.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) manifest: Manifest,
+    pub(crate) manifest: Arc<Manifest>,
     pub(crate) settings: Settings,
-    pub(crate) index: Index,
     pub(crate) timeline: Timeline,
-    pub(crate) segments: BTreeMap<u64, Segment>,
-    pub(crate) replicas: Vec<Arc<dyn StoreFile>>,
-    /// Cuts that must stay readable, by the pin's number.
-    pub(crate) pins: BTreeMap<u64, WriteSeq>,
-    pub(crate) next_pin: u64,
-    /// When the oldest batch of the journal came, by this host's clock.
-    pub(crate) oldest_at: Option<WallTime>,
+    /// Of the open segments.
+    pub(crate) redo_table: Table,
+    pub(crate) undo_table: Table,
+    pub(crate) view: Arc<View>,
     pub(crate) newest_at: Option<WallTime>,
     pub(crate) open_bytes: u64,
+    pub(crate) undo_open_bytes: u64,
+    /// Cuts that open images hold, by the pin's number.
+    pub(crate) image_pins: BTreeMap<u64, WriteSeq>,
+    pub(crate) next_image_pin: u64,
+}
+
+/// What does not change with every write: replaced as a whole.
+#[derive(Debug, Clone)]
+pub(crate) struct View {
+    pub(crate) applied: WriteSeq,
+    pub(crate) manifest: Arc<Manifest>,
+    pub(crate) redo: LogView,
+    pub(crate) undo: LogView,
+}
+
+/// A log's sealed part.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LogView {
+    /// Tables of sealed segments whose footer is not written yet, oldest first.
+    pub(crate) frozen: Vec<Arc<Table>>,
+    /// Oldest first.
+    pub(crate) runs: Vec<Arc<Run>>,
 }
 
 /// A journal in numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct JournalStatus {
     pub epoch: Epoch,
     pub applied: WriteSeq,
@@ -62,38 +113,103 @@ pub struct JournalStatus {
     pub watermark: WriteSeq,
     pub incarnation: Option<Incarnation>,
     pub gap_open: bool,
+    /// Segments, footers and runs.
     pub journal_bytes: u64,
     pub segments: usize,
-    pub index_entries: usize,
+    pub runs: usize,
+    pub index_entries: u64,
     pub guest_writes: u64,
     /// From the oldest batch kept to the newest.
     pub history: Duration,
+    /// How long a history the limits will leave at the pace of the history kept now; none where nothing
+    /// limits it below what is set.
+    pub projected_history: Option<Duration>,
+    pub checkpoints: u64,
+    pub damage: Vec<String>,
     pub settings: Settings,
 }
 
-/// Why bytes as of a cut could not be read.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    #[error("segment {segment}: batch at byte {at} is damaged")]
-    Damaged {
-        segment: u64,
-        at: u64,
-        #[source]
-        source: FrameError,
-    },
-    #[error("cannot read segment {segment}")]
-    Segment {
-        segment: u64,
-        #[source]
-        source: io::Error,
-    },
-    #[error("cannot read the replica")]
-    Replica(#[source] io::Error),
-    #[error("read {range:?} past the end of the disk")]
-    OutOfRange { range: ByteRange },
+static NEXT_UID: AtomicU64 = AtomicU64::new(1);
+
+pub(crate) fn next_uid() -> u64 {
+    NEXT_UID.fetch_add(1, Ordering::Relaxed)
+}
+
+impl View {
+    pub(crate) fn log_mut(&mut self, kind: LogKind) -> &mut LogView {
+        match kind {
+            LogKind::Redo => &mut self.redo,
+            LogKind::Undo => &mut self.undo,
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn table_mut(&mut self, kind: LogKind) -> &mut Table {
+        match kind {
+            LogKind::Redo => &mut self.redo_table,
+            LogKind::Undo => &mut self.undo_table,
+        }
+    }
+
+    pub(crate) fn open_bytes_mut(&mut self, kind: LogKind) -> &mut u64 {
+        match kind {
+            LogKind::Redo => &mut self.open_bytes,
+            LogKind::Undo => &mut self.undo_open_bytes,
+        }
+    }
+
+    /// Replaces the manifest and what hangs on it.
+    pub(crate) fn set_manifest(&mut self, manifest: Manifest, change: impl FnOnce(&mut View)) {
+        self.manifest = Arc::new(manifest);
+        let view = Arc::make_mut(&mut self.view);
+        view.applied = self.manifest.applied();
+        view.manifest = self.manifest.clone();
+        change(view);
+    }
+
+    pub(crate) fn journal_bytes(&self) -> u64 {
+        let (redo, undo) = (&self.manifest.redo, &self.manifest.undo);
+        let sealed = redo.sealed_bytes() + undo.sealed_bytes();
+        let merged = redo.merged_bytes() + undo.merged_bytes();
+        sealed + merged + self.open_bytes + self.undo_open_bytes
+    }
+
+    /// When the oldest write kept came, by this host's clock.
+    pub(crate) fn oldest_at(&self) -> Option<WallTime> {
+        let oldest = self.manifest.undo.segments.first().or(self.manifest.redo.segments.first());
+        oldest.map(|segment| WallTime(segment.created_at))
+    }
+
+    pub(crate) fn history(&self) -> Duration {
+        let newest = self.newest_at.unwrap_or_default();
+        self.oldest_at().map_or(Duration::ZERO, |oldest| newest.since(oldest))
+    }
 }
 
 impl Journal {
+    pub(crate) fn new(store: Arc<dyn Store>, shared: Shared, writer: Writer, undo: UndoWriter) -> Self {
+        let replicas = vec![None; shared.manifest.disks.len()];
+        Self {
+            uid: next_uid(),
+            store,
+            upkeep: Mutex::new(undo),
+            writer: Mutex::new(writer),
+            in_flight: InFlight::default(),
+            failed: AtomicBool::new(false),
+            saving: Mutex::default(),
+            footers: Mutex::default(),
+            shared: RwLock::new(shared),
+            gate: RwLock::default(),
+            files: SegmentFiles::default(),
+            replicas: RwLock::new(replicas),
+        }
+    }
+
+    pub(crate) fn lock_upkeep(&self) -> MutexGuard<'_, UndoWriter> {
+        self.upkeep.lock().expect("a panic aborts the process")
+    }
+
     pub(crate) fn lock_writer(&self) -> MutexGuard<'_, Writer> {
         self.writer.lock().expect("a panic aborts the process")
     }
@@ -106,23 +222,49 @@ impl Journal {
         self.shared.write().expect("a panic aborts the process")
     }
 
+    /// Replaces the manifest, durably, and then publishes it together with what `publish` does. Where it
+    /// cannot be saved, nothing has changed in memory; on the disk the old one or the new one stands, and
+    /// whatever is changed must be right with either.
+    pub(crate) fn change_manifest(
+        &self,
+        change: impl FnOnce(&mut Manifest),
+        publish: impl FnOnce(&mut Shared, Manifest),
+    ) -> io::Result<()> {
+        let _saving = self.saving.lock().expect("a panic aborts the process");
+        let mut manifest = (*self.read_shared().manifest).clone();
+        change(&mut manifest);
+        manifest.save(&*self.store)?;
+        publish(&mut self.write_shared(), manifest);
+        Ok(())
+    }
+
     /// The journal in numbers.
     pub fn status(&self) -> JournalStatus {
         let shared = self.read_shared();
-        let timeline = &shared.timeline;
-        let newest = shared.newest_at.unwrap_or_default();
+        let (manifest, timeline) = (&shared.manifest, &shared.timeline);
+        let tables = shared.view.redo.frozen.iter().chain(&shared.view.undo.frozen).map(|table| table.len());
+        let tables = tables.sum::<usize>() + shared.redo_table.len() + shared.undo_table.len();
+        let runs = manifest.redo.runs.iter().chain(&manifest.undo.runs);
+        let rows: u64 = manifest.checkpoints.iter().map(|file| file.rows).sum();
+        let recent = shared.view.redo.frozen.iter().map(|table| table.checkpoints.len()).sum::<usize>()
+            + shared.redo_table.checkpoints.len();
+        let unrepaired = manifest.damage.iter().filter(|damage| damage.to_seq.is_none());
         JournalStatus {
-            epoch: Epoch(shared.manifest.epoch),
-            applied: timeline.applied,
+            epoch: Epoch(manifest.epoch),
+            applied: manifest.applied(),
             last_seq: timeline.last_seq,
             watermark: timeline.watermark,
             incarnation: timeline.incarnation,
             gap_open: timeline.is_gap_open(),
             journal_bytes: shared.journal_bytes(),
-            segments: shared.manifest.segments.len(),
-            index_entries: shared.index.len(),
+            segments: manifest.redo.segments.len() + manifest.undo.segments.len(),
+            runs: manifest.redo.runs.len() + manifest.undo.runs.len(),
+            index_entries: runs.map(|run| run.entries).sum::<u64>() + tables as u64,
             guest_writes: timeline.guest_writes,
-            history: shared.oldest_at.map_or(Duration::ZERO, |oldest| newest.since(oldest)),
+            history: shared.history(),
+            projected_history: shared.projected_history(),
+            checkpoints: rows + recent as u64,
+            damage: unrepaired.map(|damage| damage.what.clone()).collect(),
             settings: shared.settings,
         }
     }
@@ -134,7 +276,7 @@ impl Journal {
         disks.map(|disk| DiskSpec { name: disk.name.clone(), size_bytes: disk.size_bytes }).collect()
     }
 
-    /// Asks the timeline: checkpoints, gaps, the newest consistent cut.
+    /// Asks the timeline: gaps, the newest consistent cut.
     pub fn with_timeline<T>(&self, ask: impl FnOnce(&Timeline) -> T) -> T {
         ask(&self.read_shared().timeline)
     }
@@ -150,129 +292,113 @@ impl Journal {
     /// As the file system says.
     pub fn raise_epoch(&self, epoch: Epoch) -> io::Result<()> {
         let _writer = self.lock_writer();
-        let mut manifest = self.read_shared().manifest.clone();
-        if epoch.0 <= manifest.epoch {
+        if epoch.0 <= self.read_shared().manifest.epoch {
             return Ok(());
         }
-        manifest.epoch = epoch.0;
-        manifest.save(&*self.store)?;
-        self.write_shared().manifest = manifest;
-        Ok(())
+        self.change_manifest(
+            |manifest| manifest.epoch = epoch.0,
+            |shared, manifest| shared.set_manifest(manifest, |_| {}),
+        )
     }
 
-    /// Fills `buf` with the disk's bytes from `start` as of `cut`, which is pinned or not yet folded.
+    /// Checkpoints that can be opened and that thinning keeps as of `now`, in the order asked for, at most
+    /// as many as the query's limit.
     ///
     /// # Errors
-    /// [`ReadError`] naming the damaged place.
-    pub fn read_at(
+    /// [`CheckpointError`] where a file of them cannot be read.
+    pub fn checkpoints(
         &self,
-        disk: DiskIndex,
-        cut: WriteSeq,
-        start: u64,
-        buf: &mut [u8],
-    ) -> Result<(), ReadError> {
-        let range = ByteRange::new(start, buf.len() as u64);
-        for part in self.plan(disk, cut, range)? {
-            let at = (part.range.start - start) as usize;
-            part.read(&mut buf[at..at + part.range.len as usize])?;
-        }
-        Ok(())
-    }
-
-    /// Looks up where the bytes are, with the files that hold them kept open.
-    fn plan(&self, disk: DiskIndex, cut: WriteSeq, range: ByteRange) -> Result<Vec<Part>, ReadError> {
-        let shared = self.read_shared();
-        let out_of_range = ReadError::OutOfRange { range };
-        let Some(entry) = shared.manifest.disks.get(usize::from(disk.0)) else {
-            return Err(out_of_range);
+        query: &CheckpointQuery,
+        now: WallTime,
+    ) -> Result<Vec<CheckpointFacts>, CheckpointError> {
+        let (manifest, timeline, thinning, recent) = {
+            let shared = self.read_shared();
+            let frozen = shared.view.redo.frozen.iter().flat_map(|table| &table.checkpoints);
+            let recent: Vec<_> = frozen.chain(&shared.redo_table.checkpoints).cloned().collect();
+            (shared.manifest.clone(), shared.timeline.clone(), shared.settings.thinning, recent)
         };
-        if !range.fits(entry.size_bytes) {
-            return Err(out_of_range);
-        }
-        let pieces = shared.index.look_up(disk, range, cut);
-        Ok(pieces.into_iter().map(|piece| shared.part(disk, piece.range, piece.origin)).collect())
-    }
-}
-
-impl Shared {
-    pub(crate) fn journal_bytes(&self) -> u64 {
-        let sealed = self.manifest.segments.iter().filter_map(|segment| segment.sealed.as_ref());
-        sealed.map(|sealed| sealed.bytes).sum::<u64>() + self.open_bytes
-    }
-
-    pub(crate) fn part(&self, disk: DiskIndex, range: ByteRange, origin: Origin) -> Part {
-        let source = match origin {
-            Origin::Zero => PartSource::Zero,
-            Origin::Replica => PartSource::Replica(self.replicas[usize::from(disk.0)].clone()),
-            Origin::Journal { batch, payload_at } => self.journal_part(batch, payload_at),
+        let mut found = Vec::new();
+        let mut take = |facts: CheckpointFacts| {
+            if timeline.is_consistent(facts.cut()) && facts.is_kept(&thinning, now) {
+                found.push(facts);
+            }
+            found.len() < query.limit
         };
-        Part { range, source }
-    }
-
-    fn journal_part(&self, key: BatchKey, payload_at: u32) -> PartSource {
-        let place = self.index.place(key).expect("an entry's batch is in the index").clone();
-        let file = self.segments[&place.segment].file.clone();
-        PartSource::Journal { file, place, payload_at }
-    }
-}
-
-/// A range and an open file that has its bytes.
-#[derive(Debug)]
-pub(crate) struct Part {
-    pub(crate) range: ByteRange,
-    source: PartSource,
-}
-
-#[derive(Debug)]
-enum PartSource {
-    Zero,
-    Replica(Arc<dyn StoreFile>),
-    Journal { file: Arc<dyn StoreFile>, place: BatchPlace, payload_at: u32 },
-}
-
-/// A frame's stored bytes could not be read, or do not check.
-enum FetchError {
-    Io(io::Error),
-    Frame(FrameError),
-}
-
-impl From<FrameError> for FetchError {
-    fn from(error: FrameError) -> Self {
-        FetchError::Frame(error)
-    }
-}
-
-impl Part {
-    pub(crate) fn is_zero(&self) -> bool {
-        matches!(self.source, PartSource::Zero)
-    }
-
-    pub(crate) fn is_replica(&self) -> bool {
-        matches!(self.source, PartSource::Replica(_))
-    }
-
-    /// Fills `buf`, as long as the range.
-    pub(crate) fn read(&self, buf: &mut [u8]) -> Result<(), ReadError> {
-        match &self.source {
-            PartSource::Zero => buf.fill(0),
-            PartSource::Replica(file) => file.read_at(self.range.start, buf).map_err(ReadError::Replica)?,
-            PartSource::Journal { file, place, payload_at } => {
-                let fetch = |start: u32, len: u32| {
-                    let mut stored = vec![0; len as usize];
-                    file.read_at(place.at + u64::from(start), &mut stored).map_err(FetchError::Io)?;
-                    Ok::<_, FetchError>(Bytes::from(stored))
-                };
-                let segment = place.segment;
-                let payload =
-                    read_payload(&place.frames, *payload_at, buf.len() as u32, fetch).map_err(|error| {
-                        match error {
-                            FetchError::Io(source) => ReadError::Segment { segment, source },
-                            FetchError::Frame(source) => ReadError::Damaged { segment, at: place.at, source },
-                        }
-                    })?;
-                buf.copy_from_slice(&payload);
+        let files = Files { store: &*self.store, manifest: &manifest };
+        if query.limit == 0 {
+            return Ok(found);
+        }
+        if query.newest_first {
+            let recent = recent.into_iter().rev().filter(|facts| query.wants(facts));
+            let mut all = true;
+            for facts in recent {
+                all = take(facts);
+                if !all {
+                    break;
+                }
+            }
+            if all {
+                files.visit(query, &mut take)?;
+            }
+        } else if files.visit(query, &mut take)? {
+            for facts in recent.into_iter().filter(|facts| query.wants(facts)) {
+                if !take(facts) {
+                    break;
+                }
             }
         }
-        Ok(())
+        Ok(found)
     }
+
+    /// A checkpoint by its id, if it can be opened; thinned ones too, as long as their data is there.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] where a file of them cannot be read.
+    pub fn checkpoint(&self, id: CheckpointId) -> Result<Option<CheckpointFacts>, CheckpointError> {
+        let query = CheckpointQuery { after: Some(id.0.previous()), limit: 1, ..CheckpointQuery::default() };
+        let found = self.checkpoints(&query, WallTime(i64::MIN))?.pop();
+        Ok(found.filter(|facts| facts.checkpoint.id == id))
+    }
+
+    /// The newest checkpoint that can be opened.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] where a file of them cannot be read.
+    pub fn newest_checkpoint(&self) -> Result<Option<CheckpointFacts>, CheckpointError> {
+        let query = CheckpointQuery { newest_first: true, limit: 1, ..CheckpointQuery::default() };
+        Ok(self.checkpoints(&query, WallTime(i64::MIN))?.pop())
+    }
+
+    /// The newest checkpoint taken at or before `time`.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] where a file of them cannot be read.
+    pub fn nearest_checkpoint(
+        &self,
+        time: WallTime,
+        now: WallTime,
+    ) -> Result<Option<CheckpointFacts>, CheckpointError> {
+        let query =
+            CheckpointQuery { to: Some(time), newest_first: true, limit: 1, ..CheckpointQuery::default() };
+        Ok(self.checkpoints(&query, now)?.pop())
+    }
+
+    /// Lets go of what is only kept for speed: index guides and open files not used since the last call.
+    pub fn rest(&self) {
+        let view = self.read_shared().view.clone();
+        view.redo.runs.iter().chain(&view.undo.runs).for_each(|run| run.rest());
+        self.files.clear();
+    }
+
+    /// Bytes of index directories and of block bitmaps that are in memory now.
+    pub fn resident_index_bytes(&self) -> (usize, usize) {
+        let view = self.read_shared().view.clone();
+        let runs = view.redo.runs.iter().chain(&view.undo.runs);
+        runs.map(|run| run.resident_bytes()).fold((0, 0), |sum, (d, b)| (sum.0 + d, sum.1 + b))
+    }
+}
+
+/// Index pages read so far by the process, for the bench.
+pub fn index_pages_read() -> u64 {
+    crate::run::PAGES_READ.load(Ordering::Relaxed)
 }

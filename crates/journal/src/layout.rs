@@ -3,16 +3,17 @@
 //! ```text
 //! 0      segment header, 4 KiB          4096   the same once more
 //! 8192   envelope, batch, zeroes up to the next 4 KiB; and so on
+//! ..     once sealed, a run: the footer (`run.rs`)
 //! ```
 //! All numbers are little-endian. Every checksum is seeded with the segment's random incarnation, so
 //! that an old segment's bytes in the same place never check.
 
+use crate::cover::LogKind;
+use crate::page::PAGE_BYTES;
 use types::{Epoch, VmId, WallTime, WriteSeq};
 use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// Alignment of everything in a segment.
-pub(crate) const PAGE_BYTES: u64 = 4096;
 /// Where the first envelope stands.
 pub(crate) const FIRST_BATCH_AT: u64 = 2 * PAGE_BYTES;
 pub(crate) const ENVELOPE_BYTES: usize = 64;
@@ -27,7 +28,7 @@ const VERSION: u16 = 1;
 struct RawSegmentHeader {
     magic: [u8; 4],
     version: U16,
-    /// 1: redo.
+    /// 1 redo, 2 undo.
     kind: U16,
     number: U64,
     vm: [u8; 16],
@@ -67,6 +68,7 @@ const _: () = assert!(size_of::<RawEnvelope>() == ENVELOPE_BYTES);
 /// What a segment's header says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SegmentHeader {
+    pub(crate) kind: LogKind,
     pub(crate) number: u64,
     pub(crate) vm: VmId,
     pub(crate) incarnation: [u8; 16],
@@ -79,7 +81,10 @@ impl SegmentHeader {
         let mut raw = RawSegmentHeader {
             magic: SEGMENT_MAGIC,
             version: VERSION.into(),
-            kind: 1.into(),
+            kind: match self.kind {
+                LogKind::Redo => 1.into(),
+                LogKind::Undo => 2.into(),
+            },
             number: self.number.into(),
             vm: self.vm.to_bytes(),
             incarnation: self.incarnation,
@@ -106,6 +111,11 @@ impl SegmentHeader {
             return Err("segment header: checksum does not match");
         }
         Ok(Self {
+            kind: match raw.kind.get() {
+                1 => LogKind::Redo,
+                2 => LogKind::Undo,
+                _ => return Err("a segment of an unknown kind"),
+            },
             number: raw.number.get(),
             vm: VmId::from_bytes(raw.vm),
             incarnation: raw.incarnation,

@@ -1,43 +1,81 @@
 //! The journal of one VM at the recovery side: its writes in order, its replica, its images.
 //!
-//! A [`Journal`] owns one folder (through a [`Store`]): segment files of batches stored verbatim, a
-//! manifest, a raw replica per disk, and the overlays of writable images. The replica stands at the
-//! `applied` sequence; everything newer is in the segments. A read at a cut prefers the newest journal
-//! entry at or below the cut and falls back to the replica.
+//! A [`Journal`] owns one folder (through a [`Store`]). The **redo log** is a chain of segment files that
+//! hold batches as they came over the wire; the **replica**, a raw file per disk, stands at the `applied`
+//! sequence; the **undo log** holds what the replica's bytes were before. A segment that is sealed gets a
+//! footer, a sorted run of its extents; runs are merged, the data never moves. The state of all that is in
+//! one manifest, replaced atomically. Formats: `docs/formats/journal.md`.
 //!
-//! What makes each pair of operations safe beside each other:
+//! Read at a cut: the newest redo extent above `applied` and at or below the cut, else the oldest undo
+//! extent above the cut, else the replica (`read.rs`).
 //!
-//! | | append | fold | image read | crash |
-//! |---|---|---|---|---|
-//! | **append** | one writer, under its lock | fold takes sealed segments only, append writes the open one | entries are published after the sync that makes them durable | torn tail is cut above what was acknowledged |
-//! | **fold** | | one at a time, under its lock | a pin keeps the cut at or above `applied`; entries leave the index only once the replica is durable, and open files outlive their removal | idempotent: the manifest still names the old `applied`, the fold is repeated |
-//! | **image read** | | | shared lock for the look-up, none for the reading | overlays say what is theirs: see [`Overlay`] |
+//! What makes each pair of operations safe beside each other; one cell per pair:
 //!
-//! Segments are scanned when the journal is opened, and the index is kept in memory; the entries per
-//! write are 32 bytes. Formats: `docs/formats/journal.md`.
+//! | | append | footer, merge | fold | step back (undo) | image read | checkpoint list | retention | scrub | crash |
+//! |---|---|---|---|---|---|---|---|---|---|
+//! | **append** | one writer, under its lock; groups commit in the order they were framed | footers are of sealed segments, append writes the open one; sealing waits for what is in flight | fold takes sealed segments only | a step's target is durable before the step begins | extents are published after the sync that makes them durable | facts are published with the extents | as fold; at the hard limit append refuses | scrub reads sealed segments | a torn end is cut above what was acknowledged, damage below is named |
+//! | **footer, merge** | | one at a time | both hold `upkeep`; a segment without a footer is not dropped | as fold | a run is published before the table or runs it replaces are let go, and their files go only behind the gate | rows reach their file and the manifest together with the footer | as fold | a damaged run is rebuilt from footers, a footer from its batches | without a manifest that names it a run is no run; leftovers are removed |
+//! | **fold** | | | one at a time, under `upkeep` | a step cut short is finished first | cuts below are retired first and a pin stops it; entries are preferred to the replica until they are gone; files are recycled behind the gate | files of retired checkpoints go with the manifest that retires them | same thing | a segment that is dropped while it is read is passed over | the manifest names the old `applied`: the same bytes are written again |
+//! | **step back** | | | | one at a time | before-images are published, and earlier readers gone, before the replica is touched | rows stay until retired | undo segments go below what is retired | as fold | see the story in `undo.rs` |
+//! | **image read** | | | | | shared gate; overlays say what is theirs: see [`Overlay`] | | a pin holds the cut | | overlays: see [`Overlay`] |
+//! | **checkpoint list** | | | | | | reads a manifest it holds | a list may name a checkpoint retired just now; opening it says so | | |
+//! | **retention** | | | | | | | one at a time | as fold | as fold |
+//! | **scrub** | | | | | | | | one at a time | changes nothing |
 
 mod append;
+mod checkpoints;
+mod compact;
+mod cover;
+mod damage;
+mod entropy;
+mod extent;
 mod fold;
+mod fs_store;
 mod image;
-mod index;
 mod journal;
 mod layout;
 mod manifest;
+mod merge;
 mod open;
 mod overlay;
+mod page;
+mod payload;
+mod pins;
+mod promote;
+mod read;
+mod retention;
+mod run;
+mod run_writer;
+mod scrub;
+mod seal;
 mod segment;
+mod shard;
 mod store;
+mod table;
 mod timeline;
+mod undo;
+mod upkeep;
 mod verify;
 
-pub use append::{AppendError, Appended};
-pub use fold::{FoldError, Folded};
+pub use append::{AppendError, AppendMeta, Appended};
+pub use checkpoints::{CheckpointError, CheckpointFacts, CheckpointQuery, Thinning};
+pub use damage::Damage;
+pub use fold::FoldError;
+pub use fs_store::{FsStore, LockError};
 pub use image::{Image, ImageError};
-pub use journal::{Journal, JournalStatus, ReadError, Settings};
+pub use journal::{Journal, JournalStatus, Mode, Settings, index_pages_read};
 pub use manifest::{Manifest, ManifestError, SegmentInfo};
-pub use open::{CreateError, Damage, OpenError, Opened};
+pub use open::{CreateError, OpenError, Opened};
 pub use overlay::{Overlay, OverlayError};
+pub use payload::ReadError;
+pub use pins::Pin;
+pub use promote::Promotion;
+pub use retention::SettingsError;
+pub use run::RunError;
+pub use scrub::{ScrubPlace, Scrubbed};
 pub use segment::SegmentError;
-pub use store::{FsStore, LockError, Store, StoreFile};
+pub use shard::{AppendStream, Report, Shards};
+pub use store::{Store, StoreFile};
 pub use timeline::{Gap, Timeline, newest_common_cut};
+pub use upkeep::{Kept, Upkeep};
 pub use verify::{RecordRow, SegmentReport, VerifyReport, verify};

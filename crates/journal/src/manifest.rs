@@ -8,13 +8,15 @@
 //! A replacement is written to `manifest.new`, made durable, renamed over `manifest`, and the folder
 //! made durable: a crash at any of these leaves the old one or the new one.
 
+use crate::cover::LogKind;
 use crate::store::Store;
 use serde::{Deserialize, Serialize};
 use std::io;
+use types::{Incarnation, WriteSeq};
 
 const MAGIC: [u8; 4] = *b"HFJM";
-/// 1: the first.
-const VERSION: u32 = 1;
+/// 2: both logs, runs, checkpoint files, pins. 1: the first, with segments only.
+const VERSION: u32 = 2;
 const NAME: &str = "manifest";
 const NAME_NEW: &str = "manifest.new";
 
@@ -28,16 +30,44 @@ pub struct Manifest {
     pub epoch: u64,
     /// The replica holds every write at or below.
     pub applied: u64,
-    /// No cut below can be opened: a fold up to here has begun, and may have changed the replica already.
-    /// Equal to `applied` once it is done, unless one to further up had failed before.
+    /// No cut below can be opened. At or above `applied` while a fold without before-images goes on,
+    /// which may have changed the replica already; below it as far as the undo log reaches.
     pub retired_below: u64,
-    /// Whether writes are missing at `applied`, so that no cut is consistent until a sync ends.
-    pub gap_at_applied: bool,
-    /// Where the stream stood at the end of the last segment that was folded.
-    pub folded: StreamPoint,
+    /// Where writes are missing, as of the end of the last sealed segment.
+    pub gaps: Vec<GapEntry>,
+    /// Where the stream stood at the end of the last segment that was dropped.
+    pub base: StreamPoint,
+    pub redo: Log,
+    pub undo: Log,
+    /// Checkpoints of sealed segments, oldest first.
+    pub checkpoints: Vec<CheckpointFile>,
+    /// The number of the next run or checkpoint file.
+    pub next_file: u64,
+    /// Words of tagged checkpoints in those files.
+    pub tags: Vec<TagEntry>,
+    pub pins: Vec<PinEntry>,
+    pub next_pin: u64,
+    /// What was found damaged and contained.
+    pub damage: Vec<DamageEntry>,
+}
+
+/// One of the two logs: segments and the runs over them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Log {
     /// Oldest first; the last one may be open.
     pub segments: Vec<SegmentInfo>,
+    /// Oldest first; each segment with a footer is in one.
+    pub runs: Vec<RunInfo>,
     pub next_segment: u64,
+    /// Pages of all segments there ever were: where the next one's count begins.
+    pub next_page: u64,
+}
+
+/// Writes are missing at or above `begin` and below `end`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GapEntry {
+    pub begin: u64,
+    pub end: Option<u64>,
 }
 
 /// Where a stream stood.
@@ -61,22 +91,132 @@ pub struct SegmentInfo {
     pub number: u64,
     /// Hexadecimal, 32 digits.
     pub incarnation: String,
-    /// Where it ends and the last sequence in it, once nothing more will be written to it.
+    pub base_page: u64,
+    /// Microseconds since 1970 by this host's clock.
+    pub created_at: i64,
+    /// Where it ends, once nothing more will be written to it.
     pub sealed: Option<Sealed>,
 }
 
 /// The end of a segment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sealed {
+    /// Where the batches end.
     pub bytes: u64,
-    pub last_seq: u64,
+    pub point: StreamPoint,
     /// When its newest batch came, microseconds since 1970 by this host's clock.
     pub newest_at: i64,
+    /// The footer behind the batches, once it is written.
+    pub footer: Option<RunInfo>,
+}
+
+/// A run: a segment's footer, or a file merged from several.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunInfo {
+    pub level: u32,
+    /// The file of its own; none for a footer.
+    pub file: Option<u64>,
+    pub first_segment: u64,
+    pub last_segment: u64,
+    /// Where it begins in its file.
+    pub at: u64,
+    pub bytes: u64,
+    pub entries: u64,
+    pub first_seq: u64,
+    pub last_seq: u64,
+}
+
+/// A file of checkpoints.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointFile {
+    pub number: u64,
+    pub stamp: u32,
+    pub pages: u32,
+    pub rows: u64,
+    pub first_cut: u64,
+    pub last_cut: u64,
+    /// Times are labels: the least and the greatest in the file.
+    pub first_at: i64,
+    pub last_at: i64,
+}
+
+/// A person's words for a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TagEntry {
+    pub cut: u64,
+    pub tag: String,
+    pub taken_at: i64,
+}
+
+/// A cut that must stay readable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinEntry {
+    pub id: u64,
+    pub owner: String,
+    pub cut: u64,
+    /// Microseconds since 1970 by this host's clock; none for as long as its owner wants.
+    pub expires_at: Option<i64>,
+}
+
+/// Damage that was found: cuts from `from_seq` to `to_seq` may miss writes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamageEntry {
+    pub what: String,
+    pub from_seq: u64,
+    /// The sequence of the sync that made it good; none while it is not.
+    pub to_seq: Option<u64>,
 }
 
 impl SegmentInfo {
-    pub(crate) fn file_name(number: u64) -> String {
-        format!("segment-{number:08}")
+    pub(crate) fn file_name(&self, kind: LogKind) -> String {
+        segment_name(kind, self.number)
+    }
+}
+
+pub(crate) fn segment_name(kind: LogKind, number: u64) -> String {
+    match kind {
+        LogKind::Redo => format!("segment-{number:08}"),
+        LogKind::Undo => format!("undo-{number:08}"),
+    }
+}
+
+impl RunInfo {
+    pub(crate) fn file_name(&self, kind: LogKind) -> String {
+        match self.file {
+            Some(number) => format!("run-{number:08}"),
+            None => segment_name(kind, self.first_segment),
+        }
+    }
+}
+
+impl CheckpointFile {
+    pub(crate) fn file_name(&self) -> String {
+        format!("checkpoints-{:08}", self.number)
+    }
+}
+
+impl Log {
+    /// The sealed segments' bytes, footers included.
+    pub(crate) fn sealed_bytes(&self) -> u64 {
+        let sealed = self.segments.iter().filter_map(|segment| segment.sealed.as_ref());
+        sealed.map(|sealed| sealed.bytes + sealed.footer.as_ref().map_or(0, |footer| footer.bytes)).sum()
+    }
+
+    /// Bytes of merged runs.
+    pub(crate) fn merged_bytes(&self) -> u64 {
+        self.runs.iter().filter(|run| run.file.is_some()).map(|run| run.bytes).sum()
+    }
+
+    /// The segment a page lies in, and its first page.
+    pub(crate) fn segment_of(&self, page: u64) -> Option<&SegmentInfo> {
+        let past = self.segments.partition_point(|segment| segment.base_page <= page);
+        self.segments.get(past.checked_sub(1)?)
+    }
+}
+
+impl StreamPoint {
+    pub(crate) fn incarnation(&self) -> Option<Incarnation> {
+        self.incarnation.as_ref().and_then(|text| text.parse().ok())
     }
 }
 
@@ -103,12 +243,16 @@ impl Manifest {
             return Err(ManifestError::Missing);
         }
         let file = store.open(NAME, false)?;
-        let mut bytes = vec![0; usize::try_from(file.len()?.min(64 << 20)).expect("at most 64 MiB")];
+        let mut bytes = vec![0; usize::try_from(file.len()?.min(256 << 20)).expect("at most 256 MiB")];
         file.read_at(0, &mut bytes)?;
         Self::decode(&bytes)
     }
 
-    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, ManifestError> {
+    /// Reads what [`Manifest::save`] wrote.
+    ///
+    /// # Errors
+    /// [`ManifestError`], naming what is wrong.
+    pub fn decode(bytes: &[u8]) -> Result<Self, ManifestError> {
         let damaged = |what: &str| ManifestError::Damaged { what: what.to_owned() };
         if bytes.len() < 16 || bytes[..4] != MAGIC {
             return Err(damaged("the magic does not match"));
@@ -143,5 +287,23 @@ impl Manifest {
         file.sync_data()?;
         store.rename(NAME_NEW, NAME)?;
         store.sync_folder()
+    }
+
+    pub(crate) fn log(&self, kind: LogKind) -> &Log {
+        match kind {
+            LogKind::Redo => &self.redo,
+            LogKind::Undo => &self.undo,
+        }
+    }
+
+    pub(crate) fn log_mut(&mut self, kind: LogKind) -> &mut Log {
+        match kind {
+            LogKind::Redo => &mut self.redo,
+            LogKind::Undo => &mut self.undo,
+        }
+    }
+
+    pub(crate) fn applied(&self) -> WriteSeq {
+        WriteSeq::from_raw(self.applied)
     }
 }

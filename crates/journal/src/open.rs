@@ -1,22 +1,28 @@
 //! Making a journal, and opening one again: what is on the disk decides what is known.
 //!
-//! Segments are read from the oldest to the newest. A torn batch at the very end of the newest one, of
-//! which nothing had been acknowledged, is cut off. Anything else that does not check is damage: it is
-//! named, what follows it is set aside, and since the journal then stands below what the source was
-//! told, the source sends everything again. Nothing is ever cut in silence.
+//! Only segments without a footer are read: the open one, and those that were sealed just before a crash.
+//! A torn batch at the very end of the open one, of which nothing had been acknowledged, is cut off.
+//! Anything else that does not check is damage: it is named and contained (`damage.rs`). Where it is in
+//! the open segment, the journal then stands below what the source was told, and the source sends
+//! everything again. Nothing is ever cut in silence.
 
 use crate::append::Writer;
-use crate::index::Index;
-use crate::journal::{Journal, Settings, Shared};
-use crate::layout::ENVELOPE_BYTES;
-use crate::manifest::{DiskEntry, Manifest, ManifestError, SegmentInfo, StreamPoint};
-use crate::segment::{Depth, Found, Position, Segment, SegmentError};
-use crate::store::{Store, StoreFile};
+use crate::cover::LogKind;
+use crate::damage::Damage;
+use crate::entropy::sample;
+use crate::extent::extents_of;
+use crate::journal::{Journal, LogView, Settings, Shared, View};
+use crate::manifest::{DiskEntry, GapEntry, Log, Manifest, ManifestError, Sealed, SegmentInfo, StreamPoint};
+use crate::page::PAGE_BYTES;
+use crate::run::Run;
+use crate::segment::{Found, Position, Scan, Segment, SegmentError};
+use crate::store::Store;
+use crate::table::Table;
 use crate::timeline::Timeline;
-use bytes::Bytes;
-use std::collections::BTreeMap;
+use crate::undo::UndoWriter;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::Arc;
 use types::{DiskSpec, Epoch, VmId, WallTime, WriteSeq};
 
 /// Why a journal could not be made.
@@ -39,19 +45,11 @@ pub enum OpenError {
     Io(#[from] io::Error),
 }
 
-/// What was found wrong, and that it was contained.
-#[derive(Debug)]
-pub struct Damage {
-    pub error: SegmentError,
-    /// Checkpoints above it cannot be opened.
-    pub last_good: WriteSeq,
-}
-
 /// An opened journal and what had to be said about it.
 #[derive(Debug)]
 pub struct Opened {
     pub journal: Journal,
-    pub damage: Option<Damage>,
+    pub damage: Vec<Damage>,
     /// Bytes of a torn batch that were cut off the end.
     pub torn_bytes: u64,
 }
@@ -84,6 +82,7 @@ impl Journal {
         }
         let disks =
             disks.iter().map(|disk| DiskEntry { name: disk.name.clone(), size_bytes: disk.size_bytes });
+        let log = Log { next_segment: 1, ..Log::default() };
         let manifest = Manifest {
             vm: vm.to_string(),
             vm_name: vm_name.to_owned(),
@@ -91,10 +90,16 @@ impl Journal {
             epoch: epoch.0,
             applied: 0,
             retired_below: 0,
-            gap_at_applied: true,
-            folded: StreamPoint::default(),
-            segments: Vec::new(),
-            next_segment: 1,
+            gaps: vec![GapEntry { begin: 0, end: None }],
+            base: StreamPoint::default(),
+            redo: log.clone(),
+            undo: log,
+            checkpoints: Vec::new(),
+            next_file: 0,
+            tags: Vec::new(),
+            pins: Vec::new(),
+            next_pin: 0,
+            damage: Vec::new(),
         };
         manifest.save(&*store)?;
         Journal::open(store, settings).map(|opened| opened.journal).map_err(|error| match error {
@@ -108,55 +113,185 @@ impl Journal {
     /// # Errors
     /// [`OpenError`]; damage that could be contained is told in [`Opened::damage`].
     pub fn open(store: Arc<dyn Store>, settings: Settings) -> Result<Opened, OpenError> {
-        let manifest = Manifest::load(&*store)?;
-        let replicas = open_replicas(&*store, &manifest)?;
-        let mut reading = Reading::begin(&manifest);
-        let mut damage = None;
-        for (at, info) in manifest.segments.iter().enumerate() {
-            let is_last = at + 1 == manifest.segments.len();
-            if let Err(error) = reading.read_segment(&*store, info, is_last) {
-                damage = Some(Damage { error, last_good: reading.timeline.last_seq });
-                break;
-            }
-        }
-        let torn_bytes = reading.torn_bytes;
-        reading.settle()?;
+        let mut manifest = Manifest::load(&*store)?;
+        let vm = manifest.vm.parse().unwrap_or(VmId::from_bytes([0; 16]));
+        check_replicas(&*store, &manifest)?;
+        remove_leftovers(&*store, &manifest)?;
+        let mut redo = RedoReading::begin(&manifest);
+        redo.read(&*store, &manifest)?;
+        redo.settle()?;
+        let mut undo = UndoReading::read(&*store, &manifest)?;
         store.sync_folder()?;
-        let manifest = if damage.is_some() { set_aside(&*store, manifest, &reading)? } else { manifest };
-        Ok(Opened { journal: reading.finish(store, manifest, replicas, settings), damage, torn_bytes })
+        let damage: Vec<Damage> = redo.damage.drain(..).chain(undo.damage.take()).collect();
+        if !damage.is_empty() {
+            redo.seal_open(&*store, &mut manifest)?;
+            for damage in &damage {
+                damage.record(&mut manifest, &mut redo.timeline);
+            }
+            manifest.save(&*store)?;
+        }
+        let torn_bytes = redo.torn_bytes;
+        let writer = Writer::resume(vm, redo.open.clone(), redo.timeline.last_seq);
+        let undo_writer = UndoWriter { vm, open: undo.open.clone(), upto: undo.upto, opened_at: None };
+        let shared = shared_of(manifest, settings, redo, undo);
+        Ok(Opened { journal: Journal::new(store, shared, writer, undo_writer), damage, torn_bytes })
     }
 }
 
-/// What has been read so far.
-struct Reading {
-    vm: VmId,
-    index: Index,
+fn shared_of(manifest: Manifest, settings: Settings, redo: RedoReading, undo: UndoReading) -> Shared {
+    let manifest = Arc::new(manifest);
+    let runs = |kind: LogKind| {
+        manifest.log(kind).runs.iter().map(|info| Arc::new(Run::new(kind, info.clone()))).collect()
+    };
+    let view = View {
+        applied: manifest.applied(),
+        redo: LogView { frozen: redo.frozen.into_iter().map(Arc::new).collect(), runs: runs(LogKind::Redo) },
+        undo: LogView { frozen: undo.frozen.into_iter().map(Arc::new).collect(), runs: runs(LogKind::Undo) },
+        manifest: manifest.clone(),
+    };
+    let end = |open: &Option<(Segment, u64, Position)>| open.as_ref().map_or(0, |(_, _, end)| end.at);
+    Shared {
+        settings,
+        timeline: redo.timeline,
+        redo_table: redo.table,
+        undo_table: undo.table,
+        view: Arc::new(view),
+        newest_at: redo.newest_at,
+        open_bytes: end(&redo.open),
+        undo_open_bytes: end(&undo.open),
+        image_pins: BTreeMap::new(),
+        next_image_pin: 1,
+        manifest,
+    }
+}
+
+/// What has been read of the redo log.
+struct RedoReading {
     timeline: Timeline,
-    segments: BTreeMap<u64, Segment>,
-    open: Option<(u64, Position)>,
-    oldest_at: Option<WallTime>,
+    frozen: Vec<Table>,
+    table: Table,
+    open: Option<(Segment, u64, Position)>,
     newest_at: Option<WallTime>,
     torn_bytes: u64,
     /// Batches of the open segment: where each begins in the file, and its last sequence.
     in_open: Vec<(u64, WriteSeq)>,
     /// What the source had been told when the newest batch was written.
     acked: WriteSeq,
+    damage: Vec<Damage>,
 }
 
-impl Reading {
+impl RedoReading {
     fn begin(manifest: &Manifest) -> Self {
         Self {
-            vm: manifest.vm.parse().unwrap_or(VmId::from_bytes([0; 16])),
-            index: Index::default(),
             timeline: Timeline::begin(manifest),
-            segments: BTreeMap::new(),
+            frozen: Vec::new(),
+            table: Table::new(LogKind::Redo, 0, 0),
             open: None,
-            oldest_at: None,
             newest_at: None,
             torn_bytes: 0,
             in_open: Vec::new(),
             acked: WriteSeq::ZERO,
+            damage: Vec::new(),
         }
+    }
+
+    fn read(&mut self, store: &dyn Store, manifest: &Manifest) -> io::Result<()> {
+        let names: HashSet<String> = store.names()?.into_iter().collect();
+        for info in &manifest.redo.segments {
+            let name = info.file_name(LogKind::Redo);
+            let before = self.timeline.last_seq;
+            match &info.sealed {
+                Some(sealed) => {
+                    let read = match (names.contains(&name), &sealed.footer) {
+                        (false, _) => Err(SegmentError::Missing { name }),
+                        (true, Some(_)) => Ok(()),
+                        (true, None) => self.read_sealed(store, info, sealed),
+                    };
+                    if let Err(error) = read {
+                        let error = io_or_damage(error)?;
+                        self.damage.push(Damage { what: error, from: before.next() });
+                    }
+                    self.timeline.stand_at(&sealed.point);
+                    self.newest_at = Some(WallTime(sealed.newest_at));
+                }
+                None => self.read_open(store, info)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a sealed segment into a table of its own. Its marks are in the manifest's gaps already.
+    fn read_sealed(
+        &mut self,
+        store: &dyn Store,
+        info: &SegmentInfo,
+        sealed: &Sealed,
+    ) -> Result<(), SegmentError> {
+        let mut table = Table::new(LogKind::Redo, info.number, info.base_page);
+        let mut timeline = self.timeline.clone();
+        let result = Segment::open(store, LogKind::Redo, info).and_then(|segment| {
+            let mut scan = segment.scan(Some(sealed.bytes))?;
+            while let Some(found) = scan.next()? {
+                take(&segment, info.base_page, &found, &mut timeline, &mut table)?;
+            }
+            match scan.position.at == sealed.bytes {
+                true => Ok(()),
+                false => Err(ends_early(&segment, scan.position.at)),
+            }
+        });
+        // Whatever could be read is kept: cuts before the damage are good.
+        self.frozen.push(table);
+        result
+    }
+
+    fn read_open(&mut self, store: &dyn Store, info: &SegmentInfo) -> io::Result<()> {
+        self.table = Table::new(LogKind::Redo, info.number, info.base_page);
+        let segment = match Segment::open(store, LogKind::Redo, info) {
+            Ok(segment) => segment,
+            Err(error) => {
+                let from = self.timeline.last_seq.next();
+                self.damage.push(Damage { what: io_or_damage(error)?, from });
+                return Ok(());
+            }
+        };
+        let mut scan = match segment.scan(None) {
+            Ok(scan) => scan,
+            Err(error) => return io_or_damage(error).map(drop),
+        };
+        loop {
+            let step = scan.next().and_then(|found| {
+                let Some(found) = found else { return Ok(false) };
+                take(&segment, info.base_page, &found, &mut self.timeline, &mut self.table)?;
+                self.in_open.push((found.at, found.batch.header().last_seq));
+                self.acked = found.envelope.acked_upto;
+                self.newest_at = Some(found.envelope.received_at);
+                Ok(true)
+            });
+            match step {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    self.end_of_open(&mut scan, error)?;
+                    break;
+                }
+            }
+        }
+        let position = scan.position;
+        self.open = Some((segment, info.base_page, position));
+        Ok(())
+    }
+
+    /// What does not check at the end of the open segment: a torn end, or damage.
+    fn end_of_open(&mut self, scan: &mut Scan<'_>, error: SegmentError) -> io::Result<()> {
+        let was_acked = scan.acked_beyond().is_some_and(|acked| acked > self.timeline.last_seq);
+        let is_io = matches!(error, SegmentError::Io { .. });
+        if was_acked || is_io {
+            let from = self.timeline.last_seq.next();
+            self.damage.push(Damage { what: io_or_damage(error)?, from });
+        } else if scan.is_torn_here() {
+            self.torn_bytes = PAGE_BYTES.max(scan.end().saturating_sub(scan.position.at));
+        }
+        Ok(())
     }
 
     /// Makes sure that what was read is on the disk, and not only in memory.
@@ -166,165 +301,191 @@ impl Reading {
     /// and acknowledged; (4) the power goes, and the batch with it. So whatever may not have been
     /// acknowledged before is written once more, which makes its pages dirty again, and synced.
     fn settle(&self) -> io::Result<()> {
-        let Some((number, end)) = self.open else { return Ok(()) };
-        let file = &self.segments[&number].file;
+        let Some((segment, _, end)) = &self.open else { return Ok(()) };
         // A batch that only moved the watermark has the sequence of the one before it.
         let first = self.in_open.iter().find(|(_, last_seq)| *last_seq >= self.acked);
-        if let Some(&(start, _)) = first {
-            let mut bytes = vec![0; (end.at.min(file.len()?) - start) as usize];
-            file.read_at(start, &mut bytes)?;
-            file.write_at(start, &bytes)?;
-        }
-        file.sync_data()
+        rewrite(segment, first.map(|(at, _)| *at), end.at)
     }
 
-    fn read_segment(
-        &mut self,
-        store: &dyn Store,
-        info: &SegmentInfo,
-        is_last: bool,
-    ) -> Result<(), SegmentError> {
-        let name = SegmentInfo::file_name(info.number);
-        let segment = Segment::open(store, &name, info.number, &info.incarnation)?;
-        self.segments.insert(info.number, segment.clone());
-        let mut position = segment.start();
-        self.open = None;
-        self.in_open.clear();
-        let depth = if info.sealed.is_some() { Depth::Tables } else { Depth::Bodies };
-        let end = info.sealed.as_ref().map(|sealed| sealed.bytes);
-        while end.is_none_or(|end| position.at < end) {
-            let before = position;
-            match segment.next(&mut position, depth) {
-                Ok(Some(found)) => self.take(&segment, found)?,
-                Ok(None) if end.is_none() => break,
-                Ok(None) => {
-                    let (number, at) = (info.number, before.at);
-                    return Err(SegmentError::Batch { number, at, what: "the file ends too early".into() });
+    /// Ends the open segment where its good part ends.
+    fn seal_open(&mut self, store: &dyn Store, manifest: &mut Manifest) -> io::Result<()> {
+        let bytes = self.open.take().map(|(_, _, end)| end.at);
+        let point = self.timeline.point();
+        let newest_at = self.newest_at.unwrap_or_default().0;
+        let log = &mut manifest.redo;
+        let open = log.segments.last_mut().filter(|segment| segment.sealed.is_none());
+        let Some(last) = open else { return Ok(()) };
+        match bytes {
+            Some(bytes) => {
+                log.next_page = last.base_page + bytes / PAGE_BYTES;
+                last.sealed = Some(Sealed { bytes, point, newest_at, footer: None });
+                let fresh = Table::new(LogKind::Redo, 0, 0);
+                self.frozen.push(std::mem::replace(&mut self.table, fresh));
+            }
+            // Nothing of it could be read at all: it is set aside.
+            None => {
+                let name = last.file_name(LogKind::Redo);
+                if store.exists(&name)? {
+                    store.rename(&name, &format!("damaged-{name}"))?;
                 }
-                Err(error) => {
-                    let acked = segment.acked_beyond(before.at, u64::MAX / 2);
-                    let was_acked = acked.is_some_and(|acked| acked > self.timeline.last_seq);
-                    if end.is_some() || !is_last || was_acked || matches!(error, SegmentError::Io { .. }) {
-                        return Err(error);
-                    }
-                    position = before;
-                    self.torn_bytes = segment.file.len().unwrap_or(before.at).saturating_sub(before.at);
-                    break;
-                }
+                log.segments.pop();
             }
         }
-        if end.is_none() {
-            self.open = Some((info.number, position));
-        }
+        manifest.gaps = self.timeline.gap_entries();
         Ok(())
-    }
-
-    fn take(&mut self, segment: &Segment, found: Found) -> Result<(), SegmentError> {
-        let number = segment.header.number;
-        let Found { at, envelope, batch } = found;
-        let damaged = |what: String| SegmentError::Batch { number, at, what };
-        if batch.header().prev_seq != self.timeline.last_seq {
-            return Err(damaged("the batch does not follow the stream before it".into()));
-        }
-        let payload = |entry: usize| {
-            if !batch.bytes().is_empty() {
-                return batch.payload(entry);
-            }
-            let mut body = vec![0; batch.header().total_len];
-            segment.file.read_at(at, &mut body).map_err(|_| batch::BatchError::Short)?;
-            batch::Batch::parse(Bytes::from(body))?.payload(entry)
-        };
-        self.timeline.insert(&batch, payload).map_err(|error| damaged(error.to_string()))?;
-        self.index.insert(&batch, number, at);
-        self.in_open.push((at - ENVELOPE_BYTES as u64, batch.header().last_seq));
-        self.acked = envelope.acked_upto;
-        self.oldest_at = self.oldest_at.or(Some(envelope.received_at));
-        self.newest_at = Some(envelope.received_at);
-        Ok(())
-    }
-
-    fn finish(
-        mut self,
-        store: Arc<dyn Store>,
-        manifest: Manifest,
-        replicas: Vec<Arc<dyn StoreFile>>,
-        settings: Settings,
-    ) -> Journal {
-        self.index.forget(WriteSeq::from_raw(manifest.applied), &[]);
-        let writer = Writer::resume(self.vm, self.open, self.timeline.last_seq);
-        let open_bytes = self.open.map_or(0, |(_, position)| position.at);
-        let shared = Shared {
-            manifest,
-            settings,
-            index: self.index,
-            timeline: self.timeline,
-            segments: self.segments,
-            replicas,
-            pins: BTreeMap::new(),
-            next_pin: 1,
-            oldest_at: self.oldest_at,
-            newest_at: self.newest_at,
-            open_bytes,
-        };
-        Journal { store, writer: Mutex::new(writer), shared: RwLock::new(shared) }
     }
 }
 
-fn open_replicas(store: &dyn Store, manifest: &Manifest) -> Result<Vec<Arc<dyn StoreFile>>, OpenError> {
-    let open = |disk: &DiskEntry| {
-        let file = store.open(&replica_name(&disk.name), false)?;
-        let (found, expected) = (file.len()?, disk.size_bytes);
+/// Takes up one batch of a segment.
+fn take(
+    segment: &Segment,
+    base_page: u64,
+    found: &Found,
+    timeline: &mut Timeline,
+    table: &mut Table,
+) -> Result<(), SegmentError> {
+    let damaged = |what: String| SegmentError::Batch { name: segment.name.clone(), at: found.at, what };
+    if found.batch.header().prev_seq != timeline.last_seq {
+        return Err(damaged("the batch does not follow the stream before it".into()));
+    }
+    let checkpoints =
+        timeline.insert(&found.batch, &sample(&found.batch)).map_err(|error| damaged(error.to_string()))?;
+    table.checkpoints.extend(checkpoints);
+    let page = base_page + found.at / PAGE_BYTES;
+    for extent in found.batch.entries().iter().flat_map(|entry| extents_of(entry, page)) {
+        table.insert(extent);
+    }
+    Ok(())
+}
+
+/// What has been read of the undo log.
+struct UndoReading {
+    frozen: Vec<Table>,
+    table: Table,
+    open: Option<(Segment, u64, Position)>,
+    upto: WriteSeq,
+    damage: Option<Damage>,
+}
+
+impl UndoReading {
+    fn read(store: &dyn Store, manifest: &Manifest) -> io::Result<Self> {
+        let mut reading = Self {
+            frozen: Vec::new(),
+            table: Table::new(LogKind::Undo, 0, 0),
+            open: None,
+            upto: manifest.applied(),
+            damage: None,
+        };
+        for info in &manifest.undo.segments {
+            if let Err(error) = reading.read_segment(store, info) {
+                let what = io_or_damage(error)?;
+                reading.damage = Some(Damage { what, from: WriteSeq::from_raw(manifest.retired_below) });
+            }
+        }
+        Ok(reading)
+    }
+
+    fn read_segment(&mut self, store: &dyn Store, info: &SegmentInfo) -> Result<(), SegmentError> {
+        let end = match &info.sealed {
+            Some(Sealed { footer: Some(_), .. }) => return Ok(()),
+            Some(sealed) => Some(sealed.bytes),
+            None => None,
+        };
+        let segment = Segment::open(store, LogKind::Undo, info)?;
+        let mut table = Table::new(LogKind::Undo, info.number, info.base_page);
+        let mut scan = segment.scan(end)?;
+        let mut whole = scan.position;
+        let mut last_step = None;
+        let mut step: Vec<Found> = Vec::new();
+        loop {
+            match scan.next() {
+                Ok(Some(found)) => {
+                    let ends_step = found.batch.header().ends_step;
+                    last_step.get_or_insert(found.at);
+                    step.push(found);
+                    if ends_step {
+                        whole = scan.position;
+                        for found in step.drain(..) {
+                            self.upto = self.upto.max(found.batch.header().watermark);
+                            let page = info.base_page + found.at / PAGE_BYTES;
+                            let entries = found.batch.entries().iter();
+                            entries.flat_map(|entry| extents_of(entry, page)).for_each(|e| table.insert(e));
+                        }
+                    }
+                }
+                Ok(None) => break,
+                // A step that is not whole has not touched the replica.
+                Err(error @ SegmentError::Io { .. }) => return Err(error),
+                Err(error) if end.is_some() => return Err(error),
+                Err(_) => break,
+            }
+        }
+        if end.is_some() {
+            self.frozen.push(table);
+        } else {
+            rewrite(&segment, last_step, whole.at)
+                .map_err(|source| SegmentError::Io { name: segment.name.clone(), source })?;
+            self.table = table;
+            self.open = Some((segment, info.base_page, whole));
+        }
+        Ok(())
+    }
+}
+
+/// Writes what stands from `first` to `end` once more, and syncs.
+fn rewrite(segment: &Segment, first: Option<u64>, end: u64) -> io::Result<()> {
+    if let Some(start) = first {
+        let len = segment.file.len()?;
+        let mut at = start;
+        while at < end {
+            let mut bytes = vec![0; (end - at).min(4 << 20) as usize];
+            // The zeroes behind the last batch may not have come into the file.
+            let there = len.saturating_sub(at).min(bytes.len() as u64) as usize;
+            segment.file.read_at(at, &mut bytes[..there])?;
+            segment.file.write_at(at, &bytes)?;
+            at += bytes.len() as u64;
+        }
+    }
+    segment.file.sync_data()
+}
+
+fn ends_early(segment: &Segment, at: u64) -> SegmentError {
+    SegmentError::Batch { name: segment.name.clone(), at, what: "the segment ends too early".into() }
+}
+
+/// A disk that cannot be read just now is no damage to be written down.
+fn io_or_damage(error: SegmentError) -> io::Result<String> {
+    match error {
+        SegmentError::Io { source, .. } => Err(source),
+        other => Ok(other.to_string()),
+    }
+}
+
+fn check_replicas(store: &dyn Store, manifest: &Manifest) -> Result<(), OpenError> {
+    for disk in &manifest.disks {
+        let (found, expected) = (store.open(&replica_name(&disk.name), false)?.len()?, disk.size_bytes);
         if found != expected {
             return Err(OpenError::ReplicaSize { disk: disk.name.clone(), found, expected });
         }
-        Ok(file)
-    };
-    manifest.disks.iter().map(open).collect()
+    }
+    Ok(())
 }
 
-/// After damage: the segment it is in ends before it, later ones are kept under another name.
-///
-/// The order matters for a crash in between: files are renamed first, so that a manifest never names a
-/// segment that is only half its own; with the old manifest, a missing segment is damage again, found
-/// at the same place or before.
-fn set_aside(store: &dyn Store, mut manifest: Manifest, reading: &Reading) -> Result<Manifest, OpenError> {
-    let good = reading.segments.len();
-    for info in manifest.segments.iter().skip(good) {
-        let name = SegmentInfo::file_name(info.number);
-        if store.exists(&name)? {
-            store.rename(&name, &format!("damaged-{:08}", info.number))?;
+/// Removes files that a crash left behind and no manifest names.
+fn remove_leftovers(store: &dyn Store, manifest: &Manifest) -> io::Result<()> {
+    let mut known: HashSet<String> = HashSet::new();
+    for kind in [LogKind::Redo, LogKind::Undo] {
+        let log = manifest.log(kind);
+        known.extend(log.segments.iter().map(|segment| segment.file_name(kind)));
+        let footers = log.segments.iter().filter_map(|segment| segment.sealed.as_ref()?.footer.as_ref());
+        known.extend(log.runs.iter().chain(footers).map(|run| run.file_name(kind)));
+    }
+    known.extend(manifest.checkpoints.iter().map(|file| file.file_name()));
+    let ours = ["segment-", "undo-", "run-", "checkpoints-"];
+    for name in store.names()? {
+        if ours.iter().any(|prefix| name.starts_with(prefix)) && !known.contains(&name) {
+            store.remove(&name)?;
         }
     }
-    manifest.segments.truncate(good);
-    if let Some(last) = manifest.segments.last_mut() {
-        let bytes = reading.end_of_last(last.number);
-        last.sealed = Some(crate::manifest::Sealed {
-            bytes,
-            last_seq: reading.timeline.last_seq.raw(),
-            newest_at: reading.newest_at.unwrap_or_default().0,
-        });
-    }
-    manifest.save(store)?;
-    Ok(manifest)
-}
-
-impl Reading {
-    /// Where the good part of the last segment ends: found by reading it once more.
-    fn end_of_last(&self, number: u64) -> u64 {
-        let segment = &self.segments[&number];
-        let mut position = segment.start();
-        let mut last_seq = None;
-        loop {
-            let before = position;
-            match segment.next(&mut position, Depth::Tables) {
-                Ok(Some(found)) if last_seq != Some(self.timeline.last_seq) => {
-                    if found.batch.header().last_seq > self.timeline.last_seq {
-                        return before.at;
-                    }
-                    last_seq = Some(found.batch.header().last_seq);
-                }
-                _ => return before.at,
-            }
-        }
-    }
+    Ok(())
 }

@@ -130,16 +130,7 @@ impl Overlay {
 
     /// The range in runs of blocks that are all the overlay's, or all not.
     pub fn runs(&self, range: ByteRange) -> Vec<(ByteRange, bool)> {
-        let bits = self.lock();
-        let mut runs: Vec<(ByteRange, bool)> = Vec::new();
-        for piece in range.split_at_multiples(BLOCK) {
-            let own = bits.has(piece.start / BLOCK);
-            match runs.last_mut() {
-                Some((last, kind)) if *kind == own => last.len += piece.len,
-                _ => runs.push((piece, own)),
-            }
-        }
-        runs
+        runs_of(&self.lock(), range)
     }
 
     /// Writes `bytes` at `start`; blocks only partly covered are completed from `below`.
@@ -173,6 +164,34 @@ impl Overlay {
         self.complete_edges(&bits, range, &mut below)?;
         self.data.zero(range).map_err(OverlayError::Io)?;
         self.mark(&mut bits, range).map_err(OverlayError::Io)?;
+        Ok(())
+    }
+
+    /// Makes every block of `range` the overlay's own, bringing from `below` what it does not hold. Zeroes
+    /// stay holes.
+    ///
+    /// # Errors
+    /// As [`Overlay::write_at`].
+    pub(crate) fn copy_up<E: From<OverlayError>>(
+        &self,
+        range: ByteRange,
+        mut below: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        // Held throughout: a guest's write to one of these blocks must not be copied over.
+        let mut bits = self.lock();
+        for (run, own) in runs_of(&bits, range) {
+            if own {
+                continue;
+            }
+            let mut bytes = vec![0; run.len as usize];
+            below(run.start, &mut bytes)?;
+            if bytes.iter().any(|&byte| byte != 0) {
+                self.data.write_at(run.start, &bytes).map_err(OverlayError::Io)?;
+            } else {
+                self.data.zero(run).map_err(OverlayError::Io)?;
+            }
+            self.mark(&mut bits, run).map_err(OverlayError::Io)?;
+        }
         Ok(())
     }
 
@@ -239,6 +258,18 @@ impl Overlay {
     pub fn held_bytes(&self) -> u64 {
         self.lock().bytes.iter().map(|byte| u64::from(byte.count_ones())).sum::<u64>() * BLOCK
     }
+}
+
+fn runs_of(bits: &Bits, range: ByteRange) -> Vec<(ByteRange, bool)> {
+    let mut runs: Vec<(ByteRange, bool)> = Vec::new();
+    for piece in range.split_at_multiples(BLOCK) {
+        let own = bits.has(piece.start / BLOCK);
+        match runs.last_mut() {
+            Some((last, kind)) if *kind == own => last.len += piece.len,
+            _ => runs.push((piece, own)),
+        }
+    }
+    runs
 }
 
 fn named(what: MapFault, name: &str) -> OverlayError {

@@ -1,6 +1,9 @@
 //! One segment file: its header, and reading the batches in it one after the other.
 
-use crate::layout::{ENVELOPE_BYTES, Envelope, FIRST_BATCH_AT, PAGE_BYTES, SegmentHeader};
+use crate::cover::LogKind;
+use crate::layout::{ENVELOPE_BYTES, Envelope, FIRST_BATCH_AT, SegmentHeader};
+use crate::manifest::{SegmentInfo, segment_name};
+use crate::page::PAGE_BYTES;
 use crate::store::{Store, StoreFile};
 use batch::Batch;
 use bytes::Bytes;
@@ -8,18 +11,21 @@ use std::io;
 use std::sync::Arc;
 use types::limits::BATCH_BYTES_MAX;
 
+/// A scan reads this much at once.
+const WINDOW_BYTES: usize = 4 << 20;
+
 /// Something in a segment that is not as it was written.
 #[derive(Debug, thiserror::Error)]
 pub enum SegmentError {
-    #[error("segment {number} is missing")]
-    Missing { number: u64 },
-    #[error("segment {number}: {what}")]
-    Header { number: u64, what: &'static str },
-    #[error("segment {number} at byte {at}: {what}")]
-    Batch { number: u64, at: u64, what: String },
-    #[error("cannot read segment {number}")]
+    #[error("{name} is missing")]
+    Missing { name: String },
+    #[error("{name}: {what}")]
+    Header { name: String, what: &'static str },
+    #[error("{name} at byte {at}: {what}")]
+    Batch { name: String, at: u64, what: String },
+    #[error("cannot read {name}")]
     Io {
-        number: u64,
+        name: String,
         #[source]
         source: io::Error,
     },
@@ -28,6 +34,7 @@ pub enum SegmentError {
 /// An open segment file whose header checks.
 #[derive(Debug, Clone)]
 pub(crate) struct Segment {
+    pub(crate) name: String,
     pub(crate) header: SegmentHeader,
     pub(crate) file: Arc<dyn StoreFile>,
 }
@@ -40,7 +47,7 @@ pub(crate) struct Position {
     pub(crate) chain: u32,
 }
 
-/// A batch found by a scan. Its frames are there only if the scan read bodies.
+/// A batch found by a scan; `at` is where its envelope stands.
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) at: u64,
@@ -48,39 +55,37 @@ pub(crate) struct Found {
     pub(crate) batch: Batch,
 }
 
-/// How much of each batch a scan reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Depth {
-    /// Header and tables, which have their own checksum.
-    Tables,
-    /// All of it, against the envelope's checksum.
-    Bodies,
-}
-
 impl Segment {
-    /// Makes a new segment file and its two headers; durable but for the folder.
-    pub(crate) fn create(store: &dyn Store, name: &str, header: SegmentHeader) -> io::Result<Self> {
-        let file = store.open(name, true)?;
-        file.set_len(0)?;
+    /// Makes a segment file and its two headers, out of the file `spare` where there is one; durable, its
+    /// name too.
+    ///
+    /// A spare file keeps its old bytes: they were written once, so writing them again costs the file
+    /// system nothing but the data, and no checksum of theirs holds under the new incarnation.
+    pub(crate) fn create(store: &dyn Store, spare: Option<&str>, header: SegmentHeader) -> io::Result<Self> {
+        let name = segment_name(header.kind, header.number);
+        let file = store.open_direct(spare.unwrap_or(&name), true)?;
+        if spare.is_none() {
+            file.set_len(0)?;
+        }
         let page = header.encode();
         file.write_at(0, &page)?;
         file.write_at(PAGE_BYTES, &page)?;
         file.sync_data()?;
-        Ok(Self { header, file })
+        if let Some(spare) = spare {
+            store.rename(spare, &name)?;
+        }
+        store.sync_folder()?;
+        Ok(Self { name, header, file })
     }
 
     /// Opens a segment file and checks that it is the one the manifest names.
-    pub(crate) fn open(
-        store: &dyn Store,
-        name: &str,
-        number: u64,
-        incarnation: &str,
-    ) -> Result<Self, SegmentError> {
+    pub(crate) fn open(store: &dyn Store, kind: LogKind, info: &SegmentInfo) -> Result<Self, SegmentError> {
+        let name = info.file_name(kind);
         let io = |source: io::Error| match source.kind() {
-            io::ErrorKind::NotFound => SegmentError::Missing { number },
-            _ => SegmentError::Io { number, source },
+            io::ErrorKind::NotFound => SegmentError::Missing { name: name.clone() },
+            _ => SegmentError::Io { name: name.clone(), source },
         };
-        let file = store.open(name, false).map_err(io)?;
+        let file = store.open_direct(&name, false).map_err(io)?;
         let mut refused = "shorter than a segment header";
         for copy in 0..2 {
             let mut page = vec![0; PAGE_BYTES as usize];
@@ -89,98 +94,127 @@ impl Segment {
                 other => other.map_err(io)?,
             }
             match SegmentHeader::decode(&page) {
-                Ok(header) if header.number != number || hex(&header.incarnation) != incarnation => {
+                Ok(header)
+                    if header.number != info.number
+                        || header.kind != kind
+                        || hex(&header.incarnation) != info.incarnation =>
+                {
                     refused = "another segment stands in its place";
                 }
-                Ok(header) => return Ok(Self { header, file }),
+                Ok(header) => return Ok(Self { name, header, file }),
                 Err(what) => refused = what,
             }
         }
-        Err(SegmentError::Header { number, what: refused })
+        Err(SegmentError::Header { name, what: refused })
     }
 
     pub(crate) fn start(&self) -> Position {
         Position { at: FIRST_BATCH_AT, batch_no: 1, chain: self.header.seed() }
     }
 
-    /// Reads the batch at `position` and moves it on. `Ok(None)` where the file ends.
-    pub(crate) fn next(&self, position: &mut Position, depth: Depth) -> Result<Option<Found>, SegmentError> {
-        let at = position.at;
-        let Some((envelope, crc)) = self.envelope(at)? else {
-            return Ok(None);
-        };
-        if envelope.batch_no != position.batch_no || envelope.chain != position.chain {
-            return Err(self.damaged(at, "the batch does not follow the one before it"));
-        }
-        let batch = self.body(at, &envelope, depth)?;
-        position.at = at + Envelope::stride(envelope.body_len as usize);
-        position.batch_no += 1;
-        position.chain = crc;
-        Ok(Some(Found { at: at + ENVELOPE_BYTES as u64, envelope, batch }))
+    /// Reads the segment from its first batch on, up to byte `end` or the end of the file.
+    pub(crate) fn scan(&self, end: Option<u64>) -> Result<Scan<'_>, SegmentError> {
+        let len = self.file.len().map_err(|source| self.io(source))?;
+        let position = self.start();
+        let end = end.unwrap_or(len).min(len);
+        Ok(Scan { segment: self, end, position, window: Bytes::new(), window_at: 0 })
     }
 
-    fn envelope(&self, at: u64) -> Result<Option<(Envelope, u32)>, SegmentError> {
-        let mut bytes = [0; ENVELOPE_BYTES];
-        match self.file.read_at(at, &mut bytes) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-            other => other.map_err(|source| SegmentError::Io { number: self.header.number, source })?,
-        }
-        Envelope::decode(&bytes, self.header.seed()).map(Some).map_err(|what| self.damaged(at, what))
-    }
-
-    fn body(&self, at: u64, envelope: &Envelope, depth: Depth) -> Result<Batch, SegmentError> {
-        let total = envelope.body_len as usize;
-        if total > BATCH_BYTES_MAX {
-            return Err(self.damaged(at, "a batch longer than any may be"));
-        }
-        let read = |len: usize| -> Result<Bytes, SegmentError> {
-            let mut body = vec![0; len];
-            self.file.read_at(at + ENVELOPE_BYTES as u64, &mut body).map_err(|error| match error.kind() {
-                io::ErrorKind::UnexpectedEof => self.damaged(at, "the file ends within a batch"),
-                _ => SegmentError::Io { number: self.header.number, source: error },
-            })?;
-            Ok(body.into())
-        };
-        let parsed = match depth {
-            Depth::Bodies => {
-                let body = read(total)?;
-                if crc32c::crc32c_append(self.header.seed(), &body) != envelope.body_crc {
-                    return Err(self.damaged(at, "batch: checksum does not match"));
-                }
-                Batch::parse(body)
-            }
-            Depth::Tables => {
-                let start = read(total.min(64 << 10))?;
-                Batch::parse_header(&start, total).and_then(|header| {
-                    let tables = Batch::tables_bytes(&header).min(total);
-                    let start = if tables > start.len() {
-                        read(tables).map_err(|_| batch::BatchError::Short)?
-                    } else {
-                        start
-                    };
-                    Batch::parse_tables(start, total)
-                })
-            }
-        };
-        parsed.map_err(|error| self.damaged(at, &error.to_string()))
-    }
-
-    /// The highest `acked_upto` among valid envelopes at or above `from`: proof that what is missing
-    /// before them had been acknowledged. Looks at every page up to `limit` bytes further.
-    pub(crate) fn acked_beyond(&self, from: u64, limit: u64) -> Option<types::WriteSeq> {
-        (from..from.saturating_add(limit))
-            .step_by(PAGE_BYTES as usize)
-            .map_while(|at| match self.envelope(at) {
-                Ok(None) => None,
-                Ok(Some((envelope, _))) => Some(Some(envelope.acked_upto)),
-                Err(_) => Some(None),
-            })
-            .flatten()
-            .max()
+    fn io(&self, source: io::Error) -> SegmentError {
+        SegmentError::Io { name: self.name.clone(), source }
     }
 
     fn damaged(&self, at: u64, what: &str) -> SegmentError {
-        SegmentError::Batch { number: self.header.number, at, what: what.to_owned() }
+        SegmentError::Batch { name: self.name.clone(), at, what: what.to_owned() }
+    }
+}
+
+/// A segment read from front to back, in large reads.
+#[derive(Debug)]
+pub(crate) struct Scan<'a> {
+    segment: &'a Segment,
+    end: u64,
+    pub(crate) position: Position,
+    window: Bytes,
+    window_at: u64,
+}
+
+impl Scan<'_> {
+    /// The next batch, all of it checked. `Ok(None)` where the segment ends.
+    pub(crate) fn next(&mut self) -> Result<Option<Found>, SegmentError> {
+        let (segment, at) = (self.segment, self.position.at);
+        let Some(head) = self.bytes(at, ENVELOPE_BYTES)? else { return Ok(None) };
+        let head = head[..].try_into().expect("as many bytes as were asked for");
+        let (envelope, crc) =
+            Envelope::decode(head, segment.header.seed()).map_err(|what| segment.damaged(at, what))?;
+        if envelope.batch_no != self.position.batch_no || envelope.chain != self.position.chain {
+            return Err(segment.damaged(at, "the batch does not follow the one before it"));
+        }
+        let total = envelope.body_len as usize;
+        if total > BATCH_BYTES_MAX {
+            return Err(segment.damaged(at, "a batch longer than any may be"));
+        }
+        let body = self.bytes(at + ENVELOPE_BYTES as u64, total)?;
+        let body = body.ok_or_else(|| segment.damaged(at, "the file ends within a batch"))?;
+        if crc32c::crc32c_append(segment.header.seed(), &body) != envelope.body_crc {
+            return Err(segment.damaged(at, "batch: checksum does not match"));
+        }
+        let batch = Batch::parse_as(segment.header.kind.form(), body)
+            .map_err(|error| segment.damaged(at, &error.to_string()))?;
+        self.position.at = at + Envelope::stride(total);
+        self.position.batch_no += 1;
+        self.position.chain = crc;
+        Ok(Some(Found { at, envelope, batch }))
+    }
+
+    /// Bytes of the file, read ahead; none where they reach past the end.
+    fn bytes(&mut self, at: u64, len: usize) -> Result<Option<Bytes>, SegmentError> {
+        let to = at + len as u64;
+        if to > self.end {
+            return Ok(None);
+        }
+        if at < self.window_at || to > self.window_at + self.window.len() as u64 {
+            let from = at / PAGE_BYTES * PAGE_BYTES;
+            let wanted = (to - from).max(WINDOW_BYTES as u64).min(self.end - from);
+            let mut window = vec![0; wanted as usize];
+            self.segment.file.read_at(from, &mut window).map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof => self.segment.damaged(at, "the file ends here"),
+                _ => self.segment.io(error),
+            })?;
+            (self.window, self.window_at) = (window.into(), from);
+        }
+        let start = (at - self.window_at) as usize;
+        Ok(Some(self.window.slice(start..start + len)))
+    }
+
+    /// The highest `acked_upto` among the valid envelopes behind the place the scan stopped at: proof that
+    /// what is missing there had been acknowledged.
+    pub(crate) fn acked_beyond(&mut self) -> Option<types::WriteSeq> {
+        let seed = self.segment.header.seed();
+        let mut highest = None;
+        let mut at = self.position.at;
+        while let Ok(Some(head)) = self.bytes(at, ENVELOPE_BYTES) {
+            let head = head[..].try_into().expect("as many bytes as were asked for");
+            highest = highest.max(Envelope::decode(head, seed).ok().map(|(envelope, _)| envelope.acked_upto));
+            at += PAGE_BYTES;
+        }
+        highest
+    }
+
+    /// Where the file, or the part that is scanned, ends.
+    pub(crate) fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Whether an envelope of this segment's own life stands where the scan stopped.
+    pub(crate) fn is_torn_here(&mut self) -> bool {
+        let seed = self.segment.header.seed();
+        let head = self.bytes(self.position.at, ENVELOPE_BYTES);
+        head.is_ok_and(|head| {
+            head.is_some_and(|head| {
+                Envelope::decode(head[..].try_into().expect("as many bytes"), seed).is_ok()
+            })
+        })
     }
 }
 

@@ -3,12 +3,8 @@
 //! Names may have one `/`. A write is certain to survive a crash only after `sync_data` of its file; a
 //! name only after `sync_folder`.
 
-use rustix::fs::{FallocateFlags, FlockOperation};
 use std::fmt;
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use types::ByteRange;
 
@@ -19,11 +15,23 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// # Errors
     /// As the file system says.
     fn open(&self, name: &str, create: bool) -> io::Result<Arc<dyn StoreFile>>;
+    /// As [`Store::open`], for bulk data that passes the page cache by where the file system can do so.
+    ///
+    /// # Errors
+    /// As the file system says.
+    fn open_direct(&self, name: &str, create: bool) -> io::Result<Arc<dyn StoreFile>> {
+        self.open(name, create)
+    }
     /// Whether the file exists.
     ///
     /// # Errors
     /// As the file system says.
     fn exists(&self, name: &str) -> io::Result<bool>;
+    /// Names of the files that lie in the folder itself.
+    ///
+    /// # Errors
+    /// As the file system says.
+    fn names(&self) -> io::Result<Vec<String>>;
     /// Renames, replacing what has the new name.
     ///
     /// # Errors
@@ -85,124 +93,4 @@ pub trait StoreFile: Send + Sync + fmt::Debug {
     /// # Errors
     /// As the file system says.
     fn zero(&self, range: ByteRange) -> io::Result<()>;
-}
-
-/// A folder of a real file system, held by this process alone.
-#[derive(Debug)]
-pub struct FsStore {
-    root: PathBuf,
-    /// Holds the lock while the store lives.
-    _lock: File,
-}
-
-/// Why a folder could not be taken.
-#[derive(Debug, thiserror::Error)]
-pub enum LockError {
-    #[error("folder {} is in use by another process", path.display())]
-    InUse { path: PathBuf },
-    #[error("cannot use folder {}", path.display())]
-    Io {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl FsStore {
-    /// Takes the folder for this process, making it where it does not exist.
-    ///
-    /// # Errors
-    /// [`LockError::InUse`] where another process has it.
-    pub fn open(root: impl Into<PathBuf>) -> Result<Self, LockError> {
-        let root = root.into();
-        let io = |source| LockError::Io { path: root.clone(), source };
-        std::fs::create_dir_all(&root).map_err(io)?;
-        let options = OpenOptions::new().create(true).truncate(false).write(true).open(root.join("lock"));
-        let lock = options.map_err(io)?;
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { root, _lock: lock }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(LockError::InUse { path: root }),
-            Err(errno) => Err(io(errno.into())),
-        }
-    }
-
-    /// The folder.
-    pub fn root(&self) -> &Path {
-        &self.root
-    }
-}
-
-impl Store for FsStore {
-    fn open(&self, name: &str, create: bool) -> io::Result<Arc<dyn StoreFile>> {
-        let path = self.root.join(name);
-        if create && let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent)?;
-        }
-        let file = OpenOptions::new().read(true).write(true).create(create).truncate(false).open(path)?;
-        Ok(Arc::new(FsFile(file)))
-    }
-
-    fn exists(&self, name: &str) -> io::Result<bool> {
-        self.root.join(name).try_exists()
-    }
-
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        std::fs::rename(self.root.join(from), self.root.join(to))
-    }
-
-    fn remove(&self, name: &str) -> io::Result<()> {
-        let path = self.root.join(name);
-        let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
-        match removed {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
-    }
-
-    fn sync_folder(&self) -> io::Result<()> {
-        File::open(&self.root)?.sync_all()
-    }
-
-    fn free_bytes(&self) -> io::Result<u64> {
-        let facts = rustix::fs::statvfs(&self.root)?;
-        Ok(facts.f_bavail.saturating_mul(facts.f_frsize))
-    }
-}
-
-#[derive(Debug)]
-struct FsFile(File);
-
-impl StoreFile for FsFile {
-    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.0.read_exact_at(buf, at)
-    }
-
-    fn write_at(&self, at: u64, buf: &[u8]) -> io::Result<()> {
-        self.0.write_all_at(buf, at)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
-    }
-
-    fn len(&self) -> io::Result<u64> {
-        self.0.metadata().map(|facts| facts.len())
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
-    }
-
-    fn zero(&self, range: ByteRange) -> io::Result<()> {
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match rustix::fs::fallocate(&self.0, flags, range.start, range.len) {
-            Err(rustix::io::Errno::OPNOTSUPP) => {
-                let zeroes = vec![0; 64 << 10];
-                range
-                    .split_at_multiples(zeroes.len() as u64)
-                    .try_for_each(|piece| self.0.write_all_at(&zeroes[..piece.len as usize], piece.start))
-            }
-            other => other.map_err(Into::into),
-        }
-    }
 }

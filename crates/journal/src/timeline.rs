@@ -1,11 +1,12 @@
-//! Which cuts of a VM are consistent: its checkpoints, the gaps a sync leaves, and the tail.
+//! Which cuts of a VM are consistent: the gaps a sync leaves, what is retired, and the tail.
 
+use crate::checkpoints::CheckpointFacts;
+use crate::entropy::Tally;
 use crate::journal::Journal;
-use crate::manifest::Manifest;
+use crate::manifest::{GapEntry, Manifest, StreamPoint};
 use batch::{Batch, BatchError, Kind, decode_mark};
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use types::{Checkpoint, CheckpointId, Incarnation, WriteSeq};
+use types::{Incarnation, WriteSeq};
 
 /// Cuts at or above `begin` and below `end` miss writes; without an end the sync is still going on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,47 +25,66 @@ impl Gap {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Timeline {
     /// Nothing below can be opened any more.
-    pub(crate) applied: WriteSeq,
+    pub(crate) floor: WriteSeq,
     /// The last sequence durable.
     pub(crate) last_seq: WriteSeq,
     /// Every write at or below is durable, but for gaps.
     pub(crate) watermark: WriteSeq,
     pub(crate) incarnation: Option<Incarnation>,
     gaps: Vec<Gap>,
-    checkpoints: BTreeMap<WriteSeq, Checkpoint>,
     /// Guest writes seen since the journal was opened or created.
     pub(crate) guest_writes: u64,
+    tally: Tally,
 }
 
 impl Timeline {
-    /// The timeline of a journal whose segments have not been read yet.
+    /// The timeline where the segments that were dropped end.
     pub(crate) fn begin(manifest: &Manifest) -> Self {
-        let begin = WriteSeq::from_raw(manifest.applied);
-        let folded = &manifest.folded;
-        Self {
-            applied: WriteSeq::from_raw(manifest.retired_below),
-            last_seq: WriteSeq::from_raw(folded.last_seq),
-            watermark: WriteSeq::from_raw(folded.watermark),
-            incarnation: folded.incarnation.as_ref().and_then(|text| text.parse().ok()),
-            gaps: if manifest.gap_at_applied { vec![Gap { begin, end: None }] } else { Vec::new() },
+        let mut timeline = Self {
+            floor: WriteSeq::from_raw(manifest.retired_below),
+            gaps: manifest.gaps.iter().map(Gap::from).collect(),
             ..Self::default()
+        };
+        timeline.stand_at(&manifest.base);
+        timeline
+    }
+
+    /// Moves to where a sealed segment ended.
+    pub(crate) fn stand_at(&mut self, point: &StreamPoint) {
+        self.last_seq = WriteSeq::from_raw(point.last_seq);
+        self.watermark = WriteSeq::from_raw(point.watermark);
+        self.incarnation = point.incarnation();
+    }
+
+    /// Where the stream stands now.
+    pub(crate) fn point(&self) -> StreamPoint {
+        StreamPoint {
+            last_seq: self.last_seq.raw(),
+            watermark: self.watermark.raw(),
+            incarnation: self.incarnation.map(|incarnation| incarnation.to_string()),
         }
     }
 
-    /// Takes up the marks of a durable batch; with `frames` a checkpoint's payload is read, without it
-    /// (tables only) `payload` brings it.
+    /// Takes up the marks of a durable batch with its frames; `sample` is some of its payload. The
+    /// checkpoints in it.
     pub(crate) fn insert(
         &mut self,
         batch: &Batch,
-        mut payload: impl FnMut(usize) -> Result<bytes::Bytes, BatchError>,
-    ) -> Result<(), BatchError> {
+        sample: &[u8],
+    ) -> Result<Vec<CheckpointFacts>, BatchError> {
+        self.tally.count(sample);
+        let mut checkpoints = Vec::new();
         for (at, entry) in batch.entries().iter().enumerate() {
-            self.guest_writes += u64::from(entry.kind.is_guest_write());
+            if entry.kind.is_guest_write() {
+                self.guest_writes += 1;
+                self.tally.writes += 1;
+                self.tally.bytes += entry.range.len;
+            }
             match entry.kind {
                 Kind::Checkpoint => {
-                    let mark = decode_mark(&payload(at)?)
+                    let mark = decode_mark(&batch.payload(at)?)
                         .map_err(|_| BatchError::Record { at, what: "its payload is not a checkpoint" })?;
-                    self.checkpoints.insert(mark.cut, mark);
+                    checkpoints.push(self.close_tally(mark));
                 }
                 Kind::SyncBegin => {
                     let missing_from = WriteSeq::from_raw(entry.range.start);
@@ -78,13 +98,27 @@ impl Timeline {
         self.last_seq = header.last_seq;
         self.watermark = self.watermark.max(header.watermark);
         self.incarnation = Some(header.incarnation);
-        Ok(())
+        Ok(checkpoints)
+    }
+
+    fn close_tally(&mut self, checkpoint: types::Checkpoint) -> CheckpointFacts {
+        let flags = CheckpointFacts::flags_after(self.tally.last_taken_at, checkpoint.taken_at);
+        // One at which writes are missing is no use to thinning: the next one takes its place.
+        let (flags, taken_at) = match self.is_gap_at(checkpoint.cut) {
+            true => (0, self.tally.last_taken_at),
+            false => (flags, Some(checkpoint.taken_at)),
+        };
+        let (writes, bytes, entropy) = (self.tally.writes, self.tally.bytes, self.tally.entropy());
+        self.tally.reset();
+        self.tally.last_taken_at = taken_at;
+        CheckpointFacts { checkpoint, writes, bytes, entropy, flags }
     }
 
     /// From `begin` on writes may be missing.
     pub(crate) fn open_gap(&mut self, begin: WriteSeq) {
-        if self.gaps.last().is_none_or(|gap| gap.end.is_some()) {
-            self.gaps.push(Gap { begin, end: None });
+        match self.gaps.last_mut() {
+            Some(gap) if gap.end.is_none() => gap.begin = gap.begin.min(begin),
+            _ => self.gaps.push(Gap { begin, end: None }),
         }
     }
 
@@ -96,6 +130,11 @@ impl Timeline {
         }
     }
 
+    /// The source must send everything again before it may resume.
+    pub(crate) fn demand_resync(&mut self) {
+        self.incarnation = None;
+    }
+
     /// The newest consistent cut at or below `cut`, if there is one.
     pub fn newest_consistent(&self, cut: WriteSeq) -> Option<WriteSeq> {
         let mut cut = cut.min(self.watermark);
@@ -105,30 +144,12 @@ impl Timeline {
             }
             cut = gap.begin.previous();
         }
-        (cut >= self.applied && cut > WriteSeq::ZERO).then_some(cut)
+        (cut >= self.floor && cut > WriteSeq::ZERO).then_some(cut)
     }
 
     /// Whether the VM can be opened exactly at `cut`.
     pub fn is_consistent(&self, cut: WriteSeq) -> bool {
         self.newest_consistent(cut) == Some(cut)
-    }
-
-    /// Checkpoints that can be opened, oldest first, from just above `after`.
-    pub fn checkpoints_after(&self, after: WriteSeq) -> impl DoubleEndedIterator<Item = &Checkpoint> {
-        self.checkpoints
-            .range(after.next()..)
-            .map(|(_, checkpoint)| checkpoint)
-            .filter(|c| self.is_consistent(c.cut))
-    }
-
-    /// A checkpoint by its id, if it can be opened.
-    pub fn checkpoint(&self, id: CheckpointId) -> Option<&Checkpoint> {
-        self.checkpoints.get(&id.0).filter(|checkpoint| self.is_consistent(checkpoint.cut))
-    }
-
-    /// The newest checkpoint that can be opened.
-    pub fn newest_checkpoint(&self) -> Option<&Checkpoint> {
-        self.checkpoints_after(WriteSeq::ZERO).next_back()
     }
 
     /// Whether writes are missing up to now.
@@ -141,19 +162,29 @@ impl Timeline {
         self.gaps.iter().any(|gap| gap.contains(cut))
     }
 
-    /// Moves the oldest end up, never down: checkpoints below go, gaps that ended below go.
-    pub(crate) fn forget_below(&mut self, applied: WriteSeq) {
-        if applied <= self.applied {
-            return; // A fold to further up was begun before, and failed.
-        }
-        self.applied = applied;
-        self.checkpoints = self.checkpoints.split_off(&applied);
-        self.gaps.retain(|gap| gap.end.is_none_or(|end| end > applied));
+    pub(crate) fn gap_entries(&self) -> Vec<GapEntry> {
+        self.gaps.iter().map(GapEntry::from).collect()
     }
 
-    /// What stands nearest above `applied`: the oldest cut that can be opened.
-    pub fn oldest_checkpoint(&self) -> Option<&Checkpoint> {
-        self.checkpoints_after(WriteSeq::ZERO).next()
+    /// Moves the oldest end up, never down: gaps that ended below go.
+    pub(crate) fn forget_below(&mut self, floor: WriteSeq) {
+        if floor <= self.floor {
+            return; // A fold to further up was begun before, and failed.
+        }
+        self.floor = floor;
+        self.gaps.retain(|gap| gap.end.is_none_or(|end| end > floor));
+    }
+}
+
+impl From<&GapEntry> for Gap {
+    fn from(entry: &GapEntry) -> Self {
+        Self { begin: WriteSeq::from_raw(entry.begin), end: entry.end.map(WriteSeq::from_raw) }
+    }
+}
+
+impl From<&Gap> for GapEntry {
+    fn from(gap: &Gap) -> Self {
+        Self { begin: gap.begin.raw(), end: gap.end.map(WriteSeq::raw) }
     }
 }
 

@@ -1,16 +1,23 @@
 //! Reading a whole journal offline, changing nothing: is every byte as it was written, and which
 //! checkpoints are good?
 
+use crate::checkpoints::{CheckpointFacts, CheckpointQuery, Files};
+use crate::cover::LogKind;
+use crate::entropy::sample;
 use crate::manifest::{Manifest, ManifestError, SegmentInfo};
-use crate::segment::{Depth, Segment};
+use crate::run::Run;
+use crate::segment::{Scan, Segment, SegmentError};
 use crate::store::Store;
 use crate::timeline::Timeline;
-use types::{ByteRange, Checkpoint, DiskIndex, WriteSeq};
+use batch::Batch;
+use types::{ByteRange, DiskIndex, WriteSeq};
 
 /// What one segment holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SegmentReport {
     pub number: u64,
+    /// Whether it holds before-images.
+    pub undo: bool,
     pub sealed: bool,
     pub bytes: u64,
     pub batches: u64,
@@ -24,13 +31,16 @@ pub struct SegmentReport {
 pub struct VerifyReport {
     pub manifest: Manifest,
     pub segments: Vec<SegmentReport>,
-    /// Checkpoints that can be opened, oldest first.
-    pub checkpoints: Vec<Checkpoint>,
+    /// Checkpoints that can be opened and that no damage touches, oldest first.
+    pub checkpoints: Vec<CheckpointFacts>,
     /// The newest cut that can be opened.
     pub tail: Option<WriteSeq>,
     pub guest_writes: u64,
-    /// What does not check, by place. Checkpoints above the first are not listed as good.
+    /// What does not check, by place.
     pub damage: Vec<String>,
+    /// Of these cuts some byte may be wrong: from the first to below the second; open-ended where nothing
+    /// made it good.
+    pub bad_cuts: Vec<(WriteSeq, WriteSeq)>,
     /// Bytes at the end that are no whole batch and were never acknowledged: not damage.
     pub torn_bytes: u64,
 }
@@ -46,8 +56,8 @@ pub struct RecordRow {
     pub payload_crc: u32,
 }
 
-/// Reads every byte of every segment and, with `deep`, decompresses every frame and checks every
-/// payload. Each record is told to `on_record`, in the order of the stream.
+/// Reads every byte of every segment and every run and, with `deep`, decompresses every frame and checks
+/// every payload. Each record of the redo log is told to `on_record`, in the order of the stream.
 ///
 /// # Errors
 /// [`ManifestError`] where there is nothing to go by.
@@ -57,45 +67,55 @@ pub fn verify(
     on_record: impl FnMut(RecordRow),
 ) -> Result<VerifyReport, ManifestError> {
     let manifest = Manifest::load(store)?;
-    let mut report = VerifyReport {
+    let report = VerifyReport {
         segments: Vec::new(),
         checkpoints: Vec::new(),
         tail: None,
         guest_writes: 0,
         damage: Vec::new(),
+        bad_cuts: Vec::new(),
         torn_bytes: 0,
         manifest: manifest.clone(),
     };
     let mut timeline = Timeline::begin(&manifest);
-    let mut reading = Reading { deep, timeline: &mut timeline, on_record };
-    for (at, info) in manifest.segments.iter().enumerate() {
-        let is_last = at + 1 == manifest.segments.len();
-        report.read_segment(store, info, is_last, &mut reading);
+    let mut reading = Reading { store, deep, report, timeline: &mut timeline, on_record, recent: Vec::new() };
+    for info in &manifest.redo.segments {
+        reading.read_segment(LogKind::Redo, info);
     }
-    report.checkpoints = timeline.checkpoints_after(WriteSeq::ZERO).cloned().collect();
+    for info in &manifest.undo.segments {
+        reading.read_segment(LogKind::Undo, info);
+    }
+    for kind in [LogKind::Redo, LogKind::Undo] {
+        let log = manifest.log(kind);
+        let footers = log.segments.iter().filter_map(|info| info.sealed.as_ref()?.footer.as_ref());
+        let merged = log.runs.iter().filter(|run| run.file.is_some());
+        for run in footers.chain(merged) {
+            reading.read_run(&Run::new(kind, run.clone()));
+        }
+    }
+    reading.list_checkpoints(&manifest);
+    let mut report = reading.report;
     report.tail = timeline.newest_consistent(WriteSeq::MAX);
     report.guest_writes = timeline.guest_writes;
     Ok(report)
 }
 
-/// What goes along while segments are read.
+/// What goes along while a journal is read.
 struct Reading<'a, F> {
+    store: &'a dyn Store,
     deep: bool,
+    report: VerifyReport,
     timeline: &'a mut Timeline,
     on_record: F,
+    /// Checkpoints of segments that have no footer yet.
+    recent: Vec<CheckpointFacts>,
 }
 
-impl VerifyReport {
-    fn read_segment(
-        &mut self,
-        store: &dyn Store,
-        info: &SegmentInfo,
-        is_last: bool,
-        reading: &mut Reading<'_, impl FnMut(RecordRow)>,
-    ) {
-        let name = SegmentInfo::file_name(info.number);
+impl<F: FnMut(RecordRow)> Reading<'_, F> {
+    fn read_segment(&mut self, kind: LogKind, info: &SegmentInfo) {
         let mut row = SegmentReport {
             number: info.number,
+            undo: kind == LogKind::Undo,
             sealed: info.sealed.is_some(),
             bytes: 0,
             batches: 0,
@@ -103,54 +123,82 @@ impl VerifyReport {
             first_seq: None,
             last_seq: None,
         };
-        match Segment::open(store, &name, info.number, &info.incarnation) {
-            Err(error) => self.damage.push(error.to_string()),
-            Ok(segment) => {
-                let mut position = segment.start();
-                let end = info.sealed.as_ref().map(|sealed| sealed.bytes);
-                while end.is_none_or(|end| position.at < end) {
-                    match segment.next(&mut position, Depth::Bodies) {
-                        Ok(Some(found)) => self.take(&found.batch, info.number, found.at, &mut row, reading),
-                        Ok(None) => break,
-                        Err(error) => {
-                            let acked = segment.acked_beyond(position.at, u64::MAX / 2);
-                            let was_acked = acked.is_some_and(|acked| acked > reading.timeline.last_seq);
-                            if end.is_none() && is_last && !was_acked {
-                                let len = segment.file.len().unwrap_or(position.at);
-                                self.torn_bytes = len.saturating_sub(position.at);
-                            } else {
-                                self.damage.push(error.to_string());
-                            }
-                            break;
-                        }
-                    }
-                }
-                row.bytes = position.at;
+        let before = self.timeline.last_seq;
+        let end = info.sealed.as_ref().map(|sealed| sealed.bytes);
+        let result = Segment::open(self.store, kind, info).and_then(|segment| {
+            let mut scan = segment.scan(end)?;
+            let result = self.read_batches(kind, info, &mut scan, &mut row);
+            row.bytes = scan.position.at;
+            match result {
+                Err(error) if end.is_none() && self.is_torn(&mut scan, &error) => Ok(()),
+                Ok(()) if end.is_some_and(|end| row.bytes < end) => Err(SegmentError::Batch {
+                    name: segment.name.clone(),
+                    at: row.bytes,
+                    what: "the segment ends too early".into(),
+                }),
+                other => other,
             }
+        });
+        if let Err(error) = result {
+            self.report.damage.push(error.to_string());
+            // Writes of the rest of the segment may be missing; for before-images, of all cuts below.
+            let from = match kind {
+                LogKind::Redo => row.last_seq.unwrap_or(before).next(),
+                LogKind::Undo => WriteSeq::from_raw(self.report.manifest.retired_below),
+            };
+            self.report.bad_cuts.push((from, WriteSeq::MAX));
         }
-        self.segments.push(row);
+        if let (LogKind::Redo, Some(sealed)) = (kind, &info.sealed) {
+            self.timeline.stand_at(&sealed.point);
+        }
+        self.report.segments.push(row);
     }
 
-    fn take(
+    fn read_batches(
         &mut self,
-        batch: &batch::Batch,
-        number: u64,
-        at: u64,
+        kind: LogKind,
+        info: &SegmentInfo,
+        scan: &mut Scan<'_>,
         row: &mut SegmentReport,
-        reading: &mut Reading<'_, impl FnMut(RecordRow)>,
-    ) {
-        let timeline = &mut *reading.timeline;
-        row.batches += 1;
-        row.records += batch.entries().len() as u64;
-        row.first_seq = row.first_seq.or(batch.entries().first().map(|entry| entry.seq));
-        row.last_seq = Some(batch.header().last_seq);
-        let place = |what: String| format!("segment {number} at byte {at}: {what}");
-        if batch.header().prev_seq != timeline.last_seq {
-            self.damage.push(place("the batch does not follow the stream before it".into()));
-            timeline.open_gap(timeline.last_seq.next());
+    ) -> Result<(), SegmentError> {
+        while let Some(found) = scan.next()? {
+            let batch = &found.batch;
+            row.batches += 1;
+            row.records += batch.entries().len() as u64;
+            row.first_seq = row.first_seq.or(batch.entries().first().map(|entry| entry.seq));
+            row.last_seq = Some(batch.header().last_seq);
+            let name = info.file_name(kind);
+            let damaged = |what: String| SegmentError::Batch { name: name.clone(), at: found.at, what };
+            if self.deep {
+                for entry in 0..batch.entries().len() {
+                    batch.payload(entry).map_err(|error| damaged(error.to_string()))?;
+                }
+            }
+            if kind == LogKind::Undo {
+                continue;
+            }
+            if batch.header().prev_seq != self.timeline.last_seq {
+                return Err(damaged("the batch does not follow the stream before it".into()));
+            }
+            self.tell(batch);
+            // Gaps of sealed segments are in the manifest already.
+            let mut scratch = self.timeline.clone();
+            let timeline = if info.sealed.is_some() { &mut scratch } else { &mut *self.timeline };
+            let facts = timeline.insert(batch, &sample(batch)).map_err(|error| damaged(error.to_string()))?;
+            if info.sealed.is_some() {
+                self.timeline.stand_at(&scratch.point());
+                self.timeline.guest_writes = scratch.guest_writes;
+            }
+            if info.sealed.as_ref().is_none_or(|sealed| sealed.footer.is_none()) {
+                self.recent.extend(facts);
+            }
         }
+        Ok(())
+    }
+
+    fn tell(&mut self, batch: &Batch) {
         for entry in batch.entries() {
-            (reading.on_record)(RecordRow {
+            (self.on_record)(RecordRow {
                 seq: entry.seq,
                 kind: entry.kind.name(),
                 disk: entry.disk,
@@ -158,15 +206,51 @@ impl VerifyReport {
                 payload_crc: entry.payload_crc(),
             });
         }
-        if reading.deep {
-            for entry in 0..batch.entries().len() {
-                if let Err(error) = batch.payload(entry) {
-                    self.damage.push(place(error.to_string()));
-                }
+    }
+
+    fn is_torn(&mut self, scan: &mut Scan<'_>, error: &SegmentError) -> bool {
+        let was_acked = scan.acked_beyond().is_some_and(|acked| acked > self.timeline.last_seq);
+        if was_acked || matches!(error, SegmentError::Io { .. }) {
+            return false;
+        }
+        if scan.is_torn_here() {
+            self.report.torn_bytes = scan.end().saturating_sub(scan.position.at);
+        }
+        true
+    }
+
+    /// A run that does not check costs no data: it can be made again out of the batches.
+    fn read_run(&mut self, run: &Run) {
+        let result = run.guide(self.store).and_then(|guide| {
+            let mut extents = Vec::new();
+            for page in 0..guide.pages() {
+                extents.clear();
+                run.read_pages(&guide, page, 1, &mut extents)?;
             }
+            Ok(())
+        });
+        if let Err(error) = result {
+            self.report.damage.push(format!("{error} (its batches are whole: `repair` makes it again)"));
         }
-        if let Err(error) = timeline.insert(batch, |entry| batch.payload(entry)) {
-            self.damage.push(place(error.to_string()));
+    }
+
+    fn list_checkpoints(&mut self, manifest: &Manifest) {
+        let files = Files { store: self.store, manifest };
+        let (timeline, bad) = (&*self.timeline, &self.report.bad_cuts);
+        let is_good = |facts: &CheckpointFacts| {
+            let cut = facts.cut();
+            timeline.is_consistent(cut) && !bad.iter().any(|(from, to)| *from <= cut && cut < *to)
+        };
+        let mut good = Vec::new();
+        let query = CheckpointQuery { limit: usize::MAX, ..CheckpointQuery::default() };
+        let visited = files.visit(&query, &mut |facts| {
+            good.extend(Some(facts).filter(|facts| is_good(facts)));
+            true
+        });
+        if let Err(error) = visited {
+            self.report.damage.push(error.to_string());
         }
+        good.extend(self.recent.drain(..).filter(|facts| is_good(facts)));
+        self.report.checkpoints = good;
     }
 }

@@ -3,11 +3,11 @@
 
 mod stream;
 
-use journal::{AppendError, Image, Journal, Settings, verify};
+use journal::{AppendError, Image, Journal, Mode, Settings, Upkeep, verify};
 use sim::{Rng, SimStore};
 use std::sync::Arc;
 use std::time::Duration;
-use stream::{SMALL, Stream, append, compare, create, read_all};
+use stream::{SMALL, Stream, append, compare, create, keep_up, read_all, try_append};
 use types::{DiskIndex, Epoch, WallTime};
 
 /// A journal of three batches, each a write and a checkpoint, and the disk it lies on.
@@ -32,7 +32,7 @@ fn a_last_batch_torn_at_every_byte_is_cut_off_and_the_others_stay() {
         let torn = store.fork();
         torn.truncate("segment-00000001", cut);
         let opened = Journal::open(Arc::new(torn), SMALL).unwrap();
-        assert!(opened.damage.is_none(), "cut at {cut}: {:?}", opened.damage);
+        assert!(opened.damage.is_empty(), "cut at {cut}: {:?}", opened.damage);
         let count = compare(&opened.journal, &stream.states);
         assert!(count == 2 || (count == 3 && cut + 4096 > len), "cut at {cut} leaves {count} checkpoints");
     }
@@ -60,11 +60,15 @@ fn rot_in_an_acknowledged_batch_is_named_and_contained() {
         assert!(rotten.rot("segment-00000001", second + offset));
         let report = verify(&rotten, true, |_| {}).unwrap();
         assert_eq!(report.damage.len(), 1, "{:?}", report.damage);
-        assert!(report.damage[0].contains(&format!("segment 1 at byte {second}")), "{:?}", report.damage);
+        assert!(
+            report.damage[0].contains(&format!("segment-00000001 at byte {second}")),
+            "{:?}",
+            report.damage
+        );
         assert_eq!(report.checkpoints.len(), 1, "the checkpoint before the damage is good");
         let opened = Journal::open(Arc::new(rotten), SMALL).unwrap();
-        let damage = opened.damage.expect("acknowledged writes are never cut in silence");
-        assert!(damage.error.to_string().contains("segment 1"), "{damage:?}");
+        let damage = opened.damage.first().expect("acknowledged writes are never cut in silence");
+        assert!(damage.what.contains("segment-00000001 at byte"), "{damage:?}");
         assert_eq!(compare(&opened.journal, &stream.states), 1);
     }
 }
@@ -77,7 +81,7 @@ fn a_journal_goes_on_after_damage_was_set_aside() {
     let opened = Journal::open(Arc::new(store.clone()), SMALL).unwrap();
     assert!(opened.journal.status().last_seq < stream.sent(), "the source will see that writes are missing");
     let gone = stream.batch();
-    let refused = opened.journal.append(&[gone], Epoch::FIRST, stream.sent(), WallTime(0), [2; 16]);
+    let refused = try_append(&opened.journal, gone, 0, 2);
     assert!(matches!(refused, Err(AppendError::Order { .. })), "{refused:?}");
 }
 
@@ -88,7 +92,7 @@ fn a_segment_of_another_place_is_not_believed() {
     assert!(store.len_of("segment-00000002").is_some(), "the batches fill several segments");
     journal::Store::rename(&store, "segment-00000002", "segment-00000001").unwrap();
     let opened = Journal::open(Arc::new(store), settings).unwrap();
-    assert!(opened.damage.unwrap().error.to_string().contains("another segment stands in its place"));
+    assert!(opened.damage[0].what.contains("another segment stands in its place"), "{:?}", opened.damage);
 }
 
 #[test]
@@ -98,9 +102,7 @@ fn a_full_disk_refuses_and_the_journal_stays_as_it_was() {
     stream.write(0, &[9; 9000]);
     let batch = stream.batch();
     store.limit_room(Some(5000));
-    let acked = journal.status().last_seq;
-    let full =
-        journal.append(std::slice::from_ref(&batch), Epoch::FIRST, acked, WallTime(0), [3; 16]).unwrap_err();
+    let full = try_append(&journal, batch.clone(), 0, 3).unwrap_err();
     assert!(matches!(full, AppendError::Full(_)) && full.is_transient(), "{full:?}");
     store.limit_room(None);
     append(&journal, batch, 0, 4);
@@ -114,10 +116,7 @@ fn a_failed_sync_closes_the_journal_until_it_is_opened_again() {
     stream.write(0, &[9; 9000]);
     let batch = stream.batch();
     store.fail_sync_after(Some(0));
-    let acked = journal.status().last_seq;
-    let append_it = |journal: &Journal| {
-        journal.append(std::slice::from_ref(&batch), Epoch::FIRST, acked, WallTime(0), [3; 16])
-    };
+    let append_it = |journal: &Journal| try_append(journal, batch.clone(), 0, 3);
     assert!(matches!(append_it(&journal), Err(AppendError::Failed(_))));
     store.fail_sync_after(None);
     assert!(matches!(append_it(&journal), Err(AppendError::Closed)), "a sync is never tried again");
@@ -135,27 +134,31 @@ fn a_lower_epoch_is_refused() {
     let (store, mut stream) = three_batches(SMALL);
     let journal = Journal::open(Arc::new(store), SMALL).unwrap().journal;
     journal.raise_epoch(Epoch(2)).unwrap();
-    let acked = journal.status().last_seq;
-    let refused = journal.append(&[stream.batch()], Epoch::FIRST, acked, WallTime(0), [3; 16]);
+    let refused = try_append(&journal, stream.batch(), 0, 3);
     assert!(matches!(refused, Err(AppendError::Epoch { .. })), "{refused:?}");
 }
 
 #[test]
 fn a_fold_cut_short_at_every_sync_leaves_only_good_checkpoints() {
-    let settings = Settings { segment_bytes: 20 << 10, bytes_max: 1, ..SMALL };
-    let (store, stream) = three_batches(Settings { bytes_max: 0, ..settings });
-    for syncs in 0..8 {
-        for seed in 0..20 {
-            let broken = store.fork();
-            let journal = Journal::open(Arc::new(broken.clone()), settings).unwrap().journal;
-            broken.fail_sync_after(Some(syncs));
-            // Whether it succeeds depends on how many syncs it needs.
-            let _ = journal.retain(WallTime(0));
-            drop(journal);
-            broken.lose_power(&mut Rng::new(seed));
-            let opened = Journal::open(Arc::new(broken), settings).unwrap();
-            assert!(opened.damage.is_none(), "{:?}", opened.damage);
-            assert!(compare(&opened.journal, &stream.states) >= 1);
+    for mode in [Mode::RollForward, Mode::Rollback] {
+        let settings = Settings { segment_bytes: 20 << 10, bytes_soft: 1, mode, ..SMALL };
+        let (store, stream) = three_batches(Settings { bytes_soft: 0, ..settings });
+        for syncs in 0..24 {
+            for seed in 0..10 {
+                let broken = store.fork();
+                let journal = Journal::open(Arc::new(broken.clone()), settings).unwrap().journal;
+                broken.fail_sync_after(Some(syncs));
+                // Whether it succeeds depends on how many syncs it needs.
+                let _ = journal.keep_up(&Upkeep::plain(WallTime(0), [seed as u8; 16]));
+                assert!(compare(&journal, &stream.states) >= 1);
+                drop(journal);
+                broken.lose_power(&mut Rng::new(seed));
+                let opened = Journal::open(Arc::new(broken), settings).unwrap();
+                assert!(opened.damage.is_empty(), "{:?}", opened.damage);
+                assert!(compare(&opened.journal, &stream.states) >= 1);
+                keep_up(&opened.journal, 0);
+                assert!(compare(&opened.journal, &stream.states) >= 1);
+            }
         }
     }
 }
@@ -163,7 +166,7 @@ fn a_fold_cut_short_at_every_sync_leaves_only_good_checkpoints() {
 #[test]
 fn retention_keeps_the_window_and_what_is_pinned() {
     let store = SimStore::new();
-    let settings = Settings { segment_bytes: 20 << 10, history: Duration::from_secs(3600), bytes_max: 0 };
+    let settings = Settings { segment_bytes: 20 << 10, ..SMALL };
     let journal = Arc::new(create(&store, settings));
     let mut stream = Stream::begin();
     for minute in 0..120u64 {
@@ -171,14 +174,14 @@ fn retention_keeps_the_window_and_what_is_pinned() {
         stream.checkpoint();
         append(&journal, stream.batch(), minute * 60, minute as u8);
     }
-    let now = WallTime(120 * 60 * 1_000_000);
+    let now = 120 * 60;
     let (pinned, _) = stream.states[10].clone();
     let image = Image::open(journal.clone(), pinned, None, [1; 16]).unwrap();
-    journal.retain(now).unwrap();
+    keep_up(&journal, now);
     let kept = compare(&journal, &stream.states);
     assert!(kept >= 110 && read_all(&journal, pinned).is_ok(), "a pin holds the fold back: {kept} are kept");
     drop(image);
-    journal.retain(now).unwrap();
+    keep_up(&journal, now);
     let kept = compare(&journal, &stream.states);
     assert!((60..75).contains(&kept), "an hour of minutes is kept: {kept}");
     assert!(Image::open(journal.clone(), pinned, None, [1; 16]).is_err());

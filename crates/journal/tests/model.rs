@@ -4,12 +4,15 @@
 mod stream;
 
 use batch::Kind;
-use journal::{Image, Journal};
+use journal::{Image, Journal, Mode, Settings, Upkeep};
 use proptest::prelude::*;
 use sim::{Rng, SimStore};
 use std::sync::Arc;
-use stream::{DISK_BYTES, SMALL, Stream, append, compare, create};
+use stream::{DISK_BYTES, Stream, append, compare, create, cuts};
 use types::{ByteRange, DiskIndex, WallTime};
+
+/// Segments of a few batches, so that footers, merges and folds come soon.
+const SMALL: Settings = Settings { segment_bytes: 128 << 10, ..stream::SMALL };
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -17,7 +20,8 @@ enum Step {
     Zero { start: u64, len: u64, discard: bool },
     Checkpoint,
     Send,
-    Fold { bytes_max: u64 },
+    Keep { bytes_soft: u64, rollback: bool },
+    Rest,
     Crash { seed: u64 },
     Image { pick: usize, start: u64, len: u64, byte: u8 },
 }
@@ -31,7 +35,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (place(), any::<bool>()).prop_map(|((start, len), discard)| Step::Zero { start, len, discard }),
         3 => Just(Step::Checkpoint),
         4 => Just(Step::Send),
-        1 => (0u64..6 << 20).prop_map(|bytes_max| Step::Fold { bytes_max }),
+        3 => (0u64..6 << 20, any::<bool>())
+            .prop_map(|(bytes_soft, rollback)| Step::Keep { bytes_soft, rollback }),
+        1 => Just(Step::Rest),
         1 => any::<u64>().prop_map(|seed| Step::Crash { seed }),
         1 => (any::<usize>(), place(), any::<u8>())
             .prop_map(|(pick, (start, len), byte)| Step::Image { pick, start, len, byte }),
@@ -39,10 +45,10 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_checkpoint_kept_is_as_it_was(steps in proptest::collection::vec(step(), 1..60)) {
+    fn every_checkpoint_kept_is_as_it_was(steps in proptest::collection::vec(step(), 1..90)) {
         let store = SimStore::new();
         let mut journal = Arc::new(create(&store, SMALL));
         let mut stream = Stream::begin();
@@ -62,16 +68,19 @@ proptest! {
                     incarnation += 1;
                     append(&journal, stream.batch(), 0, incarnation);
                 }
-                Step::Fold { bytes_max } => {
-                    journal.set(journal::Settings { bytes_max: bytes_max.max(1), ..SMALL });
-                    journal.retain(WallTime(0)).unwrap();
+                Step::Keep { bytes_soft, rollback } => {
+                    let mode = if rollback { Mode::Rollback } else { Mode::RollForward };
+                    journal.set(Settings { bytes_soft, mode, ..SMALL });
+                    incarnation += 1;
+                    journal.keep_up(&Upkeep::plain(WallTime(0), [incarnation; 16])).unwrap();
                 }
+                Step::Rest => journal.rest(),
                 Step::Crash { seed } => {
                     let durable = journal.status().last_seq;
                     drop(journal);
                     store.lose_power(&mut Rng::new(seed));
                     let opened = Journal::open(Arc::new(store.clone()), SMALL).unwrap();
-                    prop_assert!(opened.damage.is_none());
+                    prop_assert!(opened.damage.is_empty());
                     prop_assert_eq!(opened.journal.status().last_seq, durable, "acknowledged writes are there");
                     journal = Arc::new(opened.journal);
                 }
@@ -91,8 +100,7 @@ fn write_to_image(
     len: u64,
     byte: u8,
 ) -> Result<(), TestCaseError> {
-    let cuts: Vec<_> = journal
-        .with_timeline(|timeline| timeline.checkpoints_after(types::WriteSeq::ZERO).map(|c| c.cut).collect());
+    let cuts = cuts(journal);
     let Some(&cut) = cuts.get(pick % cuts.len().max(1)) else { return Ok(()) };
     let mut expected = stream.states.iter().find(|(at, _)| *at == cut).unwrap().1.clone();
     let image = Image::open(journal.clone(), cut, Some("image-1"), [1; 16]).unwrap();

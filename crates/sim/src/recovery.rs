@@ -4,7 +4,7 @@ use crate::link::Connection;
 use crate::rng::Rng;
 use crate::store::SimStore;
 use batch::Batch;
-use journal::{AppendError, Journal, OpenError, Settings};
+use journal::{AppendError, AppendMeta, Journal, Mode, OpenError, Settings, Thinning};
 use replication::wire::{Ack, Hello, Refusal, Refuse};
 use replication::{Opened, Receiver, ReceiverEffect, ReceiverEvent};
 use std::collections::VecDeque;
@@ -12,9 +12,16 @@ use std::sync::Arc;
 use std::time::Duration;
 use types::{Epoch, Monotonic, WallTime, WriteSeq};
 
-/// Small segments, so that they are sealed and folded often.
-pub(crate) const SETTINGS: Settings =
-    Settings { history: Duration::from_secs(3600), bytes_max: 0, segment_bytes: 256 << 10 };
+/// Small segments, so that they are sealed, merged and folded often.
+pub(crate) const SETTINGS: Settings = Settings {
+    history: Duration::from_secs(3600),
+    bytes_soft: 0,
+    bytes_hard: 0,
+    segment_bytes: 64 << 10,
+    mode: Mode::RollForward,
+    thinning: Thinning { all: Duration::from_secs(86_400), minutely: Duration::from_secs(604_800) },
+    tagged_history: Duration::ZERO,
+};
 
 /// One VM at the recovery site. The disk outlives the agent.
 pub(crate) struct RecoveryVm {
@@ -69,7 +76,7 @@ impl RecoveryVm {
             Err(OpenError::Io(_)) => return,
             Err(error) => panic!("a journal that cannot be opened: {error}"),
         };
-        assert!(opened.damage.is_none(), "damage without cause: {:?}", opened.damage);
+        assert!(opened.damage.is_empty(), "damage without cause: {:?}", opened.damage);
         let durable = opened.journal.status().last_seq;
         assert!(durable >= self.told, "invariant_acked_is_never_lost: {durable} is left of {}", self.told);
         self.journal = Some(Arc::new(opened.journal));
@@ -144,7 +151,9 @@ impl RecoveryVm {
         let count = 1 + rng.below(self.queue.len() as u64) as usize;
         let group: Vec<Batch> = self.queue.drain(..count).collect();
         let wall = WallTime(now.0.as_micros() as i64);
-        let event = match journal.append(&group, self.epoch, self.told, wall, rng.sixteen()) {
+        let event = match journal
+            .append(group, AppendMeta { epoch: self.epoch, received_at: wall, entropy: rng.sixteen() })
+        {
             Ok(appended) => {
                 self.told = self.told.max(appended.durable);
                 ReceiverEvent::Durable(Ack {

@@ -220,6 +220,11 @@ impl Store for SimStore {
         Ok(self.lock().names.contains_key(name))
     }
 
+    fn names(&self) -> io::Result<Vec<String>> {
+        let names = self.lock().names.keys().filter(|name| !name.contains('/')).cloned().collect();
+        Ok(names)
+    }
+
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut disk = self.lock();
         let file = disk.names.remove(from).ok_or(io::ErrorKind::NotFound)?;

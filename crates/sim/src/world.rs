@@ -5,6 +5,7 @@ use crate::link::Connection;
 use crate::recovery::RecoveryVm;
 use crate::rng::Rng;
 use crate::source::SourceVm;
+use journal::{Mode, Upkeep};
 use replication::{ReceiverEvent, SenderEvent, State};
 use std::fmt;
 use std::sync::Arc;
@@ -30,6 +31,7 @@ pub struct Summary {
     pub power_losses: u64,
     pub failovers: u64,
     pub folds: u64,
+    pub merges: u64,
     pub full_disks: u64,
     pub failed_syncs: u64,
 }
@@ -44,6 +46,7 @@ impl Summary {
         self.power_losses += other.power_losses;
         self.failovers += other.failovers;
         self.folds += other.folds;
+        self.merges += other.merges;
         self.full_disks += other.full_disks;
         self.failed_syncs += other.failed_syncs;
     }
@@ -54,7 +57,8 @@ impl fmt::Display for Summary {
         write!(
             f,
             "{} guest writes, {} checkpoints compared in full, {} links cut, {} crashes of the source, \
-             {} of the recovery side, {} losses of power, {} failovers, {} folds, {} full disks, {} failed syncs",
+             {} of the recovery side, {} losses of power, {} failovers, {} folds, {} merges, \
+             {} full disks, {} failed syncs",
             self.writes,
             self.checkpoints_compared,
             self.links_cut,
@@ -63,6 +67,7 @@ impl fmt::Display for Summary {
             self.power_losses,
             self.failovers,
             self.folds,
+            self.merges,
             self.full_disks,
             self.failed_syncs
         )
@@ -168,7 +173,7 @@ impl World {
             500..750 => self.append(vm),
             750..880 => self.tick(vm),
             880..910 => self.checkpoint(),
-            910..920 => self.fold(vm),
+            910..920 => self.keep_up(vm),
             // How often anything goes wrong is drawn once for the whole run.
             fault if self.rng.one_in(self.calm) => self.fault(fault - 920, vm),
             _ => {}
@@ -286,17 +291,20 @@ impl World {
         }
     }
 
-    fn fold(&mut self, vm: usize) {
+    fn keep_up(&mut self, vm: usize) {
         let Some(journal) = self.pairs[vm].recovery.journal.clone() else { return };
         let mut settings = journal.status().settings;
-        settings.bytes_max = 1 + self.rng.below(2 << 20);
+        settings.bytes_soft = if self.rng.one_in(2) { 0 } else { 1 + self.rng.below(2 << 20) };
+        if self.rng.one_in(4) {
+            settings.mode = if self.rng.one_in(2) { Mode::Rollback } else { Mode::RollForward };
+        }
         journal.set(settings);
+        let before = journal.status().applied;
         // A full or failing disk may hinder it; nothing is lost then.
-        if let Ok(folded) = journal.retain(WallTime(0))
-            && folded.segments > 0
-        {
-            self.summary.folds += 1;
-            self.say(&format!("{vm} folds up to {}", folded.applied));
+        if let Ok(kept) = journal.keep_up(&Upkeep::plain(WallTime(0), self.rng.sixteen())) {
+            self.summary.folds += u64::from(kept.applied > before);
+            self.summary.merges += kept.merges as u64;
+            self.say(&format!("{vm} keeps up: {kept:?}"));
         }
     }
 

@@ -62,6 +62,33 @@ pub const JOURNAL_BYTES_RANGE: (u64, u64) = (1_000_000_000, 20_000_000_000_000);
 pub const SEGMENT_BYTES_DEFAULT: u64 = 256 << 20;
 pub const SEGMENT_BYTES_RANGE: (u64, u64) = (16 << 20, 1 << 30);
 
+/// Seconds of a stream a segment is meant to hold: its size is doubled or halved towards that.
+pub const SEGMENT_FILL_SECONDS: u64 = 120;
+/// Files of old segments kept by a journal to be written anew.
+pub const SPARE_SEGMENTS_MAX: usize = 2;
+/// Sealed segments whose index is still in memory, of one journal.
+pub const FROZEN_TABLES_MAX: usize = 4;
+/// Segment files one journal has open to read from.
+pub const OPEN_SEGMENTS_MAX: usize = 64;
+/// Index runs of one level that are merged into one of the next.
+pub const RUN_FAN_OUT: usize = 8;
+/// Segments folded in one go.
+pub const FOLD_SEGMENTS_MAX: usize = 16;
+/// Guest bytes whose before-images are written in one step, about.
+pub const UNDO_STEP_BYTES: u64 = 64 << 20;
+/// Caches of all journals of a process: batches' tables, and decompressed frames, in bytes.
+pub const TABLE_CACHE_BYTES: u64 = 64 << 20;
+pub const FRAME_CACHE_BYTES: u64 = 64 << 20;
+
+/// Checkpoints are all kept up to the first age, then one a minute up to the second, in seconds.
+pub const KEEP_ALL_SECONDS_DEFAULT: u64 = 24 * 3600;
+pub const KEEP_MINUTELY_SECONDS_DEFAULT: u64 = 7 * 24 * 3600;
+/// Bytes that journals leave free on their file system: default and range.
+pub const FREE_BYTES_MIN_DEFAULT: u64 = 16 << 20;
+pub const FREE_BYTES_MIN_RANGE: (u64, u64) = (1 << 20, 1 << 50);
+/// Scrubbing of all journals of an agent, in bytes a second.
+pub const SCRUB_BYTES_PER_SECOND_DEFAULT: u64 = 8 << 20;
+
 /// RPO bound: default and range, in seconds.
 pub const RPO_SECONDS_DEFAULT: u64 = 60;
 pub const RPO_SECONDS_RANGE: (u64, u64) = (1, 3600);

@@ -17,6 +17,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("holdfast", &["types", "api", "agent", "journal"]),
     ("lab", &[]),
     ("sim", &["types", "batch", "splitter", "replication", "journal"]),
+    ("bench", &["types", "batch", "journal"]),
     ("xtask", &["lab"]),
 ];
 const ALLOWED_IN_TESTS: &[(&str, &[&str])] = &[("holdfast", &["lab"]), ("journal", &["sim"])];

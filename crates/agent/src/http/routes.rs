@@ -4,16 +4,17 @@ use super::App;
 use super::answer::{Answer, Body, beside};
 use crate::clock;
 use crate::error::OperationError;
-use crate::recovery::checkpoint_to_api;
-use crate::source::Command;
+use crate::recovery::{checkpoint_to_api, mark_to_api};
+use crate::source::{Command, with_sources};
 use api::{
     Checkpoint, CheckpointPage, Done, Failover, FailoverRequest, Group, Image, OpenImageRequest, Problem,
     ProtectRequest, ProtectedVm, RecoveredVm, Status, TagRequest,
 };
 use axum::extract::{Path, Query, State};
 use axum::{Json, Router};
+use journal::CheckpointQuery;
 use serde::Deserialize;
-use types::WriteSeq;
+use types::CheckpointKind;
 use types::limits::{PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX};
 use utoipa::{IntoParams, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
@@ -160,9 +161,58 @@ struct Page {
     cursor: Option<String>,
     /// 1 to 1000, default 100.
     limit: Option<usize>,
+    /// Taken at this time (RFC 3339) or later.
+    from: Option<String>,
+    /// Taken at this time (RFC 3339) or earlier.
+    to: Option<String>,
+    /// `automatic` or `tagged`.
+    kind: Option<String>,
+    /// With these words.
+    tag: Option<String>,
+    /// Newest first; oldest first by default.
+    #[serde(default)]
+    newest_first: bool,
 }
 
-/// The checkpoints of a kept VM that can be opened, oldest first.
+impl Page {
+    fn to_query(&self) -> Result<CheckpointQuery, OperationError> {
+        let time = |text: &Option<String>| match text {
+            None => Ok(None),
+            Some(text) => clock::from_text(text).map(Some).ok_or_else(|| {
+                OperationError::invalid(format!("{text:?} is no time: use RFC 3339, as 2026-01-31T12:00:00Z"))
+            }),
+        };
+        let after = match &self.cursor {
+            None => None,
+            Some(cursor) => Some(
+                cursor
+                    .parse()
+                    .map_err(|()| OperationError::invalid(format!("cursor {cursor:?} is none of ours")))?,
+            ),
+        };
+        let kind = match self.kind.as_deref() {
+            None => None,
+            Some("automatic") => Some(CheckpointKind::Automatic),
+            Some("tagged") => Some(CheckpointKind::Tagged),
+            Some(other) => {
+                return Err(OperationError::invalid(format!("no kind {other:?}: use automatic or tagged")));
+            }
+        };
+        let limit = self.limit.unwrap_or(PAGE_ROWS_DEFAULT).clamp(1, PAGE_ROWS_MAX);
+        let (from, to) = (time(&self.from)?, time(&self.to)?);
+        Ok(CheckpointQuery {
+            after,
+            from,
+            to,
+            kind,
+            tag: self.tag.clone(),
+            newest_first: self.newest_first,
+            limit,
+        })
+    }
+}
+
+/// The checkpoints of a kept VM that can be opened.
 #[utoipa::path(get, path = "/v1/recovered/{name}/checkpoints", params(("name" = String, Path), Page), responses(
     (status = 200, body = CheckpointPage),
     (status = 404, body = Problem, content_type = "application/problem+json"),
@@ -173,22 +223,21 @@ async fn list_checkpoints(
     Path(name): Path<String>,
     Query(page): Query<Page>,
 ) -> Answer<CheckpointPage> {
-    let after = match &page.cursor {
-        None => WriteSeq::ZERO,
-        Some(cursor) => cursor
-            .parse()
-            .map_err(|()| OperationError::invalid(format!("cursor {cursor:?} is none of ours")))?,
-    };
-    let limit = page.limit.unwrap_or(PAGE_ROWS_DEFAULT).clamp(1, PAGE_ROWS_MAX);
+    let query = page.to_query()?;
     let vm = app.recovery.vm(&name)?;
     let journal = vm
         .journal()
         .ok_or_else(|| OperationError::unavailable(format!("the journal of VM {name} is not open")))?;
-    let mut rows: Vec<_> = journal
-        .with_timeline(|timeline| timeline.checkpoints_after(after).take(limit + 1).cloned().collect());
+    let limit = query.limit;
+    let one_more = CheckpointQuery { limit: limit + 1, ..query };
+    let rows = beside(move || {
+        let rows = journal.checkpoints(&one_more, clock::wall());
+        rows.map_err(|error| OperationError::unavailable(with_sources(&error)))
+    });
+    let mut rows = rows.await?;
     let more = rows.len() > limit;
     rows.truncate(limit);
-    let next = rows.last().filter(|_| more).map(|last| last.cut.to_string());
+    let next = rows.last().filter(|_| more).map(|last| last.checkpoint.cut.to_string());
     Ok(Json(CheckpointPage { checkpoints: rows.iter().map(checkpoint_to_api).collect(), next }))
 }
 
@@ -215,7 +264,7 @@ async fn tag(
     Path(group): Path<String>,
     Body(request): Body<TagRequest>,
 ) -> Answer<Checkpoint> {
-    Ok(Json(checkpoint_to_api(&app.source.tag(&group, &request.tag)?)))
+    Ok(Json(mark_to_api(&app.source.tag(&group, &request.tag)?)))
 }
 
 /// Fails a group over to this side.

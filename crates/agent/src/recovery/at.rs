@@ -3,33 +3,59 @@
 use super::vm::RecoveredVm;
 use crate::clock;
 use crate::error::{OperationError, Result};
+use journal::CheckpointQuery;
 use std::sync::Arc;
-use types::{Checkpoint, CheckpointId, WallTime, WriteSeq};
+use types::{Checkpoint, CheckpointId, WriteSeq};
 
 /// Finds the cut all of `vms` can be opened at.
 pub(super) fn resolve(vms: &[Arc<RecoveredVm>], at: &str) -> Result<WriteSeq> {
     if at == "latest" {
         return tail(vms);
     }
-    let common = common_checkpoints(vms)?;
     let missing = |what: String| {
         OperationError::not_found(format!("{what}; `holdfast checkpoint list` shows what there is"))
     };
-    let found = if let Ok(id) = at.parse::<CheckpointId>() {
-        common
-            .into_iter()
-            .find(|checkpoint| checkpoint.id == id)
-            .ok_or_else(|| missing(format!("no checkpoint {id}")))
+    let newest = CheckpointQuery { newest_first: true, limit: ROWS_AT_ONCE, ..CheckpointQuery::default() };
+    let (query, what) = if let Ok(id) = at.parse::<CheckpointId>() {
+        let after = Some(id.0.previous());
+        let found = newest_common(vms, CheckpointQuery { after, limit: 1, ..CheckpointQuery::default() })?;
+        let found = found.filter(|checkpoint| checkpoint.id == id);
+        return found.map(|checkpoint| checkpoint.cut).ok_or_else(|| missing(format!("no checkpoint {id}")));
     } else if let Some(time) = clock::from_text(at) {
-        newest_at_or_before(common, time).ok_or_else(|| missing(format!("no checkpoint at or before {at}")))
+        (CheckpointQuery { to: Some(time), ..newest }, format!("no checkpoint at or before {at}"))
     } else {
-        let tagged =
-            common.into_iter().rev().find(|checkpoint| !checkpoint.tag.is_empty() && checkpoint.tag == at);
-        tagged.ok_or_else(|| {
-            missing(format!("no checkpoint tagged {at:?} (and it is no id, time or `latest`)"))
-        })
+        let what = format!("no checkpoint tagged {at:?} (and it is no id, time or `latest`)");
+        (CheckpointQuery { tag: Some(at.to_owned()), ..newest }, what)
     };
-    found.map(|checkpoint| checkpoint.cut)
+    let found = newest_common(vms, query)?.ok_or_else(|| missing(what))?;
+    Ok(found.cut)
+}
+
+/// Rows looked at before more are asked for.
+const ROWS_AT_ONCE: usize = 64;
+
+/// The first checkpoint in the query's order that every VM has.
+fn newest_common(vms: &[Arc<RecoveredVm>], mut query: CheckpointQuery) -> Result<Option<Checkpoint>> {
+    let journals = vms.iter().map(|vm| journal_of(vm)).collect::<Result<Vec<_>>>()?;
+    let Some((first, others)) = journals.split_first() else { return Ok(None) };
+    let unreadable = |error| OperationError::unavailable(crate::source::with_sources(&error));
+    loop {
+        let rows = first.checkpoints(&query, clock::wall()).map_err(unreadable)?;
+        let Some(last) = rows.last() else { return Ok(None) };
+        query.after = Some(last.checkpoint.cut);
+        for row in &rows {
+            let mut everywhere = true;
+            for journal in others {
+                everywhere &= journal.checkpoint(row.checkpoint.id).map_err(unreadable)?.is_some();
+            }
+            if everywhere {
+                return Ok(Some(row.checkpoint.clone()));
+            }
+        }
+        if rows.len() < query.limit || !query.newest_first {
+            return Ok(None);
+        }
+    }
 }
 
 /// The newest cut durable and consistent in every stream.
@@ -41,27 +67,6 @@ fn tail(vms: &[Arc<RecoveredVm>]) -> Result<WriteSeq> {
             "VM {name} has no consistent state yet: its initial sync is not done"
         ))
     })
-}
-
-/// Checkpoints that every VM has and that are complete, oldest first.
-fn common_checkpoints(vms: &[Arc<RecoveredVm>]) -> Result<Vec<Checkpoint>> {
-    let mut common: Option<Vec<Checkpoint>> = None;
-    for vm in vms {
-        let own: Vec<Checkpoint> = journal_of(vm)?
-            .with_timeline(|timeline| timeline.checkpoints_after(WriteSeq::ZERO).cloned().collect());
-        common = Some(match common {
-            None => own,
-            Some(so_far) => so_far
-                .into_iter()
-                .filter(|one| own.binary_search_by_key(&one.cut, |other| other.cut).is_ok())
-                .collect(),
-        });
-    }
-    Ok(common.unwrap_or_default())
-}
-
-fn newest_at_or_before(checkpoints: Vec<Checkpoint>, time: WallTime) -> Option<Checkpoint> {
-    checkpoints.into_iter().rev().find(|checkpoint| checkpoint.taken_at <= time)
 }
 
 pub(super) fn journal_of(vm: &RecoveredVm) -> Result<Arc<journal::Journal>> {

@@ -266,11 +266,9 @@ impl Recovery {
     fn failover_to_api(&self, record: &FailoverRecord) -> api::Failover {
         let cut = WriteSeq::from_raw(record.cut);
         let any = self.list().into_iter().find(|vm| vm.record().group_id == record.group_id);
-        let checkpoint = any.and_then(|vm| vm.journal()).and_then(|journal| {
-            journal.with_timeline(|timeline| {
-                timeline.checkpoint(types::CheckpointId(cut)).map(checkpoint_to_api)
-            })
-        });
+        let journal = any.and_then(|vm| vm.journal());
+        let checkpoint = journal.and_then(|journal| journal.checkpoint(types::CheckpointId(cut)).ok()?);
+        let checkpoint = checkpoint.as_ref().map(checkpoint_to_api);
         let vms = record.vms.iter().map(|run| {
             let alive = run.pid.filter(|&pid| self.adapter.state(&run.vm, pid) == RunState::Running);
             api::FailoverVm {

@@ -192,9 +192,8 @@ impl Recovery {
 impl OpenImage {
     pub(super) fn to_api(&self) -> api::Image {
         let cut = self.image.cut();
-        let checkpoint = self
-            .journal
-            .with_timeline(|timeline| timeline.checkpoint(types::CheckpointId(cut)).map(checkpoint_to_api));
+        let checkpoint = self.journal.checkpoint(types::CheckpointId(cut)).ok().flatten();
+        let checkpoint = checkpoint.as_ref().map(checkpoint_to_api);
         api::Image {
             id: self.record.id.clone(),
             vm: self.record.vm_name.clone(),

@@ -1,15 +1,13 @@
 //! Connections of protected sides: one task each drives a [`Receiver`].
 
 use super::Recovery;
-use super::vm::{RecoveredVm, StreamHold};
-use super::writer::{Written, write_batches};
+use super::vm::StreamHold;
+use super::writer::{StreamWriter, Written};
 use crate::alerts::Alerts;
 use crate::clock;
 use crate::pki::{PeerRole, Pki};
 use crate::wire_io::{Outgoing, ReadError, read_message, write_messages};
 use anyhow::{Context, Result};
-use batch::Batch;
-use journal::Journal;
 use replication::wire::{FrameReader, Hello, Message, Refusal, Refuse};
 use replication::{Opened, Receiver, ReceiverEffect, ReceiverEvent};
 use std::collections::VecDeque;
@@ -23,8 +21,7 @@ use tokio::sync::mpsc;
 use tokio::task::block_in_place;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
-use types::Epoch;
-use types::limits::{CONNECT_TIMEOUT, RECEIVE_QUEUE_BATCHES, STREAMS_MAX};
+use types::limits::{CONNECT_TIMEOUT, STREAMS_MAX};
 
 const TICK: Duration = Duration::from_millis(500);
 const LISTEN_RETRY_INTERVAL: Duration = Duration::from_secs(5);
@@ -116,8 +113,7 @@ struct Connection {
 /// A stream that was welcomed.
 struct OpenStream {
     hold: StreamHold,
-    batches: mpsc::Sender<Batch>,
-    writing: tokio::task::JoinHandle<()>,
+    writer: StreamWriter,
 }
 
 impl Connection {
@@ -143,8 +139,7 @@ impl Connection {
         reading.abort();
         if let Some(open) = connection.open.take() {
             // Whatever was taken is still written before the next connection may come.
-            drop(open.batches);
-            let _ = open.writing.await;
+            open.writer.end().await;
             drop(open.hold);
         }
         drop(connection);
@@ -195,7 +190,7 @@ impl Connection {
             ReceiverEffect::Append(batch) => {
                 // Waiting here is the back-pressure: the socket is not read meanwhile.
                 if let Some(open) = &self.open {
-                    let _ = open.batches.send(batch).await;
+                    open.writer.append(batch).await;
                 }
             }
             ReceiverEffect::Keep(part) => {
@@ -237,21 +232,11 @@ impl Connection {
         };
         tracing::info!(vm = hello.vm_name, peer, durable = %status.last_seq, "stream begins");
         vm.clear_error();
-        let (batches, queue) = mpsc::channel(RECEIVE_QUEUE_BATCHES);
-        let writing = self.start_writer(&vm, journal, hello.epoch, queue);
-        self.open = Some(OpenStream { hold, batches, writing });
+        let shards = recovery.shards.clone();
+        let (written, floor) = (self.written.0.clone(), recovery.free_bytes_min);
+        let writer = StreamWriter::new(vm, journal, hello.epoch, shards, floor, written);
+        self.open = Some(OpenStream { hold, writer });
         Ok(opened)
-    }
-
-    fn start_writer(
-        &self,
-        vm: &Arc<RecoveredVm>,
-        journal: Arc<Journal>,
-        epoch: Epoch,
-        queue: mpsc::Receiver<Batch>,
-    ) -> tokio::task::JoinHandle<()> {
-        let (vm, written) = (vm.clone(), self.written.0.clone());
-        tokio::task::spawn_blocking(move || write_batches(&vm, &journal, epoch, queue, &written))
     }
 }
 

@@ -4,28 +4,31 @@ mod at;
 mod failover;
 mod images;
 mod incoming;
+mod policy;
 mod record;
+mod upkeep;
 mod vm;
 mod writer;
 
 use crate::artifacts::Artifacts;
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, JournalConfig};
 use crate::error::{OperationError, Result};
 use crate::hypervisor::Adapter;
-use crate::state::StateDir;
+use crate::state::{StateDir, random};
 use failover::FailoverRecord;
 pub(crate) use incoming::listen;
+use policy::JournalPolicy;
 use record::RecoveryRecord;
 use replication::wire::{Hello, Refusal, Refuse};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 use types::{Epoch, GroupId, VmId};
-pub(crate) use vm::{RecoveredVm, checkpoint_to_api};
+pub(crate) use vm::{RecoveredVm, checkpoint_to_api, mark_to_api};
 
-const RETENTION_INTERVAL: Duration = Duration::from_secs(10);
+/// Pairs of threads that append: as many as there are processors on the smallest machines.
+const SHARDS: usize = 2;
 
 /// Everything this agent keeps for others.
 #[derive(Debug)]
@@ -35,7 +38,11 @@ pub(crate) struct Recovery {
     adapter: Adapter,
     journal_dir: PathBuf,
     run_dir: PathBuf,
-    segment_bytes: u64,
+    /// What the operator has set for all journals of this agent.
+    journal_config: JournalConfig,
+    /// Below this many free bytes nothing is journaled any more: the rest is left to what else lives there.
+    free_bytes_min: u64,
+    shards: Arc<journal::Shards>,
     boot_id: [u8; 16],
     vms: Mutex<BTreeMap<VmId, Arc<RecoveredVm>>>,
     images: Mutex<BTreeMap<String, Arc<images::OpenImage>>>,
@@ -59,7 +66,9 @@ impl Recovery {
             adapter: Adapter::new(config.qemu.clone(), config.run_dir.join("guests")),
             journal_dir: config.journal_dir.clone(),
             run_dir: config.run_dir.clone(),
-            segment_bytes: config.segment_bytes,
+            journal_config: config.journal.clone(),
+            free_bytes_min: config.journal.free_bytes_min,
+            shards: Arc::new(journal::Shards::start(SHARDS, || (clock::wall(), random()))),
             boot_id,
             vms: Mutex::default(),
             images: Mutex::default(),
@@ -72,7 +81,8 @@ impl Recovery {
     /// Takes up every journal, failover and image that is recorded.
     pub(crate) fn resume_all(self: &Arc<Self>) -> anyhow::Result<()> {
         for record in self.state.load_all::<RecoveryRecord>("recovered")? {
-            let vm = RecoveredVm::new(record)?;
+            let policy = self.state.load(&policy::file_name(&record.vm))?.unwrap_or_default();
+            let vm = RecoveredVm::new(record, policy)?;
             if let Err(error) = self.open_journal(&vm) {
                 tracing::error!(vm = vm.name(), error = error.detail, "journal cannot be opened");
                 vm.set_error(error.detail);
@@ -83,30 +93,6 @@ impl Recovery {
             self.failovers().insert(record.group_id()?, record);
         }
         self.reopen_images()
-    }
-
-    /// Folds what retention no longer wants, again and again.
-    pub(crate) async fn retain_regularly(self: Arc<Self>) {
-        loop {
-            tokio::time::sleep(RETENTION_INTERVAL).await;
-            for vm in self.list() {
-                let Some(journal) = vm.journal() else { continue };
-                let folded = tokio::task::spawn_blocking(move || journal.retain(clock::wall())).await;
-                match folded {
-                    Ok(Ok(folded)) if folded.segments > 0 => {
-                        let (segments, bytes) = (folded.segments, folded.bytes);
-                        tracing::info!(vm = vm.name(), segments, bytes, applied = %folded.applied, "folded");
-                    }
-                    Ok(Ok(_)) => {}
-                    Ok(Err(error)) => {
-                        let error = crate::source::with_sources(&error);
-                        tracing::error!(vm = vm.name(), error, "fold failed");
-                        vm.set_error(error);
-                    }
-                    Err(_) => return,
-                }
-            }
-        }
     }
 
     /// The VM a stream is for, with its journal open; made where it is new.
@@ -147,8 +133,8 @@ impl Recovery {
             );
             return Err(refuse(Refusal::DisksDiffer, detail));
         }
-        journal.set(vm.settings(self.segment_bytes));
-        let floor = writer::FREE_BYTES_MIN;
+        journal.set(vm.settings(&self.journal_config));
+        let floor = self.free_bytes_min;
         let free = vm.free_bytes();
         if free < floor {
             let detail =
@@ -191,9 +177,10 @@ impl Recovery {
         }
         let failed = |detail| refuse(Refusal::JournalFailed, detail);
         let record = RecoveryRecord::from_hello(hello, peer);
-        let vm = RecoveredVm::new(record.clone()).map_err(|error| failed(format!("{error:#}")))?;
-        let store = vm.take_folder(&self.journal_dir).map_err(|error| failed(format!("{error:#}")))?;
-        let settings = vm.settings(self.segment_bytes);
+        let vm = RecoveredVm::new(record.clone(), JournalPolicy::default())
+            .map_err(|error| failed(format!("{error:#}")))?;
+        let store = vm.take_folder(&self.journal_config).map_err(|error| failed(format!("{error:#}")))?;
+        let settings = vm.settings(&self.journal_config);
         let made =
             journal::Journal::create(store, hello.vm, &hello.vm_name, &hello.disks, hello.epoch, settings);
         match made {
@@ -216,8 +203,8 @@ impl Recovery {
         if let Some(journal) = vm.journal() {
             return Ok(journal); // Another connection has opened it meanwhile.
         }
-        let store = vm.take_folder(&self.journal_dir)?;
-        let opened = journal::Journal::open(store, vm.settings(self.segment_bytes)).map_err(|error| {
+        let store = vm.take_folder(&self.journal_config)?;
+        let opened = journal::Journal::open(store, vm.settings(&self.journal_config)).map_err(|error| {
             anyhow::anyhow!("open the journal of {}: {}", vm.name(), crate::source::with_sources(&error))
         })?;
         if opened.torn_bytes > 0 {
@@ -228,11 +215,10 @@ impl Recovery {
             );
         }
         vm.clear_error();
-        if let Some(damage) = opened.damage {
+        for damage in &opened.damage {
             let text = format!(
-                "{}; everything up to {} is good, what followed was set aside and is sent again",
-                crate::source::with_sources(&damage.error),
-                damage.last_good
+                "{}; checkpoints before {} are good, later ones come back once everything was sent again",
+                damage.what, damage.from
             );
             tracing::error!(vm = vm.name(), damage = text, "journal damaged");
             vm.set_error(text);

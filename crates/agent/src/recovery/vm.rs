@@ -1,10 +1,12 @@
 //! One kept VM: its record, its journal while it is open, and who streams into it.
 
+use super::policy::JournalPolicy;
 use super::record::RecoveryRecord;
 use crate::clock;
+use crate::config::JournalConfig;
 use crate::state::StateDir;
 use anyhow::{Context, Result};
-use journal::{FsStore, Journal, Settings, Store};
+use journal::{CheckpointFacts, FsStore, Journal, Settings, Store, Thinning};
 use replication::wire::{Hello, Refuse};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -28,6 +30,7 @@ pub(crate) struct RecoveredVm {
 #[derive(Debug)]
 struct Inner {
     record: RecoveryRecord,
+    policy: JournalPolicy,
     /// Holds the folder's lock as long as the VM is known.
     store: Option<Arc<FsStore>>,
     journal: Option<Arc<Journal>>,
@@ -50,10 +53,10 @@ pub(crate) struct StreamHold {
 }
 
 impl RecoveredVm {
-    pub(crate) fn new(record: RecoveryRecord) -> Result<Arc<Self>> {
+    pub(crate) fn new(record: RecoveryRecord, policy: JournalPolicy) -> Result<Arc<Self>> {
         let id = record.vm.parse().with_context(|| format!("VM id of {}", record.name))?;
         let group = record.group_id.parse().with_context(|| format!("group id of {}", record.name))?;
-        let inner = Inner { record, store: None, journal: None, last_error: None, stream: None };
+        let inner = Inner { record, policy, store: None, journal: None, last_error: None, stream: None };
         Ok(Arc::new(Self { id, group, inner: Mutex::new(inner), opening: Mutex::default() }))
     }
 
@@ -109,17 +112,31 @@ impl RecoveredVm {
         self.lock().last_error = None;
     }
 
+    /// Where the journal lies: under `journal_dir`, unless it was moved.
     pub(crate) fn folder(&self, journal_dir: &Path) -> PathBuf {
-        journal_dir.join(self.id.to_string())
+        let moved = self.lock().policy.folder.clone();
+        moved.unwrap_or_else(|| journal_dir.join(self.id.to_string()))
+    }
+
+    pub(crate) fn policy(&self) -> JournalPolicy {
+        self.lock().policy.clone()
+    }
+
+    /// Takes up what the operator has set for this journal.
+    pub(crate) fn set_policy(&self, policy: JournalPolicy) {
+        self.lock().policy = policy;
     }
 
     /// The journal's folder, taken for this process the first time.
-    pub(crate) fn take_folder(&self, journal_dir: &Path) -> Result<Arc<FsStore>> {
+    pub(crate) fn take_folder(&self, config: &JournalConfig) -> Result<Arc<FsStore>> {
+        let folder = self.folder(&config.folder);
         let mut inner = self.lock();
         if let Some(store) = &inner.store {
             return Ok(store.clone());
         }
-        let store = Arc::new(FsStore::open(self.folder(journal_dir))?);
+        let replicas = inner.policy.replica_folder.clone();
+        let replicas = replicas.or_else(|| Some(config.replica_folder.as_ref()?.join(self.id.to_string())));
+        let store = Arc::new(FsStore::open(folder)?.with_replicas_in(replicas));
         inner.store = Some(store.clone());
         Ok(store)
     }
@@ -130,12 +147,26 @@ impl RecoveredVm {
         store.and_then(|store| store.free_bytes().ok()).unwrap_or(u64::MAX)
     }
 
-    pub(crate) fn settings(&self, segment_bytes: u64) -> Settings {
+    /// What the journal is to keep to: the protected side's policy and this side's own settings.
+    pub(crate) fn settings(&self, config: &JournalConfig) -> Settings {
         let inner = self.lock();
+        let (policy, record) = (&inner.policy, &inner.record);
+        let hard = record.journal_bytes_max;
         Settings {
-            history: Duration::from_secs(inner.record.history_seconds),
-            bytes_max: inner.record.journal_bytes_max,
-            segment_bytes,
+            history: Duration::from_secs(record.history_seconds),
+            bytes_soft: policy.bytes_soft.unwrap_or(hard / 10 * 9),
+            bytes_hard: hard,
+            segment_bytes: config.segment_bytes,
+            mode: policy.mode.unwrap_or(config.mode).into(),
+            thinning: Thinning {
+                all: Duration::from_secs(policy.keep_all_seconds.unwrap_or(config.keep_all_seconds)),
+                minutely: Duration::from_secs(
+                    policy.keep_minutely_seconds.unwrap_or(config.keep_minutely_seconds),
+                ),
+            },
+            tagged_history: Duration::from_secs(
+                policy.keep_tagged_seconds.unwrap_or(config.keep_tagged_seconds),
+            ),
         }
     }
 
@@ -194,14 +225,13 @@ impl RecoveredVm {
         let inner = self.lock();
         let record = &inner.record;
         let status = inner.journal.as_ref().map(|journal| journal.status());
-        let timeline = inner.journal.as_ref().map(|journal| {
-            journal.with_timeline(|timeline| {
-                let newest = timeline.newest_checkpoint().map(checkpoint_to_api);
-                let count = timeline.checkpoints_after(WriteSeq::ZERO).count();
-                (newest, count, timeline.newest_consistent(WriteSeq::MAX))
-            })
-        });
-        let (newest_checkpoint, checkpoints, tail) = timeline.unwrap_or((None, 0, None));
+        let status = status.as_ref();
+        let newest_checkpoint =
+            inner.journal.as_ref().and_then(|journal| journal.newest_checkpoint().ok()?);
+        let tail = inner
+            .journal
+            .as_ref()
+            .and_then(|journal| journal.with_timeline(|timeline| timeline.newest_consistent(WriteSeq::MAX)));
         let disks = inner.journal.as_ref().map(|journal| journal.disks()).unwrap_or_default();
         api::RecoveredVm {
             id: self.id.to_string(),
@@ -229,15 +259,28 @@ impl RecoveredVm {
             journal_bytes_max: record.journal_bytes_max,
             history_seconds: status.map_or(0, |status| status.history.as_secs()),
             history_seconds_max: record.history_seconds,
-            checkpoints,
-            newest_checkpoint,
+            checkpoints: status.map_or(0, |status| status.checkpoints),
+            newest_checkpoint: newest_checkpoint.as_ref().map(checkpoint_to_api),
             tail: tail.map(|tail| tail.to_string()),
         }
     }
 }
 
-pub(crate) fn checkpoint_to_api(checkpoint: &Checkpoint) -> api::Checkpoint {
+pub(crate) fn checkpoint_to_api(facts: &CheckpointFacts) -> api::Checkpoint {
     api::Checkpoint {
+        writes: facts.writes,
+        write_bytes: facts.bytes,
+        entropy_bits: f64::from(facts.entropy) / 4096.0,
+        ..mark_to_api(&facts.checkpoint)
+    }
+}
+
+/// A checkpoint of which nothing more is known here.
+pub(crate) fn mark_to_api(checkpoint: &Checkpoint) -> api::Checkpoint {
+    api::Checkpoint {
+        writes: 0,
+        write_bytes: 0,
+        entropy_bits: 0.0,
         id: checkpoint.id.to_string(),
         cut: checkpoint.cut.to_string(),
         kind: match checkpoint.kind {

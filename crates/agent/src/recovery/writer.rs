@@ -1,21 +1,19 @@
-//! The thread that writes one stream's batches into its journal.
+//! The way of one stream's batches into its journal, through the agent's shards.
 //!
-//! It takes whatever has come, up to a mebibyte, writes it with one sync, and reports the cumulative
-//! acknowledgement: so a quiet stream is durable at once and a busy one in large writes.
+//! A bounded number of batches is on its way; waiting for a place is the back-pressure. Reports come from
+//! a shard's thread as cumulative acknowledgements. After an error nothing more is appended; the journal
+//! is closed only once nothing of the stream can touch its files any more.
 
 use super::vm::RecoveredVm;
-use crate::clock;
 use crate::source::with_sources;
-use crate::state::random;
 use batch::Batch;
-use journal::{AppendError, Journal};
+use journal::{AppendError, AppendStream, Appended, Journal, Report, Shards};
 use replication::wire::{Ack, Refusal, Refuse};
-use tokio::sync::mpsc;
-use types::limits::BATCH_BYTES_TARGET;
-use types::{Epoch, WriteSeq};
-
-/// Below this many free bytes nothing is journaled any more: the rest is left to what else lives there.
-pub(super) const FREE_BYTES_MIN: u64 = 16 << 20;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::{Semaphore, mpsc};
+use types::Epoch;
+use types::limits::RECEIVE_QUEUE_BATCHES;
 
 /// What became of batches.
 #[derive(Debug)]
@@ -24,73 +22,109 @@ pub(super) enum Written {
     Stopped(Refuse),
 }
 
-/// Appends batches until the channel closes or the journal cannot go on.
-pub(super) fn write_batches(
-    vm: &RecoveredVm,
-    journal: &Journal,
-    epoch: Epoch,
-    mut batches: mpsc::Receiver<Batch>,
-    written: &mpsc::UnboundedSender<Written>,
-) {
-    let mut acked = journal.status().last_seq;
-    while let Some(first) = batches.blocking_recv() {
-        let mut bytes = first.bytes().len();
-        let mut group = vec![first];
-        while bytes < BATCH_BYTES_TARGET
-            && let Ok(next) = batches.try_recv()
-        {
-            bytes += next.bytes().len();
-            group.push(next);
-        }
-        match append(vm, journal, epoch, acked, &group, bytes) {
-            Ok(ack) => {
-                acked = ack.durable;
-                if written.send(Written::Durable(ack)).is_err() {
-                    return;
+/// One stream's place at the shards.
+#[derive(Debug)]
+pub(super) struct StreamWriter {
+    vm: Arc<RecoveredVm>,
+    journal: Arc<Journal>,
+    shards: Arc<Shards>,
+    stream: Arc<AppendStream>,
+    room: Arc<Semaphore>,
+    must_close: Arc<AtomicBool>,
+    written: mpsc::UnboundedSender<Written>,
+    free_bytes_min: u64,
+}
+
+impl StreamWriter {
+    pub(super) fn new(
+        vm: Arc<RecoveredVm>,
+        journal: Arc<Journal>,
+        epoch: Epoch,
+        shards: Arc<Shards>,
+        free_bytes_min: u64,
+        written: mpsc::UnboundedSender<Written>,
+    ) -> Self {
+        let room = Arc::new(Semaphore::new(RECEIVE_QUEUE_BATCHES));
+        let must_close = Arc::new(AtomicBool::new(false));
+        let report = {
+            let (vm, journal, room) = (vm.clone(), journal.clone(), room.clone());
+            let (must_close, written) = (must_close.clone(), written.clone());
+            move |report: Report| match report.result {
+                Ok(appended) => {
+                    // The connection may be gone already; then nobody is to be told.
+                    let _ = written.send(Written::Durable(ack(&journal, appended)));
+                    room.add_permits(report.batches);
+                }
+                Err(error) => {
+                    must_close.store(needs_reopening(&error), Ordering::SeqCst);
+                    let _ = written.send(Written::Stopped(stop(&vm, refusal(&error), with_sources(&error))));
+                    room.close();
                 }
             }
-            Err(refuse) => {
-                tracing::error!(vm = vm.name(), why = refuse.detail, "journaling stops");
-                vm.set_error(refuse.detail.clone());
-                // The connection may be gone already; then nobody is to be told.
-                let _ = written.send(Written::Stopped(refuse));
-                return;
-            }
+        };
+        let stream = AppendStream::new(journal.clone(), epoch, report);
+        Self { vm, journal, shards, stream, room, must_close, written, free_bytes_min }
+    }
+
+    /// Hands a batch in, once there is a place for it.
+    pub(super) async fn append(&self, batch: Batch) {
+        let Ok(place) = self.room.acquire().await else { return };
+        place.forget();
+        let free = self.vm.free_bytes();
+        if free < self.free_bytes_min + batch.bytes().len() as u64 {
+            let detail = format!("no space left for the journal: {free} bytes are free");
+            let _ = self.written.send(Written::Stopped(stop(&self.vm, Refusal::JournalFull, detail)));
+            // As if it had been reported: nothing is waited for that was not handed in.
+            self.room.add_permits(1);
+            return;
+        }
+        self.shards.append(&self.stream, batch);
+    }
+
+    /// Waits until everything handed in is written, or never will be; a journal that failed is closed.
+    pub(super) async fn end(self) {
+        let _ = self.room.acquire_many(RECEIVE_QUEUE_BATCHES as u32).await;
+        let journal = self.journal.clone();
+        let _ = tokio::task::spawn_blocking(move || journal.wait_for_appends()).await;
+        if self.must_close.load(Ordering::SeqCst) {
+            self.vm.close_journal();
         }
     }
 }
 
-fn append(
-    vm: &RecoveredVm,
-    journal: &Journal,
-    epoch: Epoch,
-    acked: WriteSeq,
-    group: &[Batch],
-    bytes: usize,
-) -> Result<Ack, Refuse> {
-    let free = vm.free_bytes();
-    if free < FREE_BYTES_MIN + bytes as u64 {
-        let detail = format!("no space left for the journal: {free} bytes are free");
-        return Err(Refuse { why: Refusal::JournalFull, detail });
-    }
-    let appended = journal.append(group, epoch, acked, clock::wall(), random()).map_err(|error| {
-        let why = match &error {
-            AppendError::Full(_) => Refusal::JournalFull,
-            AppendError::Failed(_) | AppendError::Closed => Refusal::JournalFailed,
-            AppendError::Epoch { current, .. } => Refusal::Fenced { epoch: *current, released: false },
-            AppendError::Order { .. } | AppendError::Mark(_) => Refusal::Protocol,
-        };
-        if !error.is_transient() {
-            vm.close_journal();
-        }
-        Refuse { why, detail: with_sources(&error) }
-    })?;
+fn ack(journal: &Journal, appended: Appended) -> Ack {
     let status = journal.status();
-    Ok(Ack {
+    Ack {
         durable: appended.durable,
         watermark: appended.watermark,
         applied: status.applied,
         journal_bytes: status.journal_bytes,
         history_seconds: status.history.as_secs(),
-    })
+    }
+}
+
+fn stop(vm: &RecoveredVm, why: Refusal, detail: String) -> Refuse {
+    tracing::error!(vm = vm.name(), why = detail, "journaling stops");
+    vm.set_error(detail.clone());
+    Refuse { why, detail }
+}
+
+fn refusal(error: &AppendError) -> Refusal {
+    match error {
+        AppendError::Full(_) | AppendError::HardLimit { .. } => Refusal::JournalFull,
+        AppendError::Failed(_) | AppendError::Closed => Refusal::JournalFailed,
+        AppendError::Epoch { current, .. } => Refusal::Fenced { epoch: *current, released: false },
+        AppendError::Order { .. } | AppendError::Record(_) => Refusal::Protocol,
+    }
+}
+
+/// Whether places were given away that were not written to.
+fn needs_reopening(error: &AppendError) -> bool {
+    match error {
+        AppendError::Full(_) | AppendError::Failed(_) | AppendError::Closed => true,
+        AppendError::HardLimit { .. }
+        | AppendError::Epoch { .. }
+        | AppendError::Order { .. }
+        | AppendError::Record(_) => false,
+    }
 }

@@ -3,7 +3,9 @@
 
 use batch::{Batch, BatchMeta, Codec, Kind, Record, encode, encode_mark};
 use bytes::Bytes;
-use journal::{Journal, Settings};
+use journal::{
+    AppendError, AppendMeta, Appended, CheckpointQuery, Journal, Mode, Settings, Thinning, Upkeep,
+};
 use sim::SimStore;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +15,15 @@ use types::{
 };
 
 pub(crate) const DISK_BYTES: u64 = 5 << 18;
-pub(crate) const SMALL: Settings =
-    Settings { history: Duration::from_secs(3600), bytes_max: 0, segment_bytes: 1 << 20 };
+pub(crate) const SMALL: Settings = Settings {
+    history: Duration::from_secs(3600),
+    bytes_soft: 0,
+    bytes_hard: 0,
+    segment_bytes: 1 << 20,
+    mode: Mode::RollForward,
+    thinning: Thinning { all: Duration::from_secs(86_400), minutely: Duration::from_secs(604_800) },
+    tagged_history: Duration::ZERO,
+};
 
 /// The source of a stream, with every state its disk ever had at a cut.
 pub(crate) struct Stream {
@@ -103,11 +112,26 @@ pub(crate) fn create(store: &SimStore, settings: Settings) -> Journal {
         .unwrap()
 }
 
-/// Appends one batch; what the source was told before is what is durable before.
+/// Appends one batch.
 pub(crate) fn append(journal: &Journal, batch: Batch, at_seconds: u64, incarnation: u8) {
-    let acked = journal.status().last_seq;
-    let at = WallTime(at_seconds as i64 * 1_000_000);
-    journal.append(&[batch], Epoch::FIRST, acked, at, [incarnation; 16]).unwrap();
+    try_append(journal, batch, at_seconds, incarnation).unwrap();
+}
+
+pub(crate) fn try_append(
+    journal: &Journal,
+    batch: Batch,
+    at_seconds: u64,
+    incarnation: u8,
+) -> Result<Appended, AppendError> {
+    let received_at = WallTime(at_seconds as i64 * 1_000_000);
+    let meta = AppendMeta { epoch: Epoch::FIRST, received_at, entropy: [incarnation; 16] };
+    journal.append(vec![batch], meta)
+}
+
+/// Lets upkeep go on until it finds nothing to do.
+pub(crate) fn keep_up(journal: &Journal, at_seconds: u64) {
+    let now = WallTime(at_seconds as i64 * 1_000_000);
+    while journal.keep_up(&Upkeep::plain(now, [9; 16])).unwrap().more {}
 }
 
 /// The disk as of a cut.
@@ -116,13 +140,19 @@ pub(crate) fn read_all(journal: &Journal, cut: WriteSeq) -> Result<Vec<u8>, jour
     journal.read_at(DiskIndex(0), cut, 0, &mut found).map(|()| found)
 }
 
+/// Cuts of all checkpoints that can be opened.
+pub(crate) fn cuts(journal: &Journal) -> Vec<WriteSeq> {
+    let query = CheckpointQuery { limit: usize::MAX, ..CheckpointQuery::default() };
+    let found = journal.checkpoints(&query, WallTime(0)).unwrap();
+    found.iter().map(|facts| facts.checkpoint.cut).collect()
+}
+
 /// Every checkpoint that can be opened shows the disk of its moment; how many there are.
 pub(crate) fn compare(journal: &Journal, states: &[(WriteSeq, Vec<u8>)]) -> usize {
-    let checkpoints: Vec<WriteSeq> =
-        journal.with_timeline(|timeline| timeline.checkpoints_after(WriteSeq::ZERO).map(|c| c.cut).collect());
-    for cut in &checkpoints {
+    let cuts = cuts(journal);
+    for cut in &cuts {
         let (_, expected) = states.iter().find(|(at, _)| at == cut).unwrap();
         assert!(read_all(journal, *cut).unwrap() == *expected, "checkpoint {cut} is not as it was");
     }
-    checkpoints.len()
+    cuts.len()
 }

@@ -1,0 +1,11 @@
+//! The only place of the bench that reads a clock.
+#![allow(clippy::disallowed_methods, reason = "this is the clock module")]
+
+use std::time::Instant;
+
+/// Seconds that `work` takes, and what it returns.
+pub(crate) fn timed<T>(work: impl FnOnce() -> T) -> (f64, T) {
+    let start = Instant::now();
+    let result = work();
+    (start.elapsed().as_secs_f64(), result)
+}

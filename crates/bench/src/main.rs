@@ -1,0 +1,88 @@
+//! Benches: figures asked of the product, each measured beside a reference in the same run, in rounds that
+//! take turns, as medians and ratios. Never shipped; `cargo xtask bench` runs it.
+
+mod clock;
+mod disk;
+mod figures;
+mod journal;
+mod load;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use figures::Findings;
+use std::path::PathBuf;
+
+/// What to measure, and how long.
+#[derive(Debug, Parser)]
+struct Cli {
+    /// Which bench; all of them if none is named.
+    name: Option<String>,
+    /// A short form: smaller, fewer rounds. Its figures say less.
+    #[arg(long)]
+    quick: bool,
+    /// One JSON object as the last line.
+    #[arg(long)]
+    json: bool,
+    /// Only figures whose section holds this.
+    #[arg(long)]
+    only: Option<String>,
+    /// Where to work; the disk below it is what is measured.
+    #[arg(long, default_value = "target/bench")]
+    folder: PathBuf,
+    /// Opens the journals below a folder and says what that costs: a process of its own, for the bench.
+    #[arg(long, hide = true)]
+    open_all: Option<PathBuf>,
+}
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    if let Some(folder) = &cli.open_all {
+        return journal::scale::open_all(folder);
+    }
+    let names = match cli.name.as_deref() {
+        None | Some("journal") => ["journal"],
+        Some(other) => bail!("no bench {other:?}: there is `journal`"),
+    };
+    for name in names {
+        let folder = cli.folder.join(name);
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+        let folder = folder.canonicalize().context("find the bench's folder")?;
+        let run = Run { folder: folder.clone(), quick: cli.quick, only: cli.only.clone() };
+        let figures = journal::run(&run)?;
+        let findings = Findings { bench: name, machine: disk::machine(), figures };
+        eprintln!("{name} on {}", findings.machine);
+        for figure in &findings.figures {
+            eprintln!("  {}", figure.line());
+        }
+        if cli.json {
+            println!("{}", serde_json::to_string(&findings).context("encode the figures")?);
+        }
+        std::fs::remove_dir_all(&folder).context("remove the bench's folder")?;
+    }
+    Ok(())
+}
+
+/// How a bench is to run.
+#[derive(Debug, Clone)]
+pub(crate) struct Run {
+    pub(crate) folder: PathBuf,
+    pub(crate) quick: bool,
+    pub(crate) only: Option<String>,
+}
+
+impl Run {
+    /// How many rounds take turns.
+    pub(crate) fn rounds(&self) -> usize {
+        if self.quick { 1 } else { 5 }
+    }
+
+    /// `full`, or in the short form an eighth of it.
+    pub(crate) fn scaled(&self, full: u64) -> u64 {
+        if self.quick { full / 8 } else { full }
+    }
+
+    pub(crate) fn wants(&self, section: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| section.contains(only.as_str()))
+    }
+}

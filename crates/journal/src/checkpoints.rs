@@ -1,0 +1,335 @@
+//! Checkpoints by the million: facts about each, kept in memory for open segments and in files of pages
+//! for sealed ones, listed by page, time, kind and tag without loading them all.
+//!
+//! A row on disk is 48 bytes:
+//! ```text
+//! 0  u64 id    8  u64 cut    16 i64 taken at    24 u64 bytes written since the one before
+//! 32 u32 writes since the one before    36 u16 members    38 u16 entropy (1/4096 bit a byte)
+//! 40 u8 kind   41 u8 flags: 1 first of its minute, 2 first of its quarter of an hour    42 [6] reserved
+//! ```
+//! Words of tags are in the manifest. Thinning asks the flags, so that it needs nothing but the row.
+
+use crate::manifest::{CheckpointFile, Manifest, TagEntry};
+use crate::page::{PAGE_BYTES, PageKind, ROWS_BYTES, open_page, seal_page};
+use crate::store::{Store, StoreFile};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use types::{Checkpoint, CheckpointId, CheckpointKind, WallTime, WriteSeq};
+
+pub(crate) const ROW_BYTES: usize = 48;
+const ROWS_PER_PAGE: usize = ROWS_BYTES / ROW_BYTES;
+/// A file of checkpoints is closed after this many pages.
+pub(crate) const FILE_PAGES_MAX: u32 = 256;
+const MINUTE: i64 = 60_000_000;
+const QUARTER: i64 = 15 * MINUTE;
+const FIRST_OF_MINUTE: u8 = 1;
+const FIRST_OF_QUARTER: u8 = 2;
+
+/// A checkpoint and what is known of the time since the one before it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CheckpointFacts {
+    pub checkpoint: Checkpoint,
+    /// Guest writes since the one before.
+    pub writes: u64,
+    /// Bytes the guest wrote since the one before.
+    pub bytes: u64,
+    /// Shannon entropy of a sample of them, in 1/4096 bit a byte: 0 to 32768.
+    pub entropy: u16,
+    pub(crate) flags: u8,
+}
+
+/// Which checkpoints are kept as they age. Tagged ones are always kept as long as the history reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Thinning {
+    /// All are kept up to this age,
+    pub all: Duration,
+    /// then one a minute up to this age, then one in 15 minutes.
+    pub minutely: Duration,
+}
+
+impl Default for Thinning {
+    fn default() -> Self {
+        Self { all: Duration::from_secs(24 * 3600), minutely: Duration::from_secs(7 * 24 * 3600) }
+    }
+}
+
+/// Which checkpoints a list is to hold, and from where on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CheckpointQuery {
+    /// From just above this cut (newest first: from just below).
+    pub after: Option<WriteSeq>,
+    pub from: Option<WallTime>,
+    pub to: Option<WallTime>,
+    pub kind: Option<CheckpointKind>,
+    pub tag: Option<String>,
+    pub newest_first: bool,
+    pub limit: usize,
+}
+
+impl Default for CheckpointFacts {
+    fn default() -> Self {
+        let checkpoint = Checkpoint {
+            id: CheckpointId(WriteSeq::ZERO),
+            cut: WriteSeq::ZERO,
+            kind: CheckpointKind::Automatic,
+            taken_at: WallTime(0),
+            members: 0,
+            tag: String::new(),
+        };
+        Self { checkpoint, writes: 0, bytes: 0, entropy: 0, flags: 0 }
+    }
+}
+
+impl CheckpointFacts {
+    pub(crate) fn cut(&self) -> WriteSeq {
+        self.checkpoint.cut
+    }
+
+    /// The flags of one taken at `now` after one taken at `before`.
+    pub(crate) fn flags_after(before: Option<WallTime>, now: WallTime) -> u8 {
+        let first =
+            |unit: i64| before.is_none_or(|before| before.0.div_euclid(unit) != now.0.div_euclid(unit));
+        (u8::from(first(MINUTE)) * FIRST_OF_MINUTE) | (u8::from(first(QUARTER)) * FIRST_OF_QUARTER)
+    }
+
+    /// Whether thinning keeps it as of `now`.
+    pub(crate) fn is_kept(&self, thinning: &Thinning, now: WallTime) -> bool {
+        let age = now.since(self.checkpoint.taken_at);
+        self.checkpoint.kind != CheckpointKind::Automatic
+            || age <= thinning.all
+            || self.flags & FIRST_OF_QUARTER != 0
+            || (age <= thinning.minutely && self.flags & FIRST_OF_MINUTE != 0)
+    }
+
+    fn encode(&self) -> [u8; ROW_BYTES] {
+        let mut row = [0; ROW_BYTES];
+        row[..8].copy_from_slice(&self.checkpoint.id.0.raw().to_le_bytes());
+        row[8..16].copy_from_slice(&self.checkpoint.cut.raw().to_le_bytes());
+        row[16..24].copy_from_slice(&self.checkpoint.taken_at.0.to_le_bytes());
+        row[24..32].copy_from_slice(&self.bytes.to_le_bytes());
+        row[32..36].copy_from_slice(&u32::try_from(self.writes).unwrap_or(u32::MAX).to_le_bytes());
+        row[36..38].copy_from_slice(&self.checkpoint.members.to_le_bytes());
+        row[38..40].copy_from_slice(&self.entropy.to_le_bytes());
+        row[40] = match self.checkpoint.kind {
+            CheckpointKind::Automatic => 1,
+            CheckpointKind::Tagged => 2,
+        };
+        row[41] = self.flags;
+        row
+    }
+
+    fn decode(row: &[u8], tags: &[TagEntry]) -> Result<Self, &'static str> {
+        let number = |at: usize| u64::from_le_bytes(row[at..at + 8].try_into().expect("eight bytes"));
+        let half = |at: usize| u16::from_le_bytes([row[at], row[at + 1]]);
+        let cut = WriteSeq::from_raw(number(8));
+        let (kind, tag) = match row[40] {
+            1 => (CheckpointKind::Automatic, String::new()),
+            2 => {
+                let words = tags.binary_search_by_key(&cut.raw(), |entry| entry.cut).ok();
+                (CheckpointKind::Tagged, words.map_or(String::new(), |at| tags[at].tag.clone()))
+            }
+            _ => return Err("a checkpoint of an unknown kind"),
+        };
+        let checkpoint = Checkpoint {
+            id: CheckpointId(WriteSeq::from_raw(number(0))),
+            cut,
+            kind,
+            taken_at: WallTime(number(16) as i64),
+            members: half(36),
+            tag,
+        };
+        let writes = u64::from(u32::from_le_bytes(row[32..36].try_into().expect("four bytes")));
+        Ok(Self { checkpoint, writes, bytes: number(24), entropy: half(38), flags: row[41] })
+    }
+}
+
+impl CheckpointQuery {
+    pub(crate) fn wants(&self, facts: &CheckpointFacts) -> bool {
+        let checkpoint = &facts.checkpoint;
+        let after = self.after.is_none_or(|after| match self.newest_first {
+            true => checkpoint.cut < after,
+            false => checkpoint.cut > after,
+        });
+        after
+            && self.from.is_none_or(|from| checkpoint.taken_at >= from)
+            && self.to.is_none_or(|to| checkpoint.taken_at <= to)
+            && self.kind.is_none_or(|kind| checkpoint.kind == kind)
+            && self.tag.as_ref().is_none_or(|tag| checkpoint.tag == *tag)
+    }
+
+    /// Whether a file may hold something the query wants.
+    fn may_be_in(&self, file: &CheckpointFile) -> bool {
+        let after = self.after.is_none_or(|after| match self.newest_first {
+            true => file.first_cut < after.raw(),
+            false => file.last_cut > after.raw(),
+        });
+        after
+            && self.from.is_none_or(|from| file.last_at >= from.0)
+            && self.to.is_none_or(|to| file.first_at <= to.0)
+    }
+
+    /// Whether no page on this side of a page's first and last row can hold more.
+    fn skips_page(&self, first: &CheckpointFacts, last: &CheckpointFacts) -> bool {
+        match (self.after, self.newest_first) {
+            (Some(after), true) => first.cut() >= after,
+            (Some(after), false) => last.cut() <= after,
+            (None, _) => false,
+        }
+    }
+}
+
+/// A checkpoint file does not check.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error("checkpoint file {name}, page {page}: {what}")]
+    Damaged { name: String, page: u32, what: &'static str },
+    #[error("cannot read checkpoint file {name}")]
+    Io {
+        name: String,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Reads rows of the files a manifest names.
+pub(crate) struct Files<'a> {
+    pub(crate) store: &'a dyn Store,
+    pub(crate) manifest: &'a Manifest,
+}
+
+impl Files<'_> {
+    fn open(&self, file: &CheckpointFile) -> Result<Arc<dyn StoreFile>, CheckpointError> {
+        self.store
+            .open(&file.file_name(), false)
+            .map_err(|source| CheckpointError::Io { name: file.file_name(), source })
+    }
+
+    fn page(
+        &self,
+        file: &CheckpointFile,
+        open: &dyn StoreFile,
+        page: u32,
+    ) -> Result<Vec<CheckpointFacts>, CheckpointError> {
+        let damaged = |what| CheckpointError::Damaged { name: file.file_name(), page, what };
+        let mut bytes = [0; PAGE_BYTES as usize];
+        open.read_at(u64::from(page) * PAGE_BYTES, &mut bytes)
+            .map_err(|source| CheckpointError::Io { name: file.file_name(), source })?;
+        let rows = open_page(&bytes, PageKind::Checkpoints, page, file.stamp, ROW_BYTES).map_err(damaged)?;
+        let rows = bytes[..rows * ROW_BYTES].chunks_exact(ROW_BYTES);
+        rows.map(|row| CheckpointFacts::decode(row, &self.manifest.tags).map_err(damaged)).collect()
+    }
+
+    /// Offers what the query wants, in its order, until `take` has enough and says false.
+    pub(crate) fn visit(
+        &self,
+        query: &CheckpointQuery,
+        take: &mut dyn FnMut(CheckpointFacts) -> bool,
+    ) -> Result<bool, CheckpointError> {
+        let files = self.manifest.checkpoints.iter().filter(|file| query.may_be_in(file));
+        let files: Vec<_> = if query.newest_first { files.rev().collect() } else { files.collect() };
+        for file in files {
+            let open = self.open(file)?;
+            for page in self.pages_from(file, &*open, query)? {
+                let mut rows = self.page(file, &*open, page)?;
+                if let (Some(first), Some(last)) = (rows.first(), rows.last())
+                    && query.skips_page(first, last)
+                {
+                    continue;
+                }
+                if query.newest_first {
+                    rows.reverse();
+                }
+                for row in rows.into_iter().filter(|row| query.wants(row)) {
+                    if !take(row) {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// The pages of a file in the query's order, from the one on that `after` lies in.
+    fn pages_from(
+        &self,
+        file: &CheckpointFile,
+        open: &dyn StoreFile,
+        query: &CheckpointQuery,
+    ) -> Result<Box<dyn Iterator<Item = u32>>, CheckpointError> {
+        let Some(after) = query.after else {
+            return Ok(if query.newest_first {
+                Box::new((0..file.pages).rev())
+            } else {
+                Box::new(0..file.pages)
+            });
+        };
+        // The last page that begins at or below `after`.
+        let (mut low, mut high) = (0, file.pages);
+        while low < high {
+            let middle = (low + high) / 2;
+            let begins = self.page(file, open, middle)?.first().map(CheckpointFacts::cut);
+            if begins.is_some_and(|cut| cut <= after) { low = middle + 1 } else { high = middle }
+        }
+        let page = low.saturating_sub(1);
+        Ok(if query.newest_first { Box::new((0..=page).rev()) } else { Box::new(page..file.pages) })
+    }
+}
+
+/// Writes `rows`, ascending by cut, as pages from `page` on; not synced. How many pages it took.
+pub(crate) fn write_rows(
+    file: &dyn StoreFile,
+    rows: &[CheckpointFacts],
+    page: u32,
+    stamp: u32,
+) -> io::Result<u32> {
+    let mut pages = 0;
+    for chunk in rows.chunks(ROWS_PER_PAGE) {
+        let bytes: Vec<u8> = chunk.iter().flat_map(CheckpointFacts::encode).collect();
+        let sealed = seal_page(&bytes, chunk.len() as u16, PageKind::Checkpoints, page + pages, stamp);
+        file.write_at(u64::from(page + pages) * PAGE_BYTES, &sealed)?;
+        pages += 1;
+    }
+    Ok(pages)
+}
+
+/// The pages a number of rows takes.
+pub(crate) fn pages_for(rows: usize) -> u32 {
+    rows.div_ceil(ROWS_PER_PAGE) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_reads_back() {
+        let mut facts =
+            CheckpointFacts { writes: 7, bytes: 1 << 40, entropy: 32_768, flags: 3, ..Default::default() };
+        facts.checkpoint.cut = WriteSeq::from_raw(99);
+        facts.checkpoint.kind = CheckpointKind::Tagged;
+        facts.checkpoint.tag = "before".into();
+        let tags = [TagEntry { cut: 99, tag: "before".into(), taken_at: 0 }];
+        assert_eq!(CheckpointFacts::decode(&facts.encode(), &tags), Ok(facts));
+        assert!(CheckpointFacts::decode(&[9; ROW_BYTES], &tags).is_err());
+    }
+
+    #[test]
+    fn thinning_keeps_all_then_one_a_minute_then_one_in_a_quarter() {
+        let thinning = Thinning::default();
+        let day = 24 * 60 * MINUTE;
+        let at = |seconds: i64| WallTime(seconds * 1_000_000);
+        let mut before = None;
+        let mut kept = [0; 3];
+        for second in (0..7200).step_by(5) {
+            let flags = CheckpointFacts::flags_after(before, at(second));
+            before = Some(at(second));
+            let mut facts = CheckpointFacts { flags, ..Default::default() };
+            facts.checkpoint.taken_at = at(second);
+            for (count, now) in kept.iter_mut().zip([day / 2, 2 * day, 9 * day]) {
+                *count += u32::from(facts.is_kept(&thinning, WallTime(now)));
+            }
+        }
+        assert_eq!(kept, [1440, 120, 8]);
+    }
+}

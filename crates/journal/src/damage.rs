@@ -1,0 +1,77 @@
+//! Containing damage: what was found is written down, the cuts it touches cannot be opened, and the source
+//! is asked to send everything again. Nothing is thrown away: older checkpoints stay, newer ones appear
+//! once the source's sync has drained.
+
+use crate::journal::Journal;
+use crate::manifest::{DamageEntry, Manifest};
+use crate::timeline::Timeline;
+use std::io;
+use types::WriteSeq;
+
+/// What was found wrong, and that it was contained.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// Where, and what is wrong.
+    pub what: String,
+    /// Cuts from here on may miss writes, until the source has sent everything again.
+    pub from: WriteSeq,
+}
+
+impl Damage {
+    /// Writes it down. The open segment is sealed already, so that the gaps in the manifest are those of
+    /// its end.
+    pub(crate) fn record(&self, manifest: &mut Manifest, timeline: &mut Timeline) {
+        let open = |entry: &DamageEntry| entry.to_seq.is_none() && entry.what == self.what;
+        if manifest.damage.iter().any(open) {
+            return; // It is known already.
+        }
+        timeline.open_gap(self.from);
+        timeline.demand_resync();
+        manifest.gaps = timeline.gap_entries();
+        let newest = manifest.redo.segments.iter_mut().rev().find_map(|segment| segment.sealed.as_mut());
+        let point = newest.map_or(&mut manifest.base, |sealed| &mut sealed.point);
+        // Without an incarnation the source cannot resume: it sends everything again.
+        point.incarnation = None;
+        let (what, from_seq) = (self.what.clone(), self.from.raw());
+        manifest.damage.push(DamageEntry { what, from_seq, to_seq: None });
+    }
+}
+
+impl Journal {
+    /// Contains damage found while the journal is open. The stream must be closed after it, so that the
+    /// source learns that it has to send everything again.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn contain(&self, damage: &Damage) -> io::Result<()> {
+        let mut writer = self.lock_writer();
+        self.seal_redo(&mut writer)?;
+        let mut timeline = self.read_shared().timeline.clone();
+        self.change_manifest(
+            |manifest| damage.record(manifest, &mut timeline),
+            |shared, manifest| {
+                shared.timeline.open_gap(damage.from);
+                shared.timeline.demand_resync();
+                shared.set_manifest(manifest, |_| {});
+            },
+        )
+    }
+
+    /// Writes down that damage was made good, once a sync that began after it has drained.
+    pub(crate) fn settle_damage(&self) -> io::Result<()> {
+        let made_good = {
+            let shared = self.read_shared();
+            let waiting = shared.manifest.damage.iter().any(|damage| damage.to_seq.is_none());
+            (waiting && !shared.timeline.is_gap_open()).then(|| shared.timeline.last_seq.raw())
+        };
+        let Some(upto) = made_good else { return Ok(()) };
+        self.change_manifest(
+            |manifest| {
+                for damage in manifest.damage.iter_mut().filter(|damage| damage.to_seq.is_none()) {
+                    damage.to_seq = Some(upto);
+                }
+            },
+            |shared, manifest| shared.set_manifest(manifest, |_| {}),
+        )
+    }
+}

@@ -1,0 +1,67 @@
+//! Merging: extents of several sorted sources as one sorted stream.
+
+use crate::extent::{Extent, SortKey};
+use crate::run::{Guide, Run, RunError};
+use crate::store::Store;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::sync::Arc;
+
+/// Pages of a run read at once.
+const PAGES_AHEAD: usize = 64;
+
+/// A source of extents in the order of a run.
+pub(crate) enum Source {
+    Memory(std::vec::IntoIter<Extent>),
+    Run { run: Arc<Run>, guide: Arc<Guide>, next_page: usize, read: VecDeque<Extent> },
+}
+
+impl Source {
+    pub(crate) fn of_run(run: Arc<Run>, store: &dyn Store) -> Result<Self, RunError> {
+        let guide = run.guide(store)?;
+        Ok(Self::Run { run, guide, next_page: 0, read: VecDeque::new() })
+    }
+
+    fn next(&mut self) -> Result<Option<Extent>, RunError> {
+        match self {
+            Self::Memory(extents) => Ok(extents.next()),
+            Self::Run { run, guide, next_page, read } => {
+                if read.is_empty() && *next_page < guide.pages() {
+                    let count = PAGES_AHEAD.min(guide.pages() - *next_page);
+                    let mut extents = Vec::new();
+                    run.read_pages(guide, *next_page, count, &mut extents)?;
+                    *next_page += count;
+                    read.extend(extents);
+                }
+                Ok(read.pop_front())
+            }
+        }
+    }
+}
+
+/// Several sources as one.
+pub(crate) struct Merge {
+    sources: Vec<Source>,
+    heads: BinaryHeap<Reverse<(SortKey, usize)>>,
+    waiting: Vec<Option<Extent>>,
+}
+
+impl Merge {
+    pub(crate) fn new(mut sources: Vec<Source>) -> Result<Self, RunError> {
+        let mut heads = BinaryHeap::with_capacity(sources.len());
+        let mut waiting = Vec::with_capacity(sources.len());
+        for (at, source) in sources.iter_mut().enumerate() {
+            let first = source.next()?;
+            heads.extend(first.map(|extent| Reverse((extent.sort_key(), at))));
+            waiting.push(first);
+        }
+        Ok(Self { sources, heads, waiting })
+    }
+
+    pub(crate) fn next(&mut self) -> Result<Option<Extent>, RunError> {
+        let Some(Reverse((_, at))) = self.heads.pop() else { return Ok(None) };
+        let next = self.sources[at].next()?;
+        self.heads.extend(next.map(|extent| Reverse((extent.sort_key(), at))));
+        Ok(std::mem::replace(&mut self.waiting[at], next))
+    }
+}

@@ -1,0 +1,92 @@
+//! Pins: cuts that must stay readable. An open image holds one as long as it lives; one with an owner is
+//! kept in the manifest, until it is taken away or expires.
+
+use crate::image::ImageError;
+use crate::journal::Journal;
+use std::io;
+use types::{WallTime, WriteSeq};
+
+/// A pin that is kept over restarts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pin {
+    pub id: u64,
+    pub owner: String,
+    pub cut: WriteSeq,
+    pub expires_at: Option<WallTime>,
+}
+
+impl Journal {
+    /// Pins `cut` for an image, until [`Journal::unpin_image`].
+    pub(crate) fn pin_image(&self, cut: WriteSeq) -> Result<u64, ImageError> {
+        let mut shared = self.write_shared();
+        if !shared.timeline.is_consistent(cut) {
+            return Err(ImageError::NotConsistent { cut });
+        }
+        let id = shared.next_image_pin;
+        shared.next_image_pin += 1;
+        shared.image_pins.insert(id, cut);
+        Ok(id)
+    }
+
+    pub(crate) fn unpin_image(&self, id: u64) {
+        self.write_shared().image_pins.remove(&id);
+    }
+
+    /// Pins `cut` for `owner`, over restarts, until [`Journal::unpin`] or `expires_at`. The pin's number.
+    ///
+    /// # Errors
+    /// [`ImageError::NotConsistent`] where the VM cannot be opened there.
+    pub fn pin(&self, owner: &str, cut: WriteSeq, expires_at: Option<WallTime>) -> Result<u64, ImageError> {
+        // Held by memory until it is on the disk.
+        let guard = self.pin_image(cut)?;
+        let mut id = 0;
+        let saved = self.change_manifest(
+            |manifest| {
+                manifest.next_pin += 1;
+                id = manifest.next_pin;
+                manifest.pins.push(crate::manifest::PinEntry {
+                    id,
+                    owner: owner.to_owned(),
+                    cut: cut.raw(),
+                    expires_at: expires_at.map(|at| at.0),
+                });
+            },
+            |shared, manifest| shared.set_manifest(manifest, |_| {}),
+        );
+        self.unpin_image(guard);
+        saved.map(|()| id).map_err(ImageError::Manifest)
+    }
+
+    /// Takes away the pins for which `gone` holds. How many.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn unpin(&self, gone: impl Fn(&Pin) -> bool) -> io::Result<usize> {
+        let pins = self.pins();
+        let numbers: Vec<u64> = pins.iter().filter(|pin| gone(pin)).map(|pin| pin.id).collect();
+        if !numbers.is_empty() {
+            self.change_manifest(
+                |manifest| manifest.pins.retain(|pin| !numbers.contains(&pin.id)),
+                |shared, manifest| shared.set_manifest(manifest, |_| {}),
+            )?;
+        }
+        Ok(numbers.len())
+    }
+
+    /// The pins that are kept over restarts.
+    pub fn pins(&self) -> Vec<Pin> {
+        let shared = self.read_shared();
+        let pins = shared.manifest.pins.iter();
+        pins.map(|pin| Pin {
+            id: pin.id,
+            owner: pin.owner.clone(),
+            cut: WriteSeq::from_raw(pin.cut),
+            expires_at: pin.expires_at.map(WallTime),
+        })
+        .collect()
+    }
+
+    pub(crate) fn expire_pins(&self, now: WallTime) -> io::Result<usize> {
+        self.unpin(|pin| pin.expires_at.is_some_and(|at| at <= now))
+    }
+}

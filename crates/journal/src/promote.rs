@@ -1,0 +1,68 @@
+//! Promotion: an image in use turns into plain disks, in the background.
+//!
+//! The overlay's data file is a sparse file of the disk's size with each block at its own place. Filling
+//! in the blocks that are not the overlay's own yet makes it the plain disk; the overlay's map says how
+//! far that is, so a promotion that was cut short goes on where it was, and a guest's writes meanwhile
+//! simply are its own blocks already.
+
+use crate::image::{Image, ImageError};
+use types::{ByteRange, DiskIndex};
+
+/// How far a promotion is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Promotion {
+    /// Bytes that are the image's own, of all its disks.
+    pub own_bytes: u64,
+    pub total_bytes: u64,
+}
+
+/// Bytes looked at in one step, under the overlay's lock.
+const STEP_BYTES: u64 = 1 << 20;
+
+impl Promotion {
+    /// Whether the image needs nothing of the journal any more.
+    pub fn is_done(&self) -> bool {
+        self.own_bytes == self.total_bytes
+    }
+}
+
+impl Image {
+    /// How far the image is from needing nothing of the journal.
+    pub fn promotion(&self) -> Promotion {
+        let mut promotion = Promotion::default();
+        for (overlay, size) in self.overlays().iter().zip(self.sizes()) {
+            promotion.own_bytes += overlay.held_bytes().min(*size);
+            promotion.total_bytes += size;
+        }
+        promotion
+    }
+
+    /// Copies up what is not the image's own yet, from the lowest byte of the first disk on. `pace` is told
+    /// before each step how many bytes it is about to copy; it may wait, and says false to stop. What was
+    /// copied is durable once the whole is done, or after the guest's own flushes.
+    ///
+    /// # Errors
+    /// [`ImageError::ReadOnly`] for an image without overlays; what reading and writing fail with.
+    pub fn promote(&self, pace: impl Fn(u64) -> bool) -> Result<Promotion, ImageError> {
+        if !self.is_writable() {
+            return Err(ImageError::ReadOnly);
+        }
+        for (at, overlay) in self.overlays().iter().enumerate() {
+            let disk = DiskIndex(at as u16);
+            let whole = ByteRange::new(0, self.sizes()[at]);
+            for step in whole.split_at_multiples(STEP_BYTES) {
+                let missing: u64 =
+                    overlay.runs(step).iter().filter(|(_, own)| !own).map(|(range, _)| range.len).sum();
+                if missing == 0 {
+                    continue;
+                }
+                if !pace(missing) {
+                    return Ok(self.promotion());
+                }
+                overlay.copy_up(step, |start, buf| self.below(disk, start, buf))?;
+            }
+            self.flush(disk)?;
+        }
+        Ok(self.promotion())
+    }
+}

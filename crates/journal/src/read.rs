@@ -1,0 +1,212 @@
+//! Reading as of a cut: looking up where the bytes are, and bringing them.
+//!
+//! The rule, right on both sides of `applied` and while a fold is going on: the newest redo extent above
+//! `applied` and at or below the cut; else the oldest undo extent above the cut; else the replica.
+//!
+//! A reader holds the gate from the look-up until it has the bytes. Whoever is about to change bytes that
+//! an earlier look-up may have named (a fold the replica, recycling a segment) first publishes what makes
+//! later look-ups go elsewhere, and then passes the gate once: see `Journal::wait_for_readers`.
+
+use crate::cover::{Cover, LogKind, Origin, Piece};
+use crate::extent::REGION_BYTES;
+use crate::journal::{Journal, View};
+use crate::payload::{BatchKey, ReadError, SegmentFile, Wanted};
+use crate::segment::Segment;
+use crate::store::StoreFile;
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, RwLock};
+use types::limits::OPEN_SEGMENTS_MAX;
+use types::{ByteRange, DiskIndex, WriteSeq};
+
+/// Open segment files, as many as are used.
+#[derive(Debug, Default)]
+pub(crate) struct SegmentFiles {
+    open: RwLock<HashMap<(LogKind, u64), SegmentFile>>,
+}
+
+impl SegmentFiles {
+    pub(crate) fn get(&self, kind: LogKind, number: u64) -> Option<SegmentFile> {
+        self.open.read().expect("a panic aborts the process").get(&(kind, number)).cloned()
+    }
+
+    pub(crate) fn insert(&self, kind: LogKind, segment: &Segment) -> SegmentFile {
+        let file = SegmentFile {
+            name: segment.name.as_str().into(),
+            header: segment.header,
+            file: segment.file.clone(),
+        };
+        let mut open = self.open.write().expect("a panic aborts the process");
+        if open.len() >= OPEN_SEGMENTS_MAX {
+            open.clear();
+        }
+        open.insert((kind, segment.header.number), file.clone());
+        file
+    }
+
+    pub(crate) fn forget(&self, kind: LogKind, number: u64) {
+        self.open.write().expect("a panic aborts the process").remove(&(kind, number));
+    }
+
+    /// Closes all: the journal is at rest.
+    pub(crate) fn clear(&self) {
+        self.open.write().expect("a panic aborts the process").clear();
+    }
+}
+
+/// A range and where its bytes are.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) range: ByteRange,
+    pub(crate) source: PartSource,
+}
+
+#[derive(Debug)]
+pub(crate) enum PartSource {
+    Zero,
+    Replica(Arc<dyn StoreFile>),
+    Payload(SegmentFile, Wanted),
+}
+
+impl Part {
+    /// Fills `buf`, as long as the range.
+    pub(crate) fn read(&self, buf: &mut [u8]) -> Result<(), ReadError> {
+        match &self.source {
+            PartSource::Zero => buf.fill(0),
+            PartSource::Replica(file) => file.read_at(self.range.start, buf).map_err(ReadError::Replica)?,
+            PartSource::Payload(segment, wanted) => segment.read(wanted, buf)?,
+        }
+        Ok(())
+    }
+}
+
+impl Journal {
+    /// Fills `buf` with the disk's bytes from `start` as of `cut`, which is pinned or not yet retired.
+    ///
+    /// # Errors
+    /// [`ReadError`] naming the damaged place.
+    pub fn read_at(
+        &self,
+        disk: DiskIndex,
+        cut: WriteSeq,
+        start: u64,
+        buf: &mut [u8],
+    ) -> Result<(), ReadError> {
+        let _gate = self.gate.read().expect("a panic aborts the process");
+        let range = ByteRange::new(start, buf.len() as u64);
+        for part in self.plan(disk, cut, range)? {
+            let at = (part.range.start - start) as usize;
+            part.read(&mut buf[at..at + part.range.len as usize])?;
+        }
+        Ok(())
+    }
+
+    /// Waits until every read that began before has ended.
+    pub(crate) fn wait_for_readers(&self) {
+        drop(self.gate.write().expect("a panic aborts the process"));
+    }
+
+    /// Where the bytes of `range` are as of `cut`, in ascending order. To be called behind the gate.
+    pub(crate) fn plan(
+        &self,
+        disk: DiskIndex,
+        cut: WriteSeq,
+        range: ByteRange,
+    ) -> Result<Vec<Part>, ReadError> {
+        let size = self.read_shared().manifest.disks.get(usize::from(disk.0)).map(|entry| entry.size_bytes);
+        if !size.is_some_and(|size| range.fits(size)) {
+            return Err(ReadError::OutOfRange { range });
+        }
+        let mut parts = Vec::new();
+        for region in range.split_at_multiples(REGION_BYTES) {
+            let (pieces, view) = self.look_up(disk, cut, region)?;
+            for piece in pieces {
+                parts.push(self.part(&view, disk, piece)?);
+            }
+        }
+        Ok(parts)
+    }
+
+    /// Looks up a range that lies in one region.
+    fn look_up(
+        &self,
+        disk: DiskIndex,
+        cut: WriteSeq,
+        range: ByteRange,
+    ) -> Result<(Vec<Piece>, Arc<View>), ReadError> {
+        let mut cover = Cover::of(range);
+        let (view, undo_of_open) = {
+            let shared = self.read_shared();
+            let view = shared.view.clone();
+            shared.redo_table.fill(&mut cover, disk, range, view.applied, cut);
+            // Taken along now: by the time the older ones are looked up it may have been sealed.
+            let undo = shared.undo_table.region(disk, range);
+            let undo = undo[undo.partition_point(|extent| extent.seq <= cut)..].to_vec();
+            (view, undo)
+        };
+        for table in view.redo.frozen.iter().rev() {
+            table.fill(&mut cover, disk, range, view.applied, cut);
+        }
+        for run in view.redo.runs.iter().rev() {
+            run.fill(&*self.store, &mut cover, disk, view.applied, cut)?;
+        }
+        for run in &view.undo.runs {
+            run.fill(&*self.store, &mut cover, disk, cut, WriteSeq::MAX)?;
+        }
+        for table in &view.undo.frozen {
+            table.fill(&mut cover, disk, range, cut, WriteSeq::MAX);
+        }
+        crate::table::fill_in_order(&mut cover, &undo_of_open, LogKind::Undo);
+        Ok((cover.finish(), view))
+    }
+
+    /// A piece with the file that has its bytes.
+    pub(crate) fn part(&self, view: &View, disk: DiskIndex, piece: Piece) -> Result<Part, ReadError> {
+        let source = match piece.origin {
+            Origin::Zero => PartSource::Zero,
+            Origin::Replica => PartSource::Replica(self.replica(disk).map_err(ReadError::Replica)?),
+            Origin::Log { kind, page, payload_at, seq } => {
+                let (segment, base_page) = self.segment_of(view, kind, page)?;
+                let wanted = Wanted {
+                    key: BatchKey { journal: self.uid, kind, page },
+                    at: (page - base_page) * crate::page::PAGE_BYTES,
+                    seq,
+                    disk,
+                    range: piece.range,
+                    payload_at,
+                };
+                PartSource::Payload(segment, wanted)
+            }
+        };
+        Ok(Part { range: piece.range, source })
+    }
+
+    /// The open file of the segment a page lies in, and its first page.
+    fn segment_of(&self, view: &View, kind: LogKind, page: u64) -> Result<(SegmentFile, u64), ReadError> {
+        let info = view.manifest.log(kind).segment_of(page);
+        let info = info.expect("an extent that is looked up lies in a segment that is kept");
+        let file = match self.files.get(kind, info.number) {
+            Some(file) => file,
+            None => {
+                let segment = Segment::open(&*self.store, kind, info).map_err(|error| {
+                    let segment = info.file_name(kind);
+                    ReadError::Damaged { segment, at: 0, what: error.to_string() }
+                })?;
+                self.files.insert(kind, &segment)
+            }
+        };
+        Ok((file, info.base_page))
+    }
+
+    /// The replica of a disk, opened the first time.
+    pub(crate) fn replica(&self, disk: DiskIndex) -> io::Result<Arc<dyn StoreFile>> {
+        let at = usize::from(disk.0);
+        if let Some(file) = &self.replicas.read().expect("a panic aborts the process")[at] {
+            return Ok(file.clone());
+        }
+        let name = crate::open::replica_name(&self.read_shared().manifest.disks[at].name);
+        let file = self.store.open_direct(&name, false)?;
+        self.replicas.write().expect("a panic aborts the process")[at] = Some(file.clone());
+        Ok(file)
+    }
+}

@@ -1,0 +1,243 @@
+//! Scrubbing: sealed segments and their index are read again from time to time, so that rot is found while
+//! the other side still has what was lost.
+//!
+//! A damaged batch is contained (`damage.rs`). A damaged run costs nothing: it is made again, a merged one
+//! out of its segments' footers, a footer out of its segment's batches, in a file of its own. A segment
+//! that retention drops while it is read is passed over.
+
+use crate::cover::LogKind;
+use crate::damage::Damage;
+use crate::extent::extents_of;
+use crate::fold::FoldError;
+use crate::journal::Journal;
+use crate::manifest::{RunInfo, SegmentInfo};
+use crate::page::PAGE_BYTES;
+use crate::run::{Run, RunError};
+use crate::run_writer::RunWriter;
+use crate::segment::{Segment, SegmentError};
+use crate::table::Table;
+use crate::upkeep::Upkeep;
+use std::sync::Arc;
+use types::WriteSeq;
+
+/// Up to where a round of scrubbing has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ScrubPlace {
+    undo: bool,
+    segment: u64,
+}
+
+/// What a step of scrubbing found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Scrubbed {
+    /// Where the next step goes on; none where the round is done.
+    pub place: Option<ScrubPlace>,
+    pub bytes: u64,
+    /// What is damaged, contained already: the stream must be closed, so that the source sends again.
+    pub damage: Vec<Damage>,
+    /// Index runs that were made again.
+    pub rebuilt: usize,
+}
+
+impl Journal {
+    /// Reads the sealed segment after `after` and its footer, and with the last one every merged run.
+    ///
+    /// # Errors
+    /// [`FoldError`] where something cannot be read or written just now.
+    pub fn scrub(&self, after: Option<ScrubPlace>, how: &Upkeep<'_>) -> Result<Scrubbed, FoldError> {
+        let mut done = Scrubbed::default();
+        let Some((kind, info, before)) = self.next_to_scrub(after) else {
+            done.rebuilt = self.rebuild_merged(how)?;
+            return Ok(done);
+        };
+        done.place = Some(ScrubPlace { undo: kind == LogKind::Undo, segment: info.number });
+        match self.read_sealed(kind, &info, before, how) {
+            Ok(bytes) => done.bytes = bytes,
+            Err((_, SegmentError::Io { source, .. })) => return Err(FoldError::Footer(source)),
+            Err((from, error)) => {
+                if self.is_kept(kind, info.number) {
+                    let damage = Damage { what: error.to_string(), from };
+                    self.contain(&damage).map_err(FoldError::Manifest)?;
+                    done.damage.push(damage);
+                }
+                return Ok(done);
+            }
+        }
+        let footer = info.sealed.as_ref().and_then(|sealed| sealed.footer.clone());
+        if let Some(footer) = footer
+            && !self.is_whole(&Run::new(kind, footer.clone()))?
+            && self.is_kept(kind, info.number)
+        {
+            self.rebuild_footer(kind, &info, &footer, how)?;
+            done.rebuilt += 1;
+        }
+        Ok(done)
+    }
+
+    /// The next sealed segment, and the last sequence before it.
+    fn next_to_scrub(&self, after: Option<ScrubPlace>) -> Option<(LogKind, SegmentInfo, WriteSeq)> {
+        let manifest = self.read_shared().manifest.clone();
+        [LogKind::Redo, LogKind::Undo].into_iter().find_map(|kind| {
+            let mut before = match kind {
+                LogKind::Redo => WriteSeq::from_raw(manifest.base.last_seq),
+                LogKind::Undo => WriteSeq::ZERO,
+            };
+            manifest.log(kind).segments.iter().find_map(|info| {
+                let sealed = info.sealed.as_ref()?;
+                let place = ScrubPlace { undo: kind == LogKind::Undo, segment: info.number };
+                let wanted = after.is_none_or(|after| place > after) && sealed.footer.is_some();
+                let found = wanted.then(|| (kind, info.clone(), before));
+                before = WriteSeq::from_raw(sealed.point.last_seq);
+                found
+            })
+        })
+    }
+
+    fn is_kept(&self, kind: LogKind, number: u64) -> bool {
+        self.read_shared().manifest.log(kind).segments.iter().any(|info| info.number == number)
+    }
+
+    /// Reads every batch of a sealed segment; where one does not check, the first sequence that is lost.
+    fn read_sealed(
+        &self,
+        kind: LogKind,
+        info: &SegmentInfo,
+        before: WriteSeq,
+        how: &Upkeep<'_>,
+    ) -> Result<u64, (WriteSeq, SegmentError)> {
+        let floor = || self.read_shared().timeline.floor;
+        let mut last = before;
+        let lost_from = |last: WriteSeq| match kind {
+            LogKind::Redo => last.next(),
+            // Whatever is older than a before-image may need it.
+            LogKind::Undo => floor(),
+        };
+        let segment = Segment::open(&*self.store, kind, info).map_err(|error| (lost_from(last), error))?;
+        let end = info.sealed.as_ref().map(|sealed| sealed.bytes);
+        let mut scan = segment.scan(end).map_err(|error| (lost_from(last), error))?;
+        loop {
+            match scan.next() {
+                Ok(Some(found)) => {
+                    last = found.batch.header().last_seq;
+                    (how.pace)(found.batch.bytes().len() as u64);
+                }
+                Ok(None) if end.is_some_and(|end| scan.position.at < end) => {
+                    let what = "the segment ends too early".into();
+                    let at = scan.position.at;
+                    return Err((
+                        lost_from(last),
+                        SegmentError::Batch { name: segment.name.clone(), at, what },
+                    ));
+                }
+                Ok(None) => return Ok(scan.position.at),
+                Err(error) => return Err((lost_from(last), error)),
+            }
+        }
+    }
+
+    /// Whether every page of a run checks.
+    fn is_whole(&self, run: &Run) -> Result<bool, FoldError> {
+        let mut extents = Vec::new();
+        let result = run.guide(&*self.store).and_then(|guide| {
+            (0..guide.pages()).try_for_each(|page| {
+                extents.clear();
+                run.read_pages(&guide, page, 1, &mut extents)
+            })
+        });
+        match result {
+            Ok(()) => Ok(true),
+            Err(RunError::Damaged { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Makes a segment's footer again, in a file of its own.
+    fn rebuild_footer(
+        &self,
+        kind: LogKind,
+        info: &SegmentInfo,
+        old: &RunInfo,
+        how: &Upkeep<'_>,
+    ) -> Result<(), FoldError> {
+        let _upkeep = self.lock_upkeep();
+        let segment = Segment::open(&*self.store, kind, info)
+            .map_err(|error| FoldError::Footer(std::io::Error::other(error)))?;
+        let mut table = Table::new(kind, info.number, info.base_page);
+        let end = info.sealed.as_ref().map(|sealed| sealed.bytes);
+        let damaged = |error: SegmentError| FoldError::Footer(std::io::Error::other(error));
+        let mut scan = segment.scan(end).map_err(damaged)?;
+        while let Some(found) = scan.next().map_err(damaged)? {
+            let page = info.base_page + found.at / PAGE_BYTES;
+            let entries = found.batch.entries().iter();
+            entries.flat_map(|entry| extents_of(entry, page)).for_each(|extent| table.insert(extent));
+        }
+        let number = self.read_shared().manifest.next_file + 1;
+        let fresh = RunInfo { file: Some(number), at: 0, ..old.clone() };
+        let file = self.store.open(&fresh.file_name(kind), true).map_err(FoldError::Footer)?;
+        file.set_len(0).map_err(FoldError::Footer)?;
+        let stamp = u32::from_le_bytes([how.entropy[8], how.entropy[9], how.entropy[10], how.entropy[11]]);
+        let mut writer = RunWriter::begin(&*file, 0, kind, stamp, info.base_page);
+        for extent in table.sorted() {
+            writer.push(&extent).map_err(FoldError::Footer)?;
+        }
+        let written = writer.finish().map_err(FoldError::Footer)?;
+        file.sync_data().map_err(FoldError::Footer)?;
+        self.store.sync_folder().map_err(FoldError::Footer)?;
+        let fresh = RunInfo {
+            bytes: written.bytes,
+            entries: written.entries,
+            first_seq: written.first_seq,
+            last_seq: written.last_seq,
+            ..fresh
+        };
+        self.change_manifest(
+            |manifest| {
+                let log = manifest.log_mut(kind);
+                let sealed = log.segments.iter_mut().find(|one| one.number == info.number);
+                if let Some(sealed) = sealed.and_then(|one| one.sealed.as_mut()) {
+                    sealed.footer = Some(fresh.clone());
+                }
+                log.runs.iter_mut().filter(|run| *run == old).for_each(|run| *run = fresh.clone());
+                manifest.next_file = manifest.next_file.max(number);
+            },
+            |shared, manifest| {
+                shared.set_manifest(manifest, |view| {
+                    let runs = &mut view.log_mut(kind).runs;
+                    for run in runs.iter_mut().filter(|run| run.info == *old) {
+                        *run = Arc::new(Run::new(kind, fresh.clone()));
+                    }
+                });
+            },
+        )
+        .map_err(FoldError::Manifest)
+    }
+
+    /// Puts the footers in the place of merged runs that do not check; merging makes new ones of them.
+    fn rebuild_merged(&self, how: &Upkeep<'_>) -> Result<usize, FoldError> {
+        let mut count = 0;
+        for kind in [LogKind::Redo, LogKind::Undo] {
+            let manifest = self.read_shared().manifest.clone();
+            for info in manifest.log(kind).runs.iter().filter(|run| run.level > 0) {
+                (how.pace)(info.bytes);
+                let run = Arc::new(Run::new(kind, info.clone()));
+                if self.is_whole(&run)? {
+                    continue;
+                }
+                let _upkeep = self.lock_upkeep();
+                let manifest = self.read_shared().manifest.clone();
+                let log = manifest.log(kind);
+                if !log.runs.contains(info) {
+                    continue; // Merged or dropped meanwhile.
+                }
+                let covered = info.first_segment..=info.last_segment;
+                let segments = log.segments.iter().filter(|one| covered.contains(&one.number));
+                let footers = segments.filter_map(|one| one.sealed.as_ref()?.footer.clone()).collect();
+                self.swap_runs(kind, std::slice::from_ref(&run), footers).map_err(FoldError::Manifest)?;
+                self.wait_for_readers();
+                self.remove_run_files(kind, &[run]);
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
+}

@@ -1,0 +1,147 @@
+//! Footers: the table of a sealed segment goes behind its batches, its checkpoints into their file.
+//!
+//! Until that is done the table stays in memory; after a crash before it, the segment is read again.
+
+use crate::checkpoints::{CheckpointFacts, FILE_PAGES_MAX, pages_for, write_rows};
+use crate::cover::LogKind;
+use crate::journal::Journal;
+use crate::manifest::{CheckpointFile, Manifest, RunInfo, TagEntry};
+use crate::run::Run;
+use crate::run_writer::{RunWriter, WrittenRun};
+use crate::segment::Segment;
+use crate::table::Table;
+use std::io;
+use std::sync::Arc;
+use types::CheckpointKind;
+
+impl Journal {
+    /// Writes the footers of all sealed segments that have none. `entropy` is random. How many.
+    pub(crate) fn write_footers(&self, entropy: [u8; 16]) -> io::Result<usize> {
+        let _one = self.footers.lock().expect("a panic aborts the process");
+        let mut count = 0;
+        for kind in [LogKind::Redo, LogKind::Undo] {
+            loop {
+                let oldest = {
+                    let shared = self.read_shared();
+                    let log = if kind == LogKind::Redo { &shared.view.redo } else { &shared.view.undo };
+                    log.frozen.first().cloned()
+                };
+                let Some(table) = oldest else { break };
+                self.write_footer(kind, &table, entropy)?;
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
+
+    fn write_footer(&self, kind: LogKind, table: &Arc<Table>, entropy: [u8; 16]) -> io::Result<()> {
+        let manifest = self.read_shared().manifest.clone();
+        let info = manifest.log(kind).segments.iter().find(|info| info.number == table.segment);
+        let info = info.expect("a segment is not dropped before it has its footer");
+        let at = info.sealed.as_ref().expect("only sealed segments' tables are frozen").bytes;
+        let segment = Segment::open(&*self.store, kind, info).map_err(io::Error::other)?;
+        // The stamp differs from segment to segment, for the incarnation does.
+        let stamp =
+            segment.header.seed() ^ u32::from_le_bytes([entropy[0], entropy[1], entropy[2], entropy[3]]);
+        let mut writer = RunWriter::begin(&*segment.file, at, kind, stamp, table.base_page);
+        for extent in table.sorted() {
+            writer.push(&extent)?;
+        }
+        let written = writer.finish()?;
+        segment.file.sync_data()?;
+        let rows = self.write_checkpoints(&manifest, &table.checkpoints, stamp)?;
+        let run = footer_run(table, at, &written);
+        let published = Arc::new(Run::new(kind, run.clone()));
+        self.change_manifest(
+            |manifest| {
+                let log = manifest.log_mut(kind);
+                let info = log.segments.iter_mut().find(|info| info.number == table.segment);
+                let sealed = info.and_then(|info| info.sealed.as_mut()).expect("it was there before");
+                sealed.footer = Some(run.clone());
+                log.runs.push(run.clone());
+                rows.record(manifest, &table.checkpoints);
+            },
+            |shared, manifest| {
+                shared.set_manifest(manifest, |view| {
+                    let log = view.log_mut(kind);
+                    log.frozen.remove(0);
+                    log.runs.push(published);
+                });
+            },
+        )
+    }
+
+    /// Appends checkpoints to their file, or begins a new one; synced.
+    fn write_checkpoints(
+        &self,
+        manifest: &Manifest,
+        rows: &[CheckpointFacts],
+        stamp: u32,
+    ) -> io::Result<WrittenRows> {
+        let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return Ok(WrittenRows(None)) };
+        let pages = pages_for(rows.len());
+        let mut file = match manifest.checkpoints.last() {
+            Some(file) if file.pages + pages <= FILE_PAGES_MAX => file.clone(),
+            _ => CheckpointFile {
+                number: manifest.next_file + 1,
+                stamp,
+                pages: 0,
+                rows: 0,
+                first_cut: first.cut().raw(),
+                last_cut: 0,
+                first_at: i64::MAX,
+                last_at: i64::MIN,
+            },
+        };
+        let name = file.file_name();
+        let open = self.store.open(&name, true)?;
+        write_rows(&*open, rows, file.pages, file.stamp)?;
+        open.sync_data()?;
+        if file.pages == 0 {
+            self.store.sync_folder()?;
+        }
+        file.pages += pages;
+        file.rows += rows.len() as u64;
+        file.last_cut = last.cut().raw();
+        let times = rows.iter().map(|row| row.checkpoint.taken_at.0);
+        file.first_at = times.clone().fold(file.first_at, i64::min);
+        file.last_at = times.fold(file.last_at, i64::max);
+        Ok(WrittenRows(Some(file)))
+    }
+}
+
+/// The file that checkpoints went to, as the manifest is to have it.
+struct WrittenRows(Option<CheckpointFile>);
+
+impl WrittenRows {
+    fn record(self, manifest: &mut Manifest, rows: &[CheckpointFacts]) {
+        let Some(file) = self.0 else { return };
+        match manifest.checkpoints.last_mut() {
+            Some(last) if last.number == file.number => *last = file,
+            _ => {
+                manifest.next_file = manifest.next_file.max(file.number);
+                manifest.checkpoints.push(file);
+            }
+        }
+        let tagged = rows.iter().filter(|row| row.checkpoint.kind == CheckpointKind::Tagged);
+        manifest.tags.extend(tagged.map(|row| TagEntry {
+            cut: row.cut().raw(),
+            tag: row.checkpoint.tag.clone(),
+            taken_at: row.checkpoint.taken_at.0,
+        }));
+    }
+}
+
+fn footer_run(table: &Table, at: u64, written: &WrittenRun) -> RunInfo {
+    RunInfo {
+        level: 0,
+        file: None,
+        first_segment: table.segment,
+        last_segment: table.segment,
+        at,
+        bytes: written.bytes,
+        entries: written.entries,
+        first_seq: written.first_seq,
+        last_seq: written.last_seq,
+    }
+}

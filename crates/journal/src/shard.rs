@@ -1,0 +1,173 @@
+//! Shards: a few pairs of threads that append for all journals of a process.
+//!
+//! Of each pair the framer gathers what has come, gives it places, checksums and copies it; the writer
+//! writes and syncs. So the processor works on one group while the disk has the one before. A group of a
+//! stream is closed when it holds a mebibyte, when it has waited 5 ms, or when nothing more is waiting. A
+//! journal always belongs to one shard, so its groups are committed in the order they were framed.
+
+use crate::append::{AppendError, AppendMeta, Appended, Framed};
+use crate::journal::Journal;
+use batch::Batch;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::time::Duration;
+use types::limits::BATCH_BYTES_TARGET;
+use types::{Epoch, WallTime};
+
+/// Groups that are framed but not yet written, of one shard.
+const FRAMED_MAX: usize = 2;
+/// A group waits no longer for more to come.
+const GROUP_WAIT: Duration = Duration::from_millis(5);
+
+/// What became of a group of batches.
+#[derive(Debug)]
+pub struct Report {
+    /// How many batches the group had.
+    pub batches: usize,
+    /// Bytes of them, as encoded.
+    pub bytes: usize,
+    pub result: Result<Appended, AppendError>,
+}
+
+/// A stream into a journal. After the first error nothing more of it is appended or reported.
+pub struct AppendStream {
+    journal: Arc<Journal>,
+    epoch: Epoch,
+    failed: AtomicBool,
+    report: Box<dyn Fn(Report) + Send + Sync>,
+}
+
+impl std::fmt::Debug for AppendStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AppendStream").field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}
+
+impl AppendStream {
+    /// A stream that tells `report` of each group, from a shard's thread.
+    pub fn new(
+        journal: Arc<Journal>,
+        epoch: Epoch,
+        report: impl Fn(Report) + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        Arc::new(Self { journal, epoch, failed: AtomicBool::new(false), report: Box::new(report) })
+    }
+
+    fn tell(&self, group: Size, result: Result<Appended, AppendError>) {
+        if result.is_err() && self.failed.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        (self.report)(Report { batches: group.batches, bytes: group.bytes, result });
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Size {
+    batches: usize,
+    bytes: usize,
+}
+
+struct Group {
+    stream: Arc<AppendStream>,
+    batches: Vec<Batch>,
+    size: Size,
+    since: WallTime,
+}
+
+type Written = (Arc<AppendStream>, Size, Framed);
+type Stamp = dyn Fn() -> (WallTime, [u8; 16]) + Send + Sync;
+
+/// The pairs of threads. They end once it is dropped and what was handed in is done.
+#[derive(Debug)]
+pub struct Shards {
+    queues: Vec<Sender<(Arc<AppendStream>, Batch)>>,
+}
+
+impl Shards {
+    /// Starts `count` pairs. `stamp` reads this host's clock and brings random bytes.
+    ///
+    /// # Panics
+    /// Where the system has no threads left.
+    pub fn start(count: usize, stamp: impl Fn() -> (WallTime, [u8; 16]) + Send + Sync + 'static) -> Self {
+        let stamp: Arc<Stamp> = Arc::new(stamp);
+        let start = |number: usize| {
+            let (send, receive) = channel();
+            let (framed, to_write) = sync_channel(FRAMED_MAX);
+            let stamp = stamp.clone();
+            let spawn = |name: String, body: Box<dyn FnOnce() + Send>| {
+                std::thread::Builder::new().name(name).spawn(body).expect("the system has threads left")
+            };
+            spawn(format!("frame-{number}"), Box::new(move || frame_all(&receive, &framed, &*stamp)));
+            spawn(format!("write-{number}"), Box::new(move || write_all(&to_write)));
+            send
+        };
+        Self { queues: (0..count.max(1)).map(start).collect() }
+    }
+
+    /// Hands a batch in. The caller bounds how many are handed in and not reported.
+    pub fn append(&self, stream: &Arc<AppendStream>, batch: Batch) {
+        let shard = stream.journal.uid as usize % self.queues.len();
+        self.queues[shard].send((stream.clone(), batch)).expect("the threads live as long as the queue");
+    }
+}
+
+fn frame_all(queue: &Receiver<(Arc<AppendStream>, Batch)>, framed: &SyncSender<Written>, stamp: &Stamp) {
+    let mut groups: Vec<Group> = Vec::new();
+    while let Ok(first) = queue.recv() {
+        let mut next = Some(first);
+        while let Some((stream, batch)) = next.take() {
+            let (now, entropy) = stamp();
+            add(&mut groups, stream, batch, now);
+            let is_due = |group: &mut Group| {
+                group.size.bytes >= BATCH_BYTES_TARGET || now.since(group.since) > GROUP_WAIT
+            };
+            for group in groups.extract_if(.., is_due) {
+                frame_group(group, framed, now, entropy);
+            }
+            next = queue.try_recv().ok();
+        }
+        for group in groups.drain(..) {
+            let (now, entropy) = stamp();
+            frame_group(group, framed, now, entropy);
+        }
+    }
+}
+
+fn add(groups: &mut Vec<Group>, stream: Arc<AppendStream>, batch: Batch, now: WallTime) {
+    let at = groups.iter().position(|group| Arc::ptr_eq(&group.stream, &stream)).unwrap_or_else(|| {
+        groups.push(Group { stream, batches: Vec::new(), size: Size::default(), since: now });
+        groups.len() - 1
+    });
+    let group = &mut groups[at];
+    group.size.bytes += batch.bytes().len();
+    group.size.batches += 1;
+    group.batches.push(batch);
+}
+
+fn frame_group(group: Group, framed: &SyncSender<Written>, received_at: WallTime, entropy: [u8; 16]) {
+    let Group { stream, batches, size, .. } = group;
+    if stream.failed.load(Ordering::SeqCst) {
+        return;
+    }
+    let meta = AppendMeta { epoch: stream.epoch, received_at, entropy };
+    let result = {
+        let mut writer = stream.journal.lock_writer();
+        stream.journal.frame(&mut writer, batches, meta)
+    };
+    match result {
+        Ok(ready) => framed.send((stream, size, ready)).expect("the writer lives as long as the framer"),
+        Err(error) => stream.tell(size, Err(error)),
+    }
+}
+
+fn write_all(to_write: &Receiver<Written>) {
+    while let Ok((stream, size, framed)) = to_write.recv() {
+        let result = stream.journal.commit(framed);
+        if result.is_err() {
+            // What was framed behind it has its place already: the journal is opened again from the disk.
+            stream.journal.failed.store(true, Ordering::SeqCst);
+        }
+        stream.tell(size, result);
+    }
+}
