@@ -2,8 +2,8 @@
 
 use crate::frames::{Codec, FrameEntry, FrameError, open_frame, read_payload};
 use crate::layout::{
-    FLAG_STEP_END, FLAG_UNDO, FRAME_ENTRY_BYTES, Form, HEADER_BYTES, Header, MAGIC, RECORD_BYTES, RawFrame,
-    RawHeader, RawRecord, VERSION,
+    BLOCK_BYTES, BLOCK_ENTRY_BYTES, FLAG_STEP_END, FLAG_UNDO, FRAME_ENTRY_BYTES, Form, HEADER_BYTES, Header,
+    MAGIC, RECORD_BYTES, RawFrame, RawHeader, RawRecord, VERSION,
 };
 use crate::record::Kind;
 use bytes::Bytes;
@@ -62,6 +62,8 @@ pub struct Batch {
     header: Header,
     entries: Vec<Entry>,
     frames: Vec<FrameEntry>,
+    blocks: Vec<u32>,
+    checksum: u32,
 }
 
 impl Batch {
@@ -103,15 +105,27 @@ impl Batch {
         if crc32c::crc32c_append(crc, tables) != raw.crc.get() {
             return Err(BatchError::Checksum);
         }
-        let (records, frames) = tables.split_at(header.records * RECORD_BYTES);
+        let (records, rest) = tables.split_at(header.records * RECORD_BYTES);
+        let (frames, blocks) = rest.split_at(header.frames * FRAME_ENTRY_BYTES);
         let entries = parse_entries(records, &header, form)?;
         let frames = parse_frames(frames, tables_end, &header)?;
-        Ok(Self { bytes: Bytes::new(), header, entries, frames })
+        let blocks = blocks.as_chunks::<BLOCK_ENTRY_BYTES>().0.iter().map(|crc| u32::from_le_bytes(*crc));
+        Ok(Self {
+            bytes: Bytes::new(),
+            header,
+            entries,
+            frames,
+            blocks: blocks.collect(),
+            checksum: raw.crc.get(),
+        })
     }
 
     /// Where the tables of a batch with this header end and its frames begin.
     pub fn tables_bytes(header: &Header) -> usize {
-        HEADER_BYTES + header.records * RECORD_BYTES + header.frames * FRAME_ENTRY_BYTES
+        HEADER_BYTES
+            + header.records * RECORD_BYTES
+            + header.frames * FRAME_ENTRY_BYTES
+            + header.plain_len.div_ceil(BLOCK_BYTES) * BLOCK_ENTRY_BYTES
     }
 
     /// Reads the fixed header alone, to learn how much to read. Its checksum is not checked.
@@ -134,6 +148,11 @@ impl Batch {
         &self.frames
     }
 
+    /// CRC-32C of each 4096 bytes of the plain payload.
+    pub fn blocks(&self) -> &[u32] {
+        &self.blocks
+    }
+
     /// The bytes as they came.
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
@@ -152,6 +171,26 @@ impl Batch {
             return Err(BatchError::Payload { at });
         }
         Ok(payload)
+    }
+
+    /// The checksum of header and tables, through which everything in the batch is bound: the tables hold
+    /// the checksums of the frames.
+    pub fn checksum(&self) -> u32 {
+        self.checksum
+    }
+
+    /// Checks every frame's stored bytes, without decompressing them.
+    ///
+    /// # Errors
+    /// [`BatchError::Damaged`] for the first frame that does not check.
+    pub fn verify_stored(&self) -> Result<(), BatchError> {
+        for (frame, entry) in self.frames.iter().enumerate() {
+            let (at, len) = (entry.stored_at as usize, entry.stored_len as usize);
+            if crc32c::crc32c(&self.bytes[at..at + len]) != entry.crc {
+                return Err(FrameError::Checksum { frame }.into());
+            }
+        }
+        Ok(())
     }
 
     /// Checks every frame's stored bytes and that they decompress.

@@ -2,8 +2,8 @@
 
 use crate::frames::{Codec, push_frame};
 use crate::layout::{
-    FLAG_STEP_END, FLAG_UNDO, FRAME_ENTRY_BYTES, HEADER_BYTES, MAGIC, RECORD_BYTES, RawHeader, RawRecord,
-    VERSION,
+    BLOCK_BYTES, BLOCK_ENTRY_BYTES, FLAG_STEP_END, FLAG_UNDO, FRAME_ENTRY_BYTES, HEADER_BYTES, MAGIC,
+    RECORD_BYTES, RawHeader, RawRecord, VERSION,
 };
 use crate::record::Record;
 use bytes::Bytes;
@@ -68,11 +68,16 @@ fn encode_flagged(meta: &BatchMeta, records: &[Record], codec: Codec, flags: u16
     assert!(meta.watermark >= last_seq, "the watermark covers what is sent");
 
     let frame_count = plain.len().div_ceil(FRAME_BYTES);
-    let frames_at = HEADER_BYTES + table.len() + frame_count * FRAME_ENTRY_BYTES;
-    let mut frame_table = Vec::with_capacity(frame_count * FRAME_ENTRY_BYTES);
+    let blocks_at = HEADER_BYTES + table.len() + frame_count * FRAME_ENTRY_BYTES;
+    let frames_at = blocks_at + plain.len().div_ceil(BLOCK_BYTES) * BLOCK_ENTRY_BYTES;
+    // Frame table and block table, which stand side by side.
+    let mut frame_table = Vec::with_capacity(frames_at - HEADER_BYTES - table.len());
     let mut out = vec![0; frames_at];
     for chunk in plain.chunks(FRAME_BYTES) {
         frame_table.extend_from_slice(push_frame(chunk, codec, &mut out).as_bytes());
+    }
+    for block in plain.chunks(BLOCK_BYTES) {
+        frame_table.extend_from_slice(&crc32c::crc32c(block).to_le_bytes());
     }
     assert!(out.len() <= BATCH_BYTES_MAX, "a batch of {} bytes", out.len());
 

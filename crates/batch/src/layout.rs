@@ -4,6 +4,7 @@
 //! 0      header        80 bytes
 //! 80     record table  32 bytes each
 //! ..     frame table   16 bytes each
+//! ..     block table   4 bytes for each 4096 bytes of plain payload
 //! ..     frames        as the frame table says, one behind the other, nothing between or behind
 //! ```
 //! All numbers are little-endian. `docs/formats/batch.md` is the same in words.
@@ -12,13 +13,17 @@ use types::limits::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, FRAME_BYTES};
 use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-pub(crate) const MAGIC: [u8; 4] = *b"HFB1";
-pub(crate) const VERSION: u16 = 1;
+pub(crate) const MAGIC: [u8; 4] = *b"HFB2";
+/// 2: the block table. 1: the first.
+pub(crate) const VERSION: u16 = 2;
 
 /// Bytes of the fixed header.
 pub const HEADER_BYTES: usize = 80;
 pub(crate) const RECORD_BYTES: usize = 32;
 pub(crate) const FRAME_ENTRY_BYTES: usize = 16;
+/// Plain payload that has a checksum of its own where its frame is stored raw.
+pub const BLOCK_BYTES: usize = 4096;
+pub(crate) const BLOCK_ENTRY_BYTES: usize = 4;
 /// The batch holds before-images: its sequences may repeat. Never on the wire.
 pub(crate) const FLAG_UNDO: u16 = 1;
 /// The last batch of a step of before-images.
@@ -41,7 +46,7 @@ pub(crate) struct RawHeader {
     pub(crate) watermark: U64,
     pub(crate) incarnation: [u8; 16],
     pub(crate) taken_at: I64,
-    /// CRC-32C of the header with this field zero, the record table and the frame table.
+    /// CRC-32C of the header with this field zero, the record, frame and block tables.
     pub(crate) crc: U32,
     pub(crate) reserved: U32,
 }
@@ -76,7 +81,10 @@ const _: () = assert!(size_of::<RawHeader>() == HEADER_BYTES);
 const _: () = assert!(size_of::<RawRecord>() == RECORD_BYTES);
 const _: () = assert!(size_of::<RawFrame>() == FRAME_ENTRY_BYTES);
 const _: () = assert!(
-    HEADER_BYTES + BATCH_RECORDS_MAX * RECORD_BYTES + (BATCH_BYTES_MAX / FRAME_BYTES) * FRAME_ENTRY_BYTES
+    HEADER_BYTES
+        + BATCH_RECORDS_MAX * RECORD_BYTES
+        + (BATCH_BYTES_MAX / FRAME_BYTES) * FRAME_ENTRY_BYTES
+        + (BATCH_BYTES_MAX / BLOCK_BYTES) * BLOCK_ENTRY_BYTES
         < BATCH_BYTES_MAX / 2
 );
 

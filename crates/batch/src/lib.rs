@@ -18,7 +18,7 @@ mod record;
 pub use decode::{Batch, BatchError, Entry};
 pub use encode::{BatchMeta, encode, encode_undo};
 pub use frames::{Codec, FrameEntry, FrameError, open_frame, read_payload};
-pub use layout::{Form, HEADER_BYTES, Header, peek_length};
+pub use layout::{BLOCK_BYTES, Form, HEADER_BYTES, Header, peek_length};
 pub use mark::{MarkError, decode_mark, encode_mark};
 pub use record::{Kind, Record};
 

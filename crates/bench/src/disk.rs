@@ -44,15 +44,24 @@ pub(crate) fn open_direct(path: &Path) -> Result<File> {
 /// A file whose every block has been written.
 pub(crate) fn written_file(path: &Path, bytes: u64) -> Result<File> {
     let file = open_direct(path)?;
-    sequential_write(&file, bytes)?;
+    sequential_write(&file, bytes, &source(), 4 << 20)?;
     Ok(file)
 }
 
-/// Writes a file from front to back, 1 MiB at a time, one at a time, and syncs it at the end.
-pub(crate) fn sequential_write(file: &File, bytes: u64) -> Result<()> {
-    let chunk = Aligned::new(1 << 20);
-    for at in (0..bytes).step_by(1 << 20) {
-        file.write_all_at(chunk.get(), at).context("write")?;
+/// Bytes that a loop writes over and over: more than any cache of the processor holds, for what is
+/// written in life comes from memory too.
+const SOURCE_BYTES: usize = 256 << 20;
+
+/// What a loop writes.
+pub(crate) fn source() -> Aligned {
+    Aligned::new(SOURCE_BYTES)
+}
+
+/// Writes a file from front to back, `chunk` bytes at a time, one at a time, and syncs it at the end.
+pub(crate) fn sequential_write(file: &File, bytes: u64, source: &Aligned, chunk: usize) -> Result<()> {
+    for at in (0..bytes).step_by(chunk) {
+        let from = at as usize % SOURCE_BYTES;
+        file.write_all_at(&source.get()[from..from + chunk], at).context("write")?;
     }
     file.sync_data().context("sync")
 }

@@ -89,6 +89,13 @@ pub(crate) struct Framed {
     received_at: WallTime,
 }
 
+impl Framed {
+    /// Whether both lie in one segment, so that one sync makes both durable.
+    pub(crate) fn is_beside(&self, other: &Framed) -> bool {
+        self.segment.header == other.segment.header
+    }
+}
+
 /// How many framed groups are not committed yet. A segment is sealed only when none is.
 #[derive(Debug, Default)]
 pub(crate) struct InFlight {
@@ -131,7 +138,7 @@ impl Journal {
     pub fn append(&self, batches: Vec<Batch>, meta: AppendMeta) -> Result<Appended, AppendError> {
         let mut writer = self.lock_writer();
         let before = (writer.open.clone(), writer.last_seq);
-        let framed = self.frame(&mut writer, batches, meta)?;
+        let framed = self.frame(&mut writer, batches, meta, None)?;
         let segment = framed.segment.header.number;
         let result = self.commit(framed);
         if let Err(AppendError::Full(_)) = &result {
@@ -161,6 +168,7 @@ impl Journal {
         writer: &mut Writer,
         batches: Vec<Batch>,
         meta: AppendMeta,
+        spare: Option<PageBuf>,
     ) -> Result<Framed, AppendError> {
         if self.failed.load(Ordering::SeqCst) {
             return Err(AppendError::Closed);
@@ -173,13 +181,13 @@ impl Journal {
         let seed = segment.header.seed();
         let start = position.at;
         let total: u64 = batches.iter().map(|batch| Envelope::stride(batch.bytes().len())).sum();
-        let mut buf = PageBuf::with_capacity(total as usize);
+        let mut buf = PageBuf::reuse(spare, total as usize);
         let mut framed = Vec::with_capacity(batches.len());
         for batch in batches {
             let body = batch.bytes();
             let envelope = Envelope {
                 body_len: body.len() as u32,
-                body_crc: crc32c::crc32c_append(seed, body),
+                body_crc: batch.checksum(),
                 batch_no: position.batch_no,
                 acked_upto: acked,
                 epoch: meta.epoch,
@@ -225,18 +233,34 @@ impl Journal {
 
     /// Writes what was framed, syncs it, and publishes it.
     pub(crate) fn commit(&self, framed: Framed) -> Result<Appended, AppendError> {
-        let result = self.write_and_publish(framed);
+        let written = self.write(&framed).and_then(|()| self.sync(&framed));
+        let result = written.and_then(|()| self.publish(&framed));
         self.in_flight.done();
         result
     }
 
-    fn write_and_publish(&self, framed: Framed) -> Result<Appended, AppendError> {
+    /// Writes a group to its place.
+    pub(crate) fn write(&self, framed: &Framed) -> Result<(), AppendError> {
         if self.failed.load(Ordering::SeqCst) {
             return Err(AppendError::Closed);
         }
-        let file = &framed.segment.file;
-        file.write_at(framed.start, framed.buf.as_slice()).map_err(|error| self.classify(error))?;
-        file.sync_data().map_err(|error| self.fail(error))?;
+        framed
+            .segment
+            .file
+            .write_at(framed.start, framed.buf.as_slice())
+            .map_err(|error| self.classify(error))
+    }
+
+    /// Makes everything written to the group's segment durable.
+    pub(crate) fn sync(&self, framed: &Framed) -> Result<(), AppendError> {
+        if self.failed.load(Ordering::SeqCst) {
+            return Err(AppendError::Closed);
+        }
+        framed.segment.file.sync_data().map_err(|error| self.fail(error))
+    }
+
+    /// Publishes a group that is durable.
+    pub(crate) fn publish(&self, framed: &Framed) -> Result<Appended, AppendError> {
         let mut shared = self.write_shared();
         shared.open_bytes = framed.end.at;
         shared.newest_at = Some(framed.received_at);
@@ -248,6 +272,12 @@ impl Journal {
             }
         }
         Ok(Appended { durable: shared.timeline.last_seq, watermark: shared.timeline.watermark })
+    }
+
+    /// A group is done with, one way or the other; its buffer may be used again.
+    pub(crate) fn finish_group(&self, framed: Framed) -> PageBuf {
+        self.in_flight.done();
+        framed.buf
     }
 
     /// Seals the open segment and begins a new one where the batches do not fit, or where the open one

@@ -115,6 +115,8 @@ pub struct JournalStatus {
     pub gap_open: bool,
     /// Segments, footers and runs.
     pub journal_bytes: u64,
+    /// Of them in the open segment.
+    pub open_bytes: u64,
     pub segments: usize,
     pub runs: usize,
     pub index_entries: u64,
@@ -257,6 +259,7 @@ impl Journal {
             incarnation: timeline.incarnation,
             gap_open: timeline.is_gap_open(),
             journal_bytes: shared.journal_bytes(),
+            open_bytes: shared.open_bytes,
             segments: manifest.redo.segments.len() + manifest.undo.segments.len(),
             runs: manifest.redo.runs.len() + manifest.undo.runs.len(),
             index_entries: runs.map(|run| run.entries).sum::<u64>() + tables as u64,

@@ -46,7 +46,7 @@ struct RawEnvelope {
     version: U16,
     flags: U16,
     body_len: U32,
-    /// CRC-32C of the batch, seeded.
+    /// The checksum in the batch's header, through which its tables and frames are bound.
     body_crc: U32,
     /// From 1 in each segment.
     batch_no: U64,

@@ -10,6 +10,8 @@
 /// Bytes of a page, and the alignment of direct I/O.
 pub(crate) const PAGE_BYTES: u64 = 4096;
 const PAGE: usize = PAGE_BYTES as usize;
+/// Room of a buffer that is to be used again, so that the next group finds it large enough.
+const CAPACITY_MIN: usize = 256 << 10;
 /// Bytes of a page that hold rows.
 pub(crate) const ROWS_BYTES: usize = PAGE - 16;
 
@@ -83,6 +85,17 @@ impl PageBuf {
     pub(crate) fn pad_to(&mut self, len: usize) {
         assert!(self.bytes.capacity() >= self.skew + len, "a buffer's room was counted before");
         self.bytes.resize(self.skew + len, 0);
+    }
+
+    /// `spare` emptied, where it has room for `capacity` bytes; else a new one.
+    pub(crate) fn reuse(spare: Option<Self>, capacity: usize) -> Self {
+        match spare.filter(|spare| spare.bytes.capacity() - spare.skew >= capacity) {
+            Some(mut spare) => {
+                spare.bytes.truncate(spare.skew);
+                spare
+            }
+            None => Self::with_capacity(capacity.max(CAPACITY_MIN)),
+        }
     }
 
     /// `len` zeroes, to be written over.

@@ -2,13 +2,13 @@
 //!
 //! An extent names a batch by its page and a record by its sequence. The batch's tables are read first
 //! (and kept in a cache), its record is looked up by sequence and place, and the bytes are checked against
-//! the record's or the frame's checksum: so bit rot, a lost write that left an older batch in its place,
+//! the checksum of their frame, or of their block where the frame is stored as it is: so bit rot, a lost write that left an older batch in its place,
 //! and a write that went to another place are all found here, by name, and never given to a reader.
 
 use crate::cover::LogKind;
 use crate::layout::{ENVELOPE_BYTES, Envelope, SegmentHeader};
 use crate::store::StoreFile;
-use batch::{Batch, Codec, Entry, FrameError};
+use batch::{BLOCK_BYTES, Batch, Codec, Entry, FrameEntry};
 use bytes::Bytes;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
@@ -60,7 +60,7 @@ struct ByBytes;
 
 impl Weighter<BatchKey, Arc<Batch>> for ByBytes {
     fn weight(&self, _: &BatchKey, batch: &Arc<Batch>) -> u64 {
-        (batch.entries().len() * 48 + batch.frames().len() * 20 + 256) as u64
+        (batch.entries().len() * 48 + batch.frames().len() * 20 + batch.blocks().len() * 4 + 256) as u64
     }
 }
 
@@ -108,58 +108,76 @@ impl SegmentFile {
         let entry = find_record(&batch, wanted)
             .ok_or_else(|| self.damaged(wanted.at, "another batch stands in its place"))?;
         let body_at = wanted.at + ENVELOPE_BYTES as u64;
-        if let Some(stored_at) = raw_place(&batch, entry) {
-            let into = (wanted.payload_at - entry.payload_at) as usize;
-            return self.read_record(wanted.at, body_at + stored_at, entry, into, buf);
-        }
+        debug_assert!(entry.payload_at <= wanted.payload_at);
         let mut filled = 0;
         while filled < buf.len() {
             let at = wanted.payload_at as usize + filled;
             let (number, from) = (at / FRAME_BYTES, at % FRAME_BYTES);
-            let plain = self.frame(wanted, body_at, &batch, number)?;
-            let count = (plain.len() - from.min(plain.len())).min(buf.len() - filled);
+            let frame = batch.frames().get(number);
+            let frame =
+                frame.ok_or_else(|| self.damaged(wanted.at, "the payload reaches past the frames"))?;
+            let count = (frame.plain_len as usize).saturating_sub(from).min(buf.len() - filled);
             if count == 0 {
                 return Err(self.damaged(wanted.at, "the payload reaches past the frames"));
             }
-            buf[filled..filled + count].copy_from_slice(&plain[from..from + count]);
+            let part = &mut buf[filled..filled + count];
+            match frame.codec {
+                Codec::Raw => {
+                    let stored_at = body_at + u64::from(frame.stored_at);
+                    self.read_raw(wanted.at, stored_at, &batch, (number, from), part)?;
+                }
+                Codec::Lz4 | Codec::Zstd => {
+                    let plain = self.frame(wanted, body_at, frame, number)?;
+                    part.copy_from_slice(&plain[from..from + count]);
+                }
+            }
             filled += count;
         }
         Ok(())
     }
 
-    /// Reads a record that lies in raw frames only, and checks it as a whole.
-    fn read_record(
+    /// Reads a part of a frame that is stored as it is: whole blocks, each against its own checksum.
+    fn read_raw(
         &self,
         batch_at: u64,
         stored_at: u64,
-        entry: &Entry,
-        into: usize,
-        buf: &mut [u8],
+        batch: &Batch,
+        (frame, from): (usize, usize),
+        part: &mut [u8],
     ) -> Result<(), ReadError> {
-        let check = |bytes: &[u8]| match crc32c::crc32c(bytes) == entry.payload_crc() {
-            true => Ok(()),
-            false => Err(self.damaged(batch_at, format!("write {}: checksum does not match", entry.seq))),
+        let plain_len = batch.frames()[frame].plain_len as usize;
+        let first = from / BLOCK_BYTES * BLOCK_BYTES;
+        let past = (from + part.len()).next_multiple_of(BLOCK_BYTES).min(plain_len);
+        let check = |bytes: &[u8]| {
+            let blocks = &batch.blocks()[(frame * FRAME_BYTES + first) / BLOCK_BYTES..];
+            match bytes.chunks(BLOCK_BYTES).zip(blocks).all(|(block, crc)| crc32c::crc32c(block) == *crc) {
+                true => Ok(()),
+                false => Err(self.damaged(batch_at, format!("frame {frame}: checksum does not match"))),
+            }
         };
-        if buf.len() == entry.payload_len as usize {
-            self.read_at(stored_at, buf)?;
-            return check(buf);
+        if (first, past) == (from, from + part.len()) {
+            self.read_at(stored_at + first as u64, part)?;
+            return check(part);
         }
-        let mut whole = vec![0; entry.payload_len as usize];
-        self.read_at(stored_at, &mut whole)?;
-        check(&whole)?;
-        buf.copy_from_slice(&whole[into..into + buf.len()]);
+        let mut blocks = vec![0; past - first];
+        self.read_at(stored_at + first as u64, &mut blocks)?;
+        check(&blocks)?;
+        part.copy_from_slice(&blocks[from - first..from - first + part.len()]);
         Ok(())
     }
 
     /// One frame, checked and decompressed.
-    fn frame(&self, wanted: &Wanted, body_at: u64, batch: &Batch, number: usize) -> Result<Bytes, ReadError> {
+    fn frame(
+        &self,
+        wanted: &Wanted,
+        body_at: u64,
+        frame: &FrameEntry,
+        number: usize,
+    ) -> Result<Bytes, ReadError> {
         let key = (wanted.key, number as u32);
         if let Some(plain) = FRAMES.get(&key) {
             return Ok(plain);
         }
-        let frame = batch.frames().get(number).ok_or_else(|| {
-            self.damaged(wanted.at, FrameError::OutOfRange { at: wanted.payload_at, len: 0 })
-        })?;
         let mut stored = vec![0; frame.stored_len as usize];
         self.read_at(body_at + u64::from(frame.stored_at), &mut stored)?;
         let plain = batch::open_frame(number, frame, stored.into())
@@ -196,6 +214,9 @@ impl SegmentFile {
         };
         let batch =
             Batch::parse_tables(key.kind.form(), bytes, total).map_err(|error| self.damaged(at, error))?;
+        if batch.checksum() != envelope.body_crc {
+            return Err(self.damaged(at, "another batch stands behind its envelope"));
+        }
         let batch = Arc::new(batch);
         TABLES.insert(key, batch.clone());
         Ok(batch)
@@ -215,14 +236,4 @@ fn find_record<'a>(batch: &'a Batch, wanted: &Wanted) -> Option<&'a Entry> {
             && wanted.range.start - entry.range.start
                 == u64::from(wanted.payload_at.wrapping_sub(entry.payload_at))
     })
-}
-
-/// Where in the batch a record's bytes lie as they are: where all its frames are raw, and it is not so
-/// long that reading a frame is less.
-fn raw_place(batch: &Batch, entry: &Entry) -> Option<u64> {
-    let (from, to) = (entry.payload_at as usize, (entry.payload_at + entry.payload_len) as usize);
-    let frames = batch.frames().get(from / FRAME_BYTES..to.div_ceil(FRAME_BYTES))?;
-    let raw =
-        entry.payload_len as usize <= FRAME_BYTES && frames.iter().all(|frame| frame.codec == Codec::Raw);
-    raw.then(|| u64::from(frames[0].stored_at) + (from % FRAME_BYTES) as u64)
 }

@@ -6,7 +6,7 @@ use crate::manifest::{SegmentInfo, segment_name};
 use crate::page::PAGE_BYTES;
 use crate::store::{Store, StoreFile};
 use batch::Batch;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use std::io;
 use std::sync::Arc;
 use types::limits::BATCH_BYTES_MAX;
@@ -117,7 +117,7 @@ impl Segment {
         let len = self.file.len().map_err(|source| self.io(source))?;
         let position = self.start();
         let end = end.unwrap_or(len).min(len);
-        Ok(Scan { segment: self, end, position, window: Bytes::new(), window_at: 0 })
+        Ok(Scan { segment: self, end, position, window: Bytes::new(), window_at: 0, memory: Bytes::new() })
     }
 
     fn io(&self, source: io::Error) -> SegmentError {
@@ -137,6 +137,8 @@ pub(crate) struct Scan<'a> {
     pub(crate) position: Position,
     window: Bytes,
     window_at: u64,
+    /// The memory behind the window, used again once nobody holds a part of it.
+    memory: Bytes,
 }
 
 impl Scan<'_> {
@@ -156,11 +158,12 @@ impl Scan<'_> {
         }
         let body = self.bytes(at + ENVELOPE_BYTES as u64, total)?;
         let body = body.ok_or_else(|| segment.damaged(at, "the file ends within a batch"))?;
-        if crc32c::crc32c_append(segment.header.seed(), &body) != envelope.body_crc {
-            return Err(segment.damaged(at, "batch: checksum does not match"));
-        }
         let batch = Batch::parse_as(segment.header.kind.form(), body)
+            .and_then(|batch| batch.verify_stored().map(|()| batch))
             .map_err(|error| segment.damaged(at, &error.to_string()))?;
+        if batch.checksum() != envelope.body_crc {
+            return Err(segment.damaged(at, "another batch stands behind its envelope"));
+        }
         self.position.at = at + Envelope::stride(total);
         self.position.batch_no += 1;
         self.position.chain = crc;
@@ -176,12 +179,23 @@ impl Scan<'_> {
         if at < self.window_at || to > self.window_at + self.window.len() as u64 {
             let from = at / PAGE_BYTES * PAGE_BYTES;
             let wanted = (to - from).max(WINDOW_BYTES as u64).min(self.end - from);
-            let mut window = vec![0; wanted as usize];
-            self.segment.file.read_at(from, &mut window).map_err(|error| match error.kind() {
-                io::ErrorKind::UnexpectedEof => self.segment.damaged(at, "the file ends here"),
-                _ => self.segment.io(error),
+            self.window = Bytes::new();
+            let room = wanted as usize + PAGE_BYTES as usize;
+            let mut memory = match std::mem::take(&mut self.memory).try_into_mut() {
+                Ok(memory) if memory.len() >= room => memory,
+                _ => BytesMut::zeroed(room),
+            };
+            // At a multiple of a page, so that direct I/O needs no copy.
+            let skew = memory.as_ptr().align_offset(PAGE_BYTES as usize);
+            let range = skew..skew + wanted as usize;
+            self.segment.file.read_at(from, &mut memory[range.clone()]).map_err(|error| {
+                match error.kind() {
+                    io::ErrorKind::UnexpectedEof => self.segment.damaged(at, "the file ends here"),
+                    _ => self.segment.io(error),
+                }
             })?;
-            (self.window, self.window_at) = (window.into(), from);
+            self.memory = memory.freeze();
+            (self.window, self.window_at) = (self.memory.slice(range), from);
         }
         let start = (at - self.window_at) as usize;
         Ok(Some(self.window.slice(start..start + len)))

@@ -2,21 +2,26 @@
 //!
 //! Of each pair the framer gathers what has come, gives it places, checksums and copies it; the writer
 //! writes and syncs. So the processor works on one group while the disk has the one before. A group of a
-//! stream is closed when it holds a mebibyte, when it has waited 5 ms, or when nothing more is waiting. A
-//! journal always belongs to one shard, so its groups are committed in the order they were framed.
+//! stream is closed when it holds 4 MiB, when it has waited 5 ms, or when nothing more is waiting; the
+//! writer takes all groups that are ready and syncs each segment once. A journal always belongs to one
+//! shard, so its groups are committed in the order they were framed.
 
 use crate::append::{AppendError, AppendMeta, Appended, Framed};
 use crate::journal::Journal;
+use crate::page::PageBuf;
 use batch::Batch;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::time::Duration;
-use types::limits::BATCH_BYTES_TARGET;
+
 use types::{Epoch, WallTime};
 
-/// Groups that are framed but not yet written, of one shard.
-const FRAMED_MAX: usize = 2;
+/// Groups that are framed but not yet written, of one shard; as many may be synced together.
+const FRAMED_MAX: usize = 4;
+/// A group is closed at this size: the disk takes larger writes faster, and one sync serves more
+/// (`docs/design/2026-11-25-the-journal-on-disk.md` has the measurement).
+const GROUP_BYTES: usize = 4 << 20;
 /// A group waits no longer for more to come.
 const GROUP_WAIT: Duration = Duration::from_millis(5);
 
@@ -94,12 +99,16 @@ impl Shards {
         let start = |number: usize| {
             let (send, receive) = channel();
             let (framed, to_write) = sync_channel(FRAMED_MAX);
+            let (emptied, spares) = channel();
             let stamp = stamp.clone();
             let spawn = |name: String, body: Box<dyn FnOnce() + Send>| {
                 std::thread::Builder::new().name(name).spawn(body).expect("the system has threads left")
             };
-            spawn(format!("frame-{number}"), Box::new(move || frame_all(&receive, &framed, &*stamp)));
-            spawn(format!("write-{number}"), Box::new(move || write_all(&to_write)));
+            spawn(
+                format!("frame-{number}"),
+                Box::new(move || frame_all(&receive, &framed, &spares, &*stamp)),
+            );
+            spawn(format!("write-{number}"), Box::new(move || write_all(&to_write, &emptied)));
             send
         };
         Self { queues: (0..count.max(1)).map(start).collect() }
@@ -112,24 +121,27 @@ impl Shards {
     }
 }
 
-fn frame_all(queue: &Receiver<(Arc<AppendStream>, Batch)>, framed: &SyncSender<Written>, stamp: &Stamp) {
+fn frame_all(
+    queue: &Receiver<(Arc<AppendStream>, Batch)>,
+    framed: &SyncSender<Written>,
+    spares: &Receiver<PageBuf>,
+    stamp: &Stamp,
+) {
     let mut groups: Vec<Group> = Vec::new();
     while let Ok(first) = queue.recv() {
         let mut next = Some(first);
         while let Some((stream, batch)) = next.take() {
-            let (now, entropy) = stamp();
+            let (now, _) = stamp();
             add(&mut groups, stream, batch, now);
-            let is_due = |group: &mut Group| {
-                group.size.bytes >= BATCH_BYTES_TARGET || now.since(group.since) > GROUP_WAIT
-            };
+            let is_due =
+                |group: &mut Group| group.size.bytes >= GROUP_BYTES || now.since(group.since) > GROUP_WAIT;
             for group in groups.extract_if(.., is_due) {
-                frame_group(group, framed, now, entropy);
+                frame_group(group, framed, spares, stamp);
             }
             next = queue.try_recv().ok();
         }
         for group in groups.drain(..) {
-            let (now, entropy) = stamp();
-            frame_group(group, framed, now, entropy);
+            frame_group(group, framed, spares, stamp);
         }
     }
 }
@@ -145,15 +157,16 @@ fn add(groups: &mut Vec<Group>, stream: Arc<AppendStream>, batch: Batch, now: Wa
     group.batches.push(batch);
 }
 
-fn frame_group(group: Group, framed: &SyncSender<Written>, received_at: WallTime, entropy: [u8; 16]) {
+fn frame_group(group: Group, framed: &SyncSender<Written>, spares: &Receiver<PageBuf>, stamp: &Stamp) {
     let Group { stream, batches, size, .. } = group;
     if stream.failed.load(Ordering::SeqCst) {
         return;
     }
+    let (received_at, entropy) = stamp();
     let meta = AppendMeta { epoch: stream.epoch, received_at, entropy };
     let result = {
         let mut writer = stream.journal.lock_writer();
-        stream.journal.frame(&mut writer, batches, meta)
+        stream.journal.frame(&mut writer, batches, meta, spares.try_recv().ok())
     };
     match result {
         Ok(ready) => framed.send((stream, size, ready)).expect("the writer lives as long as the framer"),
@@ -161,13 +174,42 @@ fn frame_group(group: Group, framed: &SyncSender<Written>, received_at: WallTime
     }
 }
 
-fn write_all(to_write: &Receiver<Written>) {
-    while let Ok((stream, size, framed)) = to_write.recv() {
-        let result = stream.journal.commit(framed);
+fn write_all(to_write: &Receiver<Written>, emptied: &Sender<PageBuf>) {
+    while let Ok(first) = to_write.recv() {
+        let mut ready = vec![first];
+        while ready.len() < FRAMED_MAX
+            && let Ok(next) = to_write.try_recv()
+        {
+            ready.push(next);
+        }
+        commit_all(ready, emptied);
+    }
+}
+
+/// Commits groups, syncing once for those of one segment that stand side by side.
+fn commit_all(ready: Vec<Written>, emptied: &Sender<PageBuf>) {
+    let mut results: Vec<Result<(), AppendError>> =
+        ready.iter().map(|(stream, _, framed)| stream.journal.write(framed)).collect();
+    for at in 0..ready.len() {
+        let (stream, _, framed) = &ready[at];
+        let is_last = ready[at + 1..].iter().all(|(_, _, other)| !framed.is_beside(other));
+        if results[at].is_ok() && is_last {
+            results[at] = stream.journal.sync(framed);
+        }
+    }
+    for (written, result) in ready.into_iter().zip(results) {
+        let (stream, size, framed) = written;
+        // A sync that failed has closed the journal: what stood before in its segment is not durable.
+        let result = result.and_then(|()| match stream.journal.failed.load(Ordering::SeqCst) {
+            true => Err(AppendError::Closed),
+            false => stream.journal.publish(&framed),
+        });
         if result.is_err() {
             // What was framed behind it has its place already: the journal is opened again from the disk.
             stream.journal.failed.store(true, Ordering::SeqCst);
         }
+        // The framer is gone only when all ends.
+        let _ = emptied.send(stream.journal.finish_group(framed));
         stream.tell(size, result);
     }
 }

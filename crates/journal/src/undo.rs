@@ -193,7 +193,7 @@ impl Step<'_> {
         let seed = segment.header.seed();
         let envelope = Envelope {
             body_len: batch.bytes().len() as u32,
-            body_crc: crc32c::crc32c_append(seed, batch.bytes()),
+            body_crc: batch.checksum(),
             batch_no: self.position.batch_no,
             acked_upto: self.undo.upto,
             epoch: Epoch(self.journal.read_shared().manifest.epoch),

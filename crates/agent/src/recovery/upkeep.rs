@@ -14,7 +14,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Guides and files not used for so many rounds are let go of.
 const REST_EVERY: u64 = 60;
 /// Threads that bring a journal's data to its replica.
-const FOLD_THREADS: usize = 4;
+const FOLD_THREADS: usize = 16;
 
 impl Recovery {
     /// Keeps up every journal, again and again. One journal's turn is bounded, so none waits for another.

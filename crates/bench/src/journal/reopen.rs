@@ -1,24 +1,29 @@
 //! Opening a journal after a crash: only open segments are read.
 
-use super::{SETTINGS, create, meta, reopen};
+use super::{SETTINGS, create, keep_up, meta, reopen};
 use crate::Run;
 use crate::clock::timed;
 use crate::disk::drop_caches;
 use crate::figures::{Figure, Goal};
 use crate::load::{Stream, random_writes};
 use anyhow::{Context, Result};
-use journal::Settings;
+use journal::{AppendMeta, Settings};
+use types::WallTime;
 
 pub(crate) fn run(run: &Run) -> Result<Vec<Figure>> {
     let folder = run.folder.join("reopen");
-    // One open segment: it would be sealed at 16 MiB otherwise, so it comes in one group.
     let settings = Settings { segment_bytes: 1 << 30, ..SETTINGS };
-    let bytes = run.scaled(512 << 20);
+    // Segments of 16, 32, 64 and 128 MiB come before one that has room for the rest.
+    let bytes = run.scaled(480 << 20);
     let journal = create(&folder, 1, 16 << 30, settings)?;
-    let batches = random_writes(&mut Stream::begin(), bytes, 4 << 10, 16 << 30, 1);
-    journal.append(batches, meta(1)).context("append")?;
-    anyhow::ensure!(journal.status().segments == 1, "one segment");
-    let gib = journal.status().journal_bytes as f64 / (1 << 30) as f64;
+    for batch in random_writes(&mut Stream::begin(), bytes, 4 << 10, 16 << 30, 1) {
+        let number = batch.header().last_seq.raw();
+        journal
+            .append(vec![batch], AppendMeta { received_at: WallTime(0), ..meta(number) })
+            .context("append")?;
+    }
+    keep_up(&journal, 0, 1)?;
+    let gib = journal.status().open_bytes as f64 / (1 << 30) as f64;
     drop(journal);
     let mut seconds = Vec::new();
     for _ in 0..run.rounds() {
