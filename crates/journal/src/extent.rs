@@ -48,6 +48,11 @@ pub(crate) fn place_key(disk: DiskIndex, start: u64) -> u64 {
     (u64::from(disk.0) << 46) | start
 }
 
+/// The place a packed entry begins at.
+pub(crate) fn place_of(entry: &[u8; ENTRY_BYTES]) -> u64 {
+    u64::from_le_bytes(entry[..8].try_into().expect("an entry begins with eight bytes")) >> 12
+}
+
 impl Extent {
     pub(crate) fn sort_key(&self) -> SortKey {
         (place_key(self.disk, self.range.start), self.seq)

@@ -6,13 +6,13 @@
 //! `docs/formats/journal.md`.
 
 use crate::cover::{Cover, LogKind};
-use crate::extent::{ENTRY_BYTES, Extent, REGION_BYTES, place_key};
+use crate::extent::{ENTRY_BYTES, Extent, REGION_BYTES, place_key, place_of};
 use crate::manifest::RunInfo;
 use crate::page::{PAGE_BYTES, PageKind, open_page};
 use crate::store::{Store, StoreFile};
 use crate::table::fill_in_order;
 use roaring::RoaringTreemap;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -235,6 +235,30 @@ impl Run {
         Ok(())
     }
 
+    /// Finds in a page the extents that begin from the first of `places` up to below the second, and
+    /// whose sequence counts.
+    fn search_page(
+        &self,
+        guide: &Guide,
+        page: usize,
+        places: (u64, u64),
+        (above, upto): (WriteSeq, WriteSeq),
+        found: &mut Vec<Extent>,
+    ) -> Result<(), RunError> {
+        PAGES_READ.fetch_add(1, Ordering::Relaxed);
+        let mut bytes = [0; PAGE_BYTES as usize];
+        let at = self.info.at + PAGE_BYTES * (1 + page as u64);
+        guide.file.read_at(at, &mut bytes).map_err(|error| self.io(error))?;
+        let rows = open_page(&bytes, PageKind::Entries, page as u32, guide.stamp, ENTRY_BYTES)
+            .map_err(|what| self.damaged(what))?;
+        let rows = bytes[..rows * ENTRY_BYTES].as_chunks::<ENTRY_BYTES>().0;
+        let first = rows.partition_point(|row| place_of(row) < places.0);
+        let rows = rows[first..].iter().take_while(|row| place_of(*row) < places.1);
+        let extents = rows.map(|row| Extent::unpack(row, guide.base_page));
+        found.extend(extents.filter(|extent| extent.seq > above && extent.seq <= upto));
+        Ok(())
+    }
+
     /// Lets the run's extents above `above` and at or below `upto` fill `cover`, which lies in one region.
     pub(crate) fn fill(
         &self,
@@ -248,28 +272,30 @@ impl Run {
             return Ok(());
         }
         let guide = self.guide(store)?;
-        let mut pages = BTreeSet::new();
+        let mut pages = Vec::new();
         for open in cover.open().iter().filter(|open| guide.has_blocks_of(disk, **open)) {
             pages.extend(guide.pages_for(disk, *open));
         }
-        let pages: Vec<usize> = match self.kind {
-            LogKind::Redo => pages.into_iter().rev().collect(),
-            LogKind::Undo => pages.into_iter().collect(),
-        };
-        let mut found = Vec::new();
+        pages.sort_unstable();
+        pages.dedup();
+        if self.kind == LogKind::Redo {
+            pages.reverse();
+        }
+        let region = cover.open()[0].start / REGION_BYTES * REGION_BYTES;
+        let end = cover.open()[cover.open().len() - 1].end();
+        let places = (place_key(disk, region), place_key(disk, end));
+        let mut found: Vec<Extent> = Vec::new();
         let mut longest = HashMap::new();
-        let mut extents = Vec::new();
         for page in pages {
             if guide.is_hidden(page, (above, upto), &longest) {
                 continue;
             }
-            extents.clear();
-            self.read_pages(&guide, page, 1, &mut extents)?;
-            for extent in extents.iter().filter(|extent| extent.seq > above && extent.seq <= upto) {
-                let len = longest.entry(place_key(extent.disk, extent.range.start)).or_insert(0);
-                *len = extent.range.len.max(*len);
-                if extent.disk == disk {
-                    found.push(*extent);
+            let before = found.len();
+            self.search_page(&guide, page, places, (above, upto), &mut found)?;
+            if guide.is_one_place(page) || page.checked_sub(1).is_some_and(|page| guide.is_one_place(page)) {
+                for extent in &found[before..] {
+                    let len = longest.entry(place_key(extent.disk, extent.range.start)).or_insert(0);
+                    *len = extent.range.len.max(*len);
                 }
             }
         }
@@ -292,6 +318,11 @@ impl Guide {
 
     fn place(&self, page: usize) -> u64 {
         self.directory[page].0 >> 12
+    }
+
+    /// Whether the page holds nothing but versions of the place it begins with.
+    fn is_one_place(&self, page: usize) -> bool {
+        self.directory.get(page + 1).is_some_and(|next| next.0 >> 12 == self.place(page))
     }
 
     /// The longest extent of a page, rounded up to 256 bytes.
@@ -326,11 +357,10 @@ impl Guide {
         (above, upto): (WriteSeq, WriteSeq),
         longest: &HashMap<u64, u64>,
     ) -> bool {
-        let Some(next) = self.directory.get(page + 1) else { return false };
-        let place = self.place(page);
-        if next.0 >> 12 != place {
+        if !self.is_one_place(page) {
             return false;
         }
+        let (place, next) = (self.place(page), self.directory[page + 1]);
         let out_of_reach = self.directory[page].1 > upto.raw() || next.1 <= above.raw();
         out_of_reach || longest.get(&place).is_some_and(|len| *len >= self.longest(page))
     }
@@ -340,3 +370,6 @@ impl Guide {
 pub(crate) fn block_key(disk: DiskIndex, at: u64) -> u64 {
     place_key(disk, at) / BLOCK_BYTES
 }
+
+#[cfg(test)]
+mod tests;

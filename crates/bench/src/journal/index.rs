@@ -17,7 +17,8 @@ use types::{ByteRange, DiskIndex, WallTime, WriteSeq};
 
 const DISK_BYTES: u64 = 100 << 30;
 const WRITE_BYTES: u64 = 8 << 10;
-const LOOK_UPS: u64 = 20_000;
+const LOOK_UPS: u64 = 100_000;
+const NOTED_EVERY: u64 = 16;
 
 pub(crate) fn run(run: &Run) -> Result<Vec<Figure>> {
     let lengths: &[u64] = if run.quick { &[1, 2] } else { &[1, 10, 40] };
@@ -27,15 +28,31 @@ pub(crate) fn run(run: &Run) -> Result<Vec<Figure>> {
     let mut draw = Draw::new(1);
     let mut figures = Vec::new();
     let mut costs = Vec::new();
+    let mut written = Vec::new();
     let mut filled = 0;
     for &millions in lengths {
-        fill(&journal, &mut stream, &mut draw, millions * 1_000_000 - filled)?;
+        fill(&journal, &mut stream, &mut draw, millions * 1_000_000 - filled, &mut written)?;
         filled = millions * 1_000_000;
         let entries = journal.status().index_entries;
-        let (micros, pages) = look_up(&journal, stream.last(), run.rounds(), &mut draw)?;
-        costs.push(micros);
+        let last = stream.last();
+        let anywhere = |draw: &mut Draw| {
+            let cut = last.raw() / 2 + draw.below(last.raw() / 2);
+            (draw.below(DISK_BYTES / 4096) * 4096, WriteSeq::from_raw(cut))
+        };
+        let where_written = |draw: &mut Draw| {
+            let (at, seq) = written[draw.below(written.len() as u64) as usize];
+            (at, WriteSeq::from_raw(seq + draw.below(last.raw() - seq + 1)))
+        };
+        let (micros, pages) = look_up(&journal, run.rounds(), &mut draw, &where_written)?;
+        let (micros_anywhere, pages_anywhere) = look_up(&journal, run.rounds(), &mut draw, &anywhere)?;
+        costs.push((micros, micros_anywhere));
         let name = |what: &str| format!("{what}, {millions} million entries");
-        figures.push(Figure::alone(&name("index pages a look-up"), &[pages], "", Goal::AtMost(2.5)));
+        figures.push(Figure::alone(
+            &name("index pages a look-up where something was written"),
+            &[pages],
+            "",
+            Goal::AtMost(2.5),
+        ));
         let resident = journal.resident_index_bytes().0 as f64 / entries as f64;
         figures.push(Figure::alone(
             &name("resident bytes an entry, bitmaps apart"),
@@ -45,7 +62,19 @@ pub(crate) fn run(run: &Run) -> Result<Vec<Figure>> {
         ));
         let bitmaps = journal.resident_index_bytes().1 as f64 / (1 << 20) as f64;
         figures.push(Figure::alone(&name("bitmaps"), &[bitmaps], "MiB", Goal::None));
-        figures.push(Figure::alone(&name("a look-up"), &[micros], "µs", Goal::None));
+        figures.push(Figure::alone(
+            &name("a look-up where something was written"),
+            &[micros],
+            "µs",
+            Goal::None,
+        ));
+        figures.push(Figure::alone(
+            &name("index pages a look-up anywhere"),
+            &[pages_anywhere],
+            "",
+            Goal::AtMost(2.5),
+        ));
+        figures.push(Figure::alone(&name("a look-up anywhere"), &[micros_anywhere], "µs", Goal::None));
         let opening = open_images(&journal, stream.last(), run.rounds())?;
         let cold = if drop_caches() { "cold cache" } else { "cache not emptied" };
         figures.push(Figure::alone(
@@ -56,18 +85,22 @@ pub(crate) fn run(run: &Run) -> Result<Vec<Figure>> {
         ));
     }
     let (first, last) = (costs[0], costs[costs.len() - 1]);
-    figures.push(Figure::against(
-        "look-up at the greatest length against the least",
-        &[last],
-        &[first],
-        "µs",
-        Goal::AtMost(1.5),
-    ));
+    let name = "a look-up anywhere, greatest length against least";
+    figures.push(Figure::against(name, &[last.1], &[first.1], "µs", Goal::AtMost(1.5)));
+    let name = "a look-up where something was written, greatest length against least";
+    figures.push(Figure::against(name, &[last.0], &[first.0], "µs", Goal::AtMost(1.5)));
     figures.extend(list_checkpoints(&journal, run.rounds())?);
     Ok(figures)
 }
 
-fn fill(journal: &Journal, stream: &mut Stream, draw: &mut Draw, writes: u64) -> Result<()> {
+/// Appends so many writes; some of them are noted, with their sequence.
+fn fill(
+    journal: &Journal,
+    stream: &mut Stream,
+    draw: &mut Draw,
+    writes: u64,
+    written: &mut Vec<(u64, u64)>,
+) -> Result<()> {
     let blocks = DISK_BYTES / WRITE_BYTES;
     let mut batches = 0;
     for number in 0..writes {
@@ -75,6 +108,9 @@ fn fill(journal: &Journal, stream: &mut Stream, draw: &mut Draw, writes: u64) ->
         let hot = draw.below(5) < 4;
         let block = if hot { draw.below(blocks / 5) } else { draw.below(blocks) };
         stream.zero(ByteRange::new(block * WRITE_BYTES, WRITE_BYTES));
+        if number % NOTED_EVERY == 0 {
+            written.push((block * WRITE_BYTES, stream.last().raw()));
+        }
         if number % 77 == 76 {
             stream.checkpoint(WallTime(stream.last().raw() as i64 * 65_000));
         }
@@ -92,22 +128,24 @@ fn fill(journal: &Journal, stream: &mut Stream, draw: &mut Draw, writes: u64) ->
     keep_up(journal, last, 1).map(drop)
 }
 
-/// Microseconds and index pages of a look-up of 4 KiB at a random place and cut, the page cache warm.
-fn look_up(journal: &Arc<Journal>, last: WriteSeq, rounds: usize, draw: &mut Draw) -> Result<(f64, f64)> {
+/// Microseconds and index pages of a look-up of 4 KiB at a place and cut that are drawn, the page cache
+/// warm.
+fn look_up(
+    journal: &Arc<Journal>,
+    rounds: usize,
+    draw: &mut Draw,
+    place: &dyn Fn(&mut Draw) -> (u64, WriteSeq),
+) -> Result<(f64, f64)> {
     let mut micros = Vec::new();
     let mut pages = Vec::new();
     let mut buf = vec![0; 4096];
     for _ in 0..=rounds {
+        let places: Vec<_> = (0..LOOK_UPS).map(|_| place(draw)).collect();
         let before = index_pages_read();
-        let (seconds, done) = timed(|| -> Result<()> {
-            for _ in 0..LOOK_UPS {
-                let cut = WriteSeq::from_raw(last.raw() / 2 + draw.below(last.raw() / 2));
-                let at = draw.below(DISK_BYTES / 4096) * 4096;
-                journal.read_at(DiskIndex(0), cut, at, &mut buf).context("read")?;
-            }
-            Ok(())
+        let (seconds, done) = timed(|| {
+            places.iter().try_for_each(|(at, cut)| journal.read_at(DiskIndex(0), *cut, *at, &mut buf))
         });
-        done?;
+        done.context("read")?;
         micros.push(seconds * 1e6 / LOOK_UPS as f64);
         pages.push((index_pages_read() - before) as f64 / LOOK_UPS as f64);
     }

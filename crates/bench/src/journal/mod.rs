@@ -65,7 +65,7 @@ fn reopen(folder: &Path, settings: Settings) -> Result<Arc<Journal>> {
 fn meta(number: u64) -> AppendMeta {
     let mut entropy = [7; 16];
     entropy[..8].copy_from_slice(&number.to_le_bytes());
-    AppendMeta { epoch: Epoch::FIRST, received_at: WallTime(number as i64 * 1_000_000), entropy }
+    AppendMeta { epoch: Epoch::FIRST, received_at: WallTime(number as i64), entropy }
 }
 
 /// Lets upkeep run until it finds nothing.
@@ -130,6 +130,6 @@ fn shards(count: usize) -> Shards {
     Shards::start(count, move || {
         let AppendMeta { received_at, entropy, .. } =
             meta(number.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
-        (WallTime(received_at.0 / 1_000_000), entropy)
+        (received_at, entropy)
     })
 }

@@ -72,6 +72,20 @@ impl Stream {
         self.records.push(Record { seq, kind, disk: DiskIndex(0), range, payload: Bytes::new() });
     }
 
+    /// A sync of the whole disk: its blocks as they are now, between the marks of a gap.
+    pub(crate) fn resync(&mut self) {
+        self.mark(Kind::SyncBegin);
+        let begin = self.records.last_mut().unwrap();
+        begin.range = ByteRange::new(begin.seq.raw(), 0);
+        for range in ByteRange::new(0, DISK_BYTES).split_at_multiples(64 << 10) {
+            let seq = self.next();
+            let bytes = &self.disk[range.start as usize..range.end() as usize];
+            let payload = Bytes::copy_from_slice(bytes);
+            self.records.push(Record { seq, kind: Kind::Sync, disk: DiskIndex(0), range, payload });
+        }
+        self.mark(Kind::SyncEnd);
+    }
+
     /// A checkpoint of the disk as it is now.
     pub(crate) fn checkpoint(&mut self) -> WriteSeq {
         let cut = self.next();
