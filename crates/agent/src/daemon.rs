@@ -28,6 +28,9 @@ pub async fn run(config: Config) -> Result<()> {
     let recovery = Recovery::new(&config, state, artifacts, boot_id);
     let pki = Pki::new(&config.pki_dir);
     tracing::info!(site = config.site, agent = config.agent, run = run.0, "agent starts");
+    if let Err(error) = raise_file_limit() {
+        tracing::warn!(%error, "the limit of open files stays as it is: few journals can be kept");
+    }
     // The protected side first: guests wait for their disks, journals can wait.
     let alerts = Arc::new(Alerts::default());
     source.resume_all(&alerts)?;
@@ -48,7 +51,8 @@ pub async fn run(config: Config) -> Result<()> {
             if let Some(address) = config.stream_listen {
                 tokio::spawn(listen(recovery.clone(), pki.clone(), address, alerts));
             }
-            tokio::spawn(recovery.keep_up_regularly());
+            tokio::spawn(recovery.clone().keep_up_regularly());
+            tokio::spawn(recovery.scrub_regularly());
         }
         // Without knowing which groups have failed over, no stream may be taken.
         Err(error) => alerts.raise("recovery side", format!("no streams are accepted: {error:#}")),
@@ -68,4 +72,11 @@ pub async fn run(config: Config) -> Result<()> {
     }
     let _ = std::fs::remove_file(&config.api_socket);
     Ok(())
+}
+
+/// Every journal has a few files open: as many as the system allows may be.
+fn raise_file_limit() -> std::io::Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?)
 }

@@ -22,3 +22,4 @@ mod state;
 mod wire_io;
 
 pub use daemon::run;
+pub use state::random;

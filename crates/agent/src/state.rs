@@ -117,7 +117,7 @@ impl StateDir {
 }
 
 /// Sixteen random bytes from the system.
-pub(crate) fn random() -> [u8; 16] {
+pub fn random() -> [u8; 16] {
     let mut bytes = [0; 16];
     let mut filled = 0;
     while filled < bytes.len() {

@@ -1,5 +1,6 @@
 //! A client for the agent's API, over its unix socket or mutual TLS on TCP.
 
+use crate::journals::*;
 use crate::model::*;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
@@ -96,14 +97,42 @@ impl Client {
         self.post(&format!("/v1/groups/{}/checkpoints", escape(group)), &request).await
     }
 
+    /// A page of checkpoints; `query` is the rest of the query, each part with its `&`.
     pub async fn checkpoints(
         &self,
         vm: &str,
-        cursor: Option<&str>,
         limit: usize,
+        query: &[(&str, &str)],
     ) -> Result<CheckpointPage, ClientError> {
-        let cursor = cursor.map(|cursor| format!("&cursor={}", escape(cursor))).unwrap_or_default();
-        self.get(&format!("/v1/recovered/{}/checkpoints?limit={limit}{cursor}", escape(vm))).await
+        let query: String = query.iter().map(|(name, value)| format!("&{name}={}", escape(value))).collect();
+        self.get(&format!("/v1/recovered/{}/checkpoints?limit={limit}{query}", escape(vm))).await
+    }
+
+    pub async fn journal(&self, vm: &str) -> Result<Journal, ClientError> {
+        self.get(&format!("/v1/recovered/{}/journal", escape(vm))).await
+    }
+
+    pub async fn set_journal(&self, vm: &str, settings: &JournalSettings) -> Result<Journal, ClientError> {
+        let path = format!("/v1/recovered/{}/journal", escape(vm));
+        let body = serde_json::to_vec(settings).map_err(|error| ClientError::Answer(error.to_string()))?;
+        self.call(Method::PATCH, &path, Some(body)).await
+    }
+
+    pub async fn move_journal(&self, vm: &str, folder: &str) -> Result<Journal, ClientError> {
+        let request = MoveRequest { folder: folder.to_owned() };
+        self.post(&format!("/v1/recovered/{}/journal/move", escape(vm)), &request).await
+    }
+
+    pub async fn pin(&self, vm: &str, request: &PinRequest) -> Result<Pin, ClientError> {
+        self.post(&format!("/v1/recovered/{}/pins", escape(vm)), request).await
+    }
+
+    pub async fn unpin(&self, vm: &str, id: u64) -> Result<Done, ClientError> {
+        self.call(Method::DELETE, &format!("/v1/recovered/{}/pins/{id}", escape(vm)), None).await
+    }
+
+    pub async fn promote(&self, image: &str, request: &PromoteRequest) -> Result<Image, ClientError> {
+        self.post(&format!("/v1/images/{}/promote", escape(image)), request).await
     }
 
     pub async fn open_image(&self, request: &OpenImageRequest) -> Result<Image, ClientError> {

@@ -5,7 +5,9 @@
 //! problem documents ([`Problem`]).
 
 mod client;
+mod journals;
 mod model;
 
 pub use client::{Client, ClientError, Endpoint};
+pub use journals::*;
 pub use model::*;

@@ -153,6 +153,8 @@ pub struct RecoveredVm {
     pub journal_bytes_max: u64,
     pub history_seconds: u64,
     pub history_seconds_max: u64,
+    /// How long a history the size limits will leave at the present pace; none where they leave all of it.
+    pub projected_history_seconds: Option<u64>,
     pub checkpoints: u64,
     pub newest_checkpoint: Option<Checkpoint>,
     /// The newest state that can be opened.
@@ -230,6 +232,8 @@ pub struct Image {
     pub socket: String,
     pub disks: Vec<Disk>,
     pub overlay_bytes: u64,
+    /// Of a writable image: how far it is from needing nothing of the journal.
+    pub promotion: crate::Promotion,
     /// Who holds it: `operator`, or `failover` of a group.
     pub owner: String,
     /// How long opening took.

@@ -76,7 +76,7 @@ pub(crate) enum Command {
     /// Start a group at this side, and keep or undo that.
     #[command(subcommand)]
     Failover(FailoverCommand),
-    /// Look into a journal's folder, offline.
+    /// Journals: their settings and pins; their folders, offline.
     #[command(subcommand)]
     Journal(JournalCommand),
     /// Print a completion script for your shell.
@@ -195,6 +195,21 @@ pub(crate) enum CheckpointCommand {
         /// Begin behind this one, as printed at the end of the page before.
         #[arg(long)]
         cursor: Option<String>,
+        /// Taken at this time (RFC 3339) or later.
+        #[arg(long, value_name = "TIME")]
+        from: Option<String>,
+        /// Taken at this time (RFC 3339) or earlier.
+        #[arg(long, value_name = "TIME")]
+        to: Option<String>,
+        /// Only `automatic` or only `tagged` ones.
+        #[arg(long, value_name = "KIND")]
+        kind: Option<String>,
+        /// Only those with these words.
+        #[arg(long)]
+        tag: Option<String>,
+        /// Newest first.
+        #[arg(long)]
+        newest_first: bool,
     },
     /// Take a checkpoint of a group now, with your words. On the protected side.
     Tag {
@@ -222,6 +237,16 @@ pub(crate) enum ImageCommand {
     },
     /// The open images.
     List,
+    /// Turn a writable image into plain disks that need nothing of the journal, while it is in use.
+    Promote {
+        id: String,
+        /// Bytes a second; as fast as it goes by default.
+        #[arg(long, default_value_t = 0, value_name = "BYTES")]
+        rate: u64,
+        /// Wait until it is done, and show how far it is.
+        #[arg(long)]
+        wait: bool,
+    },
     /// Close an image and throw its overlay away.
     Close { id: String },
 }
@@ -255,13 +280,62 @@ pub(crate) enum FailoverCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum JournalCommand {
-    /// What a journal's folder holds.
+    /// The journal of a VM: sizes, history, limits, pins, damage.
+    Show { vm: String },
+    /// Change settings of a VM's journal; what is not given stays.
+    Set(SetJournal),
+    /// Move a VM's journal to a new or empty folder. The source buffers meanwhile.
+    Move {
+        vm: String,
+        /// Its full path, at the recovery side.
+        #[arg(long)]
+        to: String,
+    },
+    /// Keep a state readable, whatever retention says.
+    Pin {
+        vm: String,
+        /// `latest`, a checkpoint's id, a time (RFC 3339) or a tag.
+        #[arg(long)]
+        at: String,
+        /// Who wants it, or what for.
+        #[arg(long)]
+        owner: String,
+        /// It goes away by itself after so many seconds.
+        #[arg(long, value_name = "SECONDS")]
+        expires: Option<u64>,
+    },
+    /// Take a pin away.
+    Unpin { vm: String, id: u64 },
+    /// Offline: what a journal's folder holds.
     Inspect {
         folder: PathBuf,
         /// Every record too, in the order of the stream.
         #[arg(long)]
         records: bool,
     },
-    /// Read every byte; exit code 7 where something is damaged.
+    /// Offline: read every byte, and say which checkpoints are good; exit code 7 where something is damaged.
     Verify { folder: PathBuf },
+    /// Offline: make damaged indexes again, and contain what else is damaged; exit code 7 where that was
+    /// needed. Nothing is guessed: what is lost is sent again by the source.
+    Repair { folder: PathBuf },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SetJournal {
+    pub(crate) vm: String,
+    /// `roll-forward` (the replica stands at the old end of the history) or `rollback` (at the new end).
+    #[arg(long)]
+    pub(crate) mode: Option<String>,
+    /// Fold early above this many bytes, 1 GB to 20 TB; 0 for no limit.
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) soft: Option<u64>,
+    /// Keep all checkpoints up to this age.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) keep_all: Option<u64>,
+    /// Then one a minute up to this age, then one in 15 minutes.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) keep_minutely: Option<u64>,
+    /// Let tagged checkpoints younger than this hold the history.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) keep_tagged: Option<u64>,
 }

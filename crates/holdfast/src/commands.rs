@@ -1,13 +1,17 @@
 //! Carrying out each command.
 
 use crate::cli::{
-    CheckpointCommand, Cli, Command, Connect, FailoverCommand, ImageCommand, PkiCommand, Protect, VmCommand,
+    CheckpointCommand, Cli, Command, Connect, FailoverCommand, ImageCommand, JournalCommand, PkiCommand,
+    Protect, VmCommand,
 };
 use crate::{journal_tools, print};
 use agent::config::Config;
 use agent::pki::{Pki, operator_client};
 use anyhow::{Context, Result, bail};
-use api::{Client, Endpoint, OpenImageRequest, ProtectDisk, ProtectRequest, ProtectSettings, ProtectedVm};
+use api::{
+    Client, Endpoint, Image, JournalSettings, OpenImageRequest, PinRequest, PromoteRequest, ProtectDisk,
+    ProtectRequest, ProtectSettings, ProtectedVm,
+};
 use clap::CommandFactory;
 use std::io::IsTerminal;
 use std::path::Path;
@@ -20,7 +24,13 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     match command {
         Command::Agent { config, check } => run_agent(&config, check),
         Command::Pki(command) => pki(command, json),
-        Command::Journal(command) => journal_tools::run(command, json),
+        Command::Journal(JournalCommand::Inspect { folder, records }) => {
+            journal_tools::read_through(&folder, false, records, json)
+        }
+        Command::Journal(JournalCommand::Verify { folder }) => {
+            journal_tools::read_through(&folder, true, false, json)
+        }
+        Command::Journal(JournalCommand::Repair { folder }) => journal_tools::repair(&folder, json),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "holdfast", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
@@ -84,11 +94,10 @@ async fn ask(connect: Connect, command: Command, json: bool) -> Result<()> {
         Command::Checkpoint(command) => checkpoint(&client, command, json).await,
         Command::Image(command) => image(&client, command, json).await,
         Command::Failover(command) => failover(&client, command, json).await,
-        Command::Agent { .. }
-        | Command::Pki(_)
-        | Command::Journal(_)
-        | Command::Completions { .. }
-        | Command::Openapi => unreachable!("carried out without an agent"),
+        Command::Journal(command) => journal(&client, command, json).await,
+        Command::Agent { .. } | Command::Pki(_) | Command::Completions { .. } | Command::Openapi => {
+            unreachable!("carried out without an agent")
+        }
     }
 }
 
@@ -201,8 +210,19 @@ async fn status(client: &Client, watch: bool, json: bool) -> Result<()> {
 
 async fn checkpoint(client: &Client, command: CheckpointCommand, json: bool) -> Result<()> {
     match command {
-        CheckpointCommand::List { vm, limit, cursor } => {
-            let page = client.checkpoints(&vm, cursor.as_deref(), limit).await?;
+        CheckpointCommand::List { vm, limit, cursor, from, to, kind, tag, newest_first } => {
+            let newest_first = newest_first.then(|| "true".to_owned());
+            let query = [
+                ("cursor", &cursor),
+                ("from", &from),
+                ("to", &to),
+                ("kind", &kind),
+                ("tag", &tag),
+                ("newest_first", &newest_first),
+            ];
+            let query: Vec<_> =
+                query.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?))).collect();
+            let page = client.checkpoints(&vm, limit, &query).await?;
             print::one(json, &page, print::checkpoints)
         }
         CheckpointCommand::Tag { group, tag } => {
@@ -220,9 +240,68 @@ async fn image(client: &Client, command: ImageCommand, json: bool) -> Result<()>
             let image = client.open_image(&OpenImageRequest { vm, at, writable }).await?;
             print::one(json, &image, print::image)
         }
+        ImageCommand::Promote { id, rate, wait } => {
+            let image = client.promote(&id, &PromoteRequest { bytes_per_second: rate }).await?;
+            let image = if wait { promoted(client, &id).await? } else { image };
+            print::one(json, &image, print::image)
+        }
         ImageCommand::List => print::one(json, &client.images().await?, |images| print::image_table(images)),
         ImageCommand::Close { id } => {
             print::one(json, &client.close_image(&id).await?, |_| format!("image {id} is closed\n"))
+        }
+    }
+}
+
+/// Waits until an image needs nothing of its journal, showing how far it is where somebody looks on.
+async fn promoted(client: &Client, id: &str) -> Result<Image> {
+    let shows = std::io::stderr().is_terminal();
+    loop {
+        let images = client.images().await?;
+        let image = images.into_iter().find(|image| image.id == id).context("the image was closed")?;
+        let promotion = &image.promotion;
+        if shows {
+            eprint!("\r\x1b[2K{}", print::promotion_line(promotion));
+        }
+        let ended = promotion.state != "running";
+        if ended && shows {
+            eprintln!();
+        }
+        match promotion.state.as_str() {
+            "running" => tokio::time::sleep(Duration::from_millis(300)).await,
+            "done" => return Ok(image),
+            _ => bail!("promotion has stopped: {}", promotion.error.as_deref().unwrap_or("it was asked to")),
+        }
+    }
+}
+
+async fn journal(client: &Client, command: JournalCommand, json: bool) -> Result<()> {
+    match command {
+        JournalCommand::Show { vm } => print::one(json, &client.journal(&vm).await?, print::journal),
+        JournalCommand::Set(set) => {
+            let settings = JournalSettings {
+                mode: set.mode,
+                bytes_soft: set.soft,
+                keep_all_seconds: set.keep_all,
+                keep_minutely_seconds: set.keep_minutely,
+                keep_tagged_seconds: set.keep_tagged,
+            };
+            print::one(json, &client.set_journal(&set.vm, &settings).await?, print::journal)
+        }
+        JournalCommand::Move { vm, to } => {
+            if !json {
+                eprintln!("moving the journal of {vm} to {to} …");
+            }
+            print::one(json, &client.move_journal(&vm, &to).await?, print::journal)
+        }
+        JournalCommand::Pin { vm, at, owner, expires } => {
+            let request = PinRequest { at, owner, expires_seconds: expires };
+            print::one(json, &client.pin(&vm, &request).await?, print::pin)
+        }
+        JournalCommand::Unpin { vm, id } => {
+            print::one(json, &client.unpin(&vm, id).await?, |_| format!("pin {id} of {vm} is gone\n"))
+        }
+        JournalCommand::Inspect { .. } | JournalCommand::Verify { .. } | JournalCommand::Repair { .. } => {
+            unreachable!("carried out without an agent")
         }
     }
 }

@@ -1,19 +1,16 @@
 //! `holdfast journal`: looking into a journal's folder while no agent has it.
 
-use crate::cli::JournalCommand;
 use crate::{exit, print};
 use anyhow::{Context, Result, bail};
-use journal::{FsStore, RecordRow, VerifyReport, verify};
+use journal::{FsStore, Journal, RecordRow, Settings, Upkeep, VerifyReport, verify};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
-pub(crate) fn run(command: JournalCommand, as_json: bool) -> Result<ExitCode> {
-    let (folder, deep, with_records) = match &command {
-        JournalCommand::Inspect { folder, records } => (folder, false, *records),
-        JournalCommand::Verify { folder } => (folder, true, false),
-    };
+/// Reads a journal through and prints what it holds.
+pub(crate) fn read_through(folder: &Path, deep: bool, with_records: bool, as_json: bool) -> Result<ExitCode> {
     let mut records = Vec::new();
     let report = read(folder, deep, |row| {
         if with_records {
@@ -35,15 +32,55 @@ pub(crate) fn run(command: JournalCommand, as_json: bool) -> Result<ExitCode> {
     Ok(if report.damage.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(exit::DAMAGED) })
 }
 
+/// Makes damaged indexes again, and contains what else is damaged.
+pub(crate) fn repair(folder: &Path, as_json: bool) -> Result<ExitCode> {
+    let store = Arc::new(take(folder)?);
+    let opened = Journal::open(store, Settings::for_repair()).context("open the journal")?;
+    let (journal, mut damage) = (opened.journal, opened.damage);
+    let mut rebuilt = 0;
+    let mut place = None;
+    loop {
+        let how = Upkeep::plain(agent::clock::wall(), agent::random());
+        let step = journal.scrub(place, &how).context("read the journal")?;
+        damage.extend(step.damage);
+        rebuilt += step.rebuilt;
+        place = step.place;
+        if place.is_none() {
+            break;
+        }
+    }
+    if as_json {
+        let damage =
+            damage.iter().map(|damage| json!({"what": damage.what, "from": damage.from.to_string()}));
+        print::json(&json!({"rebuilt": rebuilt, "contained": damage.collect::<Vec<_>>()}))?;
+    } else {
+        println!("{rebuilt} damaged index runs made again");
+        for damage in &damage {
+            println!("CONTAINED: {}; checkpoints before {} are good", damage.what, damage.from);
+        }
+        if damage.is_empty() {
+            println!("every byte is as it was written");
+        } else {
+            println!(
+                "later checkpoints come back once the source has sent everything again, which it will by itself"
+            );
+        }
+    }
+    Ok(if damage.is_empty() && rebuilt == 0 { ExitCode::SUCCESS } else { ExitCode::from(exit::DAMAGED) })
+}
+
 fn read(folder: &Path, deep: bool, on_record: impl FnMut(RecordRow)) -> Result<VerifyReport> {
+    verify(&take(folder)?, deep, on_record).context("read the journal")
+}
+
+fn take(folder: &Path) -> Result<FsStore> {
     if !folder.join("manifest").exists() {
         bail!(
             "{} is not a journal's folder: it has no manifest; journals lie in journal_dir/ID",
             folder.display()
         );
     }
-    let store = FsStore::open(folder).context("take the folder (stop the agent that uses it)")?;
-    verify(&store, deep, on_record).context("read the journal")
+    FsStore::open(folder).context("take the folder (stop the agent that uses it)")
 }
 
 fn to_text(report: &VerifyReport, deep: bool) -> String {

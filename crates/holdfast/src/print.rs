@@ -1,7 +1,9 @@
 //! What a person reads, and its JSON twin.
 
 use anyhow::{Context, Result};
-use api::{CheckpointPage, Failover, Group, Image, ProtectedVm, RecoveredVm, Status};
+use api::{
+    CheckpointPage, Failover, Group, Image, Journal, Pin, Promotion, ProtectedVm, RecoveredVm, Status,
+};
 use serde::Serialize;
 use serde_json::Value;
 use std::fmt::Write as _;
@@ -97,7 +99,10 @@ fn recovered_table(vms: &[RecoveredVm]) -> String {
             vm.state.clone(),
             stream.into(),
             bytes(vm.journal_bytes),
-            seconds(vm.history_seconds),
+            match vm.projected_history_seconds {
+                Some(projected) => format!("{} → {}", seconds(vm.history_seconds), seconds(projected)),
+                None => seconds(vm.history_seconds),
+            },
             vm.checkpoints.to_string(),
             vm.newest_checkpoint.as_ref().map_or("-".into(), |checkpoint| checkpoint.taken_at.clone()),
         ]);
@@ -143,12 +148,16 @@ pub(crate) fn sync_line(vm: &ProtectedVm) -> String {
 }
 
 pub(crate) fn checkpoints(page: &CheckpointPage) -> String {
-    let mut rows = vec![["CHECKPOINT", "TAKEN", "KIND", "TAG"].map(str::to_owned)];
+    let mut rows =
+        vec![["CHECKPOINT", "TAKEN", "KIND", "WRITES", "WRITTEN", "ENTROPY", "TAG"].map(str::to_owned)];
     for checkpoint in &page.checkpoints {
         rows.push([
             checkpoint.id.clone(),
             checkpoint.taken_at.clone(),
             checkpoint.kind.clone(),
+            checkpoint.writes.to_string(),
+            bytes(checkpoint.write_bytes),
+            format!("{:.2}", checkpoint.entropy_bits),
             checkpoint.tag.clone(),
         ]);
     }
@@ -168,8 +177,72 @@ pub(crate) fn image(image: &Image) -> String {
     for disk in &image.disks {
         let _ = writeln!(out, "  disk        nbd+unix:///{}?socket={}", disk.name, image.socket);
     }
+    if image.promotion.state != "none" {
+        let _ = writeln!(out, "  promotion   {}", promotion_line(&image.promotion));
+    }
+    for disk in image.disks.iter().filter(|disk| !disk.path.is_empty()) {
+        let _ = writeln!(out, "  plain disk  {}", disk.path);
+    }
     let _ = writeln!(out, "  close with  holdfast image close {}", image.id);
     out
+}
+
+/// How far a promotion is, in one line.
+pub(crate) fn promotion_line(promotion: &Promotion) -> String {
+    let share = promotion.own_bytes as f64 / promotion.total_bytes.max(1) as f64;
+    let bar: String = (0..30).map(|at| if f64::from(at) < share * 30.0 { '#' } else { '.' }).collect();
+    let (own, total) = (bytes(promotion.own_bytes), bytes(promotion.total_bytes));
+    let error = promotion.error.as_ref().map_or(String::new(), |error| format!(": {error}"));
+    format!("[{bar}] {}, {own} of {total}{error}", promotion.state)
+}
+
+pub(crate) fn journal(journal: &Journal) -> String {
+    let mut out = format!("journal of {}, {}, in {}\n", journal.vm, journal.mode, journal.folder);
+    let limit = |limit: u64| if limit == 0 { "none".to_owned() } else { bytes(limit) };
+    let _ = writeln!(
+        out,
+        "  size         {} in {} segments, soft limit {}, hard limit {}",
+        bytes(journal.journal_bytes),
+        journal.segments,
+        limit(journal.bytes_soft),
+        limit(journal.bytes_hard)
+    );
+    let projected = journal
+        .projected_history_seconds
+        .map_or(String::new(), |projected| format!("; the limit will leave {}", seconds(projected)));
+    let _ = writeln!(
+        out,
+        "  history      {} of {}{projected}",
+        seconds(journal.history_seconds),
+        seconds(journal.history_seconds_max)
+    );
+    let _ = writeln!(
+        out,
+        "  checkpoints  {}; all up to {}, one a minute up to {}, then one in 15 minutes; tags hold {}",
+        journal.checkpoints,
+        seconds(journal.keep_all_seconds),
+        seconds(journal.keep_minutely_seconds),
+        seconds(journal.keep_tagged_seconds)
+    );
+    let _ = writeln!(out, "  index        {} entries in {} runs", journal.index_entries, journal.index_runs);
+    let _ = writeln!(out, "  replica      at {}, in {}", journal.applied_seq, journal.replica_folder);
+    if !journal.direct_io {
+        out += "  note         its file system has no direct I/O: the page cache is used\n";
+    }
+    let scrubbed = journal.scrubbed_at.as_deref().unwrap_or("not yet since the agent started");
+    let _ = writeln!(out, "  scrubbed     {scrubbed}");
+    for pin in &journal.pins {
+        let expires = pin.expires_at.as_ref().map_or(String::new(), |at| format!(", expires {at}"));
+        let _ = writeln!(out, "  pin {:<8} {} by {}{expires}", pin.id, pin.cut, pin.owner);
+    }
+    for damage in &journal.damage {
+        let _ = writeln!(out, "  DAMAGED      {damage}");
+    }
+    out
+}
+
+pub(crate) fn pin(pin: &Pin) -> String {
+    format!("pin {} at {} by {}\n", pin.id, pin.cut, pin.owner)
 }
 
 pub(crate) fn image_table(images: &[Image]) -> String {

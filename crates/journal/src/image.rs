@@ -3,7 +3,7 @@
 use crate::journal::Journal;
 use crate::overlay::{Overlay, OverlayError};
 use crate::payload::ReadError;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use types::{ByteRange, DiskIndex, WriteSeq};
 
 /// Why an image could not be opened, read or written.
@@ -26,7 +26,8 @@ pub enum ImageError {
 pub struct Image {
     journal: Arc<Journal>,
     cut: WriteSeq,
-    pin: u64,
+    /// None once all of it is its own.
+    pin: Mutex<Option<u64>>,
     sizes: Vec<u64>,
     /// One per disk where the image is writable.
     overlays: Vec<Overlay>,
@@ -37,16 +38,19 @@ impl Image {
     /// the image is read-only.
     ///
     /// # Errors
-    /// [`ImageError::NotConsistent`] where writes are missing at `cut`, or it is folded already.
+    /// [`ImageError::NotConsistent`] where writes are missing at `cut`, or it is retired already;
+    /// not of an image that was promoted.
     pub fn open(
         journal: Arc<Journal>,
         cut: WriteSeq,
         folder: Option<&str>,
         boot_id: [u8; 16],
     ) -> Result<Self, ImageError> {
-        let pin = journal.pin_image(cut)?;
         let disks = journal.disks();
+        // Held while the overlays are opened; given back where they turn out to be all there is.
+        let pinned = journal.pin_image(cut);
         let sizes = disks.iter().map(|disk| disk.size_bytes).collect();
+        let pin = Mutex::new(pinned.as_ref().ok().copied());
         let mut image = Self { journal, cut, pin, sizes, overlays: Vec::new() };
         if let Some(folder) = folder {
             for disk in &disks {
@@ -54,7 +58,23 @@ impl Image {
                 image.overlays.push(Overlay::open(store, folder, &disk.name, disk.size_bytes, boot_id)?);
             }
         }
+        if image.needs_journal() {
+            pinned?;
+        } else {
+            image.unpin();
+        }
         Ok(image)
+    }
+
+    fn needs_journal(&self) -> bool {
+        self.overlays.is_empty() || !self.promotion().is_done()
+    }
+
+    /// Gives the pin back: nothing is read from the journal any more.
+    pub(crate) fn unpin(&self) {
+        if let Some(pin) = self.pin.lock().expect("a panic aborts the process").take() {
+            self.journal.unpin_image(pin);
+        }
     }
 
     pub fn cut(&self) -> WriteSeq {
@@ -132,7 +152,7 @@ impl Image {
 
 impl Drop for Image {
     fn drop(&mut self) {
-        self.journal.unpin_image(self.pin);
+        self.unpin();
     }
 }
 

@@ -63,6 +63,7 @@ impl Image {
             }
             self.flush(disk)?;
         }
+        self.unpin();
         Ok(self.promotion())
     }
 }

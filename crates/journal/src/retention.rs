@@ -25,6 +25,19 @@ pub enum SettingsError {
 }
 
 impl Settings {
+    /// Settings with which nothing is folded and nothing refused: for whoever only looks or repairs.
+    pub fn for_repair() -> Self {
+        Self {
+            history: Duration::from_secs(HISTORY_SECONDS_RANGE.1),
+            bytes_soft: 0,
+            bytes_hard: 0,
+            segment_bytes: types::limits::SEGMENT_BYTES_DEFAULT,
+            mode: Mode::RollForward,
+            thinning: crate::checkpoints::Thinning::default(),
+            tagged_history: Duration::ZERO,
+        }
+    }
+
     /// Checks what an operator has set.
     ///
     /// # Errors

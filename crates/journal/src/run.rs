@@ -253,7 +253,7 @@ impl Run {
             .map_err(|what| self.damaged(what))?;
         let rows = bytes[..rows * ENTRY_BYTES].as_chunks::<ENTRY_BYTES>().0;
         let first = rows.partition_point(|row| place_of(row) < places.0);
-        let rows = rows[first..].iter().take_while(|row| place_of(*row) < places.1);
+        let rows = rows[first..].iter().take_while(|row| place_of(row) < places.1);
         let extents = rows.map(|row| Extent::unpack(row, guide.base_page));
         found.extend(extents.filter(|extent| extent.seq > above && extent.seq <= upto));
         Ok(())

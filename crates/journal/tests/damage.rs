@@ -4,7 +4,7 @@
 
 mod stream;
 
-use journal::{Journal, Scrubbed, Settings, Store, StoreFile, Upkeep, verify};
+use journal::{Journal, Scrubbed, Settings, Store, Upkeep, verify};
 use sim::SimStore;
 use std::sync::Arc;
 use stream::{SMALL, Stream, append, compare, create, cuts, keep_up, read_all};

@@ -38,6 +38,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(list_recovered))
         .routes(routes!(forget))
         .routes(routes!(list_checkpoints))
+        .merge(super::journals::routes())
         .routes(routes!(list_groups))
         .routes(routes!(tag))
         .routes(routes!(failover))

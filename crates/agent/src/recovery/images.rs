@@ -3,6 +3,7 @@
 
 use super::Recovery;
 use super::at::{journal_of, resolve};
+use super::promote::PromotionRun;
 use super::vm::{RecoveredVm, checkpoint_to_api};
 use crate::clock;
 use crate::error::{OperationError, Result};
@@ -39,8 +40,10 @@ pub(super) struct OpenImage {
     image: Arc<Image>,
     disks: Vec<DiskSpec>,
     journal: Arc<journal::Journal>,
+    folder: PathBuf,
     server: Mutex<Option<Server>>,
     pub(super) socket: PathBuf,
+    pub(super) promotion: PromotionRun,
 }
 
 impl std::fmt::Debug for OpenImage {
@@ -52,6 +55,11 @@ impl std::fmt::Debug for OpenImage {
 impl ImageRecord {
     fn file_name(&self) -> String {
         format!("images/{}.json", self.id)
+    }
+
+    /// Who its pin in the journal belongs to.
+    fn pin_owner(&self) -> String {
+        format!("image {}", self.id)
     }
 
     /// Where the overlays lie in the journal's folder.
@@ -110,6 +118,11 @@ impl Recovery {
         let folder = record.writable.then_some(folder.as_str());
         let image = Image::open(journal.clone(), WriteSeq::from_raw(record.cut), folder, self.boot_id)
             .map_err(|error| OperationError::conflict(with_sources(&error)))?;
+        let owner = record.pin_owner();
+        if !image.promotion().is_done() && !journal.pins().iter().any(|pin| pin.owner == owner) {
+            let pinned = journal.pin(&owner, image.cut(), None);
+            pinned.map_err(|error| OperationError::conflict(with_sources(&error)))?;
+        }
         let image = Arc::new(image);
         let disks = journal.disks();
         let exports = disks.iter().enumerate().map(|(at, disk)| Export {
@@ -128,8 +141,10 @@ impl Recovery {
             image,
             disks,
             journal,
+            folder: vm.folder(&self.journal_config.folder),
             server: Mutex::new(Some(server)),
             socket,
+            promotion: PromotionRun::default(),
         })
     }
 
@@ -180,7 +195,10 @@ impl Recovery {
     }
 
     pub(super) fn discard_image(&self, image: &OpenImage) -> Result<()> {
+        image.promotion.stop();
         drop(image.server.lock().expect("a panic aborts the process").take());
+        // The pin is kept over restarts, so that nothing an image needs is folded before it is served again.
+        image.unpin().context("remove the image's pin")?;
         self.images().remove(&image.record.id);
         image.journal.discard_overlays(&image.record.overlay_folder()).context("remove the overlay")?;
         self.state.remove(&image.record.file_name())?;
@@ -190,6 +208,25 @@ impl Recovery {
 }
 
 impl OpenImage {
+    pub(super) fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// Takes away the pin that is kept over restarts.
+    pub(super) fn unpin(&self) -> io::Result<usize> {
+        let owner = self.record.pin_owner();
+        self.journal.unpin(|pin| pin.owner == owner)
+    }
+
+    /// The file of a disk, once it is the plain disk and needs nothing else.
+    fn own_path(&self, disk: &str) -> String {
+        if !self.image.is_writable() || !self.image.promotion().is_done() {
+            return String::new();
+        }
+        let folder = self.record.overlay_folder();
+        self.folder.join(folder).join(format!("{disk}.data")).display().to_string()
+    }
+
     pub(super) fn to_api(&self) -> api::Image {
         let cut = self.image.cut();
         let checkpoint = self.journal.checkpoint(types::CheckpointId(cut)).ok().flatten();
@@ -207,10 +244,11 @@ impl OpenImage {
                 .map(|disk| api::Disk {
                     name: disk.name.clone(),
                     size_bytes: disk.size_bytes,
-                    path: String::new(),
+                    path: self.own_path(&disk.name),
                 })
                 .collect(),
             overlay_bytes: self.image.overlay_bytes(),
+            promotion: super::promote::to_api(self),
             owner: self
                 .record
                 .failover

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-use types::{Checkpoint, GroupId, VmId, WriteSeq};
+use types::{Checkpoint, GroupId, VmId, WallTime, WriteSeq};
 
 /// How long a new connection waits for the one it replaces to let go.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -35,6 +35,7 @@ struct Inner {
     store: Option<Arc<FsStore>>,
     journal: Option<Arc<Journal>>,
     last_error: Option<String>,
+    scrubbed_at: Option<WallTime>,
     stream: Option<Stream>,
 }
 
@@ -56,7 +57,15 @@ impl RecoveredVm {
     pub(crate) fn new(record: RecoveryRecord, policy: JournalPolicy) -> Result<Arc<Self>> {
         let id = record.vm.parse().with_context(|| format!("VM id of {}", record.name))?;
         let group = record.group_id.parse().with_context(|| format!("group id of {}", record.name))?;
-        let inner = Inner { record, policy, store: None, journal: None, last_error: None, stream: None };
+        let inner = Inner {
+            record,
+            policy,
+            store: None,
+            journal: None,
+            last_error: None,
+            scrubbed_at: None,
+            stream: None,
+        };
         Ok(Arc::new(Self { id, group, inner: Mutex::new(inner), opening: Mutex::default() }))
     }
 
@@ -139,6 +148,20 @@ impl RecoveredVm {
         let store = Arc::new(FsStore::open(folder)?.with_replicas_in(replicas));
         inner.store = Some(store.clone());
         Ok(store)
+    }
+
+    /// Gives the folder's lock back: the journal lies elsewhere from now on.
+    pub(crate) fn let_go_of_folder(&self) {
+        self.lock().store = None;
+    }
+
+    /// When all of the journal was last read and found whole.
+    pub(crate) fn scrubbed_at(&self) -> Option<WallTime> {
+        self.lock().scrubbed_at
+    }
+
+    pub(crate) fn set_scrubbed(&self, at: WallTime) {
+        self.lock().scrubbed_at = Some(at);
     }
 
     /// Bytes left where the journal lies.
@@ -259,6 +282,9 @@ impl RecoveredVm {
             journal_bytes_max: record.journal_bytes_max,
             history_seconds: status.map_or(0, |status| status.history.as_secs()),
             history_seconds_max: record.history_seconds,
+            projected_history_seconds: status
+                .and_then(|status| status.projected_history)
+                .map(|projected| projected.as_secs()),
             checkpoints: status.map_or(0, |status| status.checkpoints),
             newest_checkpoint: newest_checkpoint.as_ref().map(checkpoint_to_api),
             tail: tail.map(|tail| tail.to_string()),

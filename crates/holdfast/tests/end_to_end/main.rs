@@ -5,6 +5,7 @@
 mod api;
 mod configuration;
 mod failover;
+mod journals;
 mod kill;
 mod order;
 mod peers;

@@ -1,0 +1,101 @@
+//! Routes of journals: looking, setting, pinning, moving; promotion of images.
+
+use super::App;
+use super::answer::{Answer, Body, beside};
+use api::{Done, Image, Journal, JournalSettings, MoveRequest, Pin, PinRequest, Problem, PromoteRequest};
+use axum::Json;
+use axum::extract::{Path, State};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+pub(super) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(show_journal, set_journal))
+        .routes(routes!(move_journal))
+        .routes(routes!(pin))
+        .routes(routes!(unpin))
+        .routes(routes!(promote))
+}
+
+/// The journal of a kept VM, in full.
+#[utoipa::path(get, path = "/v1/recovered/{name}/journal", params(("name" = String, Path)), responses(
+    (status = 200, body = Journal),
+    (status = 404, body = Problem, content_type = "application/problem+json"),
+    (status = 503, body = Problem, content_type = "application/problem+json"),
+))]
+async fn show_journal(State(app): State<App>, Path(name): Path<String>) -> Answer<Journal> {
+    beside(move || app.recovery.show_journal(&name)).await.map(Json)
+}
+
+/// Changes settings of a journal.
+#[utoipa::path(patch, path = "/v1/recovered/{name}/journal", params(("name" = String, Path)),
+    request_body = JournalSettings, responses(
+    (status = 200, body = Journal),
+    (status = 404, body = Problem, content_type = "application/problem+json"),
+    (status = 422, body = Problem, content_type = "application/problem+json"),
+    (status = 503, body = Problem, content_type = "application/problem+json"),
+))]
+async fn set_journal(
+    State(app): State<App>,
+    Path(name): Path<String>,
+    Body(settings): Body<JournalSettings>,
+) -> Answer<Journal> {
+    beside(move || app.recovery.set_journal(&name, &settings)).await.map(Json)
+}
+
+/// Moves a journal to another folder; answers once it is there.
+#[utoipa::path(post, path = "/v1/recovered/{name}/journal/move", params(("name" = String, Path)),
+    request_body = MoveRequest, responses(
+    (status = 200, body = Journal),
+    (status = 404, body = Problem, content_type = "application/problem+json"),
+    (status = 409, body = Problem, content_type = "application/problem+json"),
+    (status = 422, body = Problem, content_type = "application/problem+json"),
+))]
+async fn move_journal(
+    State(app): State<App>,
+    Path(name): Path<String>,
+    Body(request): Body<MoveRequest>,
+) -> Answer<Journal> {
+    beside(move || app.recovery.move_journal(&name, &request.folder)).await.map(Json)
+}
+
+/// Pins a cut of a kept VM, so that retention leaves it.
+#[utoipa::path(post, path = "/v1/recovered/{name}/pins", params(("name" = String, Path)),
+    request_body = PinRequest, responses(
+    (status = 200, body = Pin),
+    (status = 404, body = Problem, content_type = "application/problem+json"),
+    (status = 409, body = Problem, content_type = "application/problem+json"),
+))]
+async fn pin(
+    State(app): State<App>,
+    Path(name): Path<String>,
+    Body(request): Body<PinRequest>,
+) -> Answer<Pin> {
+    beside(move || app.recovery.pin(&name, &request)).await.map(Json)
+}
+
+/// Takes a pin away.
+#[utoipa::path(delete, path = "/v1/recovered/{name}/pins/{id}",
+    params(("name" = String, Path), ("id" = u64, Path)), responses(
+    (status = 200, body = Done),
+    (status = 404, body = Problem, content_type = "application/problem+json"),
+))]
+async fn unpin(State(app): State<App>, Path((name, id)): Path<(String, u64)>) -> Answer<Done> {
+    beside(move || app.recovery.unpin(&name, id)).await?;
+    Ok(Json(Done { done: true }))
+}
+
+/// Turns a writable image into plain disks, in the background.
+#[utoipa::path(post, path = "/v1/images/{id}/promote", params(("id" = String, Path)),
+    request_body = PromoteRequest, responses(
+    (status = 200, body = Image),
+    (status = 404, body = Problem, content_type = "application/problem+json"),
+    (status = 409, body = Problem, content_type = "application/problem+json"),
+))]
+async fn promote(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    Body(request): Body<PromoteRequest>,
+) -> Answer<Image> {
+    beside(move || app.recovery.promote_image(&id, &request)).await.map(Json)
+}

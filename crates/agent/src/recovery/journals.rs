@@ -1,0 +1,218 @@
+//! What an operator does with a journal: look, set, pin, move.
+
+use super::Recovery;
+use super::at::{journal_of, resolve};
+use super::policy::{JournalPolicy, file_name};
+use super::vm::RecoveredVm;
+use crate::clock;
+use crate::config::JournalMode;
+use crate::error::{OperationError, Result};
+use crate::source::with_sources;
+use anyhow::Context;
+use replication::wire::{Refusal, Refuse};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use types::WallTime;
+
+impl Recovery {
+    pub(crate) fn show_journal(&self, name: &str) -> Result<api::Journal> {
+        let vm = self.vm(name)?;
+        self.journal_to_api(&vm)
+    }
+
+    fn journal_to_api(&self, vm: &Arc<RecoveredVm>) -> Result<api::Journal> {
+        let journal = journal_of(vm)?;
+        let status = journal.status();
+        let settings = status.settings;
+        let store = vm.take_folder(&self.journal_config)?;
+        let replica = journal.disks().first().map(|disk| store.replica_path(&disk.name));
+        let replica = replica.and_then(|path| path.parent().map(Path::to_path_buf)).unwrap_or_default();
+        Ok(api::Journal {
+            vm: vm.name(),
+            folder: store.root().display().to_string(),
+            replica_folder: replica.display().to_string(),
+            direct_io: store.is_direct(),
+            mode: mode_name(settings.mode).to_owned(),
+            applied_seq: status.applied.to_string(),
+            durable_seq: status.last_seq.to_string(),
+            segments: status.segments,
+            index_runs: status.runs,
+            index_entries: status.index_entries,
+            journal_bytes: status.journal_bytes,
+            bytes_soft: settings.bytes_soft,
+            bytes_hard: settings.bytes_hard,
+            history_seconds: status.history.as_secs(),
+            history_seconds_max: settings.history.as_secs(),
+            projected_history_seconds: status.projected_history.map(|projected| projected.as_secs()),
+            checkpoints: status.checkpoints,
+            keep_all_seconds: settings.thinning.all.as_secs(),
+            keep_minutely_seconds: settings.thinning.minutely.as_secs(),
+            keep_tagged_seconds: settings.tagged_history.as_secs(),
+            damage: status.damage,
+            pins: journal.pins().iter().map(pin_to_api).collect(),
+            scrubbed_at: vm.scrubbed_at().map(clock::to_text),
+        })
+    }
+
+    /// Changes what is set for one journal, and keeps it.
+    pub(crate) fn set_journal(&self, name: &str, asked: &api::JournalSettings) -> Result<api::Journal> {
+        let vm = self.vm(name)?;
+        let journal = journal_of(&vm)?;
+        let before = vm.policy();
+        let mode = match asked.mode.as_deref() {
+            None => before.mode,
+            Some("roll-forward") => Some(JournalMode::RollForward),
+            Some("rollback") => Some(JournalMode::Rollback),
+            Some(other) => {
+                let detail = format!("no mode {other:?}: use roll-forward or rollback");
+                return Err(OperationError::invalid(detail));
+            }
+        };
+        let policy = JournalPolicy {
+            mode,
+            bytes_soft: asked.bytes_soft.or(before.bytes_soft),
+            keep_all_seconds: asked.keep_all_seconds.or(before.keep_all_seconds),
+            keep_minutely_seconds: asked.keep_minutely_seconds.or(before.keep_minutely_seconds),
+            keep_tagged_seconds: asked.keep_tagged_seconds.or(before.keep_tagged_seconds),
+            ..before.clone()
+        };
+        vm.set_policy(policy.clone());
+        let settings = vm.settings(&self.journal_config);
+        if let Err(error) = settings.check() {
+            vm.set_policy(before);
+            return Err(OperationError::invalid(error.to_string()));
+        }
+        self.state.save(&file_name(&vm.id().to_string()), &policy)?;
+        journal.set(settings);
+        tracing::info!(vm = name, mode = mode_name(settings.mode), "journal settings changed");
+        self.journal_to_api(&vm)
+    }
+
+    pub(crate) fn pin(&self, name: &str, request: &api::PinRequest) -> Result<api::Pin> {
+        let vm = self.vm(name)?;
+        let cut = resolve(std::slice::from_ref(&vm), &request.at)?;
+        let expires_at = request.expires_seconds.map(|seconds| {
+            let micros = i64::try_from(Duration::from_secs(seconds).as_micros()).unwrap_or(i64::MAX);
+            WallTime(clock::wall().0.saturating_add(micros))
+        });
+        let journal = journal_of(&vm)?;
+        let id = journal
+            .pin(&request.owner, cut, expires_at)
+            .map_err(|error| OperationError::conflict(with_sources(&error)))?;
+        tracing::info!(vm = name, pin = id, owner = request.owner, %cut, "pinned");
+        Ok(pin_to_api(&journal::Pin { id, owner: request.owner.clone(), cut, expires_at }))
+    }
+
+    pub(crate) fn unpin(&self, name: &str, id: u64) -> Result<()> {
+        let vm = self.vm(name)?;
+        let count = journal_of(&vm)?.unpin(|pin| pin.id == id).context("remove the pin")?;
+        if count == 0 {
+            let detail = format!("VM {name} has no pin {id}; `holdfast journal show {name}` lists them");
+            return Err(OperationError::not_found(detail));
+        }
+        Ok(())
+    }
+
+    /// Moves a journal, not its replicas if they lie elsewhere, to another folder. Its stream is closed
+    /// meanwhile: the source buffers, and tracks beyond that.
+    pub(crate) fn move_journal(&self, name: &str, folder: &str) -> Result<api::Journal> {
+        let vm = self.vm(name)?;
+        let target = PathBuf::from(folder);
+        check_target(&target)?;
+        let used = self.images().values().any(|image| image.record.vm == vm.id().to_string());
+        if used {
+            return Err(OperationError::conflict(format!("images of VM {name} are open; close them first")));
+        }
+        let _alone = vm.lock_opening();
+        vm.stop_stream(Refuse { why: Refusal::Busy, detail: "the journal is being moved".into() });
+        vm.close_journal();
+        let source = vm.folder(&self.journal_config.folder);
+        let copied = copy_folder(&source, &target);
+        if let Err(error) = copied {
+            let _ = std::fs::remove_dir_all(&target);
+            return Err(error.context(format!("copy the journal to {}", target.display())).into());
+        }
+        let policy = JournalPolicy { folder: Some(target.clone()), ..vm.policy() };
+        self.state.save(&file_name(&vm.id().to_string()), &policy)?;
+        vm.set_policy(policy);
+        vm.let_go_of_folder();
+        drop(_alone);
+        // The old one is gone only once the new one has been opened.
+        self.open_journal(&vm)?;
+        std::fs::remove_dir_all(&source).with_context(|| format!("remove {}", source.display()))?;
+        tracing::info!(vm = name, folder, "journal moved");
+        self.journal_to_api(&vm)
+    }
+}
+
+fn check_target(target: &Path) -> Result<()> {
+    if !target.is_absolute() {
+        return Err(OperationError::invalid("give the folder's full path"));
+    }
+    match std::fs::read_dir(target).map(|mut rows| rows.next().is_some()) {
+        Ok(true) => Err(OperationError::conflict(format!("{} is not empty", target.display()))),
+        Ok(false) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(OperationError::conflict(format!("{}: {error}", target.display()))),
+    }
+}
+
+/// Copies a journal's folder, holes as holes, and makes the copy durable.
+fn copy_folder(from: &Path, to: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(to).with_context(|| format!("make {}", to.display()))?;
+    for row in std::fs::read_dir(from).with_context(|| format!("list {}", from.display()))? {
+        let row = row.context("list a folder")?;
+        let target = to.join(row.file_name());
+        if row.file_type().context("look at a file")?.is_dir() {
+            copy_folder(&row.path(), &target)?;
+        } else if row.file_name() != "lock" {
+            copy_file(&row.path(), &target)?;
+        }
+    }
+    std::fs::File::open(to).and_then(|folder| folder.sync_all()).context("make the copy durable")
+}
+
+fn copy_file(from: &Path, to: &Path) -> anyhow::Result<()> {
+    use rustix::fs::SeekFrom;
+    use std::os::unix::fs::FileExt;
+    let context = || format!("copy {}", from.display());
+    let source = std::fs::File::open(from).with_context(context)?;
+    let target = std::fs::File::create(to).with_context(|| format!("make {}", to.display()))?;
+    let len = source.metadata().with_context(context)?.len();
+    target.set_len(len).with_context(context)?;
+    let mut buf = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < len {
+        let data = match rustix::fs::seek(&source, SeekFrom::Data(at)) {
+            Ok(data) => data,
+            Err(rustix::io::Errno::NXIO) => break, // Nothing but a hole from here on.
+            Err(error) => return Err(error).with_context(context),
+        };
+        let hole = rustix::fs::seek(&source, SeekFrom::Hole(data)).with_context(context)?;
+        at = data;
+        while at < hole {
+            let part = &mut buf[..(hole - at).min(1 << 20) as usize];
+            source.read_exact_at(part, at).with_context(context)?;
+            target.write_all_at(part, at).with_context(context)?;
+            at += part.len() as u64;
+        }
+    }
+    target.sync_all().with_context(context)
+}
+
+fn pin_to_api(pin: &journal::Pin) -> api::Pin {
+    api::Pin {
+        id: pin.id,
+        owner: pin.owner.clone(),
+        cut: pin.cut.to_string(),
+        expires_at: pin.expires_at.map(clock::to_text),
+    }
+}
+
+fn mode_name(mode: journal::Mode) -> &'static str {
+    match mode {
+        journal::Mode::RollForward => "roll-forward",
+        journal::Mode::Rollback => "rollback",
+    }
+}

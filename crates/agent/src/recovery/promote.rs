@@ -1,0 +1,92 @@
+//! Promotion of open images in the background.
+
+use super::Recovery;
+use super::images::OpenImage;
+use crate::error::{OperationError, Result};
+use crate::pace::Pace;
+use crate::source::with_sources;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A promotion of one image, and how it went.
+#[derive(Debug, Default)]
+pub(super) struct PromotionRun {
+    running: AtomicBool,
+    stop: AtomicBool,
+    error: Mutex<Option<String>>,
+}
+
+impl PromotionRun {
+    /// Asks it to end after the step it is at.
+    pub(super) fn stop(&self) {
+        self.stop.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Recovery {
+    /// Begins to promote an image, or goes on with it; at once where it is promoted already.
+    pub(crate) fn promote_image(&self, id: &str, request: &api::PromoteRequest) -> Result<api::Image> {
+        let image = self.image(id).ok_or_else(|| {
+            OperationError::not_found(format!(
+                "no image {id:?} is open; `holdfast image list` shows those that are"
+            ))
+        })?;
+        if !image.image().is_writable() {
+            return Err(OperationError::conflict("only a writable image can be promoted"));
+        }
+        if !image.image().promotion().is_done() && !image.promotion.running.swap(true, Ordering::SeqCst) {
+            let (run, rate) = (image.clone(), request.bytes_per_second);
+            // A thread of its own: it may take hours.
+            let spawned =
+                std::thread::Builder::new().name("promote".into()).spawn(move || promote(&run, rate));
+            spawned.map_err(anyhow::Error::from)?;
+        }
+        Ok(image.to_api())
+    }
+}
+
+fn promote(image: &Arc<OpenImage>, bytes_per_second: u64) {
+    let pace = Pace::new(bytes_per_second);
+    let (id, vm) = (&image.record.id, &image.record.vm_name);
+    tracing::info!(image = id, vm, "promotion begins");
+    let result = image.image().promote(|bytes| {
+        pace.spend(bytes);
+        !image.promotion.stop.load(Ordering::SeqCst)
+    });
+    let error = match result {
+        Ok(promotion) if promotion.is_done() => {
+            tracing::info!(image = id, vm, bytes = promotion.total_bytes, "promoted: it needs no journal");
+            image.unpin().err().map(|error| format!("cannot take the image's pin away: {error}"))
+        }
+        Ok(_) => None,
+        Err(error) => {
+            let error = with_sources(&error);
+            tracing::error!(image = id, vm, error, "promotion stops; begin it again once that is mended");
+            Some(error)
+        }
+    };
+    *image.promotion.error.lock().expect("a panic aborts the process") = error;
+    image.promotion.running.store(false, Ordering::SeqCst);
+}
+
+/// A promotion for the operator.
+pub(super) fn to_api(image: &OpenImage) -> api::Promotion {
+    let promotion = image.image().promotion();
+    let error = image.promotion.error.lock().expect("a panic aborts the process").clone();
+    let state = if promotion.is_done() && promotion.total_bytes > 0 {
+        "done"
+    } else if image.promotion.running.load(Ordering::SeqCst) {
+        "running"
+    } else if error.is_some() {
+        "failed"
+    } else {
+        "none"
+    };
+    api::Promotion {
+        state: state.into(),
+        own_bytes: promotion.own_bytes,
+        total_bytes: promotion.total_bytes,
+        error,
+    }
+}

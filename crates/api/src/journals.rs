@@ -1,0 +1,116 @@
+//! What the API says of journals: their state and settings, pins, promotion.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// A journal in full.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Journal {
+    pub vm: String,
+    /// Where it lies, at the recovery side.
+    pub folder: String,
+    /// Where its replicas lie.
+    pub replica_folder: String,
+    /// Whether its file system takes direct I/O; else everything goes through the page cache.
+    pub direct_io: bool,
+    /// `roll-forward` or `rollback`.
+    pub mode: String,
+    /// The replica holds every write at or below.
+    pub applied_seq: String,
+    pub durable_seq: String,
+    pub segments: usize,
+    pub index_runs: usize,
+    pub index_entries: u64,
+    pub journal_bytes: u64,
+    /// Above it history is folded early; 0 for no limit.
+    pub bytes_soft: u64,
+    /// Above it nothing more is taken; 0 for no limit but the disk.
+    pub bytes_hard: u64,
+    pub history_seconds: u64,
+    pub history_seconds_max: u64,
+    /// How long a history the size limits will leave at the present pace; none where they leave all of it.
+    pub projected_history_seconds: Option<u64>,
+    pub checkpoints: u64,
+    /// All checkpoints are kept up to this age.
+    pub keep_all_seconds: u64,
+    /// Then one a minute up to this age, then one in 15 minutes.
+    pub keep_minutely_seconds: u64,
+    /// Tagged checkpoints younger than this hold the history.
+    pub keep_tagged_seconds: u64,
+    /// What was found damaged and is not made good yet.
+    pub damage: Vec<String>,
+    pub pins: Vec<Pin>,
+    /// When all of it was last read and found whole (RFC 3339).
+    pub scrubbed_at: Option<String>,
+}
+
+/// Settings of one journal; what is left out stays as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct JournalSettings {
+    /// `roll-forward` or `rollback`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+    /// 1 GB to 20 TB and at most the hard limit, or 0 for none; nine tenths of the hard limit by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_soft: Option<u64>,
+    /// Default 86400 (a day).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_all_seconds: Option<u64>,
+    /// Default 604800 (a week); not below the former.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_minutely_seconds: Option<u64>,
+    /// Default 0: tagged checkpoints go with the history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_tagged_seconds: Option<u64>,
+}
+
+/// Where a journal is to be moved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MoveRequest {
+    /// A new or empty folder at the recovery side, its full path.
+    pub folder: String,
+}
+
+/// A cut that must stay readable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Pin {
+    pub id: u64,
+    pub owner: String,
+    pub cut: String,
+    /// RFC 3339; none for as long as it is not taken away.
+    pub expires_at: Option<String>,
+}
+
+/// A request to pin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PinRequest {
+    /// `latest`, a checkpoint's id, a time (RFC 3339) or a tag.
+    pub at: String,
+    /// Who wants it, or what for.
+    pub owner: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_seconds: Option<u64>,
+}
+
+/// A request to promote an image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PromoteRequest {
+    /// 0 for as fast as it goes.
+    #[serde(default)]
+    pub bytes_per_second: u64,
+}
+
+/// How far an image is from needing nothing of the journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Promotion {
+    /// `none`, `running`, `done` or `failed`.
+    pub state: String,
+    /// Bytes that are the image's own.
+    pub own_bytes: u64,
+    pub total_bytes: u64,
+    pub error: Option<String>,
+}
