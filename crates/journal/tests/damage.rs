@@ -4,11 +4,13 @@
 
 mod stream;
 
-use journal::{Journal, Scrubbed, Settings, Store, Upkeep, verify};
+use journal::{Journal, Scrubbed, Settings, Store, StoreFile, Upkeep, verify};
 use sim::SimStore;
+use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use stream::{SMALL, Stream, append, compare, create, cuts, keep_up, read_all};
-use types::{DiskIndex, WallTime, WriteSeq};
+use types::{ByteRange, DiskIndex, WallTime, WriteSeq};
 
 /// A few batches a segment, so that a short history has several of them.
 const SEGMENTS: Settings = Settings { segment_bytes: 40 << 10, ..SMALL };
@@ -257,4 +259,77 @@ fn a_damaged_manifest_is_named_and_nothing_is_touched() {
     }
     let mut byte = [0; 1];
     assert!(open(&store).read_at(DiskIndex(0), WriteSeq::MAX, 0, &mut byte).is_ok());
+}
+
+/// A disk whose segments cannot be read just now.
+#[derive(Debug, Clone)]
+struct Unreadable(SimStore, Arc<AtomicBool>);
+
+#[derive(Debug)]
+struct UnreadableFile(Arc<dyn StoreFile>, Option<Arc<AtomicBool>>);
+
+impl Store for Unreadable {
+    fn open(&self, name: &str, create: bool) -> io::Result<Arc<dyn StoreFile>> {
+        let fails = name.starts_with("segment-").then(|| self.1.clone());
+        Ok(Arc::new(UnreadableFile(self.0.open(name, create)?, fails)))
+    }
+    fn exists(&self, name: &str) -> io::Result<bool> {
+        self.0.exists(name)
+    }
+    fn names(&self) -> io::Result<Vec<String>> {
+        Store::names(&self.0)
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.0.rename(from, to)
+    }
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.0.remove(name)
+    }
+    fn sync_folder(&self) -> io::Result<()> {
+        self.0.sync_folder()
+    }
+    fn free_bytes(&self) -> io::Result<u64> {
+        self.0.free_bytes()
+    }
+}
+
+impl StoreFile for UnreadableFile {
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        match &self.1 {
+            Some(fails) if fails.load(Ordering::SeqCst) => Err(io::Error::from_raw_os_error(5)),
+            _ => self.0.read_at(at, buf),
+        }
+    }
+    fn write_at(&self, at: u64, buf: &[u8]) -> io::Result<()> {
+        self.0.write_at(at, buf)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn zero(&self, range: ByteRange) -> io::Result<()> {
+        self.0.zero(range)
+    }
+}
+
+#[test]
+fn a_disk_that_cannot_be_read_just_now_is_an_error_and_not_damage() {
+    let (store, stream) = sealed(20);
+    let fails = Arc::new(AtomicBool::new(false));
+    let unreadable = Arc::new(Unreadable(store, fails.clone()));
+    let journal = Journal::open(unreadable.clone(), SEGMENTS).unwrap().journal;
+    let total = cuts(&journal).len();
+    fails.store(true, Ordering::SeqCst);
+    let cut = *cuts(&journal).last().unwrap();
+    assert!(read_all(&journal, cut).unwrap_err().to_string().contains("segment-"));
+    assert!(journal.scrub(None, &Upkeep::plain(WallTime(0), [5; 16])).is_err());
+    assert!(matches!(Journal::open(unreadable, SEGMENTS), Err(journal::OpenError::Io(_))));
+    fails.store(false, Ordering::SeqCst);
+    assert_eq!(journal.status().damage, Vec::<String>::new());
+    assert_eq!(compare(&journal, &stream.states), total, "nothing is lost once it can be read again");
 }

@@ -16,14 +16,49 @@ const SMALL: Settings = Settings { segment_bytes: 128 << 10, ..stream::SMALL };
 
 #[derive(Debug, Clone)]
 enum Step {
-    Write { start: u64, len: u64, byte: u8 },
-    Zero { start: u64, len: u64, discard: bool },
+    Write {
+        start: u64,
+        len: u64,
+        byte: u8,
+    },
+    Zero {
+        start: u64,
+        len: u64,
+        discard: bool,
+    },
     Checkpoint,
     Send,
-    Keep { bytes_soft: u64, rollback: bool },
+    Keep {
+        bytes_soft: u64,
+        rollback: bool,
+    },
     Rest,
-    Crash { seed: u64 },
-    Image { pick: usize, start: u64, len: u64, byte: u8 },
+    /// Opens an image that stays open.
+    Mount {
+        pick: usize,
+        writable: bool,
+    },
+    /// Writes to, or promotes, an image that is open.
+    Use {
+        pick: usize,
+        start: u64,
+        len: u64,
+        byte: u8,
+        promote: bool,
+    },
+    Unmount {
+        pick: usize,
+    },
+    Scrub,
+    Crash {
+        seed: u64,
+    },
+    Image {
+        pick: usize,
+        start: u64,
+        len: u64,
+        byte: u8,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -38,6 +73,11 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0u64..6 << 20, any::<bool>())
             .prop_map(|(bytes_soft, rollback)| Step::Keep { bytes_soft, rollback }),
         1 => Just(Step::Rest),
+        2 => (any::<usize>(), any::<bool>()).prop_map(|(pick, writable)| Step::Mount { pick, writable }),
+        3 => (any::<usize>(), place(), any::<u8>(), any::<bool>()).prop_map(
+            |(pick, (start, len), byte, promote)| Step::Use { pick, start, len, byte, promote }),
+        1 => any::<usize>().prop_map(|pick| Step::Unmount { pick }),
+        1 => Just(Step::Scrub),
         1 => any::<u64>().prop_map(|seed| Step::Crash { seed }),
         1 => (any::<usize>(), place(), any::<u8>())
             .prop_map(|(pick, (start, len), byte)| Step::Image { pick, start, len, byte }),
@@ -53,6 +93,7 @@ proptest! {
         let mut journal = Arc::new(create(&store, SMALL));
         let mut stream = Stream::begin();
         let mut incarnation = 0;
+        let mut mounts = Mounts::default();
         for step in steps {
             match step {
                 Step::Write { start, len, byte } => {
@@ -75,8 +116,23 @@ proptest! {
                     journal.keep_up(&Upkeep::plain(WallTime(0), [incarnation; 16])).unwrap();
                 }
                 Step::Rest => journal.rest(),
+                Step::Mount { pick, writable } => mounts.open(&journal, &stream, pick, writable),
+                Step::Use { pick, start, len, byte, promote } => mounts.work(pick, start, len, byte, promote),
+                Step::Unmount { pick } => mounts.close(&journal, pick),
+                Step::Scrub => {
+                    let mut place = None;
+                    loop {
+                        let step = journal.scrub(place, &Upkeep::plain(WallTime(0), [7; 16])).unwrap();
+                        prop_assert!(step.damage.is_empty() && step.rebuilt == 0);
+                        place = step.place;
+                        if place.is_none() {
+                            break;
+                        }
+                    }
+                }
                 Step::Crash { seed } => {
                     let durable = journal.status().last_seq;
+                    mounts.0.clear();
                     drop(journal);
                     store.lose_power(&mut Rng::new(seed));
                     let opened = Journal::open(Arc::new(store.clone()), SMALL).unwrap();
@@ -87,6 +143,59 @@ proptest! {
                 Step::Image { pick, start, len, byte } => write_to_image(&journal, &stream, pick, start, len, byte)?,
             }
             compare(&journal, &stream.states);
+            mounts.compare();
+        }
+    }
+}
+
+/// Images that are open, with what each must show and the folder of its overlay.
+#[derive(Default)]
+struct Mounts(Vec<(Image, Vec<u8>, String)>);
+
+impl Mounts {
+    fn open(&mut self, journal: &Arc<Journal>, stream: &Stream, pick: usize, writable: bool) {
+        let cuts = cuts(journal);
+        let Some(&cut) = cuts.get(pick % cuts.len().max(1)) else { return };
+        if self.0.len() >= 3 {
+            return;
+        }
+        let expected = stream.states.iter().find(|(at, _)| *at == cut).unwrap().1.clone();
+        let folder = format!("image-{pick}");
+        journal.discard_overlays(&folder).unwrap();
+        let image = Image::open(journal.clone(), cut, writable.then_some(&*folder), [1; 16]).unwrap();
+        self.0.push((image, expected, folder));
+    }
+
+    fn work(&mut self, pick: usize, start: u64, len: u64, byte: u8, promote: bool) {
+        let count = self.0.len().max(1);
+        let Some((image, expected, _)) = self.0.get_mut(pick % count) else { return };
+        if !image.is_writable() {
+            assert!(image.write_at(DiskIndex(0), start, &[byte]).is_err());
+            return;
+        }
+        image.write_at(DiskIndex(0), start, &vec![byte; len as usize]).unwrap();
+        expected[start as usize..(start + len) as usize].fill(byte);
+        if promote {
+            // As far as some steps go; another time it goes on.
+            let steps = std::cell::Cell::new(usize::from(byte) % 3);
+            image.promote(|_| steps.replace(steps.get().saturating_sub(1)) > 0).unwrap();
+        }
+    }
+
+    fn close(&mut self, journal: &Arc<Journal>, pick: usize) {
+        if self.0.is_empty() {
+            return;
+        }
+        let (image, _, folder) = self.0.remove(pick % self.0.len());
+        drop(image);
+        journal.discard_overlays(&folder).unwrap();
+    }
+
+    fn compare(&self) {
+        for (image, expected, _) in &self.0 {
+            let mut found = vec![0; expected.len()];
+            image.read_at(DiskIndex(0), 0, &mut found).unwrap();
+            assert!(found == *expected, "an open image shows what it showed, whatever goes on");
         }
     }
 }

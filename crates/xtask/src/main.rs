@@ -1,8 +1,9 @@
-//! The one door: `cargo xtask demo`, `test`, `check`, `sim`, `ci`.
+//! The one door: `cargo xtask demo`, `test`, `check`, `sim`, `fuzz`, `bench`, `ci`.
 
 mod check;
 mod demo;
 mod edges;
+mod fuzz;
 mod packages;
 mod prepare;
 mod report;
@@ -39,7 +40,29 @@ enum Command {
         #[arg(long)]
         seed: Option<u64>,
     },
-    /// What continuous integration runs: check, test, demo.
+    /// Feed every parser of foreign bytes what a fuzzer makes up.
+    Fuzz {
+        /// Only this target.
+        target: Option<String>,
+        /// Seconds for each target.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
+    /// Measure, beside a reference in the same run.
+    Bench {
+        /// Which bench; all of them if none is named.
+        name: Option<String>,
+        /// A short form: smaller, fewer rounds.
+        #[arg(long)]
+        quick: bool,
+        /// One JSON object as the last line.
+        #[arg(long)]
+        json: bool,
+        /// Only sections whose name holds this.
+        #[arg(long)]
+        only: Option<String>,
+    },
+    /// What continuous integration runs: check, test, a little fuzzing, demo.
     Ci,
     /// Write docs/openapi.json anew.
     Openapi,
@@ -51,9 +74,12 @@ fn main() -> Result<()> {
         Command::Test { filter } => run::test(filter.as_deref()),
         Command::Check => check::run(),
         Command::Sim { runs, seed } => run::sim(runs, seed),
+        Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
+        Command::Bench { name, quick, json, only } => run::bench(name, quick, json, only),
         Command::Ci => {
             check::run()?;
             run::test(None)?;
+            fuzz::run(None, fuzz::SECONDS_IN_CI)?;
             demo::Demo::for_ci().run()
         }
         Command::Openapi => run::openapi(),

@@ -30,6 +30,9 @@ pub(crate) const GUEST: &[Tool] = &[
     tool("dpkg-deb", "dpkg", "unpacks the guest's kernel package"),
 ];
 
+/// For fuzzing: libFuzzer is C++.
+pub(crate) const FUZZ: &[Tool] = &[tool("c++", "g++", "builds libFuzzer")];
+
 /// For tests against other people's clients.
 pub(crate) const PEERS: &[Tool] = &[
     tool("nbdinfo", "libnbd-bin", "another project's NBD client"),

@@ -1,4 +1,4 @@
-//! Tests and simulation.
+//! Tests, simulation, benches.
 
 use crate::packages;
 use crate::prepare::{cargo, guest, root, run_visibly, target};
@@ -33,6 +33,18 @@ pub(crate) fn sim(runs: u64, seed: Option<u64>) -> Result<()> {
         Some(seed) => command.args(["--seed", &seed.to_string()]),
         None => command.args(["--runs", &runs.to_string()]),
     };
+    run_visibly(&mut command)
+}
+
+/// Runs a bench, or all.
+pub(crate) fn bench(name: Option<String>, quick: bool, json: bool, only: Option<String>) -> Result<()> {
+    let mut command = cargo();
+    command.args(["run", "--release", "--quiet", "--package", "bench", "--"]).args(name);
+    command.arg("--folder").arg(target().join("bench-files"));
+    command.args(quick.then_some("--quick")).args(json.then_some("--json"));
+    if let Some(only) = only {
+        command.args(["--only", &only]);
+    }
     run_visibly(&mut command)
 }
 

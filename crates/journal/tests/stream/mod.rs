@@ -4,7 +4,7 @@
 use batch::{Batch, BatchMeta, Codec, Kind, Record, encode, encode_mark};
 use bytes::Bytes;
 use journal::{
-    AppendError, AppendMeta, Appended, CheckpointQuery, Journal, Mode, Settings, Thinning, Upkeep,
+    AppendError, AppendMeta, Appended, CheckpointQuery, Journal, Mode, Settings, Store, Thinning, Upkeep,
 };
 use sim::SimStore;
 use std::sync::Arc;
@@ -121,9 +121,12 @@ impl Stream {
 }
 
 pub(crate) fn create(store: &SimStore, settings: Settings) -> Journal {
+    create_in(Arc::new(store.clone()), settings)
+}
+
+pub(crate) fn create_in(store: Arc<dyn Store>, settings: Settings) -> Journal {
     let disks = [DiskSpec { name: "vda".into(), size_bytes: DISK_BYTES }];
-    Journal::create(Arc::new(store.clone()), VmId::from_bytes([1; 16]), "web", &disks, Epoch::FIRST, settings)
-        .unwrap()
+    Journal::create(store, VmId::from_bytes([1; 16]), "web", &disks, Epoch::FIRST, settings).unwrap()
 }
 
 /// Appends one batch.
