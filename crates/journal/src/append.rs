@@ -306,7 +306,7 @@ impl Journal {
         }
         if self.read_shared().view.redo.frozen.len() >= FROZEN_TABLES_MAX {
             // Whoever keeps the journal up does not keep pace: memory is bounded all the same.
-            self.write_footers(meta.entropy).map_err(|error| self.classify(error))?;
+            self.write_footers().map_err(|error| self.classify(error))?;
         }
         writer.segment_bytes = next_segment_bytes(writer, now);
         self.seal_redo(writer).map_err(|error| self.classify(error))?;
@@ -328,7 +328,12 @@ impl Journal {
             let shared = self.read_shared();
             (shared.timeline.point(), shared.newest_at.unwrap_or_default())
         };
-        self.seal(LogKind::Redo, position.at, point, newest_at)?;
+        self.seal(LogKind::Redo, position.at, point, newest_at).inspect_err(|error| {
+            // The manifest on the disk may have it sealed all the same: nothing more may go to it.
+            if !is_full(error) {
+                self.failed.store(true, Ordering::SeqCst);
+            }
+        })?;
         writer.open = None;
         Ok(())
     }
@@ -404,16 +409,17 @@ impl Journal {
 
     /// A full disk leaves the journal as it was; any other failure closes it.
     pub(crate) fn classify(&self, error: io::Error) -> AppendError {
-        match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => AppendError::Full(error),
-            _ => self.fail(error),
-        }
+        if is_full(&error) { AppendError::Full(error) } else { self.fail(error) }
     }
 
     fn fail(&self, error: io::Error) -> AppendError {
         self.failed.store(true, Ordering::SeqCst);
         AppendError::Failed(error)
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Files of old segments are kept under names that begin so.

@@ -225,8 +225,12 @@ impl Journal {
     }
 
     /// Replaces the manifest, durably, and then publishes it together with what `publish` does. Where it
-    /// cannot be saved, nothing has changed in memory; on the disk the old one or the new one stands, and
-    /// whatever is changed must be right with either.
+    /// cannot be saved, nothing has changed in memory but the numbers that were taken; on the disk the old
+    /// one or the new one stands, and whatever is changed must be right with either.
+    ///
+    /// A crash story: (1) a file is made and a manifest that names it is put in place, but syncing the
+    /// folder fails; (2) it is tried again, over the same file; (3) the power goes, and what is found is
+    /// the first manifest with a part of the second file. So a number that was taken is never taken again.
     pub(crate) fn change_manifest(
         &self,
         change: impl FnOnce(&mut Manifest),
@@ -235,7 +239,13 @@ impl Journal {
         let _saving = self.saving.lock().expect("a panic aborts the process");
         let mut manifest = (*self.read_shared().manifest).clone();
         change(&mut manifest);
-        manifest.save(&*self.store)?;
+        if let Err(error) = manifest.save(&*self.store) {
+            let mut shared = self.write_shared();
+            let mut kept = (*shared.manifest).clone();
+            kept.keep_numbers_of(&manifest);
+            shared.set_manifest(kept, |_| {});
+            return Err(error);
+        }
         publish(&mut self.write_shared(), manifest);
         Ok(())
     }

@@ -303,6 +303,13 @@ impl Manifest {
         }
     }
 
+    /// Takes over which numbers have been taken in `other`.
+    pub(crate) fn keep_numbers_of(&mut self, other: &Manifest) {
+        self.next_file = self.next_file.max(other.next_file);
+        self.redo.next_segment = self.redo.next_segment.max(other.redo.next_segment);
+        self.undo.next_segment = self.undo.next_segment.max(other.undo.next_segment);
+    }
+
     pub(crate) fn applied(&self) -> WriteSeq {
         WriteSeq::from_raw(self.applied)
     }

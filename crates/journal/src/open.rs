@@ -132,7 +132,8 @@ impl Journal {
         }
         let torn_bytes = redo.torn_bytes;
         let writer = Writer::resume(vm, redo.open.clone(), redo.timeline.last_seq);
-        let undo_writer = UndoWriter { vm, open: undo.open.clone(), upto: undo.upto, opened_at: None };
+        let undo_writer =
+            UndoWriter { vm, open: undo.open.clone(), upto: undo.upto, opened_at: None, must_seal: false };
         let shared = shared_of(manifest, settings, redo, undo);
         Ok(Opened { journal: Journal::new(store, shared, writer, undo_writer), damage, torn_bytes })
     }

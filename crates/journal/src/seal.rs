@@ -15,8 +15,8 @@ use std::sync::Arc;
 use types::CheckpointKind;
 
 impl Journal {
-    /// Writes the footers of all sealed segments that have none. `entropy` is random. How many.
-    pub(crate) fn write_footers(&self, entropy: [u8; 16]) -> io::Result<usize> {
+    /// Writes the footers of all sealed segments that have none. How many.
+    pub(crate) fn write_footers(&self) -> io::Result<usize> {
         let _one = self.footers.lock().expect("a panic aborts the process");
         let mut count = 0;
         for kind in [LogKind::Redo, LogKind::Undo] {
@@ -27,22 +27,21 @@ impl Journal {
                     log.frozen.first().cloned()
                 };
                 let Some(table) = oldest else { break };
-                self.write_footer(kind, &table, entropy)?;
+                self.write_footer(kind, &table)?;
                 count += 1;
             }
         }
         Ok(count)
     }
 
-    fn write_footer(&self, kind: LogKind, table: &Arc<Table>, entropy: [u8; 16]) -> io::Result<()> {
+    fn write_footer(&self, kind: LogKind, table: &Arc<Table>) -> io::Result<()> {
         let manifest = self.read_shared().manifest.clone();
         let info = manifest.log(kind).segments.iter().find(|info| info.number == table.segment);
         let info = info.expect("a segment is not dropped before it has its footer");
         let at = info.sealed.as_ref().expect("only sealed segments' tables are frozen").bytes;
         let segment = Segment::open(&*self.store, kind, info).map_err(io::Error::other)?;
-        // The stamp differs from segment to segment, for the incarnation does.
-        let stamp =
-            segment.header.seed() ^ u32::from_le_bytes([entropy[0], entropy[1], entropy[2], entropy[3]]);
+        // The same bytes each time it is tried: a manifest whose saving failed may name the footer already.
+        let stamp = segment.header.seed();
         let mut writer = RunWriter::begin(&*segment.file, at, kind, stamp, table.base_page);
         for extent in table.sorted() {
             writer.push(&extent)?;

@@ -34,6 +34,8 @@ pub(crate) struct UndoWriter {
     /// The end of the last whole step.
     pub(crate) upto: WriteSeq,
     pub(crate) opened_at: Option<WallTime>,
+    /// Nothing more may go to the open segment: sealing it has been tried.
+    pub(crate) must_seal: bool,
 }
 
 impl UndoWriter {
@@ -86,7 +88,7 @@ impl Journal {
         let (extents, target) = self.next_step(applied, durable)?;
         let old = undo.opened_at.is_some_and(|opened| how.now.since(opened) > settings.history / 12);
         let full = undo.open.as_ref().is_some_and(|(_, _, end)| end.at >= settings.segment_bytes);
-        if old || full {
+        if old || full || undo.must_seal {
             self.seal_undo(undo).map_err(FoldError::Undo)?;
         }
         if undo.open.is_none() {
@@ -149,7 +151,10 @@ impl Journal {
         let Some((_, _, end)) = &undo.open else { return Ok(()) };
         let point = StreamPoint { last_seq: undo.upto.raw(), ..StreamPoint::default() };
         let newest_at = self.read_shared().newest_at.unwrap_or_default();
+        // Where it fails, the manifest on the disk may have it sealed all the same.
+        undo.must_seal = true;
         self.seal(LogKind::Undo, end.at, point, newest_at)?;
+        undo.must_seal = false;
         undo.open = None;
         Ok(())
     }

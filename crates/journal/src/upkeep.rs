@@ -65,7 +65,7 @@ impl Journal {
             // What is left of another mode ages as sealed segments do.
             self.seal_undo(&mut undo).map_err(FoldError::Manifest)?;
         }
-        let footers = self.write_footers(how.entropy).map_err(FoldError::Footer)?;
+        let footers = self.write_footers().map_err(FoldError::Footer)?;
         let merges = self.merge_runs(how.entropy)?;
         let mut kept = self.retain(&mut undo, how)?;
         // A step that was cut short is finished in either mode.
