@@ -23,6 +23,7 @@ fn seeds_that_once_found_something_hold() {
         212,  // a batch read back from the page cache after its sync had failed
         2615, // a fold that failed, then one to further down
         1955, // the same, for a batch that only moved the watermark
+        277,  // a manifest put in place whose folder could not be synced, and its segment made again
     ] {
         run(seed, false);
     }

@@ -21,7 +21,10 @@ pub(crate) fn run(run: &Run) -> Result<Vec<Figure>> {
     let shards = shards(2);
     let mut images = Vec::new();
     for len in [64 << 10, 4 << 10] {
-        let journal = create(&run.folder.join(format!("image-{len}")), 1, disk_bytes, SETTINGS)?;
+        let folder = run.folder.join(format!("image-{len}"));
+        let journal = create(&folder, 1, disk_bytes, SETTINGS)?;
+        // A hole would be read without the disk: every block of the replica is there.
+        drop(written_file(&folder.join("replica/vd0.raw"), disk_bytes)?);
         let mut stream = Stream::begin();
         // About two thirds of the disk are written; the rest is the replica's.
         let batches = random_writes(&mut stream, disk_bytes, len, disk_bytes, 3);
