@@ -173,9 +173,8 @@ impl Journal {
         if self.failed.load(Ordering::SeqCst) {
             return Err(AppendError::Closed);
         }
-        let (current, acked) = self.check_state(meta.epoch)?;
+        let acked = self.check_state(meta.epoch)?;
         check_order(&batches, writer.last_seq)?;
-        debug_assert!(current <= meta.epoch);
         self.roll_if_due(writer, &batches, meta)?;
         let (segment, base_page, position) = writer.open.as_mut().expect("rolled to an open segment");
         let seed = segment.header.seed();
@@ -217,8 +216,8 @@ impl Journal {
         })
     }
 
-    /// The journal's epoch and what is durable, if it takes batches of `epoch` now.
-    fn check_state(&self, epoch: Epoch) -> Result<(Epoch, WriteSeq), AppendError> {
+    /// What is durable, if the journal takes batches of `epoch` now.
+    fn check_state(&self, epoch: Epoch) -> Result<WriteSeq, AppendError> {
         let shared = self.read_shared();
         let current = Epoch(shared.manifest.epoch);
         if epoch < current {
@@ -228,7 +227,7 @@ impl Journal {
         if limit > 0 && bytes >= limit {
             return Err(AppendError::HardLimit { bytes, limit });
         }
-        Ok((current, shared.timeline.last_seq))
+        Ok(shared.timeline.last_seq)
     }
 
     /// Writes what was framed, syncs it, and publishes it.

@@ -219,12 +219,7 @@ impl Recovery {
         }
         vm.clear_error();
         for damage in &opened.damage {
-            let text = format!(
-                "{}; checkpoints before {} are good, later ones come back once everything was sent again",
-                damage.what, damage.from
-            );
-            tracing::error!(vm = vm.name(), damage = text, "journal damaged");
-            vm.set_error(text);
+            vm.report_damage(damage);
         }
         Ok(vm.set_journal(opened.journal))
     }

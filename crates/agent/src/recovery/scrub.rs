@@ -73,12 +73,7 @@ fn tell(vm: &Arc<RecoveredVm>, step: &Scrubbed) {
         tracing::warn!(vm = vm.name(), runs = step.rebuilt, "damaged index runs were made again");
     }
     for damage in &step.damage {
-        let text = format!(
-            "{}; checkpoints before {} are good, later ones come back once everything was sent again",
-            damage.what, damage.from
-        );
-        tracing::error!(vm = vm.name(), damage = text, "journal damaged");
-        vm.set_error(text.clone());
+        let text = vm.report_damage(damage);
         // The source greets again, learns that it cannot resume, and sends everything.
         vm.stop_stream(Refuse { why: Refusal::Busy, detail: text });
     }

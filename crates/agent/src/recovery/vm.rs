@@ -6,7 +6,7 @@ use crate::clock;
 use crate::config::JournalConfig;
 use crate::state::StateDir;
 use anyhow::{Context, Result};
-use journal::{CheckpointFacts, FsStore, Journal, Settings, Store, Thinning};
+use journal::{CheckpointFacts, Damage, FsStore, Journal, Settings, Store, Thinning};
 use replication::wire::{Hello, Refuse};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -115,6 +115,17 @@ impl RecoveredVm {
 
     pub(crate) fn set_error(&self, error: String) {
         self.lock().last_error = Some(error);
+    }
+
+    /// Says what was found damaged and contained, in the log and to the operator; the words.
+    pub(crate) fn report_damage(&self, damage: &Damage) -> String {
+        let text = format!(
+            "{}; checkpoints before {} are good, later ones come back once everything was sent again",
+            damage.what, damage.from
+        );
+        tracing::error!(vm = self.name(), damage = text, "journal damaged");
+        self.set_error(text.clone());
+        text
     }
 
     pub(crate) fn clear_error(&self) {

@@ -1,10 +1,9 @@
 //! What operators do with journals: modes, limits, pins, promotion, moving, damage and repair.
 
 use crate::stage::{SOON, Stage, refused, same_bytes};
-use lab::{Guest, GuestFiles, GuestOptions, Work, check_file_system, make_disk, wait_until};
+use lab::{check_file_system, make_disk, wait_until};
 use serde_json::Value;
 use std::path::PathBuf;
-use std::time::Duration;
 
 /// The folder of the only journal at B.
 fn journal_folder(stage: &Stage) -> PathBuf {
@@ -25,20 +24,11 @@ fn overwrite(stage: &Stage, socket: &str, byte: u8) {
 
 #[test]
 fn every_checkpoint_of_a_real_guest_is_a_whole_file_system_in_either_mode() {
-    let files = GuestFiles::find().unwrap();
     let mut stage = Stage::set();
     let disk = stage.path("disk.raw");
     make_disk(&disk, 64 << 20).unwrap();
     let socket = stage.protect("web", "web", &disk);
-    let mut guest = Guest::start(&GuestOptions {
-        files: &files,
-        work: Work::Load,
-        blockdevs: vec![Guest::on_socket(&socket, "vda")],
-        folder: stage.folder.path().to_path_buf(),
-        name: "guest",
-    })
-    .unwrap();
-    guest.console.wait_for("READY", Duration::from_secs(120)).unwrap();
+    let mut guest = stage.guest_under_load(&socket);
     guest.console.wait_for("LOAD 3", SOON).unwrap();
     // From here on the replica is brought up to the newest write, under the load.
     let journal = stage.b.ask(&["journal", "set", "web", "--mode", "rollback"]).unwrap();

@@ -1,29 +1,18 @@
 //! `kill -9` of either agent, again and again, under a real guest's load.
 
 use crate::stage::{SOON, Stage, same_bytes};
-use lab::{
-    Guest, GuestFiles, GuestOptions, Ticks, Work, check_file_system, make_disk, read_file, wait_until,
-};
+use lab::{Guest, Ticks, check_file_system, make_disk, read_file, wait_until};
 use std::time::Duration;
 
 const ROUNDS: u64 = 4;
 
 #[test]
 fn killed_agents_lose_nothing_and_the_guest_goes_on() {
-    let files = GuestFiles::find().unwrap();
     let mut stage = Stage::set();
     let disk = stage.path("disk.raw");
     make_disk(&disk, 96 << 20).unwrap();
     let socket = stage.protect("web", "web", &disk);
-    let mut guest = Guest::start(&GuestOptions {
-        files: &files,
-        work: Work::Load,
-        blockdevs: vec![Guest::on_socket(&socket, "vda")],
-        folder: stage.folder.path().to_path_buf(),
-        name: "guest",
-    })
-    .unwrap();
-    guest.console.wait_for("READY", Duration::from_secs(120)).unwrap();
+    let mut guest = stage.guest_under_load(&socket);
     for round in 0..ROUNDS {
         more_ticks(&mut guest, 5);
         stage.a.kill_agent().unwrap();

@@ -1,6 +1,6 @@
 //! What most of these tests begin with.
 
-use lab::{CommandFailed, Site, pair, wait_until};
+use lab::{CommandFailed, Guest, GuestFiles, GuestOptions, Site, Work, pair, wait_until};
 use serde_json::Value;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -43,6 +43,21 @@ impl Stage {
             file.write_at(&bytes[..len], at).unwrap();
         }
         path
+    }
+
+    /// A guest on the disk of a protection, that writes, deletes and trims; it is up.
+    pub(crate) fn guest_under_load(&self, socket: &str) -> Guest {
+        let files = GuestFiles::find().unwrap();
+        let mut guest = Guest::start(&GuestOptions {
+            files: &files,
+            work: Work::Load,
+            blockdevs: vec![Guest::on_socket(socket, "vda")],
+            folder: self.folder.path().to_path_buf(),
+            name: "guest",
+        })
+        .unwrap();
+        guest.console.wait_for("READY", Duration::from_secs(120)).unwrap();
+        guest
     }
 
     /// Protects a VM of one disk and waits until it is journaling; its socket.
