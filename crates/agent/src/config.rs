@@ -1,6 +1,8 @@
 //! `agent.toml`: what it may say, and what is said back where it says it wrong.
 
-use crate::policy::{Policy, within};
+pub use crate::link_limits::LinkConfig;
+use crate::link_limits::{LimitWindow, RawLimitWindow};
+use crate::policy::{Policy, StreamMode, TimeoutChoice, within};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,8 +13,10 @@ use types::limits;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum Compression {
-    None,
+    /// As measured: what the data and the link are worth.
     #[default]
+    Auto,
+    None,
     Lz4,
     Zstd,
 }
@@ -69,6 +73,13 @@ pub struct Config {
     pub api_listen: Option<SocketAddr>,
     pub stream_listen: Option<SocketAddr>,
     pub compression: Compression,
+    pub link: LinkConfig,
+    /// DSCP of the packets of streams, 0 to 63.
+    pub dscp: u8,
+    /// Memory of all buffers together, in bytes.
+    pub buffer_pool_bytes: u64,
+    /// Spills lie in folders of it.
+    pub spill_dir: PathBuf,
     pub journal: JournalConfig,
     pub qemu: PathBuf,
     pub log_json: bool,
@@ -98,6 +109,8 @@ struct Raw {
     #[serde(default)]
     stream: RawStream,
     #[serde(default)]
+    buffers: RawBuffers,
+    #[serde(default)]
     journal: RawJournal,
     #[serde(default)]
     defaults: RawDefaults,
@@ -120,6 +133,17 @@ struct RawStream {
     listen: Option<SocketAddr>,
     #[serde(default)]
     compression: Compression,
+    bytes_per_second: Option<u64>,
+    #[serde(default)]
+    limit: Vec<Spanned<RawLimitWindow>>,
+    dscp: Option<Spanned<u64>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawBuffers {
+    pool_bytes: Option<Spanned<u64>>,
+    spill_dir: Option<PathBuf>,
 }
 
 #[derive(Deserialize, Default)]
@@ -145,6 +169,16 @@ struct RawDefaults {
     journal_bytes_max: Option<Spanned<u64>>,
     rpo_seconds: Option<Spanned<u64>>,
     buffer_bytes: Option<Spanned<u64>>,
+    spill_bytes: Option<Spanned<u64>>,
+    #[serde(default)]
+    mode: StreamMode,
+    sync_timeout_seconds: Option<Spanned<u64>>,
+    #[serde(default)]
+    on_timeout: TimeoutChoice,
+    priority: Option<Spanned<u64>>,
+    bytes_per_second_max: Option<u64>,
+    #[serde(default)]
+    fail_when_exceeded: bool,
 }
 
 #[derive(Deserialize, Default)]
@@ -208,7 +242,23 @@ impl Config {
         journal.folder.clone_from(&journal_dir);
         journal.replica_folder = journal.replica_folder.map(|folder| base.join(folder));
         let run_dir = inside(raw.run_dir, "run");
+        let mut windows = Vec::new();
+        for window in &raw.stream.limit {
+            let parsed = LimitWindow::parse(window.get_ref());
+            windows.push(parsed.map_err(|what| at(window.span().start, what))?);
+        }
+        let dscp = ranged("dscp", &raw.stream.dscp, 0, (0, 63))?;
+        let buffer_pool_bytes = ranged(
+            "pool_bytes",
+            &raw.buffers.pool_bytes,
+            limits::BUFFER_POOL_BYTES_DEFAULT,
+            limits::BUFFER_POOL_BYTES_RANGE,
+        )?;
         Ok(Self {
+            link: LinkConfig { bytes_per_second: raw.stream.bytes_per_second.unwrap_or(0), windows },
+            dscp: u8::try_from(dscp).expect("checked to be at most 63"),
+            buffer_pool_bytes,
+            spill_dir: inside(raw.buffers.spill_dir, "spill"),
             journal_dir,
             pki_dir: inside(raw.pki_dir, "pki"),
             api_socket: raw.api.socket.map_or_else(|| run_dir.join("agent.sock"), |path| base.join(path)),
@@ -312,6 +362,23 @@ impl RawDefaults {
                 base.buffer_bytes,
                 limits::BUFFER_BYTES_RANGE,
             )?,
+            spill_bytes: ranged(
+                "spill_bytes",
+                &self.spill_bytes,
+                base.spill_bytes,
+                (0, limits::SPILL_BYTES_MAX),
+            )?,
+            mode: self.mode,
+            sync_timeout_seconds: ranged(
+                "sync_timeout_seconds",
+                &self.sync_timeout_seconds,
+                base.sync_timeout_seconds,
+                limits::SYNC_TIMEOUT_SECONDS_RANGE,
+            )?,
+            on_timeout: self.on_timeout,
+            priority: ranged("priority", &self.priority, base.priority, limits::PRIORITY_RANGE)?,
+            bytes_per_second_max: self.bytes_per_second_max.unwrap_or(0),
+            fail_when_exceeded: self.fail_when_exceeded,
         })
     }
 }

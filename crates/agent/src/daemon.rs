@@ -24,7 +24,8 @@ pub async fn run(config: Config) -> Result<()> {
     let run = state.next_run()?;
     let artifacts = Arc::new(Artifacts::open(state.path("files"))?);
     let boot_id = boot_id()?;
-    let source = Source::new(&config, state.clone(), artifacts.clone(), run, boot_id);
+    let alerts = Arc::new(Alerts::default());
+    let source = Source::new(&config, state.clone(), artifacts.clone(), run, boot_id, alerts.clone());
     let recovery = Recovery::new(&config, state, artifacts, boot_id);
     let pki = Pki::new(&config.pki_dir);
     tracing::info!(site = config.site, agent = config.agent, run = run.0, "agent starts");
@@ -32,8 +33,7 @@ pub async fn run(config: Config) -> Result<()> {
         tracing::warn!(%error, "the limit of open files stays as it is: few journals can be kept");
     }
     // The protected side first: guests wait for their disks, journals can wait.
-    let alerts = Arc::new(Alerts::default());
-    source.resume_all(&alerts)?;
+    source.resume_all()?;
     let app = App {
         site: config.site.clone(),
         agent: config.agent.clone(),

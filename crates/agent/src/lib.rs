@@ -13,6 +13,7 @@ pub mod error;
 pub mod http;
 pub mod hypervisor;
 mod link;
+mod link_limits;
 mod pace;
 pub mod pki;
 mod policy;

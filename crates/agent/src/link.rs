@@ -2,12 +2,45 @@
 
 use crate::pki::{PeerRole, Pki};
 use anyhow::{Context, Result};
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
+use tokio::io::{ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use types::limits::CONNECT_TIMEOUT;
+
+/// Who a peer has shown to be, and with what.
+#[derive(Debug)]
+pub(crate) struct PeerIdentity {
+    pub(crate) name: String,
+    certificates: Vec<CertificateDer<'static>>,
+    role: PeerRole,
+}
+
+impl PeerIdentity {
+    /// Whoever shows these certificates, if its site is trusted and has issued them.
+    pub(crate) fn of(pki: &Pki, shown: Option<&[CertificateDer<'_>]>, role: PeerRole) -> Result<Self> {
+        let name = pki.peer_name(shown, role)?;
+        let certificates = shown.unwrap_or_default().iter().map(|shown| shown.clone().into_owned()).collect();
+        Ok(Self { name, certificates, role })
+    }
+
+    /// Looks again: trust may have been withdrawn since, a certificate may have expired.
+    ///
+    /// # Errors
+    /// Why the peer would not be let in now.
+    pub(crate) fn check(&self, pki: &Pki) -> Result<()> {
+        pki.peer_name(Some(&self.certificates), self.role).map(drop)
+    }
+}
+
+/// A connection that stands.
+pub(crate) struct Connected {
+    pub(crate) reader: ReadHalf<TlsStream<TcpStream>>,
+    pub(crate) writer: WriteHalf<TlsStream<TcpStream>>,
+    pub(crate) peer: PeerIdentity,
+}
 
 /// `HOST:PORT` of a peer.
 pub(crate) fn split_peer(peer: &str) -> Option<(&str, u16)> {
@@ -17,18 +50,36 @@ pub(crate) fn split_peer(peer: &str) -> Option<(&str, u16)> {
 }
 
 /// Connects and shakes hands. Certificates are read anew each time, so renewed ones are used at once.
-pub(crate) async fn connect(pki: &Pki, peer: &str) -> Result<(TlsStream<TcpStream>, String)> {
+pub(crate) async fn connect(pki: &Pki, peer: &str, dscp: u8) -> Result<Connected> {
     let (host, port) = split_peer(peer).context("a peer is HOST:PORT")?;
     let connector = TlsConnector::from(pki.client()?);
     let name = ServerName::try_from(host.to_owned()).context("the peer's host is no host name")?;
     let connecting = async {
         let stream = TcpStream::connect((host, port)).await.with_context(|| format!("connect to {peer}"))?;
-        stream.set_nodelay(true).context("set TCP_NODELAY")?;
+        prepare(&stream, dscp)?;
         connector.connect(name, stream).await.with_context(|| format!("shake hands with {peer}"))
     };
     let stream = timeout(CONNECT_TIMEOUT, connecting)
         .await
         .with_context(|| format!("{peer} does not answer within {} s", CONNECT_TIMEOUT.as_secs()))??;
-    let name = pki.peer_name(stream.get_ref().1.peer_certificates(), PeerRole::IsConnectedTo)?;
-    Ok((stream, name))
+    let shown = stream.get_ref().1.peer_certificates();
+    let peer = PeerIdentity::of(pki, shown, PeerRole::IsConnectedTo)?;
+    let (reader, writer) = tokio::io::split(stream);
+    Ok(Connected { reader, writer, peer })
+}
+
+/// Sets what every connection of a stream has: no delay, and its class of service.
+pub(crate) fn prepare(stream: &TcpStream, dscp: u8) -> Result<()> {
+    use rustix::net::sockopt;
+    stream.set_nodelay(true).context("set TCP_NODELAY")?;
+    if dscp == 0 {
+        return Ok(());
+    }
+    // The DSCP is the upper six bits of the field.
+    let field = dscp << 2;
+    match stream.peer_addr().context("ask for the peer's address")? {
+        std::net::SocketAddr::V4(_) => sockopt::set_ip_tos(stream, field),
+        std::net::SocketAddr::V6(_) => sockopt::set_ipv6_tclass(stream, field.into()),
+    }
+    .context("set the DSCP")
 }

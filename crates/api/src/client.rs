@@ -80,6 +80,18 @@ impl Client {
         self.post(&format!("/v1/vms/{}/resume", escape(name)), &()).await
     }
 
+    pub async fn resync(&self, name: &str) -> Result<ProtectedVm, ClientError> {
+        self.post(&format!("/v1/vms/{}/resync", escape(name)), &()).await
+    }
+
+    pub async fn verify(&self, name: &str) -> Result<ProtectedVm, ClientError> {
+        self.post(&format!("/v1/vms/{}/verify", escape(name)), &()).await
+    }
+
+    pub async fn seed(&self, request: &SeedRequest) -> Result<Done, ClientError> {
+        self.post("/v1/seeds", request).await
+    }
+
     pub async fn unprotect(&self, name: &str) -> Result<Done, ClientError> {
         self.call(Method::DELETE, &format!("/v1/vms/{}", escape(name)), None).await
     }

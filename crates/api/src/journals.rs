@@ -114,3 +114,13 @@ pub struct Promotion {
     pub total_bytes: u64,
     pub error: Option<String>,
 }
+
+/// Files that are to be the first replicas of a VM that is not protected yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SeedRequest {
+    /// The name the VM will have.
+    pub vm: String,
+    /// Raw images at the recovery side, which are moved beside the replicas.
+    pub disks: Vec<crate::ProtectDisk>,
+}

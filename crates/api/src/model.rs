@@ -76,6 +76,28 @@ pub struct ProtectSettings {
     /// 1 MiB to 4 GiB, default 64 MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub buffer_bytes: Option<u64>,
+    /// The spill on the agent's disk that keeps order and history through an outage: 0 to 16 TiB, default
+    /// 10 GiB; 0 is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spill_bytes: Option<u64>,
+    /// `async` (default) or `sync`: a guest's write waits until it is durable at the recovery side.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+    /// How long it waits at most, in synchronous mode: 1 to 300, default 5.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sync_timeout_seconds: Option<u64>,
+    /// What becomes of it then: `degrade` (default; it goes on asynchronously, with an alert) or `hold`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_timeout: Option<String>,
+    /// The group's weight on the link, 1 to 9, default 5.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u64>,
+    /// The most the group sends; 0, the default, for no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second_max: Option<u64>,
+    /// Whether the protection stops when its RPO or its history is not kept to; it does not by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fail_when_exceeded: Option<bool>,
 }
 
 /// A VM whose writes this agent captures.
@@ -86,7 +108,7 @@ pub struct ProtectedVm {
     pub group: String,
     pub epoch: u64,
     pub peer: String,
-    /// `initial-sync`, `journaling`, `tracking`, `bitmap-sync`, `paused`, `fenced` or `failed`.
+    /// `initial-sync`, `delta-sync`, `journaling`, `tracking`, `bitmap-sync`, `paused`, `fenced` or `failed`.
     pub state: String,
     /// Why it is so, where the state alone does not say.
     pub reason: String,
@@ -103,8 +125,18 @@ pub struct ProtectedVm {
     pub rpo_now_seconds: Option<f64>,
     pub rpo_seconds: u64,
     pub rpo_exceeded: bool,
+    /// Whether the history at the recovery side falls, or is about to fall, short of what was asked for.
+    pub history_exceeded: bool,
+    /// `async`, `sync`, or `sync-degraded`: guest writes should wait for the recovery side, and do not.
+    pub mode: String,
+    pub priority: u64,
+    /// The peer's clock less this agent's, in seconds, as last measured.
+    pub clock_skew_seconds: Option<f64>,
     pub buffer_bytes: u64,
     pub buffer_bytes_max: u64,
+    pub spill_bytes: u64,
+    pub spill_bytes_max: u64,
+    /// To be copied or compared.
     pub dirty_bytes: u64,
     /// How much of a running sync is done, 0 to 1.
     pub sync_progress: Option<f64>,
@@ -119,6 +151,31 @@ pub struct ProtectedVm {
     pub journal_bytes: u64,
     pub history_seconds: u64,
     pub checkpoint_interval_seconds: u64,
+    /// The last comparison of both sides, if there was one since the agent started.
+    pub verify: Option<Verify>,
+}
+
+/// A comparison of both sides while the guest writes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Verify {
+    /// `running`, `waiting` (for the link or a sync) or `done`.
+    pub state: String,
+    pub compared_bytes: u64,
+    pub total_bytes: u64,
+    /// What was found to differ; it is sent again.
+    pub differing_bytes: u64,
+    /// Where, as far as there is room for; each is whole blocks of 64 KiB.
+    pub differing: Vec<Extent>,
+    /// Whether all that differed is at the recovery side by now.
+    pub repaired: bool,
+}
+
+/// A place on a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Extent {
+    pub disk: String,
+    pub start: u64,
+    pub bytes: u64,
 }
 
 /// A disk of a VM.

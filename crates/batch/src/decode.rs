@@ -5,7 +5,7 @@ use crate::layout::{
     BLOCK_BYTES, BLOCK_ENTRY_BYTES, FLAG_STEP_END, FLAG_UNDO, FRAME_ENTRY_BYTES, Form, HEADER_BYTES, Header,
     MAGIC, RECORD_BYTES, RawFrame, RawHeader, RawRecord, VERSION,
 };
-use crate::record::Kind;
+use crate::record::{Kind, Record};
 use bytes::Bytes;
 use types::limits::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, FRAME_BYTES, RECORD_BYTES_MAX};
 use types::{ByteRange, DiskIndex, Incarnation, WallTime, WriteSeq};
@@ -171,6 +171,20 @@ impl Batch {
             return Err(BatchError::Payload { at });
         }
         Ok(payload)
+    }
+
+    /// The records above `after`, with their payload.
+    ///
+    /// # Errors
+    /// [`BatchError`] where a frame does not check.
+    pub fn records_after(&self, after: WriteSeq) -> Result<Vec<Record>, BatchError> {
+        let above = self.entries.iter().enumerate().filter(|(_, entry)| entry.seq > after);
+        above
+            .map(|(at, entry)| {
+                let payload = if entry.kind.has_payload() { self.payload(at)? } else { Bytes::new() };
+                Ok(Record { seq: entry.seq, kind: entry.kind, disk: entry.disk, range: entry.range, payload })
+            })
+            .collect()
     }
 
     /// The checksum of header and tables, through which everything in the batch is bound: the tables hold

@@ -8,6 +8,7 @@
 //! It stands apart because both `replication` and `journal` read batches and neither may know the
 //! other (`docs/design/2026-11-21-batch-crate.md`).
 
+mod block_hash;
 mod decode;
 mod encode;
 mod frames;
@@ -15,6 +16,7 @@ mod layout;
 mod mark;
 mod record;
 
+pub use block_hash::{BLOCK_HASH_BYTES, BlockHash, is_zero};
 pub use decode::{Batch, BatchError, Entry};
 pub use encode::{BatchMeta, encode, encode_undo};
 pub use frames::{Codec, FrameEntry, FrameError, open_frame, read_payload};

@@ -127,7 +127,7 @@ pub(crate) enum PkiCommand {
 #[derive(Debug, Subcommand)]
 pub(crate) enum VmCommand {
     /// Protect a VM: prints the NBD socket to start it on.
-    Protect(Protect),
+    Protect(Box<Protect>),
     /// The VMs protected here.
     List,
     /// One protected VM.
@@ -138,6 +138,22 @@ pub(crate) enum VmCommand {
     Resume {
         name: String,
         /// Wait until everything is sent, and show how far it is.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Compare both sides while the guest writes, and send again what differs. Exit code 7 where something
+    /// did.
+    Verify {
+        name: String,
+        /// Begin only, and do not wait for the end; `vm show` tells how far it is.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Compare both sides from the beginning and send what differs; until then no checkpoint is taken.
+    /// Checkpoints that are there stay.
+    Resync {
+        name: String,
+        /// Wait until it is done, and show how far it is.
         #[arg(long)]
         wait: bool,
     },
@@ -180,6 +196,27 @@ pub(crate) struct Protect {
     /// The memory buffer in bytes, 1 MiB to 4 GiB.
     #[arg(long, value_name = "BYTES")]
     pub(crate) buffer: Option<u64>,
+    /// The spill on the agent's disk, in bytes: it keeps history whole through an outage. 0 turns it off.
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) spill: Option<u64>,
+    /// `async`, or `sync`: the guest's writes wait until they are durable at the recovery side.
+    #[arg(long, value_parser = ["async", "sync"])]
+    pub(crate) mode: Option<String>,
+    /// How long a write waits at most, in synchronous mode, 1 to 300.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) sync_timeout: Option<u64>,
+    /// What becomes of a write that waited that long: `degrade` (it goes on, with an alert) or `hold`.
+    #[arg(long, value_parser = ["degrade", "hold"])]
+    pub(crate) on_timeout: Option<String>,
+    /// The group's weight on the link, 1 to 9.
+    #[arg(long, value_name = "1-9")]
+    pub(crate) priority: Option<u64>,
+    /// The most the group sends, in bytes a second; 0 for no limit.
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) rate: Option<u64>,
+    /// Stop the protection when its RPO or its history is not kept to.
+    #[arg(long)]
+    pub(crate) fail_when_exceeded: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -290,6 +327,15 @@ pub(crate) enum JournalCommand {
         /// Its full path, at the recovery side.
         #[arg(long)]
         to: String,
+    },
+    /// At the recovery side: take raw images as the first replicas of a VM that will be protected. They are
+    /// moved beside the replicas, and then compared with the VM instead of being sent.
+    Seed {
+        /// The name the VM will have.
+        vm: String,
+        /// A disk, NAME=PATH; may be given again.
+        #[arg(long = "disk", value_name = "NAME=PATH", required = true)]
+        disks: Vec<String>,
     },
     /// Keep a state readable, whatever retention says.
     Pin {

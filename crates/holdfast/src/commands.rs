@@ -4,13 +4,14 @@ use crate::cli::{
     CheckpointCommand, Cli, Command, Connect, FailoverCommand, ImageCommand, JournalCommand, PkiCommand,
     Protect, VmCommand,
 };
+use crate::exit::DAMAGED;
 use crate::{journal_tools, print};
 use agent::config::Config;
 use agent::pki::{Pki, operator_client};
 use anyhow::{Context, Result, bail};
 use api::{
     Client, Endpoint, Image, JournalSettings, OpenImageRequest, PinRequest, PromoteRequest, ProtectDisk,
-    ProtectRequest, ProtectSettings, ProtectedVm,
+    ProtectRequest, ProtectSettings, ProtectedVm, SeedRequest,
 };
 use clap::CommandFactory;
 use std::io::IsTerminal;
@@ -43,8 +44,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         other => {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().context("start")?;
-            runtime.block_on(ask(connect, other, json))?;
-            Ok(ExitCode::SUCCESS)
+            runtime.block_on(ask(connect, other, json))
         }
     }
 }
@@ -86,9 +86,12 @@ fn pki(command: PkiCommand, json: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn ask(connect: Connect, command: Command, json: bool) -> Result<()> {
+async fn ask(connect: Connect, command: Command, json: bool) -> Result<ExitCode> {
     let client = client(connect)?;
     match command {
+        Command::Vm(VmCommand::Verify { name, no_wait }) => {
+            return verify(&client, &name, !no_wait, json).await;
+        }
         Command::Vm(command) => vm(&client, command, json).await,
         Command::Status { watch } => status(&client, watch, json).await,
         Command::Checkpoint(command) => checkpoint(&client, command, json).await,
@@ -98,7 +101,8 @@ async fn ask(connect: Connect, command: Command, json: bool) -> Result<()> {
         Command::Agent { .. } | Command::Pki(_) | Command::Completions { .. } | Command::Openapi => {
             unreachable!("carried out without an agent")
         }
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn client(connect: Connect) -> Result<Client> {
@@ -117,7 +121,7 @@ async fn vm(client: &Client, command: VmCommand, json: bool) -> Result<()> {
     match command {
         VmCommand::Protect(protect) => {
             let wait = protect.wait;
-            let vm = client.protect(&request(protect)?).await?;
+            let vm = client.protect(&request(*protect)?).await?;
             let vm = if wait { synced(client, &vm.name).await? } else { vm };
             print::one(json, &vm, print::protected)
         }
@@ -126,6 +130,12 @@ async fn vm(client: &Client, command: VmCommand, json: bool) -> Result<()> {
         VmCommand::Pause { name } => print::one(json, &client.pause(&name).await?, print::protected),
         VmCommand::Resume { name, wait } => {
             let vm = client.resume(&name).await?;
+            let vm = if wait { synced(client, &name).await? } else { vm };
+            print::one(json, &vm, print::protected)
+        }
+        VmCommand::Verify { .. } => unreachable!("has an exit code of its own"),
+        VmCommand::Resync { name, wait } => {
+            let vm = client.resync(&name).await?;
             let vm = if wait { synced(client, &name).await? } else { vm };
             print::one(json, &vm, print::protected)
         }
@@ -161,13 +171,51 @@ async fn synced(client: &Client, name: &str) -> Result<ProtectedVm> {
     }
 }
 
-fn request(protect: Protect) -> Result<ProtectRequest> {
-    let mut disks = Vec::new();
-    for disk in &protect.disks {
+/// Disks given as NAME=PATH.
+fn named_disks(given: &[String]) -> Result<Vec<ProtectDisk>> {
+    let parse = |disk: &String| {
         let (name, path) = disk.split_once('=').with_context(|| format!("--disk {disk}: give NAME=PATH"))?;
         let path = std::path::absolute(path).with_context(|| format!("--disk {disk}"))?;
-        disks.push(ProtectDisk { name: name.to_owned(), path: path.display().to_string() });
+        Ok(ProtectDisk { name: name.to_owned(), path: path.display().to_string() })
+    };
+    given.iter().map(parse).collect()
+}
+
+async fn verify(client: &Client, name: &str, wait: bool, json: bool) -> Result<ExitCode> {
+    let vm = client.verify(name).await?;
+    let vm = if wait { verified(client, name).await? } else { vm };
+    let found = vm.verify.context("the agent was restarted; begin again")?;
+    print::one(json, &found, |found| print::verify(name, found))?;
+    Ok(if found.differing_bytes > 0 { ExitCode::from(DAMAGED) } else { ExitCode::SUCCESS })
+}
+
+/// Waits until a verification is done and what differed is repaired, showing how far it is where somebody
+/// looks on.
+async fn verified(client: &Client, name: &str) -> Result<ProtectedVm> {
+    let shows = std::io::stderr().is_terminal();
+    loop {
+        let vm = client.protected_vm(name).await?;
+        let verify = vm.verify.clone().context("the agent was restarted; begin again")?;
+        if shows {
+            eprint!("\r\x1b[2K{}", print::verify_line(&verify));
+        }
+        let stopped = matches!(vm.state.as_str(), "paused" | "fenced" | "failed");
+        let done = verify.state == "done" && (verify.differing_bytes == 0 || verify.repaired);
+        if shows && (done || stopped) {
+            eprintln!();
+        }
+        if done {
+            return Ok(vm);
+        }
+        if stopped {
+            bail!("VM {name} is {}: {}", vm.state, vm.last_error.unwrap_or(vm.reason));
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
     }
+}
+
+fn request(protect: Protect) -> Result<ProtectRequest> {
+    let disks = named_disks(&protect.disks)?;
     Ok(ProtectRequest {
         name: protect.name,
         group: protect.group,
@@ -180,6 +228,13 @@ fn request(protect: Protect) -> Result<ProtectRequest> {
             journal_bytes_max: protect.journal_max,
             rpo_seconds: protect.rpo,
             buffer_bytes: protect.buffer,
+            spill_bytes: protect.spill,
+            mode: protect.mode,
+            sync_timeout_seconds: protect.sync_timeout,
+            on_timeout: protect.on_timeout,
+            priority: protect.priority,
+            bytes_per_second_max: protect.rate,
+            fail_when_exceeded: protect.fail_when_exceeded.then_some(true),
         },
     })
 }
@@ -292,6 +347,12 @@ async fn journal(client: &Client, command: JournalCommand, json: bool) -> Result
                 eprintln!("moving the journal of {vm} to {to} …");
             }
             print::one(json, &client.move_journal(&vm, &to).await?, print::journal)
+        }
+        JournalCommand::Seed { vm, disks } => {
+            let request = SeedRequest { vm: vm.clone(), disks: named_disks(&disks)? };
+            print::one(json, &client.seed(&request).await?, |_| {
+                format!("the replicas of {vm} wait here; protect it on the other side\n")
+            })
         }
         JournalCommand::Pin { vm, at, owner, expires } => {
             let request = PinRequest { at, owner, expires_seconds: expires };

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use api::{
-    CheckpointPage, Failover, Group, Image, Journal, Pin, Promotion, ProtectedVm, RecoveredVm, Status,
+    CheckpointPage, Failover, Group, Image, Journal, Pin, Promotion, ProtectedVm, RecoveredVm, Status, Verify,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -128,7 +128,12 @@ pub(crate) fn protected(vm: &ProtectedVm) -> String {
     }
     let rpo = vm.rpo_now_seconds.map_or("no checkpoint yet".into(), |age| format!("{age:.1} s"));
     let _ = writeln!(out, "  RPO now  {rpo}, bound {} s", vm.rpo_seconds);
+    let _ = writeln!(out, "  mode     {}, priority {}", vm.mode, vm.priority);
     let _ = writeln!(out, "  buffer   {} of {}", bytes(vm.buffer_bytes), bytes(vm.buffer_bytes_max));
+    let _ = writeln!(out, "  spill    {} of {}", bytes(vm.spill_bytes), bytes(vm.spill_bytes_max));
+    if let Some(skew) = vm.clock_skew_seconds {
+        let _ = writeln!(out, "  clocks   the peer's is {skew:+.3} s off ours");
+    }
     let _ = writeln!(out, "  journal  {}, history {}", bytes(vm.journal_bytes), seconds(vm.history_seconds));
     for disk in &vm.disks {
         let _ = writeln!(out, "  disk     {} {} {}", disk.name, bytes(disk.size_bytes), disk.path);
@@ -145,6 +150,30 @@ pub(crate) fn sync_line(vm: &ProtectedVm) -> String {
     let filled = (progress * 30.0) as usize;
     let bar: String = (0..30).map(|at| if at < filled { '#' } else { '.' }).collect();
     format!("[{bar}] {:.0} %, {} left", progress * 100.0, bytes(vm.dirty_bytes))
+}
+
+/// How far a verification is, in one line.
+pub(crate) fn verify_line(verify: &Verify) -> String {
+    let progress = verify.compared_bytes as f64 / verify.total_bytes.max(1) as f64;
+    let filled = (progress * 30.0) as usize;
+    let bar: String = (0..30).map(|at| if at < filled { '#' } else { '.' }).collect();
+    let differing = bytes(verify.differing_bytes);
+    format!("[{bar}] {:.0} %, {}, {differing} differ", progress * 100.0, verify.state)
+}
+
+pub(crate) fn verify(name: &str, verify: &Verify) -> String {
+    let mut out =
+        format!("{name}: {} of {} compared", bytes(verify.compared_bytes), bytes(verify.total_bytes));
+    out += match (verify.state.as_str(), verify.differing_bytes) {
+        ("done", 0) => ", both sides are equal\n",
+        ("done", _) if verify.repaired => ", these differed and were sent again:\n",
+        ("done", _) => ", these differ and are being sent again:\n",
+        (_, _) => ", still running\n",
+    };
+    for extent in &verify.differing {
+        let _ = writeln!(out, "  disk {} at {}: {}", extent.disk, extent.start, bytes(extent.bytes));
+    }
+    out
 }
 
 pub(crate) fn checkpoints(page: &CheckpointPage) -> String {

@@ -71,12 +71,41 @@ impl Journal {
         epoch: Epoch,
         settings: Settings,
     ) -> Result<Journal, CreateError> {
+        Self::create_around(store, vm, vm_name, disks, epoch, settings, true)
+    }
+
+    /// As [`Journal::create`], around replicas that lie in the store already.
+    ///
+    /// # Errors
+    /// As [`Journal::create`].
+    pub fn create_seeded(
+        store: Arc<dyn Store>,
+        vm: VmId,
+        vm_name: &str,
+        disks: &[DiskSpec],
+        epoch: Epoch,
+        settings: Settings,
+    ) -> Result<Journal, CreateError> {
+        Self::create_around(store, vm, vm_name, disks, epoch, settings, false)
+    }
+
+    fn create_around(
+        store: Arc<dyn Store>,
+        vm: VmId,
+        vm_name: &str,
+        disks: &[DiskSpec],
+        epoch: Epoch,
+        settings: Settings,
+        replica_is_new: bool,
+    ) -> Result<Journal, CreateError> {
         if store.exists("manifest")? {
             return Err(CreateError::Exists);
         }
         for disk in disks {
             let replica = store.open(&replica_name(&disk.name), true)?;
-            replica.set_len(0)?;
+            if replica_is_new {
+                replica.set_len(0)?;
+            }
             replica.set_len(disk.size_bytes)?;
             replica.sync_data()?;
         }

@@ -6,11 +6,16 @@
 //! capture through a [`CaptureView`], the receiver sees the journal through [`Opened`] and durable
 //! sequences.
 
+mod chooser;
 mod receiver;
 mod sender;
+mod share;
 mod state;
 pub mod wire;
 
+pub use chooser::{CodecChooser, Compression};
+
 pub use receiver::{Opened, Receiver, ReceiverEffect, ReceiverEvent};
 pub use sender::{CaptureView, Differs, KeptStream, Sender, SenderConfig, SenderEffect, SenderEvent};
-pub use state::{Link, State, SyncReason, TrackingReason, Transition};
+pub use share::{Share, StreamId};
+pub use state::{Failure, Link, State, SyncReason, TrackingReason, Transition};

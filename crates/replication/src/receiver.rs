@@ -5,16 +5,21 @@
 //!        └───────────────────┴───────refused──────────────────▲
 //! ```
 //!
-//! What holds after every event: an `Ack` is only ever sent for what the driver has reported durable,
-//! and a batch is only handed on when it follows the one before it in the same stream, of the epoch and
-//! incarnation that were welcomed.
+//! What holds after every event: an `Ack` is only ever sent for what the driver has reported durable;
+//! a batch is only handed on when it follows the one before it in the same stream, of the epoch and
+//! incarnation that were welcomed; and blocks are only looked at for a comparison once everything is
+//! durable that the source had for them.
 
-use crate::wire::{Ack, ArtifactHash, ArtifactPart, Hello, Message, Refusal, Refuse, Welcome, WireError};
-use batch::Batch;
-use types::limits::{
-    ARTIFACT_BYTES_MAX, DISK_BYTES_MAX, DISKS_MAX, HEARTBEAT_INTERVAL, PEER_SILENCE_MAX, SECTOR_BYTES,
+use crate::wire::{
+    Ack, ArtifactHash, ArtifactPart, Compare, Compared, Hello, Message, Refusal, Refuse, Welcome, WireError,
 };
-use types::{Epoch, Incarnation, Monotonic, WriteSeq, is_plain_name};
+use batch::Batch;
+use std::collections::VecDeque;
+use types::limits::{
+    ARTIFACT_BYTES_MAX, BLOCK_BYTES, COMPARES_MAX, DISK_BYTES_MAX, DISKS_MAX, HEARTBEAT_INTERVAL,
+    PEER_SILENCE_MAX, SECTOR_BYTES,
+};
+use types::{Epoch, Incarnation, Monotonic, WallTime, WriteSeq, is_plain_name};
 
 /// What the driver found when it opened the journal of a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +27,8 @@ pub struct Opened {
     pub epoch: Epoch,
     pub durable: WriteSeq,
     pub incarnation: Option<Incarnation>,
+    /// The replica was brought here by other means and is to be compared.
+    pub seeded: bool,
     pub missing: Vec<ArtifactHash>,
 }
 
@@ -35,6 +42,8 @@ pub enum ReceiverEvent {
     Opened(Result<Opened, Refuse>),
     /// The journal is durable so far.
     Durable(Ack),
+    /// The answer to [`ReceiverEffect::Compare`].
+    Compared(Compared),
     /// The journal can take no more, or the group has failed over.
     Stopped(Refuse),
     Tick,
@@ -50,6 +59,12 @@ pub enum ReceiverEffect {
     Append(Batch),
     /// Keep a part of a file.
     Keep(ArtifactPart),
+    /// Look at some blocks as of `at`, and say which differ. Not more than [`COMPARES_MAX`] at a time.
+    Compare(Compare),
+    /// Say what time it is.
+    AnswerClock {
+        asked_at: WallTime,
+    },
     /// Drop the connection once everything has been sent.
     Close {
         why: String,
@@ -60,8 +75,20 @@ pub enum ReceiverEffect {
 enum Phase {
     AwaitHello,
     Opening { hello: Box<Hello> },
-    Streaming { hello: Box<Hello>, accepted: WriteSeq },
+    Streaming(Streaming),
     Closed,
+}
+
+#[derive(Debug)]
+struct Streaming {
+    hello: Box<Hello>,
+    /// The last sequence handed on to the journal.
+    accepted: WriteSeq,
+    durable: WriteSeq,
+    /// Wait for what they are to be compared with.
+    compares: VecDeque<Compare>,
+    /// Are being looked at.
+    comparing: usize,
 }
 
 /// The receiving side of one connection.
@@ -94,8 +121,16 @@ impl Receiver {
             }
             ReceiverEvent::Opened(opened) => self.on_opened(opened, effects),
             ReceiverEvent::Durable(ack) => {
-                if matches!(self.phase, Phase::Streaming { .. }) {
+                if let Phase::Streaming(streaming) = &mut self.phase {
+                    streaming.durable = ack.durable;
                     effects.push(ReceiverEffect::Send(Message::Ack(ack)));
+                    streaming.begin_compares(effects);
+                }
+            }
+            ReceiverEvent::Compared(compared) => {
+                if let Phase::Streaming(streaming) = &mut self.phase {
+                    streaming.comparing -= 1;
+                    effects.push(ReceiverEffect::Send(Message::Compared(compared)));
                 }
             }
             ReceiverEvent::Stopped(refuse) => self.refuse(refuse, effects),
@@ -113,7 +148,7 @@ impl Receiver {
         if now.since(self.heard_at) > PEER_SILENCE_MAX {
             self.phase = Phase::Closed;
             effects.push(ReceiverEffect::Close { why: "the peer has gone silent".into() });
-        } else if matches!(self.phase, Phase::Streaming { .. } | Phase::Opening { .. })
+        } else if matches!(self.phase, Phase::Streaming(_) | Phase::Opening { .. })
             && now.since(self.said_at) >= HEARTBEAT_INTERVAL
         {
             effects.push(ReceiverEffect::Send(Message::Heartbeat));
@@ -130,26 +165,44 @@ impl Receiver {
                 }
                 Err(detail) => self.refuse(Refuse { why: Refusal::Protocol, detail }, effects),
             },
-            (Message::Batch(bytes), Phase::Streaming { hello, accepted }) => {
-                match check_batch(bytes, hello, *accepted) {
+            (Message::Batch(bytes), Phase::Streaming(streaming)) => {
+                match check_batch(bytes, &streaming.hello, streaming.accepted) {
                     Ok(batch) => {
-                        *accepted = batch.header().last_seq;
+                        streaming.accepted = batch.header().last_seq;
                         effects.push(ReceiverEffect::Append(batch));
                     }
                     Err(detail) => self.refuse(Refuse { why: Refusal::Protocol, detail }, effects),
                 }
             }
-            (Message::ArtifactPart(part), Phase::Streaming { hello, .. }) => match check_part(&part, hello) {
-                Ok(()) => effects.push(ReceiverEffect::Keep(part)),
-                Err(detail) => self.refuse(Refuse { why: Refusal::Protocol, detail }, effects),
-            },
+            (Message::ArtifactPart(part), Phase::Streaming(streaming)) => {
+                match check_part(&part, &streaming.hello) {
+                    Ok(()) => effects.push(ReceiverEffect::Keep(part)),
+                    Err(detail) => self.refuse(Refuse { why: Refusal::Protocol, detail }, effects),
+                }
+            }
+            (Message::Compare(compare), Phase::Streaming(streaming)) => {
+                match check_compare(&compare, streaming) {
+                    Ok(()) => {
+                        streaming.compares.push_back(compare);
+                        streaming.begin_compares(effects);
+                    }
+                    Err(detail) => self.refuse(Refuse { why: Refusal::Protocol, detail }, effects),
+                }
+            }
+            (Message::AskClock(asked_at), Phase::Streaming(_)) => {
+                effects.push(ReceiverEffect::AnswerClock { asked_at });
+            }
             (
                 Message::Hello(_)
                 | Message::Welcome(_)
                 | Message::Refuse(_)
                 | Message::Batch(_)
                 | Message::Ack(_)
-                | Message::ArtifactPart(_),
+                | Message::ArtifactPart(_)
+                | Message::Compare(_)
+                | Message::Compared(_)
+                | Message::AskClock(_)
+                | Message::ClockAnswer(_),
                 _,
             ) => {
                 let detail = "a message that has no place here".to_owned();
@@ -164,11 +217,19 @@ impl Receiver {
         };
         match opened {
             Ok(opened) => {
-                self.phase = Phase::Streaming { hello, accepted: opened.durable };
+                let durable = opened.durable;
+                self.phase = Phase::Streaming(Streaming {
+                    hello,
+                    accepted: durable,
+                    durable,
+                    compares: VecDeque::new(),
+                    comparing: 0,
+                });
                 effects.push(ReceiverEffect::Send(Message::Welcome(Welcome {
                     epoch: opened.epoch,
                     durable: opened.durable,
                     incarnation: opened.incarnation,
+                    seeded: opened.seeded,
                     missing: opened.missing,
                 })));
             }
@@ -187,6 +248,18 @@ impl Receiver {
         let why = format!("{}: {}", refuse.why, refuse.detail);
         effects.push(ReceiverEffect::Send(Message::Refuse(refuse)));
         effects.push(ReceiverEffect::Close { why });
+    }
+}
+
+impl Streaming {
+    /// Hands on the comparisons for which everything is durable now.
+    fn begin_compares(&mut self, effects: &mut Vec<ReceiverEffect>) {
+        while let Some(next) = self.compares.front()
+            && next.at <= self.durable
+        {
+            self.comparing += 1;
+            effects.extend(self.compares.pop_front().map(ReceiverEffect::Compare));
+        }
     }
 }
 
@@ -237,6 +310,22 @@ fn check_batch(bytes: bytes::Bytes, hello: &Hello, accepted: WriteSeq) -> Result
         }
     }
     Ok(batch)
+}
+
+fn check_compare(compare: &Compare, streaming: &Streaming) -> Result<(), String> {
+    let disk = streaming.hello.disks.get(usize::from(compare.disk.0));
+    let disk = disk.ok_or("blocks of a disk the VM has not")?;
+    let end = compare.first.0.checked_add(compare.hashes.len() as u64);
+    if end.is_none_or(|end| end > disk.size_bytes.div_ceil(BLOCK_BYTES)) {
+        return Err(format!("blocks past the end of disk {}", disk.name));
+    }
+    if compare.at > streaming.accepted {
+        return Err(format!("a comparison at {} where {} was last", compare.at, streaming.accepted));
+    }
+    if streaming.compares.len() + streaming.comparing >= COMPARES_MAX {
+        return Err(format!("more than {COMPARES_MAX} comparisons at once"));
+    }
+    Ok(())
 }
 
 fn check_part(part: &ArtifactPart, hello: &Hello) -> Result<(), String> {

@@ -9,18 +9,20 @@
 //! (`BatchSent`, `NothingToSend`, `CopyDone`, `SyncClosed`), the operator (`Pause`, `Resume`), and time
 //! (`Tick`). After each event the same upkeep runs. What holds after every event:
 //!
-//! - everything above the peer's acknowledgement is in the buffer or marked in the bitmap;
-//! - at most one batch is being built and one copy is under way, and bytes in flight keep to the window;
+//! - everything above the peer's acknowledgement is in the buffer, in the spill, or marked in the bitmap;
+//! - at most one batch is being built, one copy, one hashing and one spilling are under way, and bytes in
+//!   flight keep to the window;
+//! - a comparison is only asked for when everything it is about was sent before it;
 //! - `Release` is only ever said for sequences the peer has acknowledged as durable.
 //!
 //! The price of this design: a sync competes with live writes for the buffer, so it yields at half full.
 
-use crate::state::{Link, State, SyncReason, TrackingReason, Transition};
-use crate::wire::{Ack, ArtifactHash, Message, Refusal, Refuse, Welcome};
+use crate::state::{Failure, Link, State, SyncReason, TrackingReason, Transition};
+use crate::wire::{Ack, ArtifactHash, ClockAnswer, Compare, Compared, Message, Refusal, Refuse, Welcome};
 use std::collections::VecDeque;
 use types::limits::{
-    HEARTBEAT_INTERVAL, PEER_SILENCE_MAX, RECONNECT_DELAY_MAX, RECONNECT_DELAY_MIN, REFUSED_RETRY_DELAY,
-    WINDOW_BYTES,
+    CLOCK_INTERVAL, COMPARES_MAX, HEARTBEAT_INTERVAL, PEER_SILENCE_MAX, RECONNECT_DELAY_MAX,
+    RECONNECT_DELAY_MIN, REFUSED_RETRY_DELAY, WINDOW_BYTES,
 };
 use types::{Epoch, Incarnation, Monotonic, VmId, WriteSeq};
 
@@ -35,11 +37,12 @@ pub struct KeptStream {
 /// What may differ from the journal when a stream begins anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Differs {
-    /// What is marked, and nothing else.
+    /// What is marked or suspect, and nothing else.
     Marked,
     /// What is allocated: the replica is known to be zero.
     Allocated,
-    Everything,
+    /// Nobody knows: everything is suspect.
+    Suspect,
 }
 
 /// Whose stream this is.
@@ -52,6 +55,8 @@ pub struct SenderConfig {
     pub paused: bool,
     /// Streams that the marks the agent has kept over its restart belong to.
     pub kept: Vec<KeptStream>,
+    /// Why some of what was kept is suspect, if it is.
+    pub suspects_because: SyncReason,
 }
 
 /// What the sender may know of the splitter's capture, read just before each step.
@@ -62,11 +67,20 @@ pub struct CaptureView {
     /// Writes are missing since a `SyncBegin`.
     pub gap_open: bool,
     pub dirty_blocks: u64,
+    /// Blocks that are still to be compared.
+    pub suspect_blocks: u64,
+    /// Those, and the ones that are being compared.
+    pub unsettled_blocks: u64,
+    /// In memory.
     pub buffered_bytes: u64,
     pub buffer_bytes_max: u64,
-    /// The last sequence freed from the buffer.
+    /// The spill takes more.
+    pub spill_has_room: bool,
+    /// What was spilled cannot be read any more.
+    pub spill_lost: bool,
+    /// The last sequence freed from buffer and spill.
     pub released: WriteSeq,
-    /// The last sequence in the buffer; `released` where it is empty.
+    /// The last sequence in the buffer or the spill; `released` where both are empty.
     pub last: WriteSeq,
     /// Every write of the VM at or below it is in the buffer, freed, or missing.
     pub watermark: WriteSeq,
@@ -92,8 +106,18 @@ pub enum SenderEvent {
     SyncClosed {
         closed: bool,
     },
+    /// A run of blocks was hashed, or there was none, or it could not be read and is suspect again.
+    Hashed(Option<Compare>),
+    /// The oldest of the buffer lies in the spill now, or it could not be put there.
+    Spilled,
     Pause,
     Resume,
+    /// The operator wants everything compared, and history to have a gap until it was.
+    Resync,
+    /// A bound is exceeded, and the operator wants the protection to stop then; or it is to go on.
+    Bounds {
+        exceeded: bool,
+    },
     Tick,
 }
 
@@ -132,6 +156,20 @@ pub enum SenderEffect {
     LeaveTracking,
     /// Copy some marked blocks into the buffer.
     CopyBlocks,
+    /// Hash some suspect blocks.
+    HashBlocks,
+    /// The answer to a comparison.
+    Settle(Compared),
+    /// No answers come any more: what was being compared is suspect again.
+    ForgetCompares,
+    /// Everything is suspect from now on, and writes count as missing.
+    SuspectEverything,
+    /// Move the oldest of the buffer into the spill.
+    Spill,
+    /// Ask the peer what time it is.
+    AskClock,
+    /// The peer says what time it is.
+    ClockTold(ClockAnswer),
     /// Nothing is marked any more: put `SyncEnd` into the buffer.
     CloseSync,
     /// Keep this epoch from now on, durably.
@@ -141,6 +179,9 @@ pub enum SenderEffect {
     /// The peer refuses, in its own words.
     Refused(Refuse),
 }
+
+/// Stopped by an exceeded bound.
+const STOPPED: State = State::Failed { why: Failure::BoundExceeded };
 
 /// The sending side of one VM's stream.
 #[derive(Debug)]
@@ -162,6 +203,17 @@ pub struct Sender {
     building: bool,
     copying: bool,
     closing: bool,
+    hashing: bool,
+    /// What is suspect cannot be hashed just now; after an answer or some time it is tried again.
+    hashing_waits: bool,
+    /// The link was lost since the hashing began: nobody would take its answer for what it is.
+    hashed_for_another_link: bool,
+    /// Wait until everything up to their sequence was sent.
+    to_compare: VecDeque<Compare>,
+    /// Asked and not yet answered.
+    asked: usize,
+    spilling: bool,
+    clock_asked_at: Option<Monotonic>,
     /// Whether this run has been welcomed with its own incarnation.
     begun: bool,
 }
@@ -189,6 +241,13 @@ impl Sender {
             building: false,
             copying: false,
             closing: false,
+            hashing: false,
+            hashing_waits: false,
+            hashed_for_another_link: false,
+            to_compare: VecDeque::new(),
+            asked: 0,
+            spilling: false,
+            clock_asked_at: None,
             begun: false,
         }
     }
@@ -207,6 +266,11 @@ impl Sender {
 
     pub fn incarnation(&self) -> Incarnation {
         self.config.incarnation
+    }
+
+    /// Bytes of batches that were sent and not yet acknowledged.
+    pub fn in_flight_bytes(&self) -> usize {
+        self.in_flight_bytes
     }
 
     /// The last sequence the peer has acknowledged as durable.
@@ -229,7 +293,7 @@ impl Sender {
     ) {
         match event {
             SenderEvent::LinkUp => self.on_link_up(now, view, effects),
-            SenderEvent::LinkLost => self.on_link_lost(now),
+            SenderEvent::LinkLost => self.on_link_lost(now, effects),
             SenderEvent::Received(message) => self.on_message(now, message, view, effects),
             SenderEvent::BatchSent { last, watermark, bytes } => {
                 self.building = false;
@@ -249,9 +313,22 @@ impl Sender {
                     self.become_state(State::Journaling, effects);
                 }
             }
+            SenderEvent::Hashed(compare) => {
+                let stale = std::mem::take(&mut self.hashed_for_another_link);
+                self.hashing = false;
+                if stale {
+                    effects.push(SenderEffect::ForgetCompares);
+                } else {
+                    self.hashing_waits = compare.is_none();
+                    self.to_compare.extend(compare);
+                }
+            }
+            SenderEvent::Spilled => self.spilling = false,
             SenderEvent::Pause => self.on_pause(effects),
             SenderEvent::Resume => self.on_resume(now, effects),
-            SenderEvent::Tick => {}
+            SenderEvent::Resync => self.on_resync(effects),
+            SenderEvent::Bounds { exceeded } => self.on_bounds(now, exceeded, effects),
+            SenderEvent::Tick => self.hashing_waits = false,
         }
         self.upkeep(now, view, effects);
     }
@@ -272,18 +349,23 @@ impl Sender {
         });
     }
 
-    fn on_link_lost(&mut self, now: Monotonic) {
+    fn on_link_lost(&mut self, now: Monotonic, effects: &mut Vec<SenderEffect>) {
         let tries = self.link.tries() + 1;
         let delay = RECONNECT_DELAY_MIN.saturating_mul(1 << tries.min(8)).min(RECONNECT_DELAY_MAX);
         let refused = matches!(self.state, State::Failed { .. } | State::Fenced { .. });
         self.retry_at = now.plus(if refused { REFUSED_RETRY_DELAY } else { delay });
-        self.drop_link(tries);
+        self.drop_link(tries, effects);
     }
 
-    fn drop_link(&mut self, tries: u32) {
+    fn drop_link(&mut self, tries: u32, effects: &mut Vec<SenderEffect>) {
         self.link = Link::Down { tries };
         self.in_flight.clear();
         self.in_flight_bytes = 0;
+        self.to_compare.clear();
+        self.asked = 0;
+        self.hashed_for_another_link |= self.hashing;
+        self.clock_asked_at = None;
+        effects.push(SenderEffect::ForgetCompares);
     }
 
     fn on_message(
@@ -300,6 +382,12 @@ impl Sender {
             (Message::Refuse(refuse), Link::Greeting { .. } | Link::Up) => {
                 self.on_refuse(now, refuse, effects)
             }
+            (Message::Compared(compared), Link::Up) if self.asked > 0 => {
+                self.asked -= 1;
+                self.hashing_waits = false;
+                effects.push(SenderEffect::Settle(compared));
+            }
+            (Message::ClockAnswer(answer), Link::Up) => effects.push(SenderEffect::ClockTold(answer)),
             (Message::Heartbeat, _) => {}
             (
                 Message::Hello(_)
@@ -307,7 +395,11 @@ impl Sender {
                 | Message::Refuse(_)
                 | Message::Batch(_)
                 | Message::Ack(_)
-                | Message::ArtifactPart(_),
+                | Message::ArtifactPart(_)
+                | Message::Compare(_)
+                | Message::Compared(_)
+                | Message::AskClock(_)
+                | Message::ClockAnswer(_),
                 _,
             ) => self.hang_up(now, effects),
         }
@@ -324,25 +416,14 @@ impl Sender {
         }
         effects.extend(welcome.missing.iter().copied().map(SenderEffect::SendArtifact));
         let known = welcome.incarnation == Some(self.config.incarnation) && self.begun;
-        let resumes = known && view.released <= welcome.durable && welcome.durable <= view.last;
+        let resumes =
+            known && !view.spill_lost && view.released <= welcome.durable && welcome.durable <= view.last;
         if resumes {
             self.acked = welcome.durable;
             effects.push(SenderEffect::Release { up_to: welcome.durable });
             self.settle(view, effects);
         } else {
-            let continues = |kept: &KeptStream| {
-                Some(kept.incarnation) == welcome.incarnation && kept.acked <= welcome.durable
-            };
-            let (differs, next) = match welcome.incarnation {
-                None => (Differs::Allocated, State::InitialSync { why: SyncReason::FirstProtection }),
-                Some(_) if known => {
-                    (Differs::Everything, State::InitialSync { why: SyncReason::PeerLostWrites })
-                }
-                Some(_) if !self.begun && self.config.kept.iter().any(continues) => {
-                    (Differs::Marked, State::BitmapSync)
-                }
-                Some(_) => (Differs::Everything, State::InitialSync { why: SyncReason::AgentRestarted }),
-            };
+            let (differs, next) = self.begin_anew(&welcome, known, view);
             effects.push(SenderEffect::Restart { floor: welcome.durable, differs });
             self.acked = welcome.durable;
             self.begun = true;
@@ -352,21 +433,54 @@ impl Sender {
         self.sent_watermark = welcome.durable;
     }
 
+    /// What may differ where the stream cannot go on as it was, and the state that brings it over.
+    fn begin_anew(&self, welcome: &Welcome, known: bool, view: &CaptureView) -> (Differs, State) {
+        let continues = |kept: &KeptStream| {
+            Some(kept.incarnation) == welcome.incarnation && kept.acked <= welcome.durable
+        };
+        let suspect = |why| (Differs::Suspect, State::DeltaSync { why });
+        match welcome.incarnation {
+            None if welcome.seeded => suspect(SyncReason::Preseeded),
+            None => (Differs::Allocated, State::InitialSync),
+            // Everything that was not acknowledged is marked, whatever became of the spill.
+            Some(_) if known && view.spill_lost && view.released <= welcome.durable => {
+                (Differs::Marked, State::BitmapSync)
+            }
+            Some(_) if known => suspect(SyncReason::PeerLostWrites),
+            Some(_) if !self.begun && self.config.kept.iter().any(continues) => {
+                let why = self.config.suspects_because;
+                let next = if view.suspect_blocks > 0 { State::DeltaSync { why } } else { State::BitmapSync };
+                (Differs::Marked, next)
+            }
+            Some(_) => suspect(SyncReason::UnknownStream),
+        }
+    }
+
     /// Takes up the state that what the capture holds calls for.
     fn settle(&mut self, view: &CaptureView, effects: &mut Vec<SenderEffect>) {
         let next = match self.state {
             State::Tracking { .. } | State::Failed { .. } if view.tracking => {
                 State::Tracking { why: TrackingReason::BufferFull }
             }
-            State::Tracking { .. } | State::Failed { .. } if view.gap_open => State::BitmapSync,
+            State::Tracking { .. } | State::Failed { .. } if view.gap_open => Self::syncing(view),
             State::Tracking { .. } | State::Failed { .. } => State::Journaling,
-            State::InitialSync { .. }
+            State::InitialSync
+            | State::DeltaSync { .. }
             | State::Journaling
             | State::BitmapSync
             | State::Paused
             | State::Fenced { .. } => return,
         };
         self.become_state(next, effects);
+    }
+
+    /// The state that brings over what is missing.
+    fn syncing(view: &CaptureView) -> State {
+        if view.unsettled_blocks > 0 {
+            State::DeltaSync { why: SyncReason::Asked }
+        } else {
+            State::BitmapSync
+        }
     }
 
     fn on_ack(&mut self, ack: Ack, effects: &mut Vec<SenderEffect>) {
@@ -399,7 +513,7 @@ impl Sender {
                     self.become_state(State::Tracking { why }, effects);
                 }
                 self.retry_at = now;
-                self.drop_link(0);
+                self.drop_link(0, effects);
                 effects.push(SenderEffect::Disconnect);
                 return;
             }
@@ -414,7 +528,7 @@ impl Sender {
             | Refusal::Version
             | Refusal::NotAccepted => {
                 if !matches!(self.state, State::Paused) {
-                    self.become_state(State::Failed { why: refuse.why }, effects);
+                    self.become_state(State::Failed { why: Failure::Refused(refuse.why) }, effects);
                 }
             }
         }
@@ -423,7 +537,7 @@ impl Sender {
     }
 
     fn hang_up(&mut self, now: Monotonic, effects: &mut Vec<SenderEffect>) {
-        self.on_link_lost(now);
+        self.on_link_lost(now, effects);
         effects.push(SenderEffect::Disconnect);
     }
 
@@ -432,7 +546,7 @@ impl Sender {
             return;
         }
         self.become_state(State::Paused, effects);
-        self.drop_link(0);
+        self.drop_link(0, effects);
         effects.push(SenderEffect::StartTracking);
         effects.push(SenderEffect::Disconnect);
     }
@@ -445,8 +559,33 @@ impl Sender {
         self.retry_at = now;
     }
 
+    fn on_resync(&mut self, effects: &mut Vec<SenderEffect>) {
+        effects.push(SenderEffect::SuspectEverything);
+        if self.state.is_syncing() || matches!(self.state, State::Journaling) {
+            self.become_state(State::DeltaSync { why: SyncReason::Asked }, effects);
+        }
+    }
+
+    /// An exceeded bound stops the stream until the operator lets it go on.
+    fn on_bounds(&mut self, now: Monotonic, exceeded: bool, effects: &mut Vec<SenderEffect>) {
+        let stopped = self.state == STOPPED;
+        if exceeded && !matches!(self.state, State::Paused | State::Fenced { .. } | State::Failed { .. }) {
+            self.become_state(STOPPED, effects);
+            effects.push(SenderEffect::StartTracking);
+            self.hang_up(now, effects);
+        } else if !exceeded && stopped {
+            self.become_state(State::Tracking { why: TrackingReason::Resumed }, effects);
+            self.retry_at = now;
+        }
+    }
+
     fn upkeep(&mut self, now: Monotonic, view: &CaptureView, effects: &mut Vec<SenderEffect>) {
         self.follow_capture(view, effects);
+        let half_full = view.buffered_bytes * 2 >= view.buffer_bytes_max;
+        if half_full && view.spill_has_room && !view.tracking && !self.spilling {
+            self.spilling = true;
+            effects.push(SenderEffect::Spill);
+        }
         if let Link::Down { tries } = self.link
             && self.wants_link()
             && now >= self.retry_at
@@ -461,29 +600,38 @@ impl Sender {
         if self.link != Link::Up {
             return;
         }
+        if view.spill_lost && !restarts(effects) {
+            self.hang_up(now, effects);
+            return;
+        }
+        if self.clock_asked_at.is_none_or(|asked| now.since(asked) >= CLOCK_INTERVAL) {
+            self.clock_asked_at = Some(now);
+            effects.push(SenderEffect::AskClock);
+        }
         if now.since(self.said_at) >= HEARTBEAT_INTERVAL {
             self.said_at = now;
             effects.push(SenderEffect::Send(Message::Heartbeat));
         }
         self.send_more(view, effects);
         self.sync_more(view, effects);
+        self.compare_more(view, effects);
     }
 
     /// Follows what the capture did by itself: a full buffer, a failed local write.
     fn follow_capture(&mut self, view: &CaptureView, effects: &mut Vec<SenderEffect>) {
-        if effects.iter().any(|effect| matches!(effect, SenderEffect::Restart { .. })) {
+        if restarts(effects) {
             return; // The view was read before the restart that this very step asks for.
         }
         let buffers = self.state.is_syncing() || matches!(self.state, State::Journaling);
         if view.tracking && buffers {
             self.become_state(State::Tracking { why: TrackingReason::BufferFull }, effects);
         } else if view.gap_open && matches!(self.state, State::Journaling) {
-            self.become_state(State::BitmapSync, effects);
+            self.become_state(Self::syncing(view), effects);
         }
         let drained = view.buffered_bytes * 4 <= view.buffer_bytes_max;
         if matches!(self.state, State::Tracking { .. }) && self.link == Link::Up && drained {
             effects.push(SenderEffect::LeaveTracking);
-            self.become_state(State::BitmapSync, effects);
+            self.become_state(Self::syncing(view), effects);
         }
     }
 
@@ -497,8 +645,8 @@ impl Sender {
     }
 
     fn sync_more(&mut self, view: &CaptureView, effects: &mut Vec<SenderEffect>) {
-        let restarting = effects.iter().any(|effect| matches!(effect, SenderEffect::Restart { .. }));
-        if !self.state.is_syncing() || self.copying || self.closing || restarting || view.tracking {
+        let busy = self.copying || self.closing || restarts(effects);
+        if !self.state.is_syncing() || busy || view.tracking {
             return;
         }
         if view.dirty_blocks > 0 {
@@ -506,14 +654,37 @@ impl Sender {
                 self.copying = true;
                 effects.push(SenderEffect::CopyBlocks);
             }
-        } else {
+        } else if view.unsettled_blocks == 0 && !self.hashing {
             self.closing = true;
             effects.push(SenderEffect::CloseSync);
         }
     }
 
+    /// Comparisons go on during a sync, and also while everything is well: then they verify.
+    fn compare_more(&mut self, view: &CaptureView, effects: &mut Vec<SenderEffect>) {
+        let compares = self.state.is_syncing() || matches!(self.state, State::Journaling);
+        if !compares || restarts(effects) || view.tracking {
+            return;
+        }
+        while let Some(next) = self.to_compare.front()
+            && next.at <= self.sent
+        {
+            self.asked += 1;
+            effects.extend(
+                self.to_compare.pop_front().map(|compare| SenderEffect::Send(Message::Compare(compare))),
+            );
+        }
+        // Live writes go before: a full buffer leaves the local disk to them.
+        let room = self.asked + self.to_compare.len() < COMPARES_MAX
+            && view.buffered_bytes * 2 < view.buffer_bytes_max;
+        if view.suspect_blocks > 0 && room && !self.hashing && !self.hashing_waits {
+            self.hashing = true;
+            effects.push(SenderEffect::HashBlocks);
+        }
+    }
+
     fn wants_link(&self) -> bool {
-        !matches!(self.state, State::Paused)
+        !matches!(self.state, State::Paused) && self.state != STOPPED
     }
 
     fn become_state(&mut self, to: State, effects: &mut Vec<SenderEffect>) {
@@ -525,6 +696,11 @@ impl Sender {
         self.state = to;
         effects.push(SenderEffect::Changed(Transition { from, to }));
     }
+}
+
+/// Whether this very step begins the stream anew; what the view says is older than that.
+fn restarts(effects: &[SenderEffect]) -> bool {
+    effects.iter().any(|effect| matches!(effect, SenderEffect::Restart { .. }))
 }
 
 #[cfg(test)]

@@ -7,26 +7,28 @@ use types::Epoch;
 /// Where the protection of one VM stands.
 ///
 /// ```text
-///            attach, restart
-///       ┌──────▼──────┐
-///       │ InitialSync │
-///       └──────┬──────┘
-///              │ all sent       ┌─────────────┐
-///              └───────────────▶│  Journaling │
+///            attach                             what differs is not known
+///       ┌──────▼──────┐                            ┌──────▼──────┐
+///       │ InitialSync │                            │  DeltaSync  │◀──────── any
+///       └──────┬──────┘                            └──────┬──────┘
+///              │ all sent       ┌─────────────┐           │ all compared, and sent what differs
+///              └───────────────▶│  Journaling │◀──────────┘
 ///                               └─┬─────────▲─┘
-///            buffer full, paused  │         │ bitmap drained
+///  buffer and spill full, paused  │         │ bitmap drained
 ///                               ┌─▼─────────┴──────────┐
 ///                               │ Tracking → BitmapSync │
 ///                               └───────────────────────┘
 ///   any ─▶ Paused ─▶ Tracking      (the operator)
 ///   any ─▶ Fenced ─▶ Tracking      (a higher epoch; left when it is given back)
-///   any ─▶ Failed ─▶ as it was     (refused by the peer; left when the cause is gone)
-///   any ─▶ InitialSync             (the journal does not know this incarnation)
+///   any ─▶ Failed ─▶ as it was     (refused by the peer, or the operator's bounds are exceeded; left when
+///                                   the cause is gone)
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// Sends every block that may differ; live writes go along.
-    InitialSync { why: SyncReason },
+    /// Sends every block that is allocated; live writes go along.
+    InitialSync,
+    /// Compares blocks by their hashes and sends those that differ; live writes go along.
+    DeltaSync { why: SyncReason },
     /// Every write is on its way, in order.
     Journaling,
     /// Writes only mark the bitmap.
@@ -37,19 +39,34 @@ pub enum State {
     Paused,
     /// Another side holds a higher epoch.
     Fenced { epoch: Epoch },
-    /// The peer refuses the stream.
-    Failed { why: Refusal },
+    /// Stopped, though nobody wanted it.
+    Failed { why: Failure },
 }
 
-/// Why everything is sent.
+/// Why blocks are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SyncReason {
-    /// The journal is new.
-    FirstProtection,
-    /// The agent has started anew and does not know what it had not yet sent.
-    AgentRestarted,
+    /// The replica was brought to the recovery side by other means.
+    Preseeded,
+    /// The journal knows another stream than this agent does.
+    UnknownStream,
     /// The journal knows less than it once acknowledged.
     PeerLostWrites,
+    /// The agent was restarted while it compared.
+    Interrupted,
+    /// The host went down with writes under way; the regions they were in are compared.
+    HostCrashed,
+    /// The operator wants it.
+    Asked,
+}
+
+/// Why a protection has stopped by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// The peer refuses the stream.
+    Refused(Refusal),
+    /// A bound is exceeded, and the operator wants the protection to stop then.
+    BoundExceeded,
 }
 
 /// Why writes only mark the bitmap.
@@ -89,7 +106,8 @@ impl State {
     /// The word for this state in log, API and screens.
     pub fn name(&self) -> &'static str {
         match self {
-            State::InitialSync { .. } => "initial-sync",
+            State::InitialSync => "initial-sync",
+            State::DeltaSync { .. } => "delta-sync",
             State::Journaling => "journaling",
             State::Tracking { .. } => "tracking",
             State::BitmapSync => "bitmap-sync",
@@ -102,17 +120,17 @@ impl State {
     /// Why, in words; empty where the state says it all.
     pub fn reason(&self) -> String {
         match self {
-            State::InitialSync { why } => why.to_string(),
+            State::DeltaSync { why } => why.to_string(),
             State::Tracking { why } => why.to_string(),
             State::Fenced { epoch } => format!("epoch {epoch} has taken over"),
             State::Failed { why } => why.to_string(),
-            State::Journaling | State::BitmapSync | State::Paused => String::new(),
+            State::InitialSync | State::Journaling | State::BitmapSync | State::Paused => String::new(),
         }
     }
 
     /// Whether blocks are being copied.
     pub fn is_syncing(&self) -> bool {
-        matches!(self, State::InitialSync { .. } | State::BitmapSync)
+        matches!(self, State::InitialSync | State::DeltaSync { .. } | State::BitmapSync)
     }
 
     /// Which edges the diagram has.
@@ -121,10 +139,13 @@ impl State {
             (_, State::Paused | State::Fenced { .. } | State::Failed { .. }) => true,
             (State::Paused | State::Fenced { .. }, State::Tracking { .. }) => true,
             (State::Paused | State::Fenced { .. }, _) => false,
-            (_, State::InitialSync { .. }) => true,
+            (_, State::InitialSync | State::DeltaSync { .. }) => true,
             (State::Tracking { .. } | State::Failed { .. }, _) => true,
-            (State::InitialSync { .. }, State::Journaling | State::Tracking { .. }) => true,
-            (State::InitialSync { .. }, State::BitmapSync) => false,
+            (State::InitialSync | State::DeltaSync { .. }, State::Journaling | State::Tracking { .. }) => {
+                true
+            }
+            // A spill that was lost, or the operator's resync let go: what is left is marked.
+            (State::InitialSync | State::DeltaSync { .. }, State::BitmapSync) => true,
             (State::Journaling, State::Tracking { .. } | State::BitmapSync) => true,
             (State::Journaling, State::Journaling) => false,
             (State::BitmapSync, State::Journaling | State::Tracking { .. }) => true,
@@ -136,10 +157,22 @@ impl State {
 impl fmt::Display for SyncReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            SyncReason::FirstProtection => "first protection",
-            SyncReason::AgentRestarted => "agent restarted",
+            SyncReason::Preseeded => "pre-seeded replica",
+            SyncReason::UnknownStream => "the journal followed another stream",
             SyncReason::PeerLostWrites => "the journal lost acknowledged writes",
+            SyncReason::Interrupted => "interrupted comparison",
+            SyncReason::HostCrashed => "host crashed",
+            SyncReason::Asked => "asked for",
         })
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Refused(why) => why.fmt(f),
+            Failure::BoundExceeded => f.write_str("a bound is exceeded"),
+        }
     }
 }
 

@@ -10,11 +10,21 @@ pub(crate) struct Pipe {
     writer: FrameWriter,
     reader: FrameReader,
     under_way: VecDeque<([u8; HEADER_BYTES], bytes::Bytes)>,
+    swallows: bool,
 }
 
 impl Pipe {
     pub(crate) fn send(&mut self, message: &Message) {
-        self.under_way.push_back(self.writer.encode(message));
+        let encoded = self.writer.encode(message);
+        if !self.swallows {
+            self.under_way.push_back(encoded);
+        }
+    }
+
+    /// Nothing arrives any more, and nobody is told.
+    pub(crate) fn black_hole(&mut self) {
+        self.swallows = true;
+        self.under_way.clear();
     }
 
     pub(crate) fn receive(&mut self) -> Option<Message> {

@@ -3,14 +3,14 @@
 use crate::link::Connection;
 use crate::rng::Rng;
 use crate::store::SimStore;
-use batch::Batch;
+use batch::{Batch, BlockHash};
 use journal::{AppendError, AppendMeta, Journal, Mode, OpenError, Settings, Thinning};
-use replication::wire::{Ack, Hello, Refusal, Refuse};
+use replication::wire::{Ack, ClockAnswer, Compare, Compared, Hello, Message, Refusal, Refuse};
 use replication::{Opened, Receiver, ReceiverEffect, ReceiverEvent};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
-use types::{Epoch, Monotonic, WallTime, WriteSeq};
+use types::{BlockIndex, Epoch, Monotonic, WallTime, WriteSeq};
 
 /// Small segments, so that they are sealed, merged and folded often.
 pub(crate) const SETTINGS: Settings = Settings {
@@ -103,10 +103,36 @@ impl RecoveryVm {
                     }
                     ReceiverEffect::Append(batch) => self.queue.push_back(batch),
                     ReceiverEffect::Keep(_) => {}
+                    ReceiverEffect::Compare(compare) => {
+                        let compared = self.compare(&compare);
+                        events.extend(compared.map(ReceiverEvent::Compared));
+                    }
+                    ReceiverEffect::AnswerClock { asked_at } => {
+                        if let Some(link) = link {
+                            let answer = ClockAnswer { asked_at, says: WallTime(now.0.as_micros() as i64) };
+                            link.to_sender.send(&Message::ClockAnswer(answer));
+                        }
+                    }
                     ReceiverEffect::Close { .. } => self.receiver = None,
                 }
             }
         }
+    }
+
+    fn compare(&self, compare: &Compare) -> Option<Compared> {
+        let journal = self.journal.as_ref()?;
+        let size = journal.disks()[usize::from(compare.disk.0)].size_bytes;
+        let mut differs = 0;
+        for (at, hash) in compare.hashes.iter().enumerate() {
+            let range = BlockIndex(compare.first.0 + at as u64).range(size);
+            let mut block = vec![0; range.len as usize];
+            // A block that cannot be read is as good as one that differs: it is sent again.
+            let read = journal.read_at(compare.disk, compare.at, range.start, &mut block);
+            if read.is_err() || BlockHash::of(&block) != *hash {
+                differs |= 1 << at;
+            }
+        }
+        Some(Compared { disk: compare.disk, first: compare.first, differs })
     }
 
     fn open(&mut self, hello: &Hello) -> Result<Opened, Refuse> {
@@ -138,6 +164,7 @@ impl RecoveryVm {
             epoch: hello.epoch,
             durable: status.last_seq,
             incarnation: status.incarnation,
+            seeded: false,
             missing: Vec::new(),
         })
     }
@@ -162,6 +189,7 @@ impl RecoveryVm {
                     applied: journal.status().applied,
                     journal_bytes: 0,
                     history_seconds: 0,
+                    projected_history_seconds: None,
                 })
             }
             Err(error) => {

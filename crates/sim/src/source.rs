@@ -3,15 +3,21 @@
 use crate::link::Connection;
 use crate::local_disk::{SimDisk, SimMap};
 use crate::rng::Rng;
-use batch::{BatchMeta, Codec};
+use crate::store::SimStore;
+use batch::{Batch, BatchMeta, Codec};
 use bytes::Bytes;
-use replication::wire::{Hello, Message};
-use replication::{CaptureView, Differs, KeptStream, Sender, SenderConfig, SenderEffect, SenderEvent};
+use journal::{Spill, SpillError};
+use replication::wire::{Compare, Hello, Message};
+use replication::{
+    CaptureView, Differs, KeptStream, Sender, SenderConfig, SenderEffect, SenderEvent, SyncReason,
+};
 use splitter::{
-    BlockDevice, Capture, DirtyMap, DiskIdentity, ProtectedDisk, copy_some_blocks, mark_what_may_differ,
+    BlockDevice, BufferConfig, BufferPool, Capture, DirtyMap, DiskIdentity, ProtectedDisk, RegionLog,
+    copy_some_blocks, hash_some_blocks, mark_allocated,
 };
 use std::collections::VecDeque;
 use std::sync::Arc;
+use types::limits::BATCH_BYTES_TARGET;
 use types::{
     ByteRange, DiskIndex, DiskSpec, Epoch, GroupCounter, GroupId, Incarnation, Monotonic, VmId, WallTime,
     WriteSeq,
@@ -35,6 +41,11 @@ pub(crate) struct SourceVm {
     pub(crate) vm: VmId,
     pub(crate) disk: SimDisk,
     map: SimMap,
+    region_log: SimMap,
+    spill_store: SimStore,
+    /// 0: none.
+    spill_bytes: u64,
+    boot: u8,
     pub(crate) history: Vec<Change>,
     pub(crate) epoch: Epoch,
     pub(crate) paused: bool,
@@ -50,7 +61,19 @@ pub(crate) struct Agent {
     counter: Arc<GroupCounter>,
     events: VecDeque<SenderEvent>,
     tell_watermark: bool,
+    spill: Option<Spill>,
+    spill_full: bool,
+    pub(crate) spill_lost: bool,
+    rng: Rng,
+    /// Runs found to differ.
+    pub(crate) differing: u64,
+    pub(crate) spilled_batches: u64,
 }
+
+/// Two blocks: so small that a disk has several.
+const REGION_BYTES: u64 = 128 << 10;
+/// Some VMs have no spill, some a small one, some one that takes everything.
+const SPILL_BYTES: [u64; 3] = [0, 512 << 10, 1 << 30];
 
 impl SourceVm {
     pub(crate) fn new(number: u8, size_bytes: u64, rng: &mut Rng) -> Self {
@@ -59,6 +82,10 @@ impl SourceVm {
             vm: VmId::from_bytes([number; 16]),
             disk,
             map: SimMap::default(),
+            region_log: SimMap::default(),
+            spill_store: SimStore::new(),
+            spill_bytes: SPILL_BYTES[rng.below(3) as usize],
+            boot: 1,
             history: Vec::new(),
             epoch: Epoch::FIRST,
             paused: false,
@@ -71,12 +98,21 @@ impl SourceVm {
         let size = splitter::LocalDisk::size_bytes(&self.disk);
         let identity = DiskIdentity { device: 1, inode: 1, changed_at: WallTime(0) };
         let disks = [(size, Some(identity))];
-        let map =
-            DirtyMap::open(Box::new(self.map.clone()), self.vm, &disks, [1; 16]).expect("a map that works");
-        let kept = map.kept().into_iter();
+        let map = DirtyMap::open(Box::new(self.map.clone()), self.vm, &disks, [self.boot; 16])
+            .expect("a map that works");
+        let log = RegionLog::open(Box::new(self.region_log.clone()), self.vm, &disks, REGION_BYTES)
+            .expect("a log that works");
+        let of_map = map.kept();
+        let crashed = of_map.is_empty();
+        let kept = if crashed { log.kept() } else { of_map };
+        let kept = kept.into_iter();
         let kept = kept.map(|kept| KeptStream { incarnation: kept.incarnation, acked: kept.acked }).collect();
-        let capture =
-            Arc::new(Capture::new(counter.clone(), &[size], map, self.buffer_bytes, Box::new(|| {})));
+        let buffer = BufferConfig {
+            bytes_max: self.buffer_bytes,
+            pool: Arc::new(BufferPool::new(6 << 20)),
+            sync: None,
+        };
+        let capture = Arc::new(Capture::new(counter.clone(), &[size], map, log, buffer, Box::new(|| {})));
         let disk = ProtectedDisk::new(DiskIndex(0), Box::new(self.disk.clone()), capture.clone());
         let config = SenderConfig {
             vm: self.vm,
@@ -84,7 +120,12 @@ impl SourceVm {
             incarnation: Incarnation::from_bytes(rng.sixteen()),
             paused: self.paused,
             kept,
+            suspects_because: if crashed { SyncReason::HostCrashed } else { SyncReason::Interrupted },
         };
+        let spill = (self.spill_bytes > 0).then(|| {
+            Spill::create(Arc::new(self.spill_store.clone()), self.vm, self.spill_bytes)
+                .expect("a disk that works")
+        });
         self.agent = Some(Agent {
             sender: Sender::new(config, now),
             capture,
@@ -92,7 +133,44 @@ impl SourceVm {
             counter: counter.clone(),
             events: VecDeque::new(),
             tell_watermark: false,
+            spill,
+            spill_full: false,
+            spill_lost: false,
+            rng: Rng::new(rng.bits()),
+            differing: 0,
+            spilled_batches: 0,
         });
+    }
+
+    /// The host loses power: the agent is gone, and of what was not flushed a part. What the disk holds then
+    /// is what the guest goes on with, from just above `at`.
+    pub(crate) fn lose_power(&mut self, at: WriteSeq, rng: &mut Rng) {
+        self.agent = None;
+        self.boot += 1;
+        self.disk.lose_power(rng);
+        self.map.lose_power(rng);
+        self.region_log.lose_power(rng);
+        let bytes = self.disk.content();
+        let range = ByteRange::new(0, bytes.len() as u64);
+        self.history.push(Change { before: at, last: at, range, bytes });
+    }
+
+    /// A byte of the spill rots.
+    pub(crate) fn rot_spill(&mut self, rng: &mut Rng) {
+        let names = journal::Store::names(&self.spill_store).expect("a disk that works");
+        if let Some(name) = names.last() {
+            self.spill_store.rot(name, 8192 + rng.below(64 << 10));
+        }
+    }
+
+    /// The guest flushes, or the agent does for its region log.
+    pub(crate) fn flush(&mut self, for_the_log: bool) {
+        let Some(agent) = &self.agent else { return };
+        if for_the_log {
+            agent.capture.cool_regions(|| agent.disks[0].sync()).expect("a disk that works");
+        } else {
+            agent.disks[0].flush().expect("a disk that works");
+        }
     }
 
     /// The guest changes its disk; while the agent is away it waits, so nothing happens.
@@ -186,6 +264,10 @@ impl Agent {
             tracking: status.tracking,
             gap_open: status.gap_open,
             dirty_blocks: status.dirty_blocks,
+            suspect_blocks: status.suspect_blocks,
+            unsettled_blocks: status.unsettled_blocks,
+            spill_has_room: self.spill.is_some() && !self.spill_full && !self.spill_lost,
+            spill_lost: self.spill_lost,
             buffered_bytes: status.buffered_bytes,
             buffer_bytes_max: status.buffer_bytes_max,
             released: status.released,
@@ -211,16 +293,8 @@ impl Agent {
             }
             SenderEffect::Send(message) => say(link, &message),
             SenderEffect::SendBatch { after } => self.send_batch(after, link),
-            SenderEffect::Release { up_to } => self.capture.release(up_to),
-            SenderEffect::Restart { floor, differs } => {
-                self.capture.restart(floor);
-                if differs != Differs::Marked {
-                    let allocated_only = differs == Differs::Allocated;
-                    mark_what_may_differ(&self.capture, &self.disks, allocated_only)
-                        .expect("a disk that works");
-                }
-                self.capture.begin_stream(self.sender.incarnation(), floor);
-            }
+            SenderEffect::Release { up_to } => self.release(up_to),
+            SenderEffect::Restart { floor, differs } => self.restart(floor, differs),
             SenderEffect::StartTracking => self.capture.start_tracking(),
             SenderEffect::LeaveTracking => self.capture.leave_tracking(),
             SenderEffect::CopyBlocks => {
@@ -231,24 +305,136 @@ impl Agent {
                 let closed = self.capture.close_sync();
                 self.events.push_back(SenderEvent::SyncClosed { closed });
             }
-            SenderEffect::SendArtifact(_)
+            SenderEffect::HashBlocks => {
+                let hashed = hash_some_blocks(&self.capture, &self.disks).expect("a disk that works");
+                let compare = hashed.map(|run| Compare {
+                    disk: run.disk,
+                    first: run.first,
+                    at: run.at,
+                    hashes: run.hashes,
+                });
+                self.events.push_back(SenderEvent::Hashed(compare));
+            }
+            SenderEffect::Settle(compared) => {
+                self.differing += self.capture.end_compare(compared.disk, compared.first, compared.differs);
+            }
+            SenderEffect::ForgetCompares => self.capture.forget_compares(),
+            SenderEffect::SuspectEverything => self.capture.suspect_everything(),
+            SenderEffect::Spill => self.spill_some(),
+            SenderEffect::AskClock => say(link, &Message::AskClock(WallTime(0))),
+            SenderEffect::ClockTold(_)
+            | SenderEffect::SendArtifact(_)
             | SenderEffect::AdoptEpoch(_)
             | SenderEffect::Changed(_)
             | SenderEffect::Refused(_) => {}
         }
     }
 
-    fn send_batch(&mut self, after: WriteSeq, link: &mut Option<Connection>) {
-        let taken = self.capture.take_after(after);
+    /// The ranges of all records above `after` in spill and buffer; none where the spill cannot be read.
+    pub(crate) fn on_the_way(&self, mut after: WriteSeq) -> Option<Vec<ByteRange>> {
+        let mut ranges = Vec::new();
+        if let Some(spill) = &self.spill {
+            while let Some(batch) = spill.next_after(after).ok()? {
+                let above = batch.entries().iter().filter(|entry| entry.seq > after);
+                ranges.extend(above.map(|entry| entry.range));
+                after = batch.header().last_seq;
+            }
+        }
+        loop {
+            let taken = self.capture.take_after(after, BATCH_BYTES_TARGET);
+            let Some(last) = taken.records.last() else { return Some(ranges) };
+            after = last.seq;
+            ranges.extend(taken.records.iter().map(|record| record.range));
+        }
+    }
+
+    fn release(&mut self, up_to: WriteSeq) {
+        self.capture.release(up_to);
+        if let Some(spill) = &mut self.spill
+            && spill.release(up_to).expect("a disk that works")
+        {
+            self.spill_full = false;
+            self.capture.sweep();
+        }
+    }
+
+    fn restart(&mut self, floor: WriteSeq, differs: Differs) {
+        self.capture.restart(floor);
+        if let Some(spill) = &mut self.spill {
+            spill.clear().expect("a disk that works");
+        }
+        (self.spill_full, self.spill_lost) = (false, false);
+        match differs {
+            Differs::Marked => {}
+            Differs::Allocated => mark_allocated(&self.capture, &self.disks).expect("a disk that works"),
+            Differs::Suspect => self.capture.suspect_everything(),
+        }
+        self.capture.begin_stream(self.sender.incarnation(), floor);
+    }
+
+    fn spill_some(&mut self) {
+        let after = self.capture.status().spilled;
+        let bytes = self.encode_from_buffer(after).0;
+        let batch = Batch::parse(bytes).expect("our own batch");
+        let spill = self.spill.as_mut().expect("asked for where there is one");
+        match spill.append(&batch, self.rng.sixteen(), WallTime(0)) {
+            Ok(()) => {
+                self.spilled_batches += 1;
+                self.capture.spilled(batch.header().last_seq);
+            }
+            Err(SpillError::Full { .. }) => self.spill_full = true,
+            Err(SpillError::Io(error)) => panic!("a disk that works: {error}"),
+        }
+        self.events.push_back(SenderEvent::Spilled);
+    }
+
+    fn encode_from_buffer(&mut self, after: WriteSeq) -> (Bytes, WriteSeq, WriteSeq) {
+        let taken = self.capture.take_after(after, BATCH_BYTES_TARGET);
         let last = taken.records.last().map_or(after, |record| record.seq);
         let watermark = taken.watermark.max(last);
         let incarnation = self.sender.incarnation();
         let meta = BatchMeta { incarnation, prev_seq: after, watermark, taken_at: WallTime(0) };
-        let batch = batch::encode(&meta, &taken.records, Codec::Lz4);
+        (batch::encode(&meta, &taken.records, Codec::Lz4), last, watermark)
+    }
+
+    fn send_batch(&mut self, after: WriteSeq, link: &mut Option<Connection>) {
+        let from_spill = after < self.capture.status().spilled;
+        let (batch, last, watermark) = if from_spill {
+            let spill = self.spill.as_ref().expect("what was spilled is somewhere");
+            match spill.next_after(after) {
+                Ok(batch) => following(batch.expect("what was spilled is there"), after),
+                Err(_) => {
+                    self.spill_lost = true;
+                    self.events.push_back(SenderEvent::NothingToSend);
+                    return;
+                }
+            }
+        } else {
+            self.encode_from_buffer(after)
+        };
         let bytes = batch.len();
         say(link, &Message::Batch(batch));
         self.events.push_back(SenderEvent::BatchSent { last, watermark, bytes });
     }
+}
+
+/// The batch as it follows `after`, which may lie within it.
+fn following(batch: Batch, after: WriteSeq) -> (Bytes, WriteSeq, WriteSeq) {
+    let header = *batch.header();
+    let bytes = match header.prev_seq == after {
+        true => batch.bytes().clone(),
+        false => {
+            let records = batch.records_after(after).expect("our own batch");
+            let meta = BatchMeta {
+                incarnation: header.incarnation,
+                prev_seq: after,
+                watermark: header.watermark,
+                taken_at: header.taken_at,
+            };
+            batch::encode(&meta, &records, Codec::Lz4)
+        }
+    };
+    (bytes, header.last_seq, header.watermark)
 }
 
 fn say(link: &mut Option<Connection>, message: &Message) {

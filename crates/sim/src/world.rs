@@ -34,6 +34,11 @@ pub struct Summary {
     pub merges: u64,
     pub full_disks: u64,
     pub failed_syncs: u64,
+    pub half_open: u64,
+    pub verifications: u64,
+    pub batches_spilled: u64,
+    pub blocks_found_to_differ: u64,
+    pub source_power_losses: u64,
 }
 
 impl Summary {
@@ -49,6 +54,11 @@ impl Summary {
         self.merges += other.merges;
         self.full_disks += other.full_disks;
         self.failed_syncs += other.failed_syncs;
+        self.half_open += other.half_open;
+        self.verifications += other.verifications;
+        self.batches_spilled += other.batches_spilled;
+        self.blocks_found_to_differ += other.blocks_found_to_differ;
+        self.source_power_losses += other.source_power_losses;
     }
 }
 
@@ -58,7 +68,8 @@ impl fmt::Display for Summary {
             f,
             "{} guest writes, {} checkpoints compared in full, {} links cut, {} crashes of the source, \
              {} of the recovery side, {} losses of power, {} failovers, {} folds, {} merges, \
-             {} full disks, {} failed syncs",
+             {} full disks, {} failed syncs, {} losses of power at the source, {} verifications, \
+             {} blocks found to differ, {} batches spilled, {} links half open",
             self.writes,
             self.checkpoints_compared,
             self.links_cut,
@@ -69,7 +80,12 @@ impl fmt::Display for Summary {
             self.folds,
             self.merges,
             self.full_disks,
-            self.failed_syncs
+            self.failed_syncs,
+            self.source_power_losses,
+            self.verifications,
+            self.blocks_found_to_differ,
+            self.batches_spilled,
+            self.half_open
         )
     }
 }
@@ -173,9 +189,10 @@ impl World {
             500..750 => self.append(vm),
             750..880 => self.tick(vm),
             880..910 => self.checkpoint(),
-            910..920 => self.keep_up(vm),
+            910..918 => self.keep_up(vm),
+            918..922 => self.pairs[vm].source.flush(self.rng.one_in(2)),
             // How often anything goes wrong is drawn once for the whole run.
-            fault if self.rng.one_in(self.calm) => self.fault(fault - 920, vm),
+            fault if self.rng.one_in(self.calm) => self.fault(fault - 922, vm),
             _ => {}
         }
     }
@@ -184,12 +201,19 @@ impl World {
         match what {
             0..20 => self.cut_link(vm),
             20..28 => self.network_up = !self.network_up,
-            28..33 => self.crash_sources(),
+            28..33 => {
+                let power = self.rng.one_in(2);
+                self.crash_sources(power);
+            }
             33..43 => self.crash_recovery(),
             43..51 => self.pause_or_resume(vm),
             51..56 => self.failover_or_rollback(),
             56..64 => self.fill_disk(vm),
-            64..72 => self.fail_sync(vm),
+            64..70 => self.fail_sync(vm),
+            70..72 => self.verify(vm),
+            72..73 => self.sender(vm, SenderEvent::Resync),
+            73..75 => self.half_open(vm),
+            75..76 => self.pairs[vm].source.rot_spill(&mut self.rng),
             _ => self.now = self.now.plus(Duration::from_secs(self.rng.below(8))),
         }
     }
@@ -268,15 +292,49 @@ impl World {
         }
     }
 
-    fn crash_sources(&mut self) {
-        self.say("the source's agent is killed");
+    fn crash_sources(&mut self, power: bool) {
+        self.say(if power { "the source's host loses power" } else { "the source's agent is killed" });
         self.summary.source_crashes += 1;
+        self.summary.source_power_losses += u64::from(power);
+        // Above everything of the run that ends, below everything of the next.
+        let between = WriteSeq::before_run(RunNumber(self.run + 1));
         for vm in 0..usize::from(VMS) {
             self.links[vm] = None;
             self.wants[vm] = false;
-            self.pairs[vm].source.agent = None;
+            self.take_counts(vm);
+            match power {
+                true => self.pairs[vm].source.lose_power(between, &mut self.rng),
+                false => self.pairs[vm].source.agent = None,
+            }
         }
         self.start_sources();
+    }
+
+    /// What an agent counted, before it is gone.
+    fn take_counts(&mut self, vm: usize) {
+        if let Some(agent) = &self.pairs[vm].source.agent {
+            self.summary.blocks_found_to_differ += agent.differing;
+            self.summary.batches_spilled += agent.spilled_batches;
+        }
+    }
+
+    /// Both sides are compared while everything goes on.
+    fn verify(&mut self, vm: usize) {
+        if let Some(agent) = &self.pairs[vm].source.agent
+            && !agent.capture.status().gap_open
+        {
+            self.summary.verifications += 1;
+            splitter::verify_everything(&agent.capture, &agent.disks);
+        }
+    }
+
+    /// Nothing more arrives in one direction, and nobody is told.
+    fn half_open(&mut self, vm: usize) {
+        if let Some(link) = &mut self.links[vm] {
+            self.summary.half_open += 1;
+            let pipe = if self.rng.one_in(2) { &mut link.to_sender } else { &mut link.to_receiver };
+            pipe.black_hole();
+        }
     }
 
     fn crash_recovery(&mut self) {
@@ -380,6 +438,7 @@ impl World {
             pair.recovery.fence = pair.recovery.fence.map(|(epoch, _)| (epoch, true));
         }
         for vm in 0..usize::from(VMS) {
+            self.cut_link(vm);
             if self.pairs[vm].source.paused {
                 self.pause_or_resume(vm);
             }
@@ -398,6 +457,7 @@ impl World {
         for vm in 0..usize::from(VMS) {
             assert!(self.is_at_rest(vm), "{vm} does not come to rest: {:?}", self.state_of(vm));
             invariant_at_rest_both_sides_are_equal(&self.pairs[vm]);
+            self.take_counts(vm);
         }
         self.check(true);
     }
@@ -413,7 +473,8 @@ impl World {
             .is_some_and(|link| link.to_receiver.is_empty() && link.to_sender.is_empty());
         let Some(agent) = &pair.source.agent else { return false };
         let status = agent.capture.status();
-        let sent = status.released == status.last && status.buffered_bytes == 0;
+        let sent =
+            status.released == status.last && status.buffered_bytes == 0 && status.unsettled_blocks == 0;
         agent.sender.state() == State::Journaling && sent && link_is_quiet && pair.recovery.is_idle()
     }
 }

@@ -39,6 +39,17 @@ impl Bitmap {
         self.set
     }
 
+    /// Which groups of `unit` blocks have a marked one.
+    pub(crate) fn marked_units(&self, unit: u64) -> Vec<u64> {
+        let mut units = Vec::new();
+        let mut from = 0;
+        while let Some(block) = self.find(from) {
+            units.push(block / unit);
+            from = (block / unit + 1) * unit;
+        }
+        units
+    }
+
     /// The next run of marked blocks, at most `blocks_max` long. They stay marked.
     pub fn next_run(&self, blocks_max: u64) -> Option<(BlockIndex, u64)> {
         if self.set == 0 {

@@ -8,17 +8,21 @@
 //! - therefore the counter read under this lock is a watermark: nothing of this VM is still to come at
 //!   or below it.
 //!
-//! A full buffer turns into a bitmap, never into a stall: nobody here waits for anything.
+//! A full buffer turns into a bitmap, never into a stall: nobody here waits for anything, but for guest
+//! writes in synchronous mode, and those wait without the lock and without a range lock.
 
+use crate::buffer_pool::BufferPool;
 use crate::dirty::Dirty;
 use crate::dirty_map::DirtyMap;
-use batch::{Kind, Record, encode_mark};
+use crate::region_log::{Region, RegionLog};
+use crate::sync_gate::{Hold, SyncGate, SyncPolicy, SyncState};
+use batch::{Kind, Record, encode_mark, is_zero};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard};
-use types::limits::{BATCH_BYTES_TARGET, BATCH_RECORDS_MAX, BLOCK_BYTES, RECORD_BYTES_MAX};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use types::limits::{BATCH_RECORDS_MAX, BLOCK_BYTES, RECORD_BYTES_MAX};
 use types::{BlockIndex, ByteRange, Checkpoint, DiskIndex, GroupCounter, Incarnation, WallTime, WriteSeq};
 
 /// What a record costs beside its payload, in bytes of the buffer.
@@ -30,7 +34,14 @@ const ZERO_BYTES_MAX: u64 = 1 << 30;
 pub struct Capture {
     counter: Arc<GroupCounter>,
     buffer_bytes_max: u64,
+    /// Shared by all captures of an agent.
+    pool: Arc<BufferPool>,
+    disk_sizes: Vec<u64>,
+    /// Locked before `inner`, never after it.
+    regions: Mutex<RegionLog>,
     inner: Mutex<Inner>,
+    /// Told whenever what a held write waits for may have come.
+    released: Condvar,
     /// Told whenever there is something new to send or a state to follow.
     wake: Box<dyn Fn() + Send + Sync>,
 }
@@ -39,11 +50,24 @@ struct Inner {
     buffer: VecDeque<Record>,
     buffered_bytes: u64,
     released: WriteSeq,
+    /// What lies between `released` and here has left the buffer for the spill.
+    spilled: WriteSeq,
     tracking: bool,
+    sync: SyncGate,
     gap_open: bool,
     dirty: Dirty,
     writes: u64,
     write_bytes: u64,
+}
+
+/// How much may be buffered, and what a guest's write waits for.
+#[derive(Debug, Clone)]
+pub struct BufferConfig {
+    pub bytes_max: u64,
+    /// Shared by all captures of an agent.
+    pub pool: Arc<BufferPool>,
+    /// Synchronous mode, if the operator chose it.
+    pub sync: Option<SyncPolicy>,
 }
 
 /// A capture in numbers.
@@ -54,15 +78,22 @@ pub struct CaptureStatus {
     /// Writes are missing from the stream since a `SyncBegin`.
     pub gap_open: bool,
     pub dirty_blocks: u64,
+    /// Blocks that are to be compared, or are being compared.
+    pub unsettled_blocks: u64,
+    /// Of those, the ones that are still to be compared.
+    pub suspect_blocks: u64,
     pub buffered_bytes: u64,
     pub buffer_bytes_max: u64,
     pub released: WriteSeq,
-    /// The last sequence in the buffer; `released` where it is empty.
+    /// What lies between `released` and here has left the buffer for the spill.
+    pub spilled: WriteSeq,
+    /// The last sequence in the buffer or the spill; `released` where both are empty.
     pub last: WriteSeq,
     pub watermark: WriteSeq,
     /// Guest writes since the agent started, zeroes and discards among them.
     pub writes: u64,
     pub write_bytes: u64,
+    pub sync: SyncState,
 }
 
 /// Records for a batch.
@@ -85,20 +116,32 @@ impl Capture {
         counter: Arc<GroupCounter>,
         disk_sizes: &[u64],
         map: DirtyMap,
-        buffer_bytes_max: u64,
+        regions: RegionLog,
+        buffer: BufferConfig,
         wake: Box<dyn Fn() + Send + Sync>,
     ) -> Self {
         let inner = Inner {
             buffer: VecDeque::new(),
             buffered_bytes: 0,
             released: WriteSeq::ZERO,
+            spilled: WriteSeq::ZERO,
+            sync: SyncGate::new(buffer.sync),
             tracking: true,
             gap_open: true,
-            dirty: Dirty::new(disk_sizes, map),
+            dirty: Dirty::new(disk_sizes, map, &regions),
             writes: 0,
             write_bytes: 0,
         };
-        Self { counter, buffer_bytes_max, inner: Mutex::new(inner), wake }
+        Self {
+            counter,
+            buffer_bytes_max: buffer.bytes_max,
+            pool: buffer.pool,
+            disk_sizes: disk_sizes.to_vec(),
+            regions: Mutex::new(regions),
+            inner: Mutex::new(inner),
+            released: Condvar::new(),
+            wake,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -110,34 +153,123 @@ impl Capture {
     /// # Errors
     /// Where that cannot be kept in mind over the agent's death: the write must not be made.
     pub fn begin_write(&self, disk: DiskIndex, range: ByteRange) -> io::Result<()> {
-        self.lock().dirty.begin_write(disk, range)
+        loop {
+            let mut inner = self.lock();
+            let cold = inner.dirty.cold(disk, range);
+            if cold.is_empty() {
+                return inner.dirty.begin_write(disk, range);
+            }
+            drop(inner);
+            self.heat(&cold)?;
+        }
+    }
+
+    /// Sets regions in the log, on the disk. Writers to other regions do not wait for that.
+    fn heat(&self, regions: &[Region]) -> io::Result<()> {
+        let mut log = self.lock_regions();
+        log.set(regions)?;
+        self.lock().dirty.heated(regions);
+        Ok(())
+    }
+
+    fn lock_regions(&self) -> MutexGuard<'_, RegionLog> {
+        self.regions.lock().expect("a panic aborts the process")
+    }
+
+    /// Clears from the region log what has been equal on both sides for a while. `flush` makes everything
+    /// that was written to the local disks so far durable.
+    ///
+    /// # Errors
+    /// As the disks say; what is not cleared stays set, which is never wrong.
+    pub fn cool_regions(&self, flush: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let candidates = self.lock().dirty.begin_to_cool();
+        if candidates.is_empty() {
+            return Ok(());
+        }
+        flush()?;
+        // 1. Whoever writes to a candidate from here on finds it hot, and says so: it is not cooled.
+        // 2. Once it is cold, a writer sets it again, and for that waits until this has cleared it.
+        let mut log = self.lock_regions();
+        let (cooled, acked) = {
+            let mut inner = self.lock();
+            (inner.dirty.cool(candidates), inner.released)
+        };
+        log.clear(&cooled, acked)
     }
 
     /// Commits a guest write that was begun and that the local disk has completed. `payload` is empty for
-    /// zeroes. The caller holds the range lock and acknowledges the guest only after this returns.
-    pub fn commit(&self, disk: DiskIndex, kind: Kind, range: ByteRange, payload: &Bytes) {
+    /// zeroes. The caller holds the range lock; it acknowledges the guest only after this has returned and,
+    /// with the range lock let go, [`Capture::hold`] has too. What is returned is for that.
+    pub fn commit(&self, disk: DiskIndex, kind: Kind, range: ByteRange, payload: &Bytes) -> WriteSeq {
         debug_assert!(kind.is_guest_write());
         let mut inner = self.lock();
         inner.writes += 1;
         inner.write_bytes += range.len;
         let pieces = pieces(kind, range, payload);
         if inner.tracking || !self.room_for(&inner, &pieces) {
-            inner.begin_gap(&self.counter);
+            inner.begin_gap(&self.counter, &self.pool);
             inner.tracking = true;
             inner.dirty.end_write(disk, range, None);
         } else {
-            inner.push_pieces(&self.counter, disk, pieces);
+            inner.push_pieces(&self.counter, disk, pieces, &self.pool);
         }
+        let seq = inner.last();
         drop(inner);
         (self.wake)();
+        seq
+    }
+
+    /// In synchronous mode waits until everything of this VM up to `seq` is durable at the recovery side,
+    /// or the policy lets the guest go on without. In asynchronous mode it returns at once.
+    pub fn hold(&self, seq: WriteSeq) {
+        let mut inner = self.lock();
+        loop {
+            let counts = !inner.gap_open && !inner.tracking;
+            match inner.sync.hold(seq, inner.released, counts) {
+                Hold::No => return,
+                Hold::UntilReleased => {
+                    inner = self.released.wait(inner).expect("a panic aborts the process");
+                }
+                Hold::AtMost(timeout) => {
+                    let since = inner.released;
+                    let waited = self.released.wait_timeout_while(inner, timeout, |inner| {
+                        inner.released < seq
+                            && !inner.gap_open
+                            && !inner.tracking
+                            && !inner.sync.is_degraded()
+                    });
+                    let result;
+                    (inner, result) = waited.expect("a panic aborts the process");
+                    if result.timed_out() && inner.released < seq {
+                        tracing::warn!(waits_for = %seq, durable = %since, "synchronous mode: no answer in time");
+                        inner.sync.on_timeout();
+                        self.released.notify_all();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Synchronous again, or no longer, as the operator wishes.
+    pub fn set_sync(&self, policy: Option<SyncPolicy>) {
+        self.lock().sync.set(policy);
+        self.released.notify_all();
+    }
+
+    /// Everything is well: guest writes wait for the recovery side again. To be said when the stream has
+    /// caught up; true where that is news.
+    pub fn return_to_sync(&self) -> bool {
+        let mut inner = self.lock();
+        !inner.gap_open && !inner.tracking && inner.sync.rejoin()
     }
 
     /// A local write that was begun has failed: what the range holds now is unknown, so it is to be copied.
     pub fn suspect(&self, disk: DiskIndex, range: ByteRange) {
         let mut inner = self.lock();
-        inner.begin_gap(&self.counter);
+        inner.begin_gap(&self.counter, &self.pool);
         inner.dirty.end_write(disk, range, None);
         drop(inner);
+        self.released.notify_all();
         (self.wake)();
     }
 
@@ -149,7 +281,7 @@ impl Capture {
             return None;
         }
         let seq = self.counter.draw();
-        inner.push(Record::mark(seq, Kind::Checkpoint, encode_mark(checkpoint)));
+        inner.push(Record::mark(seq, Kind::Checkpoint, encode_mark(checkpoint)), &self.pool);
         drop(inner);
         (self.wake)();
         Some(seq)
@@ -162,19 +294,23 @@ impl Capture {
             tracking: inner.tracking,
             gap_open: inner.gap_open,
             dirty_blocks: inner.dirty.marked_blocks(),
+            unsettled_blocks: inner.dirty.unsettled_blocks(),
+            suspect_blocks: inner.dirty.suspect_blocks(),
             buffered_bytes: inner.buffered_bytes,
             buffer_bytes_max: self.buffer_bytes_max,
             released: inner.released,
+            spilled: inner.spilled,
             last: inner.last(),
             watermark: self.counter.last(),
             writes: inner.writes,
             write_bytes: inner.write_bytes,
+            sync: inner.sync.state(),
         }
     }
 
-    /// What stands in the buffer above `after`, as much as fits a batch, and the watermark that goes with
-    /// it. The records stay in the buffer until they are released.
-    pub fn take_after(&self, after: WriteSeq) -> Taken {
+    /// What stands in the buffer above `after`, which is not below what was spilled: as much as `bytes_max` of payload,
+    /// and the watermark that goes with it. The records stay in the buffer until they are released.
+    pub fn take_after(&self, after: WriteSeq, bytes_max: usize) -> Taken {
         let inner = self.lock();
         let from = inner.buffer.partition_point(|record| record.seq <= after);
         let mut bytes = 0;
@@ -185,7 +321,7 @@ impl Capture {
             .take_while(|record| {
                 let first = bytes == 0;
                 bytes += record.payload.len() + 1;
-                first || bytes <= BATCH_BYTES_TARGET
+                first || bytes <= bytes_max
             })
             .cloned()
             .collect();
@@ -201,14 +337,40 @@ impl Capture {
         let mut guard = self.lock();
         let inner = &mut *guard;
         inner.dirty.acknowledged(up_to);
+        let mut freed = 0;
         while inner.buffer.front().is_some_and(|record| record.seq <= up_to) {
             let record = inner.buffer.pop_front().expect("looked at just now");
-            inner.buffered_bytes -= cost(&record);
+            freed += cost(&record);
             if record.kind.changes_disk() {
                 inner.dirty.released(record.disk, record.range, record.seq);
             }
         }
+        inner.free(freed, &self.pool);
         inner.released = inner.released.max(up_to);
+        inner.spilled = inner.spilled.max(inner.released);
+        drop(guard);
+        self.released.notify_all();
+    }
+
+    /// Everything up to here lies in the spill and leaves the buffer. It is released as if it were there,
+    /// but for what [`Capture::sweep`] does.
+    pub fn spilled(&self, up_to: WriteSeq) {
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        let mut freed = 0;
+        while inner.buffer.front().is_some_and(|record| record.seq <= up_to) {
+            freed += cost(&inner.buffer.pop_front().expect("looked at just now"));
+        }
+        inner.free(freed, &self.pool);
+        inner.spilled = inner.spilled.max(up_to);
+    }
+
+    /// Finds the blocks of spilled writes that are durable by now. It looks at all that are on their way, so
+    /// it is done now and then only; until it is, blocks count as unsent that are not.
+    pub fn sweep(&self) {
+        let mut inner = self.lock();
+        let up_to = inner.released;
+        inner.dirty.sweep(up_to);
     }
 
     /// Begins the stream anew above `floor`: what was buffered is marked instead, and a `SyncBegin` says
@@ -217,24 +379,39 @@ impl Capture {
     pub fn restart(&self, floor: WriteSeq) {
         let mut inner = self.lock();
         inner.buffer.clear();
-        inner.buffered_bytes = 0;
+        let all = inner.buffered_bytes;
+        inner.free(all, &self.pool);
         inner.dirty.forget_stream();
         inner.released = floor;
+        inner.spilled = floor;
         self.counter.raise(floor);
         inner.tracking = false;
         inner.gap_open = true;
         let seq = self.counter.draw();
-        inner.push(sync_begin(seq, floor.next()));
+        inner.push(sync_begin(seq, floor.next()), &self.pool);
+        drop(inner);
+        self.released.notify_all();
     }
 
     /// Everything that may differ above `floor` is marked: from here on the dirty map belongs to this
     /// incarnation of the stream.
     pub fn begin_stream(&self, incarnation: Incarnation, floor: WriteSeq) {
-        self.lock().dirty.begin_stream(incarnation, floor);
+        let mut log = self.lock_regions();
+        // What is dirty from here on is so by writes, and those set their regions themselves.
+        let dirty: Vec<Region> = self.lock().dirty.dirty_regions().into_iter().collect();
+        if let Err(error) = log.set(&dirty).and_then(|()| log.begin(incarnation, floor)) {
+            tracing::error!(%error, "the dirty-region log can neither be kept nor given up");
+        }
+        let mut inner = self.lock();
+        inner.dirty.heated(&dirty);
+        inner.dirty.begin_stream(incarnation, floor);
     }
 
     /// To be said each second: the agent is there, and whatever is written goes through it.
     pub fn note_alive(&self, now: WallTime) {
+        if let Err(error) = self.lock_regions().note_alive(now) {
+            tracing::warn!(%error, "the dirty-region log is not kept; after a crash of the host more is compared");
+        }
         self.lock().dirty.note_alive(now);
     }
 
@@ -246,8 +423,10 @@ impl Capture {
     /// Stops buffering: from here on writes only mark the bitmap.
     pub fn start_tracking(&self) {
         let mut inner = self.lock();
-        inner.begin_gap(&self.counter);
+        inner.begin_gap(&self.counter, &self.pool);
         inner.tracking = true;
+        drop(inner);
+        self.released.notify_all();
     }
 
     /// Buffers writes again. What was marked stays marked until it is copied.
@@ -263,6 +442,11 @@ impl Capture {
     /// Whether a block is marked to be copied.
     pub fn is_dirty(&self, disk: DiskIndex, block: BlockIndex) -> bool {
         self.lock().dirty.is_marked(disk, block)
+    }
+
+    /// Whether a block is to be compared, or is being compared.
+    pub fn is_suspect(&self, disk: DiskIndex, block: BlockIndex) -> bool {
+        self.lock().dirty.is_unsettled(disk, block)
     }
 
     /// The next run of marked blocks, at most `blocks_max` long.
@@ -284,7 +468,7 @@ impl Capture {
         let pieces = pieces.filter(|pieces| !inner.tracking && self.room_for(&inner, pieces));
         let taken = pieces.is_some();
         match pieces {
-            Some(pieces) => inner.push_pieces(&self.counter, disk, pieces),
+            Some(pieces) => inner.push_pieces(&self.counter, disk, pieces, &self.pool),
             None => inner.dirty.end_write(disk, range, None),
         }
         drop(inner);
@@ -292,22 +476,89 @@ impl Capture {
         taken
     }
 
-    /// Ends a sync with a `SyncEnd`; false where blocks are marked, or writes are not buffered.
+    /// Marks a range to be compared. `known_equal`: it should be equal, and counts as equal until it is
+    /// found otherwise.
+    pub fn mark_suspect(&self, disk: DiskIndex, range: ByteRange, known_equal: bool) {
+        let mut inner = self.lock();
+        if known_equal {
+            inner.dirty.verify(disk, range);
+        } else {
+            inner.dirty.suspect(disk, range);
+        }
+    }
+
+    /// Everything is to be compared, and no cut is consistent until it has been.
+    pub fn suspect_everything(&self) {
+        let mut inner = self.lock();
+        inner.begin_gap(&self.counter, &self.pool);
+        for (at, &size) in self.disk_sizes.iter().enumerate() {
+            inner.dirty.suspect(DiskIndex(at as u16), ByteRange::new(0, size));
+        }
+    }
+
+    /// The next run of blocks to be compared, at most `blocks_max` long.
+    pub(crate) fn next_suspects(&self, blocks_max: u64) -> Option<(DiskIndex, BlockIndex, u64)> {
+        self.lock().dirty.next_suspects(blocks_max)
+    }
+
+    /// Begins the comparison of a run that the caller has locked and is about to read. What is returned is
+    /// the last sequence of any write to it.
+    pub(crate) fn begin_compare(&self, disk: DiskIndex, first: BlockIndex, len: u64) -> WriteSeq {
+        let mut inner = self.lock();
+        inner.dirty.begin_compare(disk, first, len);
+        inner.last()
+    }
+
+    /// The answer for a run. What differs is marked to be copied, and until it has been no cut is
+    /// consistent; how many blocks.
+    pub fn end_compare(&self, disk: DiskIndex, first: BlockIndex, differs: u64) -> u64 {
+        if differs != 0 {
+            let len = u64::from(u64::BITS - differs.leading_zeros());
+            let start = first.range(u64::MAX).start;
+            let range = ByteRange::new(start, len * BLOCK_BYTES);
+            let unit = self.lock_regions().region_bytes();
+            let regions: Vec<Region> = Region::of(disk, range, unit).collect();
+            if let Err(error) = self.heat(&regions) {
+                tracing::warn!(%error, "a difference that was found is not kept over a crash of the host");
+            }
+        }
+        let mut inner = self.lock();
+        let differing = inner.dirty.end_compare(disk, first, differs);
+        if differing > 0 {
+            inner.begin_gap(&self.counter, &self.pool);
+        }
+        drop(inner);
+        (self.wake)();
+        differing
+    }
+
+    /// The link is lost: what was being compared is to be compared anew.
+    pub fn forget_compares(&self) {
+        self.lock().dirty.forget_compares();
+    }
+
+    /// Ends a sync with a `SyncEnd`; false where blocks are marked or suspect, or writes are not buffered.
     pub fn close_sync(&self) -> bool {
         let mut inner = self.lock();
-        if inner.tracking || inner.dirty.marked_blocks() > 0 {
+        if inner.tracking || inner.dirty.marked_blocks() > 0 || inner.dirty.unsettled_blocks() > 0 {
             return false;
         }
         inner.gap_open = false;
         let seq = self.counter.draw();
-        inner.push(Record::mark(seq, Kind::SyncEnd, Bytes::new()));
+        inner.push(Record::mark(seq, Kind::SyncEnd, Bytes::new()), &self.pool);
         true
     }
 
     fn room_for(&self, inner: &Inner, pieces: &[(Kind, ByteRange, Bytes)]) -> bool {
         let more: u64 =
             pieces.iter().map(|(_, _, payload)| payload.len() as u64 + RECORD_OVERHEAD_BYTES).sum();
-        inner.buffered_bytes + more <= self.buffer_bytes_max
+        inner.buffered_bytes + more <= self.buffer_bytes_max && self.pool.has_room(more)
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.pool.give_back(self.lock().buffered_bytes);
     }
 }
 
@@ -318,31 +569,38 @@ impl Inner {
         counter: &GroupCounter,
         disk: DiskIndex,
         pieces: Vec<(Kind, ByteRange, Bytes)>,
+        pool: &BufferPool,
     ) {
         for (kind, range, payload) in pieces {
             let seq = counter.draw();
             self.dirty.end_write(disk, range, Some(seq));
-            self.push(Record { seq, kind, disk, range, payload });
+            self.push(Record { seq, kind, disk, range, payload }, pool);
         }
     }
 
-    fn push(&mut self, record: Record) {
+    fn push(&mut self, record: Record, pool: &BufferPool) {
         debug_assert!(record.seq > self.last());
         self.buffered_bytes += cost(&record);
+        pool.take(cost(&record));
         self.buffer.push_back(record);
     }
 
+    fn free(&mut self, bytes: u64, pool: &BufferPool) {
+        self.buffered_bytes -= bytes;
+        pool.give_back(bytes);
+    }
+
     fn last(&self) -> WriteSeq {
-        self.buffer.back().map_or(self.released, |record| record.seq.max(self.released))
+        self.buffer.back().map_or(self.spilled, |record| record.seq.max(self.spilled))
     }
 
     /// Says in the stream that writes are missing from here on, once. The mark always fits: it is as
     /// small as a record can be, and there is at most one between two syncs.
-    fn begin_gap(&mut self, counter: &GroupCounter) {
+    fn begin_gap(&mut self, counter: &GroupCounter, pool: &BufferPool) {
         if !self.gap_open {
             self.gap_open = true;
             let seq = counter.draw();
-            self.push(sync_begin(seq, seq));
+            self.push(sync_begin(seq, seq), pool);
         }
     }
 }
@@ -379,11 +637,6 @@ fn pieces(kind: Kind, range: ByteRange, payload: &Bytes) -> Vec<(Kind, ByteRange
         }
     }
     pieces
-}
-
-fn is_zero(bytes: &[u8]) -> bool {
-    let (chunks, rest) = bytes.as_chunks::<64>();
-    chunks.iter().all(|chunk| *chunk == [0; 64]) && rest.iter().all(|&byte| byte == 0)
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
-//! The copier of a sync: marked blocks go into the stream with sequences of their own.
+//! What a sync reads: marked blocks go into the stream with sequences of their own, suspect ones are hashed.
 
 use crate::capture::Capture;
 use crate::device::ExtentKind;
 use crate::disk::ProtectedDisk;
+use batch::BlockHash;
 use std::io;
 use std::sync::Arc;
-use types::ByteRange;
-use types::limits::{BLOCK_BYTES, RECORD_BYTES_MAX};
+use types::limits::{BLOCK_BYTES, COMPARE_BLOCKS_MAX, RECORD_BYTES_MAX};
+use types::{BlockIndex, ByteRange, DiskIndex, WriteSeq};
 
 /// A marked block could not be read; its mark is set again.
 #[derive(Debug, thiserror::Error)]
@@ -30,27 +31,68 @@ pub fn copy_some_blocks(capture: &Capture, disks: &[Arc<ProtectedDisk>]) -> Resu
     disk.copy_run(first, len).map(drop).map_err(|source| CopyError { disk: disk.local().label(), source })
 }
 
-/// Marks what may differ from the replica: all that is allocated where the replica is known to be zero,
-/// else everything.
+/// A run of blocks to be compared with the recovery side's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HashedRun {
+    pub disk: DiskIndex,
+    pub first: BlockIndex,
+    /// The hashes are of the blocks with every write up to here, and none above.
+    pub at: WriteSeq,
+    pub hashes: Vec<BlockHash>,
+}
+
+/// Hashes one run of suspect blocks, at most 1 MiB; none where there is none just now. The answer goes to
+/// [`Capture::end_compare`].
 ///
 /// # Errors
-/// [`CopyError`] where the local disk cannot be asked.
-pub fn mark_what_may_differ(
+/// [`CopyError`] where the local disk cannot be read; the run is suspect again.
+pub fn hash_some_blocks(
     capture: &Capture,
     disks: &[Arc<ProtectedDisk>],
-    replica_is_zero: bool,
-) -> Result<(), CopyError> {
-    for disk in disks {
-        let whole = ByteRange::new(0, disk.local().size_bytes());
-        if !replica_is_zero {
-            capture.mark_dirty(disk.index(), whole);
-            continue;
-        }
-        let extents =
-            disk.local().extents(whole).map_err(|source| CopyError { disk: disk.local().label(), source })?;
-        for extent in extents.iter().filter(|extent| extent.kind == ExtentKind::Data) {
-            capture.mark_dirty(disk.index(), extent.range);
+) -> Result<Option<HashedRun>, CopyError> {
+    let Some((disk, first, len)) = capture.next_suspects(COMPARE_BLOCKS_MAX as u64) else {
+        return Ok(None);
+    };
+    let device = &disks[usize::from(disk.0)];
+    match device.hash_run(first, len) {
+        Ok((at, hashes)) => Ok(Some(HashedRun { disk, first, at, hashes })),
+        Err(source) => {
+            // Suspect again before it counts as equal, so that its bit is never lost.
+            let end = BlockIndex(first.0 + len - 1).range(device.local().size_bytes()).end();
+            let start = first.range(u64::MAX).start;
+            capture.mark_suspect(disk, ByteRange::new(start, end - start), false);
+            capture.end_compare(disk, first, 0);
+            Err(CopyError { disk: device.local().label(), source })
         }
     }
-    Ok(())
+}
+
+/// Marks what may differ from a replica that is known to be zero: all that is allocated.
+///
+/// # Errors
+/// [`CopyError`] where the local disk cannot be asked; then everything is marked.
+pub fn mark_allocated(capture: &Capture, disks: &[Arc<ProtectedDisk>]) -> Result<(), CopyError> {
+    let mut failed = None;
+    for disk in disks {
+        let whole = ByteRange::new(0, disk.local().size_bytes());
+        match disk.local().extents(whole) {
+            Ok(extents) => {
+                for extent in extents.iter().filter(|extent| extent.kind == ExtentKind::Data) {
+                    capture.mark_dirty(disk.index(), extent.range);
+                }
+            }
+            Err(source) => {
+                capture.mark_dirty(disk.index(), whole);
+                failed = Some(CopyError { disk: disk.local().label(), source });
+            }
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// Has everything compared that should be equal; what is found to differ is repaired.
+pub fn verify_everything(capture: &Capture, disks: &[Arc<ProtectedDisk>]) {
+    for disk in disks {
+        capture.mark_suspect(disk.index(), ByteRange::new(0, disk.local().size_bytes()), true);
+    }
 }

@@ -1,39 +1,132 @@
-//! What the recovery side may not have, block by block: marked to be copied, or on its way.
+//! What the recovery side may not have, block by block: marked to be copied, suspect, or on its way.
 //!
-//! A block is *marked* where only a copy brings it over, and *on its way* from just before it is written
-//! until its last write is acknowledged. In either case its bit in the [`DirtyMap`] is set.
+//! A block is *marked* where only a copy brings it over, *suspect* where a comparison is to say whether it
+//! has to be copied, and *on its way* from just before it is written, copied or compared until its last
+//! write is acknowledged. In each case its bit in the [`DirtyMap`] is set: but for blocks that are only
+//! verified, which count as equal until found otherwise.
 
 use crate::bitmap::Bitmap;
 use crate::dirty_map::DirtyMap;
-use std::collections::HashMap;
+use crate::region_log::{Region, RegionLog};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
+use types::limits::BLOCK_BYTES;
 use types::{BlockIndex, ByteRange, DiskIndex, Incarnation, WallTime, WriteSeq};
 
 #[derive(Debug)]
 pub(crate) struct Dirty {
     bitmaps: Vec<Bitmap>,
+    suspects: Vec<Bitmap>,
+    /// Runs that are being compared, each with its length in blocks.
+    comparing: BTreeMap<(DiskIndex, BlockIndex), u64>,
     on_the_way: HashMap<(DiskIndex, BlockIndex), OnTheWay>,
     map: DirtyMap,
+    region_bytes: u64,
+    /// Regions whose bits are set in the region log, and whether they were written to since it was last
+    /// asked which could be cleared.
+    hot: HashMap<Region, bool>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 struct OnTheWay {
-    /// Writes and copies that are being made just now.
+    /// Writes, copies and comparisons that are being made just now.
     under_way: u32,
     /// The last record of the block that is not yet acknowledged; zero where there is none.
     last: WriteSeq,
 }
 
 impl Dirty {
-    /// What was marked or on its way when the map was last kept is marked now.
-    pub(crate) fn new(disk_sizes: &[u64], map: DirtyMap) -> Self {
-        let mut bitmaps: Vec<Bitmap> = disk_sizes.iter().map(|&size| Bitmap::new(size)).collect();
-        for (at, (bitmap, &size)) in bitmaps.iter_mut().zip(disk_sizes).enumerate() {
+    /// What was marked or on its way when the map was last kept is marked now; all of it is suspect where
+    /// some of it was.
+    ///
+    /// Where the map has lost what it knew, and the log has not, the log's regions are suspect.
+    pub(crate) fn new(disk_sizes: &[u64], map: DirtyMap, log: &RegionLog) -> Self {
+        let empty = || disk_sizes.iter().map(|&size| Bitmap::new(size)).collect();
+        let (mut bitmaps, mut suspects): (Vec<Bitmap>, Vec<Bitmap>) = (empty(), empty());
+        let kept = if map.has_suspects() { &mut suspects } else { &mut bitmaps };
+        for (at, (bitmap, &size)) in kept.iter_mut().zip(disk_sizes).enumerate() {
             for block in map.marked(DiskIndex(at as u16)) {
                 bitmap.mark(block.range(size));
             }
         }
-        Self { bitmaps, on_the_way: HashMap::new(), map }
+        let hot = log.marked().into_iter().map(|region| (region, true)).collect();
+        let mut dirty = Self {
+            bitmaps,
+            suspects,
+            comparing: BTreeMap::new(),
+            on_the_way: HashMap::new(),
+            map,
+            region_bytes: log.region_bytes(),
+            hot,
+        };
+        if dirty.map.kept().is_empty() && !log.kept().is_empty() {
+            for region in log.marked() {
+                dirty.suspect(
+                    region.disk,
+                    region.range(log.region_bytes(), disk_sizes[usize::from(region.disk.0)]),
+                );
+            }
+        }
+        dirty
+    }
+
+    /// Regions of a range that the region log does not have.
+    pub(crate) fn cold(&self, disk: DiskIndex, range: ByteRange) -> Vec<Region> {
+        Region::of(disk, range, self.region_bytes).filter(|region| !self.hot.contains_key(region)).collect()
+    }
+
+    /// The region log has these now.
+    pub(crate) fn heated(&mut self, regions: &[Region]) {
+        self.hot.extend(regions.iter().map(|&region| (region, true)));
+    }
+
+    /// All regions with a block that the recovery side may not have.
+    pub(crate) fn dirty_regions(&self) -> BTreeSet<Region> {
+        let blocks = self.region_bytes / BLOCK_BYTES;
+        let mut regions: BTreeSet<Region> = BTreeSet::new();
+        for (at, (marked, suspect)) in self.bitmaps.iter().zip(&self.suspects).enumerate() {
+            let disk = DiskIndex(at as u16);
+            for map in [marked, suspect] {
+                regions.extend(map.marked_units(blocks).into_iter().map(|index| Region { disk, index }));
+            }
+        }
+        let on_the_way = self.on_the_way.keys();
+        regions.extend(on_the_way.map(|(disk, block)| Region { disk: *disk, index: block.0 / blocks }));
+        regions
+    }
+
+    /// Hot regions without such a block, each of which [`Dirty::cool`] may take if nobody writes to it
+    /// meanwhile.
+    pub(crate) fn begin_to_cool(&mut self) -> Vec<Region> {
+        let dirty = self.dirty_regions();
+        self.hot.values_mut().for_each(|touched| *touched = false);
+        self.hot.keys().filter(|region| !dirty.contains(region)).copied().collect()
+    }
+
+    /// Those that nobody has written to since [`Dirty::begin_to_cool`], which are cold from now on.
+    pub(crate) fn cool(&mut self, regions: Vec<Region>) -> Vec<Region> {
+        let untouched = |region: &Region| self.hot.get(region) == Some(&false);
+        let cooled: Vec<Region> = regions.into_iter().filter(untouched).collect();
+        for region in &cooled {
+            self.hot.remove(region);
+        }
+        cooled
+    }
+
+    /// Blocks that a comparison has yet to say something about.
+    pub(crate) fn unsettled_blocks(&self) -> u64 {
+        self.suspects.iter().map(Bitmap::count).sum::<u64>() + self.comparing.values().sum::<u64>()
+    }
+
+    pub(crate) fn is_unsettled(&self, disk: DiskIndex, block: BlockIndex) -> bool {
+        let compared = |(&(other, first), &len): (&(DiskIndex, BlockIndex), &u64)| {
+            other == disk && (first.0..first.0 + len).contains(&block.0)
+        };
+        self.suspects[usize::from(disk.0)].is_marked(block) || self.comparing.iter().any(compared)
+    }
+
+    pub(crate) fn suspect_blocks(&self) -> u64 {
+        self.suspects.iter().map(Bitmap::count).sum()
     }
 
     pub(crate) fn marked_blocks(&self) -> u64 {
@@ -46,6 +139,9 @@ impl Dirty {
 
     /// A range is about to be written. An error says that it must not be.
     pub(crate) fn begin_write(&mut self, disk: DiskIndex, range: ByteRange) -> io::Result<()> {
+        for region in Region::of(disk, range, self.region_bytes) {
+            *self.hot.get_mut(&region).expect("heated before it is written to") = true;
+        }
         range.blocks().try_for_each(|block| self.map.set(disk, block))?;
         for block in range.blocks() {
             self.on_the_way.entry((disk, block)).or_default().under_way += 1;
@@ -71,26 +167,94 @@ impl Dirty {
     /// A range is to be copied.
     pub(crate) fn mark(&mut self, disk: DiskIndex, range: ByteRange) {
         for block in range.blocks() {
-            if let Err(error) = self.map.set(disk, block) {
-                tracing::error!(%error, "the dirty map can neither be kept nor given up");
-            }
+            self.keep(disk, block);
         }
         self.bitmaps[usize::from(disk.0)].mark(range);
     }
 
-    /// The next run of marked blocks, at most `blocks_max` long.
-    pub(crate) fn next_run(&self, blocks_max: u64) -> Option<(DiskIndex, BlockIndex, u64)> {
-        self.bitmaps.iter().enumerate().find_map(|(disk, bitmap)| {
-            bitmap.next_run(blocks_max).map(|(first, len)| (DiskIndex(disk as u16), first, len))
-        })
+    fn keep(&mut self, disk: DiskIndex, block: BlockIndex) {
+        if let Err(error) = self.map.set(disk, block) {
+            tracing::error!(%error, "the dirty map can neither be kept nor given up");
+        }
     }
 
-    /// A marked run is about to be copied: it is on its way now. Ended by [`Dirty::end_write`].
+    /// The next run of marked blocks, at most `blocks_max` long.
+    pub(crate) fn next_run(&self, blocks_max: u64) -> Option<(DiskIndex, BlockIndex, u64)> {
+        next_run(&self.bitmaps, blocks_max)
+    }
+
+    /// A marked run is about to be copied: it is on its way now, and need not be compared. Ended by
+    /// [`Dirty::end_write`].
     pub(crate) fn begin_copy(&mut self, disk: DiskIndex, first: BlockIndex, len: u64) {
+        self.suspects[usize::from(disk.0)].clear_run(first, len);
         for block in (first.0..first.0 + len).map(BlockIndex) {
             self.on_the_way.entry((disk, block)).or_default().under_way += 1;
         }
         self.bitmaps[usize::from(disk.0)].clear_run(first, len);
+    }
+
+    /// A range is to be compared, because it may differ.
+    pub(crate) fn suspect(&mut self, disk: DiskIndex, range: ByteRange) {
+        self.map.note_suspects(true);
+        for block in range.blocks() {
+            self.keep(disk, block);
+        }
+        self.verify(disk, range);
+    }
+
+    /// A range is to be compared, though it should be equal.
+    pub(crate) fn verify(&mut self, disk: DiskIndex, range: ByteRange) {
+        self.suspects[usize::from(disk.0)].mark(range);
+    }
+
+    /// The next run of suspect blocks, at most `blocks_max` long; none while a comparison that is under way
+    /// touches it.
+    pub(crate) fn next_suspects(&self, blocks_max: u64) -> Option<(DiskIndex, BlockIndex, u64)> {
+        let (disk, first, len) = next_run(&self.suspects, blocks_max)?;
+        let overlaps = |(&(other, at), &other_len): (&(DiskIndex, BlockIndex), &u64)| {
+            other == disk && at.0 < first.0 + len && first.0 < at.0 + other_len
+        };
+        (!self.comparing.iter().any(overlaps)).then_some((disk, first, len))
+    }
+
+    /// A run of suspect blocks is about to be compared; none may be compared already.
+    pub(crate) fn begin_compare(&mut self, disk: DiskIndex, first: BlockIndex, len: u64) {
+        for block in (first.0..first.0 + len).map(BlockIndex) {
+            self.on_the_way.entry((disk, block)).or_default().under_way += 1;
+        }
+        self.suspects[usize::from(disk.0)].clear_run(first, len);
+        self.comparing.insert((disk, first), len);
+    }
+
+    /// The answer for the run that begins at `first`, a bit for each block that differs. Those are marked;
+    /// how many.
+    pub(crate) fn end_compare(&mut self, disk: DiskIndex, first: BlockIndex, differs: u64) -> u64 {
+        let Some(len) = self.comparing.remove(&(disk, first)) else { return 0 };
+        let mut differing = 0;
+        for at in 0..len {
+            let block = BlockIndex(first.0 + at);
+            self.on_the_way.get_mut(&(disk, block)).expect("begun before it is ended").under_way -= 1;
+            if differs & (1 << at) != 0 {
+                self.mark(disk, block.range(u64::MAX));
+                differing += 1;
+            }
+            self.settle(disk, block);
+        }
+        if self.unsettled_blocks() == 0 {
+            self.map.note_suspects(false);
+        }
+        differing
+    }
+
+    /// No answers come any more: what was being compared is suspect again.
+    pub(crate) fn forget_compares(&mut self) {
+        while let Some(((disk, first), len)) = self.comparing.pop_first() {
+            for block in (first.0..first.0 + len).map(BlockIndex) {
+                self.on_the_way.get_mut(&(disk, block)).expect("begun before it is ended").under_way -= 1;
+                self.suspects[usize::from(disk.0)].mark(block.range(u64::MAX));
+                self.settle(disk, block);
+            }
+        }
     }
 
     /// Everything of the stream at or below is acknowledged.
@@ -107,6 +271,20 @@ impl Dirty {
                 entry.last = WriteSeq::ZERO;
                 self.settle(disk, block);
             }
+        }
+    }
+
+    /// Everything at or below is acknowledged, also what has left the buffer in another way.
+    pub(crate) fn sweep(&mut self, up_to: WriteSeq) {
+        let done: Vec<_> = self
+            .on_the_way
+            .iter()
+            .filter(|(_, entry)| entry.last > WriteSeq::ZERO && entry.last <= up_to)
+            .map(|(at, _)| *at)
+            .collect();
+        for (disk, block) in done {
+            self.on_the_way.get_mut(&(disk, block)).expect("found just now").last = WriteSeq::ZERO;
+            self.settle(disk, block);
         }
     }
 
@@ -145,9 +323,15 @@ impl Dirty {
         let entry = self.on_the_way[&(disk, block)];
         if entry.under_way == 0 && entry.last == WriteSeq::ZERO {
             self.on_the_way.remove(&(disk, block));
-            if !self.is_marked(disk, block) {
+            if !self.is_marked(disk, block) && !self.suspects[usize::from(disk.0)].is_marked(block) {
                 self.map.clear(disk, block);
             }
         }
     }
+}
+
+fn next_run(bitmaps: &[Bitmap], blocks_max: u64) -> Option<(DiskIndex, BlockIndex, u64)> {
+    bitmaps.iter().enumerate().find_map(|(disk, bitmap)| {
+        bitmap.next_run(blocks_max).map(|(first, len)| (DiskIndex(disk as u16), first, len))
+    })
 }

@@ -20,7 +20,8 @@
 //! 0   [4]  magic "HFDM"     4   u32  version, 1      8   [16] VM          24  [16] boot id
 //! 40  [16] incarnation      56  u64  acknowledged up to
 //! 64  [16] the incarnation before   80  u64  acknowledged up to in that one
-//! 88  u32  flags: 1 stopped cleanly   92  u32  CRC-32C of the disks' identities
+//! 88  u32  flags: 1 stopped cleanly, 2 some of the bits say no more than that a block is suspect
+//! 92  u32  CRC-32C of the disks' identities
 //! 96  i64  the agent was last there, microseconds since 1970      104 u32  reserved
 //! 108 u32  CRC-32C of bytes 0-107
 //! 112 ..   bits of each disk, one disk behind the other, each on whole bytes, least significant first
@@ -32,11 +33,10 @@ use std::time::Duration;
 use types::limits::BLOCK_BYTES;
 use types::{BlockIndex, DiskIndex, Incarnation, VmId, WallTime, WriteSeq};
 
-const MAGIC: [u8; 4] = *b"HFDM";
 /// 1: the first.
 const VERSION: u32 = 1;
-const HEADER_BYTES: usize = 112;
 const FLAG_CLEAN: u32 = 1;
+const FLAG_SUSPECTS: u32 = 2;
 /// How long after the agent's last sign of life its own last write may have been.
 const SLACK: Duration = Duration::from_secs(10);
 
@@ -92,15 +92,46 @@ pub struct DirtyMap {
     closed: bool,
 }
 
+/// What a file of bits is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A dirty map.
+    Blocks,
+    /// A dirty-region log.
+    Regions,
+}
+
+impl Kind {
+    fn magic(self) -> [u8; 4] {
+        match self {
+            Kind::Blocks => *b"HFDM",
+            Kind::Regions => *b"HFRL",
+        }
+    }
+}
+
+/// Where each disk's bits begin where one bit is for `unit` bytes, and how many bytes all have.
+pub(crate) fn places(disks: &[(u64, Option<DiskIdentity>)], unit: u64) -> (Vec<usize>, usize) {
+    let mut len = 0;
+    let place = |(size, _): &(u64, Option<DiskIdentity>)| {
+        let at = len;
+        len += size.div_ceil(unit).div_ceil(8) as usize;
+        at
+    };
+    let places = disks.iter().map(place).collect();
+    (places, len)
+}
+
 #[derive(Debug, Clone, Copy)]
-struct Header {
+pub(crate) struct Header {
     vm: VmId,
     boot_id: [u8; 16],
-    current: Kept,
+    pub(crate) current: Kept,
     before: Kept,
     clean: bool,
+    suspects: bool,
     disks_crc: u32,
-    seen_at: WallTime,
+    pub(crate) seen_at: WallTime,
 }
 
 const NOTHING: Kept = Kept { incarnation: Incarnation::from_bytes([0; 16]), acked: WriteSeq::MAX };
@@ -117,31 +148,22 @@ impl DirtyMap {
         disks: &[(u64, Option<DiskIdentity>)],
         boot_id: [u8; 16],
     ) -> io::Result<Self> {
-        let mut places = Vec::new();
-        let mut len = 0;
-        for (size, _) in disks {
-            places.push(len);
-            len += size.div_ceil(BLOCK_BYTES).div_ceil(8) as usize;
-        }
-        let disks_crc = crc_of(disks);
+        let (places, len) = places(disks, BLOCK_BYTES);
         let kept = store.load()?;
-        let believed = Header::decode(&kept)
-            .filter(|header| header.vm == vm && (header.clean || header.boot_id == boot_id))
-            .filter(|header| header.disks_crc == disks_crc && nobody_else_wrote(disks, header.seen_at))
-            .filter(|_| kept.len() == HEADER_BYTES + len);
+        let believed = Header::believed(Kind::Blocks, &kept, vm, disks, len, SLACK)
+            .filter(|header| header.clean || header.boot_id == boot_id);
         let (mut header, bits) = match believed {
-            Some(header) => (header, kept[HEADER_BYTES..].to_vec()),
+            Some(header) => (header, kept[Header::BYTES..].to_vec()),
             None => {
                 store.discard()?;
-                store.write_at(HEADER_BYTES as u64, &vec![0; len])?;
-                let (current, before, seen_at) = (NOTHING, NOTHING, WallTime(0));
-                (Header { vm, boot_id, current, before, clean: false, disks_crc, seen_at }, vec![0; len])
+                store.write_at(Header::BYTES as u64, &vec![0; len])?;
+                (Header::empty(vm, boot_id, disks), vec![0; len])
             }
         };
         let was_clean = header.clean;
         header.clean = false;
         header.boot_id = boot_id;
-        store.write_at(0, &header.encode())?;
+        store.write_at(0, &header.encode(Kind::Blocks))?;
         if was_clean {
             // Before anything is written that only the page cache knows of, the clean stop is taken back.
             store.sync()?;
@@ -151,8 +173,7 @@ impl DirtyMap {
 
     /// The streams it can be continued from.
     pub fn kept(&self) -> Vec<Kept> {
-        let streams = [self.header.current, self.header.before].into_iter();
-        streams.filter(|kept| kept.incarnation != NOTHING.incarnation).collect()
+        self.header.kept()
     }
 
     /// The blocks of a disk whose bits are set.
@@ -162,6 +183,19 @@ impl DirtyMap {
         let bits = &self.bits[self.disks[at]..end];
         let set = |block: &u64| bits[(block / 8) as usize] & (1 << (block % 8)) != 0;
         (0..bits.len() as u64 * 8).filter(set).map(BlockIndex).collect()
+    }
+
+    /// Whether some of the bits may say no more than that a block is to be compared.
+    pub fn has_suspects(&self) -> bool {
+        self.header.suspects
+    }
+
+    /// To be said before the first bit is set for a block that is only suspect, and once none is left.
+    pub(crate) fn note_suspects(&mut self, some: bool) {
+        if self.header.suspects != some {
+            self.header.suspects = some;
+            self.write_header();
+        }
     }
 
     /// Sets a block's bit. To be done before the block is written.
@@ -190,15 +224,14 @@ impl DirtyMap {
             return Ok(());
         }
         let byte = self.bits[at] ^ bit;
-        self.store.write_at((HEADER_BYTES + at) as u64, &[byte])?;
+        self.store.write_at((Header::BYTES + at) as u64, &[byte])?;
         self.bits[at] = byte;
         Ok(())
     }
 
     /// A new stream begins above `floor`; every block that may differ from what the journal had is set.
     pub(crate) fn begin(&mut self, incarnation: Incarnation, floor: WriteSeq) {
-        self.header.before = Kept { acked: floor, ..self.header.current };
-        self.header.current = Kept { incarnation, acked: floor };
+        self.header.begin(incarnation, floor);
         self.write_header();
     }
 
@@ -212,7 +245,7 @@ impl DirtyMap {
         if self.closed {
             return;
         }
-        if let Err(error) = self.store.write_at(0, &self.header.encode()) {
+        if let Err(error) = self.store.write_at(0, &self.header.encode(Kind::Blocks)) {
             tracing::error!(%error, "the dirty map is given up; after a restart everything is sent");
             self.closed = true;
             // What it says now is older than what will be cleared: it must not be believed. Nothing is
@@ -244,9 +277,51 @@ impl DirtyMap {
 }
 
 impl Header {
-    fn encode(&self) -> [u8; HEADER_BYTES] {
-        let mut bytes = [0; HEADER_BYTES];
-        bytes[..4].copy_from_slice(&MAGIC);
+    pub(crate) const BYTES: usize = 112;
+
+    /// Of a map that says nothing yet.
+    pub(crate) fn empty(vm: VmId, boot_id: [u8; 16], disks: &[(u64, Option<DiskIdentity>)]) -> Self {
+        Self {
+            vm,
+            boot_id,
+            current: NOTHING,
+            before: NOTHING,
+            clean: false,
+            suspects: false,
+            disks_crc: crc_of(disks),
+            seen_at: WallTime(0),
+        }
+    }
+
+    /// The header of a map of these disks that nobody else has written to since.
+    pub(crate) fn believed(
+        kind: Kind,
+        kept: &[u8],
+        vm: VmId,
+        disks: &[(u64, Option<DiskIdentity>)],
+        len: usize,
+        slack: Duration,
+    ) -> Option<Self> {
+        Header::decode(kind, kept)
+            .filter(|header| header.vm == vm && header.disks_crc == crc_of(disks))
+            .filter(|header| nobody_else_wrote(disks, header.seen_at, slack))
+            .filter(|_| kept.len() == Header::BYTES + len)
+    }
+
+    /// The streams it can be continued from.
+    pub(crate) fn kept(&self) -> Vec<Kept> {
+        let streams = [self.current, self.before].into_iter();
+        streams.filter(|kept| kept.incarnation != NOTHING.incarnation).collect()
+    }
+
+    pub(crate) fn begin(&mut self, incarnation: Incarnation, floor: WriteSeq) {
+        self.before = Kept { acked: floor, ..self.current };
+        self.current = Kept { incarnation, acked: floor };
+    }
+
+    pub(crate) fn encode(&self, kind: Kind) -> [u8; Header::BYTES] {
+        let mut bytes = [0; Header::BYTES];
+        bytes[..4].copy_from_slice(&kind.magic());
         bytes[4..8].copy_from_slice(&VERSION.to_le_bytes());
         bytes[8..24].copy_from_slice(&self.vm.to_bytes());
         bytes[24..40].copy_from_slice(&self.boot_id);
@@ -254,7 +329,7 @@ impl Header {
             bytes[at..at + 16].copy_from_slice(&kept.incarnation.to_bytes());
             bytes[at + 16..at + 24].copy_from_slice(&kept.acked.raw().to_le_bytes());
         }
-        let flags = if self.clean { FLAG_CLEAN } else { 0 };
+        let flags = if self.clean { FLAG_CLEAN } else { 0 } | if self.suspects { FLAG_SUSPECTS } else { 0 };
         bytes[88..92].copy_from_slice(&flags.to_le_bytes());
         bytes[92..96].copy_from_slice(&self.disks_crc.to_le_bytes());
         bytes[96..104].copy_from_slice(&self.seen_at.0.to_le_bytes());
@@ -263,8 +338,8 @@ impl Header {
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let bytes = bytes.get(..HEADER_BYTES)?;
+    fn decode(kind: Kind, bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.get(..Header::BYTES)?;
         let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
         let sixteen = |at: usize| <[u8; 16]>::try_from(&bytes[at..at + 16]).expect("sixteen bytes");
         let kept = |at: usize| Kept {
@@ -273,14 +348,16 @@ impl Header {
                 bytes[at + 16..at + 24].try_into().expect("eight bytes"),
             )),
         };
-        let sound =
-            bytes[..4] == MAGIC && u32_at(4) == VERSION && u32_at(108) == crc32c::crc32c(&bytes[..108]);
+        let sound = bytes[..4] == kind.magic()
+            && u32_at(4) == VERSION
+            && u32_at(108) == crc32c::crc32c(&bytes[..108]);
         sound.then(|| Self {
             vm: VmId::from_bytes(sixteen(8)),
             boot_id: sixteen(24),
             current: kept(40),
             before: kept(64),
             clean: u32_at(88) & FLAG_CLEAN != 0,
+            suspects: u32_at(88) & FLAG_SUSPECTS != 0,
             disks_crc: u32_at(92),
             seen_at: WallTime(i64::from_le_bytes(bytes[96..104].try_into().expect("eight bytes"))),
         })
@@ -295,8 +372,8 @@ fn crc_of(disks: &[(u64, Option<DiskIdentity>)]) -> u32 {
 }
 
 /// Whether every disk tells when it was changed, and none was after the agent had gone.
-fn nobody_else_wrote(disks: &[(u64, Option<DiskIdentity>)], seen_at: WallTime) -> bool {
+fn nobody_else_wrote(disks: &[(u64, Option<DiskIdentity>)], seen_at: WallTime, slack: Duration) -> bool {
     disks
         .iter()
-        .all(|(_, identity)| identity.is_some_and(|identity| identity.changed_at.since(seen_at) <= SLACK))
+        .all(|(_, identity)| identity.is_some_and(|identity| identity.changed_at.since(seen_at) <= slack))
 }

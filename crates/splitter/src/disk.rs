@@ -6,14 +6,14 @@
 //! the one that reaches the local disk last also has the higher sequence.
 
 use crate::capture::Capture;
-use crate::device::{BlockDevice, Extent};
+use crate::device::{BlockDevice, Extent, ExtentKind};
 use crate::range_lock::RangeLock;
-use batch::Kind;
+use batch::{BlockHash, Kind};
 use bytes::Bytes;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use types::{BlockIndex, ByteRange, DiskIndex};
+use types::{BlockIndex, ByteRange, DiskIndex, WriteSeq};
 
 /// The local disk behind a protected one: a raw image or block device, or the simulator's.
 pub trait LocalDisk: Send + Sync + fmt::Debug {
@@ -88,11 +88,13 @@ impl ProtectedDisk {
         if range.is_empty() {
             return Ok(());
         }
-        let _guard = self.writing.lock(range);
+        let guard = self.writing.lock(range);
         self.capture.begin_write(self.index, range)?;
         match write() {
             Ok(()) => {
-                self.capture.commit(self.index, kind, range, payload);
+                let seq = self.capture.commit(self.index, kind, range, payload);
+                drop(guard);
+                self.capture.hold(seq);
                 Ok(())
             }
             Err(error) => {
@@ -100,6 +102,28 @@ impl ProtectedDisk {
                 Err(error)
             }
         }
+    }
+
+    /// Reads and hashes a run of blocks for a comparison, as they are once everything up to the sequence
+    /// that is returned has been written, and nothing above.
+    pub(crate) fn hash_run(&self, first: BlockIndex, len: u64) -> io::Result<(WriteSeq, Vec<BlockHash>)> {
+        let size = self.local.size_bytes();
+        let start = first.range(size).start;
+        let range = ByteRange::new(start, BlockIndex(first.0 + len - 1).range(size).end() - start);
+        let guard = self.writing.lock(range);
+        let at = self.capture.begin_compare(self.index, first, len);
+        let is_hole = self.local.extents(range)?.iter().all(|extent| extent.kind == ExtentKind::Hole);
+        if is_hole {
+            let blocks = (first.0..first.0 + len).map(BlockIndex);
+            return Ok((
+                at,
+                blocks.map(|block| BlockHash::of_zeroes(block.range(size).len as usize)).collect(),
+            ));
+        }
+        let mut bytes = vec![0; range.len as usize];
+        self.local.read_at(range.start, &mut bytes)?;
+        drop(guard);
+        Ok((at, BlockHash::of_run(&bytes)))
     }
 
     /// Reads a run of blocks for a sync while nobody writes to it, its marks cleared just before, and

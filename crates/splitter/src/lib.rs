@@ -6,6 +6,7 @@
 //! else. Front ends know only [`BlockDevice`], so an image is served by the same code.
 
 mod bitmap;
+mod buffer_pool;
 mod capture;
 mod copy;
 mod device;
@@ -17,12 +18,17 @@ mod map_file;
 pub mod nbd;
 mod range_lock;
 mod raw;
+mod region_log;
+mod sync_gate;
 
 pub use bitmap::Bitmap;
-pub use capture::{Capture, CaptureStatus, Taken};
-pub use copy::{CopyError, copy_some_blocks, mark_what_may_differ};
+pub use buffer_pool::BufferPool;
+pub use capture::{BufferConfig, Capture, CaptureStatus, Taken};
+pub use copy::{CopyError, HashedRun, copy_some_blocks, hash_some_blocks, mark_allocated, verify_everything};
 pub use device::{BlockDevice, Extent, ExtentKind};
 pub use dirty_map::{DirtyMap, DiskIdentity, Kept, MapStore};
 pub use disk::{LocalDisk, ProtectedDisk};
 pub use map_file::MapFile;
 pub use raw::{RawDisk, RawDiskError};
+pub use region_log::RegionLog;
+pub use sync_gate::{OnTimeout, SyncPolicy, SyncState};

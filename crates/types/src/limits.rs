@@ -4,6 +4,8 @@ use std::time::Duration;
 
 /// The unit of the dirty bitmap and of sync, in bytes.
 pub const BLOCK_BYTES: u64 = 64 << 10;
+/// A region of the dirty-region log, in bytes.
+pub const REGION_LOG_BYTES: u64 = 16 << 20;
 /// The smallest unit a guest addresses, in bytes.
 pub const SECTOR_BYTES: u64 = 512;
 
@@ -41,6 +43,17 @@ pub const DISK_BYTES_MAX: u64 = 64 << 40;
 
 /// Sent but not yet acknowledged bytes of one stream.
 pub const WINDOW_BYTES: usize = 16 << 20;
+/// The same of all streams to one peer.
+pub const PEER_WINDOW_BYTES: u64 = 128 << 20;
+/// Priority of a group on the link: default and range.
+pub const PRIORITY_DEFAULT: u64 = 5;
+pub const PRIORITY_RANGE: (u64, u64) = (1, 9);
+/// Blocks one message compares: 1 MiB of a disk. At most 64 have a bit each in the answer.
+pub const COMPARE_BLOCKS_MAX: usize = 16;
+/// Runs of blocks of one stream that are being compared at once.
+pub const COMPARES_MAX: usize = 64;
+/// Places a verification lists; what differs beside them is counted.
+pub const VERIFY_PLACES_MAX: usize = 1000;
 /// Batches read from a stream but not yet written to the journal.
 pub const RECEIVE_QUEUE_BATCHES: usize = 16;
 
@@ -48,6 +61,19 @@ pub const RECEIVE_QUEUE_BATCHES: usize = 16;
 pub const BUFFER_BYTES_DEFAULT: u64 = 64 << 20;
 /// Smallest and largest memory buffer of one VM, in bytes.
 pub const BUFFER_BYTES_RANGE: (u64, u64) = (1 << 20, 4 << 30);
+
+/// Memory of all buffers of an agent, in bytes: default and range.
+pub const BUFFER_POOL_BYTES_DEFAULT: u64 = 2 << 30;
+pub const BUFFER_POOL_BYTES_RANGE: (u64, u64) = (1 << 20, 1 << 40);
+/// Spill of one VM: default and largest, in bytes. 0 is none.
+pub const SPILL_BYTES_DEFAULT: u64 = 10 << 30;
+pub const SPILL_BYTES_MAX: u64 = 16 << 40;
+/// A file of the spill, in bytes.
+pub const SPILL_FILE_BYTES: u64 = 64 << 20;
+
+/// Synchronous mode: how long a guest's write waits at most before the link counts as stalled.
+pub const SYNC_TIMEOUT_SECONDS_DEFAULT: u64 = 5;
+pub const SYNC_TIMEOUT_SECONDS_RANGE: (u64, u64) = (1, 300);
 
 /// Automatic checkpoints: default and range of the interval, in seconds.
 pub const CHECKPOINT_INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
@@ -95,6 +121,8 @@ pub const RPO_SECONDS_RANGE: (u64, u64) = (1, 3600);
 
 /// A quiet stream says so this often.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+/// A peer's clock is asked for this often.
+pub const CLOCK_INTERVAL: Duration = Duration::from_secs(30);
 /// A peer that says nothing this long is gone.
 pub const PEER_SILENCE_MAX: Duration = Duration::from_secs(10);
 /// The first and the longest wait before a lost link is tried again.

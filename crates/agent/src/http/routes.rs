@@ -8,7 +8,7 @@ use crate::recovery::{checkpoint_to_api, mark_to_api};
 use crate::source::{Command, with_sources};
 use api::{
     Checkpoint, CheckpointPage, Done, Failover, FailoverRequest, Group, Image, OpenImageRequest, Problem,
-    ProtectRequest, ProtectedVm, RecoveredVm, Status, TagRequest,
+    ProtectRequest, ProtectedVm, RecoveredVm, SeedRequest, Status, TagRequest,
 };
 use axum::extract::{Path, Query, State};
 use axum::{Json, Router};
@@ -35,6 +35,9 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(show_vm, unprotect))
         .routes(routes!(pause))
         .routes(routes!(resume))
+        .routes(routes!(resync))
+        .routes(routes!(verify))
+        .routes(routes!(seed))
         .routes(routes!(list_recovered))
         .routes(routes!(forget))
         .routes(routes!(list_checkpoints))
@@ -136,6 +139,48 @@ async fn resume(State(app): State<App>, Path(name): Path<String>) -> Answer<Prot
     vm.command(Command::Resume);
     settle(|| vm.state_name() != "paused").await;
     Ok(Json(vm.to_api()))
+}
+
+/// Compares both sides from the beginning and sends what differs; no checkpoint is taken until then.
+#[utoipa::path(post, path = "/v1/vms/{name}/resync", params(("name" = String, Path)), responses(
+    (status = 200, body = ProtectedVm),
+    (status = 404, body = Problem, content_type = "application/problem+json"),
+))]
+async fn resync(State(app): State<App>, Path(name): Path<String>) -> Answer<ProtectedVm> {
+    let vm = app.source.vm(&name)?;
+    vm.command(Command::Resync);
+    settle(|| vm.state_name() == "delta-sync").await;
+    Ok(Json(vm.to_api()))
+}
+
+/// Compares both sides while the guest writes, and repairs what differs.
+#[utoipa::path(post, path = "/v1/vms/{name}/verify", params(("name" = String, Path)), responses(
+    (status = 200, body = ProtectedVm),
+    (status = 404, body = Problem, content_type = "application/problem+json"),
+    (status = 409, body = Problem, content_type = "application/problem+json"),
+))]
+async fn verify(State(app): State<App>, Path(name): Path<String>) -> Answer<ProtectedVm> {
+    let vm = app.source.vm(&name)?;
+    let state = vm.state_name();
+    if state != "journaling" {
+        return Err(OperationError::conflict(format!(
+            "VM {name} is {state}: a comparison has a meaning only while it is journaling"
+        ))
+        .into());
+    }
+    vm.command(Command::Verify);
+    settle(|| vm.lock_status().verify.is_some()).await;
+    Ok(Json(vm.to_api()))
+}
+
+/// Takes files as the first replicas of a VM that is not protected yet.
+#[utoipa::path(post, path = "/v1/seeds", request_body = SeedRequest, responses(
+    (status = 200, body = Done),
+    (status = 409, body = Problem, content_type = "application/problem+json"),
+    (status = 422, body = Problem, content_type = "application/problem+json"),
+))]
+async fn seed(State(app): State<App>, Body(request): Body<SeedRequest>) -> Answer<Done> {
+    beside(move || app.recovery.seed(&request)).await.map(Json)
 }
 
 /// The VMs whose journals this agent keeps.

@@ -1,14 +1,17 @@
 //! Connections of protected sides: one task each drives a [`Receiver`].
 
 use super::Recovery;
+use super::compare::compare;
 use super::vm::StreamHold;
 use super::writer::{StreamWriter, Written};
 use crate::alerts::Alerts;
 use crate::clock;
+use crate::link::{PeerIdentity, prepare};
 use crate::pki::{PeerRole, Pki};
 use crate::wire_io::{Outgoing, ReadError, read_message, write_messages};
 use anyhow::{Context, Result};
-use replication::wire::{FrameReader, Hello, Message, Refusal, Refuse};
+use journal::Journal;
+use replication::wire::{ClockAnswer, Compare, Compared, FrameReader, Hello, Message, Refusal, Refuse};
 use replication::{Opened, Receiver, ReceiverEffect, ReceiverEvent};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -24,6 +27,8 @@ use tokio_rustls::TlsAcceptor;
 use types::limits::{CONNECT_TIMEOUT, STREAMS_MAX};
 
 const TICK: Duration = Duration::from_millis(500);
+/// How often trust in a connected peer is looked at again.
+const TRUST_INTERVAL: Duration = Duration::from_secs(5);
 const LISTEN_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// Messages read ahead of the machine that takes them.
 const MESSAGES_AHEAD: usize = 4;
@@ -88,24 +93,28 @@ async fn accept(recovery: Arc<Recovery>, pki: Pki, listener: TcpListener) {
 }
 
 async fn serve(recovery: Arc<Recovery>, pki: &Pki, stream: TcpStream) -> Result<()> {
-    stream.set_nodelay(true).context("set TCP_NODELAY")?;
+    prepare(&stream, recovery.dscp)?;
     let acceptor = TlsAcceptor::from(pki.stream_server()?);
     let stream = timeout(CONNECT_TIMEOUT, acceptor.accept(stream))
         .await
         .context("the peer does not finish its TLS handshake")?
         .context("TLS handshake")?;
-    let peer = pki.peer_name(stream.get_ref().1.peer_certificates(), PeerRole::Connects)?;
+    let peer = PeerIdentity::of(pki, stream.get_ref().1.peer_certificates(), PeerRole::Connects)?;
+    let name = peer.name.clone();
     let (reader, writer) = tokio::io::split(stream);
-    let why = Connection::run(recovery, peer.clone(), reader, writer).await;
-    tracing::info!(peer, why, "stream ended");
+    let why = Connection::run(recovery, pki.clone(), peer, reader, writer).await;
+    tracing::info!(peer = name, why, "stream ended");
     Ok(())
 }
 
 struct Connection {
     recovery: Arc<Recovery>,
-    peer: String,
+    pki: Pki,
+    peer: PeerIdentity,
     outgoing: mpsc::UnboundedSender<Outgoing>,
     written: (mpsc::UnboundedSender<Written>, mpsc::UnboundedReceiver<Written>),
+    /// Answers to comparisons; as many are asked as the receiver lets through.
+    compared: (mpsc::UnboundedSender<Compared>, mpsc::UnboundedReceiver<Compared>),
     open: Option<OpenStream>,
     events: VecDeque<ReceiverEvent>,
 }
@@ -114,12 +123,15 @@ struct Connection {
 struct OpenStream {
     hold: StreamHold,
     writer: StreamWriter,
+    /// Where comparisons wait for the one thread that makes them.
+    compares: std::sync::mpsc::Sender<Compare>,
 }
 
 impl Connection {
     async fn run(
         recovery: Arc<Recovery>,
-        peer: String,
+        pki: Pki,
+        peer: PeerIdentity,
         reader: impl AsyncRead + Unpin + Send + 'static,
         writer: impl AsyncWrite + Unpin + Send + 'static,
     ) -> String {
@@ -129,7 +141,9 @@ impl Connection {
         let reading = tokio::spawn(read_ahead(reader, messages));
         let mut connection = Self {
             recovery,
+            pki,
             peer,
+            compared: mpsc::unbounded_channel(),
             outgoing,
             written: mpsc::unbounded_channel(),
             open: None,
@@ -150,8 +164,17 @@ impl Connection {
     async fn drive(&mut self, inbox: &mut mpsc::Receiver<Result<Message, ReadError>>) -> String {
         let mut receiver = Receiver::new(clock::now());
         let mut ticks = tokio::time::interval(TICK);
+        let mut trust = tokio::time::interval(TRUST_INTERVAL);
         loop {
             tokio::select! {
+                _ = trust.tick() => {
+                    if let Err(error) = block_in_place(|| self.peer.check(&self.pki)) {
+                        return format!("the peer is not trusted any more: {error:#}");
+                    }
+                }
+                compared = self.compared.1.recv() => {
+                    self.events.extend(compared.map(ReceiverEvent::Compared));
+                }
                 message = inbox.recv() => match message {
                     Some(Ok(message)) => self.events.push_back(ReceiverEvent::Received(message)),
                     Some(Err(ReadError::Wire(error))) => self.events.push_back(ReceiverEvent::Garbage(error)),
@@ -204,13 +227,23 @@ impl Connection {
                     }
                 }
             }
+            ReceiverEffect::Compare(compare) => {
+                if let Some(open) = &self.open {
+                    // The thread ends only with the stream.
+                    let _ = open.compares.send(compare);
+                }
+            }
+            ReceiverEffect::AnswerClock { asked_at } => {
+                let answer = ClockAnswer { asked_at, says: clock::wall() };
+                let _ = self.outgoing.send(Message::ClockAnswer(answer).into());
+            }
             ReceiverEffect::Close { why } => return Some(why),
         }
         None
     }
 
     async fn open(&mut self, hello: &Hello) -> Result<Opened, Refuse> {
-        let (recovery, peer) = (self.recovery.clone(), self.peer.clone());
+        let (recovery, peer) = (self.recovery.clone(), self.peer.name.clone());
         let (vm, journal) = block_in_place(|| recovery.admit(hello, &peer))?;
         let farewell =
             Refuse { why: Refusal::Busy, detail: "another connection has taken the stream over".into() };
@@ -228,16 +261,34 @@ impl Connection {
             epoch: hello.epoch,
             durable: status.last_seq,
             incarnation: status.incarnation,
+            seeded: vm.record().seeded,
             missing: missing.collect(),
         };
         tracing::info!(vm = hello.vm_name, peer, durable = %status.last_seq, "stream begins");
         vm.clear_error();
         let shards = recovery.shards.clone();
         let (written, floor) = (self.written.0.clone(), recovery.free_bytes_min);
+        let compares = answer_compares(journal.clone(), self.compared.0.clone());
         let writer = StreamWriter::new(vm, journal, hello.epoch, shards, floor, written);
-        self.open = Some(OpenStream { hold, writer });
+        self.open = Some(OpenStream { hold, writer, compares });
         Ok(opened)
     }
+}
+
+/// A thread that compares what is sent to it, one after the other, until the sender is gone.
+fn answer_compares(
+    journal: Arc<Journal>,
+    answers: mpsc::UnboundedSender<Compared>,
+) -> std::sync::mpsc::Sender<Compare> {
+    let (compares, queue) = std::sync::mpsc::channel();
+    tokio::task::spawn_blocking(move || {
+        while let Ok(asked) = queue.recv() {
+            if answers.send(compare(&journal, &asked)).is_err() {
+                return;
+            }
+        }
+    });
+    compares
 }
 
 async fn next_stop(open: &mut Option<OpenStream>) -> Refuse {

@@ -1,6 +1,7 @@
 //! The recovery side: journals received, images opened, groups failed over.
 
 mod at;
+mod compare;
 mod failover;
 mod images;
 mod incoming;
@@ -9,6 +10,7 @@ mod policy;
 mod promote;
 mod record;
 mod scrub;
+mod seeds;
 mod upkeep;
 mod vm;
 mod writer;
@@ -45,6 +47,7 @@ pub(crate) struct Recovery {
     journal_config: JournalConfig,
     /// Below this many free bytes nothing is journaled any more: the rest is left to what else lives there.
     free_bytes_min: u64,
+    dscp: u8,
     shards: Arc<journal::Shards>,
     boot_id: [u8; 16],
     vms: Mutex<BTreeMap<VmId, Arc<RecoveredVm>>>,
@@ -71,6 +74,7 @@ impl Recovery {
             run_dir: config.run_dir.clone(),
             journal_config: config.journal.clone(),
             free_bytes_min: config.journal.free_bytes_min,
+            dscp: config.dscp,
             shards: Arc::new(journal::Shards::start(SHARDS, || (clock::wall(), random()))),
             boot_id,
             vms: Mutex::default(),
@@ -179,13 +183,19 @@ impl Recovery {
             return Err(refuse(Refusal::NotAccepted, detail));
         }
         let failed = |detail| refuse(Refusal::JournalFailed, detail);
-        let record = RecoveryRecord::from_hello(hello, peer);
-        let vm = RecoveredVm::new(record.clone(), JournalPolicy::default())
+        let record = RecoveryRecord::from_hello(hello, peer, false);
+        let vm = RecoveredVm::new(record, JournalPolicy::default())
             .map_err(|error| failed(format!("{error:#}")))?;
         let store = vm.take_folder(&self.journal_config).map_err(|error| failed(format!("{error:#}")))?;
         let settings = vm.settings(&self.journal_config);
-        let made =
-            journal::Journal::create(store, hello.vm, &hello.vm_name, &hello.disks, hello.epoch, settings);
+        let seeded = self
+            .take_seeds(&vm, &store, &hello.disks)
+            .map_err(|error| refuse(Refusal::NotAccepted, format!("{error:#}")))?;
+        if seeded {
+            vm.set_seeded();
+        }
+        let create = if seeded { journal::Journal::create_seeded } else { journal::Journal::create };
+        let made = create(store, hello.vm, &hello.vm_name, &hello.disks, hello.epoch, settings);
         match made {
             Ok(journal) => drop(vm.set_journal(journal)),
             // The agent died between making it and recording it.
@@ -194,6 +204,7 @@ impl Recovery {
             }
             Err(error) => return Err(failed(crate::source::with_sources(&error))),
         }
+        let record = vm.record();
         self.state.save(&record.file_name(), &record).map_err(|error| failed(format!("{error:#}")))?;
         tracing::info!(vm = hello.vm_name, group = hello.group_name, peer, "journal made");
         self.vms().insert(hello.vm, vm.clone());

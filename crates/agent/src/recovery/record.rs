@@ -15,6 +15,9 @@ pub(crate) struct RecoveryRecord {
     pub(crate) journal_bytes_max: u64,
     pub(crate) definition: String,
     pub(crate) files: Vec<FileRecord>,
+    /// The replica was brought here by other means.
+    #[serde(default)]
+    pub(crate) seeded: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +27,7 @@ pub(crate) struct FileRecord {
 }
 
 impl RecoveryRecord {
-    pub(crate) fn from_hello(hello: &Hello, peer: &str) -> Self {
+    pub(crate) fn from_hello(hello: &Hello, peer: &str, seeded: bool) -> Self {
         let files = hello.artifacts.iter();
         Self {
             vm: hello.vm.to_string(),
@@ -36,6 +39,7 @@ impl RecoveryRecord {
             journal_bytes_max: hello.journal_bytes_max,
             definition: hello.definition.clone(),
             files: files.map(|file| FileRecord { name: file.name.clone(), hash: file.hash.0 }).collect(),
+            seeded,
         }
     }
 

@@ -98,6 +98,11 @@ impl RecoveredVm {
         self.lock().record.clone()
     }
 
+    /// The replica was brought here by other means.
+    pub(crate) fn set_seeded(&self) {
+        self.lock().record.seeded = true;
+    }
+
     pub(crate) fn journal(&self) -> Option<Arc<Journal>> {
         self.lock().journal.clone()
     }
@@ -206,8 +211,8 @@ impl RecoveredVm {
 
     /// Takes up what the protected side says of the VM now.
     pub(crate) fn follow(&self, state: &StateDir, hello: &Hello, peer: &str) -> Result<()> {
-        let record = RecoveryRecord::from_hello(hello, peer);
         let mut inner = self.lock();
+        let record = RecoveryRecord::from_hello(hello, peer, inner.record.seeded);
         if inner.record != record {
             state.save(&record.file_name(), &record).context("save what is known of the VM")?;
             inner.record = record;

@@ -100,6 +100,7 @@ fn ack(journal: &Journal, appended: Appended) -> Ack {
         applied: status.applied,
         journal_bytes: status.journal_bytes,
         history_seconds: status.history.as_secs(),
+        projected_history_seconds: status.projected_history.map(|projected| projected.as_secs()),
     }
 }
 

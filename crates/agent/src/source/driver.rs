@@ -1,40 +1,48 @@
 //! Drives one VM's [`Sender`]: turns sockets, captures and time into its events, and performs its
-//! effects. One task per VM; what takes long (connecting, copying, sending files) runs beside it and
-//! reports back as an event.
+//! effects. One task per VM; what takes long (connecting, copying, hashing, spilling, sending files) runs
+//! beside it and reports back as an event.
 
-use super::record::parse_hash;
+use super::bounds::Bounds;
+use super::greeting::hello;
+use super::outbox::{Outbox, compression};
+use super::peers::Place;
+use super::verify::Verification;
 use super::vm::{ProtectedVm, with_sources};
 use super::{Source, save_record};
 use crate::clock;
-use crate::config::Compression;
 use crate::link;
 use crate::state::random;
 use crate::wire_io::{Outgoing, read_message, write_messages};
-use batch::{BatchMeta, Codec};
 use bytes::Bytes;
-use replication::wire::{ArtifactHash, ArtifactOffer, ArtifactPart, FrameReader, Hello, Message};
-use replication::{CaptureView, Differs, Sender, SenderConfig, SenderEffect, SenderEvent, State};
-use splitter::{BlockDevice, copy_some_blocks, mark_what_may_differ};
+use replication::wire::{ArtifactHash, ArtifactPart, ClockAnswer, Compare, Compared, FrameReader, Message};
+use replication::{
+    CaptureView, CodecChooser, Differs, Failure, Link as LinkState, Sender, SenderConfig, SenderEffect,
+    SenderEvent, State,
+};
+use splitter::{SyncState, copy_some_blocks, hash_some_blocks, mark_allocated, verify_everything};
 use std::collections::VecDeque;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::block_in_place;
-use tokio_rustls::client::TlsStream;
-use types::limits::{ARTIFACT_PART_BYTES, BLOCK_BYTES};
-use types::{Epoch, GroupId, Incarnation, Monotonic, VmId, WriteSeq};
+use types::limits::{ARTIFACT_PART_BYTES, BLOCK_BYTES, WINDOW_BYTES};
+use types::{Epoch, Incarnation, Monotonic, WriteSeq};
 
 const TICK: Duration = Duration::from_millis(100);
 /// How often a stream without writes of its own tells how far its group has come.
 const WATERMARK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the dirty map is told that the agent is there.
 const ALIVE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often regions that are equal on both sides are cleared from the region log, and trust in the peer is
+/// looked at again.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// Inputs waiting for the driver; who brings more waits.
 const INPUTS_AHEAD: usize = 64;
 /// After a local read failed during a sync.
 const COPY_RETRY_DELAY: Duration = Duration::from_secs(1);
+/// A stream with no more than this to send has caught up, in synchronous mode.
+const CAUGHT_UP_BYTES: u64 = 1 << 20;
 
 /// What the operator wants of a stream.
 #[derive(Debug)]
@@ -42,6 +50,10 @@ pub(crate) enum Command {
     Pause,
     Resume,
     Stop,
+    /// Compare everything, and count nothing as consistent until it was.
+    Resync,
+    /// Compare everything that should be equal, and repair what is not.
+    Verify,
 }
 
 /// The stream for the operator.
@@ -59,34 +71,50 @@ pub(crate) struct StreamStatus {
     pub(crate) write_bytes_per_second: f64,
     pub(crate) sync_total_bytes: u64,
     pub(crate) rpo_exceeded: bool,
+    pub(crate) history_exceeded: bool,
+    pub(crate) clock_skew_seconds: Option<f64>,
+    pub(crate) spill_bytes: u64,
+    pub(crate) spill_bytes_max: u64,
+    pub(crate) verify: Option<api::Verify>,
 }
 
 enum Input {
-    Connected { link: u64, result: anyhow::Result<(Box<TlsStream<TcpStream>>, String)> },
+    Connected { link: u64, result: anyhow::Result<link::Connected> },
     Message { link: u64, message: Message },
     Lost { link: u64, why: String },
     CopyDone,
+    Hashed(Option<Compare>),
+    Spilled,
 }
 
-/// A connection: its number, and where to queue what is to be said.
+/// A connection: its number, where to queue what is to be said, and who is at the other end.
 struct Link {
     number: u64,
     queue: Option<mpsc::UnboundedSender<Outgoing>>,
+    peer: Option<link::PeerIdentity>,
 }
 
 struct Driver {
     vm: Arc<ProtectedVm>,
     source: Arc<Source>,
     sender: Sender,
+    outbox: Arc<Outbox>,
+    chooser: CodecChooser,
+    place: Place,
+    /// A batch that follows this is to be sent as soon as the link is ours.
+    to_send: Option<WriteSeq>,
     link: Link,
     inputs: mpsc::Sender<Input>,
     events: VecDeque<SenderEvent>,
     watermark_at: Monotonic,
     alive_at: Monotonic,
+    upkeep_at: Monotonic,
     rates: Rates,
     last_error: Option<String>,
     sync_total_bytes: u64,
-    rpo_exceeded: bool,
+    bounds: Bounds,
+    clock_skew_seconds: Option<f64>,
+    verification: Option<Verification>,
 }
 
 #[derive(Default)]
@@ -95,6 +123,10 @@ struct Rates {
     sent_bytes: u64,
     sent_before: u64,
     written_before: u64,
+    acknowledged_bytes: u64,
+    acknowledged_before: u64,
+    /// Whether the window was half full when the second began.
+    was_saturated: bool,
     sent_per_second: f64,
     written_per_second: f64,
 }
@@ -106,46 +138,23 @@ pub(super) async fn drive(
     wake: Arc<Notify>,
     mut commands: mpsc::UnboundedReceiver<Command>,
 ) {
-    let record = vm.record();
     let (inputs, mut inbox) = mpsc::channel(INPUTS_AHEAD);
-    let config = SenderConfig {
-        vm: vm.id(),
-        epoch: Epoch(record.epoch),
-        incarnation: Incarnation::from_bytes(random()),
-        paused: record.paused,
-        kept: vm.kept_streams().to_vec(),
-    };
-    let mut driver = Driver {
-        sender: Sender::new(config, clock::now()),
-        vm,
-        source,
-        link: Link { number: 0, queue: None },
-        inputs,
-        events: VecDeque::new(),
-        watermark_at: clock::now(),
-        alive_at: Monotonic::default(),
-        rates: Rates::default(),
-        last_error: None,
-        sync_total_bytes: 0,
-        rpo_exceeded: false,
-    };
+    let mut driver = Driver::new(vm, source, wake.clone(), inputs);
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     driver.publish();
     loop {
         tokio::select! {
             command = commands.recv() => match command {
-                Some(Command::Pause) => driver.on_pause(true),
-                Some(Command::Resume) => driver.on_pause(false),
-                Some(Command::Stop) | None => return,
+                Some(Command::Stop) | None => {
+                    driver.outbox.clear();
+                    return;
+                }
+                Some(command) => driver.on_command(command),
             },
             input = inbox.recv() => driver.on_input(input.expect("the driver holds a sender")),
-            () = wake.notified() => driver.events.push_back(SenderEvent::Tick),
-            _ = ticks.tick() => {
-                driver.watch_rpo();
-                driver.note_alive();
-                driver.events.push_back(SenderEvent::Tick);
-            }
+            () = wake.notified() => driver.on_wake(),
+            _ = ticks.tick() => driver.on_tick(),
         }
         driver.run_events();
         driver.publish();
@@ -153,6 +162,94 @@ pub(super) async fn drive(
 }
 
 impl Driver {
+    fn new(
+        vm: Arc<ProtectedVm>,
+        source: Arc<Source>,
+        wake: Arc<Notify>,
+        inputs: mpsc::Sender<Input>,
+    ) -> Self {
+        let record = vm.record();
+        let incarnation = Incarnation::from_bytes(random());
+        let config = SenderConfig {
+            vm: vm.id(),
+            epoch: Epoch(record.epoch),
+            incarnation,
+            paused: record.paused,
+            kept: vm.kept_streams().to_vec(),
+            suspects_because: vm.suspects_because(),
+        };
+        let folder = source.spill_dir.join(&record.vm);
+        let spill_bytes = record.policy.spill_bytes;
+        let outbox = Outbox::new(vm.capture().clone(), incarnation, vm.id(), &folder, spill_bytes);
+        Self {
+            sender: Sender::new(config, clock::now()),
+            outbox: Arc::new(outbox),
+            chooser: CodecChooser::new(compression(source.compression)),
+            place: source.peers.join(&record.peer, &record.group, wake),
+            to_send: None,
+            vm,
+            source,
+            link: Link { number: 0, queue: None, peer: None },
+            inputs,
+            events: VecDeque::new(),
+            watermark_at: clock::now(),
+            alive_at: Monotonic::default(),
+            upkeep_at: clock::now(),
+            rates: Rates::default(),
+            last_error: None,
+            sync_total_bytes: 0,
+            bounds: Bounds::default(),
+            clock_skew_seconds: None,
+            verification: None,
+        }
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Pause => self.on_pause(true),
+            Command::Resume => {
+                self.on_pause(false);
+                self.events.push_back(SenderEvent::Bounds { exceeded: false });
+                self.bounds.forgive(clock::now());
+            }
+            Command::Resync => self.events.push_back(SenderEvent::Resync),
+            Command::Verify => {
+                let total =
+                    self.vm.disks().iter().map(|disk| splitter::BlockDevice::size_bytes(&**disk)).sum();
+                self.verification = Some(Verification::begin(total));
+                verify_everything(self.vm.capture(), self.vm.disks());
+                tracing::info!(vm = self.vm.name(), "verification begins");
+                self.events.push_back(SenderEvent::Tick);
+            }
+            Command::Stop => unreachable!("the driver ends with it"),
+        }
+    }
+
+    fn on_wake(&mut self) {
+        self.send_what_is_granted();
+        self.events.push_back(SenderEvent::Tick);
+    }
+
+    fn on_tick(&mut self) {
+        let now = clock::now();
+        self.watch_bounds(now);
+        self.note_alive();
+        self.place.tick();
+        self.send_what_is_granted();
+        self.rejoin_sync();
+        if now.since(self.upkeep_at) >= UPKEEP_INTERVAL {
+            self.upkeep_at = now;
+            self.cool_regions();
+            self.check_trust();
+        }
+        if let Some(verification) = &mut self.verification {
+            let status = self.vm.capture().status();
+            let well = self.sender.state() == State::Journaling && self.sender.link() == LinkState::Up;
+            verification.follow(status.unsettled_blocks * BLOCK_BYTES, well, &self.vm.name());
+        }
+        self.events.push_back(SenderEvent::Tick);
+    }
+
     fn on_pause(&mut self, paused: bool) {
         let record = {
             let mut record = self.vm.lock_record();
@@ -168,7 +265,7 @@ impl Driver {
     fn on_input(&mut self, input: Input) {
         match input {
             Input::Connected { link, result } if link == self.link.number => match result {
-                Ok((stream, peer)) => self.begin_link(*stream, &peer),
+                Ok(connected) => self.begin_link(connected),
                 Err(error) => {
                     let why = format!("{error:#}");
                     if self.last_error.as_ref() != Some(&why) {
@@ -188,13 +285,16 @@ impl Driver {
                 self.events.push_back(SenderEvent::LinkLost);
             }
             Input::CopyDone => self.events.push_back(SenderEvent::CopyDone),
+            Input::Hashed(compare) => self.events.push_back(SenderEvent::Hashed(compare)),
+            Input::Spilled => self.events.push_back(SenderEvent::Spilled),
             Input::Connected { .. } | Input::Message { .. } | Input::Lost { .. } => {}
         }
     }
 
-    fn begin_link(&mut self, stream: TlsStream<TcpStream>, peer: &str) {
-        tracing::info!(vm = self.vm.name(), peer, "link up");
-        let (mut reader, writer) = tokio::io::split(stream);
+    fn begin_link(&mut self, connected: link::Connected) {
+        tracing::info!(vm = self.vm.name(), peer = connected.peer.name, "link up");
+        self.link.peer = Some(connected.peer);
+        let (mut reader, writer) = (connected.reader, connected.writer);
         let (queue, outgoing) = mpsc::unbounded_channel();
         self.link.queue = Some(queue);
         let number = self.link.number;
@@ -225,7 +325,12 @@ impl Driver {
     /// Whatever still comes from this connection is not listened to any more.
     fn drop_link(&mut self) {
         self.link.queue = None;
+        self.link.peer = None;
         self.link.number += 1;
+        self.place.leave();
+        if self.to_send.take().is_some() {
+            self.events.push_back(SenderEvent::NothingToSend);
+        }
     }
 
     fn run_events(&mut self) {
@@ -233,7 +338,14 @@ impl Driver {
         while let Some(event) = self.events.pop_front() {
             let now = clock::now();
             let view = self.view(now);
+            let before = self.sender.in_flight_bytes();
+            let sent = if let SenderEvent::BatchSent { bytes, .. } = event { bytes } else { 0 };
             self.sender.step(now, event, &view, &mut effects);
+            let acknowledged = (before + sent).saturating_sub(self.sender.in_flight_bytes()) as u64;
+            if acknowledged > 0 {
+                self.rates.acknowledged_bytes += acknowledged;
+                self.place.acknowledged(acknowledged);
+            }
             for effect in effects.drain(..) {
                 self.perform(effect);
             }
@@ -246,7 +358,12 @@ impl Driver {
         if tell {
             self.watermark_at = now;
         }
+        let spill = self.outbox.view();
         CaptureView {
+            suspect_blocks: status.suspect_blocks,
+            unsettled_blocks: status.unsettled_blocks,
+            spill_has_room: spill.has_room,
+            spill_lost: spill.lost,
             tracking: status.tracking,
             gap_open: status.gap_open,
             dirty_blocks: status.dirty_blocks,
@@ -263,35 +380,33 @@ impl Driver {
             SenderEffect::Connect => self.connect(),
             SenderEffect::Disconnect => self.drop_link(),
             SenderEffect::SayHello { epoch, incarnation, acked, last } => {
-                let hello = self.hello(epoch, incarnation, acked, last);
+                let hello = hello(&self.vm, epoch, incarnation, acked, last);
                 self.say(Message::Hello(Box::new(hello)));
             }
             SenderEffect::Send(message) => self.say(message),
             SenderEffect::SendArtifact(hash) => self.send_artifact(hash),
-            SenderEffect::SendBatch { after } => self.send_batch(after),
+            SenderEffect::SendBatch { after } => self.want_to_send(after),
             SenderEffect::Release { up_to } => {
-                self.vm.capture().release(up_to);
+                self.outbox.release(up_to);
                 self.vm.group().on_durable(self.vm.id(), up_to);
             }
             SenderEffect::Restart { floor, differs } => self.restart(floor, differs),
             SenderEffect::StartTracking => self.vm.capture().start_tracking(),
             SenderEffect::LeaveTracking => self.vm.capture().leave_tracking(),
             SenderEffect::CopyBlocks => self.copy_blocks(),
+            SenderEffect::HashBlocks => self.hash_blocks(),
+            SenderEffect::Settle(compared) => self.settle(&compared),
+            SenderEffect::ForgetCompares => self.vm.capture().forget_compares(),
+            SenderEffect::SuspectEverything => self.vm.capture().suspect_everything(),
+            SenderEffect::Spill => self.spill(),
+            SenderEffect::AskClock => self.say(Message::AskClock(clock::wall())),
+            SenderEffect::ClockTold(answer) => self.note_clock(&answer),
             SenderEffect::CloseSync => {
                 let closed = self.vm.capture().close_sync();
                 self.events.push_back(SenderEvent::SyncClosed { closed });
             }
             SenderEffect::AdoptEpoch(epoch) => self.adopt_epoch(epoch),
-            SenderEffect::Changed(change) => {
-                let (from, to) = (change.from.name(), change.to.name());
-                tracing::info!(vm = self.vm.name(), from, to, why = change.to.reason(), "state");
-                if change.to.is_syncing() {
-                    self.sync_total_bytes = self.vm.capture().status().dirty_blocks * BLOCK_BYTES;
-                }
-                if change.to == State::Journaling {
-                    self.last_error = None;
-                }
-            }
+            SenderEffect::Changed(change) => self.on_change(change.from, change.to),
             SenderEffect::Refused(refuse) => {
                 let why = format!("{}: {}", refuse.why, refuse.detail);
                 if self.last_error.as_ref() != Some(&why) {
@@ -302,13 +417,33 @@ impl Driver {
         }
     }
 
+    fn on_change(&mut self, from: State, to: State) {
+        tracing::info!(vm = self.vm.name(), from = from.name(), to = to.name(), why = to.reason(), "state");
+        if to.is_syncing() {
+            self.sync_total_bytes = self.to_sync_bytes();
+        }
+        if to == State::Journaling {
+            self.last_error = None;
+        }
+        if to == (State::Failed { why: Failure::BoundExceeded }) {
+            let why =
+                "the protection was stopped because a bound is exceeded; `holdfast vm resume` lets it go on";
+            self.last_error = Some(why.into());
+        }
+    }
+
+    fn to_sync_bytes(&self) -> u64 {
+        let status = self.vm.capture().status();
+        (status.dirty_blocks + status.unsettled_blocks) * BLOCK_BYTES
+    }
+
     fn connect(&mut self) {
         self.drop_link();
         let link = self.link.number;
         let (inputs, pki) = (self.inputs.clone(), self.source.pki.clone());
-        let peer = self.vm.record().peer;
+        let (peer, dscp) = (self.vm.record().peer, self.source.dscp);
         tokio::spawn(async move {
-            let result = link::connect(&pki, &peer).await.map(|(stream, name)| (Box::new(stream), name));
+            let result = link::connect(&pki, &peer, dscp).await;
             let _ = inputs.send(Input::Connected { link, result }).await;
         });
     }
@@ -320,60 +455,45 @@ impl Driver {
         }
     }
 
-    fn hello(&self, epoch: Epoch, incarnation: Incarnation, acked: WriteSeq, last_seq: WriteSeq) -> Hello {
-        let record = self.vm.record();
-        let group = record.group_id.parse().unwrap_or(GroupId::from_bytes([0; 16]));
-        let vm: VmId = self.vm.id();
-        let disks = record.disks.iter().zip(self.vm.disks());
-        let files = record.files.iter().filter_map(|file| {
-            let hash = parse_hash(&file.hash)?;
-            Some(ArtifactOffer { name: file.name.clone(), hash, size_bytes: file.size_bytes })
-        });
-        Hello {
-            vm,
-            vm_name: record.name.clone(),
-            group,
-            group_name: record.group.clone(),
-            epoch,
-            incarnation,
-            acked,
-            last_seq,
-            sent_at: clock::wall(),
-            history_seconds: record.policy.history_seconds,
-            journal_bytes_max: record.policy.journal_bytes_max,
-            rpo_seconds: record.policy.rpo_seconds as u32,
-            checkpoint_interval_seconds: record.policy.checkpoint_interval_seconds as u32,
-            disks: disks
-                .map(|(disk, open)| types::DiskSpec {
-                    name: disk.name.clone(),
-                    size_bytes: open.size_bytes(),
-                })
-                .collect(),
-            definition: record.definition.clone(),
-            artifacts: files.collect(),
-        }
+    /// Asks for the link; the batch is built once it is ours, of what there is then.
+    fn want_to_send(&mut self, after: WriteSeq) {
+        self.to_send = Some(after);
+        let policy = self.vm.record().policy;
+        let status = self.vm.capture().status();
+        let syncs_only = self.sender.state().is_syncing();
+        let bytes = status.buffered_bytes.clamp(1, self.place.batch_bytes() as u64);
+        self.place.want(policy.priority as u8, syncs_only, policy.bytes_per_second_max, bytes);
+        self.send_what_is_granted();
     }
 
-    fn send_batch(&mut self, after: WriteSeq) {
-        let taken = self.vm.capture().take_after(after);
-        if taken.records.is_empty() && !self.vm.group().has_several() {
+    fn send_what_is_granted(&mut self) {
+        let Some(granted) = self.place.granted() else { return };
+        let Some(after) = self.to_send.take() else { return self.place.sent(granted, 0) };
+        let status = self.vm.capture().status();
+        let lags = status.buffered_bytes * 4 > status.buffer_bytes_max || status.spilled > after;
+        let tells = self.vm.group().has_several();
+        let bytes_max = self.place.batch_bytes();
+        let outbox = self.outbox.clone();
+        let next = block_in_place(|| outbox.next(after, bytes_max, &mut self.chooser, lags, tells));
+        let Some(next) = next else {
+            self.place.sent(granted, 0);
             self.events.push_back(SenderEvent::NothingToSend);
             return;
-        }
-        let last = taken.records.last().map_or(after, |record| record.seq);
-        let incarnation = self.sender.incarnation();
-        let watermark = taken.watermark.max(last);
-        let meta = BatchMeta { incarnation, prev_seq: after, watermark, taken_at: clock::wall() };
-        let codec = match self.source.compression {
-            Compression::None => Codec::Raw,
-            Compression::Lz4 => Codec::Lz4,
-            Compression::Zstd => Codec::Zstd,
         };
-        let batch = batch::encode(&meta, &taken.records, codec);
-        let bytes = batch.len();
+        let bytes = next.bytes.len();
+        self.place.sent(granted, bytes as u64);
         self.rates.sent_bytes += bytes as u64;
-        self.say(Message::Batch(batch));
-        self.events.push_back(SenderEvent::BatchSent { last, watermark, bytes });
+        self.say(Message::Batch(next.bytes));
+        self.events.push_back(SenderEvent::BatchSent { last: next.last, watermark: next.watermark, bytes });
+    }
+
+    fn spill(&mut self) {
+        let (outbox, inputs) = (self.outbox.clone(), self.inputs.clone());
+        tokio::spawn(async move {
+            let spilled = tokio::task::spawn_blocking(move || outbox.spill()).await;
+            spilled.expect("a panic aborts the process");
+            let _ = inputs.send(Input::Spilled).await;
+        });
     }
 
     /// Sends a file in parts from a task of its own, one part in the queue at a time.
@@ -417,23 +537,21 @@ impl Driver {
 
     fn restart(&mut self, floor: WriteSeq, differs: Differs) {
         self.vm.group().on_restart();
-        self.vm.capture().restart(floor);
-        if differs != Differs::Marked {
-            let allocated_only = differs == Differs::Allocated;
-            let mark =
-                |allocated_only| mark_what_may_differ(self.vm.capture(), self.vm.disks(), allocated_only);
-            if let Err(error) = block_in_place(|| mark(allocated_only)) {
-                tracing::error!(
-                    vm = self.vm.name(),
-                    error = with_sources(&error),
-                    "everything is copied instead"
-                );
-                // Marking everything asks no disk what it has allocated, so there is nothing left to fail.
-                let _ = mark(false);
+        let capture = self.vm.capture();
+        capture.restart(floor);
+        self.outbox.clear();
+        match differs {
+            Differs::Marked => {}
+            Differs::Suspect => capture.suspect_everything(),
+            Differs::Allocated => {
+                if let Err(error) = block_in_place(|| mark_allocated(capture, self.vm.disks())) {
+                    let error = with_sources(&error);
+                    tracing::error!(vm = self.vm.name(), error, "all of the disk is copied instead");
+                }
             }
         }
-        self.vm.capture().begin_stream(self.sender.incarnation(), floor);
-        self.sync_total_bytes = self.vm.capture().status().dirty_blocks * BLOCK_BYTES;
+        block_in_place(|| capture.begin_stream(self.sender.incarnation(), floor));
+        self.sync_total_bytes = self.to_sync_bytes();
     }
 
     fn copy_blocks(&mut self) {
@@ -450,6 +568,83 @@ impl Driver {
             }
             let _ = inputs.send(Input::CopyDone).await;
         });
+    }
+
+    fn hash_blocks(&mut self) {
+        let (vm, inputs) = (self.vm.clone(), self.inputs.clone());
+        tokio::spawn(async move {
+            let hashed = block_in_place(|| hash_some_blocks(vm.capture(), vm.disks()));
+            let compare = match hashed {
+                Ok(run) => run.map(|run| Compare {
+                    disk: run.disk,
+                    first: run.first,
+                    at: run.at,
+                    hashes: run.hashes,
+                }),
+                Err(error) => {
+                    let error = with_sources(&error);
+                    tracing::error!(vm = vm.name(), error, "comparison waits for the local disk");
+                    tokio::time::sleep(COPY_RETRY_DELAY).await;
+                    None
+                }
+            };
+            let _ = inputs.send(Input::Hashed(compare)).await;
+        });
+    }
+
+    fn settle(&mut self, compared: &Compared) {
+        let (disk, first, differs) = (compared.disk, compared.first, compared.differs);
+        let capture = self.vm.capture();
+        let differing = block_in_place(|| capture.end_compare(disk, first, differs));
+        if differing > 0
+            && let Some(verification) = &mut self.verification
+        {
+            let record = self.vm.record();
+            let name = record.disks.get(usize::from(disk.0)).map_or("", |disk| disk.name.as_str());
+            verification.differs(name, first, differs);
+            tracing::error!(vm = record.name, disk = name, block = first.0, differing, "the replica differs");
+        }
+    }
+
+    /// The peer's clock is read half way between asking and hearing, as well as one can know.
+    fn note_clock(&mut self, answer: &ClockAnswer) {
+        let heard_at = clock::wall();
+        let middle = (answer.asked_at.0 + heard_at.0) / 2;
+        self.clock_skew_seconds = Some((answer.says.0 - middle) as f64 / 1e6);
+    }
+
+    /// In synchronous mode guest writes wait again once the stream has caught up.
+    fn rejoin_sync(&mut self) {
+        let status = self.vm.capture().status();
+        let caught_up = self.sender.state() == State::Journaling
+            && self.sender.link() == LinkState::Up
+            && status.buffered_bytes <= CAUGHT_UP_BYTES
+            && status.spilled <= status.released;
+        if status.sync == SyncState::Degraded && caught_up && self.vm.capture().return_to_sync() {
+            tracing::info!(vm = self.vm.name(), "synchronous: guest writes wait for the recovery side");
+        }
+    }
+
+    fn cool_regions(&self) {
+        let vm = self.vm.clone();
+        tokio::task::spawn_blocking(move || {
+            let flush = || vm.disks().iter().try_for_each(|disk| disk.sync());
+            if let Err(error) = vm.capture().cool_regions(flush) {
+                tracing::warn!(vm = vm.name(), %error, "the dirty-region log keeps more regions than it has to");
+            }
+        });
+    }
+
+    /// Ends a connection to a peer that is not trusted any more.
+    fn check_trust(&mut self) {
+        let Some(peer) = &self.link.peer else { return };
+        if let Err(error) = block_in_place(|| peer.check(&self.source.pki)) {
+            let why = format!("the peer is not trusted any more: {error:#}");
+            tracing::warn!(vm = self.vm.name(), why, "link ended");
+            self.last_error = Some(why);
+            self.drop_link();
+            self.events.push_back(SenderEvent::LinkLost);
+        }
     }
 
     fn adopt_epoch(&mut self, epoch: Epoch) {
@@ -474,25 +669,29 @@ impl Driver {
         }
     }
 
-    fn watch_rpo(&mut self) {
-        let bound = Duration::from_secs(self.vm.record().policy.rpo_seconds);
-        let paused = self.sender.state() == State::Paused;
-        let exceeded = !paused && self.vm.group().rpo_now(clock::now()).is_some_and(|age| age > bound);
-        if exceeded != self.rpo_exceeded {
-            self.rpo_exceeded = exceeded;
-            let (vm, bound) = (self.vm.name(), bound.as_secs());
-            if exceeded {
-                let cause = self.last_error.clone().unwrap_or_else(|| self.sender.state().name().to_owned());
-                tracing::warn!(vm, bound, cause, "RPO exceeded");
-            } else {
-                tracing::info!(vm, bound, "RPO kept again");
-            }
+    fn watch_bounds(&mut self, now: Monotonic) {
+        let policy = self.vm.record().policy;
+        let cause = self.last_error.clone();
+        let seen = super::bounds::Seen {
+            state: self.sender.state(),
+            rpo_now: self.vm.group().rpo_now(now),
+            last_ack: self.sender.last_ack(),
+            sync: self.vm.capture().status().sync,
+            cause,
+        };
+        let stops = self.bounds.watch(now, &policy, &seen, &self.vm.name(), &self.source.alerts);
+        if stops {
+            self.events.push_back(SenderEvent::Bounds { exceeded: true });
         }
     }
 
     fn publish(&mut self) {
         let written = self.vm.capture().status().write_bytes;
-        self.rates.follow(clock::now(), written);
+        let saturated = self.sender.in_flight_bytes() * 2 >= WINDOW_BYTES;
+        if let Some((bytes, took)) = self.rates.follow(clock::now(), written, saturated) {
+            self.chooser.note_link(bytes, took);
+        }
+        let spill = self.outbox.view();
         let ack = self.sender.last_ack();
         let state = self.sender.state();
         *self.vm.lock_status() = StreamStatus {
@@ -507,19 +706,30 @@ impl Driver {
             sent_bytes_per_second: self.rates.sent_per_second,
             write_bytes_per_second: self.rates.written_per_second,
             sync_total_bytes: self.sync_total_bytes,
-            rpo_exceeded: self.rpo_exceeded,
+            rpo_exceeded: self.bounds.rpo_exceeded(),
+            history_exceeded: self.bounds.history_exceeded(),
+            clock_skew_seconds: self.clock_skew_seconds,
+            spill_bytes: spill.bytes,
+            spill_bytes_max: spill.bytes_max,
+            verify: self.verification.as_ref().map(Verification::to_api),
         };
     }
 }
 
 impl Rates {
-    /// Takes the rates anew each second.
-    fn follow(&mut self, now: Monotonic, written: u64) {
-        let elapsed = now.since(self.at).as_secs_f64();
-        if elapsed >= 1.0 {
-            self.sent_per_second = (self.sent_bytes - self.sent_before) as f64 / elapsed;
-            self.written_per_second = (written - self.written_before) as f64 / elapsed;
-            (self.at, self.sent_before, self.written_before) = (now, self.sent_bytes, written);
+    /// Takes the rates anew each second. Where the link was kept busy throughout, what it carried.
+    fn follow(&mut self, now: Monotonic, written: u64, saturated: bool) -> Option<(u64, Duration)> {
+        let took = now.since(self.at);
+        let elapsed = took.as_secs_f64();
+        if elapsed < 1.0 {
+            return None;
         }
+        self.sent_per_second = (self.sent_bytes - self.sent_before) as f64 / elapsed;
+        self.written_per_second = written.saturating_sub(self.written_before) as f64 / elapsed;
+        let carried = self.acknowledged_bytes - self.acknowledged_before;
+        let busy = self.was_saturated && saturated;
+        (self.at, self.sent_before, self.written_before) = (now, self.sent_bytes, written);
+        (self.acknowledged_before, self.was_saturated) = (self.acknowledged_bytes, saturated);
+        busy.then_some((carried, took))
     }
 }

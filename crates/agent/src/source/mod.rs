@@ -1,9 +1,14 @@
 //! The protected side: VMs whose writes are captured, numbered and sent.
 
+mod bounds;
 mod driver;
+mod greeting;
 mod group;
+mod outbox;
+mod peers;
 mod record;
 mod stalled;
+mod verify;
 mod vm;
 
 use crate::alerts::Alerts;
@@ -20,7 +25,9 @@ use anyhow::Context;
 use api::ProtectRequest;
 pub(crate) use driver::Command;
 use group::Group;
+use peers::Peers;
 use record::{DiskRecord, FileRecord, ProtectionRecord};
+use splitter::BufferPool;
 use stalled::Stalled;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -43,6 +50,11 @@ pub(crate) struct Source {
     pub(crate) boot_id: [u8; 16],
     pub(crate) run_dir: PathBuf,
     pub(crate) compression: Compression,
+    pub(crate) dscp: u8,
+    pub(crate) spill_dir: PathBuf,
+    pub(crate) buffer_pool: Arc<BufferPool>,
+    pub(crate) alerts: Arc<Alerts>,
+    peers: Arc<Peers>,
     defaults: Policy,
     vms: Mutex<BTreeMap<String, Arc<ProtectedVm>>>,
     groups: Mutex<BTreeMap<String, Arc<Group>>>,
@@ -56,6 +68,7 @@ impl Source {
         artifacts: Arc<Artifacts>,
         run: RunNumber,
         boot_id: [u8; 16],
+        alerts: Arc<Alerts>,
     ) -> Arc<Self> {
         Arc::new(Self {
             state,
@@ -65,6 +78,11 @@ impl Source {
             boot_id,
             run_dir: config.run_dir.clone(),
             compression: config.compression,
+            dscp: config.dscp,
+            spill_dir: config.spill_dir.clone(),
+            buffer_pool: Arc::new(BufferPool::new(config.buffer_pool_bytes)),
+            alerts,
+            peers: Peers::new(config.link.clone()),
             defaults: config.defaults.clone(),
             vms: Mutex::default(),
             groups: Mutex::default(),
@@ -74,12 +92,14 @@ impl Source {
 
     /// Takes up every protection that is recorded. One that cannot be is shown as failed and tried again;
     /// the others go on.
-    pub(crate) fn resume_all(self: &Arc<Self>, alerts: &Alerts) -> anyhow::Result<()> {
+    pub(crate) fn resume_all(self: &Arc<Self>) -> anyhow::Result<()> {
         for record in self.state.load_each::<ProtectionRecord>("protected")? {
             match record {
                 Ok(record) => self.take_up(record),
                 // Its guest has no disk until this is mended; the others must have theirs.
-                Err(error) => alerts.raise("protections", format!("a protection is left out: {error:#}")),
+                Err(error) => {
+                    self.alerts.raise("protections", format!("a protection is left out: {error:#}"))
+                }
             }
         }
         Ok(())
@@ -205,6 +225,7 @@ impl Source {
         if let Some(stalled) = self.stalled().remove(name) {
             self.state.remove(&stalled.record.file_name())?;
             self.state.remove(&stalled.record.map_name())?;
+            self.state.remove(&stalled.record.region_log_name())?;
             return Ok(());
         }
         let vm = self.vm(name)?;
@@ -217,6 +238,10 @@ impl Source {
         self.state.remove(&record.file_name())?;
         self.end(&vm);
         self.state.remove(&record.map_name())?;
+        self.state.remove(&record.region_log_name())?;
+        for alert in ["rpo", "history", "sync"] {
+            self.alerts.clear(&format!("{alert} of {name}"));
+        }
         tracing::info!(vm = name, "unprotected");
         Ok(())
     }

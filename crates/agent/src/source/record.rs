@@ -43,6 +43,11 @@ impl ProtectionRecord {
     pub(crate) fn map_name(&self) -> String {
         format!("tracking/{}.map", self.vm)
     }
+
+    /// Where the dirty-region log is kept.
+    pub(crate) fn region_log_name(&self) -> String {
+        format!("tracking/{}.regions", self.vm)
+    }
 }
 
 /// The bytes of a hash in hexadecimal.

@@ -7,13 +7,13 @@ use super::record::ProtectionRecord;
 use crate::clock;
 use crate::error::{OperationError, Result};
 use anyhow::Context;
-use replication::KeptStream;
+use replication::{KeptStream, SyncReason};
 use splitter::nbd::{Export, Server};
-use splitter::{BlockDevice, Capture, DirtyMap, MapFile, ProtectedDisk, RawDisk};
+use splitter::{BlockDevice, BufferConfig, Capture, DirtyMap, MapFile, ProtectedDisk, RawDisk, RegionLog};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::{Notify, mpsc};
-use types::limits::BLOCK_BYTES;
+use types::limits::{BLOCK_BYTES, REGION_LOG_BYTES};
 use types::{DiskIndex, VmId};
 
 /// A VM whose writes are captured.
@@ -29,6 +29,7 @@ pub(crate) struct ProtectedVm {
     status: Mutex<StreamStatus>,
     /// The streams that what is marked was kept for when the agent last ended.
     kept: Vec<KeptStream>,
+    suspects_because: SyncReason,
 }
 
 struct ServerHandle(Server);
@@ -59,17 +60,14 @@ impl ProtectedVm {
             let wake = wake.clone();
             Box::new(move || wake.notify_one())
         };
-        let map_path = source.state.path(&record.map_name());
-        let map = raws
-            .iter()
-            .map(|raw| Ok((raw.size_bytes(), raw.identity()?)))
-            .collect::<std::io::Result<Vec<_>>>()
-            .and_then(|disks| DirtyMap::open(Box::new(MapFile::open(&map_path)?), id, &disks, source.boot_id))
-            .with_context(|| format!("open dirty map {}", map_path.display()))?;
-        let kept = map.kept().into_iter();
-        let kept = kept.map(|kept| KeptStream { incarnation: kept.incarnation, acked: kept.acked }).collect();
+        let Tracking { map, regions, kept, suspects_because } = Tracking::open(source, &record, id, &raws)?;
         let counter = group.counter().clone();
-        let capture = Arc::new(Capture::new(counter, &sizes, map, record.policy.buffer_bytes, waker));
+        let buffer = BufferConfig {
+            bytes_max: record.policy.buffer_bytes,
+            pool: source.buffer_pool.clone(),
+            sync: record.policy.sync(),
+        };
+        let capture = Arc::new(Capture::new(counter, &sizes, map, regions, buffer, waker));
         let disks: Vec<_> = raws
             .into_iter()
             .enumerate()
@@ -89,6 +87,7 @@ impl ProtectedVm {
             server: Mutex::new(Some(server)),
             commands,
             kept,
+            suspects_because,
         });
         tokio::spawn(driver::drive(vm.clone(), source.clone(), wake, inbox));
         Ok(vm)
@@ -112,6 +111,10 @@ impl ProtectedVm {
 
     pub(crate) fn kept_streams(&self) -> &[KeptStream] {
         &self.kept
+    }
+
+    pub(crate) fn suspects_because(&self) -> SyncReason {
+        self.suspects_because
     }
 
     pub(crate) fn disks(&self) -> &[Arc<ProtectedDisk>] {
@@ -168,9 +171,9 @@ impl ProtectedVm {
             size_bytes: open.size_bytes(),
             path: disk.path.display().to_string(),
         });
-        let dirty_bytes = capture.dirty_blocks * BLOCK_BYTES;
+        let dirty_bytes = (capture.dirty_blocks + capture.unsettled_blocks) * BLOCK_BYTES;
         let total = stream.sync_total_bytes.max(dirty_bytes).max(1);
-        let syncing = matches!(stream.state.as_str(), "initial-sync" | "bitmap-sync");
+        let syncing = matches!(stream.state.as_str(), "initial-sync" | "delta-sync" | "bitmap-sync");
         api::ProtectedVm {
             id: record.vm.clone(),
             name: record.name.clone(),
@@ -187,6 +190,13 @@ impl ProtectedVm {
             rpo_now_seconds: rpo_now,
             rpo_seconds: record.policy.rpo_seconds,
             rpo_exceeded: stream.rpo_exceeded,
+            history_exceeded: stream.history_exceeded,
+            mode: capture.sync.name().to_owned(),
+            priority: record.policy.priority,
+            clock_skew_seconds: stream.clock_skew_seconds,
+            spill_bytes: stream.spill_bytes,
+            spill_bytes_max: stream.spill_bytes_max,
+            verify: stream.verify,
             buffer_bytes: capture.buffered_bytes,
             buffer_bytes_max: capture.buffer_bytes_max,
             dirty_bytes,
@@ -201,6 +211,37 @@ impl ProtectedVm {
             history_seconds: stream.history_seconds,
             checkpoint_interval_seconds: record.policy.checkpoint_interval_seconds,
         }
+    }
+}
+
+/// What is kept of a VM's blocks over the agent's death, and what can be continued from it.
+struct Tracking {
+    map: DirtyMap,
+    regions: RegionLog,
+    kept: Vec<KeptStream>,
+    suspects_because: SyncReason,
+}
+
+impl Tracking {
+    fn open(source: &Source, record: &ProtectionRecord, id: VmId, raws: &[RawDisk]) -> Result<Self> {
+        let (map_path, log_path) =
+            (source.state.path(&record.map_name()), source.state.path(&record.region_log_name()));
+        let disks = raws.iter().map(|raw| Ok((raw.size_bytes(), raw.identity()?)));
+        let disks = disks.collect::<std::io::Result<Vec<_>>>().context("look at the disks")?;
+        let map = MapFile::open(&map_path)
+            .and_then(|file| DirtyMap::open(Box::new(file), id, &disks, source.boot_id))
+            .with_context(|| format!("open dirty map {}", map_path.display()))?;
+        let regions = MapFile::open(&log_path)
+            .and_then(|file| RegionLog::open(Box::new(file), id, &disks, REGION_LOG_BYTES))
+            .with_context(|| format!("open dirty-region log {}", log_path.display()))?;
+        let of_map = map.kept();
+        // Only a crash of the host takes the map; the log is what is left then.
+        let crashed = of_map.is_empty();
+        let kept = if crashed { regions.kept() } else { of_map };
+        let kept = kept.into_iter();
+        let kept = kept.map(|kept| KeptStream { incarnation: kept.incarnation, acked: kept.acked }).collect();
+        let suspects_because = if crashed { SyncReason::HostCrashed } else { SyncReason::Interrupted };
+        Ok(Self { map, regions, kept, suspects_because })
     }
 }
 

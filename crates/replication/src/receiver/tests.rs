@@ -56,8 +56,13 @@ fn streaming(durable: u64) -> Receiver {
     let mut receiver = Receiver::new(Monotonic(Duration::ZERO));
     let effects = step(&mut receiver, ReceiverEvent::Received(Message::Hello(Box::new(hello()))));
     assert!(matches!(effects[..], [ReceiverEffect::Open(_)]));
-    let opened =
-        Opened { epoch: Epoch::FIRST, durable: seq(durable), incarnation: Some(MINE), missing: Vec::new() };
+    let opened = Opened {
+        epoch: Epoch::FIRST,
+        durable: seq(durable),
+        incarnation: Some(MINE),
+        seeded: false,
+        missing: Vec::new(),
+    };
     let effects = step(&mut receiver, ReceiverEvent::Opened(Ok(opened)));
     assert!(matches!(effects[..], [ReceiverEffect::Send(Message::Welcome(_))]));
     receiver
@@ -94,8 +99,14 @@ fn nothing_is_acknowledged_before_it_is_durable() {
     let mut receiver = streaming(4);
     let effects = step(&mut receiver, ReceiverEvent::Received(batch(4, 5, 0)));
     assert!(!effects.iter().any(|effect| matches!(effect, ReceiverEffect::Send(Message::Ack(_)))));
-    let ack =
-        Ack { durable: seq(5), watermark: seq(5), applied: seq(0), journal_bytes: 0, history_seconds: 0 };
+    let ack = Ack {
+        durable: seq(5),
+        watermark: seq(5),
+        applied: seq(0),
+        journal_bytes: 0,
+        history_seconds: 0,
+        projected_history_seconds: None,
+    };
     let effects = step(&mut receiver, ReceiverEvent::Durable(ack));
     assert!(matches!(effects[..], [ReceiverEffect::Send(Message::Ack(_))]));
 }
@@ -125,4 +136,38 @@ fn a_name_that_leads_out_of_its_folder_is_refused() {
         let mut receiver = Receiver::new(Monotonic(Duration::ZERO));
         assert!(is_refused(&step(&mut receiver, ReceiverEvent::Received(Message::Hello(Box::new(bad))))));
     }
+}
+
+#[test]
+fn blocks_are_compared_once_what_the_source_had_for_them_is_durable() {
+    let compare = |at| {
+        let (disk, first) = (DiskIndex(0), types::BlockIndex(0));
+        Message::Compare(Compare { disk, first, at: seq(at), hashes: vec![batch::BlockHash([1; 32])] })
+    };
+    let mut receiver = streaming(4);
+    step(&mut receiver, ReceiverEvent::Received(batch(4, 5, 0)));
+    assert!(step(&mut receiver, ReceiverEvent::Received(compare(5))).is_empty());
+    let ack = Ack {
+        durable: seq(5),
+        watermark: seq(5),
+        applied: seq(0),
+        journal_bytes: 0,
+        history_seconds: 0,
+        projected_history_seconds: None,
+    };
+    let effects = step(&mut receiver, ReceiverEvent::Durable(ack));
+    assert!(matches!(effects[..], [ReceiverEffect::Send(Message::Ack(_)), ReceiverEffect::Compare(_)]));
+    assert!(is_refused(&step(&mut receiver, ReceiverEvent::Received(compare(6)))), "of what was never sent");
+}
+
+#[test]
+fn more_comparisons_than_the_limit_are_refused() {
+    let mut receiver = streaming(4);
+    step(&mut receiver, ReceiverEvent::Received(batch(4, 5, 0)));
+    let (disk, first) = (DiskIndex(0), types::BlockIndex(0));
+    let compare = Compare { disk, first, at: seq(5), hashes: vec![batch::BlockHash([1; 32])] };
+    for _ in 0..COMPARES_MAX {
+        assert!(step(&mut receiver, ReceiverEvent::Received(Message::Compare(compare.clone()))).is_empty());
+    }
+    assert!(is_refused(&step(&mut receiver, ReceiverEvent::Received(Message::Compare(compare)))));
 }

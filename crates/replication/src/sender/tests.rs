@@ -18,6 +18,10 @@ fn idle() -> CaptureView {
         tracking: false,
         gap_open: false,
         dirty_blocks: 0,
+        suspect_blocks: 0,
+        unsettled_blocks: 0,
+        spill_has_room: false,
+        spill_lost: false,
         buffered_bytes: 0,
         buffer_bytes_max: 1 << 20,
         released: seq(0),
@@ -40,6 +44,7 @@ impl Bench {
             incarnation: MINE,
             paused: false,
             kept: Vec::new(),
+            suspects_because: SyncReason::Interrupted,
         };
         let view = CaptureView { tracking: true, ..idle() };
         Self { sender: Sender::new(config, at(0)), view, now: at(0) }
@@ -52,8 +57,13 @@ impl Bench {
     }
 
     fn welcome(&mut self, durable: u64, incarnation: Option<Incarnation>) -> Vec<SenderEffect> {
-        let welcome =
-            Welcome { epoch: Epoch::FIRST, durable: seq(durable), incarnation, missing: Vec::new() };
+        let welcome = Welcome {
+            epoch: Epoch::FIRST,
+            durable: seq(durable),
+            incarnation,
+            seeded: false,
+            missing: Vec::new(),
+        };
         self.step(SenderEvent::Received(Message::Welcome(welcome)))
     }
 
@@ -82,6 +92,7 @@ impl Bench {
             applied: seq(0),
             journal_bytes: 0,
             history_seconds: 0,
+            projected_history_seconds: None,
         };
         self.step(SenderEvent::Received(Message::Ack(ack)))
     }
@@ -144,7 +155,7 @@ fn a_lost_link_falls_back_to_the_bitmap_and_comes_back_through_it() {
 }
 
 #[test]
-fn a_journal_that_lost_acknowledged_writes_gets_everything_again() {
+fn a_journal_that_lost_acknowledged_writes_is_compared() {
     let mut bench = Bench::journaling();
     bench.view.released = seq(40);
     bench.view.last = seq(45);
@@ -153,8 +164,8 @@ fn a_journal_that_lost_acknowledged_writes_gets_everything_again() {
     bench.step(SenderEvent::Tick);
     bench.step(SenderEvent::LinkUp);
     let effects = bench.welcome(30, Some(MINE));
-    assert!(effects.contains(&SenderEffect::Restart { floor: seq(30), differs: Differs::Everything }));
-    assert_eq!(bench.sender.state(), State::InitialSync { why: SyncReason::PeerLostWrites });
+    assert!(effects.contains(&SenderEffect::Restart { floor: seq(30), differs: Differs::Suspect }));
+    assert_eq!(bench.sender.state(), State::DeltaSync { why: SyncReason::PeerLostWrites });
 }
 
 #[test]
@@ -206,7 +217,7 @@ fn a_full_journal_is_a_state_the_operator_can_see_and_it_is_left_by_itself() {
     let mut bench = Bench::journaling();
     let refuse = Refuse { why: Refusal::JournalFull, detail: "no space".into() };
     bench.step(SenderEvent::Received(Message::Refuse(refuse)));
-    assert_eq!(bench.sender.state(), State::Failed { why: Refusal::JournalFull });
+    assert_eq!(bench.sender.state(), State::Failed { why: Failure::Refused(Refusal::JournalFull) });
     bench.now = at(6_000);
     bench.step(SenderEvent::Tick);
     bench.step(SenderEvent::LinkUp);
@@ -231,10 +242,111 @@ fn after_a_restart_only_what_is_marked_is_sent_if_the_journal_knows_the_stream()
     for (durable, incarnation) in [(49, before), (60, Incarnation::from_bytes([8; 16]))] {
         let (effects, state) = welcomed(durable, incarnation);
         let floor = seq(durable);
-        assert!(
-            effects.contains(&SenderEffect::Restart { floor, differs: Differs::Everything }),
-            "{effects:?}"
-        );
-        assert_eq!(state, State::InitialSync { why: SyncReason::AgentRestarted });
+        assert!(effects.contains(&SenderEffect::Restart { floor, differs: Differs::Suspect }), "{effects:?}");
+        assert_eq!(state, State::DeltaSync { why: SyncReason::UnknownStream });
     }
+}
+
+#[test]
+fn a_comparison_is_asked_for_once_everything_it_is_about_was_sent() {
+    let mut bench = Bench::journaling();
+    bench.view = CaptureView {
+        suspect_blocks: 16,
+        unsettled_blocks: 16,
+        last: seq(9),
+        watermark: seq(9),
+        ..bench.view
+    };
+    let effects = bench.step(SenderEvent::Tick);
+    assert!(effects.contains(&SenderEffect::HashBlocks), "{effects:?}");
+    let compare = Compare {
+        disk: types::DiskIndex(0),
+        first: types::BlockIndex(0),
+        at: seq(9),
+        hashes: vec![batch::BlockHash([1; 32])],
+    };
+    let asks =
+        |effects: &[SenderEffect]| effects.contains(&SenderEffect::Send(Message::Compare(compare.clone())));
+    bench.view.suspect_blocks = 0;
+    assert!(!asks(&bench.step(SenderEvent::Hashed(Some(compare.clone())))));
+    assert!(asks(&bench.step(SenderEvent::BatchSent { last: seq(9), watermark: seq(9), bytes: 10 })));
+    let compared = Compared { disk: types::DiskIndex(0), first: types::BlockIndex(0), differs: 1 };
+    let effects = bench.step(SenderEvent::Received(Message::Compared(compared)));
+    assert!(effects.contains(&SenderEffect::Settle(compared)));
+    assert_eq!(bench.sender.state(), State::Journaling, "a comparison alone makes no gap");
+    let effects = bench.step(SenderEvent::Received(Message::Compared(compared)));
+    assert!(effects.contains(&SenderEffect::Disconnect), "an answer nobody asked for");
+}
+
+#[test]
+fn blocks_hashed_for_a_link_that_is_gone_are_suspect_again() {
+    let mut bench = Bench::journaling();
+    bench.view = CaptureView { suspect_blocks: 16, unsettled_blocks: 16, ..bench.view };
+    bench.step(SenderEvent::Tick);
+    assert!(bench.step(SenderEvent::LinkLost).contains(&SenderEffect::ForgetCompares));
+    bench.now = at(1000);
+    bench.step(SenderEvent::Tick);
+    bench.step(SenderEvent::LinkUp);
+    bench.welcome(2, Some(MINE));
+    let compare = Compare {
+        disk: types::DiskIndex(0),
+        first: types::BlockIndex(0),
+        at: seq(2),
+        hashes: vec![batch::BlockHash([1; 32])],
+    };
+    let effects = bench.step(SenderEvent::Hashed(Some(compare)));
+    assert!(effects.contains(&SenderEffect::ForgetCompares));
+    assert!(!effects.iter().any(|effect| matches!(effect, SenderEffect::Send(Message::Compare(_)))));
+}
+
+#[test]
+fn a_buffer_half_full_goes_to_the_spill_with_and_without_a_link() {
+    let mut bench = Bench::journaling();
+    bench.view.spill_has_room = true;
+    bench.view.buffered_bytes = bench.view.buffer_bytes_max / 2;
+    assert!(bench.step(SenderEvent::Tick).contains(&SenderEffect::Spill));
+    assert!(!bench.step(SenderEvent::Tick).contains(&SenderEffect::Spill), "one at a time");
+    bench.step(SenderEvent::LinkLost);
+    assert!(bench.step(SenderEvent::Spilled).contains(&SenderEffect::Spill));
+}
+
+#[test]
+fn a_spill_that_is_lost_costs_a_sync_of_what_was_not_acknowledged() {
+    let mut bench = Bench::journaling();
+    bench.view = CaptureView { last: seq(9), watermark: seq(9), spill_lost: true, ..bench.view };
+    assert!(bench.step(SenderEvent::Tick).contains(&SenderEffect::Disconnect));
+    bench.now = at(1000);
+    bench.step(SenderEvent::Tick);
+    bench.step(SenderEvent::LinkUp);
+    let effects = bench.welcome(5, Some(MINE));
+    assert!(effects.contains(&SenderEffect::Restart { floor: seq(5), differs: Differs::Marked }));
+    assert_eq!(bench.sender.state(), State::BitmapSync);
+}
+
+#[test]
+fn an_exceeded_bound_stops_the_stream_until_the_operator_lets_it_go_on() {
+    let mut bench = Bench::journaling();
+    let effects = bench.step(SenderEvent::Bounds { exceeded: true });
+    assert!(effects.contains(&SenderEffect::StartTracking) && effects.contains(&SenderEffect::Disconnect));
+    assert_eq!(bench.sender.state(), State::Failed { why: Failure::BoundExceeded });
+    bench.now = at(60_000);
+    assert_eq!(bench.step(SenderEvent::Tick), []);
+    assert!(bench.step(SenderEvent::Bounds { exceeded: false }).contains(&SenderEffect::Connect));
+}
+
+#[test]
+fn a_replica_brought_by_other_means_is_compared_not_sent() {
+    let mut bench = Bench::new();
+    bench.step(SenderEvent::Tick);
+    bench.step(SenderEvent::LinkUp);
+    let welcome = Welcome {
+        epoch: Epoch::FIRST,
+        durable: seq(0),
+        incarnation: None,
+        seeded: true,
+        missing: Vec::new(),
+    };
+    let effects = bench.step(SenderEvent::Received(Message::Welcome(welcome)));
+    assert!(effects.contains(&SenderEffect::Restart { floor: seq(0), differs: Differs::Suspect }));
+    assert_eq!(bench.sender.state(), State::DeltaSync { why: SyncReason::Preseeded });
 }

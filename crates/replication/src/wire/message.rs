@@ -2,10 +2,13 @@
 
 use super::body::{BodyReader, BodyWriter};
 use super::frame::{VERSION, WireError};
+use batch::{BLOCK_HASH_BYTES, BlockHash};
 use bytes::Bytes;
 use std::fmt;
-use types::limits::{ARTIFACTS_MAX, DEFINITION_BYTES_MAX, DETAIL_BYTES_MAX, DISKS_MAX, NAME_BYTES_MAX};
-use types::{DiskSpec, Epoch, GroupId, Incarnation, VmId, WallTime, WriteSeq};
+use types::limits::{
+    ARTIFACTS_MAX, COMPARE_BLOCKS_MAX, DEFINITION_BYTES_MAX, DETAIL_BYTES_MAX, DISKS_MAX, NAME_BYTES_MAX,
+};
+use types::{BlockIndex, DiskIndex, DiskSpec, Epoch, GroupId, Incarnation, VmId, WallTime, WriteSeq};
 
 /// BLAKE3 of a file a definition names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,8 +59,10 @@ pub struct Welcome {
     pub epoch: Epoch,
     /// The last sequence durable in the journal.
     pub durable: WriteSeq,
-    /// The incarnation that sequence belongs to; none where the journal is new and the replica all zero.
+    /// The incarnation that sequence belongs to; none where the journal is new.
     pub incarnation: Option<Incarnation>,
+    /// The replica was brought here by other means: it is to be compared, also where the journal is new.
+    pub seeded: bool,
     pub missing: Vec<ArtifactHash>,
 }
 
@@ -71,6 +76,8 @@ pub struct Ack {
     pub applied: WriteSeq,
     pub journal_bytes: u64,
     pub history_seconds: u64,
+    /// What its limits will leave of it, where that is less than what was asked for.
+    pub projected_history_seconds: Option<u64>,
 }
 
 /// A part of a file.
@@ -80,6 +87,34 @@ pub struct ArtifactPart {
     pub offset: u64,
     pub size_bytes: u64,
     pub bytes: Bytes,
+}
+
+/// Does the recovery side have the same? A run of blocks as the source has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Compare {
+    pub disk: DiskIndex,
+    pub first: BlockIndex,
+    /// Every write to these blocks up to here is in the stream before this message; the hashes are of the
+    /// blocks with them, and with none above.
+    pub at: WriteSeq,
+    /// One for each block, at most [`COMPARE_BLOCKS_MAX`].
+    pub hashes: Vec<BlockHash>,
+}
+
+/// The answer to a [`Compare`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compared {
+    pub disk: DiskIndex,
+    pub first: BlockIndex,
+    /// Bit `n` is set where block `first + n` differs.
+    pub differs: u64,
+}
+
+/// The answer to a question for the time: what was asked, and what the receiver's clock says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClockAnswer {
+    pub asked_at: WallTime,
+    pub says: WallTime,
 }
 
 /// Why a receiver will not, or no longer, take the stream.
@@ -140,6 +175,11 @@ pub enum Message {
     Ack(Ack),
     ArtifactPart(ArtifactPart),
     Heartbeat,
+    Compare(Compare),
+    Compared(Compared),
+    /// What time is it at the other side? With the asker's own time, to be told back.
+    AskClock(WallTime),
+    ClockAnswer(ClockAnswer),
 }
 
 impl Message {
@@ -152,6 +192,10 @@ impl Message {
             Message::Ack(_) => 5,
             Message::ArtifactPart(_) => 6,
             Message::Heartbeat => 7,
+            Message::Compare(_) => 8,
+            Message::Compared(_) => 9,
+            Message::AskClock(_) => 10,
+            Message::ClockAnswer(_) => 11,
         }
     }
 
@@ -161,7 +205,7 @@ impl Message {
             Message::Hello(hello) => encode_hello(hello, &mut body),
             Message::Welcome(welcome) => {
                 body.u64(welcome.epoch.0).u64(welcome.durable.raw());
-                body.u8(welcome.incarnation.is_some().into());
+                body.u8(u8::from(welcome.incarnation.is_some()) | u8::from(welcome.seeded) << 1);
                 body.bytes(&welcome.incarnation.map_or([0; 16], Incarnation::to_bytes));
                 body.u16(welcome.missing.len() as u16);
                 for hash in &welcome.missing {
@@ -177,11 +221,28 @@ impl Message {
             Message::Ack(ack) => {
                 body.u64(ack.durable.raw()).u64(ack.watermark.raw()).u64(ack.applied.raw());
                 body.u64(ack.journal_bytes).u64(ack.history_seconds);
+                body.u64(ack.projected_history_seconds.unwrap_or(u64::MAX));
             }
             Message::ArtifactPart(part) => {
                 body.bytes(&part.hash.0).u64(part.offset).u64(part.size_bytes).bytes(&part.bytes);
             }
             Message::Heartbeat => {}
+            Message::Compare(compare) => {
+                body.u16(compare.disk.0).u64(compare.first.0).u64(compare.at.raw());
+                body.u16(compare.hashes.len() as u16);
+                for hash in &compare.hashes {
+                    body.bytes(&hash.0);
+                }
+            }
+            Message::Compared(compared) => {
+                body.u16(compared.disk.0).u64(compared.first.0).u64(compared.differs);
+            }
+            Message::AskClock(asked_at) => {
+                body.u64(asked_at.0 as u64);
+            }
+            Message::ClockAnswer(answer) => {
+                body.u64(answer.asked_at.0 as u64).u64(answer.says.0 as u64);
+            }
         }
         body.finish()
     }
@@ -198,6 +259,10 @@ impl Message {
             5 => decode_ack(&mut body).map(Message::Ack),
             6 => decode_artifact_part(&mut body).map(Message::ArtifactPart),
             7 => Ok(Message::Heartbeat),
+            8 => decode_compare(&mut body).map(Message::Compare),
+            9 => decode_compared(&mut body).map(Message::Compared),
+            10 => body.u64().map(|at| Message::AskClock(WallTime(at as i64))),
+            11 => decode_clock_answer(&mut body).map(Message::ClockAnswer),
             _ => return Err(WireError::Kind { kind }),
         };
         message
@@ -271,12 +336,16 @@ fn decode_hello(body: &mut BodyReader) -> Result<Hello, &'static str> {
 fn decode_welcome(body: &mut BodyReader) -> Result<Welcome, &'static str> {
     let epoch = Epoch(body.u64()?);
     let durable = WriteSeq::from_raw(body.u64()?);
-    let known = body.u8()? != 0;
+    let flags = body.u8()?;
+    if flags & !3 != 0 {
+        return Err("unknown flags");
+    }
     let incarnation = Incarnation::from_bytes(body.array()?);
     let missing = (0..bounded(body.u16()?, ARTIFACTS_MAX)?)
         .map(|_| body.array().map(ArtifactHash))
         .collect::<Result<_, _>>()?;
-    Ok(Welcome { epoch, durable, incarnation: known.then_some(incarnation), missing })
+    let known = flags & 1 != 0;
+    Ok(Welcome { epoch, durable, incarnation: known.then_some(incarnation), seeded: flags & 2 != 0, missing })
 }
 
 fn decode_refuse(body: &mut BodyReader) -> Result<Refuse, &'static str> {
@@ -294,6 +363,7 @@ fn decode_ack(body: &mut BodyReader) -> Result<Ack, &'static str> {
         applied: WriteSeq::from_raw(body.u64()?),
         journal_bytes: body.u64()?,
         history_seconds: body.u64()?,
+        projected_history_seconds: Some(body.u64()?).filter(|&seconds| seconds != u64::MAX),
     })
 }
 
@@ -304,6 +374,27 @@ fn decode_artifact_part(body: &mut BodyReader) -> Result<ArtifactPart, &'static 
         size_bytes: body.u64()?,
         bytes: body.rest(),
     })
+}
+
+fn decode_compare(body: &mut BodyReader) -> Result<Compare, &'static str> {
+    let disk = DiskIndex(body.u16()?);
+    let first = BlockIndex(body.u64()?);
+    let at = WriteSeq::from_raw(body.u64()?);
+    let hashes = (0..bounded(body.u16()?, COMPARE_BLOCKS_MAX)?)
+        .map(|_| body.array::<BLOCK_HASH_BYTES>().map(BlockHash))
+        .collect::<Result<Vec<_>, _>>()?;
+    if hashes.is_empty() {
+        return Err("nothing to compare");
+    }
+    Ok(Compare { disk, first, at, hashes })
+}
+
+fn decode_compared(body: &mut BodyReader) -> Result<Compared, &'static str> {
+    Ok(Compared { disk: DiskIndex(body.u16()?), first: BlockIndex(body.u64()?), differs: body.u64()? })
+}
+
+fn decode_clock_answer(body: &mut BodyReader) -> Result<ClockAnswer, &'static str> {
+    Ok(ClockAnswer { asked_at: WallTime(body.u64()? as i64), says: WallTime(body.u64()? as i64) })
 }
 
 fn bounded(count: u16, max: usize) -> Result<u16, &'static str> {

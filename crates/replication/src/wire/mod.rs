@@ -12,6 +12,10 @@
 //!     ├────────────────────────────────────────▶│
 //!     │ Ack (durable so far, cumulative)        │
 //!     │◀────────────────────────────────────────┤
+//!     │ Compare (hashes of a run of blocks)     │ looks at the same blocks
+//!     ├────────────────────────────────────────▶│
+//!     │ Compared (which of them differ)         │
+//!     │◀────────────────────────────────────────┤
 //!     │ Heartbeat both ways when quiet          │
 //! ```
 //!
@@ -24,7 +28,10 @@ mod frame;
 mod message;
 
 pub use frame::{FrameReader, FrameWriter, HEADER_BYTES, Header, VERSION, WireError};
-pub use message::{Ack, ArtifactHash, ArtifactOffer, ArtifactPart, Hello, Message, Refusal, Refuse, Welcome};
+pub use message::{
+    Ack, ArtifactHash, ArtifactOffer, ArtifactPart, ClockAnswer, Compare, Compared, Hello, Message, Refusal,
+    Refuse, Welcome,
+};
 
 #[cfg(test)]
 mod tests;

@@ -2,9 +2,11 @@
 
 use super::*;
 use crate::dirty_map::{DiskIdentity, MapStore};
+use crate::sync_gate::OnTimeout;
+use types::limits::REGION_LOG_BYTES;
 use types::{CheckpointId, CheckpointKind, VmId, WallTime};
 
-const DISK_BYTES: u64 = 1 << 20;
+const DISK_BYTES: u64 = 64 << 20;
 const ONE: Incarnation = Incarnation::from_bytes([1; 16]);
 
 /// A map in memory, shared by those who open it one after the other.
@@ -47,8 +49,20 @@ fn changed_map(memory: &Memory, boot: u8, second: i64) -> DirtyMap {
 }
 
 fn on_map(memory: &Memory, boot: u8, buffer_bytes_max: u64) -> Capture {
-    let counter = Arc::new(GroupCounter::new(WriteSeq::ZERO));
-    Capture::new(counter, &[DISK_BYTES], open_map(memory, boot), buffer_bytes_max, Box::new(|| {}))
+    on_map_and_log(memory, &Memory::default(), boot, buffer_bytes_max)
+}
+
+fn on_map_and_log(memory: &Memory, log: &Memory, boot: u8, bytes_max: u64) -> Capture {
+    of_group(Arc::new(GroupCounter::new(WriteSeq::ZERO)), memory, log, boot, bytes_max)
+}
+
+fn of_group(counter: Arc<GroupCounter>, memory: &Memory, log: &Memory, boot: u8, bytes_max: u64) -> Capture {
+    let identity = DiskIdentity { device: 1, inode: 1, changed_at: WallTime(0) };
+    let disks = [(DISK_BYTES, Some(identity))];
+    let log =
+        RegionLog::open(Box::new(log.clone()), VmId::from_bytes([5; 16]), &disks, REGION_LOG_BYTES).unwrap();
+    let buffer = BufferConfig { bytes_max, pool: Arc::new(BufferPool::new(1 << 30)), sync: None };
+    Capture::new(counter, &[DISK_BYTES], open_map(memory, boot), log, buffer, Box::new(|| {}))
 }
 
 /// A capture whose stream has begun and has nothing to sync.
@@ -81,11 +95,11 @@ fn writes_come_out_in_the_order_they_were_committed() {
     let before = capture.status().last;
     write(&capture, 0, 1);
     write(&capture, 0, 2);
-    let taken = capture.take_after(before);
+    let taken = capture.take_after(before, 1 << 20);
     assert_eq!(taken.records.iter().map(|r| r.payload[0]).collect::<Vec<_>>(), [1, 2]);
     assert_eq!(taken.watermark, taken.records[1].seq);
     capture.release(taken.records[0].seq);
-    assert_eq!(capture.take_after(before).records.len(), 1);
+    assert_eq!(capture.take_after(before, 1 << 20).records.len(), 1);
 }
 
 #[test]
@@ -98,7 +112,7 @@ fn a_full_buffer_turns_into_a_bitmap_and_says_so_in_the_stream() {
     let status = capture.status();
     assert!(status.tracking && status.gap_open);
     assert_eq!(status.dirty_blocks, 2);
-    let taken = capture.take_after(before);
+    let taken = capture.take_after(before, 1 << 20);
     assert_eq!(kinds(&taken), [Kind::Write, Kind::Write, Kind::SyncBegin]);
     assert!(!capture.close_sync(), "blocks are marked");
 }
@@ -143,14 +157,13 @@ fn a_large_write_is_cut_at_one_mebibyte() {
 #[test]
 fn sequences_of_two_vms_of_a_group_follow_their_dependence() {
     let counter = Arc::new(GroupCounter::new(WriteSeq::ZERO));
-    let map = || open_map(&Memory::default(), 1);
-    let vms = [0, 1].map(|_| Capture::new(counter.clone(), &[DISK_BYTES], map(), 1 << 20, Box::new(|| {})));
+    let vms = [0, 1].map(|_| of_group(counter.clone(), &Memory::default(), &Memory::default(), 1, 1 << 20));
     vms.iter().for_each(|vm| vm.restart(WriteSeq::ZERO));
     write(&vms[0], 0, 1);
     let first = vms[0].status().last;
     write(&vms[1], 0, 1);
     assert!(vms[1].status().last > first);
-    assert!(vms[0].take_after(first).watermark >= vms[1].status().last);
+    assert!(vms[0].take_after(first, 1 << 20).watermark >= vms[1].status().last);
 }
 
 /// The blocks that are marked after the agent was killed and has started again.
@@ -246,9 +259,179 @@ fn a_batch_that_leaves_something_behind_has_a_watermark_of_its_own_end() {
     for _ in 0..300 {
         write(&capture, 0, 1);
     }
-    let first = capture.take_after(before);
+    let first = capture.take_after(before, 1 << 20);
     let last = first.records.last().unwrap().seq;
     assert!(last < capture.status().last, "300 writes of 4 KiB are more than a batch holds");
     assert_eq!(first.watermark, last);
-    assert_eq!(capture.take_after(last).watermark, capture.status().last);
+    assert_eq!(capture.take_after(last, 1 << 20).watermark, capture.status().last);
+}
+
+/// The blocks that are suspect after the host went down, and whether a stream can be continued from them.
+fn suspect_after_a_crash(log: &Memory) -> (Vec<u64>, usize) {
+    let identity = DiskIdentity { device: 1, inode: 1, changed_at: WallTime(0) };
+    let disks = [(DISK_BYTES, Some(identity))];
+    let kept = RegionLog::open(Box::new(log.clone()), VmId::from_bytes([5; 16]), &disks, REGION_LOG_BYTES)
+        .unwrap()
+        .kept()
+        .len();
+    let capture = on_map_and_log(&Memory::default(), log, 2, 1 << 20);
+    let mut blocks = Vec::new();
+    while let Some((disk, first, len)) = capture.next_suspects(1 << 20) {
+        capture.begin_compare(disk, first, len);
+        blocks.extend(first.0..first.0 + len);
+    }
+    (blocks, kept)
+}
+
+#[test]
+fn after_a_crash_of_the_host_the_regions_written_to_are_suspect_and_no_others() {
+    let log = Memory::default();
+    let capture = on_map_and_log(&Memory::default(), &log, 1, 1 << 20);
+    capture.restart(WriteSeq::ZERO);
+    capture.begin_stream(ONE, WriteSeq::ZERO);
+    write(&capture, 17 << 20, 1);
+    let (blocks, kept) = suspect_after_a_crash(&log);
+    assert_eq!((blocks, kept), ((256..512).collect(), 1));
+}
+
+#[test]
+fn a_region_is_cold_only_once_its_writes_are_durable_there_and_flushed_here() {
+    let log = Memory::default();
+    let capture = on_map_and_log(&Memory::default(), &log, 1, 1 << 20);
+    capture.restart(WriteSeq::ZERO);
+    capture.begin_stream(ONE, WriteSeq::ZERO);
+    let mut flushed = 0;
+    let mut cool = |capture: &Capture| {
+        let flush = || {
+            flushed += 1;
+            Ok(())
+        };
+        capture.cool_regions(flush).unwrap();
+    };
+    write(&capture, 0, 1);
+    cool(&capture);
+    assert_eq!(suspect_after_a_crash(&log).0.len(), 256, "not yet acknowledged");
+    capture.release(capture.status().last);
+    assert!(capture.cool_regions(|| Err(io::Error::other("a flush that fails"))).is_err());
+    assert_eq!(suspect_after_a_crash(&log).0.len(), 256, "not flushed");
+    capture
+        .cool_regions(|| {
+            write(&capture, 0, 2);
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(suspect_after_a_crash(&log).0.len(), 256, "written to meanwhile");
+    capture.release(capture.status().last);
+    cool(&capture);
+    assert_eq!(suspect_after_a_crash(&log), (vec![], 1));
+    assert_eq!(flushed, 1, "nothing is flushed for regions that cannot be cooled");
+}
+
+#[test]
+fn a_comparison_that_finds_no_difference_leaves_no_mark_and_one_that_does_opens_a_gap() {
+    let memory = Memory::default();
+    let capture = begun(&memory, 1 << 20);
+    capture.mark_suspect(DiskIndex(0), ByteRange::new(0, 4 * 65_536), true);
+    let (disk, first, len) = capture.next_suspects(16).unwrap();
+    assert_eq!((first, len), (BlockIndex(0), 4));
+    capture.begin_compare(disk, first, len);
+    assert_eq!(capture.next_suspects(16), None);
+    assert_eq!(capture.end_compare(disk, first, 0), 0);
+    assert!(!capture.status().gap_open);
+    capture.mark_suspect(DiskIndex(0), ByteRange::new(0, 4 * 65_536), true);
+    capture.begin_compare(disk, first, len);
+    assert_eq!(capture.end_compare(disk, first, 0b1010), 2);
+    let status = capture.status();
+    assert!(status.gap_open && status.dirty_blocks == 2 && status.unsettled_blocks == 0);
+    drop(capture);
+    assert_eq!(marked_after_a_kill(&memory, 1).0, [1, 3]);
+}
+
+#[test]
+fn a_comparison_cut_short_by_a_kill_goes_on_as_one() {
+    let memory = Memory::default();
+    let capture = begun(&memory, 1 << 20);
+    capture.suspect_everything();
+    let (disk, first, len) = capture.next_suspects(16).unwrap();
+    capture.begin_compare(disk, first, len);
+    capture.end_compare(disk, first, 0);
+    let (disk, first, len) = capture.next_suspects(16).unwrap();
+    capture.begin_compare(disk, first, len);
+    drop(capture);
+    let after = on_map(&memory, 1, 1 << 20).status();
+    assert_eq!((after.dirty_blocks, after.suspect_blocks), (0, 1024 - 16));
+}
+
+#[test]
+fn what_was_spilled_leaves_the_buffer_and_stays_unsent_until_it_is_swept() {
+    let memory = Memory::default();
+    let capture = begun(&memory, 1 << 20);
+    let before = capture.status().last;
+    write(&capture, 65_536, 1);
+    write(&capture, 2 * 65_536, 1);
+    let taken = capture.take_after(before, 1 << 20);
+    capture.spilled(taken.records[0].seq);
+    let status = capture.status();
+    assert_eq!((status.spilled, status.last), (taken.records[0].seq, taken.records[1].seq));
+    assert_eq!(capture.take_after(status.spilled, 1 << 20).records.len(), 1);
+    capture.release(status.last);
+    capture.sweep();
+    drop(capture);
+    assert_eq!(marked_after_a_kill(&memory, 1).0, Vec::<u64>::new());
+}
+
+fn synchronous(on_timeout: OnTimeout) -> Arc<Capture> {
+    let capture = capture(1 << 20);
+    capture.set_sync(Some(SyncPolicy { timeout: std::time::Duration::from_millis(20), on_timeout }));
+    assert!(capture.return_to_sync());
+    Arc::new(capture)
+}
+
+/// Writes on a thread of its own, as a guest does; it ends when the guest is told.
+fn write_and_hold(capture: &Arc<Capture>) -> std::thread::JoinHandle<()> {
+    let capture = capture.clone();
+    std::thread::spawn(move || {
+        let payload = Bytes::from(vec![7; 4096]);
+        let range = ByteRange::new(0, 4096);
+        capture.begin_write(DiskIndex(0), range).unwrap();
+        let seq = capture.commit(DiskIndex(0), Kind::Write, range, &payload);
+        capture.hold(seq);
+        assert!(capture.status().released >= seq || capture.status().sync != SyncState::Synchronous);
+    })
+}
+
+#[test]
+fn in_synchronous_mode_the_guest_is_told_once_the_write_is_durable() {
+    let capture = synchronous(OnTimeout::Hold);
+    let before = capture.status().last;
+    let guest = write_and_hold(&capture);
+    while capture.status().last == before {
+        std::thread::yield_now();
+    }
+    std::thread::sleep(std::time::Duration::from_millis(60));
+    assert!(!guest.is_finished(), "held beyond the time limit");
+    capture.release(capture.status().last);
+    guest.join().unwrap();
+    assert_eq!(capture.status().sync, SyncState::Synchronous);
+}
+
+#[test]
+fn a_stalled_link_degrades_and_the_stream_rejoins_when_it_has_caught_up() {
+    let capture = synchronous(OnTimeout::Degrade);
+    write_and_hold(&capture).join().unwrap();
+    assert_eq!(capture.status().sync, SyncState::Degraded);
+    write_and_hold(&capture).join().unwrap();
+    capture.release(capture.status().last);
+    assert!(capture.return_to_sync());
+    assert!(!capture.return_to_sync(), "news only once");
+    assert_eq!(capture.status().sync, SyncState::Synchronous);
+}
+
+#[test]
+fn a_total_that_is_used_up_turns_every_capture_to_its_bitmap() {
+    let capture = capture(1 << 20);
+    capture.pool.take(1 << 30);
+    write(&capture, 0, 1);
+    assert!(capture.status().tracking);
+    capture.pool.give_back(1 << 30);
 }

@@ -1,0 +1,225 @@
+//! What a stream sends next: the spill first, then the buffer, each batch encoded once.
+//!
+//! What holds: the spill's batches all lie below the buffer's records, and together they follow what the
+//! peer has acknowledged without a hole. Spilling moves the oldest of the buffer to the spill's end.
+
+use crate::clock;
+use crate::state::random;
+use anyhow::{Context, Result};
+use batch::{Batch, BatchMeta, Codec};
+use bytes::Bytes;
+use journal::{FsStore, Spill, SpillError};
+use replication::{CodecChooser, Compression};
+use splitter::Capture;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+use types::limits::BATCH_BYTES_TARGET;
+use types::{Incarnation, VmId, WriteSeq};
+
+/// Batches moved to the spill in one go.
+const SPILL_BATCHES: usize = 16;
+
+/// A batch as it goes out.
+pub(super) struct Outgoing {
+    pub(super) bytes: Bytes,
+    pub(super) last: WriteSeq,
+    pub(super) watermark: WriteSeq,
+}
+
+/// The outgoing end of one VM's stream.
+pub(super) struct Outbox {
+    capture: Arc<Capture>,
+    incarnation: Incarnation,
+    spill: Mutex<SpillState>,
+}
+
+struct SpillState {
+    spill: Option<Spill>,
+    /// No room was left; there is again once something was acknowledged.
+    full: bool,
+    /// It cannot be written; nothing more is tried until the stream begins anew.
+    failed: bool,
+    /// Something in it cannot be read: the stream has to begin anew.
+    lost: bool,
+}
+
+/// The spill in numbers.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct SpillView {
+    pub(super) has_room: bool,
+    pub(super) lost: bool,
+    pub(super) bytes: u64,
+    pub(super) bytes_max: u64,
+}
+
+impl Outbox {
+    /// With a spill of `spill_bytes` in `folder`, or without one where that is zero or cannot be made.
+    pub(super) fn new(
+        capture: Arc<Capture>,
+        incarnation: Incarnation,
+        vm: VmId,
+        folder: &Path,
+        spill_bytes: u64,
+    ) -> Self {
+        let make = || -> Result<Spill> {
+            let store = FsStore::open(folder).with_context(|| format!("open {}", folder.display()))?;
+            Spill::create(Arc::new(store), vm, spill_bytes).context("empty the spill")
+        };
+        let spill = (spill_bytes > 0).then(make).and_then(|spill| {
+            spill.inspect_err(|error| tracing::error!(%vm, error = format!("{error:#}"), "no spill")).ok()
+        });
+        let spill = SpillState { spill, full: false, failed: false, lost: false };
+        Self { capture, incarnation, spill: Mutex::new(spill) }
+    }
+
+    pub(super) fn view(&self) -> SpillView {
+        let state = self.lock();
+        let Some(spill) = &state.spill else { return SpillView::default() };
+        SpillView {
+            has_room: !state.full && !state.failed && !state.lost,
+            lost: state.lost,
+            bytes: spill.bytes(),
+            bytes_max: spill.bytes_max(),
+        }
+    }
+
+    /// The batch that follows `after`; none where nothing is to be said.
+    pub(super) fn next(
+        &self,
+        after: WriteSeq,
+        bytes_max: usize,
+        chooser: &mut CodecChooser,
+        lags: bool,
+        tells_watermark: bool,
+    ) -> Option<Outgoing> {
+        if after < self.capture.status().spilled {
+            return self.next_of_spill(after);
+        }
+        let taken = self.capture.take_after(after, bytes_max);
+        if taken.records.is_empty() && !tells_watermark {
+            return None;
+        }
+        let last = taken.records.last().map_or(after, |record| record.seq);
+        let watermark = taken.watermark.max(last);
+        let meta =
+            BatchMeta { incarnation: self.incarnation, prev_seq: after, watermark, taken_at: clock::wall() };
+        let codec = chooser.choose(lags);
+        let begun = clock::now();
+        let bytes = batch::encode(&meta, &taken.records, codec);
+        let plain = taken.records.iter().map(|record| record.payload.len()).sum();
+        chooser.note_encoded(codec, plain, bytes.len(), clock::now().since(begun));
+        Some(Outgoing { bytes, last, watermark })
+    }
+
+    fn next_of_spill(&self, after: WriteSeq) -> Option<Outgoing> {
+        let mut state = self.lock();
+        let spill = state.spill.as_ref().expect("what was spilled lies in a spill");
+        let next = spill.next_after(after).context("read the spill");
+        let next = next
+            .and_then(|batch| following(batch.context("the spill ends before the buffer begins")?, after));
+        match next {
+            Ok(next) => Some(next),
+            Err(error) => {
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    "the spill is lost: history gets a gap, and what it held is sent as blocks"
+                );
+                state.lost = true;
+                None
+            }
+        }
+    }
+
+    /// Moves some of the oldest of the buffer into the spill.
+    pub(super) fn spill(&self) {
+        let mut state = self.lock();
+        for _ in 0..SPILL_BATCHES {
+            let status = self.capture.status();
+            if status.buffered_bytes * 4 < status.buffer_bytes_max {
+                return;
+            }
+            let after = status.spilled;
+            let taken = self.capture.take_after(after, BATCH_BYTES_TARGET);
+            let Some(last) = taken.records.last() else { return };
+            let (watermark, taken_at) = (taken.watermark.max(last.seq), clock::wall());
+            let meta = BatchMeta { incarnation: self.incarnation, prev_seq: after, watermark, taken_at };
+            let encoded = batch::encode(&meta, &taken.records, Codec::Lz4);
+            let batch = Batch::parse(encoded).expect("encoded just now");
+            let Some(spill) = &mut state.spill else { return };
+            match spill.append(&batch, random(), taken_at) {
+                Ok(()) => self.capture.spilled(last.seq),
+                Err(SpillError::Full { bytes_max }) => {
+                    tracing::warn!(bytes_max, "the spill is full");
+                    state.full = true;
+                    return;
+                }
+                Err(error) => {
+                    tracing::error!(
+                        error = crate::source::with_sources(&error),
+                        "the spill takes nothing more"
+                    );
+                    state.failed = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Everything up to here is acknowledged.
+    pub(super) fn release(&self, up_to: WriteSeq) {
+        self.capture.release(up_to);
+        let mut state = self.lock();
+        let Some(spill) = &mut state.spill else { return };
+        match spill.release(up_to) {
+            Ok(false) => {}
+            Ok(true) => {
+                state.full = false;
+                self.capture.sweep();
+            }
+            Err(error) => tracing::warn!(%error, "a file of the spill is left behind"),
+        }
+    }
+
+    /// The stream begins anew: nothing of what was spilled is needed.
+    pub(super) fn clear(&self) {
+        let mut state = self.lock();
+        if let Some(spill) = &mut state.spill
+            && let Err(error) = spill.clear()
+        {
+            tracing::warn!(%error, "a file of the spill is left behind");
+        }
+        (state.full, state.failed, state.lost) = (false, false, false);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SpillState> {
+        self.spill.lock().expect("a panic aborts the process")
+    }
+}
+
+/// The batch as it follows `after`, which may lie within it.
+fn following(batch: Batch, after: WriteSeq) -> Result<Outgoing> {
+    let header = *batch.header();
+    let bytes = if header.prev_seq == after {
+        batch.bytes().clone()
+    } else {
+        let records = batch.records_after(after)?;
+        let meta = BatchMeta {
+            incarnation: header.incarnation,
+            prev_seq: after,
+            watermark: header.watermark,
+            taken_at: header.taken_at,
+        };
+        batch::encode(&meta, &records, Codec::Lz4)
+    };
+    Ok(Outgoing { bytes, last: header.last_seq, watermark: header.watermark })
+}
+
+/// The configured compression.
+pub(super) fn compression(wanted: crate::config::Compression) -> Compression {
+    match wanted {
+        crate::config::Compression::Auto => Compression::Adaptive,
+        crate::config::Compression::None => Compression::Always(Codec::Raw),
+        crate::config::Compression::Lz4 => Compression::Always(Codec::Lz4),
+        crate::config::Compression::Zstd => Compression::Always(Codec::Zstd),
+    }
+}
