@@ -9,69 +9,99 @@ use crate::recovery::{Recovery, listen};
 use crate::source::Source;
 use crate::state::{StateDir, boot_id};
 use anyhow::{Context, Result};
+use splitter::Capture;
+use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
+
+/// A running agent.
+#[derive(Debug)]
+pub struct Agent {
+    source: Arc<Source>,
+    api_socket: PathBuf,
+}
 
 /// Runs the agent until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// Where it cannot start; the message says what to do.
 pub async fn run(config: Config) -> Result<()> {
-    let state = Arc::new(StateDir::open(&config.state_dir)?);
-    for folder in [&config.journal_dir, &config.run_dir] {
-        std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
-    }
-    let run = state.next_run()?;
-    let artifacts = Arc::new(Artifacts::open(state.path("files"))?);
-    let boot_id = boot_id()?;
-    let alerts = Arc::new(Alerts::default());
-    let source = Source::new(&config, state.clone(), artifacts.clone(), run, boot_id, alerts.clone());
-    let recovery = Recovery::new(&config, state, artifacts, boot_id);
-    let pki = Pki::new(&config.pki_dir);
-    tracing::info!(site = config.site, agent = config.agent, run = run.0, "agent starts");
-    if let Err(error) = raise_file_limit() {
-        tracing::warn!(%error, "the limit of open files stays as it is: few journals can be kept");
-    }
-    // The protected side first: guests wait for their disks, journals can wait.
-    source.resume_all()?;
-    let app = App {
-        site: config.site.clone(),
-        agent: config.agent.clone(),
-        run,
-        source: source.clone(),
-        recovery: recovery.clone(),
-        alerts: alerts.clone(),
-    };
-    let resumed = {
-        let recovery = recovery.clone();
-        tokio::task::spawn_blocking(move || recovery.resume_all()).await.context("open journals")?
-    };
-    match resumed {
-        Ok(()) => {
-            if let Some(address) = config.stream_listen {
-                tokio::spawn(listen(recovery.clone(), pki.clone(), address, alerts));
-            }
-            tokio::spawn(recovery.clone().keep_up_regularly());
-            tokio::spawn(recovery.scrub_regularly());
-        }
-        // Without knowing which groups have failed over, no stream may be taken.
-        Err(error) => alerts.raise("recovery side", format!("no streams are accepted: {error:#}")),
-    }
-    serve(app, &config.api_socket, config.api_listen, &pki).await?;
-    tokio::spawn(source.clone().retry_regularly());
-    tracing::info!(socket = %config.api_socket.display(), "ready");
+    let agent = Agent::start(config).await?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    tracing::info!("agent stops");
-    for vm in source.list() {
-        vm.stop();
-    }
-    let _ = std::fs::remove_file(&config.api_socket);
+    agent.stop();
     Ok(())
+}
+
+impl Agent {
+    /// Starts: takes the folders, takes up what is recorded, listens.
+    ///
+    /// # Errors
+    /// Where it cannot start; the message says what to do.
+    pub async fn start(config: Config) -> Result<Self> {
+        let state = Arc::new(StateDir::open(&config.state_dir)?);
+        for folder in [&config.journal_dir, &config.run_dir] {
+            std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+        }
+        let run = state.next_run()?;
+        let artifacts = Arc::new(Artifacts::open(state.path("files"))?);
+        let boot_id = boot_id()?;
+        let alerts = Arc::new(Alerts::default());
+        let source = Source::new(&config, state.clone(), artifacts.clone(), run, boot_id, alerts.clone());
+        let recovery = Recovery::new(&config, state, artifacts, boot_id);
+        let pki = Pki::new(&config.pki_dir);
+        tracing::info!(site = config.site, agent = config.agent, run = run.0, "agent starts");
+        if let Err(error) = raise_file_limit() {
+            tracing::warn!(%error, "the limit of open files stays as it is: few journals can be kept");
+        }
+        // The protected side first: guests wait for their disks, journals can wait.
+        source.resume_all()?;
+        let app = App {
+            site: config.site.clone(),
+            agent: config.agent.clone(),
+            run,
+            source: source.clone(),
+            recovery: recovery.clone(),
+            alerts: alerts.clone(),
+        };
+        let resumed = {
+            let recovery = recovery.clone();
+            tokio::task::spawn_blocking(move || recovery.resume_all()).await.context("open journals")?
+        };
+        match resumed {
+            Ok(()) => {
+                if let Some(address) = config.stream_listen {
+                    tokio::spawn(listen(recovery.clone(), pki.clone(), address, alerts));
+                }
+                tokio::spawn(recovery.clone().keep_up_regularly());
+                tokio::spawn(recovery.scrub_regularly());
+            }
+            // Without knowing which groups have failed over, no stream may be taken.
+            Err(error) => alerts.raise("recovery side", format!("no streams are accepted: {error:#}")),
+        }
+        serve(app, &config.api_socket, config.api_listen, &pki).await?;
+        tokio::spawn(source.clone().retry_regularly());
+        tracing::info!(socket = %config.api_socket.display(), "ready");
+        Ok(Self { source, api_socket: config.api_socket })
+    }
+
+    /// Where a protected VM's writes are captured: for a front end in this process.
+    pub fn capture(&self, vm: &str) -> Option<Arc<Capture>> {
+        self.source.vm(vm).ok().map(|vm| vm.capture().clone())
+    }
+
+    /// Ends the protections cleanly; to be called last.
+    pub fn stop(&self) {
+        tracing::info!("agent stops");
+        for vm in self.source.list() {
+            vm.stop();
+        }
+        let _ = std::fs::remove_file(&self.api_socket);
+    }
 }
 
 /// Every journal has a few files open: as many as the system allows may be.

@@ -22,5 +22,5 @@ mod source;
 mod state;
 mod wire_io;
 
-pub use daemon::run;
+pub use daemon::{Agent, run};
 pub use state::random;

@@ -9,3 +9,18 @@ pub(crate) fn timed<T>(work: impl FnOnce() -> T) -> (f64, T) {
     let result = work();
     (start.elapsed().as_secs_f64(), result)
 }
+
+/// A moment to measure from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moment(Instant);
+
+impl Moment {
+    pub(crate) fn now() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Seconds since.
+    pub(crate) fn elapsed(self) -> f64 {
+        self.0.elapsed().as_secs_f64()
+    }
+}

@@ -6,6 +6,7 @@ mod disk;
 mod figures;
 mod journal;
 mod load;
+mod stream;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
@@ -32,6 +33,9 @@ struct Cli {
     /// Opens the journals below a folder and says what that costs: a process of its own, for the bench.
     #[arg(long, hide = true)]
     open_all: Option<PathBuf>,
+    /// Runs an agent: a process of its own, for the bench.
+    #[arg(long, hide = true)]
+    agent: Option<PathBuf>,
 }
 
 fn main() -> Result<()> {
@@ -39,17 +43,22 @@ fn main() -> Result<()> {
     if let Some(folder) = &cli.open_all {
         return journal::scale::open_all(folder);
     }
-    let names = match cli.name.as_deref() {
-        None | Some("journal") => ["journal"],
-        Some(other) => bail!("no bench {other:?}: there is `journal`"),
-    };
-    for name in names {
+    if let Some(config) = &cli.agent {
+        return stream::run_agent(config);
+    }
+    type Bench = fn(&Run) -> Result<Vec<figures::Figure>>;
+    let benches: [(&'static str, Bench); 2] = [("journal", journal::run), ("stream", stream::run)];
+    let wanted = |name: &str| cli.name.as_deref().is_none_or(|wanted| wanted == name);
+    if !benches.iter().any(|(name, _)| wanted(name)) {
+        bail!("no bench {:?}: there are `journal` and `stream`", cli.name.unwrap_or_default());
+    }
+    for (name, bench) in benches.into_iter().filter(|(name, _)| wanted(name)) {
         let folder = cli.folder.join(name);
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
         let folder = folder.canonicalize().context("find the bench's folder")?;
         let run = Run { folder: folder.clone(), quick: cli.quick, only: cli.only.clone() };
-        let figures = journal::run(&run)?;
+        let figures = bench(&run)?;
         let findings = Findings { bench: name, machine: disk::machine(), figures };
         eprintln!("{name} on {}", findings.machine);
         for figure in &findings.figures {

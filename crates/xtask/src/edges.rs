@@ -17,7 +17,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("holdfast", &["types", "api", "agent", "journal"]),
     ("lab", &[]),
     ("sim", &["types", "batch", "splitter", "replication", "journal"]),
-    ("bench", &["types", "batch", "journal"]),
+    ("bench", &["types", "batch", "journal", "agent", "api", "splitter"]),
     ("xtask", &["lab"]),
 ];
 const ALLOWED_IN_TESTS: &[(&str, &[&str])] = &[("holdfast", &["lab"]), ("journal", &["sim"])];

@@ -69,6 +69,15 @@ pub(crate) fn run(run: &Run) -> Result<Vec<Figure>> {
     ])
 }
 
+/// MiB a second of durable appends of 64 KiB writes, in a folder that is used again and again.
+pub(crate) fn append_rate(folder: &std::path::Path, bytes: u64, round: u64) -> Result<f64> {
+    let batches = random_writes(&mut Stream::begin(), bytes, 64 << 10, DISK_BYTES, round + 1);
+    let journal = warm(folder, round)?;
+    let (seconds, done) = timed(|| append_all(&shards(2), std::slice::from_ref(&journal), &batches, AHEAD));
+    done?;
+    Ok(bytes as f64 / MIB / seconds)
+}
+
 /// A journal in a folder where one was before, whose files it writes anew.
 fn warm(folder: &std::path::Path, round: u64) -> Result<std::sync::Arc<journal::Journal>> {
     if round > 0 {

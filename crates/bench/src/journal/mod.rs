@@ -7,6 +7,8 @@ mod index;
 mod reopen;
 pub(crate) mod scale;
 
+pub(crate) use append::append_rate;
+
 use crate::Run;
 use crate::figures::Figure;
 use anyhow::{Context, Result};

@@ -1,0 +1,29 @@
+//! The stream's figures: from the capture of a write on one agent to its being durable at another.
+//!
+//! The protected side runs in this process, so that writes are given to the capture itself and no front end
+//! is measured with it; the recovery side is a process of its own. Between them is TLS on loopback.
+
+mod compare;
+mod headline;
+mod lag;
+mod outage;
+mod pair;
+mod tls;
+
+use crate::Run;
+use crate::figures::Figure;
+use anyhow::{Context, Result};
+pub(crate) use pair::run_agent;
+
+/// Runs every section that is wanted.
+pub(crate) fn run(run: &Run) -> Result<Vec<Figure>> {
+    type Section = fn(&Run) -> Result<Vec<Figure>>;
+    let sections: [(&str, Section); 4] =
+        [("headline", headline::run), ("lag", lag::run), ("outage", outage::run), ("compare", compare::run)];
+    let mut figures = Vec::new();
+    for (name, section) in sections.into_iter().filter(|(name, _)| run.wants(name)) {
+        eprintln!("measuring {name} …");
+        figures.extend(section(run).with_context(|| format!("measure {name}"))?);
+    }
+    Ok(figures)
+}

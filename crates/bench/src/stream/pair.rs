@@ -1,0 +1,202 @@
+//! Two agents with trust in each other: one in this process, one in its own.
+
+use crate::clock::Moment;
+use agent::Agent;
+use agent::config::Config;
+use agent::pki::Pki;
+use anyhow::{Context, Result, bail};
+use api::{Client, Endpoint, ProtectDisk, ProtectRequest, ProtectSettings, ProtectedVm};
+use batch::Kind;
+use bytes::Bytes;
+use splitter::Capture;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::Runtime;
+use types::{ByteRange, DiskIndex};
+
+/// A state has to come within this.
+const PATIENCE_SECONDS: f64 = 120.0;
+
+/// Both sides, and the folders they live in.
+pub(super) struct Pair {
+    folder: PathBuf,
+    port: u16,
+    recovery: Option<Child>,
+    pub(super) runtime: Runtime,
+    protected: Option<Agent>,
+}
+
+/// Runs an agent in this process until it is told to stop.
+pub(crate) fn run_agent(config: &Path) -> Result<()> {
+    let config = Config::load(config)?;
+    let runtime = runtime()?;
+    runtime.block_on(agent::run(config))?;
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    Ok(())
+}
+
+fn runtime() -> Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start a runtime")
+}
+
+/// Two sites' keys in `folder`, each trusting the other.
+pub(super) fn trust(folder: &Path) -> Result<(Pki, Pki)> {
+    let (ours, theirs) = (folder.join("ours/pki"), folder.join("theirs/pki"));
+    let (our_pki, their_pki) = (Pki::new(&ours), Pki::new(&theirs));
+    our_pki.init("ours")?;
+    their_pki.init("theirs")?;
+    let hosts = ["127.0.0.1".to_owned(), "localhost".to_owned()];
+    our_pki.issue("a", "agent", &hosts, 30)?;
+    their_pki.issue("b", "agent", &hosts, 30)?;
+    our_pki.trust("theirs", &theirs.join("ca.pem"))?;
+    their_pki.trust("ours", &ours.join("ca.pem"))?;
+    Ok((our_pki, their_pki))
+}
+
+impl Pair {
+    /// Starts both sides below `folder`; `more` goes into the protected side's configuration.
+    pub(super) fn start(folder: &Path, more: &str) -> Result<Self> {
+        std::fs::create_dir_all(folder).context("make the pair's folder")?;
+        trust(folder)?;
+        // Taken and given back: the port stays free unless somebody else is very quick.
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let config = |name: &str, text: String| -> Result<()> {
+            let path = folder.join(name).join("agent.toml");
+            std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+        };
+        config(
+            "ours",
+            format!("site = \"ours\"\nagent = \"a\"\nstate_dir = \"state\"\npki_dir = \"pki\"\n{more}"),
+        )?;
+        config(
+            "theirs",
+            format!(
+                "site = \"theirs\"\nagent = \"b\"\nstate_dir = \"state\"\npki_dir = \"pki\"\n\
+                 [stream]\nlisten = \"127.0.0.1:{port}\"\n"
+            ),
+        )?;
+        let mut pair =
+            Self { folder: folder.to_path_buf(), port, recovery: None, runtime: runtime()?, protected: None };
+        pair.start_recovery()?;
+        pair.start_protected()?;
+        Ok(pair)
+    }
+
+    pub(super) fn start_recovery(&mut self) -> Result<()> {
+        let program = std::env::current_exe().context("find this program")?;
+        let mut command = Command::new(program);
+        command.arg("--agent").arg(self.folder.join("theirs/agent.toml"));
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        self.recovery = Some(command.spawn().context("start the recovery side")?);
+        let client = self.their_client();
+        self.wait("the recovery side answers", || {
+            Ok(self.runtime.block_on(client.status()).is_ok().then_some(()))
+        })
+    }
+
+    /// Kills the recovery side, as a lost link does from where the protected side stands.
+    pub(super) fn kill_recovery(&mut self) -> Result<()> {
+        if let Some(mut child) = self.recovery.take() {
+            child.kill().context("kill the recovery side")?;
+            child.wait().context("wait for the recovery side")?;
+        }
+        Ok(())
+    }
+
+    fn start_protected(&mut self) -> Result<()> {
+        let config = Config::load(&self.folder.join("ours/agent.toml"))?;
+        self.protected = Some(self.runtime.block_on(Agent::start(config))?);
+        Ok(())
+    }
+
+    pub(super) fn our_client(&self) -> Client {
+        Client::new(Endpoint::Unix(self.folder.join("ours/state/run/agent.sock")))
+    }
+
+    pub(super) fn their_client(&self) -> Client {
+        Client::new(Endpoint::Unix(self.folder.join("theirs/state/run/agent.sock")))
+    }
+
+    /// Protects a VM of one disk and waits until it is journaling.
+    pub(super) fn protect(
+        &self,
+        name: &str,
+        disk_bytes: u64,
+        settings: ProtectSettings,
+    ) -> Result<Arc<Capture>> {
+        let path = self.folder.join(format!("{name}.raw"));
+        let image = std::fs::File::create(&path).context("make an image")?;
+        image.set_len(disk_bytes).context("make an image")?;
+        let request = ProtectRequest {
+            name: name.to_owned(),
+            group: None,
+            disks: vec![ProtectDisk { name: "vda".into(), path: path.display().to_string() }],
+            peer: format!("127.0.0.1:{}", self.port),
+            definition: None,
+            settings,
+        };
+        self.runtime.block_on(self.our_client().protect(&request))?;
+        self.wait_for_state(name, "journaling")?;
+        let agent = self.protected.as_ref().context("the protected side runs")?;
+        agent.capture(name).context("the VM is protected")
+    }
+
+    pub(super) fn vm(&self, name: &str) -> Result<ProtectedVm> {
+        Ok(self.runtime.block_on(self.our_client().protected_vm(name))?)
+    }
+
+    pub(super) fn wait_for_state(&self, name: &str, state: &str) -> Result<()> {
+        self.wait(&format!("{name} is {state}"), || Ok((self.vm(name)?.state == state).then_some(())))
+    }
+
+    pub(super) fn wait<T>(&self, what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+        let begun = Moment::now();
+        loop {
+            if let Some(found) = look()? {
+                return Ok(found);
+            }
+            if begun.elapsed() > PATIENCE_SECONDS {
+                bail!("waited {PATIENCE_SECONDS} s for: {what}");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Seconds of processor time the recovery side has used.
+    pub(super) fn recovery_cpu(&self) -> Result<f64> {
+        let id = self.recovery.as_ref().context("the recovery side runs")?.id();
+        cpu_of(&format!("/proc/{id}/stat"))
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        if let Some(agent) = self.protected.take() {
+            let _entered = self.runtime.enter();
+            agent.stop();
+        }
+        let _ = self.kill_recovery();
+    }
+}
+
+/// Seconds of processor time this process has used.
+pub(super) fn own_cpu() -> Result<f64> {
+    cpu_of("/proc/self/stat")
+}
+
+fn cpu_of(path: &str) -> Result<f64> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("read {path}"))?;
+    let fields: Vec<&str> = text.rsplit_once(')').context("a stat line")?.1.split_whitespace().collect();
+    let ticks: f64 = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
+    Ok(ticks / 100.0)
+}
+
+/// Gives one write to a capture, as a front end does once the local disk has it.
+pub(super) fn write(capture: &Capture, at: u64, payload: &Bytes) -> Result<()> {
+    let range = ByteRange::new(at, payload.len() as u64);
+    capture.begin_write(DiskIndex(0), range).context("begin a write")?;
+    capture.commit(DiskIndex(0), Kind::Write, range, payload);
+    Ok(())
+}
