@@ -14,6 +14,7 @@ pub mod http;
 pub mod hypervisor;
 mod link;
 mod link_limits;
+pub mod memory;
 mod pace;
 pub mod pki;
 mod policy;

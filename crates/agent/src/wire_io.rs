@@ -1,5 +1,6 @@
 //! Messages over a byte stream: reading one, and a task that writes what is queued.
 
+use bytes::BytesMut;
 use replication::wire::{FrameReader, FrameWriter, HEADER_BYTES, Message, WireError};
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter};
@@ -28,9 +29,14 @@ pub(crate) async fn read_message(
     let mut header = [0; HEADER_BYTES];
     stream.read_exact(&mut header).await.map_err(io)?;
     let header = frames.header(&header)?;
-    let mut body = vec![0; header.body_len];
-    stream.read_exact(&mut body).await.map_err(io)?;
-    Ok(frames.message(&header, body.into())?)
+    let mut body = BytesMut::with_capacity(header.body_len);
+    let mut rest = stream.take(header.body_len as u64);
+    while body.len() < header.body_len {
+        if rest.read_buf(&mut body).await.map_err(io)? == 0 {
+            return Err(ReadError::Closed);
+        }
+    }
+    Ok(frames.message(&header, body.freeze())?)
 }
 
 /// A message to write, and somebody to tell once it is.

@@ -1,8 +1,10 @@
 //! Building a batch from captured records.
 
-use crate::frames::{Codec, push_frame};
+use crate::crc::{BY_FRAME, of_blocks, of_run};
+use crate::decode::Batch;
+use crate::frames::{Codec, push_frame, raw_frame};
 use crate::layout::{
-    BLOCK_BYTES, BLOCK_ENTRY_BYTES, FLAG_STEP_END, FLAG_UNDO, FRAME_ENTRY_BYTES, HEADER_BYTES, MAGIC,
+    BLOCK_BYTES, BLOCK_ENTRY_BYTES, FLAG_STEP_END, FLAG_UNDO, FRAME_ENTRY_BYTES, Form, HEADER_BYTES, MAGIC,
     RECORD_BYTES, RawHeader, RawRecord, VERSION,
 };
 use crate::record::Record;
@@ -40,44 +42,35 @@ pub fn encode_undo(meta: &BatchMeta, records: &[Record], codec: Codec, ends_step
 
 fn encode_flagged(meta: &BatchMeta, records: &[Record], codec: Codec, flags: u16) -> Bytes {
     assert!(records.len() <= BATCH_RECORDS_MAX, "a batch of {} records", records.len());
-    let mut plain = Vec::with_capacity(records.iter().map(|record| record.payload.len()).sum());
-    let mut table = Vec::with_capacity(records.len() * RECORD_BYTES);
-    let mut last_seq = meta.prev_seq;
-    for record in records {
-        let repeats = flags & FLAG_UNDO != 0 && record.seq == last_seq;
-        assert!(record.seq > last_seq || repeats, "{:?} does not follow {last_seq:?}", record.seq);
-        last_seq = record.seq;
-        let len = if record.kind.changes_disk() { record.range.len } else { record.payload.len() as u64 };
-        assert!(
-            !record.kind.has_payload() || record.payload.len() as u64 == len,
-            "payload of another length"
-        );
-        let raw = RawRecord {
-            seq: record.seq.raw().into(),
-            start: record.range.start.into(),
-            len: u32::try_from(len).expect("a record is cut at 1 MiB, zeroes at 4 GiB").into(),
-            payload_at: (plain.len() as u32).into(),
-            payload_crc: crc32c::crc32c(&record.payload).into(),
-            disk: record.disk.0.into(),
-            kind: record.kind as u8,
-            flags: 0,
-        };
-        table.extend_from_slice(raw.as_bytes());
-        plain.extend_from_slice(&record.payload);
-    }
+    let plain_len: usize = records.iter().map(|record| record.payload.len()).sum();
+    let frame_count = plain_len.div_ceil(FRAME_BYTES);
+    let tables_at = HEADER_BYTES + records.len() * RECORD_BYTES;
+    let frames_at =
+        tables_at + frame_count * FRAME_ENTRY_BYTES + plain_len.div_ceil(BLOCK_BYTES) * BLOCK_ENTRY_BYTES;
+    // The payload, one record's behind the other's: raw frames are that, and no more is copied.
+    let mut out = Vec::with_capacity(frames_at + plain_len);
+    out.resize(frames_at, 0);
+    records.iter().for_each(|record| out.extend_from_slice(&record.payload));
+    let blocks = of_blocks(&out[frames_at..]);
+    let (table, last_seq) = record_table(meta, records, &out[frames_at..], &blocks, flags);
     assert!(meta.watermark >= last_seq, "the watermark covers what is sent");
 
-    let frame_count = plain.len().div_ceil(FRAME_BYTES);
-    let blocks_at = HEADER_BYTES + table.len() + frame_count * FRAME_ENTRY_BYTES;
-    let frames_at = blocks_at + plain.len().div_ceil(BLOCK_BYTES) * BLOCK_ENTRY_BYTES;
     // Frame table and block table, which stand side by side.
-    let mut frame_table = Vec::with_capacity(frames_at - HEADER_BYTES - table.len());
-    let mut out = vec![0; frames_at];
-    for chunk in plain.chunks(FRAME_BYTES) {
-        frame_table.extend_from_slice(push_frame(chunk, codec, &mut out).as_bytes());
+    let mut frame_table = Vec::with_capacity(frames_at - tables_at);
+    if codec == Codec::Raw {
+        for (frame, blocks) in
+            out[frames_at..].chunks(FRAME_BYTES).zip(blocks.chunks(FRAME_BYTES / BLOCK_BYTES))
+        {
+            frame_table.extend_from_slice(raw_frame(frame.len(), of_run(frame, blocks)).as_bytes());
+        }
+    } else {
+        let plain = out.split_off(frames_at);
+        for (frame, blocks) in plain.chunks(FRAME_BYTES).zip(blocks.chunks(FRAME_BYTES / BLOCK_BYTES)) {
+            frame_table.extend_from_slice(push_frame(frame, blocks, codec, &mut out).as_bytes());
+        }
     }
-    for block in plain.chunks(BLOCK_BYTES) {
-        frame_table.extend_from_slice(&crc32c::crc32c(block).to_le_bytes());
+    for block in &blocks {
+        frame_table.extend_from_slice(&block.to_le_bytes());
     }
     assert!(out.len() <= BATCH_BYTES_MAX, "a batch of {} bytes", out.len());
 
@@ -88,7 +81,7 @@ fn encode_flagged(meta: &BatchMeta, records: &[Record], codec: Codec, flags: u16
         total_len: (out.len() as u32).into(),
         records: (records.len() as u32).into(),
         frames: (frame_count as u32).into(),
-        plain_len: (plain.len() as u32).into(),
+        plain_len: (plain_len as u32).into(),
         prev_seq: meta.prev_seq.raw().into(),
         last_seq: last_seq.raw().into(),
         watermark: meta.watermark.raw().into(),
@@ -100,7 +93,70 @@ fn encode_flagged(meta: &BatchMeta, records: &[Record], codec: Codec, flags: u16
     let crc = crc32c::crc32c_append(crc32c::crc32c(header.as_bytes()), &table);
     header.crc = crc32c::crc32c_append(crc, &frame_table).into();
     out[..HEADER_BYTES].copy_from_slice(header.as_bytes());
-    out[HEADER_BYTES..HEADER_BYTES + table.len()].copy_from_slice(&table);
-    out[HEADER_BYTES + table.len()..frames_at].copy_from_slice(&frame_table);
+    out[HEADER_BYTES..tables_at].copy_from_slice(&table);
+    out[tables_at..frames_at].copy_from_slice(&frame_table);
     out.into()
+}
+
+/// The record table, and the last sequence. `plain` is all payload, `blocks` the sums of its blocks.
+fn record_table(
+    meta: &BatchMeta,
+    records: &[Record],
+    plain: &[u8],
+    blocks: &[u32],
+    flags: u16,
+) -> (Vec<u8>, WriteSeq) {
+    let mut table = Vec::with_capacity(records.len() * RECORD_BYTES);
+    let (mut last_seq, mut at) = (meta.prev_seq, 0);
+    for record in records {
+        let repeats = flags & FLAG_UNDO != 0 && record.seq == last_seq;
+        assert!(record.seq > last_seq || repeats, "{:?} does not follow {last_seq:?}", record.seq);
+        last_seq = record.seq;
+        let len = if record.kind.changes_disk() { record.range.len } else { record.payload.len() as u64 };
+        assert!(
+            !record.kind.has_payload() || record.payload.len() as u64 == len,
+            "payload of another length"
+        );
+        let payload = &plain[at..at + record.payload.len()];
+        let raw = RawRecord {
+            seq: record.seq.raw().into(),
+            start: record.range.start.into(),
+            len: u32::try_from(len).expect("a record is cut at 1 MiB, zeroes at 4 GiB").into(),
+            payload_at: (at as u32).into(),
+            payload_crc: match at.is_multiple_of(BLOCK_BYTES) {
+                true => of_run(payload, &blocks[at / BLOCK_BYTES..]),
+                false => crc32c::crc32c(payload),
+            }
+            .into(),
+            disk: record.disk.0.into(),
+            kind: record.kind as u8,
+            flags: 0,
+        };
+        table.extend_from_slice(raw.as_bytes());
+        at += payload.len();
+    }
+    (table, last_seq)
+}
+
+/// The CRC-32C of `before`'s bytes followed by a whole batch of our own making, without a pass over its
+/// frames: their sums stand in its table.
+pub fn crc_with_batch(before: u32, batch: &[u8]) -> u32 {
+    let Ok(parsed) = Batch::parse_tables(Form::Stream, Bytes::copy_from_slice(tables_of(batch)), batch.len())
+    else {
+        return crc32c::crc32c_append(before, batch);
+    };
+    let mut crc = crc32c::crc32c_append(before, tables_of(batch));
+    for frame in parsed.frames() {
+        let stored = frame.stored_at as usize..(frame.stored_at + frame.stored_len) as usize;
+        crc = match stored.len() == FRAME_BYTES {
+            true => BY_FRAME.join(crc, frame.crc),
+            false => crc32c::crc32c_append(crc, &batch[stored]),
+        };
+    }
+    crc
+}
+
+fn tables_of(batch: &[u8]) -> &[u8] {
+    let end = Batch::parse_header(batch, batch.len()).map_or(0, |header| Batch::tables_bytes(&header));
+    &batch[..end.min(batch.len())]
 }

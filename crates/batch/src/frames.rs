@@ -1,5 +1,6 @@
 //! Frames: 64 KiB of plain payload, compressed together where that pays.
 
+use crate::crc::of_run;
 use crate::layout::RawFrame;
 use bytes::Bytes;
 use types::limits::FRAME_BYTES;
@@ -50,23 +51,38 @@ pub enum FrameError {
 }
 
 /// Compresses one frame's plain bytes onto `out` with `wanted`, or stores them raw where less than a
-/// twentieth is saved.
-pub(crate) fn push_frame(plain: &[u8], wanted: Codec, out: &mut Vec<u8>) -> RawFrame {
+/// twentieth is saved. `blocks` are the sums of its blocks.
+pub(crate) fn push_frame(plain: &[u8], blocks: &[u32], wanted: Codec, out: &mut Vec<u8>) -> RawFrame {
     let packed = match wanted {
         Codec::Raw => None,
         Codec::Lz4 => Some(lz4_flex::block::compress(plain)),
         Codec::Zstd => zstd::bulk::compress(plain, 1).ok(),
     };
-    let (codec, stored) = match &packed {
-        Some(packed) if packed.len() + plain.len() / 20 <= plain.len() => (wanted, packed.as_slice()),
-        _ => (Codec::Raw, plain),
-    };
-    out.extend_from_slice(stored);
+    match packed {
+        Some(packed) if packed.len() + plain.len() / 20 <= plain.len() => {
+            out.extend_from_slice(&packed);
+            RawFrame {
+                stored_len: (packed.len() as u32).into(),
+                plain_len: (plain.len() as u32).into(),
+                crc: crc32c::crc32c(&packed).into(),
+                codec: wanted as u8,
+                reserved: [0; 3],
+            }
+        }
+        _ => {
+            out.extend_from_slice(plain);
+            raw_frame(plain.len(), of_run(plain, blocks))
+        }
+    }
+}
+
+/// The line of a frame that is stored as it is.
+pub(crate) fn raw_frame(len: usize, crc: u32) -> RawFrame {
     RawFrame {
-        stored_len: (stored.len() as u32).into(),
-        plain_len: (plain.len() as u32).into(),
-        crc: crc32c::crc32c(stored).into(),
-        codec: codec as u8,
+        stored_len: (len as u32).into(),
+        plain_len: (len as u32).into(),
+        crc: crc.into(),
+        codec: Codec::Raw as u8,
         reserved: [0; 3],
     }
 }

@@ -43,6 +43,7 @@ fn main() -> Result<()> {
     if let Some(folder) = &cli.open_all {
         return journal::scale::open_all(folder);
     }
+    agent::memory::keep_freed();
     if let Some(config) = &cli.agent {
         return stream::run_agent(config);
     }

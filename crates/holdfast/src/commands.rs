@@ -62,6 +62,7 @@ fn run_agent(path: &Path, check: bool) -> Result<ExitCode> {
     } else {
         log.with_ansi(false).init();
     }
+    agent::memory::keep_freed();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start")?;
     runtime.block_on(agent::run(config))?;
     // Guests' threads may still be in a read; the process does not wait for them.

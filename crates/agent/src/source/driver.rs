@@ -473,8 +473,7 @@ impl Driver {
         let lags = status.buffered_bytes * 4 > status.buffer_bytes_max || status.spilled > after;
         let tells = self.vm.group().has_several();
         let bytes_max = self.place.batch_bytes();
-        let outbox = self.outbox.clone();
-        let next = block_in_place(|| outbox.next(after, bytes_max, &mut self.chooser, lags, tells));
+        let next = self.outbox.next(after, bytes_max, &mut self.chooser, lags, tells);
         let Some(next) = next else {
             self.place.sent(granted, 0);
             self.events.push_back(SenderEvent::NothingToSend);

@@ -13,6 +13,7 @@ use replication::{CodecChooser, Compression};
 use splitter::Capture;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::task::block_in_place;
 use types::limits::BATCH_BYTES_TARGET;
 use types::{Incarnation, VmId, WriteSeq};
 
@@ -93,7 +94,7 @@ impl Outbox {
         tells_watermark: bool,
     ) -> Option<Outgoing> {
         if after < self.capture.status().spilled {
-            return self.next_of_spill(after);
+            return block_in_place(|| self.next_of_spill(after));
         }
         let taken = self.capture.take_after(after, bytes_max);
         if taken.records.is_empty() && !tells_watermark {

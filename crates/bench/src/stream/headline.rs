@@ -16,7 +16,7 @@ const DISK_BYTES: u64 = 16 << 30;
 const MIB: f64 = (1 << 20) as f64;
 
 pub(crate) fn run(run: &Run) -> Result<Vec<Figure>> {
-    let bytes = run.scaled(4 << 30);
+    let bytes = run.scaled(2 << 30);
     let source = incompressible();
     let (mut limit, mut large, mut small) = (Vec::new(), Vec::new(), Vec::new());
     let (mut sending, mut receiving) = (Vec::new(), Vec::new());

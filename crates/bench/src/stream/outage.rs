@@ -69,6 +69,7 @@ fn resent_without_spill(pair: &mut Pair, source: &Bytes, seconds: f64) -> Result
     let sent_before = pair.vm("tracking")?.sent_bytes;
     let mut blocks = BTreeSet::new();
     load(&capture, source, seconds, &mut blocks)?;
+    pair.fill_image("tracking", source, &blocks)?;
     pair.start_recovery()?;
     pair.wait_for_state("tracking", "journaling")?;
     let last = capture.status().last;

@@ -9,11 +9,14 @@ use api::{Client, Endpoint, ProtectDisk, ProtectRequest, ProtectSettings, Protec
 use batch::Kind;
 use bytes::Bytes;
 use splitter::Capture;
+use std::collections::BTreeSet;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Runtime;
+use types::limits::BLOCK_BYTES;
 use types::{ByteRange, DiskIndex};
 
 /// A state has to come within this.
@@ -141,6 +144,17 @@ impl Pair {
         self.wait_for_state(name, "journaling")?;
         let agent = self.protected.as_ref().context("the protected side runs")?;
         agent.capture(name).context("the VM is protected")
+    }
+
+    /// Puts something into blocks of a VM's image, for a sync to find: what the capture was told of never
+    /// went there.
+    pub(super) fn fill_image(&self, name: &str, source: &Bytes, blocks: &BTreeSet<u64>) -> Result<()> {
+        let image = std::fs::OpenOptions::new().write(true).open(self.folder.join(format!("{name}.raw")))?;
+        for block in blocks {
+            let from = (block * BLOCK_BYTES) as usize % source.len();
+            image.write_all_at(&source[from..from + BLOCK_BYTES as usize], block * BLOCK_BYTES)?;
+        }
+        Ok(())
     }
 
     pub(super) fn vm(&self, name: &str) -> Result<ProtectedVm> {

@@ -68,7 +68,10 @@ impl FrameWriter {
         header[6..8].copy_from_slice(&message.kind().to_le_bytes());
         header[8..12].copy_from_slice(&(body.len() as u32).to_le_bytes());
         header[16..24].copy_from_slice(&self.sent.to_le_bytes());
-        let crc = crc32c::crc32c_append(crc32c::crc32c(&header), &body);
+        let crc = match message {
+            Message::Batch(_) => batch::crc_with_batch(crc32c::crc32c(&header), &body),
+            _ => crc32c::crc32c_append(crc32c::crc32c(&header), &body),
+        };
         header[24..28].copy_from_slice(&crc.to_le_bytes());
         (header, body)
     }
