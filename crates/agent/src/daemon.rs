@@ -75,7 +75,7 @@ impl Agent {
         match resumed {
             Ok(()) => {
                 if let Some(address) = config.stream_listen {
-                    tokio::spawn(listen(recovery.clone(), pki.clone(), address, alerts));
+                    tokio::spawn(listen(recovery.clone(), source.clone(), pki.clone(), address, alerts));
                 }
                 tokio::spawn(recovery.clone().keep_up_regularly());
                 tokio::spawn(recovery.scrub_regularly());

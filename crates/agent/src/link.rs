@@ -2,6 +2,7 @@
 
 use crate::pki::{PeerRole, Pki};
 use anyhow::{Context, Result};
+use replication::wire::FrameWriter;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
@@ -39,6 +40,8 @@ impl PeerIdentity {
 pub(crate) struct Connected {
     pub(crate) reader: ReadHalf<TlsStream<TcpStream>>,
     pub(crate) writer: WriteHalf<TlsStream<TcpStream>>,
+    /// Numbers what is said from the first word on.
+    pub(crate) first: FrameWriter,
     pub(crate) peer: PeerIdentity,
 }
 
@@ -65,7 +68,7 @@ pub(crate) async fn connect(pki: &Pki, peer: &str, dscp: u8) -> Result<Connected
     let shown = stream.get_ref().1.peer_certificates();
     let peer = PeerIdentity::of(pki, shown, PeerRole::IsConnectedTo)?;
     let (reader, writer) = tokio::io::split(stream);
-    Ok(Connected { reader, writer, peer })
+    Ok(Connected { reader, writer, first: FrameWriter::default(), peer })
 }
 
 /// Sets what every connection of a stream has: no delay, and its class of service.

@@ -117,8 +117,10 @@ impl Pki {
     /// # Errors
     /// Where keys or certificates are missing or damaged.
     pub fn client(&self) -> Result<Arc<ClientConfig>> {
+        let mut roots = self.trusted_roots()?;
+        self.add_own(&mut roots)?;
         let config = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
-            .with_root_certificates(self.trusted_roots()?)
+            .with_root_certificates(roots)
             .with_client_auth_cert(self.certificates("agent.pem")?, self.key("agent.key")?)
             .context("use the agent's certificate")?;
         Ok(Arc::new(config))
@@ -129,11 +131,20 @@ impl Pki {
     /// # Errors
     /// Where keys or certificates are missing or damaged, or nobody is trusted yet.
     pub fn stream_server(&self) -> Result<Arc<ServerConfig>> {
-        let roots = self.trusted_roots()?;
+        let mut roots = self.trusted_roots()?;
         if roots.is_empty() {
             bail!("no site is trusted: run `holdfast pki trust` with the CA certificate of the other site");
         }
+        self.add_own(&mut roots)?;
         self.server(roots)
+    }
+
+    /// A group may have VMs on several hosts of this site, whose agents talk to each other.
+    fn add_own(&self, roots: &mut RootCertStore) -> Result<()> {
+        for certificate in self.certificates("ca.pem").unwrap_or_default() {
+            roots.add(certificate).context("use the site's own CA")?;
+        }
+        Ok(())
     }
 
     /// TLS for operators that connect: certified by the site itself.
@@ -161,7 +172,9 @@ impl Pki {
         let name = name.context("the peer's certificate has no agent's name")?;
         let (_, site) = name.split_once('.').context("the peer's certificate has no agent's name")?;
         check_label(site).map_err(|what| anyhow::anyhow!("the peer's site {site:?}: {what}"))?;
-        let trusted = read_certificates(&self.folder.join("trust").join(format!("{site}.pem")))
+        let ours = self.site().is_ok_and(|ours| ours == site);
+        let path = if ours { "ca.pem".into() } else { format!("trust/{site}.pem") };
+        let trusted = read_certificates(&self.folder.join(path))
             .with_context(|| format!("the peer calls itself {name}, but site {site} is not trusted"))?;
         let anchors: Vec<_> = trusted
             .iter()

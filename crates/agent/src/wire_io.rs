@@ -55,10 +55,10 @@ impl From<Message> for Outgoing {
 /// those who queue: the sender by its window, everybody else by waiting for `written`.
 pub(crate) async fn write_messages(
     stream: impl AsyncWrite + Unpin,
+    mut frames: FrameWriter,
     mut queue: mpsc::UnboundedReceiver<Outgoing>,
 ) -> io::Result<()> {
     let mut stream = BufWriter::with_capacity(128 << 10, stream);
-    let mut frames = FrameWriter::default();
     while let Some(next) = queue.recv().await {
         let (header, body) = frames.encode(&next.message);
         stream.write_all(&header).await?;

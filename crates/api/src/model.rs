@@ -37,6 +37,10 @@ pub struct ProtectRequest {
     /// The protection group; the VM's own name by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
+    /// `HOST:PORT` of the agent that coordinates the group, where the group has VMs on several hosts and this
+    /// is not the first of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coordinator: Option<String>,
     pub disks: Vec<ProtectDisk>,
     /// `HOST:PORT` of the recovery side's agent.
     pub peer: String,
@@ -219,7 +223,7 @@ pub struct RecoveredVm {
 }
 
 /// A group and where its authority lies, at this agent.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Group {
     pub id: String,
     pub name: String,
@@ -228,6 +232,18 @@ pub struct Group {
     pub side: String,
     pub vms: Vec<String>,
     pub failover: Option<Failover>,
+    /// The agent that coordinates the group, where it is not this one.
+    pub coordinator: Option<String>,
+    /// Hosts with VMs of the group beside this one, where this one coordinates it.
+    pub hosts: Vec<String>,
+    /// Of those, the ones that are not connected: no checkpoint is taken without them.
+    pub hosts_away: Vec<String>,
+    /// Cuts across hosts since the agent started, and how many of them were given up.
+    pub cuts_across_hosts: u64,
+    pub cuts_given_up: u64,
+    /// How long guests' acknowledgements were held for one.
+    pub hold_last_seconds: f64,
+    pub hold_longest_seconds: f64,
 }
 
 /// A checkpoint.

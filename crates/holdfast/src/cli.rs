@@ -175,6 +175,9 @@ pub(crate) struct Protect {
     /// The protection group; the VM's own name by default.
     #[arg(long)]
     pub(crate) group: Option<String>,
+    /// The agent that coordinates the group, where its first VM is protected on another host.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) coordinator: Option<String>,
     /// Wait until the initial sync is done, and show how far it is.
     #[arg(long)]
     pub(crate) wait: bool,

@@ -220,6 +220,7 @@ fn request(protect: Protect) -> Result<ProtectRequest> {
     Ok(ProtectRequest {
         name: protect.name,
         group: protect.group,
+        coordinator: protect.coordinator,
         disks,
         peer: protect.peer,
         definition: protect.definition.as_deref().map(read_definition).transpose()?,

@@ -202,7 +202,9 @@ impl Receiver {
                 | Message::Compare(_)
                 | Message::Compared(_)
                 | Message::AskClock(_)
-                | Message::ClockAnswer(_),
+                | Message::ClockAnswer(_)
+                | Message::Join(_)
+                | Message::Cut(_),
                 _,
             ) => {
                 let detail = "a message that has no place here".to_owned();

@@ -399,7 +399,9 @@ impl Sender {
                 | Message::Compare(_)
                 | Message::Compared(_)
                 | Message::AskClock(_)
-                | Message::ClockAnswer(_),
+                | Message::ClockAnswer(_)
+                | Message::Join(_)
+                | Message::Cut(_),
                 _,
             ) => self.hang_up(now, effects),
         }

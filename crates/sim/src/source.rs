@@ -12,7 +12,7 @@ use replication::{
     CaptureView, Differs, KeptStream, Sender, SenderConfig, SenderEffect, SenderEvent, SyncReason,
 };
 use splitter::{
-    BlockDevice, BufferConfig, BufferPool, Capture, DirtyMap, DiskIdentity, ProtectedDisk, RegionLog,
+    BlockDevice, BufferPool, Capture, CaptureConfig, DirtyMap, DiskIdentity, ProtectedDisk, RegionLog,
     copy_some_blocks, hash_some_blocks, mark_allocated,
 };
 use std::collections::VecDeque;
@@ -107,10 +107,11 @@ impl SourceVm {
         let kept = if crashed { log.kept() } else { of_map };
         let kept = kept.into_iter();
         let kept = kept.map(|kept| KeptStream { incarnation: kept.incarnation, acked: kept.acked }).collect();
-        let buffer = BufferConfig {
-            bytes_max: self.buffer_bytes,
+        let buffer = CaptureConfig {
+            buffer_bytes_max: self.buffer_bytes,
             pool: Arc::new(BufferPool::new(6 << 20)),
             sync: None,
+            gate: Arc::default(),
         };
         let capture = Arc::new(Capture::new(counter.clone(), &[size], map, log, buffer, Box::new(|| {})));
         let disk = ProtectedDisk::new(DiskIndex(0), Box::new(self.disk.clone()), capture.clone());
@@ -465,6 +466,7 @@ fn hello(
         journal_bytes_max: 0,
         rpo_seconds: 60,
         checkpoint_interval_seconds: 5,
+        spans_hosts: false,
         disks: vec![DiskSpec { name: "vda".into(), size_bytes }],
         definition: String::new(),
         artifacts: Vec::new(),

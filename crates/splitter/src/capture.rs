@@ -11,6 +11,7 @@
 //! A full buffer turns into a bitmap, never into a stall: nobody here waits for anything, but for guest
 //! writes in synchronous mode, and those wait without the lock and without a range lock.
 
+use crate::ack_gate::AckGate;
 use crate::buffer_pool::BufferPool;
 use crate::dirty::Dirty;
 use crate::dirty_map::DirtyMap;
@@ -36,6 +37,7 @@ pub struct Capture {
     buffer_bytes_max: u64,
     /// Shared by all captures of an agent.
     pool: Arc<BufferPool>,
+    gate: Arc<AckGate>,
     disk_sizes: Vec<u64>,
     /// Locked before `inner`, never after it.
     regions: Mutex<RegionLog>,
@@ -62,12 +64,14 @@ struct Inner {
 
 /// How much may be buffered, and what a guest's write waits for.
 #[derive(Debug, Clone)]
-pub struct BufferConfig {
-    pub bytes_max: u64,
+pub struct CaptureConfig {
+    pub buffer_bytes_max: u64,
     /// Shared by all captures of an agent.
     pub pool: Arc<BufferPool>,
     /// Synchronous mode, if the operator chose it.
     pub sync: Option<SyncPolicy>,
+    /// Shared by all captures of a group on this host.
+    pub gate: Arc<AckGate>,
 }
 
 /// A capture in numbers.
@@ -117,7 +121,7 @@ impl Capture {
         disk_sizes: &[u64],
         map: DirtyMap,
         regions: RegionLog,
-        buffer: BufferConfig,
+        config: CaptureConfig,
         wake: Box<dyn Fn() + Send + Sync>,
     ) -> Self {
         let inner = Inner {
@@ -125,7 +129,7 @@ impl Capture {
             buffered_bytes: 0,
             released: WriteSeq::ZERO,
             spilled: WriteSeq::ZERO,
-            sync: SyncGate::new(buffer.sync),
+            sync: SyncGate::new(config.sync),
             tracking: true,
             gap_open: true,
             dirty: Dirty::new(disk_sizes, map, &regions),
@@ -134,8 +138,9 @@ impl Capture {
         };
         Self {
             counter,
-            buffer_bytes_max: buffer.bytes_max,
-            pool: buffer.pool,
+            buffer_bytes_max: config.buffer_bytes_max,
+            pool: config.pool,
+            gate: config.gate,
             disk_sizes: disk_sizes.to_vec(),
             regions: Mutex::new(regions),
             inner: Mutex::new(inner),
@@ -219,9 +224,10 @@ impl Capture {
         seq
     }
 
-    /// In synchronous mode waits until everything of this VM up to `seq` is durable at the recovery side,
-    /// or the policy lets the guest go on without. In asynchronous mode it returns at once.
+    /// Waits while the group's hosts agree on a cut. In synchronous mode it also waits until everything of
+    /// this VM up to `seq` is durable at the recovery side, or the policy lets the guest go on without.
     pub fn hold(&self, seq: WriteSeq) {
+        self.gate.pass();
         let mut inner = self.lock();
         loop {
             let counts = !inner.gap_open && !inner.tracking;

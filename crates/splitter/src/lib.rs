@@ -5,6 +5,7 @@
 //! VM's [`Capture`]: sequence, buffer or bitmap. A guest write waits for the local disk and for nothing
 //! else. Front ends know only [`BlockDevice`], so an image is served by the same code.
 
+mod ack_gate;
 mod bitmap;
 mod buffer_pool;
 mod capture;
@@ -21,9 +22,10 @@ mod raw;
 mod region_log;
 mod sync_gate;
 
+pub use ack_gate::AckGate;
 pub use bitmap::Bitmap;
 pub use buffer_pool::BufferPool;
-pub use capture::{BufferConfig, Capture, CaptureStatus, Taken};
+pub use capture::{Capture, CaptureConfig, CaptureStatus, Taken};
 pub use copy::{CopyError, HashedRun, copy_some_blocks, hash_some_blocks, mark_allocated, verify_everything};
 pub use device::{BlockDevice, Extent, ExtentKind};
 pub use dirty_map::{DirtyMap, DiskIdentity, Kept, MapStore};

@@ -79,6 +79,15 @@ pub const SYNC_TIMEOUT_SECONDS_RANGE: (u64, u64) = (1, 300);
 pub const CHECKPOINT_INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
 pub const CHECKPOINT_INTERVAL_SECONDS_RANGE: (u64, u64) = (1, 60);
 
+/// A cut across hosts holds no acknowledgement longer than this.
+pub const CUT_HOLD_MAX: Duration = Duration::from_millis(50);
+/// A cut is given up where not all hosts have made it so soon: before any of them lets go by itself.
+pub const CUT_DECIDE_MAX: Duration = Duration::from_millis(40);
+/// How far above what the hosts of a group have drawn a cut across them is set.
+pub const CUT_MARGIN: u64 = 1 << 14;
+/// Hosts of one group beside its coordinator.
+pub const GROUP_HOSTS_MAX: usize = 64;
+
 /// History window: default and range.
 pub const HISTORY_DEFAULT: Duration = Duration::from_secs(24 * 3600);
 pub const HISTORY_SECONDS_RANGE: (u64, u64) = (3600, 30 * 24 * 3600);

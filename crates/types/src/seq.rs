@@ -102,6 +102,15 @@ impl GroupCounter {
         WriteSeq(self.0.load(Ordering::SeqCst))
     }
 
+    /// Draws exactly `seq`, for a cut that several hosts agree on.
+    ///
+    /// # Errors
+    /// Where it has been reached already: the highest sequence drawn so far.
+    pub fn draw_exactly(&self, seq: WriteSeq) -> Result<(), WriteSeq> {
+        let before = self.0.fetch_max(seq.0, Ordering::SeqCst);
+        if before < seq.0 { Ok(()) } else { Err(WriteSeq(before)) }
+    }
+
     /// Lifts the counter to at least `floor`: a journal that has seen higher numbers is obeyed.
     pub fn raise(&self, floor: WriteSeq) {
         self.0.fetch_max(floor.0, Ordering::SeqCst);
@@ -148,5 +157,8 @@ mod tests {
         assert_eq!(counter.last(), WriteSeq::from_raw(10));
         counter.raise(WriteSeq::from_raw(50));
         assert_eq!(counter.draw(), WriteSeq::from_raw(51));
+        assert_eq!(counter.draw_exactly(WriteSeq::from_raw(51)), Err(WriteSeq::from_raw(51)));
+        assert_eq!(counter.draw_exactly(WriteSeq::from_raw(60)), Ok(()));
+        assert_eq!(counter.draw(), WriteSeq::from_raw(61));
     }
 }

@@ -310,7 +310,8 @@ async fn tag(
     Path(group): Path<String>,
     Body(request): Body<TagRequest>,
 ) -> Answer<Checkpoint> {
-    Ok(Json(mark_to_api(&app.source.tag(&group, &request.tag)?)))
+    // Hosts of the group may have to answer first.
+    beside(move || app.source.tag(&group, &request.tag)).await.map(|mark| Json(mark_to_api(&mark)))
 }
 
 /// Fails a group over to this side.

@@ -9,7 +9,8 @@ use types::{Checkpoint, CheckpointId, WriteSeq};
 
 /// Finds the cut all of `vms` can be opened at.
 pub(super) fn resolve(vms: &[Arc<RecoveredVm>], at: &str) -> Result<WriteSeq> {
-    if at == "latest" {
+    let across = vms.iter().any(|vm| vm.record().spans_hosts);
+    if at == "latest" && !across {
         return tail(vms);
     }
     let missing = |what: String| {
@@ -21,6 +22,9 @@ pub(super) fn resolve(vms: &[Arc<RecoveredVm>], at: &str) -> Result<WriteSeq> {
         let found = newest_common(vms, CheckpointQuery { after, limit: 1, ..CheckpointQuery::default() })?;
         let found = found.filter(|checkpoint| checkpoint.id == id);
         return found.map(|checkpoint| checkpoint.cut).ok_or_else(|| missing(format!("no checkpoint {id}")));
+    } else if at == "latest" {
+        // Between checkpoints the hosts of the group have no order among themselves.
+        (newest, "no checkpoint that all hosts of the group have made".to_owned())
     } else if let Some(time) = clock::from_text(at) {
         (CheckpointQuery { to: Some(time), ..newest }, format!("no checkpoint at or before {at}"))
     } else {

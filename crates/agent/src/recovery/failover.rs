@@ -244,6 +244,7 @@ impl Recovery {
                 side: "recovery".into(),
                 vms: vec![record.name],
                 failover: failover.as_ref().map(|failover| self.failover_to_api(failover)),
+                ..api::Group::default()
             });
         }
         groups

@@ -8,17 +8,20 @@ use crate::alerts::Alerts;
 use crate::clock;
 use crate::link::{PeerIdentity, prepare};
 use crate::pki::{PeerRole, Pki};
+use crate::source::{Source, serve_host};
 use crate::wire_io::{Outgoing, ReadError, read_message, write_messages};
 use anyhow::{Context, Result};
 use journal::Journal;
-use replication::wire::{ClockAnswer, Compare, Compared, FrameReader, Hello, Message, Refusal, Refuse};
+use replication::wire::{
+    ClockAnswer, Compare, Compared, FrameReader, FrameWriter, Hello, Message, Refusal, Refuse,
+};
 use replication::{Opened, Receiver, ReceiverEffect, ReceiverEvent};
-use std::collections::VecDeque;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncRead;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::block_in_place;
@@ -29,20 +32,28 @@ use types::limits::{CONNECT_TIMEOUT, STREAMS_MAX};
 const TICK: Duration = Duration::from_millis(500);
 /// How often trust in a connected peer is looked at again.
 const TRUST_INTERVAL: Duration = Duration::from_secs(5);
+/// Addresses whose last refusal is known.
+const REFUSALS_KNOWN_MAX: usize = 1024;
 const LISTEN_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// Messages read ahead of the machine that takes them.
 const MESSAGES_AHEAD: usize = 4;
 
 /// Accepts streams on `address`, as soon as it can be listened on: what hinders it is an alert, and the VMs
 /// protected here do not wait for it. Certificates and trust are read anew for each connection.
-pub(crate) async fn listen(recovery: Arc<Recovery>, pki: Pki, address: SocketAddr, alerts: Arc<Alerts>) {
+pub(crate) async fn listen(
+    recovery: Arc<Recovery>,
+    source: Arc<Source>,
+    pki: Pki,
+    address: SocketAddr,
+    alerts: Arc<Alerts>,
+) {
     loop {
         match TcpListener::bind(address).await {
             Ok(listener) => {
                 alerts.clear("stream listener");
                 tracing::info!(%address, "listening for streams");
                 tokio::spawn(watch_tls(pki.clone(), alerts));
-                return accept(recovery, pki, listener).await;
+                return accept(recovery, source, pki, listener).await;
             }
             Err(error) => {
                 let text = format!(
@@ -66,7 +77,8 @@ async fn watch_tls(pki: Pki, alerts: Arc<Alerts>) {
     }
 }
 
-async fn accept(recovery: Arc<Recovery>, pki: Pki, listener: TcpListener) {
+async fn accept(recovery: Arc<Recovery>, source: Arc<Source>, pki: Pki, listener: TcpListener) {
+    let refusals = Arc::new(Refusals::default());
     let open = Arc::new(AtomicUsize::new(0));
     loop {
         let (stream, from) = match listener.accept().await {
@@ -82,17 +94,19 @@ async fn accept(recovery: Arc<Recovery>, pki: Pki, listener: TcpListener) {
             tracing::warn!(%from, limit = STREAMS_MAX, "too many streams: refused");
             continue;
         }
-        let (recovery, pki, open) = (recovery.clone(), pki.clone(), open.clone());
+        let (recovery, source, pki, open) = (recovery.clone(), source.clone(), pki.clone(), open.clone());
+        let refusals = refusals.clone();
         tokio::spawn(async move {
-            if let Err(error) = serve(recovery, &pki, stream).await {
-                tracing::warn!(%from, error = format!("{error:#}"), "stream refused");
+            match serve(recovery, source, &pki, stream).await {
+                Ok(()) => refusals.forget(from.ip()),
+                Err(error) => refusals.log(from, &format!("{error:#}")),
             }
             open.fetch_sub(1, Ordering::SeqCst);
         });
     }
 }
 
-async fn serve(recovery: Arc<Recovery>, pki: &Pki, stream: TcpStream) -> Result<()> {
+async fn serve(recovery: Arc<Recovery>, source: Arc<Source>, pki: &Pki, stream: TcpStream) -> Result<()> {
     prepare(&stream, recovery.dscp)?;
     let acceptor = TlsAcceptor::from(pki.stream_server()?);
     let stream = timeout(CONNECT_TIMEOUT, acceptor.accept(stream))
@@ -102,9 +116,42 @@ async fn serve(recovery: Arc<Recovery>, pki: &Pki, stream: TcpStream) -> Result<
     let peer = PeerIdentity::of(pki, stream.get_ref().1.peer_certificates(), PeerRole::Connects)?;
     let name = peer.name.clone();
     let (reader, writer) = tokio::io::split(stream);
-    let why = Connection::run(recovery, pki.clone(), peer, reader, writer).await;
-    tracing::info!(peer = name, why, "stream ended");
+    let (outgoing, queue) = mpsc::unbounded_channel();
+    let writing = tokio::spawn(write_messages(writer, FrameWriter::default(), queue));
+    let (messages, mut inbox) = mpsc::channel(MESSAGES_AHEAD);
+    let reading = tokio::spawn(read_ahead(reader, messages));
+    // Whoever connects says with the first word what for.
+    let first =
+        timeout(CONNECT_TIMEOUT, inbox.recv()).await.context("the peer does not say what it wants")?;
+    let why = match first {
+        Some(Ok(Message::Join(join))) => serve_host(&source, &name, &join, outgoing, &mut inbox).await,
+        Some(first) => Connection::run(recovery, pki.clone(), peer, first, outgoing, &mut inbox).await,
+        None => "the connection was closed".to_owned(),
+    };
+    reading.abort();
+    let _ = timeout(CONNECT_TIMEOUT, writing).await;
+    tracing::info!(peer = name, why, "connection ended");
     Ok(())
+}
+
+/// Who was refused last, and why: the same again is not worth a line of the log.
+#[derive(Debug, Default)]
+struct Refusals(Mutex<BTreeMap<IpAddr, String>>);
+
+impl Refusals {
+    fn log(&self, from: SocketAddr, why: &str) {
+        let mut known = self.0.lock().expect("a panic aborts the process");
+        if known.len() >= REFUSALS_KNOWN_MAX {
+            known.clear();
+        }
+        if known.insert(from.ip(), why.to_owned()).is_none_or(|before| before != why) {
+            tracing::warn!(%from, error = why, "connection refused");
+        }
+    }
+
+    fn forget(&self, from: IpAddr) {
+        self.0.lock().expect("a panic aborts the process").remove(&from);
+    }
 }
 
 struct Connection {
@@ -132,13 +179,10 @@ impl Connection {
         recovery: Arc<Recovery>,
         pki: Pki,
         peer: PeerIdentity,
-        reader: impl AsyncRead + Unpin + Send + 'static,
-        writer: impl AsyncWrite + Unpin + Send + 'static,
+        first: Result<Message, ReadError>,
+        outgoing: mpsc::UnboundedSender<Outgoing>,
+        inbox: &mut mpsc::Receiver<Result<Message, ReadError>>,
     ) -> String {
-        let (outgoing, queue) = mpsc::unbounded_channel();
-        let writing = tokio::spawn(write_messages(writer, queue));
-        let (messages, mut inbox) = mpsc::channel(MESSAGES_AHEAD);
-        let reading = tokio::spawn(read_ahead(reader, messages));
         let mut connection = Self {
             recovery,
             pki,
@@ -149,16 +193,27 @@ impl Connection {
             open: None,
             events: VecDeque::new(),
         };
-        let why = connection.drive(&mut inbox).await;
-        reading.abort();
+        let why = match connection.on_inbox(Some(first)) {
+            Some(why) => why,
+            None => connection.drive(inbox).await,
+        };
         if let Some(open) = connection.open.take() {
             // Whatever was taken is still written before the next connection may come.
             open.writer.end().await;
             drop(open.hold);
         }
-        drop(connection);
-        let _ = timeout(CONNECT_TIMEOUT, writing).await;
         why
+    }
+
+    /// Takes what was read; the reason where that ends the connection.
+    fn on_inbox(&mut self, message: Option<Result<Message, ReadError>>) -> Option<String> {
+        match message {
+            Some(Ok(message)) => self.events.push_back(ReceiverEvent::Received(message)),
+            Some(Err(ReadError::Wire(error))) => self.events.push_back(ReceiverEvent::Garbage(error)),
+            Some(Err(error)) => return Some(error.to_string()),
+            None => return Some("the connection was closed".into()),
+        }
+        None
     }
 
     async fn drive(&mut self, inbox: &mut mpsc::Receiver<Result<Message, ReadError>>) -> String {
@@ -175,12 +230,11 @@ impl Connection {
                 compared = self.compared.1.recv() => {
                     self.events.extend(compared.map(ReceiverEvent::Compared));
                 }
-                message = inbox.recv() => match message {
-                    Some(Ok(message)) => self.events.push_back(ReceiverEvent::Received(message)),
-                    Some(Err(ReadError::Wire(error))) => self.events.push_back(ReceiverEvent::Garbage(error)),
-                    Some(Err(error)) => return error.to_string(),
-                    None => return "the connection was closed".into(),
-                },
+                message = inbox.recv() => {
+                    if let Some(why) = self.on_inbox(message) {
+                        return why;
+                    }
+                }
                 written = self.written.1.recv() => match written.expect("this holds a sender") {
                     Written::Durable(ack) => self.events.push_back(ReceiverEvent::Durable(ack)),
                     Written::Stopped(refuse) => self.events.push_back(ReceiverEvent::Stopped(refuse)),

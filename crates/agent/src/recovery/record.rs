@@ -18,6 +18,9 @@ pub(crate) struct RecoveryRecord {
     /// The replica was brought here by other means.
     #[serde(default)]
     pub(crate) seeded: bool,
+    /// The group is consistent at its checkpoints and nowhere between.
+    #[serde(default)]
+    pub(crate) spans_hosts: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +43,7 @@ impl RecoveryRecord {
             definition: hello.definition.clone(),
             files: files.map(|file| FileRecord { name: file.name.clone(), hash: file.hash.0 }).collect(),
             seeded,
+            spans_hosts: hello.spans_hosts,
         }
     }
 

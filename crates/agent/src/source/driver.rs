@@ -54,6 +54,8 @@ pub(crate) enum Command {
     Resync,
     /// Compare everything that should be equal, and repair what is not.
     Verify,
+    /// What a greeting says has changed: connect anew.
+    GreetAgain,
 }
 
 /// The stream for the operator.
@@ -221,6 +223,10 @@ impl Driver {
                 tracing::info!(vm = self.vm.name(), "verification begins");
                 self.events.push_back(SenderEvent::Tick);
             }
+            Command::GreetAgain => {
+                self.drop_link();
+                self.events.push_back(SenderEvent::LinkLost);
+            }
             Command::Stop => unreachable!("the driver ends with it"),
         }
     }
@@ -294,7 +300,7 @@ impl Driver {
     fn begin_link(&mut self, connected: link::Connected) {
         tracing::info!(vm = self.vm.name(), peer = connected.peer.name, "link up");
         self.link.peer = Some(connected.peer);
-        let (mut reader, writer) = (connected.reader, connected.writer);
+        let (mut reader, writer, first) = (connected.reader, connected.writer, connected.first);
         let (queue, outgoing) = mpsc::unbounded_channel();
         self.link.queue = Some(queue);
         let number = self.link.number;
@@ -315,7 +321,7 @@ impl Driver {
         });
         let inputs = self.inputs.clone();
         tokio::spawn(async move {
-            if let Err(error) = write_messages(writer, outgoing).await {
+            if let Err(error) = write_messages(writer, first, outgoing).await {
                 let _ = inputs.send(Input::Lost { link: number, why: error.to_string() }).await;
             }
         });

@@ -35,6 +35,7 @@ pub(super) fn hello(
         journal_bytes_max: record.policy.journal_bytes_max,
         rpo_seconds: record.policy.rpo_seconds as u32,
         checkpoint_interval_seconds: record.policy.checkpoint_interval_seconds as u32,
+        spans_hosts: vm.group().spans_hosts(),
         disks: disks
             .map(|(disk, open)| types::DiskSpec { name: disk.name.clone(), size_bytes: open.size_bytes() })
             .collect(),

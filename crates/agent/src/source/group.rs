@@ -1,23 +1,51 @@
-//! A group on its protected host: one counter, its cuts, and how old the newest complete one is.
+//! A group on this host: one counter, its cuts, and how old the newest complete one is.
 //!
 //! A cut draws one number from the counter. Then each VM puts the checkpoint's mark behind everything it
 //! has: whatever a VM had drawn at or below the cut is in its stream before its mark. A checkpoint is
 //! complete once every stream's mark is durable at the recovery side; only this host's monotonic clock
 //! says how long ago the cut was.
+//!
+//! Where the group has VMs on other hosts too, all draw the same number, while each holds its guests'
+//! acknowledgements: a write that depends on one of another host was begun after that one was acknowledged,
+//! and so has either both or none below the cut.
+//!
+//! ```text
+//!   coordinator                                     each host
+//!     │ Prepare (cut, above all that was drawn)       │
+//!     ├──────────────────────────────────────────────▶│ 1. close the gate
+//!     │ does the same here                            │ 2. draw exactly that number
+//!     │ Prepared                                      │
+//!     │◀──────────────────────────────────────────────┤
+//!     │ Settle (the mark, if all were in time)        │
+//!     ├──────────────────────────────────────────────▶│ 3. open the gate, mark the streams
+//! ```
+//!
+//! Nothing is marked before all are known to have cut, and every gate stays closed longer than the
+//! coordinator waits: so a cut that is marked was made while all gates were closed.
 
+use super::Source;
+use super::hosts::{Hosts, NotPrepared};
+use super::member;
 use super::vm::ProtectedVm;
 use crate::clock;
 use crate::error::{OperationError, Result};
 use crate::policy::Policy;
-use std::collections::{BTreeMap, VecDeque};
+use crate::state::StateDir;
+use crate::wire_io::Outgoing;
+use batch::{decode_mark, encode_mark};
+use serde::{Deserialize, Serialize};
+use splitter::AckGate;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
-use types::{
-    Checkpoint, CheckpointId, CheckpointKind, GroupCounter, GroupId, Monotonic, RunNumber, VmId, WriteSeq,
-};
+use tokio::sync::mpsc::UnboundedSender;
+use types::limits::{CUT_DECIDE_MAX, CUT_MARGIN};
+use types::{Checkpoint, CheckpointId, CheckpointKind, GroupCounter, GroupId, Monotonic, VmId, WriteSeq};
 
 /// Cuts that are on their way; older ones are forgotten, they will not be the newest.
 const PENDING_MAX: usize = 1024;
+/// A host that is further than was thought costs another try.
+const TRIES: usize = 3;
 
 /// A group of VMs protected on this host.
 #[derive(Debug)]
@@ -25,7 +53,20 @@ pub(crate) struct Group {
     id: GroupId,
     name: String,
     counter: Arc<GroupCounter>,
+    gate: Arc<AckGate>,
+    /// Where another agent coordinates the group.
+    coordinator: Option<String>,
+    /// Where this one does, for hosts beside this.
+    hosts: Hosts,
+    /// One cut at a time.
+    cutting: Mutex<()>,
     inner: Mutex<Inner>,
+}
+
+/// The other hosts of a group, as `state/hosts/GROUP.json` has them.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct HostsRecord {
+    hosts: BTreeMap<String, u16>,
 }
 
 #[derive(Debug)]
@@ -33,32 +74,139 @@ struct Inner {
     members: BTreeMap<VmId, Weak<ProtectedVm>>,
     pending: VecDeque<Pending>,
     newest_complete: Option<Monotonic>,
+    newest_durable_cut: WriteSeq,
     interval: Duration,
+    holds: Holds,
 }
 
 #[derive(Debug)]
 struct Pending {
+    cut: WriteSeq,
     taken_at: Monotonic,
     /// Each VM's mark that is not yet durable.
     waiting: BTreeMap<VmId, WriteSeq>,
+    /// Each host whose marks are not.
+    hosts: BTreeSet<String>,
+}
+
+/// How long acknowledgements were held for cuts across hosts.
+#[derive(Debug, Default, Clone, Copy)]
+struct Holds {
+    count: u64,
+    given_up: u64,
+    last: Duration,
+    longest: Duration,
 }
 
 impl Group {
-    /// Makes the group and begins to take its automatic checkpoints.
-    pub(crate) fn start(id: GroupId, name: String, run: RunNumber, policy: &Policy) -> Arc<Self> {
+    /// Makes the group and begins to take its automatic checkpoints, or to follow who coordinates it.
+    pub(crate) fn start(
+        source: &Arc<Source>,
+        id: GroupId,
+        name: String,
+        coordinator: Option<String>,
+        policy: &Policy,
+    ) -> Result<Arc<Self>> {
+        let recorded: HostsRecord = source.state.load(&hosts_file(id))?.unwrap_or_default();
         let group = Arc::new(Self {
             id,
             name,
-            counter: Arc::new(GroupCounter::new(WriteSeq::before_run(run))),
+            counter: Arc::new(GroupCounter::new(WriteSeq::before_run(source.run))),
+            gate: Arc::default(),
+            coordinator: coordinator.clone(),
+            hosts: Hosts::known(&recorded.hosts),
+            cutting: Mutex::default(),
             inner: Mutex::new(Inner {
                 members: BTreeMap::new(),
                 pending: VecDeque::new(),
                 newest_complete: None,
+                newest_durable_cut: WriteSeq::ZERO,
                 interval: Duration::from_secs(policy.checkpoint_interval_seconds),
+                holds: Holds::default(),
             }),
         });
-        tokio::spawn(take_regularly(Arc::downgrade(&group)));
-        group
+        match coordinator {
+            Some(coordinator) => {
+                tokio::spawn(member::follow(source.clone(), Arc::downgrade(&group), coordinator));
+            }
+            None => {
+                tokio::spawn(take_regularly(Arc::downgrade(&group)));
+            }
+        }
+        Ok(group)
+    }
+
+    pub(crate) fn gate(&self) -> &Arc<AckGate> {
+        &self.gate
+    }
+
+    pub(crate) fn coordinator(&self) -> Option<&str> {
+        self.coordinator.as_deref()
+    }
+
+    pub(super) fn hosts(&self) -> &Hosts {
+        &self.hosts
+    }
+
+    /// Whether VMs of the group are protected on other hosts.
+    pub(crate) fn spans_hosts(&self) -> bool {
+        self.coordinator.is_some() || !self.hosts.is_empty()
+    }
+
+    /// A host has joined, or has other VMs than before; its session.
+    pub(super) fn on_join(
+        &self,
+        state: &StateDir,
+        host: &str,
+        vms: u16,
+        queue: UnboundedSender<Outgoing>,
+    ) -> anyhow::Result<u64> {
+        let spanned = self.spans_hosts();
+        let session = self
+            .hosts
+            .join(host, vms, queue)
+            .ok_or_else(|| anyhow::anyhow!("the group has too many hosts"))?;
+        state.save(&hosts_file(self.id), &HostsRecord { hosts: self.hosts.to_record() })?;
+        self.lock().pending.clear();
+        if spanned != self.spans_hosts() {
+            // The recovery side has to know that cuts between checkpoints mean nothing from now on.
+            self.members().iter().for_each(|vm| vm.command(super::Command::GreetAgain));
+        }
+        Ok(session)
+    }
+
+    /// The marks of a cut are durable in all streams of a host.
+    pub(super) fn on_host_durable(&self, host: &str, cut: WriteSeq) {
+        let mut inner = self.lock();
+        for pending in inner.pending.iter_mut().filter(|pending| pending.cut <= cut) {
+            pending.hosts.remove(host);
+        }
+        inner.complete();
+    }
+
+    /// Closes the gate and draws the cut's number; what opens the gate again, and, where the number was
+    /// drawn before, the highest that was.
+    pub(super) fn prepare_here(&self, cut: WriteSeq) -> (u64, Option<WriteSeq>) {
+        let time = self.gate.close();
+        (time, self.counter.draw_exactly(cut).err())
+    }
+
+    pub(super) fn let_go(&self, time: u64) {
+        self.gate.open(time);
+    }
+
+    /// Puts the mark of a cut that all hosts have made into every stream here.
+    pub(super) fn mark_here(&self, cut: WriteSeq, mark: &[u8]) -> std::result::Result<(), String> {
+        let checkpoint = decode_mark(mark).map_err(|error| error.to_string())?;
+        if checkpoint.cut != cut {
+            return Err(format!("the mark is of cut {}", checkpoint.cut));
+        }
+        self.mark_streams(&checkpoint, clock::now(), BTreeSet::new()).map_err(|error| error.detail)
+    }
+
+    /// The newest cut whose marks are durable in all streams of this host.
+    pub(super) fn newest_durable_cut(&self) -> WriteSeq {
+        self.lock().newest_durable_cut
     }
 
     pub(crate) fn id(&self) -> GroupId {
@@ -97,6 +245,13 @@ impl Group {
 
     /// Takes a cut now. Refused while a VM of the group misses writes in its stream.
     pub(crate) fn take(&self, kind: CheckpointKind, tag: &str, now: Monotonic) -> Result<Checkpoint> {
+        if let Some(coordinator) = &self.coordinator {
+            return Err(OperationError::conflict(format!(
+                "checkpoints of group {} are taken by its coordinator, {coordinator}; ask there",
+                self.name
+            )));
+        }
+        let _one = self.cutting.lock().expect("a panic aborts the process");
         let members = self.members();
         for vm in &members {
             if vm.capture().status().gap_open {
@@ -107,20 +262,86 @@ impl Group {
                 )));
             }
         }
-        // From here on the lock keeps acknowledgements out until every mark is known.
-        let mut inner = self.lock();
-        let cut = self.counter.draw();
-        let checkpoint = Checkpoint {
+        let vms = u16::try_from(members.len()).unwrap_or(u16::MAX).saturating_add(self.hosts.vms());
+        let checkpoint = |cut| Checkpoint {
             id: CheckpointId(cut),
             cut,
             kind,
             taken_at: clock::wall(),
-            members: u16::try_from(members.len()).unwrap_or(u16::MAX),
+            members: vms,
             tag: tag.to_owned(),
         };
+        if !self.hosts.is_empty() {
+            return self.take_across(checkpoint, now);
+        }
+        let checkpoint = checkpoint(self.counter.draw());
+        self.mark_streams(&checkpoint, now, BTreeSet::new())?;
+        Ok(checkpoint)
+    }
+
+    /// Takes a cut that all hosts of the group make.
+    fn take_across(&self, checkpoint: impl Fn(WriteSeq) -> Checkpoint, now: Monotonic) -> Result<Checkpoint> {
+        let away = self.hosts.away();
+        if !away.is_empty() {
+            return Err(OperationError::unavailable(format!(
+                "no checkpoint of group {}: these hosts of it are not connected: {}",
+                self.name,
+                away.join(", ")
+            )));
+        }
+        let mut floor = self.counter.last().max(self.hosts.highest());
+        for _ in 0..TRIES {
+            let cut = WriteSeq::from_raw(floor.raw() + CUT_MARGIN);
+            let checkpoint = checkpoint(cut);
+            let begun = clock::now();
+            self.hosts.prepare(cut);
+            let (time, passed) = self.prepare_here(cut);
+            let all = match passed {
+                Some(last) => Err(NotPrepared::Behind(last)),
+                None => self.hosts.wait_prepared(cut, begun, CUT_DECIDE_MAX),
+            };
+            self.hosts.settle(cut, all.is_ok().then(|| encode_mark(&checkpoint)));
+            self.let_go(time);
+            self.note_hold(clock::now().since(begun), all.is_ok());
+            match all {
+                Ok(()) => {
+                    let hosts = self.hosts.to_record().into_keys().collect();
+                    self.mark_streams(&checkpoint, now, hosts)?;
+                    return Ok(checkpoint);
+                }
+                Err(NotPrepared::Behind(last)) => floor = last.max(self.counter.last()),
+                Err(NotPrepared::Late(hosts)) => {
+                    return Err(OperationError::unavailable(format!(
+                        "no checkpoint of group {}: {} did not answer within {} ms; the guests went on",
+                        self.name,
+                        hosts.join(", "),
+                        CUT_DECIDE_MAX.as_millis()
+                    )));
+                }
+            }
+        }
+        Err(OperationError::unavailable(format!(
+            "no checkpoint of group {}: its hosts write faster than they agree; try again",
+            self.name
+        )))
+    }
+
+    fn note_hold(&self, held: Duration, stands: bool) {
+        let mut inner = self.lock();
+        inner.holds.count += 1;
+        inner.holds.given_up += u64::from(!stands);
+        inner.holds.last = held;
+        inner.holds.longest = inner.holds.longest.max(held);
+    }
+
+    /// Puts a checkpoint's mark into every stream here.
+    fn mark_streams(&self, checkpoint: &Checkpoint, now: Monotonic, hosts: BTreeSet<String>) -> Result<()> {
+        let members = self.members();
+        // From here on the lock keeps acknowledgements out until every mark is known.
+        let mut inner = self.lock();
         let mut waiting = BTreeMap::new();
         for vm in &members {
-            let Some(mark) = vm.capture().mark_checkpoint(&checkpoint) else {
+            let Some(mark) = vm.capture().mark_checkpoint(checkpoint) else {
                 return Err(OperationError::unavailable(format!(
                     "VM {} began to sync just now; try again",
                     vm.name()
@@ -128,11 +349,11 @@ impl Group {
             };
             waiting.insert(vm.id(), mark);
         }
-        inner.pending.push_back(Pending { taken_at: now, waiting });
+        inner.pending.push_back(Pending { cut: checkpoint.cut, taken_at: now, waiting, hosts });
         if inner.pending.len() > PENDING_MAX {
             inner.pending.pop_front();
         }
-        Ok(checkpoint)
+        Ok(())
     }
 
     /// A VM's stream is durable so far.
@@ -143,10 +364,10 @@ impl Group {
                 pending.waiting.remove(&vm);
             }
         }
-        while inner.pending.front().is_some_and(|pending| pending.waiting.is_empty()) {
-            let done = inner.pending.pop_front().expect("looked at just now");
-            inner.newest_complete = Some(done.taken_at);
-        }
+        let here = inner.pending.iter().filter(|pending| pending.waiting.is_empty());
+        let newest = here.map(|pending| pending.cut).max().unwrap_or(WriteSeq::ZERO);
+        inner.newest_durable_cut = inner.newest_durable_cut.max(newest);
+        inner.complete();
     }
 
     /// A VM's stream began anew: marks of before will never be acknowledged as such.
@@ -162,6 +383,7 @@ impl Group {
     /// The group for the operator.
     pub(crate) fn to_api(&self) -> api::Group {
         let members = self.members();
+        let holds = self.lock().holds;
         api::Group {
             id: self.id.to_string(),
             name: self.name.clone(),
@@ -169,12 +391,33 @@ impl Group {
             side: "protected".into(),
             vms: members.iter().map(|vm| vm.name()).collect(),
             failover: None,
+            coordinator: self.coordinator.clone(),
+            hosts: self.hosts.to_record().into_keys().collect(),
+            hosts_away: self.hosts.away(),
+            cuts_across_hosts: holds.count,
+            cuts_given_up: holds.given_up,
+            hold_last_seconds: holds.last.as_secs_f64(),
+            hold_longest_seconds: holds.longest.as_secs_f64(),
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().expect("a panic aborts the process")
     }
+}
+
+impl Inner {
+    /// Takes note of the checkpoints that are complete now.
+    fn complete(&mut self) {
+        let done = |pending: &Pending| pending.waiting.is_empty() && pending.hosts.is_empty();
+        while self.pending.front().is_some_and(done) {
+            self.newest_complete = self.pending.pop_front().map(|done| done.taken_at);
+        }
+    }
+}
+
+fn hosts_file(group: GroupId) -> String {
+    format!("hosts/{group}.json")
 }
 
 /// Takes a checkpoint at each interval, as long as the group lives. One that cannot be taken is not: the
@@ -185,7 +428,7 @@ async fn take_regularly(group: Weak<Group>) {
         tokio::time::sleep(interval).await;
         let Some(group) = group.upgrade() else { return };
         if !group.is_empty() {
-            let _ = group.take(CheckpointKind::Automatic, "", clock::now());
+            let _ = tokio::task::block_in_place(|| group.take(CheckpointKind::Automatic, "", clock::now()));
         }
     }
 }

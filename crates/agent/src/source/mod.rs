@@ -1,9 +1,12 @@
 //! The protected side: VMs whose writes are captured, numbered and sent.
 
 mod bounds;
+mod coordinate;
 mod driver;
 mod greeting;
 mod group;
+mod hosts;
+mod member;
 mod outbox;
 mod peers;
 mod record;
@@ -23,6 +26,7 @@ use crate::policy::Policy;
 use crate::state::{StateDir, random};
 use anyhow::Context;
 use api::ProtectRequest;
+pub(crate) use coordinate::serve_host;
 pub(crate) use driver::Command;
 use group::Group;
 use peers::Peers;
@@ -151,8 +155,12 @@ impl Source {
         }
         let policy = Policy::from_request(&self.defaults, &request.settings)?;
         let (definition, files) = self.take_definition(request)?;
-        let group_id =
-            self.groups().get(&group).map_or_else(|| GroupId::from_bytes(random()), |group| group.id());
+        if let Some(coordinator) = &request.coordinator
+            && split_peer(coordinator).is_none()
+        {
+            return Err(OperationError::invalid(format!("coordinator {coordinator:?}: give HOST:PORT")));
+        }
+        let group_id = self.id_of_group(&group, request.coordinator.as_deref())?;
         let disks = request
             .disks
             .iter()
@@ -169,6 +177,7 @@ impl Source {
             files,
             policy,
             paused: false,
+            coordinator: request.coordinator.clone(),
         };
         let vm = self.begin(record.clone())?;
         if let Err(error) = self.state.save(&record.file_name(), &record) {
@@ -177,6 +186,34 @@ impl Source {
         }
         tracing::info!(vm = record.name, group = record.group, peer = record.peer, "protected");
         Ok(vm)
+    }
+
+    /// The id of a group: of one that is here, of one that another agent coordinates, or a new one.
+    fn id_of_group(&self, group: &str, coordinator: Option<&str>) -> Result<GroupId> {
+        let here = self.groups().get(group).cloned();
+        match (here, coordinator) {
+            (Some(group), None) if group.coordinator().is_none() => Ok(group.id()),
+            (Some(group), given) if group.coordinator() == given => Ok(group.id()),
+            (Some(group), _) => Err(OperationError::conflict(format!(
+                "group {} is coordinated by {}",
+                group.name(),
+                group.coordinator().unwrap_or("this agent")
+            ))),
+            (None, None) => Ok(GroupId::from_bytes(random())),
+            (None, Some(coordinator)) => {
+                let asking = member::ask_to_join(self, coordinator, group, 1);
+                let id = tokio::runtime::Handle::current().block_on(asking);
+                id.map_err(|error| {
+                    OperationError::unavailable(format!(
+                        "cannot join group {group} at {coordinator}: {error:#}"
+                    ))
+                })
+            }
+        }
+    }
+
+    pub(crate) fn group_named(&self, name: &str) -> Option<Arc<Group>> {
+        self.groups().get(name).cloned()
     }
 
     fn begin(self: &Arc<Self>, record: ProtectionRecord) -> Result<Arc<ProtectedVm>> {
@@ -191,14 +228,17 @@ impl Source {
         Ok(vm)
     }
 
-    fn group(&self, record: &ProtectionRecord) -> Result<Arc<Group>> {
+    fn group(self: &Arc<Self>, record: &ProtectionRecord) -> Result<Arc<Group>> {
         let id =
             record.group_id.parse().map_err(|_| anyhow::anyhow!("group id of {} is no id", record.name))?;
         let mut groups = self.groups();
-        let group = groups
-            .entry(record.group.clone())
-            .or_insert_with(|| Group::start(id, record.group.clone(), self.run, &record.policy));
-        Ok(group.clone())
+        if let Some(group) = groups.get(&record.group) {
+            return Ok(group.clone());
+        }
+        let (name, coordinator) = (record.group.clone(), record.coordinator.clone());
+        let group = Group::start(self, id, name, coordinator, &record.policy)?;
+        groups.insert(record.group.clone(), group.clone());
+        Ok(group)
     }
 
     /// Reads the VM's definition and takes the files it names.
@@ -221,7 +261,7 @@ impl Source {
     }
 
     /// Ends a protection. The VM's image stays as it is; its socket goes.
-    pub(crate) fn unprotect(&self, name: &str) -> Result<()> {
+    pub(crate) fn unprotect(self: &Arc<Self>, name: &str) -> Result<()> {
         if let Some(stalled) = self.stalled().remove(name) {
             self.state.remove(&stalled.record.file_name())?;
             self.state.remove(&stalled.record.map_name())?;
@@ -246,11 +286,29 @@ impl Source {
         Ok(())
     }
 
-    fn end(&self, vm: &Arc<ProtectedVm>) {
+    /// Tells the agent that coordinates a group that no VM of it is here any more.
+    fn leave_coordinator(self: &Arc<Self>, group: &Arc<Group>) {
+        let Some(coordinator) = group.coordinator().map(str::to_owned) else { return };
+        let (source, name) = (self.clone(), group.name().to_owned());
+        tokio::spawn(async move {
+            if let Err(error) = member::ask_to_join(&source, &coordinator, &name, 0).await {
+                let error = format!("{error:#}");
+                tracing::warn!(
+                    group = name,
+                    coordinator,
+                    error,
+                    "the coordinator was not told that the group left"
+                );
+            }
+        });
+    }
+
+    fn end(self: &Arc<Self>, vm: &Arc<ProtectedVm>) {
         self.vms().remove(&vm.name());
         vm.group().leave(vm.id());
         if vm.group().is_empty() {
             self.groups().remove(vm.group().name());
+            self.leave_coordinator(vm.group());
         }
         vm.stop();
     }

@@ -19,6 +19,9 @@ pub(crate) struct ProtectionRecord {
     pub(crate) files: Vec<FileRecord>,
     pub(crate) policy: Policy,
     pub(crate) paused: bool,
+    /// The agent that coordinates the group, where it is not this one.
+    #[serde(default)]
+    pub(crate) coordinator: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use crate::error::{OperationError, Result};
 use anyhow::Context;
 use replication::{KeptStream, SyncReason};
 use splitter::nbd::{Export, Server};
-use splitter::{BlockDevice, BufferConfig, Capture, DirtyMap, MapFile, ProtectedDisk, RawDisk, RegionLog};
+use splitter::{BlockDevice, Capture, CaptureConfig, DirtyMap, MapFile, ProtectedDisk, RawDisk, RegionLog};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::{Notify, mpsc};
@@ -62,10 +62,11 @@ impl ProtectedVm {
         };
         let Tracking { map, regions, kept, suspects_because } = Tracking::open(source, &record, id, &raws)?;
         let counter = group.counter().clone();
-        let buffer = BufferConfig {
-            bytes_max: record.policy.buffer_bytes,
+        let buffer = CaptureConfig {
+            buffer_bytes_max: record.policy.buffer_bytes,
             pool: source.buffer_pool.clone(),
             sync: record.policy.sync(),
+            gate: group.gate().clone(),
         };
         let capture = Arc::new(Capture::new(counter, &sizes, map, regions, buffer, waker));
         let disks: Vec<_> = raws

@@ -27,6 +27,7 @@ fn hello() -> Hello {
         journal_bytes_max: 0,
         rpo_seconds: 60,
         checkpoint_interval_seconds: 5,
+        spans_hosts: false,
         disks: vec![DiskSpec { name: "vda".into(), size_bytes: 8192 }],
         definition: String::new(),
         artifacts: Vec::new(),

@@ -47,6 +47,8 @@ pub struct Hello {
     pub journal_bytes_max: u64,
     pub rpo_seconds: u32,
     pub checkpoint_interval_seconds: u32,
+    /// The group has VMs on several hosts: it is consistent at its checkpoints and nowhere between.
+    pub spans_hosts: bool,
     pub disks: Vec<DiskSpec>,
     /// The VM's definition, TOML; empty where the VM has none.
     pub definition: String,
@@ -108,6 +110,29 @@ pub struct Compared {
     pub first: BlockIndex,
     /// Bit `n` is set where block `first + n` differs.
     pub differs: u64,
+}
+
+/// An agent that protects VMs of a group joins the one that coordinates it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Join {
+    pub group_name: String,
+    /// VMs of the group on the joining host; none where it leaves.
+    pub vms: u16,
+}
+
+/// What a coordinator says to a host, and a host answers, to make a cut.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CutMessage {
+    /// Welcome to the group.
+    Joined { group: GroupId },
+    /// Hold acknowledgements and draw exactly this sequence.
+    Prepare { cut: WriteSeq },
+    /// Done; or refused, with the highest sequence that was drawn before.
+    Prepared { cut: WriteSeq, refused: Option<WriteSeq> },
+    /// Let go; and where all hosts have made the cut, put this mark into every stream.
+    Settle { cut: WriteSeq, mark: Option<Bytes> },
+    /// The marks of a cut are durable in all streams of the host.
+    Durable { cut: WriteSeq },
 }
 
 /// The answer to a question for the time: what was asked, and what the receiver's clock says.
@@ -180,6 +205,8 @@ pub enum Message {
     /// What time is it at the other side? With the asker's own time, to be told back.
     AskClock(WallTime),
     ClockAnswer(ClockAnswer),
+    Join(Join),
+    Cut(CutMessage),
 }
 
 impl Message {
@@ -196,6 +223,8 @@ impl Message {
             Message::Compared(_) => 9,
             Message::AskClock(_) => 10,
             Message::ClockAnswer(_) => 11,
+            Message::Join(_) => 12,
+            Message::Cut(_) => 13,
         }
     }
 
@@ -237,6 +266,10 @@ impl Message {
             Message::Compared(compared) => {
                 body.u16(compared.disk.0).u64(compared.first.0).u64(compared.differs);
             }
+            Message::Join(join) => {
+                body.text(&join.group_name).u16(join.vms);
+            }
+            Message::Cut(message) => encode_cut(message, &mut body),
             Message::AskClock(asked_at) => {
                 body.u64(asked_at.0 as u64);
             }
@@ -263,6 +296,8 @@ impl Message {
             9 => decode_compared(&mut body).map(Message::Compared),
             10 => body.u64().map(|at| Message::AskClock(WallTime(at as i64))),
             11 => decode_clock_answer(&mut body).map(Message::ClockAnswer),
+            12 => decode_join(&mut body).map(Message::Join),
+            13 => decode_cut(&mut body).map(Message::Cut),
             _ => return Err(WireError::Kind { kind }),
         };
         message
@@ -277,7 +312,7 @@ fn encode_hello(hello: &Hello, body: &mut BodyWriter) {
     body.u64(hello.epoch.0).bytes(&hello.incarnation.to_bytes());
     body.u64(hello.acked.raw()).u64(hello.last_seq.raw()).u64(hello.sent_at.0 as u64);
     body.u64(hello.history_seconds).u64(hello.journal_bytes_max);
-    body.u32(hello.rpo_seconds).u32(hello.checkpoint_interval_seconds);
+    body.u32(hello.rpo_seconds).u32(hello.checkpoint_interval_seconds).u8(hello.spans_hosts.into());
     body.u16(hello.disks.len() as u16);
     for disk in &hello.disks {
         body.text(&disk.name).u64(disk.size_bytes);
@@ -303,6 +338,7 @@ fn decode_hello(body: &mut BodyReader) -> Result<Hello, &'static str> {
     let journal_bytes_max = body.u64()?;
     let rpo_seconds = body.u32()?;
     let checkpoint_interval_seconds = body.u32()?;
+    let spans_hosts = body.u8()? != 0;
     let disks = (0..bounded(body.u16()?, DISKS_MAX)?)
         .map(|_| Ok(DiskSpec { name: body.text(NAME_BYTES_MAX)?, size_bytes: body.u64()? }))
         .collect::<Result<_, &'static str>>()?;
@@ -327,6 +363,7 @@ fn decode_hello(body: &mut BodyReader) -> Result<Hello, &'static str> {
         journal_bytes_max,
         rpo_seconds,
         checkpoint_interval_seconds,
+        spans_hosts,
         disks,
         definition,
         artifacts,
@@ -395,6 +432,42 @@ fn decode_compared(body: &mut BodyReader) -> Result<Compared, &'static str> {
 
 fn decode_clock_answer(body: &mut BodyReader) -> Result<ClockAnswer, &'static str> {
     Ok(ClockAnswer { asked_at: WallTime(body.u64()? as i64), says: WallTime(body.u64()? as i64) })
+}
+
+fn decode_join(body: &mut BodyReader) -> Result<Join, &'static str> {
+    Ok(Join { group_name: body.text(NAME_BYTES_MAX)?, vms: body.u16()? })
+}
+
+fn encode_cut(message: &CutMessage, body: &mut BodyWriter) {
+    match message {
+        CutMessage::Joined { group } => body.u8(1).bytes(&group.to_bytes()),
+        CutMessage::Prepare { cut } => body.u8(2).u64(cut.raw()),
+        CutMessage::Prepared { cut, refused } => {
+            body.u8(3).u64(cut.raw()).u64(refused.map_or(u64::MAX, WriteSeq::raw))
+        }
+        CutMessage::Settle { cut, mark } => {
+            body.u8(4).u64(cut.raw()).bytes(mark.as_deref().unwrap_or_default())
+        }
+        CutMessage::Durable { cut } => body.u8(5).u64(cut.raw()),
+    };
+}
+
+fn decode_cut(body: &mut BodyReader) -> Result<CutMessage, &'static str> {
+    let what = body.u8()?;
+    if what == 1 {
+        return Ok(CutMessage::Joined { group: GroupId::from_bytes(body.array()?) });
+    }
+    let cut = WriteSeq::from_raw(body.u64()?);
+    Ok(match what {
+        2 => CutMessage::Prepare { cut },
+        3 => {
+            let refused = Some(body.u64()?).filter(|&seq| seq != u64::MAX).map(WriteSeq::from_raw);
+            CutMessage::Prepared { cut, refused }
+        }
+        4 => CutMessage::Settle { cut, mark: Some(body.rest()).filter(|mark| !mark.is_empty()) },
+        5 => CutMessage::Durable { cut },
+        _ => return Err("unknown word about a cut"),
+    })
 }
 
 fn bounded(count: u16, max: usize) -> Result<u16, &'static str> {

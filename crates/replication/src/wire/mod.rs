@@ -19,6 +19,9 @@
 //!     │ Heartbeat both ways when quiet          │
 //! ```
 //!
+//! On a connection of its own, a host of a group that spans several says `Join` to the one that coordinates
+//! it; then `Cut` messages go both ways ([`CutMessage`]).
+//!
 //! Every message has a fixed header with magic, protocol version, kind, length, its number on this
 //! connection (from 1, no gaps) and a CRC-32C over header and body. The header's shape and the kinds
 //! `Hello` and `Refuse` stay readable in every version, so that two versions can tell each other so.
@@ -29,8 +32,8 @@ mod message;
 
 pub use frame::{FrameReader, FrameWriter, HEADER_BYTES, Header, VERSION, WireError};
 pub use message::{
-    Ack, ArtifactHash, ArtifactOffer, ArtifactPart, ClockAnswer, Compare, Compared, Hello, Message, Refusal,
-    Refuse, Welcome,
+    Ack, ArtifactHash, ArtifactOffer, ArtifactPart, ClockAnswer, Compare, Compared, CutMessage, Hello, Join,
+    Message, Refusal, Refuse, Welcome,
 };
 
 #[cfg(test)]

@@ -61,7 +61,8 @@ fn of_group(counter: Arc<GroupCounter>, memory: &Memory, log: &Memory, boot: u8,
     let disks = [(DISK_BYTES, Some(identity))];
     let log =
         RegionLog::open(Box::new(log.clone()), VmId::from_bytes([5; 16]), &disks, REGION_LOG_BYTES).unwrap();
-    let buffer = BufferConfig { bytes_max, pool: Arc::new(BufferPool::new(1 << 30)), sync: None };
+    let (pool, gate) = (Arc::new(BufferPool::new(1 << 30)), Arc::default());
+    let buffer = CaptureConfig { buffer_bytes_max: bytes_max, pool, sync: None, gate };
     Capture::new(counter, &[DISK_BYTES], open_map(memory, boot), log, buffer, Box::new(|| {}))
 }
 

@@ -1,0 +1,154 @@
+//! The other hosts of a group that this agent coordinates, as the coordinator sees them.
+//!
+//! A host that has joined once is known from then on, also while it is away: a checkpoint without its VMs
+//! would not be one of the group.
+
+use crate::clock;
+use crate::wire_io::Outgoing;
+use bytes::Bytes;
+use replication::wire::{CutMessage, Message};
+use std::collections::BTreeMap;
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::sync::mpsc::UnboundedSender;
+use types::limits::GROUP_HOSTS_MAX;
+use types::{Monotonic, WriteSeq};
+
+#[derive(Debug, Default)]
+pub(super) struct Hosts {
+    inner: Mutex<BTreeMap<String, Host>>,
+    answered: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Host {
+    vms: u16,
+    session: u64,
+    queue: Option<UnboundedSender<Outgoing>>,
+    /// The highest sequence it has told of.
+    last: WriteSeq,
+    prepared: Option<(WriteSeq, Option<WriteSeq>)>,
+}
+
+/// Why not all hosts have made a cut.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum NotPrepared {
+    /// Some host is further already.
+    Behind(WriteSeq),
+    Late(Vec<String>),
+}
+
+impl Hosts {
+    /// The hosts and their VMs, as they were recorded.
+    pub(super) fn known(recorded: &BTreeMap<String, u16>) -> Self {
+        let hosts = recorded.iter().map(|(name, &vms)| (name.clone(), Host { vms, ..Host::default() }));
+        Self { inner: Mutex::new(hosts.collect()), answered: Condvar::new() }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// What is to be recorded.
+    pub(super) fn to_record(&self) -> BTreeMap<String, u16> {
+        self.lock().iter().map(|(name, host)| (name.clone(), host.vms)).collect()
+    }
+
+    pub(super) fn vms(&self) -> u16 {
+        self.lock().values().map(|host| host.vms).sum()
+    }
+
+    pub(super) fn away(&self) -> Vec<String> {
+        let inner = self.lock();
+        inner.iter().filter(|(_, host)| host.queue.is_none()).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// A host has joined over a new connection; its session, or none where there are too many. With no VMs
+    /// it leaves.
+    pub(super) fn join(&self, name: &str, vms: u16, queue: UnboundedSender<Outgoing>) -> Option<u64> {
+        let mut inner = self.lock();
+        if vms == 0 {
+            inner.remove(name);
+            return Some(0);
+        }
+        if !inner.contains_key(name) && inner.len() >= GROUP_HOSTS_MAX {
+            return None;
+        }
+        let host = inner.entry(name.to_owned()).or_default();
+        host.vms = vms;
+        host.session += 1;
+        host.queue = Some(queue);
+        Some(host.session)
+    }
+
+    /// The connection of a session is gone.
+    pub(super) fn leave(&self, name: &str, session: u64) {
+        if let Some(host) = self.lock().get_mut(name)
+            && host.session == session
+        {
+            host.queue = None;
+        }
+    }
+
+    /// The highest sequence any of them has told of.
+    pub(super) fn highest(&self) -> WriteSeq {
+        self.lock().values().map(|host| host.last).max().unwrap_or(WriteSeq::ZERO)
+    }
+
+    pub(super) fn prepare(&self, cut: WriteSeq) {
+        self.say(&CutMessage::Prepare { cut });
+    }
+
+    /// Lets all go; with a mark where the cut stands.
+    pub(super) fn settle(&self, cut: WriteSeq, mark: Option<Bytes>) {
+        self.say(&CutMessage::Settle { cut, mark });
+    }
+
+    fn say(&self, message: &CutMessage) {
+        for host in self.lock().values() {
+            if let Some(queue) = &host.queue {
+                // A closed queue means that the connection is gone, which is noticed by who reads it.
+                let _ = queue.send(Message::Cut(message.clone()).into());
+            }
+        }
+    }
+
+    pub(super) fn on_prepared(&self, name: &str, cut: WriteSeq, refused: Option<WriteSeq>) {
+        if let Some(host) = self.lock().get_mut(name) {
+            host.last = host.last.max(refused.unwrap_or(cut));
+            host.prepared = Some((cut, refused));
+        }
+        self.answered.notify_all();
+    }
+
+    /// Waits until all hosts have made the cut, at most `within` from `begun` on.
+    pub(super) fn wait_prepared(
+        &self,
+        cut: WriteSeq,
+        begun: Monotonic,
+        within: Duration,
+    ) -> Result<(), NotPrepared> {
+        let mut inner = self.lock();
+        loop {
+            let answer = |host: &Host| host.prepared.filter(|(of, _)| *of == cut);
+            let refused = inner.values().filter_map(|host| answer(host)?.1).max();
+            if let Some(last) = refused {
+                return Err(NotPrepared::Behind(last));
+            }
+            let late = inner.iter().filter(|(_, host)| answer(host).is_none());
+            let late: Vec<String> = late.map(|(name, _)| name.clone()).collect();
+            let left = within.saturating_sub(clock::now().since(begun));
+            if left.is_zero() {
+                return Err(NotPrepared::Late(late));
+            }
+            if late.is_empty() {
+                return Ok(());
+            }
+            (inner, _) = self.answered.wait_timeout(inner, left).expect("a panic aborts the process");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Host>> {
+        self.inner.lock().expect("a panic aborts the process")
+    }
+}
