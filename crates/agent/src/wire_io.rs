@@ -39,6 +39,21 @@ pub(crate) async fn read_message(
     Ok(frames.message(&header, body.freeze())?)
 }
 
+/// Reads messages until the connection fails or nobody takes them.
+pub(crate) async fn read_ahead(
+    mut reader: impl AsyncRead + Unpin,
+    mut frames: FrameReader,
+    messages: mpsc::Sender<Result<Message, ReadError>>,
+) {
+    loop {
+        let message = read_message(&mut reader, &mut frames).await;
+        let ends = message.is_err();
+        if messages.send(message).await.is_err() || ends {
+            return;
+        }
+    }
+}
+
 /// A message to write, and somebody to tell once it is.
 pub(crate) struct Outgoing {
     pub(crate) message: Message,

@@ -1,5 +1,6 @@
 //! Checkpoints of a group whose VMs are protected on two hosts, with a writer whose writes depend on each
 //! other across them: three agents in this process, TLS between them.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 use agent::Agent;
 use agent::config::Config;
@@ -156,7 +157,7 @@ fn numbers(folder: &Path) -> BTreeMap<String, u64> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn no_checkpoint_has_a_write_without_the_one_it_depends_on_at_another_host() {
     let folder = tempfile::tempdir().unwrap();
-    let mut stage = Stage::set(folder.path()).await;
+    let stage = Stage::set(folder.path()).await;
     let shop = stage.protect("one", "db", None).await;
     let web = stage.protect("two", "web", Some(stage.address("one"))).await;
     stage.tag("first").await.unwrap();
@@ -194,9 +195,8 @@ async fn no_checkpoint_has_a_write_without_the_one_it_depends_on_at_another_host
     );
     assert_eq!(group.hosts, ["two.here"]);
 
-    // A dead host costs the checkpoints that would be without it, and nothing else.
-    stage.agents.remove("two").unwrap().stop();
-    wait_until_durable(&stage).await;
+    wait_until_durable(&stage, "one", "db").await;
+    wait_until_durable(&stage, "two", "web").await;
     let vms = stage.client("far").status().await.unwrap().recovered;
     stage.agents.into_values().for_each(|agent| agent.stop());
     let ids: BTreeMap<String, String> = vms.into_iter().map(|vm| (vm.name, vm.id)).collect();
@@ -221,13 +221,35 @@ async fn no_checkpoint_has_a_write_without_the_one_it_depends_on_at_another_host
     assert!(between > 0, "no cut ever fell between the two writes, which proves little");
 }
 
-async fn wait_until_durable(stage: &Stage) {
+async fn wait_until_durable(stage: &Stage, host: &str, vm: &str) {
     for _ in 0..TRIES {
-        let vm = stage.client("one").protected_vm("db").await.unwrap();
-        if vm.buffer_bytes == 0 {
+        if stage.client(host).protected_vm(vm).await.unwrap().buffer_bytes == 0 {
             return;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    panic!("the stream does not drain");
+    panic!("the stream of {vm} does not drain");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_host_that_is_away_costs_the_checkpoint_and_one_that_leaves_does_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut stage = Stage::set(folder.path()).await;
+    stage.protect("one", "db", None).await;
+    stage.protect("two", "web", Some(stage.address("one"))).await;
+    stage.tag("with both").await.unwrap();
+    let there = stage.client("two").tag("shop", "there").await.unwrap_err();
+    assert!(there.to_string().contains("taken by its coordinator"), "{there}");
+    stage.client("two").unprotect("web").await.unwrap();
+    let mut taken = stage.tag("with one").await;
+    for _ in 0..TRIES {
+        if taken.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        taken = stage.client("one").tag("shop", "with one").await;
+    }
+    taken.unwrap();
+    assert_eq!(stage.client("one").groups().await.unwrap()[0].hosts, Vec::<String>::new());
+    stage.agents.remove("one").unwrap().stop();
 }

@@ -50,7 +50,7 @@ mod tests {
 
     #[test]
     fn a_sum_of_sums_is_the_sum() {
-        let bytes: Vec<u8> = (0..3 * FRAME_BYTES + 777).map(|at| (at * at >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..3 * FRAME_BYTES + 777).map(|at| ((at * at) >> 3) as u8).collect();
         let blocks = of_blocks(&bytes);
         for len in [0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, FRAME_BYTES + 5, bytes.len()] {
             assert_eq!(of_run(&bytes[..len], &blocks), crc32c::crc32c(&bytes[..len]), "{len}");

@@ -9,7 +9,7 @@ use crate::clock;
 use crate::link::{PeerIdentity, prepare};
 use crate::pki::{PeerRole, Pki};
 use crate::source::{Source, serve_host};
-use crate::wire_io::{Outgoing, ReadError, read_message, write_messages};
+use crate::wire_io::{Outgoing, ReadError, read_ahead, write_messages};
 use anyhow::{Context, Result};
 use journal::Journal;
 use replication::wire::{
@@ -21,7 +21,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::io::AsyncRead;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::block_in_place;
@@ -119,7 +118,7 @@ async fn serve(recovery: Arc<Recovery>, source: Arc<Source>, pki: &Pki, stream: 
     let (outgoing, queue) = mpsc::unbounded_channel();
     let writing = tokio::spawn(write_messages(writer, FrameWriter::default(), queue));
     let (messages, mut inbox) = mpsc::channel(MESSAGES_AHEAD);
-    let reading = tokio::spawn(read_ahead(reader, messages));
+    let reading = tokio::spawn(read_ahead(reader, FrameReader::default(), messages));
     // Whoever connects says with the first word what for.
     let first =
         timeout(CONNECT_TIMEOUT, inbox.recv()).await.context("the peer does not say what it wants")?;
@@ -353,16 +352,5 @@ async fn next_stop(open: &mut Option<OpenStream>) -> Refuse {
             detail: "another connection has taken the stream over".into(),
         }),
         None => std::future::pending().await,
-    }
-}
-
-async fn read_ahead(mut reader: impl AsyncRead + Unpin, messages: mpsc::Sender<Result<Message, ReadError>>) {
-    let mut frames = FrameReader::default();
-    loop {
-        let message = read_message(&mut reader, &mut frames).await;
-        let ends = message.is_err();
-        if messages.send(message).await.is_err() || ends {
-            return;
-        }
     }
 }

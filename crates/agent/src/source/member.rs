@@ -7,7 +7,7 @@ use super::Source;
 use super::group::Group;
 use crate::clock;
 use crate::link::{self, Connected};
-use crate::wire_io::{read_message, write_messages};
+use crate::wire_io::{Outgoing, ReadError, read_ahead, read_message, write_messages};
 use anyhow::{Context, Result, bail};
 use replication::wire::{CutMessage, FrameReader, Join, Message};
 use std::sync::{Arc, Weak};
@@ -78,64 +78,44 @@ pub(super) async fn follow(source: Arc<Source>, group: Weak<Group>, coordinator:
     }
 }
 
+/// What this host does for one connection to the coordinator.
+struct Part {
+    group: Arc<Group>,
+    queue: mpsc::UnboundedSender<Outgoing>,
+    /// What opens the gate that is closed now.
+    hold: Option<u64>,
+    /// The newest cut the coordinator was told is durable here.
+    durable: WriteSeq,
+}
+
 /// Does what the coordinator says until the connection is lost, or the group's VMs here are others.
-async fn serve(group: &Arc<Group>, connected: Connected, mut frames: FrameReader) -> String {
-    let Connected { mut reader, writer, first, .. } = connected;
+async fn serve(group: &Arc<Group>, connected: Connected, frames: FrameReader) -> String {
+    let Connected { reader, writer, first, .. } = connected;
     let (queue, outgoing) = mpsc::unbounded_channel();
     let writing = tokio::spawn(write_messages(writer, first, outgoing));
     let (inbox, mut messages) = mpsc::channel(4);
-    let reading = tokio::spawn(async move {
-        loop {
-            let message = read_message(&mut reader, &mut frames).await;
-            let ends = message.is_err();
-            if inbox.send(message).await.is_err() || ends {
-                return;
-            }
-        }
-    });
+    let reading = tokio::spawn(read_ahead(reader, frames, inbox));
+    let mut part = Part { group: group.clone(), queue, hold: None, durable: WriteSeq::ZERO };
     let vms = group.members().len();
-    let mut durable = WriteSeq::ZERO;
-    let mut hold: Option<u64> = None;
     let mut heard_at = clock::now();
     let mut ticks = tokio::time::interval(HEARTBEAT_INTERVAL / 4);
     let why = loop {
+        let holds = part.hold.is_some();
         let hold_ends = async {
-            match hold {
-                Some(_) => tokio::time::sleep(CUT_HOLD_MAX).await,
-                None => std::future::pending().await,
+            match holds {
+                true => tokio::time::sleep(CUT_HOLD_MAX).await,
+                false => std::future::pending().await,
             }
         };
         tokio::select! {
             biased;
             message = messages.recv() => {
                 heard_at = clock::now();
-                match message {
-                    Some(Ok(Message::Cut(CutMessage::Prepare { cut }))) => {
-                        let (time, refused) = group.prepare_here(cut);
-                        hold = Some(time);
-                        let _ = queue.send(Message::Cut(CutMessage::Prepared { cut, refused }).into());
-                    }
-                    Some(Ok(Message::Cut(CutMessage::Settle { cut, mark }))) => {
-                        if let Some(time) = hold.take() {
-                            group.let_go(time);
-                        }
-                        if let Some(mark) = mark
-                            && let Err(error) = group.mark_here(cut, &mark)
-                        {
-                            tracing::warn!(group = group.name(), %cut, error, "the cut is not marked here");
-                        }
-                    }
-                    Some(Ok(Message::Heartbeat)) => {}
-                    Some(Ok(_)) => break "something that has no place here".to_owned(),
-                    Some(Err(error)) => break error.to_string(),
-                    None => break "the connection was closed".to_owned(),
+                if let Some(why) = part.on_message(message) {
+                    break why;
                 }
             }
-            () = hold_ends => {
-                if let Some(time) = hold.take() {
-                    group.let_go(time);
-                }
-            }
+            () = hold_ends => part.let_go(),
             _ = ticks.tick() => {
                 if clock::now().since(heard_at) > PEER_SILENCE_MAX {
                     break "the coordinator has gone silent".to_owned();
@@ -143,20 +123,61 @@ async fn serve(group: &Arc<Group>, connected: Connected, mut frames: FrameReader
                 if group.members().len() != vms {
                     break "the group has other VMs here now".to_owned();
                 }
-                let newest = group.newest_durable_cut();
-                if newest > durable {
-                    durable = newest;
-                    let _ = queue.send(Message::Cut(CutMessage::Durable { cut: newest }).into());
-                }
-                let _ = queue.send(Message::Heartbeat.into());
+                part.tell();
             }
         }
     };
-    if let Some(time) = hold {
-        group.let_go(time);
-    }
+    part.let_go();
+    drop(part);
     reading.abort();
-    drop(queue);
     let _ = timeout(RETRY_INTERVAL, writing).await;
     why
+}
+
+impl Part {
+    /// Does what it says; the reason where the connection ends with it.
+    fn on_message(&mut self, message: Option<Result<Message, ReadError>>) -> Option<String> {
+        match message {
+            Some(Ok(Message::Cut(CutMessage::Prepare { cut }))) => {
+                self.let_go();
+                let (time, refused) = self.group.prepare_here(cut);
+                self.hold = Some(time);
+                self.say(Message::Cut(CutMessage::Prepared { cut, refused }));
+            }
+            Some(Ok(Message::Cut(CutMessage::Settle { cut, mark }))) => {
+                self.let_go();
+                if let Some(mark) = mark
+                    && let Err(error) = self.group.mark_here(cut, &mark)
+                {
+                    tracing::warn!(group = self.group.name(), %cut, error, "the cut is not marked here");
+                }
+            }
+            Some(Ok(Message::Heartbeat)) => {}
+            Some(Ok(_)) => return Some("something that has no place here".to_owned()),
+            Some(Err(error)) => return Some(error.to_string()),
+            None => return Some("the connection was closed".to_owned()),
+        }
+        None
+    }
+
+    fn let_go(&mut self) {
+        if let Some(time) = self.hold.take() {
+            self.group.let_go(time);
+        }
+    }
+
+    /// Says that the host is there, and what is durable.
+    fn tell(&mut self) {
+        let newest = self.group.newest_durable_cut();
+        if newest > self.durable {
+            self.durable = newest;
+            self.say(Message::Cut(CutMessage::Durable { cut: newest }));
+        }
+        self.say(Message::Heartbeat);
+    }
+
+    fn say(&self, message: Message) {
+        // A closed queue means that the connection is gone, which the reader tells.
+        let _ = self.queue.send(message.into());
+    }
 }
