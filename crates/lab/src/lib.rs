@@ -6,6 +6,7 @@ mod console;
 mod disk;
 mod guest;
 mod guest_files;
+mod nbd;
 mod site;
 mod ticks;
 
@@ -14,5 +15,6 @@ pub use console::Console;
 pub use disk::{check_file_system, copy_image, make_disk, read_file};
 pub use guest::{Guest, GuestOptions, Work};
 pub use guest_files::{GuestFiles, run_quietly};
+pub use nbd::NbdClient;
 pub use site::{CommandFailed, Site, free_port, pair};
 pub use ticks::{Tick, Ticks};

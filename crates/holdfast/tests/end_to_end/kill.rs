@@ -48,7 +48,7 @@ fn killed_agents_lose_nothing_and_the_guest_goes_on() {
             );
         }
     }
-    let known = ["link lost", "peer not reached", "stream refused", "RPO exceeded"];
+    let known = ["link lost", "peer not reached", "connection refused", "RPO exceeded"];
     assert_eq!(stage.a.unannounced(&known).unwrap(), Vec::<String>::new());
     assert_eq!(stage.b.unannounced(&known).unwrap(), Vec::<String>::new());
 }

@@ -11,3 +11,5 @@ mod order;
 mod peers;
 mod refusals;
 mod stage;
+mod streams;
+mod synchronous;

@@ -1,0 +1,102 @@
+//! Synchronous mode: what was acknowledged to the guest is at the other side, whenever the site is lost.
+
+use crate::stage::{SOON, Stage, same_bytes};
+use lab::{NbdClient, wait_until};
+use std::time::Duration;
+
+/// How often the site is lost; `HOLDFAST_KILLS` sets another number.
+fn kills() -> u64 {
+    std::env::var("HOLDFAST_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(6)
+}
+
+fn protect(stage: &Stage, more: &[&str]) -> String {
+    let disk = stage.disk("disk.raw", 4 << 20);
+    let answer = stage.try_protect("web", "web", &disk, &[&["--mode", "sync"], more].concat()).unwrap();
+    in_sync(stage);
+    answer["socket"].as_str().unwrap().to_owned()
+}
+
+fn in_sync(stage: &Stage) {
+    mode(stage, "sync");
+}
+
+fn mode(stage: &Stage, wanted: &str) {
+    wait_until(wanted, SOON, || Ok((stage.a.protected("web")?["mode"] == wanted).then_some(()))).unwrap();
+}
+
+fn sector(number: u64) -> Vec<u8> {
+    number.to_le_bytes().repeat(64)
+}
+
+#[test]
+fn every_write_acknowledged_before_the_site_is_lost_is_in_the_image() {
+    let mut stage = Stage::set();
+    let socket = protect(&stage, &[]);
+    let mut number = 0;
+    for round in 0..kills() {
+        let mut guest = NbdClient::connect(&socket, "vda").unwrap();
+        let writing = std::thread::spawn(move || {
+            let mut acknowledged = number;
+            // Until the agent is gone.
+            while guest.write(4096, &sector(acknowledged + 1)).is_ok() {
+                acknowledged += 1;
+            }
+            acknowledged
+        });
+        std::thread::sleep(Duration::from_millis(20 + 7 * (round % 9)));
+        stage.a.kill_agent().unwrap();
+        let acknowledged = writing.join().unwrap();
+        assert!(acknowledged > number, "nothing was written in round {round}");
+        let image = stage.b.ask(&["image", "open", "--vm", "web", "--at", "latest"]).unwrap();
+        let mut found = vec![0; 512];
+        let mut reader = NbdClient::connect(image["socket"].as_str().unwrap(), "vda").unwrap();
+        reader.read(4096, &mut found).unwrap();
+        let kept = u64::from_le_bytes(found[..8].try_into().unwrap());
+        // The one that was under way may be there or not.
+        assert!(
+            (acknowledged..=acknowledged + 1).contains(&kept),
+            "{kept} is there, {acknowledged} was acknowledged"
+        );
+        drop(reader);
+        stage.b.ask(&["image", "close", image["id"].as_str().unwrap()]).unwrap();
+        number = kept;
+        stage.a.start_agent().unwrap();
+        in_sync(&stage);
+    }
+    println!("{number} writes, {} kills", kills());
+    stage.drained("web");
+    assert!(same_bytes(&stage.copy_image("web", "latest", "image.raw"), &stage.path("disk.raw")));
+}
+
+#[test]
+fn a_lost_link_degrades_with_an_alert_and_returns_by_itself() {
+    let mut stage = Stage::set();
+    let socket = protect(&stage, &["--sync-timeout", "1"]);
+    stage.tag("web", "web", "well");
+    stage.b.kill_agent().unwrap();
+    let mut guest = NbdClient::connect(&socket, "vda").unwrap();
+    guest.write(0, &sector(1)).unwrap();
+    mode(&stage, "sync-degraded");
+    guest.write(0, &sector(2)).unwrap();
+    wait_until("an alert", SOON, || {
+        let alerts = stage.a.ask(&["status"])?["alerts"].to_string();
+        Ok(alerts.contains("synchronous mode is degraded").then_some(()))
+    })
+    .unwrap();
+    stage.b.start_agent().unwrap();
+    in_sync(&stage);
+}
+
+#[test]
+fn a_write_is_held_for_as_long_as_it_takes_where_that_was_chosen() {
+    let mut stage = Stage::set();
+    let socket = protect(&stage, &["--sync-timeout", "1", "--on-timeout", "hold"]);
+    stage.b.kill_agent().unwrap();
+    let mut guest = NbdClient::connect(&socket, "vda").unwrap();
+    let writing = std::thread::spawn(move || guest.write(0, &sector(1)));
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(!writing.is_finished(), "it was let go after its time limit");
+    stage.b.start_agent().unwrap();
+    writing.join().unwrap().unwrap();
+    in_sync(&stage);
+}
