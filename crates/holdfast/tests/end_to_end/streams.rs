@@ -105,14 +105,15 @@ fn a_replica_brought_by_hand_is_compared_not_sent() {
 fn an_outage_leaves_no_hole_in_the_history_while_the_spill_has_room() {
     let mut stage = Stage::set();
     let disk = stage.disk("disk.raw", 32 << 20);
-    let small = ["--buffer", "1048576"];
-    let socket =
-        stage.try_protect("web", "web", &disk, &small).unwrap()["socket"].as_str().unwrap().to_owned();
-    stage.a.wait_for_state("web", "journaling", SOON).unwrap();
+    let socket = stage.protect("web", "web", &disk);
     stage.b.kill_agent().unwrap();
     let mut copies = Vec::new();
     for round in 0..4u64 {
         write(&stage, &socket, &noise(24 << 20, 10 + round));
+        wait_until("the spill takes what is over half of the buffer", SOON, || {
+            Ok((stage.a.protected("web")?["buffer_bytes"].as_u64() < Some(33 << 20)).then_some(()))
+        })
+        .unwrap();
         let tag = format!("round {round}");
         stage.a.ask(&["checkpoint", "tag", "--group", "web", &tag]).unwrap();
         let copy = stage.path(&format!("round-{round}.raw"));
