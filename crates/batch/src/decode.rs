@@ -1,6 +1,6 @@
 //! Reading a batch that came over a wire or from a file: nothing in it is believed before it checks.
 
-use crate::frames::{Codec, FrameEntry, FrameError, open_frame, read_payload};
+use crate::frames::{Codec, FrameEntry, FrameError, REPEAT, open_frame, read_payload};
 use crate::layout::{
     BLOCK_BYTES, BLOCK_ENTRY_BYTES, FLAG_STEP_END, FLAG_UNDO, FRAME_ENTRY_BYTES, Form, HEADER_BYTES, Header,
     MAGIC, RECORD_BYTES, RawFrame, RawHeader, RawRecord, VERSION,
@@ -312,6 +312,13 @@ fn parse_frames(table: &[u8], tables_end: usize, header: &Header) -> Result<Vec<
             return Err(refuse("its plain length does not fit its place"));
         }
         let stored_len = raw.stored_len.get() as usize;
+        if raw.codec == REPEAT {
+            let of: Option<&FrameEntry> = frames.get(raw.crc.get() as usize);
+            let of = of.filter(|of| of.plain_len as usize == plain_len && stored_len == 0);
+            let of = *of.ok_or(refuse("repeats a frame that is not before it"))?;
+            frames.push(FrameEntry { repeats: true, ..of });
+            continue;
+        }
         if stored_len > plain_len || stored_len == 0 {
             return Err(refuse("its stored length is impossible"));
         }
@@ -325,6 +332,7 @@ fn parse_frames(table: &[u8], tables_end: usize, header: &Header) -> Result<Vec<
             plain_len: plain_len as u32,
             crc: raw.crc.get(),
             codec,
+            repeats: false,
         });
         stored_at += stored_len;
     }

@@ -2,7 +2,7 @@
 
 use crate::crc::{BY_FRAME, of_blocks, of_run};
 use crate::decode::Batch;
-use crate::frames::{Codec, push_frame, raw_frame};
+use crate::frames::{Codec, push_frame, raw_frame, repeated_frame};
 use crate::layout::{
     BLOCK_BYTES, BLOCK_ENTRY_BYTES, FLAG_STEP_END, FLAG_UNDO, FRAME_ENTRY_BYTES, Form, HEADER_BYTES, MAGIC,
     RECORD_BYTES, RawHeader, RawRecord, VERSION,
@@ -57,16 +57,21 @@ fn encode_flagged(meta: &BatchMeta, records: &[Record], codec: Codec, flags: u16
 
     // Frame table and block table, which stand side by side.
     let mut frame_table = Vec::with_capacity(frames_at - tables_at);
-    if codec == Codec::Raw {
-        for (frame, blocks) in
-            out[frames_at..].chunks(FRAME_BYTES).zip(blocks.chunks(FRAME_BYTES / BLOCK_BYTES))
-        {
-            frame_table.extend_from_slice(raw_frame(frame.len(), of_run(frame, blocks)).as_bytes());
+    let sums = out[frames_at..].chunks(FRAME_BYTES).zip(blocks.chunks(FRAME_BYTES / BLOCK_BYTES));
+    let sums: Vec<u32> = sums.map(|(frame, blocks)| of_run(frame, blocks)).collect();
+    let repeats = repeats(&out[frames_at..], &sums);
+    if codec == Codec::Raw && repeats.iter().all(Option::is_none) {
+        for (frame, &crc) in out[frames_at..].chunks(FRAME_BYTES).zip(&sums) {
+            frame_table.extend_from_slice(raw_frame(frame.len(), crc).as_bytes());
         }
     } else {
         let plain = out.split_off(frames_at);
-        for (frame, blocks) in plain.chunks(FRAME_BYTES).zip(blocks.chunks(FRAME_BYTES / BLOCK_BYTES)) {
-            frame_table.extend_from_slice(push_frame(frame, blocks, codec, &mut out).as_bytes());
+        for ((frame, &crc), repeat) in plain.chunks(FRAME_BYTES).zip(&sums).zip(repeats) {
+            let line = match repeat {
+                Some(of) => repeated_frame(frame.len(), of),
+                None => push_frame(frame, crc, codec, &mut out),
+            };
+            frame_table.extend_from_slice(line.as_bytes());
         }
     }
     for block in &blocks {
@@ -96,6 +101,13 @@ fn encode_flagged(meta: &BatchMeta, records: &[Record], codec: Codec, flags: u16
     out[HEADER_BYTES..tables_at].copy_from_slice(&table);
     out[tables_at..frames_at].copy_from_slice(&frame_table);
     out.into()
+}
+
+/// For each frame the first one before it with the same bytes, which it need not bring again.
+fn repeats(plain: &[u8], sums: &[u32]) -> Vec<Option<usize>> {
+    let frame = |at: usize| &plain[at * FRAME_BYTES..plain.len().min((at + 1) * FRAME_BYTES)];
+    let of = |at: usize| (0..at).find(|&before| sums[before] == sums[at] && frame(before) == frame(at));
+    (0..sums.len()).map(of).collect()
 }
 
 /// The record table, and the last sequence. `plain` is all payload, `blocks` the sums of its blocks.
@@ -146,7 +158,7 @@ pub fn crc_with_batch(before: u32, batch: &[u8]) -> u32 {
         return crc32c::crc32c_append(before, batch);
     };
     let mut crc = crc32c::crc32c_append(before, tables_of(batch));
-    for frame in parsed.frames() {
+    for frame in parsed.frames().iter().filter(|frame| !frame.repeats) {
         let stored = frame.stored_at as usize..(frame.stored_at + frame.stored_len) as usize;
         crc = match stored.len() == FRAME_BYTES {
             true => BY_FRAME.join(crc, frame.crc),

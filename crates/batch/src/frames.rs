@@ -1,6 +1,5 @@
 //! Frames: 64 KiB of plain payload, compressed together where that pays.
 
-use crate::crc::of_run;
 use crate::layout::RawFrame;
 use bytes::Bytes;
 use types::limits::FRAME_BYTES;
@@ -37,6 +36,8 @@ pub struct FrameEntry {
     pub plain_len: u32,
     pub crc: u32,
     pub codec: Codec,
+    /// The stored bytes are those of an earlier frame, which has the same.
+    pub repeats: bool,
 }
 
 /// A frame that does not check.
@@ -51,8 +52,8 @@ pub enum FrameError {
 }
 
 /// Compresses one frame's plain bytes onto `out` with `wanted`, or stores them raw where less than a
-/// twentieth is saved. `blocks` are the sums of its blocks.
-pub(crate) fn push_frame(plain: &[u8], blocks: &[u32], wanted: Codec, out: &mut Vec<u8>) -> RawFrame {
+/// twentieth is saved. `crc` is the sum of its plain bytes.
+pub(crate) fn push_frame(plain: &[u8], crc: u32, wanted: Codec, out: &mut Vec<u8>) -> RawFrame {
     let packed = match wanted {
         Codec::Raw => None,
         Codec::Lz4 => Some(lz4_flex::block::compress(plain)),
@@ -71,7 +72,7 @@ pub(crate) fn push_frame(plain: &[u8], blocks: &[u32], wanted: Codec, out: &mut 
         }
         _ => {
             out.extend_from_slice(plain);
-            raw_frame(plain.len(), of_run(plain, blocks))
+            raw_frame(plain.len(), crc)
         }
     }
 }
@@ -83,6 +84,21 @@ pub(crate) fn raw_frame(len: usize, crc: u32) -> RawFrame {
         plain_len: (len as u32).into(),
         crc: crc.into(),
         codec: Codec::Raw as u8,
+        reserved: [0; 3],
+    }
+}
+
+/// What the codec's byte says of a frame that repeats another.
+pub(crate) const REPEAT: u8 = 3;
+
+/// The line of a frame whose bytes are those of the frame `of`, and are not stored again.
+pub(crate) fn repeated_frame(len: usize, of: usize) -> RawFrame {
+    let of = u32::try_from(of).expect("a batch has some dozens of frames");
+    RawFrame {
+        stored_len: 0.into(),
+        plain_len: (len as u32).into(),
+        crc: of.into(),
+        codec: REPEAT,
         reserved: [0; 3],
     }
 }

@@ -71,7 +71,7 @@ pub(crate) struct RawRecord {
 pub(crate) struct RawFrame {
     pub(crate) stored_len: U32,
     pub(crate) plain_len: U32,
-    /// CRC-32C of the stored bytes.
+    /// CRC-32C of the stored bytes; the number of the repeated frame where the codec says so.
     pub(crate) crc: U32,
     pub(crate) codec: u8,
     pub(crate) reserved: [u8; 3],

@@ -113,3 +113,30 @@ proptest! {
         let _ = Batch::parse(bytes.into());
     }
 }
+
+#[test]
+fn frames_with_the_same_bytes_are_stored_once() {
+    let one: Vec<u8> = (0..65_536u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let payload: Vec<u8> = [&one[..], &vec![7; 65_536], &one, &one].concat();
+    let record = Record {
+        seq: WriteSeq::from_raw(1),
+        kind: Kind::Write,
+        disk: DiskIndex(0),
+        range: ByteRange::new(0, payload.len() as u64),
+        payload: payload.clone().into(),
+    };
+    let meta = BatchMeta {
+        incarnation: Incarnation::from_bytes([1; 16]),
+        prev_seq: WriteSeq::ZERO,
+        watermark: WriteSeq::from_raw(1),
+        taken_at: WallTime(0),
+    };
+    for codec in [Codec::Raw, Codec::Lz4] {
+        let bytes = encode(&meta, std::slice::from_ref(&record), codec);
+        assert!(bytes.len() < 3 * 65_536, "{}", bytes.len());
+        assert_eq!(crate::crc_with_batch(5, &bytes), crc32c::crc32c_append(5, &bytes));
+        let batch = Batch::parse(bytes).unwrap();
+        batch.verify().unwrap();
+        assert_eq!(batch.payload(0).unwrap(), payload);
+    }
+}

@@ -170,14 +170,19 @@ impl RecoveryVm {
     }
 
     /// The writer's turn: appends some of what is queued and reports.
-    pub(crate) fn append(&mut self, now: Monotonic, link: &mut Option<Connection>, rng: &mut Rng) {
+    pub(crate) fn append(
+        &mut self,
+        now: Monotonic,
+        wall: WallTime,
+        link: &mut Option<Connection>,
+        rng: &mut Rng,
+    ) {
         let Some(journal) = self.journal.clone() else { return };
         if self.queue.is_empty() || self.receiver.is_none() {
             return;
         }
         let count = 1 + rng.below(self.queue.len() as u64) as usize;
         let group: Vec<Batch> = self.queue.drain(..count).collect();
-        let wall = WallTime(now.0.as_micros() as i64);
         let event = match journal
             .append(group, AppendMeta { epoch: self.epoch, received_at: wall, entropy: rng.sixteen() })
         {

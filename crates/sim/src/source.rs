@@ -36,6 +36,28 @@ pub(crate) struct Change {
     pub(crate) bytes: Vec<u8>,
 }
 
+/// The disk as it was at cuts that ascend.
+pub(crate) struct Playback<'a> {
+    history: &'a [Change],
+    next: usize,
+    pub(crate) content: Vec<u8>,
+}
+
+impl Playback<'_> {
+    /// Plays on up to `cut`; which bytes a write was just changing there.
+    pub(crate) fn up_to(&mut self, cut: WriteSeq) -> Vec<ByteRange> {
+        while let Some(change) = self.history.get(self.next)
+            && change.last <= cut
+        {
+            let range = change.range.start as usize..change.range.end() as usize;
+            self.content[range].copy_from_slice(&change.bytes);
+            self.next += 1;
+        }
+        let later = self.history[self.next..].iter().take_while(|change| change.before < cut);
+        later.filter(|change| change.last > cut).map(|change| change.range).collect()
+    }
+}
+
 /// One VM at its site. The guest and the disk outlive the agent.
 pub(crate) struct SourceVm {
     pub(crate) vm: VmId,
@@ -208,19 +230,9 @@ impl SourceVm {
         self.history.push(Change { before, last: agent.counter.last(), range, bytes });
     }
 
-    /// The disk as it was at a cut, and which bytes a write was just changing there.
-    pub(crate) fn content_at(&self, initial: &[u8], cut: WriteSeq) -> (Vec<u8>, Vec<ByteRange>) {
-        let mut content = initial.to_vec();
-        let mut torn = Vec::new();
-        for change in &self.history {
-            if change.last <= cut {
-                let range = change.range.start as usize..change.range.end() as usize;
-                content[range].copy_from_slice(&change.bytes);
-            } else if change.before < cut {
-                torn.push(change.range);
-            }
-        }
-        (content, torn)
+    /// The guest's disk from its beginning on, to be played up to one cut after the other.
+    pub(crate) fn playback<'a>(&'a self, initial: &[u8]) -> Playback<'a> {
+        Playback { history: &self.history, next: 0, content: initial.to_vec() }
     }
 
     /// Runs the sender until it has nothing to do at this moment.

@@ -17,7 +17,7 @@ use types::{
 const EVENTS: u64 = 2500;
 const VMS: u8 = 2;
 /// Heavy comparisons are made this often, and at the end.
-const LOOK_EVERY: u64 = 100;
+const LOOK_EVERY: u64 = 250;
 const REST_ROUNDS: u32 = 20_000;
 
 /// What a run went through.
@@ -35,6 +35,7 @@ pub struct Summary {
     pub full_disks: u64,
     pub failed_syncs: u64,
     pub half_open: u64,
+    pub clock_jumps: u64,
     pub verifications: u64,
     pub batches_spilled: u64,
     pub blocks_found_to_differ: u64,
@@ -55,6 +56,7 @@ impl Summary {
         self.full_disks += other.full_disks;
         self.failed_syncs += other.failed_syncs;
         self.half_open += other.half_open;
+        self.clock_jumps += other.clock_jumps;
         self.verifications += other.verifications;
         self.batches_spilled += other.batches_spilled;
         self.blocks_found_to_differ += other.blocks_found_to_differ;
@@ -69,7 +71,7 @@ impl fmt::Display for Summary {
             "{} guest writes, {} checkpoints compared in full, {} links cut, {} crashes of the source, \
              {} of the recovery side, {} losses of power, {} failovers, {} folds, {} merges, \
              {} full disks, {} failed syncs, {} losses of power at the source, {} verifications, \
-             {} blocks found to differ, {} batches spilled, {} links half open",
+             {} blocks found to differ, {} batches spilled, {} links half open, {} clock jumps",
             self.writes,
             self.checkpoints_compared,
             self.links_cut,
@@ -85,7 +87,8 @@ impl fmt::Display for Summary {
             self.verifications,
             self.blocks_found_to_differ,
             self.batches_spilled,
-            self.half_open
+            self.half_open,
+            self.clock_jumps
         )
     }
 }
@@ -102,6 +105,8 @@ struct World {
     /// Where each journal stood when its group failed over.
     fenced_at: Option<Vec<WriteSeq>>,
     summary: Summary,
+    /// How far the clocks of the protected and of the recovery side are off, in microseconds.
+    skew: [i64; 2],
     /// One in so many faults that are drawn happens.
     calm: u64,
     tell: bool,
@@ -154,6 +159,7 @@ impl World {
             wants: vec![false; VMS.into()],
             pairs,
             network_up: true,
+            skew: [0; 2],
             fenced_at: None,
             summary: Summary::default(),
             tell,
@@ -214,6 +220,7 @@ impl World {
             72..73 => self.sender(vm, SenderEvent::Resync),
             73..75 => self.half_open(vm),
             75..76 => self.pairs[vm].source.rot_spill(&mut self.rng),
+            76..77 => self.jump_clock(),
             _ => self.now = self.now.plus(Duration::from_secs(self.rng.below(8))),
         }
     }
@@ -243,7 +250,8 @@ impl World {
     }
 
     fn append(&mut self, vm: usize) {
-        self.pairs[vm].recovery.append(self.now, &mut self.links[vm], &mut self.rng);
+        let wall = self.wall(1);
+        self.pairs[vm].recovery.append(self.now, wall, &mut self.links[vm], &mut self.rng);
     }
 
     fn tick(&mut self, vm: usize) {
@@ -274,7 +282,7 @@ impl World {
             id: CheckpointId(cut),
             cut,
             kind: CheckpointKind::Automatic,
-            taken_at: WallTime(0),
+            taken_at: self.wall(0),
             members: VMS.into(),
             tag: String::new(),
         };
@@ -318,6 +326,20 @@ impl World {
         }
     }
 
+    /// What the clock of the protected side (0) or the recovery side (1) says. Nothing may depend on it but
+    /// labels and how much history is kept.
+    fn wall(&self, side: usize) -> WallTime {
+        WallTime(self.now.0.as_micros() as i64 + self.skew[side])
+    }
+
+    /// Somebody sets a clock, by up to two hours in either direction.
+    fn jump_clock(&mut self) {
+        self.summary.clock_jumps += 1;
+        let side = self.rng.below(2) as usize;
+        self.skew[side] += self.rng.below(4 * 3_600_000_000) as i64 - 2 * 3_600_000_000;
+        self.say(&format!("the clock of side {side} is off by {} s now", self.skew[side] / 1_000_000));
+    }
+
     /// Both sides are compared while everything goes on.
     fn verify(&mut self, vm: usize) {
         if let Some(agent) = &self.pairs[vm].source.agent
@@ -359,7 +381,7 @@ impl World {
         journal.set(settings);
         let before = journal.status().applied;
         // A full or failing disk may hinder it; nothing is lost then.
-        if let Ok(kept) = journal.keep_up(&Upkeep::plain(WallTime(0), self.rng.sixteen())) {
+        if let Ok(kept) = journal.keep_up(&Upkeep::plain(self.wall(1), self.rng.sixteen())) {
             self.summary.folds += u64::from(kept.applied > before);
             self.summary.merges += kept.merges as u64;
             self.say(&format!("{vm} keeps up: {kept:?}"));

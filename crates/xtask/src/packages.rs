@@ -33,6 +33,13 @@ pub(crate) const GUEST: &[Tool] = &[
 /// For fuzzing: libFuzzer is C++.
 pub(crate) const FUZZ: &[Tool] = &[tool("c++", "g++", "builds libFuzzer")];
 
+/// For the benches: what is measured beside ours.
+pub(crate) const BENCH: &[Tool] = &[
+    tool("qemu-img", "qemu-utils", "writes the same load to both"),
+    tool("qemu-nbd", "qemu-utils", "another project's NBD server"),
+    tool("qemu-storage-daemon", "qemu-system-common", "mirrors disks"),
+];
+
 /// For tests against other people's clients.
 pub(crate) const PEERS: &[Tool] = &[
     tool("nbdinfo", "libnbd-bin", "another project's NBD client"),

@@ -38,6 +38,7 @@ pub(crate) fn sim(runs: u64, seed: Option<u64>) -> Result<()> {
 
 /// Runs a bench, or all.
 pub(crate) fn bench(name: Option<String>, quick: bool, json: bool, only: Option<String>) -> Result<()> {
+    packages::ensure(packages::BENCH)?;
     let mut command = cargo();
     command.args(["run", "--release", "--quiet", "--package", "bench", "--"]).args(name);
     command.arg("--folder").arg(target().join("bench-files"));

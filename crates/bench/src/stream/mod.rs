@@ -4,8 +4,10 @@
 //! is measured with it; the recovery side is a process of its own. Between them is TLS on loopback.
 
 mod compare;
+mod cuts;
 mod headline;
 mod lag;
+mod mirror;
 mod outage;
 mod pair;
 mod tls;
@@ -18,8 +20,14 @@ pub(crate) use pair::run_agent;
 /// Runs every section that is wanted.
 pub(crate) fn run(run: &Run) -> Result<Vec<Figure>> {
     type Section = fn(&Run) -> Result<Vec<Figure>>;
-    let sections: [(&str, Section); 4] =
-        [("headline", headline::run), ("lag", lag::run), ("outage", outage::run), ("compare", compare::run)];
+    let sections: [(&str, Section); 6] = [
+        ("headline", headline::run),
+        ("lag", lag::run),
+        ("outage", outage::run),
+        ("compare", compare::run),
+        ("cuts", cuts::run),
+        ("mirror", mirror::run),
+    ];
     let mut figures = Vec::new();
     for (name, section) in sections.into_iter().filter(|(name, _)| run.wants(name)) {
         eprintln!("measuring {name} …");

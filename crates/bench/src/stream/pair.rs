@@ -27,6 +27,10 @@ pub(super) struct Pair {
     folder: PathBuf,
     port: u16,
     recovery: Option<Child>,
+    /// Another agent of the protected side.
+    member: Option<Child>,
+    /// Where the protected side listens, if it does.
+    our_port: u16,
     pub(super) runtime: Runtime,
     protected: Option<Agent>,
 }
@@ -80,19 +84,83 @@ impl Pair {
                  [stream]\nlisten = \"127.0.0.1:{port}\"\n"
             ),
         )?;
-        let mut pair =
-            Self { folder: folder.to_path_buf(), port, recovery: None, runtime: runtime()?, protected: None };
+        let mut pair = Self {
+            folder: folder.to_path_buf(),
+            port,
+            recovery: None,
+            member: None,
+            our_port: 0,
+            runtime: runtime()?,
+            protected: None,
+        };
         pair.start_recovery()?;
         pair.start_protected()?;
         Ok(pair)
     }
 
+    /// As [`Pair::start`], with a protected side that coordinates groups.
+    pub(super) fn start_listening(folder: &Path) -> Result<Self> {
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let mut pair = Self::start(folder, &format!("[stream]\nlisten = \"127.0.0.1:{port}\"\n"))?;
+        pair.our_port = port;
+        Ok(pair)
+    }
+
+    /// Starts another agent of the protected side, in a process of its own.
+    pub(super) fn start_member(&mut self) -> Result<()> {
+        let (ours, member) = (self.folder.join("ours/pki"), self.folder.join("member"));
+        copy_folder(&ours, &member.join("pki"))?;
+        Pki::new(member.join("pki")).issue("c", "agent", &["127.0.0.1".to_owned()], 30)?;
+        let text = "site = \"ours\"\nagent = \"c\"\nstate_dir = \"state\"\npki_dir = \"pki\"\n";
+        std::fs::write(member.join("agent.toml"), text).context("write a configuration")?;
+        self.member = Some(spawn_agent(&member.join("agent.toml"))?);
+        let client = self.member_client();
+        self.wait("the other agent answers", || {
+            Ok(self.runtime.block_on(client.status()).is_ok().then_some(()))
+        })
+    }
+
+    fn member_client(&self) -> Client {
+        Client::new(Endpoint::Unix(self.folder.join("member/state/run/agent.sock")))
+    }
+
+    /// Protects a VM of one empty disk at the other agent, in a group that this one coordinates.
+    pub(super) fn protect_at_member(
+        &self,
+        name: &str,
+        group: &str,
+        disk_bytes: u64,
+        settings: ProtectSettings,
+    ) -> Result<()> {
+        let path = self.folder.join(format!("{name}.raw"));
+        std::fs::File::create(&path).and_then(|image| image.set_len(disk_bytes)).context("make an image")?;
+        let request = ProtectRequest {
+            group: Some(group.to_owned()),
+            coordinator: Some(format!("127.0.0.1:{}", self.our_port)),
+            ..self.request(name, &path, settings)
+        };
+        let client = self.member_client();
+        self.runtime.block_on(client.protect(&request))?;
+        self.wait(&format!("{name} is journaling"), || {
+            let vm = self.runtime.block_on(client.protected_vm(name))?;
+            Ok((vm.state == "journaling").then_some(()))
+        })
+    }
+
+    fn request(&self, name: &str, path: &Path, settings: ProtectSettings) -> ProtectRequest {
+        ProtectRequest {
+            name: name.to_owned(),
+            group: None,
+            coordinator: None,
+            disks: vec![ProtectDisk { name: "vda".into(), path: path.display().to_string() }],
+            peer: format!("127.0.0.1:{}", self.port),
+            definition: None,
+            settings,
+        }
+    }
+
     pub(super) fn start_recovery(&mut self) -> Result<()> {
-        let program = std::env::current_exe().context("find this program")?;
-        let mut command = Command::new(program);
-        command.arg("--agent").arg(self.folder.join("theirs/agent.toml"));
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-        self.recovery = Some(command.spawn().context("start the recovery side")?);
+        self.recovery = Some(spawn_agent(&self.folder.join("theirs/agent.toml"))?);
         let client = self.their_client();
         self.wait("the recovery side answers", || {
             Ok(self.runtime.block_on(client.status()).is_ok().then_some(()))
@@ -122,29 +190,35 @@ impl Pair {
         Client::new(Endpoint::Unix(self.folder.join("theirs/state/run/agent.sock")))
     }
 
-    /// Protects a VM of one disk and waits until it is journaling.
+    /// Protects a VM of one empty disk and waits until it is journaling.
     pub(super) fn protect(
         &self,
         name: &str,
         disk_bytes: u64,
         settings: ProtectSettings,
     ) -> Result<Arc<Capture>> {
+        self.protect_filled(name, settings, |path| {
+            std::fs::File::create(path).and_then(|image| image.set_len(disk_bytes)).context("make an image")
+        })
+        .map(|(_, capture)| capture)
+    }
+
+    /// Protects a VM whose disk `fill` makes, and waits until it is journaling; the seconds that took.
+    pub(super) fn protect_filled(
+        &self,
+        name: &str,
+        settings: ProtectSettings,
+        fill: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<(f64, Arc<Capture>)> {
         let path = self.folder.join(format!("{name}.raw"));
-        let image = std::fs::File::create(&path).context("make an image")?;
-        image.set_len(disk_bytes).context("make an image")?;
-        let request = ProtectRequest {
-            name: name.to_owned(),
-            group: None,
-            coordinator: None,
-            disks: vec![ProtectDisk { name: "vda".into(), path: path.display().to_string() }],
-            peer: format!("127.0.0.1:{}", self.port),
-            definition: None,
-            settings,
-        };
+        fill(&path)?;
+        let begun = Moment::now();
+        let request = self.request(name, &path, settings);
         self.runtime.block_on(self.our_client().protect(&request))?;
         self.wait_for_state(name, "journaling")?;
+        let seconds = begun.elapsed();
         let agent = self.protected.as_ref().context("the protected side runs")?;
-        agent.capture(name).context("the VM is protected")
+        Ok((seconds, agent.capture(name).context("the VM is protected")?))
     }
 
     /// Puts something into blocks of a VM's image, for a sync to find: what the capture was told of never
@@ -193,7 +267,31 @@ impl Drop for Pair {
             agent.stop();
         }
         let _ = self.kill_recovery();
+        if let Some(mut member) = self.member.take() {
+            let _ = member.kill();
+            let _ = member.wait();
+        }
     }
+}
+
+fn spawn_agent(config: &Path) -> Result<Child> {
+    let program = std::env::current_exe().context("find this program")?;
+    let mut command = Command::new(program);
+    command.arg("--agent").arg(config).stdin(Stdio::null()).stdout(Stdio::null());
+    command.spawn().context("start an agent")
+}
+
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to).context("make a folder")?;
+    for row in std::fs::read_dir(from).context("list a folder")? {
+        let row = row?;
+        if row.file_type()?.is_dir() {
+            copy_folder(&row.path(), &to.join(row.file_name()))?;
+        } else {
+            std::fs::copy(row.path(), to.join(row.file_name())).context("copy a file")?;
+        }
+    }
+    Ok(())
 }
 
 /// Seconds of processor time this process has used.
