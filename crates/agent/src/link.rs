@@ -86,3 +86,20 @@ pub(crate) fn prepare(stream: &TcpStream, dscp: u8) -> Result<()> {
     }
     .context("set the DSCP")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn packets_of_streams_are_marked_where_that_is_wished() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        for dscp in [0, 10, 63] {
+            let address = listener.local_addr().expect("an address");
+            let stream = TcpStream::connect(address).await.expect("a connection");
+            prepare(&stream, dscp).expect("options that can be set");
+            assert_eq!(rustix::net::sockopt::ip_tos(&stream).expect("an option"), dscp << 2);
+            assert!(stream.nodelay().expect("an option"));
+        }
+    }
+}

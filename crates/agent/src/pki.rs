@@ -195,8 +195,17 @@ impl Pki {
             None,
             None,
         )
-        .with_context(|| {
-            format!("the peer calls itself {name}, but site {site} has not issued its certificate")
+        .map_err(|error| {
+            let why = match error {
+                webpki::Error::CertExpired { .. } => {
+                    "its certificate has expired: renew it with `holdfast pki issue`".to_owned()
+                }
+                webpki::Error::CertNotValidYet { .. } => {
+                    "its certificate is not valid yet: compare the clocks of both hosts".to_owned()
+                }
+                other => format!("site {site} has not issued its certificate: {other}"),
+            };
+            anyhow::anyhow!("the peer calls itself {name}, but {why}")
         })?;
         Ok(name.to_owned())
     }
@@ -308,4 +317,40 @@ fn write_over(path: &Path, text: &str, mode: u32) -> Result<()> {
     let _ = std::fs::remove_file(&partial);
     write_new(&partial, text, mode)?;
     std::fs::rename(&partial, path).with_context(|| format!("write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A site that trusts another, and what the other's CA makes of `params`.
+    fn shown(change: impl FnOnce(&mut CertificateParams)) -> Result<String> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (ours, theirs) = (folder.path().join("ours"), folder.path().join("theirs"));
+        Pki::new(&ours).init("ours")?;
+        Pki::new(&theirs).init("theirs")?;
+        Pki::new(&ours).trust("theirs", &theirs.join("ca.pem"))?;
+        let key = KeyPair::from_pem(&std::fs::read_to_string(theirs.join("ca.key"))?)?;
+        let issuer = Issuer::new(ca_params("theirs"), key);
+        let mut params = CertificateParams::new(vec![format!("a.theirs{NAME_SUFFIX}")])?;
+        params.not_before = now() - Duration::days(2);
+        params.not_after = now() + Duration::days(2);
+        change(&mut params);
+        let certificate = params.signed_by(&KeyPair::generate()?, &issuer)?;
+        Pki::new(&ours).peer_name(Some(&[certificate.der().clone()]), PeerRole::Connects)
+    }
+
+    #[test]
+    fn a_certificate_is_good_for_its_time_and_its_site_only() {
+        assert_eq!(shown(|_| {}).expect("a good one"), "a.theirs");
+        let expired = shown(|params| params.not_after = now() - Duration::days(1)).expect_err("expired");
+        assert!(format!("{expired:#}").contains("expired"), "{expired:#}");
+        let early = shown(|params| params.not_before = now() + Duration::days(1)).expect_err("not yet valid");
+        assert!(format!("{early:#}").contains("not valid yet"), "{early:#}");
+        let ours = |params: &mut CertificateParams| {
+            *params = CertificateParams::new(vec![format!("a.ours{NAME_SUFFIX}")]).expect("a name");
+        };
+        let wrong = shown(ours).expect_err("the other site speaks for ours");
+        assert!(format!("{wrong:#}").contains("has not issued its certificate"), "{wrong:#}");
+    }
 }

@@ -5,6 +5,8 @@ use replication::wire::{FrameReader, FrameWriter, HEADER_BYTES, Message, WireErr
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use types::limits::PEER_SILENCE_MAX;
 
 /// Why no further message can be read.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +69,8 @@ impl From<Message> for Outgoing {
 }
 
 /// Writes messages until the queue is closed or the connection fails. What is queued is bounded by
-/// those who queue: the sender by its window, everybody else by waiting for `written`.
+/// those who queue: the sender by its window, the receiver by answering no more than it was sent, and both
+/// by a peer that does not read being given up after [`PEER_SILENCE_MAX`].
 pub(crate) async fn write_messages(
     stream: impl AsyncWrite + Unpin,
     mut frames: FrameWriter,
@@ -76,15 +79,20 @@ pub(crate) async fn write_messages(
     let mut stream = BufWriter::with_capacity(128 << 10, stream);
     while let Some(next) = queue.recv().await {
         let (header, body) = frames.encode(&next.message);
-        stream.write_all(&header).await?;
-        stream.write_all(&body).await?;
-        if queue.is_empty() {
-            stream.flush().await?;
-        }
+        let writing = async {
+            stream.write_all(&header).await?;
+            stream.write_all(&body).await?;
+            if queue.is_empty() { stream.flush().await } else { Ok(()) }
+        };
+        timeout(PEER_SILENCE_MAX, writing).await.map_err(|_| stuck())??;
         if let Some(written) = next.written {
             let _ = written.send(());
         }
     }
     stream.flush().await?;
     stream.shutdown().await
+}
+
+fn stuck() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "the peer does not read what it is sent")
 }

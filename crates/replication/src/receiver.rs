@@ -89,6 +89,7 @@ struct Streaming {
     compares: VecDeque<Compare>,
     /// Are being looked at.
     comparing: usize,
+    clock_told_at: Option<Monotonic>,
 }
 
 /// The receiving side of one connection.
@@ -110,7 +111,7 @@ impl Receiver {
         match event {
             ReceiverEvent::Received(message) => {
                 self.heard_at = now;
-                self.on_message(message, effects);
+                self.on_message(now, message, effects);
             }
             ReceiverEvent::Garbage(error) => {
                 let why = match error {
@@ -155,7 +156,7 @@ impl Receiver {
         }
     }
 
-    fn on_message(&mut self, message: Message, effects: &mut Vec<ReceiverEffect>) {
+    fn on_message(&mut self, now: Monotonic, message: Message, effects: &mut Vec<ReceiverEffect>) {
         match (message, &mut self.phase) {
             (_, Phase::Closed) | (Message::Heartbeat, _) => {}
             (Message::Hello(hello), Phase::AwaitHello) => match check_hello(&hello) {
@@ -189,8 +190,13 @@ impl Receiver {
                     Err(detail) => self.refuse(Refuse { why: Refusal::Protocol, detail }, effects),
                 }
             }
-            (Message::AskClock(asked_at), Phase::Streaming(_)) => {
-                effects.push(ReceiverEffect::AnswerClock { asked_at });
+            (Message::AskClock(asked_at), Phase::Streaming(streaming)) => {
+                // Whoever asks without end is not answered without end.
+                let due = streaming.clock_told_at.is_none_or(|told| now.since(told) >= HEARTBEAT_INTERVAL);
+                if due {
+                    streaming.clock_told_at = Some(now);
+                    effects.push(ReceiverEffect::AnswerClock { asked_at });
+                }
             }
             (
                 Message::Hello(_)
@@ -226,6 +232,7 @@ impl Receiver {
                     durable,
                     compares: VecDeque::new(),
                     comparing: 0,
+                    clock_told_at: None,
                 });
                 effects.push(ReceiverEffect::Send(Message::Welcome(Welcome {
                     epoch: opened.epoch,

@@ -172,3 +172,15 @@ fn more_comparisons_than_the_limit_are_refused() {
     }
     assert!(is_refused(&step(&mut receiver, ReceiverEvent::Received(Message::Compare(compare)))));
 }
+
+#[test]
+fn a_question_for_the_time_is_answered_once_a_second() {
+    let mut receiver = streaming(4);
+    let mut ask = |millis| {
+        let mut effects = Vec::new();
+        let event = ReceiverEvent::Received(Message::AskClock(WallTime(5)));
+        receiver.step(Monotonic(Duration::from_millis(millis)), event, &mut effects);
+        effects.len()
+    };
+    assert_eq!([ask(0), ask(1), ask(999), ask(1000)], [1, 0, 0, 1]);
+}
