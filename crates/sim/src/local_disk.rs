@@ -92,6 +92,14 @@ impl LocalDisk for SimDisk {
         Ok(())
     }
 
+    fn zeroes_fast(&self) -> bool {
+        true
+    }
+
+    fn prefetch(&self, _range: ByteRange) -> io::Result<()> {
+        Ok(())
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         self.unsynced.lock().expect("a panic aborts the process").clear();
         Ok(())

@@ -445,6 +445,21 @@ impl Capture {
         self.lock().dirty.mark(disk, range);
     }
 
+    /// Which parts of a range the recovery side may not have yet, in blocks, in order.
+    pub fn unsent(&self, disk: DiskIndex, range: ByteRange) -> Vec<(ByteRange, bool)> {
+        let inner = self.lock();
+        let mut parts: Vec<(ByteRange, bool)> = Vec::new();
+        for block in range.blocks() {
+            let unsent = inner.dirty.is_unsent(disk, block);
+            let Some(part) = block.range(u64::MAX).intersection(range) else { continue };
+            match parts.last_mut() {
+                Some((last, state)) if *state == unsent => last.len += part.len,
+                _ => parts.push((part, unsent)),
+            }
+        }
+        parts
+    }
+
     /// Whether a block is marked to be copied.
     pub fn is_dirty(&self, disk: DiskIndex, block: BlockIndex) -> bool {
         self.lock().dirty.is_marked(disk, block)

@@ -30,6 +30,19 @@ pub trait BlockDevice: Send + Sync {
     /// As the disk says.
     fn write_zeroes(&self, range: ByteRange, unmap: bool) -> io::Result<()>;
 
+    /// Whether [`BlockDevice::write_zeroes`] costs less than writing as many zeroes.
+    fn zeroes_fast(&self) -> bool;
+
+    /// A range is about to be read: it may be brought nearer. Nothing has to be done.
+    ///
+    /// # Errors
+    /// As the disk says.
+    fn cache(&self, range: ByteRange) -> io::Result<()>;
+
+    /// Which parts of `range` the recovery side may not have yet, in order and without holes between; none
+    /// where that has no meaning, as on an image.
+    fn unsent(&self, range: ByteRange) -> Option<Vec<(ByteRange, bool)>>;
+
     /// The guest gives a range up.
     ///
     /// # Errors

@@ -118,6 +118,13 @@ impl Dirty {
         self.suspects.iter().map(Bitmap::count).sum::<u64>() + self.comparing.values().sum::<u64>()
     }
 
+    /// Whether the recovery side may not have what a block holds.
+    pub(crate) fn is_unsent(&self, disk: DiskIndex, block: BlockIndex) -> bool {
+        self.is_marked(disk, block)
+            || self.on_the_way.contains_key(&(disk, block))
+            || self.is_unsettled(disk, block)
+    }
+
     pub(crate) fn is_unsettled(&self, disk: DiskIndex, block: BlockIndex) -> bool {
         let compared = |(&(other, first), &len): (&(DiskIndex, BlockIndex), &u64)| {
             other == disk && (first.0..first.0 + len).contains(&block.0)

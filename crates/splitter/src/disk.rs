@@ -35,6 +35,13 @@ pub trait LocalDisk: Send + Sync + fmt::Debug {
     /// # Errors
     /// As the disk says.
     fn zero(&self, range: ByteRange, unmap: bool) -> io::Result<()>;
+    /// Whether [`LocalDisk::zero`] costs less than writing as many zeroes.
+    fn zeroes_fast(&self) -> bool;
+    /// A range is about to be read: it may be brought nearer.
+    ///
+    /// # Errors
+    /// As the disk says.
+    fn prefetch(&self, range: ByteRange) -> io::Result<()>;
     /// Makes every write so far durable.
     ///
     /// # Errors
@@ -162,6 +169,18 @@ impl BlockDevice for ProtectedDisk {
 
     fn write_zeroes(&self, range: ByteRange, unmap: bool) -> io::Result<()> {
         self.change(Kind::Zero, range, &Bytes::new(), || self.local.zero(range, unmap))
+    }
+
+    fn zeroes_fast(&self) -> bool {
+        self.local.zeroes_fast()
+    }
+
+    fn cache(&self, range: ByteRange) -> io::Result<()> {
+        self.local.prefetch(range)
+    }
+
+    fn unsent(&self, range: ByteRange) -> Option<Vec<(ByteRange, bool)>> {
+        Some(self.capture.unsent(self.index, range))
     }
 
     fn discard(&self, range: ByteRange) -> io::Result<()> {

@@ -18,6 +18,7 @@ pub struct RawDisk {
     file: File,
     path: PathBuf,
     size_bytes: u64,
+    zeroes_fast: bool,
 }
 
 /// Why a local image cannot be used.
@@ -83,7 +84,8 @@ impl RawDisk {
         if let Some(format) = foreign_format(&file) {
             return Err(RawDiskError::Format { path, format });
         }
-        Ok(Self { file, path, size_bytes })
+        let zeroes_fast = has_fast_zeroes(&file);
+        Ok(Self { file, path, size_bytes, zeroes_fast })
     }
 
     pub fn size_bytes(&self) -> u64 {
@@ -117,6 +119,15 @@ impl LocalDisk for RawDisk {
 
     fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all_at(bytes, at)
+    }
+
+    fn zeroes_fast(&self) -> bool {
+        self.zeroes_fast
+    }
+
+    fn prefetch(&self, range: ByteRange) -> io::Result<()> {
+        let len = std::num::NonZeroU64::new(range.len);
+        Ok(rustix::fs::fadvise(&self.file, range.start, len, rustix::fs::Advice::WillNeed)?)
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -157,6 +168,18 @@ impl LocalDisk for RawDisk {
         }
         Ok(extents)
     }
+}
+
+/// Whether the file system makes holes and zeroed extents. To try it would change the file's times, by which
+/// it is told whether somebody else has written to it.
+fn has_fast_zeroes(file: &File) -> bool {
+    const EXT4: i64 = 0xef53;
+    const XFS: i64 = 0x5846_5342;
+    const BTRFS: i64 = 0x9123_683e;
+    const TMPFS: i64 = 0x0102_1994;
+    let is_file = file.metadata().is_ok_and(|facts| facts.is_file());
+    let kind = rustix::fs::fstatfs(file).map(|facts| facts.f_type);
+    is_file && kind.is_ok_and(|kind| [EXT4, XFS, BTRFS, TMPFS].contains(&kind))
 }
 
 /// The name of an image format whose magic stands at the beginning: such a file is not a raw disk, and

@@ -149,7 +149,9 @@ pub const NBD_CONNECTIONS_MAX: usize = 16;
 /// Requests of one NBD connection that are worked on at once.
 pub const NBD_REQUESTS_IN_FLIGHT_MAX: usize = 64;
 /// The largest NBD read or write, in bytes.
-pub const NBD_REQUEST_BYTES_MAX: u32 = 32 << 20;
+pub const NBD_REQUEST_BYTES_MAX: u32 = 64 << 20;
+/// Data of one NBD connection's reads and writes that are worked on at once.
+pub const NBD_BYTES_IN_FLIGHT_MAX: u64 = 128 << 20;
 /// The longest option a client may send while it negotiates, in bytes.
 pub const NBD_OPTION_BYTES_MAX: u32 = 16 << 10;
 /// Open images of one agent.

@@ -43,6 +43,8 @@ pub(crate) const BENCH: &[Tool] = &[
 /// For tests against other people's clients.
 pub(crate) const PEERS: &[Tool] = &[
     tool("nbdinfo", "libnbd-bin", "another project's NBD client"),
+    tool("nbdsh", "python3-libnbd", "asks an NBD server for what it must refuse"),
+    tool("qemu-img", "qemu-utils", "another project's NBD client"),
     tool("openssl", "openssl", "another project's TLS, to say wrong things with"),
     tool("fio", "fio", "verified random load over NBD"),
 ];

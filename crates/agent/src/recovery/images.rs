@@ -297,6 +297,18 @@ impl BlockDevice for ImageDisk {
         self.image.zero(self.disk, range).map_err(Self::io)
     }
 
+    fn zeroes_fast(&self) -> bool {
+        false
+    }
+
+    fn cache(&self, _range: ByteRange) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn unsent(&self, _range: ByteRange) -> Option<Vec<(ByteRange, bool)>> {
+        None
+    }
+
     fn discard(&self, range: ByteRange) -> io::Result<()> {
         self.image.zero(self.disk, range).map_err(Self::io)
     }

@@ -26,7 +26,7 @@ pub(crate) fn run(run: &Run) -> Result<Vec<Figure>> {
                 let from = (number * 4096) % source.len();
                 write(&here, (from as u64) % DISK_BYTES, &source.slice(from..from + 4096))?;
                 number += 1;
-                if number % 16 == 0 {
+                if number.is_multiple_of(16) {
                     std::thread::sleep(Duration::from_millis(1));
                 }
             }

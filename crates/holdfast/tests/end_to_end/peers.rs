@@ -85,3 +85,44 @@ fn fio_verifies_what_it_wrote_and_the_other_side_gets_the_same() {
     assert_eq!(stage.a.unannounced(&[]).unwrap(), Vec::<String>::new());
     assert_eq!(stage.b.unannounced(&[]).unwrap(), Vec::<String>::new());
 }
+
+#[test]
+fn requests_that_cannot_be_served_are_answered_as_the_protocol_says() {
+    let stage = Stage::set();
+    let disk = stage.disk("disk.raw", 96 << 20);
+    let socket = stage.protect("web", "web", &disk);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/end_to_end/nbd_errors.py");
+    // Debian's own Python, which Debian's libnbd is for, whatever other one there may be.
+    let output = Command::new("/usr/bin/python3").arg(script).env("SOCKET", &socket).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && out.contains("all as the protocol says"), "{out}{err}");
+    stage.drained("web");
+    assert!(same_bytes(&stage.copy_image("web", "latest", "image.raw"), &disk));
+}
+
+#[test]
+fn qemu_img_compares_maps_and_writes_and_the_other_side_gets_the_same() {
+    let stage = Stage::set();
+    let disk = stage.disk("disk.raw", 48 << 20);
+    let socket = stage.protect("web", "web", &disk);
+    let uri = format!("nbd+unix:///vda?socket={socket}");
+    let copy = stage.path("copy.raw");
+    std::fs::copy(&disk, &copy).unwrap();
+    run("qemu-img", &["compare", "-f", "raw", "-F", "raw", &uri, &copy.display().to_string()]);
+    let map = run("qemu-img", &["map", "-f", "raw", "--output=json", &uri]);
+    assert!(map.contains("\"zero\": true") && map.contains("\"data\": true"), "{map}");
+    run(
+        "qemu-img",
+        &["bench", "-w", "-f", "raw", "-d", "16", "-s", "4096", "-c", "2000", "--pattern=77", &uri],
+    );
+    stage.drained("web");
+    let context =
+        format!("driver=nbd,server.type=unix,server.path={socket},export=vda,x-dirty-bitmap=holdfast:unsent");
+    let unsent = run("qemu-img", &["map", "--output=json", "--image-opts", &context]);
+    // As QEMU shows the bits of another context: what is set counts as no data.
+    assert!(
+        unsent.contains("\"data\": true") && !unsent.contains("\"data\": false"),
+        "all is sent: {unsent}"
+    );
+    assert!(same_bytes(&stage.copy_image("web", "latest", "image.raw"), &disk));
+}

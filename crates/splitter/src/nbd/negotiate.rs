@@ -3,14 +3,15 @@
 use super::protocol::*;
 use super::server::Export;
 use std::io::{self, Read, Write};
+use types::ByteRange;
 use types::limits::{NBD_OPTION_BYTES_MAX, NBD_REQUEST_BYTES_MAX};
 
 /// What was agreed on.
 pub(super) struct Agreed<'a> {
     pub(super) export: &'a Export,
     pub(super) structured: bool,
-    /// Block status of `base:allocation` may be asked.
-    pub(super) allocation: bool,
+    /// Block status tells of these.
+    pub(super) contexts: Vec<Context>,
 }
 
 struct Session<'s, 'a, S> {
@@ -18,8 +19,8 @@ struct Session<'s, 'a, S> {
     exports: &'a [Export],
     no_zeroes: bool,
     structured: bool,
-    /// The export whose `base:allocation` was chosen.
-    allocation: Option<String>,
+    /// The export whose contexts were chosen, and which.
+    contexts: Option<(String, Vec<Context>)>,
 }
 
 /// Runs the handshake; `None` where the client leaves before it picks an export.
@@ -38,7 +39,7 @@ pub(super) fn negotiate<'a, S: Read + Write>(
         return Err(io::Error::new(io::ErrorKind::InvalidData, "unknown client flags"));
     }
     let no_zeroes = flags & CLIENT_NO_ZEROES != 0;
-    let mut session = Session { stream, exports, no_zeroes, structured: false, allocation: None };
+    let mut session = Session { stream, exports, no_zeroes, structured: false, contexts: None };
     session.run()
 }
 
@@ -73,8 +74,8 @@ impl<'a, S: Read + Write> Session<'_, 'a, S> {
                     if let Some(export) = self.info(option, &data)?
                         && option == option::GO
                     {
-                        let allocation = self.allocation.as_deref() == Some(&export.name);
-                        return Ok(Some(Agreed { export, structured: self.structured, allocation }));
+                        let contexts = self.chosen(export);
+                        return Ok(Some(Agreed { export, structured: self.structured, contexts }));
                     }
                 }
                 option::STRUCTURED_REPLY if data.is_empty() => {
@@ -114,8 +115,13 @@ impl<'a, S: Read + Write> Session<'_, 'a, S> {
             out.extend([0; 124]);
         }
         self.stream.write_all(&out)?;
-        let allocation = self.allocation.as_deref() == Some(&export.name);
-        Ok(Agreed { export, structured: self.structured, allocation })
+        let contexts = self.chosen(export);
+        Ok(Agreed { export, structured: self.structured, contexts })
+    }
+
+    fn chosen(&self, export: &Export) -> Vec<Context> {
+        let chosen = self.contexts.iter().filter(|(name, _)| *name == export.name);
+        chosen.flat_map(|(_, contexts)| contexts.iter().copied()).collect()
     }
 
     fn list(&mut self, data: &[u8]) -> io::Result<()> {
@@ -180,26 +186,44 @@ impl<'a, S: Read + Write> Session<'_, 'a, S> {
             return self.reply(option, reply::ERR_UNKNOWN, b"no such export");
         };
         let listing = option == option::LIST_META_CONTEXT;
-        let hit = listing && (queries.is_empty() || queries.contains(&&b"base:"[..]))
-            || queries.contains(&ALLOCATION_CONTEXT.as_bytes());
-        if !listing {
-            self.allocation = hit.then(|| export.name.clone());
-        }
-        if hit {
-            let id = if listing { 0 } else { ALLOCATION_CONTEXT_ID };
-            let row = [&id.to_be_bytes(), ALLOCATION_CONTEXT.as_bytes()].concat();
+        let has = |context: &Context| match context {
+            Context::Allocation => true,
+            Context::Unsent => export.device.unsent(ByteRange::new(0, 0)).is_some(),
+        };
+        // Listing, no query asks for all, and a namespace for what is in it.
+        let wanted = |context: &Context| {
+            let name = context.name();
+            let namespace = &name[..=name.find(':').expect("a context has a namespace")];
+            (listing && queries.is_empty())
+                || queries.contains(&name.as_bytes())
+                || (listing && queries.contains(&namespace.as_bytes()))
+        };
+        let found: Vec<Context> =
+            Context::ALL.into_iter().filter(|context| has(context) && wanted(context)).collect();
+        for context in &found {
+            let id = if listing { 0 } else { context.id() };
+            let row = [&id.to_be_bytes(), context.name().as_bytes()].concat();
             self.reply(option, reply::META_CONTEXT, &row)?;
+        }
+        if !listing {
+            self.contexts = Some((export.name.clone(), found));
         }
         self.reply(option, reply::ACK, &[])
     }
 }
 
 fn transmission_flags(export: &Export, structured: bool) -> u16 {
-    let mut flags = transmission::HAS_FLAGS | transmission::SEND_FLUSH | transmission::CAN_MULTI_CONN;
+    let mut flags = transmission::HAS_FLAGS
+        | transmission::SEND_FLUSH
+        | transmission::CAN_MULTI_CONN
+        | transmission::SEND_CACHE;
     if export.device.is_read_only() {
         flags |= transmission::READ_ONLY;
     } else {
-        flags |= transmission::SEND_FUA | transmission::SEND_TRIM | transmission::SEND_WRITE_ZEROES;
+        flags |= transmission::SEND_FUA
+            | transmission::SEND_TRIM
+            | transmission::SEND_WRITE_ZEROES
+            | transmission::SEND_FAST_ZERO;
     }
     if structured {
         flags |= transmission::SEND_DF;

@@ -46,6 +46,7 @@ pub(super) mod command {
     pub(in crate::nbd) const DISCONNECT: u16 = 2;
     pub(in crate::nbd) const FLUSH: u16 = 3;
     pub(in crate::nbd) const TRIM: u16 = 4;
+    pub(in crate::nbd) const CACHE: u16 = 5;
     pub(in crate::nbd) const WRITE_ZEROES: u16 = 6;
     pub(in crate::nbd) const BLOCK_STATUS: u16 = 7;
 }
@@ -55,6 +56,7 @@ pub(super) mod flag {
     pub(in crate::nbd) const NO_HOLE: u16 = 1 << 1;
     pub(in crate::nbd) const DF: u16 = 1 << 2;
     pub(in crate::nbd) const REQ_ONE: u16 = 1 << 3;
+    pub(in crate::nbd) const FAST_ZERO: u16 = 1 << 4;
 }
 
 pub(super) mod transmission {
@@ -66,6 +68,8 @@ pub(super) mod transmission {
     pub(in crate::nbd) const SEND_WRITE_ZEROES: u16 = 1 << 6;
     pub(in crate::nbd) const SEND_DF: u16 = 1 << 7;
     pub(in crate::nbd) const CAN_MULTI_CONN: u16 = 1 << 8;
+    pub(in crate::nbd) const SEND_CACHE: u16 = 1 << 10;
+    pub(in crate::nbd) const SEND_FAST_ZERO: u16 = 1 << 11;
 }
 
 pub(super) mod chunk {
@@ -82,12 +86,39 @@ pub(super) mod errno {
     pub(in crate::nbd) const EINVAL: u32 = 22;
     pub(in crate::nbd) const ENOSPC: u32 = 28;
     pub(in crate::nbd) const EOVERFLOW: u32 = 75;
+    pub(in crate::nbd) const ENOTSUP: u32 = 95;
 }
 
 /// State flags of `base:allocation`: a hole that reads as zeroes.
 pub(super) const STATE_HOLE_ZERO: u32 = 0b11;
-pub(super) const ALLOCATION_CONTEXT: &str = "base:allocation";
-pub(super) const ALLOCATION_CONTEXT_ID: u32 = 1;
+/// State flag of `holdfast:unsent`: the recovery side may not have it yet.
+pub(super) const STATE_UNSENT: u32 = 1;
+
+/// What block status tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Context {
+    Allocation,
+    /// Blocks of a protected disk that are not yet at the recovery side.
+    Unsent,
+}
+
+impl Context {
+    pub(super) const ALL: [Context; 2] = [Context::Allocation, Context::Unsent];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Context::Allocation => "base:allocation",
+            Context::Unsent => "holdfast:unsent",
+        }
+    }
+
+    pub(super) fn id(self) -> u32 {
+        match self {
+            Context::Allocation => 1,
+            Context::Unsent => 2,
+        }
+    }
+}
 
 /// Reads big-endian numbers from the front of a slice; `None` where it ends.
 pub(super) struct Fields<'a>(pub(super) &'a [u8]);

@@ -5,10 +5,10 @@ use super::protocol::*;
 use crate::device::{BlockDevice, ExtentKind};
 use bytes::Bytes;
 use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
-use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Condvar, Mutex};
 use types::ByteRange;
-use types::limits::{NBD_REQUEST_BYTES_MAX, NBD_REQUESTS_IN_FLIGHT_MAX};
+use types::limits::{NBD_BYTES_IN_FLIGHT_MAX, NBD_REQUEST_BYTES_MAX, NBD_REQUESTS_IN_FLIGHT_MAX};
 
 const REQUEST_BYTES: usize = 28;
 const WORKERS: usize = 8;
@@ -27,19 +27,49 @@ struct Request {
     refused: Option<u32>,
 }
 
+impl Request {
+    /// Memory for its data, be it brought or fetched.
+    fn data_bytes(&self) -> u64 {
+        let moves = matches!(self.command, command::READ | command::WRITE);
+        if moves && self.range.len <= u64::from(NBD_REQUEST_BYTES_MAX) { self.range.len } else { 0 }
+    }
+}
+
 /// What a request ends with.
 enum Outcome {
     Done,
     Data(Vec<u8>),
-    Extents(Vec<(u32, u32)>),
+    /// For each context its extents: length and state.
+    Extents(Vec<(Context, Vec<(u32, u32)>)>),
     Failed(u32),
 }
 
 struct Connection<'a, W> {
     device: &'a dyn BlockDevice,
     structured: bool,
-    allocation: bool,
+    contexts: &'a [Context],
     replies: Mutex<W>,
+    in_flight: Budget,
+}
+
+/// Bytes of data that are worked on; who brings more waits.
+#[derive(Default)]
+struct Budget {
+    used: Mutex<u64>,
+    freed: Condvar,
+}
+
+impl Budget {
+    fn take(&self, bytes: u64) {
+        let used = self.used.lock().expect("a panic aborts the process");
+        let full = |used: &mut u64| *used > 0 && *used + bytes > NBD_BYTES_IN_FLIGHT_MAX;
+        *self.freed.wait_while(used, full).expect("a panic aborts the process") += bytes;
+    }
+
+    fn give_back(&self, bytes: u64) {
+        *self.used.lock().expect("a panic aborts the process") -= bytes;
+        self.freed.notify_one();
+    }
 }
 
 /// Serves requests until the client disconnects.
@@ -51,8 +81,9 @@ pub(super) fn transmit<R: Read, W: Write + Send>(
     let connection = Connection {
         device: &*agreed.export.device,
         structured: agreed.structured,
-        allocation: agreed.allocation,
+        contexts: &agreed.contexts,
         replies: Mutex::new(writer),
+        in_flight: Budget::default(),
     };
     let (jobs, queue) = sync_channel::<Request>(NBD_REQUESTS_IN_FLIGHT_MAX);
     let queue = Mutex::new(queue);
@@ -70,7 +101,10 @@ impl<W: Write> Connection<'_, W> {
         loop {
             let next = queue.lock().expect("a panic aborts the process").recv();
             let Ok(request) = next else { return };
-            if self.serve(request).is_err() {
+            let data = request.data_bytes();
+            let served = self.serve(request);
+            self.in_flight.give_back(data);
+            if served.is_err() {
                 return; // The client is gone; the reader notices by itself.
             }
         }
@@ -80,7 +114,10 @@ impl<W: Write> Connection<'_, W> {
         while let Some(request) = self.read_request(&mut reader)? {
             let alone = reader.buffer().is_empty();
             if alone && matches!(request.command, command::READ | command::WRITE) {
-                self.serve(request)?;
+                let data = request.data_bytes();
+                let served = self.serve(request);
+                self.in_flight.give_back(data);
+                served?;
             } else if jobs.send(request).is_err() {
                 return Ok(());
             }
@@ -114,11 +151,14 @@ impl<W: Write> Connection<'_, W> {
                 // Too large to keep: it is read past, and refused.
                 io::copy(&mut reader.by_ref().take(len.into()), &mut io::sink())?;
             } else {
+                self.in_flight.take(request.data_bytes());
                 let mut payload = vec![0; len as usize];
                 reader.read_exact(&mut payload)?;
                 request.payload = payload.into();
+                return Ok(Some(request));
             }
         }
+        self.in_flight.take(request.data_bytes());
         Ok(Some(request))
     }
 
@@ -127,9 +167,10 @@ impl<W: Write> Connection<'_, W> {
         let allowed = match request.command {
             command::READ => flag::FUA | if self.structured { flag::DF } else { 0 },
             command::WRITE | command::TRIM => flag::FUA,
-            command::WRITE_ZEROES => flag::FUA | flag::NO_HOLE,
+            command::WRITE_ZEROES => flag::FUA | flag::NO_HOLE | flag::FAST_ZERO,
+            command::CACHE => 0,
             command::FLUSH => flag::FUA,
-            command::BLOCK_STATUS if self.allocation => flag::REQ_ONE,
+            command::BLOCK_STATUS if !self.contexts.is_empty() => flag::REQ_ONE,
             _ => return Some(errno::EINVAL),
         };
         let changes = matches!(request.command, command::WRITE | command::TRIM | command::WRITE_ZEROES);
@@ -175,6 +216,10 @@ impl<W: Write> Connection<'_, W> {
             command::BLOCK_STATUS => return self.block_status(request),
             command::WRITE => self.device.write(range.start, request.payload.clone())?,
             command::TRIM => self.device.discard(range)?,
+            command::CACHE => self.device.cache(range)?,
+            command::WRITE_ZEROES if request.flags & flag::FAST_ZERO != 0 && !self.device.zeroes_fast() => {
+                return Ok(Outcome::Failed(errno::ENOTSUP));
+            }
             command::WRITE_ZEROES => {
                 self.device.write_zeroes(range, request.flags & flag::NO_HOLE == 0)?;
             }
@@ -188,12 +233,23 @@ impl<W: Write> Connection<'_, W> {
 
     fn block_status(&self, request: &Request) -> io::Result<Outcome> {
         let wanted = if request.flags & flag::REQ_ONE != 0 { 1 } else { EXTENTS_MAX };
-        let extents = self.device.extents(request.range)?;
-        let rows = extents.iter().take(wanted).map(|extent| {
-            let state = if extent.kind == ExtentKind::Hole { STATE_HOLE_ZERO } else { 0 };
-            (extent.range.len as u32, state)
-        });
-        Ok(Outcome::Extents(rows.collect()))
+        let mut found = Vec::new();
+        for &context in self.contexts {
+            let rows: Vec<(u32, u32)> = match context {
+                Context::Allocation => {
+                    let hole = |kind| if kind == ExtentKind::Hole { STATE_HOLE_ZERO } else { 0 };
+                    let extents = self.device.extents(request.range)?.into_iter().take(wanted);
+                    extents.map(|extent| (extent.range.len as u32, hole(extent.kind))).collect()
+                }
+                Context::Unsent => {
+                    let parts =
+                        self.device.unsent(request.range).unwrap_or_default().into_iter().take(wanted);
+                    parts.map(|(part, unsent)| (part.len as u32, u32::from(unsent) * STATE_UNSENT)).collect()
+                }
+            };
+            found.push((context, rows));
+        }
+        Ok(Outcome::Extents(found))
     }
 
     fn reply(&self, request: &Request, outcome: &Outcome) -> io::Result<()> {
@@ -209,31 +265,29 @@ impl<W: Write> Connection<'_, W> {
                 data = bytes;
             }
         } else {
-            let mut chunk = |kind: u16, len: usize| {
-                head.extend(STRUCTURED_REPLY_MAGIC.to_be_bytes());
-                head.extend(chunk::DONE.to_be_bytes());
-                head.extend(kind.to_be_bytes());
-                head.extend(request.cookie.to_be_bytes());
-                head.extend((len as u32).to_be_bytes());
-            };
             match outcome {
-                Outcome::Done => chunk(chunk::NONE, 0),
-                Outcome::Data(bytes) if bytes.is_empty() => chunk(chunk::NONE, 0),
+                Outcome::Done => begin_chunk(&mut head, request.cookie, chunk::NONE, 0, true),
+                Outcome::Data(bytes) if bytes.is_empty() => {
+                    begin_chunk(&mut head, request.cookie, chunk::NONE, 0, true);
+                }
                 Outcome::Data(bytes) => {
-                    chunk(chunk::OFFSET_DATA, bytes.len() + 8);
+                    begin_chunk(&mut head, request.cookie, chunk::OFFSET_DATA, bytes.len() + 8, true);
                     head.extend(request.range.start.to_be_bytes());
                     data = bytes;
                 }
-                Outcome::Extents(rows) => {
-                    chunk(chunk::BLOCK_STATUS, 4 + 8 * rows.len());
-                    head.extend(ALLOCATION_CONTEXT_ID.to_be_bytes());
-                    for (len, state) in rows {
-                        head.extend(len.to_be_bytes());
-                        head.extend(state.to_be_bytes());
+                Outcome::Extents(found) => {
+                    for (at, (context, rows)) in found.iter().enumerate() {
+                        let last = at + 1 == found.len();
+                        begin_chunk(&mut head, request.cookie, chunk::BLOCK_STATUS, 4 + 8 * rows.len(), last);
+                        head.extend(context.id().to_be_bytes());
+                        for (len, state) in rows {
+                            head.extend(len.to_be_bytes());
+                            head.extend(state.to_be_bytes());
+                        }
                     }
                 }
                 Outcome::Failed(errno) => {
-                    chunk(chunk::ERROR, 6);
+                    begin_chunk(&mut head, request.cookie, chunk::ERROR, 6, true);
                     head.extend(errno.to_be_bytes());
                     head.extend(0u16.to_be_bytes());
                 }
@@ -242,6 +296,15 @@ impl<W: Write> Connection<'_, W> {
         let mut replies = self.replies.lock().expect("a panic aborts the process");
         write_both(&mut *replies, &head, data)
     }
+}
+
+/// The beginning of a structured reply's chunk.
+fn begin_chunk(head: &mut Vec<u8>, cookie: u64, kind: u16, len: usize, last: bool) {
+    head.extend(STRUCTURED_REPLY_MAGIC.to_be_bytes());
+    head.extend(if last { chunk::DONE } else { 0 }.to_be_bytes());
+    head.extend(kind.to_be_bytes());
+    head.extend(cookie.to_be_bytes());
+    head.extend((len as u32).to_be_bytes());
 }
 
 fn write_both(out: &mut impl Write, head: &[u8], data: &[u8]) -> io::Result<()> {
