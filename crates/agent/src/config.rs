@@ -72,6 +72,8 @@ pub struct Config {
     pub api_socket: PathBuf,
     pub api_listen: Option<SocketAddr>,
     pub stream_listen: Option<SocketAddr>,
+    /// Where disks are served over TCP, behind TLS.
+    pub nbd_listen: Option<SocketAddr>,
     pub compression: Compression,
     pub link: LinkConfig,
     /// DSCP of the packets of streams, 0 to 63.
@@ -109,6 +111,8 @@ struct Raw {
     #[serde(default)]
     stream: RawStream,
     #[serde(default)]
+    nbd: RawNbd,
+    #[serde(default)]
     buffers: RawBuffers,
     #[serde(default)]
     journal: RawJournal,
@@ -137,6 +141,12 @@ struct RawStream {
     #[serde(default)]
     limit: Vec<Spanned<RawLimitWindow>>,
     dscp: Option<Spanned<u64>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawNbd {
+    listen: Option<SocketAddr>,
 }
 
 #[derive(Deserialize, Default)]
@@ -265,6 +275,7 @@ impl Config {
             run_dir,
             api_listen: raw.api.listen,
             stream_listen: raw.stream.listen,
+            nbd_listen: raw.nbd.listen,
             compression: raw.stream.compression,
             journal,
             qemu: raw.qemu.binary.unwrap_or_else(|| "qemu-system-x86_64".into()),

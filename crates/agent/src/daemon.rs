@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::http::{App, serve};
 use crate::pki::Pki;
 use crate::recovery::{Recovery, listen};
-use crate::source::Source;
+use crate::source::{Source, serve_disks};
 use crate::state::{StateDir, boot_id};
 use anyhow::{Context, Result};
 use splitter::Capture;
@@ -75,13 +75,22 @@ impl Agent {
         match resumed {
             Ok(()) => {
                 if let Some(address) = config.stream_listen {
-                    tokio::spawn(listen(recovery.clone(), source.clone(), pki.clone(), address, alerts));
+                    tokio::spawn(listen(
+                        recovery.clone(),
+                        source.clone(),
+                        pki.clone(),
+                        address,
+                        alerts.clone(),
+                    ));
                 }
                 tokio::spawn(recovery.clone().keep_up_regularly());
                 tokio::spawn(recovery.scrub_regularly());
             }
             // Without knowing which groups have failed over, no stream may be taken.
             Err(error) => alerts.raise("recovery side", format!("no streams are accepted: {error:#}")),
+        }
+        if let Some(address) = config.nbd_listen {
+            tokio::spawn(serve_disks(source.clone(), pki.clone(), address, alerts.clone()));
         }
         serve(app, &config.api_socket, config.api_listen, &pki).await?;
         tokio::spawn(source.clone().retry_regularly());

@@ -146,6 +146,8 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub const STREAMS_MAX: usize = 4096;
 /// NBD connections to one disk.
 pub const NBD_CONNECTIONS_MAX: usize = 16;
+/// NBD connections over TCP to all disks of an agent.
+pub const NBD_TLS_CONNECTIONS_MAX: usize = 1024;
 /// Requests of one NBD connection that are worked on at once.
 pub const NBD_REQUESTS_IN_FLIGHT_MAX: usize = 64;
 /// The largest NBD read or write, in bytes.

@@ -7,6 +7,7 @@ mod greeting;
 mod group;
 mod hosts;
 mod member;
+mod nbd_tls;
 mod outbox;
 mod peers;
 mod record;
@@ -29,9 +30,11 @@ use api::ProtectRequest;
 pub(crate) use coordinate::serve_host;
 pub(crate) use driver::Command;
 use group::Group;
+pub(crate) use nbd_tls::serve_disks;
 use peers::Peers;
 use record::{DiskRecord, FileRecord, ProtectionRecord};
 use splitter::BufferPool;
+use splitter::nbd::Export;
 use stalled::Stalled;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -210,6 +213,20 @@ impl Source {
                 })
             }
         }
+    }
+
+    /// All disks that are protected here, as clients over TCP know them, and the VM of each.
+    fn remote_exports(&self) -> (Vec<Export>, Vec<Arc<ProtectedVm>>) {
+        let mut exports = Vec::new();
+        let mut vms = Vec::new();
+        for vm in self.list() {
+            for mut export in vm.exports() {
+                export.name = format!("{}/{}", vm.name(), export.name);
+                exports.push(export);
+                vms.push(vm.clone());
+            }
+        }
+        (exports, vms)
     }
 
     pub(crate) fn group_named(&self, name: &str) -> Option<Arc<Group>> {

@@ -10,6 +10,7 @@ use anyhow::Context;
 use replication::{KeptStream, SyncReason};
 use splitter::nbd::{Export, Server};
 use splitter::{BlockDevice, Capture, CaptureConfig, DirtyMap, MapFile, ProtectedDisk, RawDisk, RegionLog};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::{Notify, mpsc};
@@ -25,6 +26,8 @@ pub(crate) struct ProtectedVm {
     capture: Arc<Capture>,
     disks: Vec<Arc<ProtectedDisk>>,
     server: Mutex<Option<ServerHandle>>,
+    /// Clients over TCP: their connections, for as long as they last.
+    remote: Mutex<Vec<UnixStream>>,
     commands: mpsc::UnboundedSender<Command>,
     status: Mutex<StreamStatus>,
     /// The streams that what is marked was kept for when the agent last ended.
@@ -86,6 +89,7 @@ impl ProtectedVm {
             capture,
             disks,
             server: Mutex::new(Some(server)),
+            remote: Mutex::default(),
             commands,
             kept,
             suspects_because,
@@ -141,7 +145,25 @@ impl ProtectedVm {
     /// How many NBD clients are connected.
     pub(crate) fn clients(&self) -> usize {
         let server = self.server.lock().expect("a panic aborts the process");
-        server.as_ref().map_or(0, |server| server.0.connections())
+        server.as_ref().map_or(0, |server| server.0.connections()) + self.remote_clients()
+    }
+
+    fn remote_clients(&self) -> usize {
+        let mut remote = self.remote.lock().expect("a panic aborts the process");
+        remote.retain(is_connected);
+        remote.len()
+    }
+
+    /// A client over TCP has picked a disk of this VM.
+    pub(super) fn note_remote(&self, connection: UnixStream) {
+        let mut remote = self.remote.lock().expect("a panic aborts the process");
+        remote.retain(is_connected);
+        remote.push(connection);
+    }
+
+    /// The disks by their names.
+    pub(super) fn exports(&self) -> Vec<Export> {
+        exports(&self.record(), &self.disks)
     }
 
     pub(crate) fn command(&self, command: Command) {
@@ -154,6 +176,9 @@ impl ProtectedVm {
         self.command(Command::Stop);
         let server = self.server.lock().expect("a panic aborts the process").take();
         drop(server);
+        for connection in self.remote.lock().expect("a panic aborts the process").drain(..) {
+            let _ = connection.shutdown(std::net::Shutdown::Both);
+        }
         // Nobody writes any more. What the map says is only true of a disk that has it all.
         match self.disks.iter().try_for_each(|disk| disk.sync()) {
             Ok(()) => self.capture.close(clock::wall()),
@@ -259,14 +284,25 @@ fn serve(
     let folder = run_dir.join("vms");
     std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
     let path: PathBuf = folder.join(format!("{}.sock", record.name));
-    let exports = record.disks.iter().zip(disks).map(|(disk, device)| Export {
+    let server = Server::bind(&path, exports(record, disks))
+        .map_err(|error| OperationError::conflict(with_sources(&error)))?;
+    Ok(ServerHandle(server))
+}
+
+fn exports(record: &ProtectionRecord, disks: &[Arc<ProtectedDisk>]) -> Vec<Export> {
+    let disks = record.disks.iter().zip(disks).map(|(disk, device)| Export {
         name: disk.name.clone(),
         description: format!("disk {} of protected VM {}", disk.name, record.name),
         device: device.clone() as Arc<dyn BlockDevice>,
     });
-    let server = Server::bind(&path, exports.collect())
-        .map_err(|error| OperationError::conflict(with_sources(&error)))?;
-    Ok(ServerHandle(server))
+    disks.collect()
+}
+
+/// Whether the other end of a socket pair is still there.
+fn is_connected(stream: &UnixStream) -> bool {
+    let mut byte = [0];
+    let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
+    !matches!(rustix::net::recv(stream, &mut byte[..], flags), Ok((0, _)) | Err(rustix::io::Errno::CONNRESET))
 }
 
 /// An error with all that caused it, in one line.

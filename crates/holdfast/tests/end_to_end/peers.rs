@@ -126,3 +126,43 @@ fn qemu_img_compares_maps_and_writes_and_the_other_side_gets_the_same() {
     );
     assert!(same_bytes(&stage.copy_image("web", "latest", "image.raw"), &disk));
 }
+
+#[test]
+fn a_disk_is_served_over_tcp_behind_tls_and_not_without() {
+    let mut stage = Stage::set();
+    let port = lab::free_port().unwrap();
+    stage.a.stop_agent().unwrap();
+    stage.a.configure(&format!("[nbd]\nlisten = \"127.0.0.1:{port}\"\n")).unwrap();
+    stage.a.start_agent().unwrap();
+    let disk = stage.disk("disk.raw", 8 << 20);
+    stage.protect("web", "web", &disk);
+    let pki = stage.a.pki();
+    let credentials = stage.path("credentials");
+    std::fs::create_dir(&credentials).unwrap();
+    for (from, to) in
+        [("ca.pem", "ca-cert.pem"), ("agent.pem", "client-cert.pem"), ("agent.key", "client-key.pem")]
+    {
+        std::fs::copy(pki.join(from), credentials.join(to)).unwrap();
+    }
+    let other = stage.disk("other.raw", 8 << 20);
+    let mut bytes = std::fs::read(&other).unwrap();
+    bytes.reverse();
+    std::fs::write(&other, bytes).unwrap();
+    let tls = format!("nbds://127.0.0.1:{port}/web/vda?tls-certificates={}", credentials.display());
+    run("nbdcopy", &["--flush", &other.display().to_string(), &tls]);
+    assert!(same_bytes(&disk, &other));
+    let list = run(
+        "nbdinfo",
+        &["--list", &format!("nbds://127.0.0.1:{port}/?tls-certificates={}", credentials.display())],
+    );
+    assert!(list.contains("export=\"web/vda\""), "{list}");
+    let plain = Command::new("nbdinfo").arg(format!("nbd://127.0.0.1:{port}/web/vda")).output().unwrap();
+    assert!(!plain.status.success(), "served without TLS");
+    stage.drained("web");
+    assert!(same_bytes(&stage.copy_image("web", "latest", "image.raw"), &other));
+    lab::wait_until("the clients' end", crate::stage::SOON, || {
+        Ok((stage.a.protected("web")?["clients"] == 0).then_some(()))
+    })
+    .unwrap();
+    stage.a.ask(&["vm", "unprotect", "web"]).unwrap();
+}

@@ -28,16 +28,16 @@ pub(super) fn negotiate<'a, S: Read + Write>(
     stream: &mut S,
     exports: &'a [Export],
 ) -> io::Result<Option<Agreed<'a>>> {
-    let mut hello = INIT_MAGIC.to_be_bytes().to_vec();
-    hello.extend(OPTION_MAGIC.to_be_bytes());
-    hello.extend(HANDSHAKE_FLAGS.to_be_bytes());
-    stream.write_all(&hello)?;
-    let mut flags = [0; 4];
-    stream.read_exact(&mut flags)?;
-    let flags = u32::from_be_bytes(flags);
-    if flags & !u32::from(HANDSHAKE_FLAGS) != 0 {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "unknown client flags"));
-    }
+    let flags = greet(stream)?;
+    negotiate_greeted(stream, flags, exports)
+}
+
+/// The handshake behind the greeting, with the flags the client has answered it with.
+pub(super) fn negotiate_greeted<'a, S: Read + Write>(
+    stream: &mut S,
+    flags: u32,
+    exports: &'a [Export],
+) -> io::Result<Option<Agreed<'a>>> {
     let no_zeroes = flags & CLIENT_NO_ZEROES != 0;
     let mut session = Session { stream, exports, no_zeroes, structured: false, contexts: None };
     session.run()
@@ -46,15 +46,7 @@ pub(super) fn negotiate<'a, S: Read + Write>(
 impl<'a, S: Read + Write> Session<'_, 'a, S> {
     fn run(&mut self) -> io::Result<Option<Agreed<'a>>> {
         loop {
-            let mut head = [0; 16];
-            self.stream.read_exact(&mut head)?;
-            let mut fields = Fields(&head);
-            let magic = fields.u64();
-            let option = fields.u32().expect("sixteen bytes");
-            let len = fields.u32().expect("sixteen bytes");
-            if magic != Some(OPTION_MAGIC) {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "not an NBD option"));
-            }
+            let (option, len) = read_option_head(self.stream)?;
             if len > NBD_OPTION_BYTES_MAX {
                 io::copy(&mut Read::take(&mut *self.stream, len.into()), &mut io::sink())?;
                 self.reply(option, reply::ERR_TOO_BIG, b"option too long")?;
@@ -90,12 +82,7 @@ impl<'a, S: Read + Write> Session<'_, 'a, S> {
     }
 
     fn reply(&mut self, option: u32, kind: u32, data: &[u8]) -> io::Result<()> {
-        let mut out = OPTION_REPLY_MAGIC.to_be_bytes().to_vec();
-        out.extend(option.to_be_bytes());
-        out.extend(kind.to_be_bytes());
-        out.extend((data.len() as u32).to_be_bytes());
-        out.extend(data);
-        self.stream.write_all(&out)
+        write_reply(self.stream, option, kind, data)
     }
 
     /// The export of that name; the empty name is the first.

@@ -1,4 +1,6 @@
-//! Numbers of the NBD protocol, and reading them from bytes.
+//! Numbers of the NBD protocol, reading them from bytes, and what every handshake begins with.
+
+use std::io::{self, Read, Write};
 
 pub(super) const INIT_MAGIC: u64 = 0x4e42_444d_4147_4943; // "NBDMAGIC"
 pub(super) const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054; // "IHAVEOPT"
@@ -15,6 +17,7 @@ pub(super) mod option {
     pub(in crate::nbd) const EXPORT_NAME: u32 = 1;
     pub(in crate::nbd) const ABORT: u32 = 2;
     pub(in crate::nbd) const LIST: u32 = 3;
+    pub(in crate::nbd) const STARTTLS: u32 = 5;
     pub(in crate::nbd) const INFO: u32 = 6;
     pub(in crate::nbd) const GO: u32 = 7;
     pub(in crate::nbd) const STRUCTURED_REPLY: u32 = 8;
@@ -29,6 +32,7 @@ pub(super) mod reply {
     pub(in crate::nbd) const META_CONTEXT: u32 = 4;
     pub(in crate::nbd) const ERR_UNSUP: u32 = 0x8000_0001;
     pub(in crate::nbd) const ERR_INVALID: u32 = 0x8000_0003;
+    pub(in crate::nbd) const ERR_TLS_REQD: u32 = 0x8000_0005;
     pub(in crate::nbd) const ERR_UNKNOWN: u32 = 0x8000_0006;
     pub(in crate::nbd) const ERR_TOO_BIG: u32 = 0x8000_0009;
 }
@@ -118,6 +122,44 @@ impl Context {
             Context::Unsent => 2,
         }
     }
+}
+
+/// Greets a client, and reads its flags.
+pub(super) fn greet(stream: &mut (impl Read + Write)) -> io::Result<u32> {
+    let mut hello = INIT_MAGIC.to_be_bytes().to_vec();
+    hello.extend(OPTION_MAGIC.to_be_bytes());
+    hello.extend(HANDSHAKE_FLAGS.to_be_bytes());
+    stream.write_all(&hello)?;
+    let mut flags = [0; 4];
+    stream.read_exact(&mut flags)?;
+    let flags = u32::from_be_bytes(flags);
+    if flags & !u32::from(HANDSHAKE_FLAGS) != 0 {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "unknown client flags"));
+    }
+    Ok(flags)
+}
+
+/// The next option and the length of its data, which follows.
+pub(super) fn read_option_head(stream: &mut impl Read) -> io::Result<(u32, u32)> {
+    let mut head = [0; 16];
+    stream.read_exact(&mut head)?;
+    let mut fields = Fields(&head);
+    let magic = fields.u64();
+    let (option, len) = (fields.u32().expect("sixteen bytes"), fields.u32().expect("sixteen bytes"));
+    if magic != Some(OPTION_MAGIC) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not an NBD option"));
+    }
+    Ok((option, len))
+}
+
+/// Answers an option.
+pub(super) fn write_reply(stream: &mut impl Write, option: u32, kind: u32, data: &[u8]) -> io::Result<()> {
+    let mut out = OPTION_REPLY_MAGIC.to_be_bytes().to_vec();
+    out.extend(option.to_be_bytes());
+    out.extend(kind.to_be_bytes());
+    out.extend((data.len() as u32).to_be_bytes());
+    out.extend(data);
+    stream.write_all(&out)
 }
 
 /// Reads big-endian numbers from the front of a slice; `None` where it ends.

@@ -1,6 +1,6 @@
 //! The socket, its exports, and the connections to them.
 
-use super::negotiate::negotiate;
+use super::negotiate::{Agreed, negotiate, negotiate_greeted};
 use super::transmit::transmit;
 use crate::device::BlockDevice;
 use std::collections::HashMap;
@@ -149,12 +149,33 @@ impl Shared {
     }
 
     fn serve(&self, mut stream: UnixStream) -> io::Result<()> {
-        let Some(agreed) = negotiate(&mut stream, &self.exports)? else {
-            return Ok(());
-        };
-        let reader = stream.try_clone()?;
-        let served = transmit(&agreed, reader, &stream);
-        let _ = stream.shutdown(std::net::Shutdown::Both);
-        served
+        match negotiate(&mut stream, &self.exports)? {
+            Some(agreed) => serve_agreed(&stream, &agreed),
+            None => Ok(()),
+        }
     }
+}
+
+/// Serves a client whom somebody else has greeted, until it leaves. `chosen` is told which of the exports it
+/// has picked.
+///
+/// # Errors
+/// Where the connection fails or the client does not follow the protocol.
+pub fn serve_greeted(
+    mut stream: &UnixStream,
+    flags: u32,
+    exports: &[Export],
+    chosen: impl FnOnce(usize),
+) -> io::Result<()> {
+    let Some(agreed) = negotiate_greeted(&mut stream, flags, exports)? else { return Ok(()) };
+    let at = exports.iter().position(|export| export.name == agreed.export.name);
+    chosen(at.expect("one of those that were offered"));
+    serve_agreed(stream, &agreed)
+}
+
+fn serve_agreed(stream: &UnixStream, agreed: &Agreed<'_>) -> io::Result<()> {
+    let reader = stream.try_clone()?;
+    let served = transmit(agreed, reader, stream);
+    let _ = stream.shutdown(std::net::Shutdown::Both);
+    served
 }
