@@ -69,11 +69,15 @@ impl Journal {
                 return Ok(false);
             }
             // Nobody may pin below from here on.
-            shared.timeline.forget_below(floor);
+            shared.timeline.raise_floor(floor);
         }
         self.change_manifest(
             |manifest| manifest.retired_below = manifest.retired_below.max(floor.raw()),
-            |shared, manifest| shared.set_manifest(manifest, |_| {}),
+            |shared, manifest| {
+                // Not up to the floor: a fold to further up may have failed before this one.
+                shared.timeline.forget_gaps(WriteSeq::from_raw(manifest.retired_below));
+                shared.set_manifest(manifest, |_| {});
+            },
         )?;
         Ok(true)
     }

@@ -166,13 +166,15 @@ impl Timeline {
         self.gaps.iter().map(GapEntry::from).collect()
     }
 
-    /// Moves the oldest end up, never down: gaps that ended below go.
-    pub(crate) fn forget_below(&mut self, floor: WriteSeq) {
-        if floor <= self.floor {
-            return; // A fold to further up was begun before, and failed.
-        }
-        self.floor = floor;
-        self.gaps.retain(|gap| gap.end.is_none_or(|end| end > floor));
+    /// Moves the oldest end up, never down. The gaps below stay until that is written down: the manifest takes
+    /// its gaps from here, and one without them, but with the old end, would call cuts consistent that are not.
+    pub(crate) fn raise_floor(&mut self, floor: WriteSeq) {
+        self.floor = self.floor.max(floor);
+    }
+
+    /// The oldest end is written down as `retired_below`: gaps that ended below go.
+    pub(crate) fn forget_gaps(&mut self, retired_below: WriteSeq) {
+        self.gaps.retain(|gap| gap.end.is_none_or(|end| end > retired_below));
     }
 }
 
