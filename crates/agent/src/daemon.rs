@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::http::{App, serve};
 use crate::pki::Pki;
 use crate::recovery::{Recovery, listen};
+use crate::service;
 use crate::source::{Source, serve_disks};
 use crate::state::{StateDir, boot_id};
 use anyhow::{Context, Result};
@@ -27,12 +28,15 @@ pub struct Agent {
 /// Where it cannot start; the message says what to do.
 pub async fn run(config: Config) -> Result<()> {
     let agent = Agent::start(config).await?;
+    service::ready();
+    tokio::spawn(service::say_alive());
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
+    service::stopping();
     agent.stop();
     Ok(())
 }

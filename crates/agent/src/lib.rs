@@ -19,6 +19,7 @@ mod pace;
 pub mod pki;
 mod policy;
 mod recovery;
+mod service;
 mod source;
 mod state;
 mod wire_io;
