@@ -219,7 +219,12 @@ impl Capture {
             inner.push_pieces(&self.counter, disk, pieces, &self.pool);
         }
         let seq = inner.last();
+        // Where the stream has a gap now, nobody has to wait for it any more.
+        let waits_end = inner.gap_open;
         drop(inner);
+        if waits_end {
+            self.released.notify_all();
+        }
         (self.wake)();
         seq
     }
@@ -515,6 +520,8 @@ impl Capture {
         for (at, &size) in self.disk_sizes.iter().enumerate() {
             inner.dirty.suspect(DiskIndex(at as u16), ByteRange::new(0, size));
         }
+        drop(inner);
+        self.released.notify_all();
     }
 
     /// The next run of blocks to be compared, at most `blocks_max` long.
@@ -549,6 +556,7 @@ impl Capture {
             inner.begin_gap(&self.counter, &self.pool);
         }
         drop(inner);
+        self.released.notify_all();
         (self.wake)();
         differing
     }

@@ -3,9 +3,11 @@
 //! beside it and reports back as an event.
 
 use super::bounds::Bounds;
+use super::files::send_file;
 use super::greeting::hello;
 use super::outbox::{Outbox, compression};
 use super::peers::Place;
+use super::rates::Rates;
 use super::verify::Verification;
 use super::vm::{ProtectedVm, with_sources};
 use super::{Source, save_record};
@@ -13,20 +15,18 @@ use crate::clock;
 use crate::link;
 use crate::state::random;
 use crate::wire_io::{Outgoing, read_message, write_messages};
-use bytes::Bytes;
-use replication::wire::{ArtifactHash, ArtifactPart, ClockAnswer, Compare, Compared, FrameReader, Message};
+use replication::wire::{ArtifactHash, ClockAnswer, Compare, Compared, FrameReader, Message};
 use replication::{
     CaptureView, CodecChooser, Differs, Failure, Link as LinkState, Sender, SenderConfig, SenderEffect,
     SenderEvent, State,
 };
 use splitter::{SyncState, copy_some_blocks, hash_some_blocks, mark_allocated, verify_everything};
 use std::collections::VecDeque;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc};
 use tokio::task::block_in_place;
-use types::limits::{ARTIFACT_PART_BYTES, BLOCK_BYTES, WINDOW_BYTES};
+use types::limits::{BLOCK_BYTES, WINDOW_BYTES};
 use types::{Epoch, Incarnation, Monotonic, WriteSeq};
 
 const TICK: Duration = Duration::from_millis(100);
@@ -117,20 +117,6 @@ struct Driver {
     bounds: Bounds,
     clock_skew_seconds: Option<f64>,
     verification: Option<Verification>,
-}
-
-#[derive(Default)]
-struct Rates {
-    at: Monotonic,
-    sent_bytes: u64,
-    sent_before: u64,
-    written_before: u64,
-    acknowledged_bytes: u64,
-    acknowledged_before: u64,
-    /// Whether the window was half full when the second began.
-    was_saturated: bool,
-    sent_per_second: f64,
-    written_per_second: f64,
 }
 
 /// Drives the stream of `vm` until it is stopped.
@@ -464,7 +450,7 @@ impl Driver {
     /// Asks for the link; the batch is built once it is ours, of what there is then.
     fn want_to_send(&mut self, after: WriteSeq) {
         self.to_send = Some(after);
-        let policy = self.vm.record().policy;
+        let policy = self.vm.policy();
         let status = self.vm.capture().status();
         let syncs_only = self.sender.state().is_syncing();
         let bytes = status.buffered_bytes.clamp(1, self.place.batch_bytes() as u64);
@@ -501,43 +487,10 @@ impl Driver {
         });
     }
 
-    /// Sends a file in parts from a task of its own, one part in the queue at a time.
-    fn send_artifact(&mut self, hash: ArtifactHash) {
-        let Some(queue) = self.link.queue.clone() else { return };
-        let path = self.source.artifacts.path(hash);
-        let vm = self.vm.name();
-        tokio::spawn(async move {
-            let sent: anyhow::Result<()> = async {
-                let file = std::fs::File::open(&path)?;
-                let size_bytes = file.metadata()?.len();
-                let mut offset = 0;
-                loop {
-                    let len = (size_bytes - offset).min(ARTIFACT_PART_BYTES as u64);
-                    let mut part = vec![0; len as usize];
-                    block_in_place(|| file.read_exact_at(&mut part, offset))?;
-                    let (done, written) = oneshot::channel();
-                    let message = Message::ArtifactPart(ArtifactPart {
-                        hash,
-                        offset,
-                        size_bytes,
-                        bytes: Bytes::from(part),
-                    });
-                    if queue.send(Outgoing { message, written: Some(done) }).is_err()
-                        || written.await.is_err()
-                    {
-                        return Ok(()); // The link is lost; what is missing is asked for again.
-                    }
-                    offset += len;
-                    if offset >= size_bytes {
-                        return Ok(());
-                    }
-                }
-            }
-            .await;
-            if let Err(error) = sent {
-                tracing::error!(vm, file = %path.display(), %error, "a file of the definition cannot be sent");
-            }
-        });
+    fn send_artifact(&self, hash: ArtifactHash) {
+        if let Some(queue) = self.link.queue.clone() {
+            tokio::spawn(send_file(queue, self.source.artifacts.path(hash), hash, self.vm.name()));
+        }
     }
 
     fn restart(&mut self, floor: WriteSeq, differs: Differs) {
@@ -675,7 +628,7 @@ impl Driver {
     }
 
     fn watch_bounds(&mut self, now: Monotonic) {
-        let policy = self.vm.record().policy;
+        let policy = self.vm.policy();
         let cause = self.last_error.clone();
         let seen = super::bounds::Seen {
             state: self.sender.state(),
@@ -718,23 +671,5 @@ impl Driver {
             spill_bytes_max: spill.bytes_max,
             verify: self.verification.as_ref().map(Verification::to_api),
         };
-    }
-}
-
-impl Rates {
-    /// Takes the rates anew each second. Where the link was kept busy throughout, what it carried.
-    fn follow(&mut self, now: Monotonic, written: u64, saturated: bool) -> Option<(u64, Duration)> {
-        let took = now.since(self.at);
-        let elapsed = took.as_secs_f64();
-        if elapsed < 1.0 {
-            return None;
-        }
-        self.sent_per_second = (self.sent_bytes - self.sent_before) as f64 / elapsed;
-        self.written_per_second = written.saturating_sub(self.written_before) as f64 / elapsed;
-        let carried = self.acknowledged_bytes - self.acknowledged_before;
-        let busy = self.was_saturated && saturated;
-        (self.at, self.sent_before, self.written_before) = (now, self.sent_bytes, written);
-        (self.acknowledged_before, self.was_saturated) = (self.acknowledged_bytes, saturated);
-        busy.then_some((carried, took))
     }
 }

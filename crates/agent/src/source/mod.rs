@@ -3,6 +3,7 @@
 mod bounds;
 mod coordinate;
 mod driver;
+mod files;
 mod greeting;
 mod group;
 mod hosts;
@@ -10,6 +11,7 @@ mod member;
 mod nbd_tls;
 mod outbox;
 mod peers;
+mod rates;
 mod record;
 mod stalled;
 mod verify;

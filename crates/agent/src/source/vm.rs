@@ -6,6 +6,7 @@ use super::group::Group;
 use super::record::ProtectionRecord;
 use crate::clock;
 use crate::error::{OperationError, Result};
+use crate::policy::Policy;
 use anyhow::Context;
 use replication::{KeptStream, SyncReason};
 use splitter::nbd::{Export, Server};
@@ -103,7 +104,11 @@ impl ProtectedVm {
     }
 
     pub(crate) fn name(&self) -> String {
-        self.record().name
+        self.lock_record().name.clone()
+    }
+
+    pub(crate) fn policy(&self) -> Policy {
+        self.lock_record().policy.clone()
     }
 
     pub(crate) fn group(&self) -> &Arc<Group> {
