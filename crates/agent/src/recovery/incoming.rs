@@ -334,13 +334,14 @@ fn answer_compares(
     answers: mpsc::UnboundedSender<Compared>,
 ) -> std::sync::mpsc::Sender<Compare> {
     let (compares, queue) = std::sync::mpsc::channel();
-    tokio::task::spawn_blocking(move || {
+    let answering = move || {
         while let Ok(asked) = queue.recv() {
             if answers.send(compare(&journal, &asked)).is_err() {
                 return;
             }
         }
-    });
+    };
+    std::thread::Builder::new().name("compare".into()).spawn(answering).expect("a thread can be started");
     compares
 }
 

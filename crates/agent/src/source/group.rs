@@ -33,6 +33,7 @@ use crate::policy::Policy;
 use crate::state::StateDir;
 use crate::wire_io::Outgoing;
 use batch::{decode_mark, encode_mark};
+use replication::wire::CutRefusal;
 use serde::{Deserialize, Serialize};
 use splitter::AckGate;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -184,11 +185,13 @@ impl Group {
         inner.complete();
     }
 
-    /// Closes the gate and draws the cut's number; what opens the gate again, and, where the number was
-    /// drawn before, the highest that was.
-    pub(super) fn prepare_here(&self, cut: WriteSeq) -> (u64, Option<WriteSeq>) {
+    /// Closes the gate and draws the cut's number; what opens the gate again, and why the cut is not made.
+    pub(super) fn prepare_here(&self, cut: WriteSeq) -> (u64, Option<CutRefusal>) {
         let time = self.gate.close();
-        (time, self.counter.draw_exactly(cut).err())
+        if self.members().iter().any(|vm| vm.capture().status().gap_open) {
+            return (time, Some(CutRefusal::Syncing));
+        }
+        (time, self.counter.draw_exactly(cut).err().map(CutRefusal::Passed))
     }
 
     pub(super) fn let_go(&self, time: u64) {
@@ -297,7 +300,8 @@ impl Group {
             self.hosts.prepare(cut);
             let (time, passed) = self.prepare_here(cut);
             let all = match passed {
-                Some(last) => Err(NotPrepared::Behind(last)),
+                Some(CutRefusal::Passed(last)) => Err(NotPrepared::Behind(last)),
+                Some(CutRefusal::Syncing) => Err(NotPrepared::Syncing("this host".into())),
                 None => self.hosts.wait_prepared(cut, begun, CUT_DECIDE_MAX),
             };
             self.hosts.settle(cut, all.is_ok().then(|| encode_mark(&checkpoint)));
@@ -310,6 +314,12 @@ impl Group {
                     return Ok(checkpoint);
                 }
                 Err(NotPrepared::Behind(last)) => floor = last.max(self.counter.last()),
+                Err(NotPrepared::Syncing(host)) => {
+                    return Err(OperationError::unavailable(format!(
+                        "no checkpoint of group {}: a VM of it on {host} is not in sync; try again then",
+                        self.name
+                    )));
+                }
                 Err(NotPrepared::Late(hosts)) => {
                     return Err(OperationError::unavailable(format!(
                         "no checkpoint of group {}: {} did not answer within {} ms; the guests went on",

@@ -6,7 +6,7 @@
 use crate::clock;
 use crate::wire_io::Outgoing;
 use bytes::Bytes;
-use replication::wire::{CutMessage, Message};
+use replication::wire::{CutMessage, CutRefusal, Message};
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
@@ -27,7 +27,7 @@ struct Host {
     queue: Option<UnboundedSender<Outgoing>>,
     /// The highest sequence it has told of.
     last: WriteSeq,
-    prepared: Option<(WriteSeq, Option<WriteSeq>)>,
+    prepared: Option<(WriteSeq, Option<CutRefusal>)>,
 }
 
 /// Why not all hosts have made a cut.
@@ -36,6 +36,8 @@ pub(super) enum NotPrepared {
     /// Some host is further already.
     Behind(WriteSeq),
     Late(Vec<String>),
+    /// VMs there miss writes until a sync is done.
+    Syncing(String),
 }
 
 impl Hosts {
@@ -113,9 +115,13 @@ impl Hosts {
         }
     }
 
-    pub(super) fn on_prepared(&self, name: &str, cut: WriteSeq, refused: Option<WriteSeq>) {
+    pub(super) fn on_prepared(&self, name: &str, cut: WriteSeq, refused: Option<CutRefusal>) {
         if let Some(host) = self.lock().get_mut(name) {
-            host.last = host.last.max(refused.unwrap_or(cut));
+            host.last = host.last.max(match refused {
+                Some(CutRefusal::Passed(last)) => last,
+                Some(CutRefusal::Syncing) => WriteSeq::ZERO,
+                None => cut,
+            });
             host.prepared = Some((cut, refused));
         }
         self.answered.notify_all();
@@ -131,9 +137,12 @@ impl Hosts {
         let mut inner = self.lock();
         loop {
             let answer = |host: &Host| host.prepared.filter(|(of, _)| *of == cut);
-            let refused = inner.values().filter_map(|host| answer(host)?.1).max();
-            if let Some(last) = refused {
-                return Err(NotPrepared::Behind(last));
+            for (name, host) in inner.iter() {
+                match answer(host).and_then(|(_, refused)| refused) {
+                    Some(CutRefusal::Passed(last)) => return Err(NotPrepared::Behind(last)),
+                    Some(CutRefusal::Syncing) => return Err(NotPrepared::Syncing(name.clone())),
+                    None => {}
+                }
             }
             let late = inner.iter().filter(|(_, host)| answer(host).is_none());
             let late: Vec<String> = late.map(|(name, _)| name.clone()).collect();

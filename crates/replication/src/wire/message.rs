@@ -120,6 +120,15 @@ pub struct Join {
     pub vms: u16,
 }
 
+/// Why a host does not make a cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CutRefusal {
+    /// The number was drawn before; this is the highest that was. Anything but the two highest numbers.
+    Passed(WriteSeq),
+    /// A VM of the group misses writes in its stream until a sync is done.
+    Syncing,
+}
+
 /// What a coordinator says to a host, and a host answers, to make a cut.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CutMessage {
@@ -127,8 +136,8 @@ pub enum CutMessage {
     Joined { group: GroupId },
     /// Hold acknowledgements and draw exactly this sequence.
     Prepare { cut: WriteSeq },
-    /// Done; or refused, with the highest sequence that was drawn before.
-    Prepared { cut: WriteSeq, refused: Option<WriteSeq> },
+    /// Done, or why not.
+    Prepared { cut: WriteSeq, refused: Option<CutRefusal> },
     /// Let go; and where all hosts have made the cut, put this mark into every stream.
     Settle { cut: WriteSeq, mark: Option<Bytes> },
     /// The marks of a cut are durable in all streams of the host.
@@ -442,9 +451,11 @@ fn encode_cut(message: &CutMessage, body: &mut BodyWriter) {
     match message {
         CutMessage::Joined { group } => body.u8(1).bytes(&group.to_bytes()),
         CutMessage::Prepare { cut } => body.u8(2).u64(cut.raw()),
-        CutMessage::Prepared { cut, refused } => {
-            body.u8(3).u64(cut.raw()).u64(refused.map_or(u64::MAX, WriteSeq::raw))
-        }
+        CutMessage::Prepared { cut, refused } => body.u8(3).u64(cut.raw()).u64(match refused {
+            None => u64::MAX,
+            Some(CutRefusal::Syncing) => u64::MAX - 1,
+            Some(CutRefusal::Passed(last)) => last.raw(),
+        }),
         CutMessage::Settle { cut, mark } => {
             body.u8(4).u64(cut.raw()).bytes(mark.as_deref().unwrap_or_default())
         }
@@ -461,7 +472,11 @@ fn decode_cut(body: &mut BodyReader) -> Result<CutMessage, &'static str> {
     Ok(match what {
         2 => CutMessage::Prepare { cut },
         3 => {
-            let refused = Some(body.u64()?).filter(|&seq| seq != u64::MAX).map(WriteSeq::from_raw);
+            let refused = match body.u64()? {
+                u64::MAX => None,
+                raw if raw == u64::MAX - 1 => Some(CutRefusal::Syncing),
+                raw => Some(CutRefusal::Passed(WriteSeq::from_raw(raw))),
+            };
             CutMessage::Prepared { cut, refused }
         }
         4 => CutMessage::Settle { cut, mark: Some(body.rest()).filter(|mark| !mark.is_empty()) },

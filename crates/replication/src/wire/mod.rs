@@ -32,8 +32,8 @@ mod message;
 
 pub use frame::{FrameReader, FrameWriter, HEADER_BYTES, Header, VERSION, WireError};
 pub use message::{
-    Ack, ArtifactHash, ArtifactOffer, ArtifactPart, ClockAnswer, Compare, Compared, CutMessage, Hello, Join,
-    Message, Refusal, Refuse, Welcome,
+    Ack, ArtifactHash, ArtifactOffer, ArtifactPart, ClockAnswer, Compare, Compared, CutMessage, CutRefusal,
+    Hello, Join, Message, Refusal, Refuse, Welcome,
 };
 
 #[cfg(test)]

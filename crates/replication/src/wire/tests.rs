@@ -68,8 +68,9 @@ fn every_message() -> Vec<Message> {
         Message::Cut(CutMessage::Prepared { cut: WriteSeq::from_raw(1), refused: None }),
         Message::Cut(CutMessage::Prepared {
             cut: WriteSeq::from_raw(1),
-            refused: Some(WriteSeq::from_raw(2)),
+            refused: Some(CutRefusal::Passed(WriteSeq::from_raw(2))),
         }),
+        Message::Cut(CutMessage::Prepared { cut: WriteSeq::from_raw(1), refused: Some(CutRefusal::Syncing) }),
         Message::Cut(CutMessage::Settle { cut: WriteSeq::from_raw(1), mark: None }),
         Message::Cut(CutMessage::Settle { cut: WriteSeq::from_raw(1), mark: Some(Bytes::from_static(b"m")) }),
         Message::Cut(CutMessage::Durable { cut: WriteSeq::from_raw(1) }),
