@@ -169,8 +169,9 @@ struct Connection {
 struct OpenStream {
     hold: StreamHold,
     writer: StreamWriter,
-    /// Where comparisons wait for the one thread that makes them.
-    compares: std::sync::mpsc::Sender<Compare>,
+    journal: Arc<Journal>,
+    /// Where comparisons wait for the one thread that makes them, once there was one to make.
+    compares: Option<std::sync::mpsc::Sender<Compare>>,
 }
 
 impl Connection {
@@ -220,6 +221,16 @@ impl Connection {
         let mut ticks = tokio::time::interval(TICK);
         let mut trust = tokio::time::interval(TRUST_INTERVAL);
         loop {
+            // Before anything else is waited for: the first word was read already.
+            let mut effects = Vec::new();
+            while let Some(event) = self.events.pop_front() {
+                receiver.step(clock::now(), event, &mut effects);
+                for effect in effects.drain(..) {
+                    if let Some(why) = self.perform(effect).await {
+                        return why;
+                    }
+                }
+            }
             tokio::select! {
                 _ = trust.tick() => {
                     if let Err(error) = block_in_place(|| self.peer.check(&self.pki)) {
@@ -240,15 +251,6 @@ impl Connection {
                 },
                 refuse = next_stop(&mut self.open) => self.events.push_back(ReceiverEvent::Stopped(refuse)),
                 _ = ticks.tick() => self.events.push_back(ReceiverEvent::Tick),
-            }
-            let mut effects = Vec::new();
-            while let Some(event) = self.events.pop_front() {
-                receiver.step(clock::now(), event, &mut effects);
-                for effect in effects.drain(..) {
-                    if let Some(why) = self.perform(effect).await {
-                        return why;
-                    }
-                }
             }
         }
     }
@@ -281,9 +283,8 @@ impl Connection {
                 }
             }
             ReceiverEffect::Compare(compare) => {
-                if let Some(open) = &self.open {
-                    // The thread ends only with the stream.
-                    let _ = open.compares.send(compare);
+                if let Some(open) = &mut self.open {
+                    open.compare(compare, &self.compared.0);
                 }
             }
             ReceiverEffect::AnswerClock { asked_at } => {
@@ -321,10 +322,26 @@ impl Connection {
         vm.clear_error();
         let shards = recovery.shards.clone();
         let (written, floor) = (self.written.0.clone(), recovery.free_bytes_min);
-        let compares = answer_compares(journal.clone(), self.compared.0.clone());
+        let kept = journal.clone();
         let writer = StreamWriter::new(vm, journal, hello.epoch, shards, floor, written);
-        self.open = Some(OpenStream { hold, writer, compares });
+        self.open = Some(OpenStream { hold, writer, journal: kept, compares: None });
         Ok(opened)
+    }
+}
+
+impl OpenStream {
+    /// Has some blocks compared. Where no thread can be had for it, all of them count as differing.
+    fn compare(&mut self, asked: Compare, answers: &mpsc::UnboundedSender<Compared>) {
+        if self.compares.is_none() {
+            self.compares = answer_compares(self.journal.clone(), answers.clone()).ok();
+        }
+        let left = match &self.compares {
+            Some(compares) => compares.send(asked).err().map(|unsent| unsent.0),
+            None => Some(asked),
+        };
+        if let Some(Compare { disk, first, .. }) = left {
+            let _ = answers.send(Compared { disk, first, differs: u64::MAX });
+        }
     }
 }
 
@@ -332,7 +349,7 @@ impl Connection {
 fn answer_compares(
     journal: Arc<Journal>,
     answers: mpsc::UnboundedSender<Compared>,
-) -> std::sync::mpsc::Sender<Compare> {
+) -> std::io::Result<std::sync::mpsc::Sender<Compare>> {
     let (compares, queue) = std::sync::mpsc::channel();
     let answering = move || {
         while let Ok(asked) = queue.recv() {
@@ -341,8 +358,8 @@ fn answer_compares(
             }
         }
     };
-    std::thread::Builder::new().name("compare".into()).spawn(answering).expect("a thread can be started");
-    compares
+    std::thread::Builder::new().name("compare".into()).spawn(answering)?;
+    Ok(compares)
 }
 
 async fn next_stop(open: &mut Option<OpenStream>) -> Refuse {
