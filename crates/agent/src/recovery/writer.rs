@@ -31,6 +31,8 @@ pub(super) struct StreamWriter {
     stream: Arc<AppendStream>,
     room: Arc<Semaphore>,
     must_close: Arc<AtomicBool>,
+    /// The first thing that went wrong was told: whatever else goes wrong comes of it.
+    stopped: Arc<AtomicBool>,
     written: mpsc::UnboundedSender<Written>,
     free_bytes_min: u64,
 }
@@ -46,9 +48,10 @@ impl StreamWriter {
     ) -> Self {
         let room = Arc::new(Semaphore::new(RECEIVE_QUEUE_BATCHES));
         let must_close = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::new(AtomicBool::new(false));
         let report = {
             let (vm, journal, room) = (vm.clone(), journal.clone(), room.clone());
-            let (must_close, written) = (must_close.clone(), written.clone());
+            let (must_close, stopped, written) = (must_close.clone(), stopped.clone(), written.clone());
             move |report: Report| match report.result {
                 Ok(appended) => {
                     // The connection may be gone already; then nobody is to be told.
@@ -56,23 +59,31 @@ impl StreamWriter {
                     room.add_permits(report.batches);
                 }
                 Err(error) => {
-                    must_close.store(needs_reopening(&error), Ordering::SeqCst);
-                    let _ = written.send(Written::Stopped(stop(&vm, refusal(&error), with_sources(&error))));
+                    must_close.fetch_or(needs_reopening(&error), Ordering::SeqCst);
+                    if !stopped.swap(true, Ordering::SeqCst) {
+                        let refuse = stop(&vm, refusal(&error), with_sources(&error));
+                        let _ = written.send(Written::Stopped(refuse));
+                    }
                     room.close();
                 }
             }
         };
         let stream = AppendStream::new(journal.clone(), epoch, report);
-        Self { vm, journal, shards, stream, room, must_close, written, free_bytes_min }
+        Self { vm, journal, shards, stream, room, must_close, stopped, written, free_bytes_min }
     }
 
     /// Hands a batch in, once there is a place for it.
     pub(super) async fn append(&self, batch: Batch) {
         let Ok(place) = self.room.acquire().await else { return };
         place.forget();
+        if self.stopped.load(Ordering::SeqCst) {
+            self.room.add_permits(1);
+            return; // The sender has yet to hear of it.
+        }
         let free = self.vm.free_bytes();
         if free < self.free_bytes_min + batch.bytes().len() as u64 {
             let detail = format!("no space left for the journal: {free} bytes are free");
+            self.stopped.store(true, Ordering::SeqCst);
             let _ = self.written.send(Written::Stopped(stop(&self.vm, Refusal::JournalFull, detail)));
             // As if it had been reported: nothing is waited for that was not handed in.
             self.room.add_permits(1);
