@@ -1,7 +1,7 @@
 //! Building a batch from captured records.
 
 use crate::crc::{BY_FRAME, of_blocks, of_run};
-use crate::decode::Batch;
+use crate::decode::{Batch, BatchError};
 use crate::frames::{Codec, push_frame, raw_frame, repeated_frame};
 use crate::layout::{
     BLOCK_BYTES, BLOCK_ENTRY_BYTES, FLAG_STEP_END, FLAG_UNDO, FRAME_ENTRY_BYTES, Form, HEADER_BYTES, MAGIC,
@@ -148,6 +148,24 @@ fn record_table(
         at += payload.len();
     }
     (table, last_seq)
+}
+
+/// The batch as it follows `after`, which may lie within it: as it is, or encoded anew without what lies below.
+///
+/// # Errors
+/// [`BatchError`] where a frame does not check.
+pub fn following(batch: &Batch, after: WriteSeq) -> Result<Bytes, BatchError> {
+    let header = batch.header();
+    if header.prev_seq == after {
+        return Ok(batch.bytes().clone());
+    }
+    let meta = BatchMeta {
+        incarnation: header.incarnation,
+        prev_seq: after,
+        watermark: header.watermark,
+        taken_at: header.taken_at,
+    };
+    Ok(encode(&meta, &batch.records_after(after)?, Codec::Lz4))
 }
 
 /// The CRC-32C of `before`'s bytes followed by a whole batch of our own making, without a pass over its

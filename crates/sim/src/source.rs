@@ -415,7 +415,11 @@ impl Agent {
         let (batch, last, watermark) = if from_spill {
             let spill = self.spill.as_ref().expect("what was spilled is somewhere");
             match spill.next_after(after) {
-                Ok(batch) => following(batch.expect("what was spilled is there"), after),
+                Ok(batch) => {
+                    let batch = batch.expect("what was spilled is there");
+                    let bytes = batch::following(&batch, after).expect("our own batch");
+                    (bytes, batch.header().last_seq, batch.header().watermark)
+                }
                 Err(_) => {
                     self.spill_lost = true;
                     self.events.push_back(SenderEvent::NothingToSend);
@@ -429,25 +433,6 @@ impl Agent {
         say(link, &Message::Batch(batch));
         self.events.push_back(SenderEvent::BatchSent { last, watermark, bytes });
     }
-}
-
-/// The batch as it follows `after`, which may lie within it.
-fn following(batch: Batch, after: WriteSeq) -> (Bytes, WriteSeq, WriteSeq) {
-    let header = *batch.header();
-    let bytes = match header.prev_seq == after {
-        true => batch.bytes().clone(),
-        false => {
-            let records = batch.records_after(after).expect("our own batch");
-            let meta = BatchMeta {
-                incarnation: header.incarnation,
-                prev_seq: after,
-                watermark: header.watermark,
-                taken_at: header.taken_at,
-            };
-            batch::encode(&meta, &records, Codec::Lz4)
-        }
-    };
-    (bytes, header.last_seq, header.watermark)
 }
 
 fn say(link: &mut Option<Connection>, message: &Message) {

@@ -117,7 +117,7 @@ impl Outbox {
         let spill = state.spill.as_ref().expect("what was spilled lies in a spill");
         let next = spill.next_after(after).context("read the spill");
         let next = next
-            .and_then(|batch| following(batch.context("the spill ends before the buffer begins")?, after));
+            .and_then(|batch| following(&batch.context("the spill ends before the buffer begins")?, after));
         match next {
             Ok(next) => Some(next),
             Err(error) => {
@@ -198,21 +198,13 @@ impl Outbox {
 }
 
 /// The batch as it follows `after`, which may lie within it.
-fn following(batch: Batch, after: WriteSeq) -> Result<Outgoing> {
-    let header = *batch.header();
-    let bytes = if header.prev_seq == after {
-        batch.bytes().clone()
-    } else {
-        let records = batch.records_after(after)?;
-        let meta = BatchMeta {
-            incarnation: header.incarnation,
-            prev_seq: after,
-            watermark: header.watermark,
-            taken_at: header.taken_at,
-        };
-        batch::encode(&meta, &records, Codec::Lz4)
-    };
-    Ok(Outgoing { bytes, last: header.last_seq, watermark: header.watermark })
+fn following(batch: &Batch, after: WriteSeq) -> Result<Outgoing> {
+    let header = batch.header();
+    Ok(Outgoing {
+        bytes: batch::following(batch, after)?,
+        last: header.last_seq,
+        watermark: header.watermark,
+    })
 }
 
 /// The configured compression.
