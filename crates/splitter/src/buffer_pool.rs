@@ -19,10 +19,6 @@ impl BufferPool {
         self.used.load(Ordering::Relaxed)
     }
 
-    pub fn bytes_max(&self) -> u64 {
-        self.bytes_max
-    }
-
     /// Whether so many more fit. Several captures that ask at once may all be told yes: each may exceed the
     /// total by one write.
     pub(crate) fn has_room(&self, more: u64) -> bool {

@@ -261,12 +261,6 @@ impl Capture {
         }
     }
 
-    /// Synchronous again, or no longer, as the operator wishes.
-    pub fn set_sync(&self, policy: Option<SyncPolicy>) {
-        self.lock().sync.set(policy);
-        self.released.notify_all();
-    }
-
     /// Everything is well: guest writes wait for the recovery side again. To be said when the stream has
     /// caught up; true where that is news.
     pub fn return_to_sync(&self) -> bool {

@@ -149,7 +149,7 @@ impl Dirty {
         for region in Region::of(disk, range, self.region_bytes) {
             *self.hot.get_mut(&region).expect("heated before it is written to") = true;
         }
-        range.blocks().try_for_each(|block| self.map.set(disk, block))?;
+        self.map.set(disk, range)?;
         for block in range.blocks() {
             self.on_the_way.entry((disk, block)).or_default().under_way += 1;
         }
@@ -173,14 +173,12 @@ impl Dirty {
 
     /// A range is to be copied.
     pub(crate) fn mark(&mut self, disk: DiskIndex, range: ByteRange) {
-        for block in range.blocks() {
-            self.keep(disk, block);
-        }
+        self.keep(disk, range);
         self.bitmaps[usize::from(disk.0)].mark(range);
     }
 
-    fn keep(&mut self, disk: DiskIndex, block: BlockIndex) {
-        if let Err(error) = self.map.set(disk, block) {
+    fn keep(&mut self, disk: DiskIndex, range: ByteRange) {
+        if let Err(error) = self.map.set(disk, range) {
             tracing::error!(%error, "the dirty map can neither be kept nor given up");
         }
     }
@@ -203,9 +201,7 @@ impl Dirty {
     /// A range is to be compared, because it may differ.
     pub(crate) fn suspect(&mut self, disk: DiskIndex, range: ByteRange) {
         self.map.note_suspects(true);
-        for block in range.blocks() {
-            self.keep(disk, block);
-        }
+        self.keep(disk, range);
         self.verify(disk, range);
     }
 

@@ -31,7 +31,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 use types::limits::BLOCK_BYTES;
-use types::{BlockIndex, DiskIndex, Incarnation, VmId, WallTime, WriteSeq};
+use types::{BlockIndex, ByteRange, DiskIndex, Incarnation, VmId, WallTime, WriteSeq};
 
 /// 1: the first.
 const VERSION: u32 = 1;
@@ -198,35 +198,48 @@ impl DirtyMap {
         }
     }
 
-    /// Sets a block's bit. To be done before the block is written.
+    /// Sets the bits of all blocks of a range, in one write. To be done before they are written.
     ///
     /// # Errors
-    /// Where the bit can be neither kept nor the map given up: then the block must not be written.
-    pub(crate) fn set(&mut self, disk: DiskIndex, block: BlockIndex) -> io::Result<()> {
-        self.put(disk, block, true).or_else(|error| {
-            tracing::error!(%error, "the dirty map is given up; after a restart everything is sent");
-            self.closed = true;
-            self.store.discard()
-        })
+    /// Where the bits can be neither kept nor the map given up: then the blocks must not be written.
+    pub(crate) fn set(&mut self, disk: DiskIndex, range: ByteRange) -> io::Result<()> {
+        if self.closed || range.is_empty() {
+            return Ok(());
+        }
+        let start = self.disks[usize::from(disk.0)];
+        let byte_of = |at: u64| start + (at / BLOCK_BYTES / 8) as usize;
+        let bytes = byte_of(range.start)..byte_of(range.end() - 1) + 1;
+        let mut wanted = self.bits[bytes.clone()].to_vec();
+        for block in range.blocks() {
+            wanted[start + (block.0 / 8) as usize - bytes.start] |= 1 << (block.0 % 8);
+        }
+        if wanted == self.bits[bytes.clone()] {
+            return Ok(());
+        }
+        match self.store.write_at((Header::BYTES + bytes.start) as u64, &wanted) {
+            Ok(()) => {
+                self.bits[bytes].copy_from_slice(&wanted);
+                Ok(())
+            }
+            Err(error) => {
+                tracing::error!(%error, "the dirty map is given up; after a restart everything is sent");
+                self.closed = true;
+                self.store.discard()
+            }
+        }
     }
 
     /// Clears a block's bit. A failure leaves it set, which is never wrong.
     pub(crate) fn clear(&mut self, disk: DiskIndex, block: BlockIndex) {
-        if let Err(error) = self.put(disk, block, false) {
-            tracing::warn!(%error, "a bit of the dirty map stays set");
-        }
-    }
-
-    fn put(&mut self, disk: DiskIndex, block: BlockIndex, set: bool) -> io::Result<()> {
         let at = self.disks[usize::from(disk.0)] + (block.0 / 8) as usize;
         let bit = 1 << (block.0 % 8);
-        if self.closed || (self.bits[at] & bit != 0) == set {
-            return Ok(());
+        if self.closed || self.bits[at] & bit == 0 {
+            return;
         }
-        let byte = self.bits[at] ^ bit;
-        self.store.write_at((Header::BYTES + at) as u64, &[byte])?;
-        self.bits[at] = byte;
-        Ok(())
+        match self.store.write_at((Header::BYTES + at) as u64, &[self.bits[at] & !bit]) {
+            Ok(()) => self.bits[at] &= !bit,
+            Err(error) => tracing::warn!(%error, "a bit of the dirty map stays set"),
+        }
     }
 
     /// A new stream begins above `floor`; every block that may differ from what the journal had is set.

@@ -70,10 +70,6 @@ impl SyncGate {
         Self { policy, degraded: true }
     }
 
-    pub(crate) fn set(&mut self, policy: Option<SyncPolicy>) {
-        self.policy = policy;
-    }
-
     /// `counts`: the write has its place in the stream.
     pub(crate) fn hold(&self, seq: WriteSeq, released: WriteSeq, counts: bool) -> Hold {
         match self.policy {

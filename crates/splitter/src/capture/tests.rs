@@ -383,7 +383,8 @@ fn what_was_spilled_leaves_the_buffer_and_stays_unsent_until_it_is_swept() {
 
 fn synchronous(on_timeout: OnTimeout) -> Arc<Capture> {
     let capture = capture(1 << 20);
-    capture.set_sync(Some(SyncPolicy { timeout: std::time::Duration::from_millis(20), on_timeout }));
+    let policy = SyncPolicy { timeout: std::time::Duration::from_millis(20), on_timeout };
+    capture.lock().sync = SyncGate::new(Some(policy));
     assert!(capture.return_to_sync());
     Arc::new(capture)
 }
