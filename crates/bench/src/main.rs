@@ -10,7 +10,7 @@ mod stream;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use figures::Findings;
+use figures::{Figure, Findings};
 use std::path::PathBuf;
 
 /// What to measure, and how long.
@@ -47,8 +47,7 @@ fn main() -> Result<()> {
     if let Some(config) = &cli.agent {
         return stream::run_agent(config);
     }
-    type Bench = fn(&Run) -> Result<Vec<figures::Figure>>;
-    let benches: [(&'static str, Bench); 2] = [("journal", journal::run), ("stream", stream::run)];
+    let benches: [(&'static str, Section); 2] = [("journal", journal::run), ("stream", stream::run)];
     let wanted = |name: &str| cli.name.as_deref().is_none_or(|wanted| wanted == name);
     if !benches.iter().any(|(name, _)| wanted(name)) {
         bail!("no bench {:?}: there are `journal` and `stream`", cli.name.unwrap_or_default());
@@ -73,6 +72,9 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+/// A bench, or a part of one.
+type Section = fn(&Run) -> Result<Vec<Figure>>;
+
 /// How a bench is to run.
 #[derive(Debug, Clone)]
 pub(crate) struct Run {
@@ -92,7 +94,17 @@ impl Run {
         if self.quick { full / 8 } else { full }
     }
 
-    pub(crate) fn wants(&self, section: &str) -> bool {
+    /// Measures every section that is wanted, one after the other.
+    pub(crate) fn sections(&self, sections: &[(&str, Section)]) -> Result<Vec<Figure>> {
+        let mut figures = Vec::new();
+        for (name, section) in sections.iter().filter(|(name, _)| self.wants(name)) {
+            eprintln!("measuring {name} …");
+            figures.extend(section(self).with_context(|| format!("measure {name}"))?);
+        }
+        Ok(figures)
+    }
+
+    fn wants(&self, section: &str) -> bool {
         self.only.as_ref().is_none_or(|only| section.contains(only.as_str()))
     }
 }

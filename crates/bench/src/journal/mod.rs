@@ -22,21 +22,14 @@ use types::{DiskSpec, Epoch, VmId, WallTime};
 
 /// Runs every section that is wanted.
 pub(crate) fn run(run: &Run) -> Result<Vec<Figure>> {
-    type Section = fn(&Run) -> Result<Vec<Figure>>;
-    let sections: [(&str, Section); 6] = [
+    run.sections(&[
         ("append", append::run),
         ("index", index::run),
         ("image", image::run),
         ("fold", fold::run),
         ("reopen", reopen::run),
         ("scale", scale::run),
-    ];
-    let mut figures = Vec::new();
-    for (name, section) in sections.into_iter().filter(|(name, _)| run.wants(name)) {
-        eprintln!("measuring {name} …");
-        figures.extend(section(run).with_context(|| format!("measure {name}"))?);
-    }
-    Ok(figures)
+    ])
 }
 
 const SETTINGS: Settings = Settings {

@@ -14,24 +14,17 @@ mod tls;
 
 use crate::Run;
 use crate::figures::Figure;
-use anyhow::{Context, Result};
+use anyhow::Result;
 pub(crate) use pair::run_agent;
 
 /// Runs every section that is wanted.
 pub(crate) fn run(run: &Run) -> Result<Vec<Figure>> {
-    type Section = fn(&Run) -> Result<Vec<Figure>>;
-    let sections: [(&str, Section); 6] = [
+    run.sections(&[
         ("headline", headline::run),
         ("lag", lag::run),
         ("outage", outage::run),
         ("compare", compare::run),
         ("cuts", cuts::run),
         ("mirror", mirror::run),
-    ];
-    let mut figures = Vec::new();
-    for (name, section) in sections.into_iter().filter(|(name, _)| run.wants(name)) {
-        eprintln!("measuring {name} …");
-        figures.extend(section(run).with_context(|| format!("measure {name}"))?);
-    }
-    Ok(figures)
+    ])
 }
