@@ -36,9 +36,13 @@ impl AckGate {
         }
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
     /// Waits while the gate is closed. To be called between commit and acknowledgement.
     pub(crate) fn pass(&self) {
-        if !self.closed.load(Ordering::SeqCst) {
+        if !self.is_closed() {
             return;
         }
         let times = self.times.lock().expect("a panic aborts the process");

@@ -38,6 +38,8 @@ pub struct Capture {
     /// Shared by all captures of an agent.
     pool: Arc<BufferPool>,
     gate: Arc<AckGate>,
+    /// Synchronous mode is chosen: guest writes may have to wait for the recovery side.
+    is_sync: bool,
     disk_sizes: Vec<u64>,
     /// Locked before `inner`, never after it.
     regions: Mutex<RegionLog>,
@@ -141,6 +143,7 @@ impl Capture {
             buffer_bytes_max: config.buffer_bytes_max,
             pool: config.pool,
             gate: config.gate,
+            is_sync: config.sync.is_some(),
             disk_sizes: disk_sizes.to_vec(),
             regions: Mutex::new(regions),
             inner: Mutex::new(inner),
@@ -166,6 +169,26 @@ impl Capture {
             }
             drop(inner);
             self.heat(&cold)?;
+        }
+    }
+
+    /// As [`Capture::begin_write`]; false, and nothing begun, where a region would have to be set in the log on
+    /// the disk first.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn try_begin_write(&self, disk: DiskIndex, range: ByteRange) -> io::Result<bool> {
+        let mut inner = self.lock();
+        if !inner.dirty.cold(disk, range).is_empty() {
+            return Ok(false);
+        }
+        inner.dirty.begin_write(disk, range).map(|()| true)
+    }
+
+    /// What held writes wait for may have come.
+    fn tell_held(&self) {
+        if self.is_sync {
+            self.released.notify_all();
         }
     }
 
@@ -223,7 +246,7 @@ impl Capture {
         let waits_end = inner.gap_open;
         drop(inner);
         if waits_end {
-            self.released.notify_all();
+            self.tell_held();
         }
         (self.wake)();
         seq
@@ -233,6 +256,9 @@ impl Capture {
     /// this VM up to `seq` is durable at the recovery side, or the policy lets the guest go on without.
     pub fn hold(&self, seq: WriteSeq) {
         self.gate.pass();
+        if !self.is_sync {
+            return;
+        }
         let mut inner = self.lock();
         loop {
             let counts = !inner.gap_open && !inner.tracking;
@@ -254,11 +280,24 @@ impl Capture {
                     if result.timed_out() && inner.released < seq {
                         tracing::warn!(waits_for = %seq, durable = %since, "synchronous mode: no answer in time");
                         inner.sync.on_timeout();
-                        self.released.notify_all();
+                        self.tell_held();
                     }
                 }
             }
         }
+    }
+
+    /// Whether [`Capture::hold`] would return at once.
+    pub(crate) fn may_acknowledge(&self, seq: WriteSeq) -> bool {
+        if self.gate.is_closed() {
+            return false;
+        }
+        if !self.is_sync {
+            return true;
+        }
+        let inner = self.lock();
+        let counts = !inner.gap_open && !inner.tracking;
+        inner.sync.hold(seq, inner.released, counts) == Hold::No
     }
 
     /// Everything is well: guest writes wait for the recovery side again. To be said when the stream has
@@ -274,7 +313,7 @@ impl Capture {
         inner.begin_gap(&self.counter, &self.pool);
         inner.dirty.end_write(disk, range, None);
         drop(inner);
-        self.released.notify_all();
+        self.tell_held();
         (self.wake)();
     }
 
@@ -354,7 +393,7 @@ impl Capture {
         inner.released = inner.released.max(up_to);
         inner.spilled = inner.spilled.max(inner.released);
         drop(guard);
-        self.released.notify_all();
+        self.tell_held();
     }
 
     /// Everything up to here lies in the spill and leaves the buffer. It is released as if it were there,
@@ -395,7 +434,7 @@ impl Capture {
         let seq = self.counter.draw();
         inner.push(sync_begin(seq, floor.next()), &self.pool);
         drop(inner);
-        self.released.notify_all();
+        self.tell_held();
     }
 
     /// Everything that may differ above `floor` is marked: from here on the dirty map belongs to this
@@ -431,7 +470,7 @@ impl Capture {
         inner.begin_gap(&self.counter, &self.pool);
         inner.tracking = true;
         drop(inner);
-        self.released.notify_all();
+        self.tell_held();
     }
 
     /// Buffers writes again. What was marked stays marked until it is copied.
@@ -515,7 +554,7 @@ impl Capture {
             inner.dirty.suspect(DiskIndex(at as u16), ByteRange::new(0, size));
         }
         drop(inner);
-        self.released.notify_all();
+        self.tell_held();
     }
 
     /// The next run of blocks to be compared, at most `blocks_max` long.
@@ -550,7 +589,7 @@ impl Capture {
             inner.begin_gap(&self.counter, &self.pool);
         }
         drop(inner);
-        self.released.notify_all();
+        self.tell_held();
         (self.wake)();
         differing
     }

@@ -1,5 +1,6 @@
 //! What a front end serves: bytes at places, whatever is behind them.
 
+use crate::disk::ProtectedDisk;
 use bytes::Bytes;
 use std::io;
 use types::ByteRange;
@@ -11,6 +12,11 @@ pub trait BlockDevice: Send + Sync {
 
     /// Whether writes are refused.
     fn is_read_only(&self) -> bool;
+
+    /// The protected disk this is, where requests need not be waited for.
+    fn as_protected(&self) -> Option<&ProtectedDisk> {
+        None
+    }
 
     /// Fills `buf` from `at`.
     ///

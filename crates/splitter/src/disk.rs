@@ -5,6 +5,7 @@
 //! range lock is held from before the local write until after the commit: of two overlapping writes,
 //! the one that reaches the local disk last also has the higher sequence.
 
+use crate::bounce::Bounce;
 use crate::capture::Capture;
 use crate::device::{BlockDevice, Extent, ExtentKind};
 use crate::range_lock::RangeLock;
@@ -12,6 +13,7 @@ use batch::{BlockHash, Kind};
 use bytes::Bytes;
 use std::fmt;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use types::{BlockIndex, ByteRange, DiskIndex, WriteSeq};
 
@@ -20,6 +22,16 @@ pub trait LocalDisk: Send + Sync + fmt::Debug {
     fn size_bytes(&self) -> u64;
     /// What the operator knows the disk by.
     fn label(&self) -> String;
+    /// What the disk reads and writes at once, in bytes: while a unit is written in part, nobody else may write
+    /// to it.
+    fn unit_bytes(&self) -> u64 {
+        1
+    }
+    /// The open file, for requests that are not waited for: at multiples of [`LocalDisk::unit_bytes`], from
+    /// memory that is aligned as bounce buffers are. None where there is no file.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
     /// Fills `buf` from `at`.
     ///
     /// # Errors
@@ -84,6 +96,15 @@ impl ProtectedDisk {
         self.index
     }
 
+    pub(crate) fn capture(&self) -> &Capture {
+        &self.capture
+    }
+
+    /// What has to be locked for a write: all units it touches.
+    fn locked(&self, range: ByteRange) -> ByteRange {
+        range.widened_to(self.local.unit_bytes())
+    }
+
     /// Writes locally, then commits; a failed write gets no sequence, but its range is suspect.
     fn change(
         &self,
@@ -95,7 +116,7 @@ impl ProtectedDisk {
         if range.is_empty() {
             return Ok(());
         }
-        let guard = self.writing.lock(range);
+        let guard = self.writing.lock(self.locked(range));
         self.capture.begin_write(self.index, range)?;
         match write() {
             Ok(()) => {
@@ -109,6 +130,33 @@ impl ProtectedDisk {
                 Err(error)
             }
         }
+    }
+
+    /// Begins a write that is made elsewhere and then told to [`ProtectedDisk::end_write`]. False where it would
+    /// have to wait: for another write, or for the region log.
+    pub(crate) fn try_begin_write(&self, range: ByteRange) -> io::Result<bool> {
+        let locked = self.locked(range);
+        if !self.writing.try_hold(locked) {
+            return Ok(false);
+        }
+        let begun = self.capture.try_begin_write(self.index, range);
+        if !matches!(begun, Ok(true)) {
+            self.writing.release(locked);
+        }
+        begun
+    }
+
+    /// The local disk has completed a write that was begun, or failed to: commits it, or suspects its range.
+    /// The sequence that [`Capture::hold`] wants before the guest is told.
+    pub(crate) fn end_write(&self, range: ByteRange, payload: &Bytes, written: bool) -> Option<WriteSeq> {
+        let seq = if written {
+            Some(self.capture.commit(self.index, Kind::Write, range, payload))
+        } else {
+            self.capture.suspect(self.index, range);
+            None
+        };
+        self.writing.release(self.locked(range));
+        seq
     }
 
     /// Reads and hashes a run of blocks for a comparison, as they are once everything up to the sequence
@@ -127,7 +175,7 @@ impl ProtectedDisk {
                 blocks.map(|block| BlockHash::of_zeroes(block.range(size).len as usize)).collect(),
             ));
         }
-        let mut bytes = vec![0; range.len as usize];
+        let mut bytes = Bounce::take(range.len as usize);
         self.local.read_at(range.start, &mut bytes)?;
         drop(guard);
         Ok((at, BlockHash::of_run(&bytes)))
@@ -141,9 +189,9 @@ impl ProtectedDisk {
         let range = ByteRange::new(start, end - start);
         let _guard = self.writing.lock(range);
         self.capture.begin_copy(self.index, first, len);
-        let mut bytes = vec![0; range.len as usize];
+        let mut bytes = Bounce::take(range.len as usize);
         let read = self.local.read_at(range.start, &mut bytes);
-        let bytes = Bytes::from(bytes);
+        let bytes = bytes.into_bytes();
         let taken = self.capture.end_copy(self.index, range, read.is_ok().then_some(&bytes));
         read.map(|()| taken)
     }
@@ -156,6 +204,10 @@ impl BlockDevice for ProtectedDisk {
 
     fn is_read_only(&self) -> bool {
         false
+    }
+
+    fn as_protected(&self) -> Option<&ProtectedDisk> {
+        Some(self)
     }
 
     fn read(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {

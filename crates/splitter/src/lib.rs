@@ -7,6 +7,7 @@
 
 mod ack_gate;
 mod bitmap;
+mod bounce;
 mod buffer_pool;
 mod capture;
 mod copy;
@@ -14,12 +15,15 @@ mod device;
 mod dirty;
 mod dirty_map;
 mod disk;
+mod helpers;
 mod image_lock;
 mod map_file;
 pub mod nbd;
+mod queue;
 mod range_lock;
 mod raw;
 mod region_log;
+mod ring;
 mod sync_gate;
 
 pub use ack_gate::AckGate;

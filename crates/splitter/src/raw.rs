@@ -1,5 +1,6 @@
 //! A raw image file or a block device on this host.
 
+use crate::bounce::{BOUNCE_ALIGN, Bounce};
 use crate::device::{Extent, ExtentKind};
 use crate::dirty_map::DiskIdentity;
 use crate::disk::LocalDisk;
@@ -7,7 +8,8 @@ use crate::image_lock;
 use rustix::fs::{FallocateFlags, SeekFrom};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use types::limits::{DISK_BYTES_MAX, SECTOR_BYTES};
 use types::{ByteRange, WallTime};
@@ -19,6 +21,8 @@ pub struct RawDisk {
     path: PathBuf,
     size_bytes: u64,
     zeroes_fast: bool,
+    /// Of direct I/O; 1 where the file is buffered.
+    unit_bytes: u64,
 }
 
 /// Why a local image cannot be used.
@@ -51,7 +55,14 @@ impl RawDisk {
     /// [`RawDiskError`] with what the operator can do.
     pub fn open(path: &Path) -> Result<Self, RawDiskError> {
         let path = path.to_path_buf();
-        let file = match OpenOptions::new().read(true).write(true).open(&path) {
+        let opened = match open_direct(&path) {
+            // Not every file system can.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                OpenOptions::new().read(true).write(true).open(&path)
+            }
+            other => other,
+        };
+        let file = match opened {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(RawDiskError::Missing { path });
@@ -81,15 +92,45 @@ impl RawDisk {
         if size_bytes == 0 || size_bytes > DISK_BYTES_MAX || !size_bytes.is_multiple_of(SECTOR_BYTES) {
             return Err(RawDiskError::Size { path, size_bytes });
         }
-        if let Some(format) = foreign_format(&file) {
-            return Err(RawDiskError::Format { path, format });
-        }
+        let unit_bytes = match direct_unit(&file, size_bytes) {
+            Some(unit) => unit,
+            None => {
+                tracing::warn!(disk = %path.display(), "no direct I/O: reads and writes go through the page cache");
+                set_buffered(&file).map_err(io)?;
+                1
+            }
+        };
         let zeroes_fast = has_fast_zeroes(&file);
-        Ok(Self { file, path, size_bytes, zeroes_fast })
+        let disk = Self { file, path, size_bytes, zeroes_fast, unit_bytes };
+        match disk.foreign_format() {
+            Some(format) => Err(RawDiskError::Format { path: disk.path, format }),
+            None => Ok(disk),
+        }
     }
 
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
+    }
+
+    /// Whether direct I/O takes it as it is.
+    fn is_aligned(&self, range: ByteRange, memory: &[u8]) -> bool {
+        let address = memory.as_ptr() as usize;
+        self.unit_bytes == 1
+            || (range.is_multiple_of(self.unit_bytes) && address.is_multiple_of(self.unit_bytes as usize))
+    }
+
+    /// The name of an image format whose magic stands at the beginning: such a file is not a raw disk, and
+    /// serving it as one would let a guest see the container, not the disk.
+    fn foreign_format(&self) -> Option<&'static str> {
+        let mut start = [0; 8];
+        self.read_at(0, &mut start).ok()?;
+        match &start {
+            [b'Q', b'F', b'I', 0xfb, ..] => Some("qcow2"),
+            [b'K', b'D', b'M', b'V', ..] => Some("VMDK"),
+            b"vhdxfile" => Some("VHDX"),
+            b"conectix" => Some("VHD"),
+            _ => None,
+        }
     }
 
     /// Which file this is and when it was last changed; none for a block device, which does not tell.
@@ -113,12 +154,40 @@ impl LocalDisk for RawDisk {
         self.path.display().to_string()
     }
 
+    fn unit_bytes(&self) -> u64 {
+        self.unit_bytes
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
+    }
+
     fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(buf, at)
+        let range = ByteRange::new(at, buf.len() as u64);
+        if self.is_aligned(range, buf) {
+            return self.file.read_exact_at(buf, at);
+        }
+        let around = range.widened_to(self.unit_bytes);
+        let mut bounce = Bounce::take(around.len as usize);
+        self.file.read_exact_at(&mut bounce, around.start)?;
+        let skip = (at - around.start) as usize;
+        buf.copy_from_slice(&bounce[skip..skip + buf.len()]);
+        Ok(())
     }
 
     fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(bytes, at)
+        let range = ByteRange::new(at, bytes.len() as u64);
+        if self.is_aligned(range, bytes) {
+            return self.file.write_all_at(bytes, at);
+        }
+        let around = range.widened_to(self.unit_bytes);
+        let mut bounce = Bounce::take(around.len as usize);
+        if around != range {
+            self.file.read_exact_at(&mut bounce, around.start)?;
+        }
+        let skip = (at - around.start) as usize;
+        bounce[skip..skip + bytes.len()].copy_from_slice(bytes);
+        self.file.write_all_at(&bounce, around.start)
     }
 
     fn zeroes_fast(&self) -> bool {
@@ -138,8 +207,10 @@ impl LocalDisk for RawDisk {
     fn zero(&self, range: ByteRange, unmap: bool) -> io::Result<()> {
         let how = if unmap { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
         match rustix::fs::fallocate(&self.file, how | FallocateFlags::KEEP_SIZE, range.start, range.len) {
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NODEV) => {
-                let zeroes = vec![0; 256 << 10];
+            // The last: an unaligned range of a block device.
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NODEV | rustix::io::Errno::INVAL) => {
+                let mut zeroes = Bounce::take(256 << 10);
+                zeroes.fill(0);
                 range
                     .split_at_multiples(zeroes.len() as u64)
                     .try_for_each(|piece| self.write_at(piece.start, &zeroes[..piece.len as usize]))
@@ -182,16 +253,22 @@ fn has_fast_zeroes(file: &File) -> bool {
     is_file && kind.is_ok_and(|kind| [EXT4, XFS, BTRFS, TMPFS].contains(&kind))
 }
 
-/// The name of an image format whose magic stands at the beginning: such a file is not a raw disk, and
-/// serving it as one would let a guest see the container, not the disk.
-fn foreign_format(file: &File) -> Option<&'static str> {
-    let mut start = [0; 8];
-    file.read_exact_at(&mut start, 0).ok()?;
-    match &start {
-        [b'Q', b'F', b'I', 0xfb, ..] => Some("qcow2"),
-        [b'K', b'D', b'M', b'V', ..] => Some("VMDK"),
-        b"vhdxfile" => Some("VHDX"),
-        b"conectix" => Some("VHD"),
-        _ => None,
+fn open_direct(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(path)
+}
+
+/// What direct I/O to an open file is counted in, in bytes; none where it cannot be used.
+fn direct_unit(file: &File, size_bytes: u64) -> Option<u64> {
+    if !rustix::fs::fcntl_getfl(file).is_ok_and(|flags| flags.contains(rustix::fs::OFlags::DIRECT)) {
+        return None;
     }
+    let mut probe = Bounce::take(BOUNCE_ALIGN);
+    [SECTOR_BYTES, BOUNCE_ALIGN as u64].into_iter().find(|&unit| {
+        size_bytes.is_multiple_of(unit) && file.read_exact_at(&mut probe[..unit as usize], 0).is_ok()
+    })
+}
+
+fn set_buffered(file: &File) -> io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(file)?;
+    Ok(rustix::fs::fcntl_setfl(file, flags - rustix::fs::OFlags::DIRECT)?)
 }

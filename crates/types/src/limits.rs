@@ -144,12 +144,18 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Streams one agent accepts at once.
 pub const STREAMS_MAX: usize = 4096;
+/// Freed memory of guests' requests that is kept to be used again, in bytes.
+pub const BOUNCE_KEPT_BYTES: usize = 128 << 20;
+/// Requests of one queue that the disk works on at once.
+pub const QUEUE_DEPTH_MAX: usize = 256;
+/// Threads of one queue for requests that have to be waited for.
+pub const QUEUE_WORKERS_MAX: usize = 8;
 /// NBD connections to one disk.
 pub const NBD_CONNECTIONS_MAX: usize = 16;
 /// NBD connections over TCP to all disks of an agent.
 pub const NBD_TLS_CONNECTIONS_MAX: usize = 1024;
 /// Requests of one NBD connection that are worked on at once.
-pub const NBD_REQUESTS_IN_FLIGHT_MAX: usize = 64;
+pub const NBD_REQUESTS_IN_FLIGHT_MAX: usize = 128;
 /// The largest NBD read or write, in bytes.
 pub const NBD_REQUEST_BYTES_MAX: u32 = 64 << 20;
 /// Data of one NBD connection's reads and writes that are worked on at once.

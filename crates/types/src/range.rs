@@ -51,6 +51,17 @@ impl ByteRange {
         self.start < other.end() && other.start < self.end()
     }
 
+    /// Whether it starts and ends at multiples of `unit` bytes.
+    pub const fn is_multiple_of(self, unit: u64) -> bool {
+        self.start.is_multiple_of(unit) && self.len.is_multiple_of(unit)
+    }
+
+    /// The smallest range around it that starts and ends at multiples of `unit` bytes.
+    pub const fn widened_to(self, unit: u64) -> ByteRange {
+        let start = self.start / unit * unit;
+        ByteRange::new(start, self.end().next_multiple_of(unit) - start)
+    }
+
     /// The part both have, if any.
     pub fn intersection(self, other: ByteRange) -> Option<ByteRange> {
         let start = self.start.max(other.start);

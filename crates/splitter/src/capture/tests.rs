@@ -382,8 +382,9 @@ fn what_was_spilled_leaves_the_buffer_and_stays_unsent_until_it_is_swept() {
 }
 
 fn synchronous(on_timeout: OnTimeout) -> Arc<Capture> {
-    let capture = capture(1 << 20);
+    let mut capture = capture(1 << 20);
     let policy = SyncPolicy { timeout: std::time::Duration::from_millis(20), on_timeout };
+    capture.is_sync = true;
     capture.lock().sync = SyncGate::new(Some(policy));
     assert!(capture.return_to_sync());
     Arc::new(capture)

@@ -6,12 +6,13 @@
 //! `docs/formats/nbd.md`. A flush on any connection covers the completed writes of all: they share one file.
 //! The protocol is <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>.
 //!
-//! One thread reads a connection. A request that came alone is served on that thread; where more are
-//! waiting, workers share them, so a slow one holds up nobody.
+//! Each connection has a thread and a queue of its own, so a slow or greedy one holds up nobody.
 
 mod before_tls;
 mod negotiate;
 mod protocol;
+mod reply;
+mod request;
 mod server;
 mod transmit;
 

@@ -174,8 +174,7 @@ pub fn serve_greeted(
 }
 
 fn serve_agreed(stream: &UnixStream, agreed: &Agreed<'_>) -> io::Result<()> {
-    let reader = stream.try_clone()?;
-    let served = transmit(agreed, reader, stream);
+    let served = transmit(agreed, stream);
     let _ = stream.shutdown(std::net::Shutdown::Both);
     served
 }

@@ -1,0 +1,191 @@
+//! Threads of one queue, for what has to be waited for: workers, as many as are needed up to a bound, and one
+//! holder of writes that may not be acknowledged yet.
+
+use crate::bounce::Bounce;
+use crate::device::BlockDevice;
+use crate::queue::{Action, Answer, Done, Job};
+use rustix::event::{EventfdFlags, eventfd};
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use types::WriteSeq;
+use types::limits::QUEUE_WORKERS_MAX;
+
+pub(crate) struct Helpers {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    workers: usize,
+    has_holder: bool,
+}
+
+struct Shared {
+    device: Arc<dyn BlockDevice>,
+    inner: Mutex<Inner>,
+    more_work: Condvar,
+    more_held: Condvar,
+    /// Counts up when something is done.
+    wake: OwnedFd,
+}
+
+#[derive(Default)]
+struct Inner {
+    work: VecDeque<Job>,
+    idle_workers: usize,
+    held: VecDeque<(u64, WriteSeq)>,
+    done: VecDeque<Done>,
+    ending: bool,
+}
+
+impl Helpers {
+    pub(crate) fn new(device: Arc<dyn BlockDevice>) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            device,
+            inner: Mutex::default(),
+            more_work: Condvar::new(),
+            more_held: Condvar::new(),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        });
+        Ok(Self { shared, threads: Vec::new(), workers: 0, has_holder: false })
+    }
+
+    /// Gives a job to a worker.
+    pub(crate) fn work(&mut self, job: Job) {
+        let mut inner = self.shared.lock();
+        inner.work.push_back(job);
+        let is_short = inner.idle_workers < inner.work.len();
+        drop(inner);
+        if is_short && self.workers < QUEUE_WORKERS_MAX && self.spawn("disk-worker", Shared::run_worker) {
+            self.workers += 1;
+        }
+        if self.workers == 0 {
+            self.shared.work_once();
+        }
+        self.shared.more_work.notify_one();
+    }
+
+    /// Says that a write is done once it may be acknowledged.
+    pub(crate) fn hold(&mut self, token: u64, seq: WriteSeq) {
+        self.shared.lock().held.push_back((token, seq));
+        if !self.has_holder {
+            self.has_holder = self.spawn("disk-holder", Shared::run_holder);
+        }
+        if !self.has_holder {
+            self.shared.hold_once();
+        }
+        self.shared.more_held.notify_one();
+    }
+
+    /// False where the system has no thread left: then the caller does the work itself.
+    fn spawn(&mut self, name: &str, run: fn(&Shared)) -> bool {
+        let shared = self.shared.clone();
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || run(&shared));
+        match thread {
+            Ok(thread) => self.threads.push(thread),
+            Err(error) => {
+                tracing::error!(%error, "no thread can be started for a disk");
+                return false;
+            }
+        }
+        true
+    }
+
+    pub(crate) fn next_done(&self) -> Option<Done> {
+        self.shared.lock().done.pop_front()
+    }
+
+    /// Readable when something is done.
+    pub(crate) fn wake_descriptor(&self) -> BorrowedFd<'_> {
+        self.shared.wake.as_fd()
+    }
+
+    /// What is done is about to be looked at.
+    pub(crate) fn woken(&self) {
+        // Nothing to read is no error: something else was ready.
+        let _ = rustix::io::read(&self.shared.wake, &mut [0u8; 8]);
+    }
+}
+
+impl Drop for Helpers {
+    fn drop(&mut self) {
+        self.shared.lock().ending = true;
+        self.shared.more_work.notify_all();
+        self.shared.more_held.notify_all();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("a panic aborts the process")
+    }
+
+    fn run_worker(&self) {
+        loop {
+            let mut inner = self.lock();
+            inner.idle_workers += 1;
+            let is_idle = |inner: &mut Inner| inner.work.is_empty() && !inner.ending;
+            inner = self.more_work.wait_while(inner, is_idle).expect("a panic aborts the process");
+            inner.idle_workers -= 1;
+            if inner.work.is_empty() {
+                return;
+            }
+            drop(inner);
+            self.work_once();
+        }
+    }
+
+    fn work_once(&self) {
+        let Some(Job { token, action, durable }) = self.lock().work.pop_front() else { return };
+        let is_change = matches!(action, Action::Write { .. } | Action::Zero { .. } | Action::Discard { .. });
+        let mut result = self.perform(action);
+        if result.is_ok() && durable && is_change {
+            result = self.device.flush().map(|()| Answer::Nothing);
+        }
+        self.finish(Done { token, result });
+    }
+
+    fn perform(&self, action: Action) -> io::Result<Answer> {
+        let nothing = |done: io::Result<()>| done.map(|()| Answer::Nothing);
+        match action {
+            Action::Read { at, len } => {
+                let mut buffer = Bounce::take(len);
+                self.device.read(at, &mut buffer)?;
+                Ok(Answer::Read(buffer))
+            }
+            Action::Write { at, bytes } => nothing(self.device.write(at, bytes)),
+            Action::Zero { range, unmap } => nothing(self.device.write_zeroes(range, unmap)),
+            Action::Discard { range } => nothing(self.device.discard(range)),
+            Action::Flush => nothing(self.device.flush()),
+            Action::Ask(ask) => ask(&*self.device).map(Answer::Told),
+        }
+    }
+
+    fn run_holder(&self) {
+        loop {
+            let inner = self.lock();
+            let is_idle = |inner: &mut Inner| inner.held.is_empty() && !inner.ending;
+            let inner = self.more_held.wait_while(inner, is_idle).expect("a panic aborts the process");
+            if inner.held.is_empty() {
+                return;
+            }
+            drop(inner);
+            self.hold_once();
+        }
+    }
+
+    fn hold_once(&self) {
+        let Some((token, seq)) = self.lock().held.pop_front() else { return };
+        let disk = self.device.as_protected().expect("only a protected disk's writes are held");
+        disk.capture().hold(seq);
+        self.finish(Done { token, result: Ok(Answer::Nothing) });
+    }
+
+    fn finish(&self, done: Done) {
+        self.lock().done.push_back(done);
+        rustix::io::write(&self.wake, &1u64.to_ne_bytes()).expect("a counter far from full");
+    }
+}

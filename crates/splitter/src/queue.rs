@@ -1,0 +1,269 @@
+//! One queue of requests to a disk, worked on side by side and never waited for by the thread that owns it.
+//!
+//! ```text
+//!  front end ──submit──▶ ring ──▶ local disk ──▶ commit ──────────────┬──▶ done
+//!      ▲           └───▶ workers: whatever has to be waited for ──────┤
+//!      └──────────────────────── next_done ◀── holder ◀── must be held┘
+//! ```
+//!
+//! Reads, writes and flushes of a protected disk go through the ring. Workers take the rest: zeroes and discards,
+//! writes that overlap one in flight or touch a region that is not in the region log yet, images, and everything
+//! where `io_uring` is forbidden. A write that may not be acknowledged yet goes to the holder, which waits for
+//! one after the other: what it waits for comes in the order of their sequences.
+
+use crate::bounce::Bounce;
+use crate::device::BlockDevice;
+use crate::disk::ProtectedDisk;
+use crate::helpers::Helpers;
+use crate::ring::{Ended, Ring, Transfer};
+use bytes::Bytes;
+use rustix::event::{PollFd, PollFlags};
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
+use types::ByteRange;
+
+pub(crate) type Question = Box<dyn FnOnce(&dyn BlockDevice) -> io::Result<Vec<u8>> + Send>;
+
+/// What a front end asks of a disk. Ranges lie within it.
+pub(crate) enum Action {
+    Read {
+        at: u64,
+        len: usize,
+    },
+    Write {
+        at: u64,
+        bytes: Bytes,
+    },
+    Zero {
+        range: ByteRange,
+        unmap: bool,
+    },
+    Discard {
+        range: ByteRange,
+    },
+    Flush,
+    /// Whatever else it can tell, in bytes for the front end.
+    Ask(Question),
+}
+
+pub(crate) struct Job {
+    /// The front end's own number for it.
+    pub(crate) token: u64,
+    pub(crate) action: Action,
+    /// Done only once it is durable here.
+    pub(crate) durable: bool,
+}
+
+/// What a job ends with.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    Nothing,
+    Read(Bounce),
+    Told(Vec<u8>),
+}
+
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) token: u64,
+    pub(crate) result: io::Result<Answer>,
+}
+
+pub(crate) struct DiskQueue {
+    device: Arc<dyn BlockDevice>,
+    ring: Option<Ring>,
+    helpers: Helpers,
+    done: VecDeque<Done>,
+    /// Jobs that wait for room in the ring.
+    waiting: VecDeque<Job>,
+}
+
+impl DiskQueue {
+    /// A queue for the thread that calls this.
+    ///
+    /// # Errors
+    /// Where the process has no descriptors left.
+    pub(crate) fn new(device: Arc<dyn BlockDevice>) -> io::Result<Self> {
+        let has_file = device.as_protected().is_some_and(|disk| disk.local().descriptor().is_some());
+        let ring = if has_file { Ring::new().inspect_err(say_once).ok() } else { None };
+        let helpers = Helpers::new(device.clone())?;
+        Ok(Self { device, ring, helpers, done: VecDeque::new(), waiting: VecDeque::new() })
+    }
+
+    pub(crate) fn device(&self) -> &dyn BlockDevice {
+        &*self.device
+    }
+
+    /// Takes a job; it is begun by the next [`DiskQueue::push`] at the latest.
+    pub(crate) fn submit(&mut self, job: Job) {
+        if !self.waiting.is_empty() || self.ring.as_ref().is_some_and(|ring| !ring.has_room()) {
+            self.waiting.push_back(job);
+        } else {
+            self.begin(job);
+        }
+    }
+
+    fn begin(&mut self, job: Job) {
+        let Job { token, action, durable } = job;
+        let begun = match action {
+            Action::Read { at, len } => self.begin_read(token, at, len),
+            Action::Write { at, bytes } => self.begin_write(token, at, bytes, durable),
+            Action::Flush => self.begin_flush(token),
+            other => Some(other),
+        };
+        if let Some(action) = begun {
+            self.helpers.work(Job { token, action, durable });
+        }
+    }
+
+    /// The ring with the disk and file it may be used for, where the range allows it.
+    fn fast(&mut self, range: ByteRange) -> Option<(&mut Ring, &ProtectedDisk, RawFd)> {
+        let disk = self.device.as_protected()?;
+        let file = disk.local().descriptor()?.as_raw_fd();
+        let ring = self.ring.as_mut()?;
+        range.is_multiple_of(disk.local().unit_bytes()).then_some((ring, disk, file))
+    }
+
+    fn begin_read(&mut self, token: u64, at: u64, len: usize) -> Option<Action> {
+        match self.fast(ByteRange::new(at, len as u64)) {
+            Some((ring, _, file)) => {
+                ring.start(file, token, Transfer::Read { at, buffer: Bounce::take(len) });
+                None
+            }
+            None => Some(Action::Read { at, len }),
+        }
+    }
+
+    fn begin_write(&mut self, token: u64, at: u64, bytes: Bytes, durable: bool) -> Option<Action> {
+        let range = ByteRange::new(at, bytes.len() as u64);
+        let Some((ring, disk, file)) = self.fast(range) else { return Some(Action::Write { at, bytes }) };
+        match disk.try_begin_write(range) {
+            Ok(true) => {
+                ring.start(file, token, Transfer::Write { at, bytes, durable });
+                None
+            }
+            Ok(false) => Some(Action::Write { at, bytes }),
+            Err(error) => {
+                self.done.push_back(Done { token, result: Err(error) });
+                None
+            }
+        }
+    }
+
+    fn begin_flush(&mut self, token: u64) -> Option<Action> {
+        match self.fast(ByteRange::new(0, 0)) {
+            Some((ring, _, file)) => {
+                ring.start(file, token, Transfer::Sync);
+                None
+            }
+            None => Some(Action::Flush),
+        }
+    }
+
+    /// Begins what was submitted.
+    pub(crate) fn push(&mut self) {
+        if let Some(ring) = &mut self.ring {
+            ring.submit();
+        }
+    }
+
+    /// The next job that is done.
+    pub(crate) fn next_done(&mut self) -> Option<Done> {
+        while self.done.is_empty() {
+            let Some(ended) = self.ring.as_mut().and_then(Ring::next_ended) else { break };
+            self.end(ended);
+            self.begin_waiting();
+        }
+        self.done.pop_front().or_else(|| self.helpers.next_done())
+    }
+
+    fn begin_waiting(&mut self) {
+        while self.ring.as_ref().is_none_or(Ring::has_room) {
+            let Some(job) = self.waiting.pop_front() else { return };
+            self.begin(job);
+        }
+    }
+
+    fn end(&mut self, ended: Ended) {
+        let Ended { token, transfer, result } = ended;
+        let disk = self.device.as_protected().expect("the ring is used for protected disks only");
+        let local = disk.local();
+        let result = match transfer {
+            Transfer::Read { at, mut buffer } => {
+                // What the ring has not moved in full is tried the plain way, which has the last word.
+                let read = match result {
+                    Ok(moved) if moved == buffer.len() => Ok(()),
+                    _ => local.read_at(at, &mut buffer),
+                };
+                read.map(|()| Answer::Read(buffer))
+            }
+            Transfer::Write { at, bytes, durable } => {
+                let range = ByteRange::new(at, bytes.len() as u64);
+                let written = match result {
+                    Ok(moved) if moved == bytes.len() => Ok(()),
+                    _ => local
+                        .write_at(at, &bytes)
+                        .and_then(|()| if durable { local.sync_data() } else { Ok(()) }),
+                };
+                let seq = disk.end_write(range, &for_the_stream(bytes), written.is_ok());
+                if let Some(seq) = seq.filter(|&seq| !disk.capture().may_acknowledge(seq)) {
+                    return self.helpers.hold(token, seq);
+                }
+                written.map(|()| Answer::Nothing)
+            }
+            Transfer::Sync => result.map(|_| Answer::Nothing),
+        };
+        self.done.push_back(Done { token, result });
+    }
+
+    /// Waits until a job is done or one of `watched` is ready. It may return for nothing.
+    pub(crate) fn wait(&mut self, watched: &[(BorrowedFd<'_>, PollFlags)]) {
+        let helpers = self.helpers.wake_descriptor();
+        match &mut self.ring {
+            Some(ring) => {
+                let events = |flags: PollFlags| flags.bits().cast_signed();
+                ring.watch(helpers, events(PollFlags::IN));
+                for (descriptor, flags) in watched {
+                    ring.watch(*descriptor, events(*flags));
+                }
+                ring.wait();
+            }
+            None => {
+                let mut all = vec![PollFd::from_borrowed_fd(helpers, PollFlags::IN)];
+                all.extend(watched.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(fd.as_fd(), *flags)));
+                // An interruption is as good as a reason to look.
+                let _ = rustix::event::poll(&mut all, None);
+            }
+        }
+        self.helpers.woken();
+    }
+}
+
+impl Drop for DiskQueue {
+    /// Writes that were begun are committed or suspected, whoever asked for them has gone or not.
+    fn drop(&mut self) {
+        self.waiting.clear();
+        while self.ring.as_ref().is_some_and(|ring| !ring.is_idle()) {
+            if let Some(ring) = &mut self.ring {
+                ring.wait();
+            }
+            while let Some(ended) = self.ring.as_mut().and_then(Ring::next_ended) {
+                self.end(ended);
+            }
+        }
+    }
+}
+
+/// A payload as the stream keeps it until it is acknowledged. A bounce buffer has pages: a small write must not
+/// keep one.
+fn for_the_stream(bytes: Bytes) -> Bytes {
+    if bytes.len() < 2048 { Bytes::copy_from_slice(&bytes) } else { bytes }
+}
+
+fn say_once(error: &io::Error) {
+    static SAID: std::sync::Once = std::sync::Once::new();
+    SAID.call_once(|| {
+        tracing::warn!(%error, "io_uring cannot be used here: disks are served by threads, which is slower");
+    });
+}
