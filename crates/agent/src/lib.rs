@@ -9,6 +9,7 @@ pub mod artifacts;
 pub mod clock;
 pub mod config;
 mod daemon;
+mod disk_server;
 pub mod error;
 pub mod http;
 pub mod hypervisor;

@@ -189,6 +189,9 @@ pub struct Disk {
     pub size_bytes: u64,
     /// Where it lies, on the side that has it.
     pub path: String,
+    /// Where a hypervisor that has vhost-user-blk attaches to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vhost_user_socket: Option<String>,
 }
 
 /// A VM whose journal this agent keeps.

@@ -137,6 +137,9 @@ pub(crate) fn protected(vm: &ProtectedVm) -> String {
     let _ = writeln!(out, "  journal  {}, history {}", bytes(vm.journal_bytes), seconds(vm.history_seconds));
     for disk in &vm.disks {
         let _ = writeln!(out, "  disk     {} {} {}", disk.name, bytes(disk.size_bytes), disk.path);
+        if let Some(socket) = &disk.vhost_user_socket {
+            let _ = writeln!(out, "           {socket} (vhost-user-blk)");
+        }
     }
     let _ = writeln!(out, "  socket   {} (NBD; each disk is an export by its name)", vm.socket);
     out
@@ -205,6 +208,9 @@ pub(crate) fn image(image: &Image) -> String {
     }
     for disk in &image.disks {
         let _ = writeln!(out, "  disk        nbd+unix:///{}?socket={}", disk.name, image.socket);
+        if let Some(socket) = &disk.vhost_user_socket {
+            let _ = writeln!(out, "              {socket} (vhost-user-blk)");
+        }
     }
     if image.promotion.state != "none" {
         let _ = writeln!(out, "  promotion   {}", promotion_line(&image.promotion));

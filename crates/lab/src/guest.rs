@@ -14,6 +14,8 @@ pub enum Work {
     Tick,
     /// Appends records while several writers fill, delete and trim.
     Load,
+    /// The same, while the disk is read all the time past the guest's cache.
+    LoadAndRead,
     /// A few rounds of the same writers, then powers off; with one request to the disk at a time.
     Burst,
     /// Reports what it finds and powers off.
@@ -26,6 +28,7 @@ impl Work {
         match self {
             Work::Tick => "holdfast.work=tick",
             Work::Load => "holdfast.work=load",
+            Work::LoadAndRead => "holdfast.work=load holdfast.read=1",
             Work::Burst => "holdfast.work=burst holdfast.depth=1",
             Work::Report => "holdfast.work=report",
         }
@@ -37,11 +40,48 @@ impl Work {
 pub struct GuestOptions<'a> {
     pub files: &'a GuestFiles,
     pub work: Work,
-    /// QEMU's `-blockdev` values, the last of which is the node `disk`.
-    pub blockdevs: Vec<String>,
+    pub disk: GuestDisk,
     /// Where console and log go.
     pub folder: PathBuf,
     pub name: &'a str,
+    /// Further arguments for QEMU.
+    pub more: &'a [String],
+}
+
+/// How QEMU reaches the guest's disk.
+#[derive(Debug, Clone)]
+pub enum GuestDisk {
+    /// QEMU's `-blockdev` values, the last of which is the node `disk`.
+    Blockdevs(Vec<String>),
+    /// A vhost-user socket, with so many queues. QEMU connects again by itself.
+    VhostUser { socket: String, queues: u16 },
+}
+
+impl GuestDisk {
+    /// An export of an agent's NBD socket. The guest's requests wait while the agent is away.
+    pub fn nbd(socket: &str, export: &str) -> Self {
+        Self::Blockdevs(vec![Guest::on_socket(socket, export)])
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let option = |name: &str, value: &str| [name.to_owned(), value.to_owned()];
+        match self {
+            GuestDisk::Blockdevs(values) => {
+                let nodes = values.iter().flat_map(|value| option("-blockdev", value));
+                nodes.chain(option("-device", "virtio-blk-pci,drive=disk,discard=on")).collect()
+            }
+            GuestDisk::VhostUser { socket, queues } => {
+                let device = format!("vhost-user-blk-pci,chardev=disk,num-queues={queues}");
+                [
+                    option("-object", "memory-backend-memfd,id=memory,size=256M,share=on"),
+                    option("-machine", "memory-backend=memory"),
+                    option("-chardev", &format!("socket,id=disk,path={socket},reconnect=1")),
+                    option("-device", &device),
+                ]
+                .concat()
+            }
+        }
+    }
 }
 
 /// A running guest. It is killed when dropped.
@@ -76,10 +116,10 @@ impl Guest {
         command.arg("-kernel").arg(&options.files.kernel).arg("-initrd").arg(&options.files.initrd);
         command.arg("-append").arg(format!("console=ttyS0 panic=-1 quiet {}", options.work.append()));
         command.arg("-serial").arg(format!("file:{}", console.display()));
-        for blockdev in &options.blockdevs {
-            command.args(["-blockdev", blockdev]);
+        command.args(options.disk.arguments());
+        for more in options.more {
+            command.arg(more);
         }
-        command.args(["-device", "virtio-blk-pci,drive=disk,discard=on"]);
         let child = command
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("share the guest's log")?)

@@ -70,6 +70,8 @@ load() {
     done
 }
 
+[ -n "$(option read)" ] && while true; do dd if=/dev/vda of=/dev/null bs=64k iflag=direct 2> /dev/null; done &
+
 case "$(option work)" in
     tick) tick ;;
     load) load 1000000 & tick ;;

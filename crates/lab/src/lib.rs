@@ -13,7 +13,7 @@ mod ticks;
 pub use clock::{now, wait_until};
 pub use console::Console;
 pub use disk::{check_file_system, copy_image, make_disk, read_file};
-pub use guest::{Guest, GuestOptions, Work};
+pub use guest::{Guest, GuestDisk, GuestOptions, Work};
 pub use guest_files::{GuestFiles, run_quietly};
 pub use nbd::NbdClient;
 pub use site::{CommandFailed, Site, free_port, pair};

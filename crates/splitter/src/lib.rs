@@ -25,6 +25,7 @@ mod raw;
 mod region_log;
 mod ring;
 mod sync_gate;
+pub mod vhost_user;
 
 pub use ack_gate::AckGate;
 pub use bitmap::Bitmap;

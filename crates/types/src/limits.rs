@@ -162,6 +162,17 @@ pub const NBD_REQUEST_BYTES_MAX: u32 = 64 << 20;
 pub const NBD_BYTES_IN_FLIGHT_MAX: u64 = 128 << 20;
 /// The longest option a client may send while it negotiates, in bytes.
 pub const NBD_OPTION_BYTES_MAX: u32 = 16 << 10;
+/// Queues of one vhost-user disk, and descriptors of one queue.
+pub const VIRTIO_QUEUES_MAX: usize = 16;
+pub const VIRTIO_QUEUE_SIZE_MAX: u16 = 1024;
+/// Descriptors of one request, and of them those for data.
+pub const VIRTIO_DESCRIPTORS_MAX: u32 = 1024;
+pub const VIRTIO_SEGMENTS_MAX: u32 = 254;
+/// Data of one request, in bytes, and data of one queue's requests after which no more is taken.
+pub const VIRTIO_REQUEST_BYTES_MAX: u64 = 64 << 20;
+pub const VIRTIO_BYTES_IN_FLIGHT_MAX: u64 = 64 << 20;
+/// Regions of a guest's memory.
+pub const VIRTIO_MEMORY_SLOTS_MAX: usize = 32;
 /// Open images of one agent.
 pub const IMAGES_MAX: usize = 256;
 /// Rows of one page of a list.

@@ -6,8 +6,8 @@ use crate::report::Steps;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use lab::{
-    Console, Guest, GuestFiles, GuestOptions, Site, Ticks, Work, check_file_system, copy_image, make_disk,
-    pair, read_file, wait_until,
+    Console, Guest, GuestDisk, GuestFiles, GuestOptions, Site, Ticks, Work, check_file_system, copy_image,
+    make_disk, pair, read_file, wait_until,
 };
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -121,7 +121,8 @@ impl Stage {
         let guest = Guest::start(&GuestOptions {
             files,
             work: Work::Tick,
-            blockdevs: vec![Guest::on_socket(&socket, "vda")],
+            disk: GuestDisk::nbd(&socket, "vda"),
+            more: &[],
             folder: folder.join("a"),
             name: "guest",
         })?;

@@ -6,6 +6,7 @@ use super::at::{journal_of, resolve};
 use super::promote::PromotionRun;
 use super::vm::{RecoveredVm, checkpoint_to_api};
 use crate::clock;
+use crate::disk_server::DiskServer;
 use crate::error::{OperationError, Result};
 use crate::source::with_sources;
 use crate::state::random;
@@ -13,7 +14,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use journal::{Image, ImageError};
 use serde::{Deserialize, Serialize};
-use splitter::nbd::{Export, Server};
+use splitter::nbd::Export;
 use splitter::{BlockDevice, Extent, ExtentKind};
 use std::io;
 use std::path::PathBuf;
@@ -41,7 +42,7 @@ pub(super) struct OpenImage {
     disks: Vec<DiskSpec>,
     journal: Arc<journal::Journal>,
     folder: PathBuf,
-    server: Mutex<Option<Server>>,
+    server: Mutex<Option<DiskServer>>,
     pub(super) socket: PathBuf,
     pub(super) promotion: PromotionRun,
 }
@@ -131,11 +132,8 @@ impl Recovery {
             device: Arc::new(ImageDisk { image: image.clone(), disk: DiskIndex(at as u16) })
                 as Arc<dyn BlockDevice>,
         });
-        let sockets = self.run_dir.join("images");
-        std::fs::create_dir_all(&sockets).with_context(|| format!("make {}", sockets.display()))?;
-        let socket = sockets.join(format!("{}.sock", record.id));
-        let server = Server::bind(&socket, exports.collect())
-            .map_err(|error| OperationError::conflict(with_sources(&error)))?;
+        let server = DiskServer::serve(&self.run_dir.join("images"), &record.id, exports.collect())?;
+        let socket = server.path().to_path_buf();
         Ok(OpenImage {
             record: record.clone(),
             image,
@@ -227,6 +225,17 @@ impl OpenImage {
         self.folder.join(folder).join(format!("{disk}.data")).display().to_string()
     }
 
+    fn disks_to_api(&self) -> Vec<api::Disk> {
+        let server = self.server.lock().expect("a panic aborts the process");
+        let disks = self.disks.iter().enumerate().map(|(at, disk)| api::Disk {
+            name: disk.name.clone(),
+            size_bytes: disk.size_bytes,
+            path: self.own_path(&disk.name),
+            vhost_user_socket: server.as_ref().and_then(|server| server.vhost_user_socket(at)),
+        });
+        disks.collect()
+    }
+
     pub(super) fn to_api(&self) -> api::Image {
         let cut = self.image.cut();
         let checkpoint = self.journal.checkpoint(types::CheckpointId(cut)).ok().flatten();
@@ -238,15 +247,7 @@ impl OpenImage {
             checkpoint,
             writable: self.image.is_writable(),
             socket: self.socket.display().to_string(),
-            disks: self
-                .disks
-                .iter()
-                .map(|disk| api::Disk {
-                    name: disk.name.clone(),
-                    size_bytes: disk.size_bytes,
-                    path: self.own_path(&disk.name),
-                })
-                .collect(),
+            disks: self.disks_to_api(),
             overlay_bytes: self.image.overlay_bytes(),
             promotion: super::promote::to_api(self),
             owner: self

@@ -289,6 +289,7 @@ impl RecoveredVm {
                     path: folder.join("replica").join(format!("{}.raw", disk.name)).display().to_string(),
                     name: disk.name,
                     size_bytes: disk.size_bytes,
+                    vhost_user_socket: None,
                 })
                 .collect(),
             durable_seq: status.map_or(WriteSeq::ZERO, |status| status.last_seq).to_string(),

@@ -19,6 +19,7 @@ impl Stalled {
             name: disk.name.clone(),
             size_bytes: 0,
             path: disk.path.display().to_string(),
+            vhost_user_socket: None,
         });
         api::ProtectedVm {
             id: record.vm.clone(),

@@ -5,14 +5,14 @@ use super::driver::{self, Command, StreamStatus};
 use super::group::Group;
 use super::record::ProtectionRecord;
 use crate::clock;
+use crate::disk_server::DiskServer;
 use crate::error::{OperationError, Result};
 use crate::policy::Policy;
 use anyhow::Context;
 use replication::{KeptStream, SyncReason};
-use splitter::nbd::{Export, Server};
+use splitter::nbd::Export;
 use splitter::{BlockDevice, Capture, CaptureConfig, DirtyMap, MapFile, ProtectedDisk, RawDisk, RegionLog};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::{Notify, mpsc};
 use types::limits::{BLOCK_BYTES, REGION_LOG_BYTES};
@@ -26,7 +26,7 @@ pub(crate) struct ProtectedVm {
     group: Arc<Group>,
     capture: Arc<Capture>,
     disks: Vec<Arc<ProtectedDisk>>,
-    server: Mutex<Option<ServerHandle>>,
+    server: Mutex<Option<DiskServer>>,
     /// Clients over TCP: their connections, for as long as they last.
     remote: Mutex<Vec<UnixStream>>,
     commands: mpsc::UnboundedSender<Command>,
@@ -34,14 +34,6 @@ pub(crate) struct ProtectedVm {
     /// The streams that what is marked was kept for when the agent last ended.
     kept: Vec<KeptStream>,
     suspects_because: SyncReason,
-}
-
-struct ServerHandle(Server);
-
-impl std::fmt::Debug for ServerHandle {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Server").field(&self.0.path()).finish()
-    }
 }
 
 impl ProtectedVm {
@@ -80,7 +72,7 @@ impl ProtectedVm {
                 Arc::new(ProtectedDisk::new(DiskIndex(at as u16), Box::new(raw), capture.clone()))
             })
             .collect();
-        let server = serve(&source.run_dir, &record, &disks)?;
+        let server = DiskServer::serve(&source.run_dir.join("vms"), &record.name, exports(&record, &disks))?;
         let (commands, inbox) = mpsc::unbounded_channel();
         let vm = Arc::new(Self {
             id,
@@ -147,10 +139,10 @@ impl ProtectedVm {
         self.lock_status().state.clone()
     }
 
-    /// How many NBD clients are connected.
+    /// How many clients are connected, of any kind.
     pub(crate) fn clients(&self) -> usize {
         let server = self.server.lock().expect("a panic aborts the process");
-        server.as_ref().map_or(0, |server| server.0.connections()) + self.remote_clients()
+        server.as_ref().map_or(0, DiskServer::connections) + self.remote_clients()
     }
 
     fn remote_clients(&self) -> usize {
@@ -197,11 +189,16 @@ impl ProtectedVm {
         let capture = self.capture.status();
         let stream = self.lock_status().clone();
         let rpo_now = self.group.rpo_now(clock::now()).map(|age| age.as_secs_f64());
-        let disks = record.disks.iter().zip(&self.disks).map(|(disk, open)| api::Disk {
+        let server = self.server.lock().expect("a panic aborts the process");
+        let socket = server.as_ref().map(|server| server.path().display().to_string()).unwrap_or_default();
+        let disks = record.disks.iter().zip(&self.disks).enumerate().map(|(at, (disk, open))| api::Disk {
             name: disk.name.clone(),
             size_bytes: open.size_bytes(),
             path: disk.path.display().to_string(),
+            vhost_user_socket: server.as_ref().and_then(|server| server.vhost_user_socket(at)),
         });
+        let disks = disks.collect();
+        drop(server);
         let dirty_bytes = (capture.dirty_blocks + capture.unsettled_blocks) * BLOCK_BYTES;
         let total = stream.sync_total_bytes.max(dirty_bytes).max(1);
         let syncing = matches!(stream.state.as_str(), "initial-sync" | "delta-sync" | "bitmap-sync");
@@ -215,9 +212,9 @@ impl ProtectedVm {
             reason: stream.reason,
             link: stream.link,
             last_error: stream.last_error,
-            socket: socket_path_text(self),
+            socket,
             clients: self.clients(),
-            disks: disks.collect(),
+            disks,
             rpo_now_seconds: rpo_now,
             rpo_seconds: record.policy.rpo_seconds,
             rpo_exceeded: stream.rpo_exceeded,
@@ -274,24 +271,6 @@ impl Tracking {
         let suspects_because = if crashed { SyncReason::HostCrashed } else { SyncReason::Interrupted };
         Ok(Self { map, regions, kept, suspects_because })
     }
-}
-
-fn socket_path_text(vm: &ProtectedVm) -> String {
-    let server = vm.server.lock().expect("a panic aborts the process");
-    server.as_ref().map(|server| server.0.path().display().to_string()).unwrap_or_default()
-}
-
-fn serve(
-    run_dir: &std::path::Path,
-    record: &ProtectionRecord,
-    disks: &[Arc<ProtectedDisk>],
-) -> Result<ServerHandle> {
-    let folder = run_dir.join("vms");
-    std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
-    let path: PathBuf = folder.join(format!("{}.sock", record.name));
-    let server = Server::bind(&path, exports(record, disks))
-        .map_err(|error| OperationError::conflict(with_sources(&error)))?;
-    Ok(ServerHandle(server))
 }
 
 fn exports(record: &ProtectionRecord, disks: &[Arc<ProtectedDisk>]) -> Vec<Export> {

@@ -54,7 +54,7 @@ fn killed_agents_lose_nothing_and_the_guest_goes_on() {
 }
 
 /// Waits until the guest has written some more records.
-fn more_ticks(guest: &mut Guest, count: u64) {
+pub(crate) fn more_ticks(guest: &mut Guest, count: u64) {
     let last =
         |guest: &mut Guest| Ticks::reported(&mut guest.console).unwrap().last().map_or(0, |tick| tick.number);
     let before = last(guest);

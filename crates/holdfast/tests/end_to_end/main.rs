@@ -13,3 +13,4 @@ mod refusals;
 mod stage;
 mod streams;
 mod synchronous;
+mod vhost_user;

@@ -7,7 +7,7 @@
 //! <https://docs.kernel.org/admin-guide/device-mapper/log-writes.html>
 
 use crate::stage::Stage;
-use lab::{Guest, GuestFiles, GuestOptions, Work, make_disk, wait_until};
+use lab::{Guest, GuestDisk, GuestFiles, GuestOptions, Work, make_disk, wait_until};
 use serde_json::Value;
 use std::time::Duration;
 
@@ -53,11 +53,12 @@ fn the_journal_has_the_order_that_qemu_saw() {
     let mut guest = Guest::start(&GuestOptions {
         files: &files,
         work: Work::Burst,
-        blockdevs: vec![
+        disk: GuestDisk::Blockdevs(vec![
             Guest::on_socket(&socket, "vda").replace("node-name=disk", "node-name=nbd"),
             format!("driver=file,node-name=log,filename={}", log.display()),
             "driver=blklogwrites,node-name=disk,file=nbd,log=log,log-sector-size=512,discard=unmap".into(),
-        ],
+        ]),
+        more: &[],
         folder: stage.folder.path().to_path_buf(),
         name: "guest",
     })

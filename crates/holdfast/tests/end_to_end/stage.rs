@@ -1,6 +1,6 @@
 //! What most of these tests begin with.
 
-use lab::{CommandFailed, Guest, GuestFiles, GuestOptions, Site, Work, pair, wait_until};
+use lab::{CommandFailed, Guest, GuestDisk, GuestFiles, GuestOptions, Site, Work, pair, wait_until};
 use serde_json::Value;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -47,11 +47,17 @@ impl Stage {
 
     /// A guest on the disk of a protection, that writes, deletes and trims; it is up.
     pub(crate) fn guest_under_load(&self, socket: &str) -> Guest {
+        self.guest(Work::Load, GuestDisk::nbd(socket, "vda"), &[])
+    }
+
+    /// A guest that does its work; it is up.
+    pub(crate) fn guest(&self, work: Work, disk: GuestDisk, more: &[String]) -> Guest {
         let files = GuestFiles::find().unwrap();
         let mut guest = Guest::start(&GuestOptions {
             files: &files,
-            work: Work::Load,
-            blockdevs: vec![Guest::on_socket(socket, "vda")],
+            work,
+            disk,
+            more,
             folder: self.folder.path().to_path_buf(),
             name: "guest",
         })

@@ -17,4 +17,5 @@ mod server;
 mod transmit;
 
 pub use before_tls::before_tls;
+pub(crate) use server::bind_socket;
 pub use server::{BindError, Export, Server, serve_greeted};

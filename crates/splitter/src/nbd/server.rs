@@ -59,14 +59,7 @@ impl Server {
     /// [`BindError::InUse`] where somebody answers there.
     pub fn bind(path: &Path, exports: Vec<Export>) -> Result<Self, BindError> {
         let io = |source| BindError::Io { path: path.to_path_buf(), source };
-        if UnixStream::connect(path).is_ok() {
-            return Err(BindError::InUse { path: path.to_path_buf() });
-        }
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
-            _ => {}
-        }
-        let listener = UnixListener::bind(path).map_err(io)?;
+        let listener = bind_socket(path)?;
         let shared = Arc::new(Shared {
             exports,
             stopping: AtomicBool::new(false),
@@ -90,6 +83,19 @@ impl Server {
     pub fn connections(&self) -> usize {
         self.shared.connections.lock().expect("a panic aborts the process").open.len()
     }
+}
+
+/// Listens on `path`. A socket left behind by a process that died is replaced.
+pub(crate) fn bind_socket(path: &Path) -> Result<UnixListener, BindError> {
+    let io = |source| BindError::Io { path: path.to_path_buf(), source };
+    if UnixStream::connect(path).is_ok() {
+        return Err(BindError::InUse { path: path.to_path_buf() });
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
+        _ => {}
+    }
+    UnixListener::bind(path).map_err(io)
 }
 
 impl Drop for Server {

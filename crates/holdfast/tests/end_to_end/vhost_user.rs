@@ -1,0 +1,109 @@
+//! Guests on vhost-user-blk: what the device can do, and `kill -9` with requests in flight.
+
+use crate::kill::more_ticks;
+use crate::stage::{SOON, Stage, same_bytes};
+use lab::{GuestDisk, Ticks, Work, check_file_system, make_disk, read_file, wait_until};
+use std::path::Path;
+use std::time::Duration;
+
+const ROUNDS: u64 = 4;
+
+fn vhost_socket(stage: &Stage) -> String {
+    let vm = stage.a.protected("web").unwrap();
+    vm["disks"][0]["vhost_user_socket"].as_str().unwrap().to_owned()
+}
+
+fn on_two_queues(stage: &Stage) -> (GuestDisk, [String; 2]) {
+    (GuestDisk::VhostUser { socket: vhost_socket(stage), queues: 2 }, ["-smp".into(), "2".into()])
+}
+
+/// Everything that was reported to be on the disk is on it, and its file system is well.
+fn assert_whole(name: &str, disk: &Path, reported: u64) {
+    assert!(check_file_system(disk).unwrap(), "e2fsck finds something wrong at {name}");
+    let ticks = Ticks::parse(&read_file(disk, "/ticks").unwrap());
+    assert_eq!(ticks.violations, 0, "{name}");
+    assert!(ticks.last >= reported, "{name} ends with record {}, {reported} was reported", ticks.last);
+}
+
+#[test]
+fn a_guest_on_two_queues_outlives_the_agent_again_and_again() {
+    let mut stage = Stage::set();
+    let disk = stage.path("disk.raw");
+    make_disk(&disk, 96 << 20).unwrap();
+    stage.protect("web", "web", &disk);
+    let (on, more) = on_two_queues(&stage);
+    let mut guest = stage.guest(Work::LoadAndRead, on, &more);
+    assert_eq!(stage.a.protected("web").unwrap()["clients"], 1);
+    for round in 0..ROUNDS {
+        more_ticks(&mut guest, 5);
+        stage.a.kill_agent().unwrap();
+        std::thread::sleep(Duration::from_millis(50 + 300 * round));
+        stage.a.start_agent().unwrap();
+    }
+    more_ticks(&mut guest, 5);
+    let reported = Ticks::reported(&mut guest.console).unwrap().last().unwrap().number;
+    guest.kill().unwrap();
+    stage.a.wait_for_state("web", "journaling", SOON).unwrap();
+    stage.drained("web");
+    let image = stage.copy_image("web", "latest", "image.raw");
+    assert!(same_bytes(&image, &disk), "the image at B is the disk at A");
+    let local = stage.path("local.raw");
+    std::fs::copy(&disk, &local).unwrap();
+    assert_whole("B", &image, reported);
+    assert_whole("A", &local, reported);
+    let known = ["link lost", "peer not reached", "connection refused", "RPO exceeded"];
+    assert_eq!(stage.a.unannounced(&known).unwrap(), Vec::<String>::new());
+}
+
+/// In synchronous mode a write is held while the other side does not answer, and reads overtake it: the guest's
+/// queue is out of order when the agent is killed. Without the in-flight region it would never go on.
+#[test]
+fn held_writes_that_reads_have_overtaken_are_done_again_after_a_kill() {
+    let mut stage = Stage::set();
+    let disk = stage.path("disk.raw");
+    make_disk(&disk, 96 << 20).unwrap();
+    stage.try_protect("web", "web", &disk, &["--mode", "sync", "--on-timeout", "hold"]).unwrap();
+    stage.a.wait_for_state("web", "journaling", SOON).unwrap();
+    let (on, more) = on_two_queues(&stage);
+    let mut guest = stage.guest(Work::LoadAndRead, on, &more);
+    wait_until("synchronous mode", SOON, || Ok((stage.a.protected("web")?["mode"] == "sync").then_some(())))
+        .unwrap();
+    for _ in 0..3 {
+        more_ticks(&mut guest, 5);
+        stage.b.kill_agent().unwrap();
+        // The guest's next writes are held by now, and its reads go on.
+        std::thread::sleep(Duration::from_secs(2));
+        stage.a.kill_agent().unwrap();
+        stage.b.start_agent().unwrap();
+        stage.a.start_agent().unwrap();
+        more_ticks(&mut guest, 5);
+    }
+    let log = std::fs::read_to_string(stage.a.log()).unwrap();
+    assert!(log.contains("requests that were cut short are done again"), "nothing was in flight at any kill");
+    let reported = Ticks::reported(&mut guest.console).unwrap().last().unwrap().number;
+    guest.kill().unwrap();
+    stage.a.wait_for_state("web", "journaling", SOON).unwrap();
+    stage.drained("web");
+    let image = stage.copy_image("web", "latest", "image.raw");
+    assert!(same_bytes(&image, &disk), "the image at B is the disk at A");
+    assert_whole("B", &image, reported);
+}
+
+#[test]
+fn a_second_client_is_refused_and_an_image_is_served_too() {
+    let stage = Stage::set();
+    let disk = stage.path("disk.raw");
+    make_disk(&disk, 96 << 20).unwrap();
+    stage.protect("web", "web", &disk);
+    stage.drained("web");
+    let image = stage.b.ask(&["image", "open", "--vm", "web", "--at", "latest", "--writable"]).unwrap();
+    let socket = image["disks"][0]["vhost_user_socket"].as_str().unwrap().to_owned();
+    let mut guest = stage.guest(Work::Burst, GuestDisk::VhostUser { socket: socket.clone(), queues: 1 }, &[]);
+    let mut second = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+    let mut byte = [0];
+    assert_eq!(std::io::Read::read(&mut second, &mut byte).unwrap(), 0, "it is hung up on");
+    guest.console.wait_for("DONE", Duration::from_secs(120)).unwrap();
+    stage.b.ask(&["image", "close", image["id"].as_str().unwrap()]).unwrap();
+    assert!(!Path::new(&socket).exists());
+    assert_eq!(stage.b.unannounced(&["somebody is connected already"]).unwrap(), Vec::<String>::new());
+}

@@ -1,0 +1,153 @@
+//! Sockets, one for each disk, and whoever is connected to them.
+
+use super::device::Device;
+use crate::nbd::{BindError, Export, bind_socket};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use vhost::vhost_user::{BackendReqHandler, Error};
+
+/// A disk and the socket it is served on.
+#[derive(Clone)]
+pub struct DiskSocket {
+    pub path: PathBuf,
+    pub export: Export,
+}
+
+/// Served sockets. Dropping it finishes what guests have begun, closes the connections and removes the sockets.
+pub struct VhostServer {
+    shared: Arc<Shared>,
+    accepting: Option<JoinHandle<()>>,
+    stop: Arc<OwnedFd>,
+}
+
+struct Shared {
+    disks: Vec<DiskSocket>,
+    /// At most one connection to each disk.
+    connected: Vec<Mutex<Option<Connection>>>,
+}
+
+struct Connection {
+    stream: UnixStream,
+    serving: JoinHandle<()>,
+}
+
+impl VhostServer {
+    /// Listens on every disk's socket. One left behind by a process that died is replaced.
+    ///
+    /// # Errors
+    /// [`BindError::InUse`] where somebody answers there.
+    pub fn bind(disks: Vec<DiskSocket>) -> Result<Self, BindError> {
+        let listeners = disks.iter().map(|disk| bind_socket(&disk.path)).collect::<Result<Vec<_>, _>>()?;
+        let first = disks.first().map(|disk| disk.path.clone()).unwrap_or_default();
+        let io = |source| BindError::Io { path: first.clone(), source };
+        let stop = eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| io(errno.into()))?;
+        let stop = Arc::new(stop);
+        let connected = disks.iter().map(|_| Mutex::default()).collect();
+        let shared = Arc::new(Shared { disks, connected });
+        let accepting = {
+            let (shared, stop) = (shared.clone(), stop.clone());
+            std::thread::Builder::new()
+                .name("vhost-accept".into())
+                .spawn(move || shared.accept(&listeners, &stop))
+                .map_err(io)?
+        };
+        Ok(Self { shared, accepting: Some(accepting), stop })
+    }
+
+    /// How many clients are connected.
+    pub fn connections(&self) -> usize {
+        self.shared.connected.iter().filter(|place| is_taken(place)).count()
+    }
+}
+
+impl Drop for VhostServer {
+    fn drop(&mut self) {
+        rustix::io::write(&*self.stop, &1u64.to_ne_bytes()).expect("a counter far from full");
+        if let Some(accepting) = self.accepting.take() {
+            let _ = accepting.join();
+        }
+        for place in &self.shared.connected {
+            let connection = place.lock().expect("a panic aborts the process").take();
+            if let Some(Connection { stream, serving }) = connection {
+                let _ = stream.shutdown(std::net::Shutdown::Both);
+                let _ = serving.join();
+            }
+        }
+        for disk in &self.shared.disks {
+            let _ = std::fs::remove_file(&disk.path);
+        }
+    }
+}
+
+fn is_taken(place: &Mutex<Option<Connection>>) -> bool {
+    let place = place.lock().expect("a panic aborts the process");
+    place.as_ref().is_some_and(|connection| !connection.serving.is_finished())
+}
+
+impl Shared {
+    fn accept(&self, listeners: &[UnixListener], stop: &OwnedFd) {
+        loop {
+            let mut all = vec![PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN)];
+            all.extend(
+                listeners.iter().map(|listener| PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN)),
+            );
+            if poll(&mut all, None).is_err() {
+                continue; // Interrupted.
+            }
+            if !all[0].revents().is_empty() {
+                return;
+            }
+            for (at, ready) in all[1..].iter().enumerate() {
+                if !ready.revents().is_empty()
+                    && let Ok((stream, _)) = listeners[at].accept()
+                {
+                    self.start(at, stream);
+                }
+            }
+        }
+    }
+
+    fn start(&self, at: usize, stream: UnixStream) {
+        let place = &self.connected[at];
+        let label = self.disks[at].path.display().to_string();
+        if is_taken(place) {
+            tracing::warn!(disk = label, "vhost-user connection refused: somebody is connected already");
+            return;
+        }
+        let export = self.disks[at].export.clone();
+        let started = stream.try_clone().and_then(|kept| {
+            let serving = std::thread::Builder::new()
+                .name("vhost".into())
+                .spawn(move || serve(stream, export, label))?;
+            Ok(Connection { stream: kept, serving })
+        });
+        match started {
+            Ok(connection) => *place.lock().expect("a panic aborts the process") = Some(connection),
+            Err(error) => tracing::error!(%error, "a vhost-user connection cannot be served"),
+        }
+    }
+}
+
+fn serve(stream: UnixStream, export: Export, label: String) {
+    let device = Arc::new(Mutex::new(Device::new(export, label.clone())));
+    let mut handler = BackendReqHandler::from_stream(stream, device.clone());
+    loop {
+        match handler.handle_request() {
+            Ok(()) => {}
+            Err(Error::Disconnected | Error::SocketBroken(_) | Error::PartialMessage) => break,
+            // It was told so already.
+            Err(Error::ReqHandlerError(error)) => {
+                tracing::warn!(disk = label, %error, "vhost-user request refused");
+            }
+            Err(error) => {
+                tracing::warn!(disk = label, %error, "vhost-user connection ended");
+                break;
+            }
+        }
+    }
+    device.lock().expect("a panic aborts the process").stop_all();
+}

@@ -1,0 +1,325 @@
+//! One queue, worked on by a thread of its own.
+
+use super::chain::{BrokenChain, Piece, Request, Status, Wanted, fetch, parse_request, put};
+use super::features::SERIAL_BYTES;
+use super::in_flight::InFlight;
+use super::memory::Memory;
+use crate::bounce::Bounce;
+use crate::device::BlockDevice;
+use crate::queue::{Action, Answer, DiskQueue, Done, Job};
+use rustix::event::{EventfdFlags, PollFlags, eventfd};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use types::limits::VIRTIO_BYTES_IN_FLIGHT_MAX;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+
+/// What a queue works with.
+pub(super) struct Setup {
+    pub(super) queue: Queue,
+    pub(super) memory: Memory,
+    pub(super) device: Arc<dyn BlockDevice>,
+    pub(super) serial: [u8; SERIAL_BYTES],
+    pub(super) kick: File,
+    pub(super) call: Arc<Mutex<Option<File>>>,
+    pub(super) in_flight: Option<InFlight>,
+    /// What the device is called in messages.
+    pub(super) label: String,
+}
+
+/// A queue that runs.
+pub(super) struct Running {
+    thread: JoinHandle<Queue>,
+    stop: Arc<Stop>,
+}
+
+struct Stop {
+    wanted: AtomicBool,
+    wake: OwnedFd,
+}
+
+impl Running {
+    /// Starts a queue's thread.
+    ///
+    /// # Errors
+    /// Where the system has no thread or descriptor left.
+    pub(super) fn start(setup: Setup) -> io::Result<Self> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let stop = Arc::new(Stop { wanted: AtomicBool::new(false), wake });
+        let thread = {
+            let stop = stop.clone();
+            std::thread::Builder::new().name("vhost-queue".into()).spawn(move || run(setup, &stop))?
+        };
+        Ok(Self { thread, stop })
+    }
+
+    /// Takes no more requests, finishes those that were taken, and gives the queue back.
+    pub(super) fn stop(self) -> Queue {
+        self.stop.wanted.store(true, Ordering::SeqCst);
+        // Full is as good as written.
+        let _ = rustix::io::write(&self.stop.wake, &1u64.to_ne_bytes());
+        self.thread.join().expect("a panic aborts the process")
+    }
+}
+
+fn run(mut setup: Setup, stop: &Stop) -> Queue {
+    let disk = match DiskQueue::new(setup.device.clone()) {
+        Ok(disk) => disk,
+        Err(error) => {
+            tracing::error!(disk = setup.label, %error, "a queue cannot be served");
+            return setup.queue;
+        }
+    };
+    let recovered = setup.recover();
+    let slots = usize::from(setup.queue.size());
+    let mut vring = Vring {
+        setup,
+        disk,
+        again: recovered,
+        counter: 0,
+        pending: (0..slots).map(|_| None).collect(),
+        in_flight: 0,
+        data_bytes: 0,
+        broken: false,
+    };
+    vring.counter = vring.again.back().map_or(0, |&(counter, _)| counter);
+    vring.serve(stop);
+    vring.setup.queue
+}
+
+impl Setup {
+    /// What an agent before this one had taken from the queue and not finished.
+    fn recover(&mut self) -> VecDeque<(u64, u16)> {
+        let Some(in_flight) = &self.in_flight else { return VecDeque::new() };
+        let Ok(used) = self.queue.used_idx(&self.memory.guest, Ordering::Acquire) else {
+            return VecDeque::new();
+        };
+        let (heads, last) = in_flight.recover(used.0);
+        if heads.is_empty() {
+            return VecDeque::new();
+        }
+        tracing::info!(
+            disk = self.label,
+            requests = heads.len(),
+            "requests that were cut short are done again"
+        );
+        self.queue.set_next_used(used.0);
+        self.queue.set_next_avail(used.0.wrapping_add(heads.len() as u16));
+        let first = last - heads.len() as u64;
+        heads.into_iter().enumerate().map(|(at, head)| (first + at as u64 + 1, head)).collect()
+    }
+}
+
+/// A request the disk works on, by the number of its first descriptor.
+struct Pending {
+    to_guest: Vec<Piece>,
+    status: GuestAddress,
+    data_bytes: u64,
+}
+
+struct Vring {
+    setup: Setup,
+    disk: DiskQueue,
+    /// To be done before anything new is taken.
+    again: VecDeque<(u64, u16)>,
+    /// Of the last request that was taken.
+    counter: u64,
+    pending: Vec<Option<Pending>>,
+    in_flight: usize,
+    data_bytes: u64,
+    /// The guest has put something into the queue that no driver puts there.
+    broken: bool,
+}
+
+impl Vring {
+    fn serve(&mut self, stop: &Stop) {
+        loop {
+            let stopping = stop.wanted.load(Ordering::SeqCst);
+            if stopping && self.in_flight == 0 && self.again.is_empty() {
+                return;
+            }
+            let has_taken = (!stopping || !self.again.is_empty()) && self.take_all();
+            self.disk.push();
+            let has_ended = self.end_all();
+            if !has_taken && !has_ended {
+                let kick = (self.setup.kick.as_fd(), PollFlags::IN);
+                let wake = (stop.wake.as_fd(), PollFlags::IN);
+                let watched = [wake, kick];
+                // A broken queue is kicked in vain.
+                self.disk.wait(if stopping || self.broken { &watched[..1] } else { &watched });
+                let _ = rustix::io::read(&self.setup.kick, &mut [0u8; 8]);
+                let _ = rustix::io::read(&stop.wake, &mut [0u8; 8]);
+            }
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        !self.broken && self.data_bytes < VIRTIO_BYTES_IN_FLIGHT_MAX
+    }
+
+    /// Takes what the guest has put into the queue; false where there is nothing.
+    fn take_all(&mut self) -> bool {
+        let mut any = false;
+        let taken = loop {
+            match self.take_some() {
+                Ok(0) => break Ok(()),
+                Ok(_) => any = true,
+                Err(error) => break Err(error),
+            }
+        };
+        if let Err(error) = taken {
+            self.broken = true;
+            tracing::error!(disk = self.setup.label, %error, "the guest's driver misbehaves: its queue is served no more until it is reset");
+        }
+        any
+    }
+
+    fn take_some(&mut self) -> Result<usize, TakeError> {
+        let mut taken = 0;
+        while let Some((counter, head)) = self.again.pop_front() {
+            self.begin(head, counter)?;
+            taken += 1;
+        }
+        self.setup.queue.disable_notification(&self.setup.memory.guest)?;
+        while self.has_room() {
+            let memory = &self.setup.memory.guest;
+            let Some(chain) = self.setup.queue.iter(memory)?.next() else { break };
+            let head = chain.head_index();
+            self.counter += 1;
+            self.begin(head, self.counter)?;
+            taken += 1;
+        }
+        // Where more has come meanwhile, the caller looks again.
+        let more = self.setup.queue.enable_notification(&self.setup.memory.guest)?;
+        Ok(if more && self.has_room() { taken.max(1) } else { taken })
+    }
+
+    fn begin(&mut self, head: u16, counter: u64) -> Result<(), TakeError> {
+        if self.pending.get(usize::from(head)).is_none_or(Option::is_some) {
+            return Err(TakeError::Head(head));
+        }
+        if let Some(in_flight) = &self.setup.in_flight {
+            in_flight.taken(head, counter);
+        }
+        let queue = &self.setup.queue;
+        let table = GuestAddress(queue.desc_table());
+        let size = self.setup.device.size_bytes();
+        let request = parse_request(&self.setup.memory.guest, table, queue.size(), head, size)?;
+        let action = self.action(&request)?;
+        let data_bytes = match &action {
+            Ok(Action::Read { len, .. }) => *len as u64,
+            Ok(Action::Write { bytes, .. }) => bytes.len() as u64,
+            _ => 0,
+        };
+        self.pending[usize::from(head)] =
+            Some(Pending { to_guest: request.to_guest, status: request.status, data_bytes });
+        self.in_flight += 1;
+        self.data_bytes += data_bytes;
+        match action {
+            Ok(action) => self.disk.submit(Job { token: head.into(), action, durable: false }),
+            Err(status) => self.end(head, status, 0)?,
+        }
+        Ok(())
+    }
+
+    /// What the disk is asked for; a status where there is nothing to ask it.
+    fn action(&self, request: &Request) -> Result<Result<Action, Status>, BrokenChain> {
+        let is_read_only = self.setup.device.is_read_only();
+        Ok(Ok(match request.wanted {
+            Wanted::Read { len: 0, .. } | Wanted::Write { len: 0, .. } => return Ok(Err(Status::Ok)),
+            Wanted::Read { at, len } => Action::Read { at, len },
+            Wanted::Flush => Action::Flush,
+            Wanted::Serial => {
+                put(&self.setup.memory.guest, &request.to_guest, &self.setup.serial)?;
+                return Ok(Err(Status::Ok));
+            }
+            Wanted::Refused(status) => return Ok(Err(status)),
+            _ if is_read_only => return Ok(Err(Status::IoError)),
+            Wanted::Write { at, len } => {
+                let mut bounce = Bounce::take(len);
+                fetch(&self.setup.memory.guest, &request.from_guest, &mut bounce)?;
+                Action::Write { at, bytes: bounce.into_bytes() }
+            }
+            Wanted::Discard { range } | Wanted::Zero { range, .. } if range.is_empty() => {
+                return Ok(Err(Status::Ok));
+            }
+            Wanted::Discard { range } => Action::Discard { range },
+            Wanted::Zero { range, unmap } => Action::Zero { range, unmap },
+        }))
+    }
+
+    /// Tells the guest of what is done; false where nothing is.
+    fn end_all(&mut self) -> bool {
+        let mut any = false;
+        while let Some(Done { token, result }) = self.disk.next_done() {
+            any = true;
+            if let Err(error) = self.end_one(token as u16, result) {
+                self.broken = true;
+                tracing::error!(disk = self.setup.label, %error, "the guest's queue cannot be written to");
+            }
+        }
+        if any && !self.broken {
+            self.notify();
+        }
+        any
+    }
+
+    fn end_one(&mut self, head: u16, result: io::Result<Answer>) -> Result<(), TakeError> {
+        match result {
+            Ok(Answer::Read(data)) => {
+                let pending = self.pending[usize::from(head)].as_ref().expect("begun and not ended");
+                match put(&self.setup.memory.guest, &pending.to_guest, &data) {
+                    Ok(()) => self.end(head, Status::Ok, data.len() as u32),
+                    Err(_) => self.end(head, Status::IoError, 0),
+                }
+            }
+            Ok(Answer::Nothing | Answer::Told(_)) => self.end(head, Status::Ok, 0),
+            Err(error) => {
+                tracing::warn!(disk = self.setup.label, %error, "request failed");
+                self.end(head, Status::IoError, 0)
+            }
+        }
+    }
+
+    fn end(&mut self, head: u16, status: Status, data_written: u32) -> Result<(), TakeError> {
+        let pending = self.pending[usize::from(head)].take().expect("begun and not ended");
+        self.in_flight -= 1;
+        self.data_bytes -= pending.data_bytes;
+        let memory = &self.setup.memory.guest;
+        memory.write_obj(status as u8, pending.status).map_err(|_| BrokenChain::Unmapped)?;
+        if let Some(in_flight) = &self.setup.in_flight {
+            in_flight.finishing(head);
+        }
+        self.setup.queue.add_used(memory, head, data_written + 1)?;
+        if let Some(in_flight) = &self.setup.in_flight {
+            in_flight.finished(head, self.setup.queue.next_used());
+        }
+        Ok(())
+    }
+
+    fn notify(&mut self) {
+        // Where it cannot be told whether the guest wants to know, it is told.
+        if self.setup.queue.needs_notification(&self.setup.memory.guest).unwrap_or(true) {
+            let call = self.setup.call.lock().expect("a panic aborts the process");
+            if let Some(call) = &*call {
+                let _ = rustix::io::write(call, &1u64.to_ne_bytes());
+            }
+        }
+    }
+}
+
+/// Why a queue stops.
+#[derive(Debug, thiserror::Error)]
+enum TakeError {
+    #[error(transparent)]
+    Chain(#[from] BrokenChain),
+    #[error("descriptor {0} is in flight already, or is none of the queue's")]
+    Head(u16),
+    #[error("the queue's rings: {0}")]
+    Ring(#[from] virtio_queue::Error),
+}
