@@ -6,6 +6,7 @@ mod disk;
 mod figures;
 mod journal;
 mod load;
+mod splitter;
 mod stream;
 
 use anyhow::{Context, Result, bail};
@@ -36,6 +37,9 @@ struct Cli {
     /// Runs an agent: a process of its own, for the bench.
     #[arg(long, hide = true)]
     agent: Option<PathBuf>,
+    /// Writes to a vhost-user socket: a process of its own, for the bench.
+    #[arg(long, hide = true, num_args = 5)]
+    generate: Vec<String>,
 }
 
 fn main() -> Result<()> {
@@ -43,14 +47,18 @@ fn main() -> Result<()> {
     if let Some(folder) = &cli.open_all {
         return journal::scale::open_all(folder);
     }
+    if !cli.generate.is_empty() {
+        return splitter::run_generator(&cli.generate);
+    }
     agent::memory::keep_freed();
     if let Some(config) = &cli.agent {
         return stream::run_agent(config);
     }
-    let benches: [(&'static str, Section); 2] = [("journal", journal::run), ("stream", stream::run)];
+    let benches: [(&'static str, Section); 3] =
+        [("journal", journal::run), ("splitter", splitter::run), ("stream", stream::run)];
     let wanted = |name: &str| cli.name.as_deref().is_none_or(|wanted| wanted == name);
     if !benches.iter().any(|(name, _)| wanted(name)) {
-        bail!("no bench {:?}: there are `journal` and `stream`", cli.name.unwrap_or_default());
+        bail!("no bench {:?}: there are `journal`, `splitter` and `stream`", cli.name.unwrap_or_default());
     }
     for (name, bench) in benches.into_iter().filter(|(name, _)| wanted(name)) {
         let folder = cli.folder.join(name);

@@ -15,7 +15,7 @@ mod tls;
 use crate::Run;
 use crate::figures::Figure;
 use anyhow::Result;
-pub(crate) use pair::run_agent;
+pub(crate) use pair::{Pair, run_agent};
 
 /// Runs every section that is wanted.
 pub(crate) fn run(run: &Run) -> Result<Vec<Figure>> {

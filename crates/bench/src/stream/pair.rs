@@ -23,7 +23,7 @@ use types::{ByteRange, DiskIndex};
 const PATIENCE_SECONDS: f64 = 120.0;
 
 /// Both sides, and the folders they live in.
-pub(super) struct Pair {
+pub(crate) struct Pair {
     folder: PathBuf,
     port: u16,
     recovery: Option<Child>,
@@ -65,6 +65,11 @@ pub(super) fn trust(folder: &Path) -> Result<(Pki, Pki)> {
 impl Pair {
     /// Starts both sides below `folder`; `more` goes into the protected side's configuration.
     pub(super) fn start(folder: &Path, more: &str) -> Result<Self> {
+        Self::start_with(folder, more, "")
+    }
+
+    /// As [`Pair::start`]; `theirs` goes into the recovery side's configuration, at its beginning.
+    pub(crate) fn start_with(folder: &Path, more: &str, theirs: &str) -> Result<Self> {
         std::fs::create_dir_all(folder).context("make the pair's folder")?;
         trust(folder)?;
         // Taken and given back: the port stays free unless somebody else is very quick.
@@ -80,7 +85,7 @@ impl Pair {
         config(
             "theirs",
             format!(
-                "site = \"theirs\"\nagent = \"b\"\nstate_dir = \"state\"\npki_dir = \"pki\"\n\
+                "site = \"theirs\"\nagent = \"b\"\nstate_dir = \"state\"\npki_dir = \"pki\"\n{theirs}\
                  [stream]\nlisten = \"127.0.0.1:{port}\"\n"
             ),
         )?;
@@ -212,13 +217,37 @@ impl Pair {
     ) -> Result<(f64, Arc<Capture>)> {
         let path = self.folder.join(format!("{name}.raw"));
         fill(&path)?;
-        let begun = Moment::now();
-        let request = self.request(name, &path, settings);
-        self.runtime.block_on(self.our_client().protect(&request))?;
-        self.wait_for_state(name, "journaling")?;
-        let seconds = begun.elapsed();
+        let seconds = self.protect_image(name, &path, settings)?;
         let agent = self.protected.as_ref().context("the protected side runs")?;
         Ok((seconds, agent.capture(name).context("the VM is protected")?))
+    }
+
+    /// Protects a VM whose disk is there already, and waits until it is journaling; the seconds that took.
+    pub(crate) fn protect_image(&self, name: &str, path: &Path, settings: ProtectSettings) -> Result<f64> {
+        let begun = Moment::now();
+        let request = self.request(name, path, settings);
+        self.runtime.block_on(self.our_client().protect(&request))?;
+        self.wait_for_state(name, "journaling")?;
+        Ok(begun.elapsed())
+    }
+
+    /// Pauses a VM's replication: its writes only mark the bitmap.
+    pub(crate) fn pause(&self, name: &str) -> Result<()> {
+        self.runtime.block_on(self.our_client().pause(name))?;
+        self.wait_for_state(name, "paused")
+    }
+
+    /// Ends both sides.
+    pub(crate) fn stop(&mut self) {
+        if let Some(agent) = self.protected.take() {
+            let _entered = self.runtime.enter();
+            agent.stop();
+        }
+        let _ = self.kill_recovery();
+        if let Some(mut member) = self.member.take() {
+            let _ = member.kill();
+            let _ = member.wait();
+        }
     }
 
     /// Puts something into blocks of a VM's image, for a sync to find: what the capture was told of never
@@ -232,7 +261,7 @@ impl Pair {
         Ok(())
     }
 
-    pub(super) fn vm(&self, name: &str) -> Result<ProtectedVm> {
+    pub(crate) fn vm(&self, name: &str) -> Result<ProtectedVm> {
         Ok(self.runtime.block_on(self.our_client().protected_vm(name))?)
     }
 
@@ -240,7 +269,7 @@ impl Pair {
         self.wait(&format!("{name} is {state}"), || Ok((self.vm(name)?.state == state).then_some(())))
     }
 
-    pub(super) fn wait<T>(&self, what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    pub(crate) fn wait<T>(&self, what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
         let begun = Moment::now();
         loop {
             if let Some(found) = look()? {
@@ -262,15 +291,7 @@ impl Pair {
 
 impl Drop for Pair {
     fn drop(&mut self) {
-        if let Some(agent) = self.protected.take() {
-            let _entered = self.runtime.enter();
-            agent.stop();
-        }
-        let _ = self.kill_recovery();
-        if let Some(mut member) = self.member.take() {
-            let _ = member.kill();
-            let _ = member.wait();
-        }
+        self.stop();
     }
 }
 

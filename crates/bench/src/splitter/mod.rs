@@ -1,0 +1,157 @@
+//! The front ends' figures: a guest's writes through Holdfast, beside QEMU's own servers on the same file.
+//!
+//! Each round every target serves the same preallocated file in turn, with direct I/O, and takes every workload.
+//! NBD clients are fio's; vhost-user clients are the `blkio` crate's driver, in a process of its own.
+
+mod generator;
+mod targets;
+
+use crate::Run;
+use crate::figures::{Figure, Goal};
+use anyhow::{Context, Result};
+use generator::Sample;
+pub(crate) use generator::run as run_generator;
+use std::path::Path;
+use targets::{Holdfast, Journal, Protection, Qemu};
+
+const IMAGE_BYTES: u64 = 2 << 30;
+
+/// What a client does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Workload {
+    name: &'static str,
+    random: bool,
+    block_bytes: u64,
+    depth: u64,
+}
+
+const fn workload(name: &'static str, random: bool, block_bytes: u64, depth: u64) -> Workload {
+    Workload { name, random, block_bytes, depth }
+}
+
+const RANDOM_ONE: Workload = workload("4 KiB random, depth 1", true, 4 << 10, 1);
+const RANDOM_MANY: Workload = workload("4 KiB random, depth 32", true, 4 << 10, 32);
+const STREAMED: Workload = workload("128 KiB sequential, depth 8", false, 128 << 10, 8);
+const STREAMED_LARGE: Workload = workload("1 MiB sequential, depth 8", false, 1 << 20, 8);
+
+pub(crate) fn run(run: &Run) -> Result<Vec<Figure>> {
+    run.sections(&[("nbd", nbd), ("vhost", vhost)])
+}
+
+/// Samples of one target, by workload and round.
+struct Samples {
+    workloads: &'static [Workload],
+    rounds: Vec<Vec<Sample>>,
+}
+
+impl Samples {
+    fn new(workloads: &'static [Workload]) -> Self {
+        Self { workloads, rounds: Vec::new() }
+    }
+
+    /// One round against a socket. `settled` is called before each workload.
+    fn measure(
+        &mut self,
+        run: &Run,
+        sample: impl Fn(&Workload, f64) -> Result<Sample>,
+        settled: impl Fn() -> Result<()>,
+    ) -> Result<()> {
+        let seconds = if run.quick { 0.5 } else { 2.0 };
+        let mut round = Vec::new();
+        for workload in self.workloads {
+            settled()?;
+            round.push(sample(workload, seconds).with_context(|| format!("measure {}", workload.name))?);
+        }
+        self.rounds.push(round);
+        Ok(())
+    }
+
+    fn all(&self, workload: &Workload, value: impl Fn(&Sample) -> f64) -> Vec<f64> {
+        let at = self.workloads.iter().position(|other| other == workload).expect("one that was measured");
+        self.rounds.iter().map(|round| value(&round[at])).collect()
+    }
+
+    /// This target's writes a second beside another's.
+    fn against(&self, other: &Samples, title: &str, workload: &Workload, goal: Goal) -> Figure {
+        let rate = |samples: &Samples| samples.all(workload, |sample| sample.per_second);
+        let name = format!("{title}: {}", workload.name);
+        Figure::against(&name, &rate(self), &rate(other), "writes/s", goal)
+    }
+}
+
+fn nbd(run: &Run) -> Result<Vec<Figure>> {
+    const WORKLOADS: &[Workload] = &[RANDOM_ONE, RANDOM_MANY, STREAMED];
+    let image = targets::preallocated(&run.folder, IMAGE_BYTES)?;
+    let [mut ours, mut of_qemu_nbd, mut of_daemon] = [(); 3].map(|()| Samples::new(WORKLOADS));
+    for _ in 0..run.rounds() {
+        for (samples, start) in [
+            (&mut of_qemu_nbd, Qemu::nbd as fn(&Path, &Path) -> Result<Qemu>),
+            (&mut of_daemon, Qemu::daemon_nbd),
+        ] {
+            let target = start(&run.folder, &image)?;
+            let uri = target.nbd_uri();
+            samples.measure(
+                run,
+                |workload, seconds| generator::over_nbd(&uri, workload, seconds),
+                || Ok(()),
+            )?;
+        }
+        let target = Holdfast::start(&run.folder, &image, Protection::Replicated(Journal::InMemory))?;
+        let uri = target.nbd_uri()?;
+        ours.measure(
+            run,
+            |workload, seconds| generator::over_nbd(&uri, workload, seconds),
+            || target.wait_until_drained(),
+        )?;
+    }
+    let mut figures = Vec::new();
+    for workload in WORKLOADS {
+        let goal = if workload.depth == 1 { Goal::None } else { Goal::AtLeast(1.2) };
+        figures.push(ours.against(&of_qemu_nbd, "NBD beside qemu-nbd", workload, goal));
+        let goal = if workload.depth == 1 { Goal::None } else { Goal::AtLeast(1.2) };
+        figures.push(ours.against(&of_daemon, "NBD beside the storage daemon", workload, goal));
+    }
+    Ok(figures)
+}
+
+fn vhost(run: &Run) -> Result<Vec<Figure>> {
+    const WORKLOADS: &[Workload] = &[RANDOM_ONE, RANDOM_MANY, STREAMED, STREAMED_LARGE];
+    let image = targets::preallocated(&run.folder, IMAGE_BYTES)?;
+    let mut of_daemon = Samples::new(WORKLOADS);
+    let protections = [
+        (Protection::Paused, "vhost-user, paused: the bitmap only", 0.95),
+        (Protection::Replicated(Journal::InMemory), "vhost-user, replicated, journal in memory", 0.90),
+        (Protection::Replicated(Journal::OnDisk), "vhost-user, replicated, journal on the same disk", 0.0),
+    ];
+    let mut ours = protections.map(|_| Samples::new(WORKLOADS));
+    for _ in 0..run.rounds() {
+        let target = Qemu::daemon_vhost_user(&run.folder, &image)?;
+        let socket = target.socket().to_owned();
+        let sample = |workload: &Workload, seconds| generator::over_vhost_user(&socket, workload, seconds);
+        of_daemon.measure(run, sample, || Ok(()))?;
+        drop(target);
+        for ((protection, _, _), samples) in protections.iter().zip(&mut ours) {
+            let target = Holdfast::start(&run.folder, &image, *protection)?;
+            let socket = target.vhost_user_socket()?;
+            let sample =
+                |workload: &Workload, seconds| generator::over_vhost_user(&socket, workload, seconds);
+            samples.measure(run, sample, || target.wait_until_drained())?;
+        }
+    }
+    let mut figures = Vec::new();
+    for ((_, title, goal), samples) in protections.iter().zip(&ours) {
+        for workload in WORKLOADS {
+            let goal = if *goal > 0.0 { Goal::AtLeast(*goal) } else { Goal::None };
+            figures.push(samples.against(&of_daemon, title, workload, goal));
+        }
+        let added = |value: fn(&Sample) -> f64| -> Vec<f64> {
+            let pairs = samples.all(&RANDOM_ONE, value).into_iter().zip(of_daemon.all(&RANDOM_ONE, value));
+            pairs.map(|(ours, theirs)| ours - theirs).collect()
+        };
+        let (p50, p99) = (added(|sample| sample.p50_micros), added(|sample| sample.p99_micros));
+        let goal = if *goal > 0.0 { Goal::AtMost(15.0) } else { Goal::None };
+        figures.push(Figure::alone(&format!("{title}: added at depth 1, p50"), &p50, "µs", goal));
+        figures.push(Figure::alone(&format!("{title}: added at depth 1, p99"), &p99, "µs", Goal::None));
+    }
+    Ok(figures)
+}
