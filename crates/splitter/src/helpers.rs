@@ -100,7 +100,7 @@ impl Helpers {
         self.shared.wake.as_fd()
     }
 
-    /// What is done is about to be looked at.
+    /// What is done is about to be looked at, all of it.
     pub(crate) fn woken(&self) {
         // Nothing to read is no error: something else was ready.
         let _ = rustix::io::read(&self.shared.wake, &mut [0u8; 8]);

@@ -95,7 +95,7 @@ impl DiskQueue {
         &*self.device
     }
 
-    /// Takes a job; it is begun by the next [`DiskQueue::push`] at the latest.
+    /// Takes a job; it is begun by the next [`DiskQueue::wait`] at the latest.
     pub(crate) fn submit(&mut self, job: Job) {
         if !self.waiting.is_empty() || self.ring.as_ref().is_some_and(|ring| !ring.has_room()) {
             self.waiting.push_back(job);
@@ -161,7 +161,7 @@ impl DiskQueue {
         }
     }
 
-    /// Begins what was submitted.
+    /// Begins what was submitted, once it is much; [`DiskQueue::wait`] begins all of it.
     pub(crate) fn push(&mut self) {
         if let Some(ring) = &mut self.ring {
             ring.submit();
@@ -175,7 +175,22 @@ impl DiskQueue {
             self.end(ended);
             self.begin_waiting();
         }
-        self.done.pop_front().or_else(|| self.helpers.next_done())
+        self.done.pop_front().or_else(|| self.next_of_helpers())
+    }
+
+    fn next_of_helpers(&mut self) -> Option<Done> {
+        if !self.may_be_ready(self.helpers.wake_descriptor()) {
+            return None;
+        }
+        // In this order: what is done behind the look wakes the next wait.
+        self.helpers.woken();
+        self.helpers.next_done()
+    }
+
+    /// False where a descriptor that [`DiskQueue::wait`] was told of has not become ready since, as far as
+    /// [`DiskQueue::next_done`] has looked.
+    pub(crate) fn may_be_ready(&self, descriptor: BorrowedFd<'_>) -> bool {
+        self.ring.as_ref().is_none_or(|ring| !ring.is_watched(descriptor))
     }
 
     fn begin_waiting(&mut self) {
@@ -236,7 +251,6 @@ impl DiskQueue {
                 let _ = rustix::event::poll(&mut all, None);
             }
         }
-        self.helpers.woken();
     }
 }
 

@@ -12,6 +12,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use types::limits::QUEUE_DEPTH_MAX;
 
+/// So many requests are handed over together, while there are completions to be looked at in between.
+const SUBMIT_AT_ONCE: usize = 8;
 /// Completions of watched descriptors carry this bit.
 const WATCHED: u64 = 1 << 63;
 
@@ -103,9 +105,15 @@ impl Ring {
         }
     }
 
-    /// Hands what was started to the kernel.
+    /// Whether a descriptor is being watched: it was not ready, as far as completions were looked at.
+    pub(crate) fn is_watched(&self, descriptor: BorrowedFd<'_>) -> bool {
+        let fd = u64::from(descriptor.as_raw_fd().cast_unsigned());
+        self.watched.iter().any(|data| data & u64::from(u32::MAX) == fd)
+    }
+
+    /// Hands what was started to the kernel, once that is worth a system call: [`Ring::wait`] does so anyway.
     pub(crate) fn submit(&mut self) {
-        if !self.ring.submission().is_empty() {
+        if self.ring.submission().len() >= SUBMIT_AT_ONCE {
             self.submit_and_wait(0);
         }
     }

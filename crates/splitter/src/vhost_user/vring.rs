@@ -143,17 +143,23 @@ impl Vring {
             if stopping && self.in_flight == 0 && self.again.is_empty() {
                 return;
             }
+            let has_ended = self.end_all();
+            // In this order: a kick behind the look at the queue ends the next wait.
+            if self.disk.may_be_ready(self.setup.kick.as_fd()) {
+                let _ = rustix::io::read(&self.setup.kick, &mut [0u8; 8]);
+            }
             let has_taken = (!stopping || !self.again.is_empty()) && self.take_all();
             self.disk.push();
-            let has_ended = self.end_all();
             if !has_taken && !has_ended {
                 let kick = (self.setup.kick.as_fd(), PollFlags::IN);
                 let wake = (stop.wake.as_fd(), PollFlags::IN);
+                // A broken queue is kicked in vain, and one that stops need not be told so again.
                 let watched = [wake, kick];
-                // A broken queue is kicked in vain.
-                self.disk.wait(if stopping || self.broken { &watched[..1] } else { &watched });
-                let _ = rustix::io::read(&self.setup.kick, &mut [0u8; 8]);
-                let _ = rustix::io::read(&stop.wake, &mut [0u8; 8]);
+                self.disk.wait(match (stopping, self.broken) {
+                    (true, _) => &[],
+                    (false, true) => &watched[..1],
+                    (false, false) => &watched,
+                });
             }
         }
     }
