@@ -42,6 +42,10 @@ pub struct ProtectRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub coordinator: Option<String>,
     pub disks: Vec<ProtectDisk>,
+    /// The QMP socket of a VM that runs on its own image and goes on doing so. Its disks' paths are its own names
+    /// for them; none are all that can be written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qmp: Option<String>,
     /// `HOST:PORT` of the recovery side's agent.
     pub peer: String,
     /// The VM's definition, TOML: what the recovery side needs to start it.
@@ -122,6 +126,9 @@ pub struct ProtectedVm {
     pub last_error: Option<String>,
     /// The NBD socket to start the VM on.
     pub socket: String,
+    /// The QMP socket, where the VM runs on its own image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qmp: Option<String>,
     /// Connected NBD clients.
     pub clients: usize,
     pub disks: Vec<Disk>,

@@ -167,8 +167,12 @@ pub(crate) enum VmCommand {
 pub(crate) struct Protect {
     pub(crate) name: String,
     /// A disk, NAME=PATH: `vda=/var/lib/images/web.raw`; may be given again.
-    #[arg(long = "disk", value_name = "NAME=PATH", required = true)]
+    #[arg(long = "disk", value_name = "NAME=PATH", required_unless_present = "qmp")]
     pub(crate) disks: Vec<String>,
+    /// Protect a VM that runs on its own image, without a restart: the path of a QMP socket of its QEMU that
+    /// nobody else uses. Disks are NAME=DEVICE then; all that can be written if none is given.
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) qmp: Option<PathBuf>,
     /// The recovery side's agent.
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) peer: String,

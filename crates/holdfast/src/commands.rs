@@ -215,9 +215,24 @@ async fn verified(client: &Client, name: &str) -> Result<ProtectedVm> {
     }
 }
 
+/// Disks of a VM that runs on its own image: our name and the VM's own.
+fn named_devices(disks: &[String]) -> Result<Vec<ProtectDisk>> {
+    let named = disks.iter().map(|disk| {
+        let (name, device) =
+            disk.split_once('=').with_context(|| format!("--disk {disk}: give NAME=DEVICE"))?;
+        Ok(ProtectDisk { name: name.to_owned(), path: device.to_owned() })
+    });
+    named.collect()
+}
+
 fn request(protect: Protect) -> Result<ProtectRequest> {
-    let disks = named_disks(&protect.disks)?;
+    let qmp = protect.qmp.as_deref().map(std::path::absolute).transpose().context("find the QMP socket")?;
+    let disks = match &qmp {
+        Some(_) => named_devices(&protect.disks)?,
+        None => named_disks(&protect.disks)?,
+    };
     Ok(ProtectRequest {
+        qmp: qmp.map(|path| path.display().to_string()),
         name: protect.name,
         group: protect.group,
         coordinator: protect.coordinator,

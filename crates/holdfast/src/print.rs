@@ -141,7 +141,14 @@ pub(crate) fn protected(vm: &ProtectedVm) -> String {
             let _ = writeln!(out, "           {socket} (vhost-user-blk)");
         }
     }
-    let _ = writeln!(out, "  socket   {} (NBD; each disk is an export by its name)", vm.socket);
+    match &vm.qmp {
+        Some(qmp) => {
+            let _ = writeln!(out, "  tapped   runs on its own image; its QMP socket is {qmp}");
+        }
+        None => {
+            let _ = writeln!(out, "  socket   {} (NBD; each disk is an export by its name)", vm.socket);
+        }
+    }
     out
 }
 

@@ -58,6 +58,14 @@ pub enum GuestDisk {
 }
 
 impl GuestDisk {
+    /// The guest's own image, in this format, with nothing of ours in between.
+    pub fn image(path: &Path, format: &str) -> Self {
+        Self::Blockdevs(vec![format!(
+            "driver={format},node-name=disk,discard=unmap,file.driver=file,file.filename={},file.discard=unmap",
+            path.display()
+        )])
+    }
+
     /// An export of an agent's NBD socket. The guest's requests wait while the agent is away.
     pub fn nbd(socket: &str, export: &str) -> Self {
         Self::Blockdevs(vec![Guest::on_socket(socket, export)])

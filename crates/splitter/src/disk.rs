@@ -32,6 +32,10 @@ pub trait LocalDisk: Send + Sync + fmt::Debug {
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         None
     }
+    /// Whether somebody else has made a write before it comes here: then there is nothing to wait for.
+    fn is_written_elsewhere(&self) -> bool {
+        false
+    }
     /// Fills `buf` from `at`.
     ///
     /// # Errors

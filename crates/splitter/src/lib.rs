@@ -25,6 +25,7 @@ mod raw;
 mod region_log;
 mod ring;
 mod sync_gate;
+mod tapped;
 pub mod vhost_user;
 
 pub use ack_gate::AckGate;
@@ -39,3 +40,4 @@ pub use map_file::MapFile;
 pub use raw::{RawDisk, RawDiskError};
 pub use region_log::RegionLog;
 pub use sync_gate::{OnTimeout, SyncPolicy, SyncState};
+pub use tapped::{TappedDisk, status_of};

@@ -22,7 +22,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
-use types::ByteRange;
+use types::{ByteRange, WriteSeq};
 
 pub(crate) type Question = Box<dyn FnOnce(&dyn BlockDevice) -> io::Result<Vec<u8>> + Send>;
 
@@ -137,6 +137,14 @@ impl DiskQueue {
 
     fn begin_write(&mut self, token: u64, at: u64, bytes: Bytes, durable: bool) -> Option<Action> {
         let range = ByteRange::new(at, bytes.len() as u64);
+        if let Some(disk) = self.device.as_protected()
+            && disk.local().is_written_elsewhere()
+            && matches!(disk.try_begin_write(range), Ok(true))
+        {
+            let seq = disk.end_write(range, &for_the_stream(bytes), true);
+            self.end_write(token, seq, Ok(()));
+            return None;
+        }
         let Some((ring, disk, file)) = self.fast(range) else { return Some(Action::Write { at, bytes }) };
         match disk.try_begin_write(range) {
             Ok(true) => {
@@ -222,14 +230,21 @@ impl DiskQueue {
                         .and_then(|()| if durable { local.sync_data() } else { Ok(()) }),
                 };
                 let seq = disk.end_write(range, &for_the_stream(bytes), written.is_ok());
-                if let Some(seq) = seq.filter(|&seq| !disk.capture().may_acknowledge(seq)) {
-                    return self.helpers.hold(token, seq);
-                }
-                written.map(|()| Answer::Nothing)
+                return self.end_write(token, seq, written);
             }
             Transfer::Sync => result.map(|_| Answer::Nothing),
         };
         self.done.push_back(Done { token, result });
+    }
+
+    /// A write is committed, or has failed: it is done, or held.
+    fn end_write(&mut self, token: u64, seq: Option<WriteSeq>, written: io::Result<()>) {
+        let capture = self.device.as_protected().map(ProtectedDisk::capture);
+        let is_held = |seq: &WriteSeq| capture.is_some_and(|capture| !capture.may_acknowledge(*seq));
+        match seq.filter(is_held) {
+            Some(seq) => self.helpers.hold(token, seq),
+            None => self.done.push_back(Done { token, result: written.map(|()| Answer::Nothing) }),
+        }
     }
 
     /// Waits until a job is done or one of `watched` is ready. It may return for nothing.

@@ -173,6 +173,10 @@ pub const VIRTIO_REQUEST_BYTES_MAX: u64 = 64 << 20;
 pub const VIRTIO_BYTES_IN_FLIGHT_MAX: u64 = 64 << 20;
 /// Regions of a guest's memory.
 pub const VIRTIO_MEMORY_SLOTS_MAX: usize = 32;
+/// How long a hypervisor's export may take to answer a read.
+pub const NBD_REPLY_PATIENCE: Duration = Duration::from_secs(30);
+/// The longest line a hypervisor's monitor may say, in bytes.
+pub const QMP_LINE_BYTES_MAX: u64 = 16 << 20;
 /// Open images of one agent.
 pub const IMAGES_MAX: usize = 256;
 /// Rows of one page of a list.

@@ -4,6 +4,8 @@
 mod definition;
 mod qemu;
 mod qmp;
+mod tap;
 
 pub use definition::{DefinitionError, VmDefinition};
 pub use qemu::{Adapter, RunState, StartDisk, Started};
+pub(crate) use tap::{Missed, Tap};

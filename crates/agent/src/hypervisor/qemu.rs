@@ -1,7 +1,7 @@
 //! Plain QEMU: one process per VM, disks over NBD, told over QMP.
 
 use super::definition::VmDefinition;
-use super::qmp::Qmp;
+use super::qmp::{Qmp, QmpError};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal};
 use std::fs::File;
@@ -130,7 +130,7 @@ impl Adapter {
         self.run_dir.join(format!("{key}.qmp"))
     }
 
-    fn ask(&self, key: &str, command: &str) -> std::io::Result<serde_json::Value> {
+    fn ask(&self, key: &str, command: &str) -> Result<serde_json::Value, QmpError> {
         Qmp::connect(&self.control_socket(key))?.execute(command)
     }
 

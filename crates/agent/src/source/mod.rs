@@ -14,6 +14,7 @@ mod peers;
 mod rates;
 mod record;
 mod stalled;
+mod tapped;
 mod verify;
 mod vm;
 
@@ -42,6 +43,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tapped::VmTap;
 use types::limits::{DEFINITION_BYTES_MAX, DISKS_MAX, TAG_BYTES_MAX};
 use types::{CheckpointKind, Epoch, GroupId, RunNumber, VmId, is_plain_name};
 pub(crate) use vm::{ProtectedVm, with_sources};
@@ -183,8 +185,11 @@ impl Source {
             policy,
             paused: false,
             coordinator: request.coordinator.clone(),
+            qmp: request.qmp.clone().map(PathBuf::from),
         };
-        let vm = self.begin(record.clone())?;
+        let vm = self.begin(record)?;
+        // The VM may have told which disks it has.
+        let record = vm.record();
         if let Err(error) = self.state.save(&record.file_name(), &record) {
             self.end(&vm);
             return Err(error.into());
@@ -281,19 +286,27 @@ impl Source {
 
     /// Ends a protection. The VM's image stays as it is; its socket goes.
     pub(crate) fn unprotect(self: &Arc<Self>, name: &str) -> Result<()> {
-        if let Some(stalled) = self.stalled().remove(name) {
+        let stalled = self.stalled().remove(name);
+        if let Some(stalled) = stalled {
+            // A VM that cannot be reached has ended, and has no trace of a tap.
+            if let Some(control) = stalled.record.qmp.clone()
+                && let Ok(tap) = VmTap::open(self, &mut stalled.record.clone(), &control)
+            {
+                tap.detach()?;
+            }
             self.state.remove(&stalled.record.file_name())?;
             self.state.remove(&stalled.record.map_name())?;
             self.state.remove(&stalled.record.region_log_name())?;
             return Ok(());
         }
         let vm = self.vm(name)?;
-        if vm.clients() > 0 {
+        let record = vm.record();
+        if record.qmp.is_none() && vm.clients() > 0 {
             return Err(OperationError::conflict(format!(
                 "VM {name} runs on the agent's socket; stop it first, then start it on its plain image"
             )));
         }
-        let record = vm.record();
+        vm.detach()?;
         self.state.remove(&record.file_name())?;
         self.end(&vm);
         self.state.remove(&record.map_name())?;
@@ -320,6 +333,25 @@ impl Source {
                 );
             }
         });
+    }
+
+    /// The writes of a VM that runs on its own image do not arrive any more: it is taken up anew as soon as it can
+    /// be reached.
+    fn lose_tap(self: &Arc<Self>, name: &str, why: &str) {
+        let Ok(vm) = self.vm(name) else { return };
+        tracing::warn!(vm = name, why, "the tap is lost; the VM is taken up again by itself");
+        self.vms().remove(name);
+        vm.group().leave(vm.id());
+        vm.stop();
+        // What is kept of its blocks is about to be opened again.
+        for _ in 0..100 {
+            if Arc::strong_count(&vm) == 1 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let stalled = Stalled { record: vm.record(), error: why.to_owned() };
+        self.stalled().insert(name.to_owned(), stalled);
     }
 
     fn end(self: &Arc<Self>, vm: &Arc<ProtectedVm>) {
@@ -401,7 +433,7 @@ fn check_name(what: &str, name: &str) -> Result<()> {
 }
 
 fn check_disks(request: &ProtectRequest) -> Result<()> {
-    if request.disks.is_empty() || request.disks.len() > DISKS_MAX {
+    if (request.disks.is_empty() && request.qmp.is_none()) || request.disks.len() > DISKS_MAX {
         return Err(OperationError::invalid(format!("name 1 to {DISKS_MAX} disks with --disk NAME=PATH")));
     }
     let mut names: Vec<_> = request.disks.iter().map(|disk| disk.name.as_str()).collect();

@@ -22,6 +22,9 @@ pub(crate) struct ProtectionRecord {
     /// The agent that coordinates the group, where it is not this one.
     #[serde(default)]
     pub(crate) coordinator: Option<String>,
+    /// The control socket of a VM that runs on its own image; then the paths of disks are its own names for them.
+    #[serde(default)]
+    pub(crate) qmp: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -32,6 +32,7 @@ impl Stalled {
             link: "down".into(),
             last_error: Some(self.error.clone()),
             socket: String::new(),
+            qmp: record.qmp.as_ref().map(|path| path.display().to_string()),
             clients: 0,
             disks: disks.collect(),
             rpo_now_seconds: None,

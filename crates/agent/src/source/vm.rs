@@ -4,6 +4,7 @@ use super::Source;
 use super::driver::{self, Command, StreamStatus};
 use super::group::Group;
 use super::record::ProtectionRecord;
+use super::tapped::VmTap;
 use crate::clock;
 use crate::disk_server::DiskServer;
 use crate::error::{OperationError, Result};
@@ -11,7 +12,10 @@ use crate::policy::Policy;
 use anyhow::Context;
 use replication::{KeptStream, SyncReason};
 use splitter::nbd::Export;
-use splitter::{BlockDevice, Capture, CaptureConfig, DirtyMap, MapFile, ProtectedDisk, RawDisk, RegionLog};
+use splitter::{
+    BlockDevice, Capture, CaptureConfig, DirtyMap, DiskIdentity, LocalDisk, MapFile, ProtectedDisk, RawDisk,
+    RegionLog,
+};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::{Notify, mpsc};
@@ -29,6 +33,8 @@ pub(crate) struct ProtectedVm {
     server: Mutex<Option<DiskServer>>,
     /// Clients over TCP: their connections, for as long as they last.
     remote: Mutex<Vec<UnixStream>>,
+    /// Of a VM that runs on its own image.
+    tap: Option<Arc<VmTap>>,
     commands: mpsc::UnboundedSender<Command>,
     status: Mutex<StreamStatus>,
     /// The streams that what is marked was kept for when the agent last ended.
@@ -41,22 +47,21 @@ impl ProtectedVm {
     pub(crate) fn start(
         source: &Arc<Source>,
         group: &Arc<Group>,
-        record: ProtectionRecord,
+        mut record: ProtectionRecord,
     ) -> Result<Arc<Self>> {
         let id: VmId = record.vm.parse().map_err(|_| anyhow::anyhow!("VM id of {} is no id", record.name))?;
-        let mut raws = Vec::new();
-        for disk in &record.disks {
-            raws.push(
-                RawDisk::open(&disk.path).map_err(|error| OperationError::invalid(with_sources(&error)))?,
-            );
-        }
+        let tap = match record.qmp.clone() {
+            Some(control) => Some(Arc::new(VmTap::open(source, &mut record, &control)?)),
+            None => None,
+        };
+        let (locals, facts) = open_disks(&record, tap.as_deref())?;
         let wake = Arc::new(Notify::new());
-        let sizes: Vec<u64> = raws.iter().map(RawDisk::size_bytes).collect();
+        let sizes: Vec<u64> = facts.iter().map(|(size, _)| *size).collect();
         let waker = {
             let wake = wake.clone();
             Box::new(move || wake.notify_one())
         };
-        let Tracking { map, regions, kept, suspects_because } = Tracking::open(source, &record, id, &raws)?;
+        let Tracking { map, regions, kept, suspects_because } = Tracking::open(source, &record, id, &facts)?;
         let counter = group.counter().clone();
         let buffer = CaptureConfig {
             buffer_bytes_max: record.policy.buffer_bytes,
@@ -65,15 +70,17 @@ impl ProtectedVm {
             gate: group.gate().clone(),
         };
         let capture = Arc::new(Capture::new(counter, &sizes, map, regions, buffer, waker));
-        let disks: Vec<_> = raws
+        let disks: Vec<_> = locals
             .into_iter()
             .enumerate()
-            .map(|(at, raw)| {
-                Arc::new(ProtectedDisk::new(DiskIndex(at as u16), Box::new(raw), capture.clone()))
-            })
+            .map(|(at, local)| Arc::new(ProtectedDisk::new(DiskIndex(at as u16), local, capture.clone())))
             .collect();
         let server = DiskServer::serve(&source.run_dir.join("vms"), &record.name, exports(&record, &disks))?;
+        if let Some(tap) = &tap {
+            tap.attach(&capture, server.path())?;
+        }
         let (commands, inbox) = mpsc::unbounded_channel();
+        let name = record.name.clone();
         let vm = Arc::new(Self {
             id,
             status: Mutex::new(StreamStatus::default()),
@@ -83,10 +90,14 @@ impl ProtectedVm {
             disks,
             server: Mutex::new(Some(server)),
             remote: Mutex::default(),
+            tap: tap.clone(),
             commands,
             kept,
             suspects_because,
         });
+        if let Some(tap) = &tap {
+            tap.watch(source, &name)?;
+        }
         tokio::spawn(driver::drive(vm.clone(), source.clone(), wake, inbox));
         Ok(vm)
     }
@@ -158,6 +169,11 @@ impl ProtectedVm {
         remote.push(connection);
     }
 
+    /// Leaves a VM that runs on its own image without a trace; one that runs on our sockets is not changed.
+    pub(super) fn detach(&self) -> Result<()> {
+        self.tap.as_ref().map_or(Ok(()), |tap| tap.detach())
+    }
+
     /// The disks by their names.
     pub(super) fn exports(&self) -> Vec<Export> {
         exports(&self.record(), &self.disks)
@@ -170,6 +186,9 @@ impl ProtectedVm {
 
     /// Ends the stream and closes the socket. Open disks are released once nobody uses them.
     pub(crate) fn stop(&self) {
+        if let Some(tap) = &self.tap {
+            tap.end();
+        }
         self.command(Command::Stop);
         let server = self.server.lock().expect("a panic aborts the process").take();
         drop(server);
@@ -193,7 +212,7 @@ impl ProtectedVm {
         let socket = server.as_ref().map(|server| server.path().display().to_string()).unwrap_or_default();
         let disks = record.disks.iter().zip(&self.disks).enumerate().map(|(at, (disk, open))| api::Disk {
             name: disk.name.clone(),
-            size_bytes: open.size_bytes(),
+            size_bytes: BlockDevice::size_bytes(&**open),
             path: disk.path.display().to_string(),
             vhost_user_socket: server.as_ref().and_then(|server| server.vhost_user_socket(at)),
         });
@@ -213,6 +232,7 @@ impl ProtectedVm {
             link: stream.link,
             last_error: stream.last_error,
             socket,
+            qmp: record.qmp.as_ref().map(|path| path.display().to_string()),
             clients: self.clients(),
             disks,
             rpo_now_seconds: rpo_now,
@@ -242,6 +262,26 @@ impl ProtectedVm {
     }
 }
 
+/// Disks to be protected, with their sizes and which files they are.
+type OpenDisks = (Vec<Box<dyn LocalDisk>>, Vec<(u64, Option<DiskIdentity>)>);
+
+fn open_disks(record: &ProtectionRecord, tap: Option<&VmTap>) -> Result<OpenDisks> {
+    let (mut locals, mut facts) = (Vec::<Box<dyn LocalDisk>>::new(), Vec::new());
+    if let Some(tap) = tap {
+        for disk in tap.disks() {
+            facts.push((disk.size_bytes(), None));
+            locals.push(Box::new(disk.clone()));
+        }
+        return Ok((locals, facts));
+    }
+    for disk in &record.disks {
+        let raw = RawDisk::open(&disk.path).map_err(|error| OperationError::invalid(with_sources(&error)))?;
+        facts.push((raw.size_bytes(), raw.identity().context("look at the disks")?));
+        locals.push(Box::new(raw));
+    }
+    Ok((locals, facts))
+}
+
 /// What is kept of a VM's blocks over the agent's death, and what can be continued from it.
 struct Tracking {
     map: DirtyMap,
@@ -251,16 +291,19 @@ struct Tracking {
 }
 
 impl Tracking {
-    fn open(source: &Source, record: &ProtectionRecord, id: VmId, raws: &[RawDisk]) -> Result<Self> {
+    fn open(
+        source: &Source,
+        record: &ProtectionRecord,
+        id: VmId,
+        disks: &[(u64, Option<DiskIdentity>)],
+    ) -> Result<Self> {
         let (map_path, log_path) =
             (source.state.path(&record.map_name()), source.state.path(&record.region_log_name()));
-        let disks = raws.iter().map(|raw| Ok((raw.size_bytes(), raw.identity()?)));
-        let disks = disks.collect::<std::io::Result<Vec<_>>>().context("look at the disks")?;
         let map = MapFile::open(&map_path)
-            .and_then(|file| DirtyMap::open(Box::new(file), id, &disks, source.boot_id))
+            .and_then(|file| DirtyMap::open(Box::new(file), id, disks, source.boot_id))
             .with_context(|| format!("open dirty map {}", map_path.display()))?;
         let regions = MapFile::open(&log_path)
-            .and_then(|file| RegionLog::open(Box::new(file), id, &disks, REGION_LOG_BYTES))
+            .and_then(|file| RegionLog::open(Box::new(file), id, disks, REGION_LOG_BYTES))
             .with_context(|| format!("open dirty-region log {}", log_path.display()))?;
         let of_map = map.kept();
         // Only a crash of the host takes the map; the log is what is left then.

@@ -157,6 +157,7 @@ impl Pair {
             name: name.to_owned(),
             group: None,
             coordinator: None,
+            qmp: None,
             disks: vec![ProtectDisk { name: "vda".into(), path: path.display().to_string() }],
             peer: format!("127.0.0.1:{}", self.port),
             definition: None,

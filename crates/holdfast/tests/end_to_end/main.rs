@@ -13,4 +13,5 @@ mod refusals;
 mod stage;
 mod streams;
 mod synchronous;
+mod tap;
 mod vhost_user;

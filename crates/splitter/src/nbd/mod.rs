@@ -9,6 +9,7 @@
 //! Each connection has a thread and a queue of its own, so a slow or greedy one holds up nobody.
 
 mod before_tls;
+mod client;
 mod negotiate;
 mod protocol;
 mod reply;
@@ -17,5 +18,6 @@ mod server;
 mod transmit;
 
 pub use before_tls::before_tls;
+pub use client::Client;
 pub(crate) use server::bind_socket;
 pub use server::{BindError, Export, Server, serve_greeted};

@@ -80,7 +80,9 @@ pub(super) mod chunk {
     pub(in crate::nbd) const DONE: u16 = 1;
     pub(in crate::nbd) const NONE: u16 = 0;
     pub(in crate::nbd) const OFFSET_DATA: u16 = 1;
+    pub(in crate::nbd) const OFFSET_HOLE: u16 = 2;
     pub(in crate::nbd) const BLOCK_STATUS: u16 = 5;
+    pub(in crate::nbd) const IS_ERROR: u16 = 0x8000;
     pub(in crate::nbd) const ERROR: u16 = 0x8001;
 }
 
