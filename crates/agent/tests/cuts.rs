@@ -76,6 +76,7 @@ impl Stage {
             name: vm.into(),
             group: Some("shop".into()),
             coordinator,
+            qmp: None,
             disks: vec![ProtectDisk { name: "vda".into(), path: path.display().to_string() }],
             peer: self.address("far"),
             definition: None,

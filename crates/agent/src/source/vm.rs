@@ -269,7 +269,7 @@ fn open_disks(record: &ProtectionRecord, tap: Option<&VmTap>) -> Result<OpenDisk
     let (mut locals, mut facts) = (Vec::<Box<dyn LocalDisk>>::new(), Vec::new());
     if let Some(tap) = tap {
         for disk in tap.disks() {
-            facts.push((disk.size_bytes(), None));
+            facts.push((disk.size_bytes(), Some(disk.identity())));
             locals.push(Box::new(disk.clone()));
         }
         return Ok((locals, facts));

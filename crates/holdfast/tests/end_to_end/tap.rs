@@ -79,6 +79,7 @@ fn goes_on_without_the_agent(format: &str) {
     let before = traces(&stage);
     protect(&stage, &qmp).unwrap();
     stage.a.wait_for_state("web", "journaling", SOON).unwrap();
+    more_ticks(&mut guest, 5);
     stage.tag("web", "web", "early");
     for _ in 0..2 {
         more_ticks(&mut guest, 5);
