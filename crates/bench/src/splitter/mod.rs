@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use generator::Sample;
 pub(crate) use generator::run as run_generator;
 use std::path::Path;
-use targets::{Holdfast, Journal, Protection, Qemu};
+use targets::{Holdfast, Journal, Protection, Qemu, RunningVm};
 
 const IMAGE_BYTES: u64 = 2 << 30;
 
@@ -35,7 +35,7 @@ const STREAMED: Workload = workload("128 KiB sequential, depth 8", false, 128 <<
 const STREAMED_LARGE: Workload = workload("1 MiB sequential, depth 8", false, 1 << 20, 8);
 
 pub(crate) fn run(run: &Run) -> Result<Vec<Figure>> {
-    run.sections(&[("nbd", nbd), ("vhost", vhost)])
+    run.sections(&[("nbd", nbd), ("vhost", vhost), ("tap", tap)])
 }
 
 /// Samples of one target, by workload and round.
@@ -152,6 +152,31 @@ fn vhost(run: &Run) -> Result<Vec<Figure>> {
         let goal = if *goal > 0.0 { Goal::AtMost(15.0) } else { Goal::None };
         figures.push(Figure::alone(&format!("{title}: added at depth 1, p50"), &p50, "µs", goal));
         figures.push(Figure::alone(&format!("{title}: added at depth 1, p99"), &p99, "µs", Goal::None));
+    }
+    Ok(figures)
+}
+
+/// What a tap costs a VM that runs on its own image, beside the same VM without one.
+fn tap(run: &Run) -> Result<Vec<Figure>> {
+    const WORKLOADS: &[Workload] = &[RANDOM_ONE, RANDOM_MANY, STREAMED];
+    let image = targets::preallocated(&run.folder, IMAGE_BYTES)?;
+    let [mut with, mut without] = [(); 2].map(|()| Samples::new(WORKLOADS));
+    for _ in 0..run.rounds() {
+        let vm = RunningVm::start(&run.folder, &image)?;
+        let socket = vm.socket().to_owned();
+        let sample = |workload: &Workload, seconds| generator::over_vhost_user(&socket, workload, seconds);
+        without.measure(run, sample, || Ok(()))?;
+        let target = Holdfast::tap(&run.folder, &vm)?;
+        with.measure(run, sample, || target.wait_until_drained())?;
+    }
+    let mut figures = Vec::new();
+    for workload in WORKLOADS {
+        figures.push(with.against(&without, "tapped, journal in memory", workload, Goal::None));
+        for (name, value) in [("p50", (|s| s.p50_micros) as fn(&Sample) -> f64), ("p99", |s| s.p99_micros)] {
+            let name = format!("tapped: {}, {name}", workload.name);
+            let (ours, theirs) = (with.all(workload, value), without.all(workload, value));
+            figures.push(Figure::against(&name, &ours, &theirs, "µs", Goal::None));
+        }
     }
     Ok(figures)
 }

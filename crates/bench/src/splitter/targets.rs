@@ -2,9 +2,10 @@
 
 use crate::clock::Moment;
 use crate::disk::written_file;
-use crate::stream::Pair;
+use crate::stream::{Pair, Qmp};
 use anyhow::{Context, Result, bail};
 use api::ProtectSettings;
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -72,7 +73,7 @@ impl Qemu {
         command
     }
 
-    fn start(mut command: Command, socket: PathBuf) -> Result<Self> {
+    pub(super) fn start(mut command: Command, socket: PathBuf) -> Result<Self> {
         let _ = std::fs::remove_file(&socket);
         let process = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
         let process = process.with_context(|| format!("start {command:?}; is it installed?"))?;
@@ -105,6 +106,46 @@ impl Drop for Qemu {
     }
 }
 
+/// A VM on its own image. Its processor stands still: what a guest would write comes through an export of the node
+/// that its disk is on, so the VM itself costs nothing.
+pub(super) struct RunningVm {
+    qemu: Qemu,
+    control: PathBuf,
+}
+
+impl RunningVm {
+    pub(super) fn start(folder: &Path, image: &Path) -> Result<Self> {
+        let (control, own, socket) = (folder.join("vm.qmp"), folder.join("own.qmp"), folder.join("vm.vhost"));
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args(["-machine", "q35,accel=tcg", "-m", "64", "-nodefaults", "-display", "none", "-S"]);
+        let node = format!(
+            "driver=raw,node-name=disk,file.driver=file,file.filename={},cache.direct=on,\
+             file.cache.direct=on,file.aio=io_uring",
+            image.display()
+        );
+        command.args(["-blockdev", &node, "-device", "virtio-blk-pci,drive=disk,share-rw=on"]);
+        for monitor in [&control, &own] {
+            command.args(["-qmp", &format!("unix:{},server=on,wait=off", monitor.display())]);
+        }
+        let mut qemu = Qemu::start(command, own.clone())?;
+        let mut qmp = Qmp::connect(&own)?;
+        let _ = std::fs::remove_file(&socket);
+        qmp.ask(
+            "block-export-add",
+            &json!({
+                "type": "vhost-user-blk", "id": "guest", "node-name": "disk", "writable": true,
+                "addr": { "type": "unix", "path": socket }
+            }),
+        )?;
+        qemu.socket = socket;
+        Ok(Self { qemu, control })
+    }
+
+    pub(super) fn socket(&self) -> &str {
+        self.qemu.socket()
+    }
+}
+
 /// Where the recovery side keeps its journal and replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Journal {
@@ -131,6 +172,22 @@ const VM: &str = "vm";
 
 impl Holdfast {
     pub(super) fn start(folder: &Path, image: &Path, protection: Protection) -> Result<Self> {
+        let target = Self::agents(folder, protection)?;
+        target.pair.protect_image(VM, image, ProtectSettings::default())?;
+        if protection == Protection::Paused {
+            target.pair.pause(VM)?;
+        }
+        Ok(target)
+    }
+
+    /// A VM under the tap, replicated into memory.
+    pub(super) fn tap(folder: &Path, vm: &RunningVm) -> Result<Self> {
+        let target = Self::agents(folder, Protection::Replicated(Journal::InMemory))?;
+        target.pair.protect_running(VM, &vm.control, ProtectSettings::default())?;
+        Ok(target)
+    }
+
+    fn agents(folder: &Path, protection: Protection) -> Result<Self> {
         let ours = folder.join("pair");
         let in_memory = PathBuf::from(format!("/dev/shm/holdfast-bench-{}", std::process::id()));
         let folders = vec![ours.clone(), in_memory.clone()];
@@ -148,10 +205,6 @@ impl Holdfast {
             (String::new(), String::new())
         };
         let pair = Pair::start_with(&ours, &buffers, &journals)?;
-        pair.protect_image(VM, image, ProtectSettings::default())?;
-        if protection == Protection::Paused {
-            pair.pause(VM)?;
-        }
         Ok(Self { pair, protection, folders })
     }
 

@@ -201,13 +201,14 @@ fn credentials(tls: &Path, role: &str) -> Result<()> {
     Ok(())
 }
 
-struct Qmp {
+/// A monitor of QEMU.
+pub(crate) struct Qmp {
     reader: BufReader<UnixStream>,
     writer: UnixStream,
 }
 
 impl Qmp {
-    fn connect(path: &Path) -> Result<Self> {
+    pub(crate) fn connect(path: &Path) -> Result<Self> {
         let begun = Moment::now();
         let stream = loop {
             match UnixStream::connect(path) {
@@ -231,7 +232,7 @@ impl Qmp {
         serde_json::from_str(&line).context("read from the monitor")
     }
 
-    fn ask(&mut self, command: &str, arguments: &Value) -> Result<()> {
+    pub(crate) fn ask(&mut self, command: &str, arguments: &Value) -> Result<()> {
         writeln!(self.writer, "{}", json!({ "execute": command, "arguments": arguments }))?;
         loop {
             let answer = self.read()?;

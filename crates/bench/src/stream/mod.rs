@@ -15,6 +15,7 @@ mod tls;
 use crate::Run;
 use crate::figures::Figure;
 use anyhow::Result;
+pub(crate) use mirror::Qmp;
 pub(crate) use pair::{Pair, run_agent};
 
 /// Runs every section that is wanted.

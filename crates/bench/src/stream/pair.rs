@@ -232,6 +232,20 @@ impl Pair {
         Ok(begun.elapsed())
     }
 
+    /// Protects a VM that runs on its own image, and waits until it is journaling.
+    pub(crate) fn protect_running(
+        &self,
+        name: &str,
+        control: &Path,
+        settings: ProtectSettings,
+    ) -> Result<()> {
+        let mut request = self.request(name, control, settings);
+        request.qmp = Some(control.display().to_string());
+        request.disks.clear();
+        self.runtime.block_on(self.our_client().protect(&request))?;
+        self.wait_for_state(name, "journaling")
+    }
+
     /// Pauses a VM's replication: its writes only mark the bitmap.
     pub(crate) fn pause(&self, name: &str) -> Result<()> {
         self.runtime.block_on(self.our_client().pause(name))?;
