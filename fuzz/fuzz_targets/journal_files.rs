@@ -4,9 +4,7 @@
 
 use batch::{Batch, BatchMeta, Codec, Kind, Record, encode, encode_mark};
 use bytes::Bytes;
-use journal::{
-    AppendMeta, CheckpointQuery, Journal, Mode, Settings, Store, StoreFile, Thinning, Upkeep, verify,
-};
+use journal::{AppendMeta, CheckpointQuery, Journal, Mode, Settings, Store, Thinning, Upkeep, verify};
 use libfuzzer_sys::fuzz_target;
 use sim::SimStore;
 use std::sync::{Arc, LazyLock};

@@ -171,6 +171,8 @@ pub const VIRTIO_SEGMENTS_MAX: u32 = 254;
 /// Data of one request, in bytes, and data of one queue's requests after which no more is taken.
 pub const VIRTIO_REQUEST_BYTES_MAX: u64 = 64 << 20;
 pub const VIRTIO_BYTES_IN_FLIGHT_MAX: u64 = 64 << 20;
+/// Regions of memory of all guests, and what else they share with the agent.
+pub const SHARED_MAPPINGS_MAX: usize = 8192;
 /// Regions of a guest's memory.
 pub const VIRTIO_MEMORY_SLOTS_MAX: usize = 32;
 /// How long a hypervisor's export may take to answer a read.

@@ -68,6 +68,26 @@ pub struct Request {
     pub(super) status: GuestAddress,
 }
 
+impl Request {
+    /// Panics where it asks for anything outside of the disk, or for more or less data than it has room for.
+    pub fn assert_within<M: GuestMemory>(&self, memory: &M, disk_bytes: u64) {
+        let has = |pieces: &[Piece], len: usize| assert_eq!(total(pieces), len as u64);
+        match self.wanted {
+            Wanted::Read { at, len } => {
+                assert!(ByteRange::new(at, len as u64).fits(disk_bytes));
+                has(&self.to_guest, len);
+            }
+            Wanted::Write { at, len } => {
+                assert!(ByteRange::new(at, len as u64).fits(disk_bytes));
+                has(&self.from_guest, len);
+                let _ = fetch(memory, &self.from_guest, &mut vec![0; len]);
+            }
+            Wanted::Discard { range } | Wanted::Zero { range, .. } => assert!(range.fits(disk_bytes)),
+            Wanted::Flush | Wanted::Serial | Wanted::Refused(_) => {}
+        }
+    }
+}
+
 /// A chain no driver makes. There is no way to answer it: the queue stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BrokenChain {

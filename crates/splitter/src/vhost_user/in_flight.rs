@@ -22,6 +22,7 @@
 //!
 //! A region whose `used_idx` is not the ring's was left between 2 and 3: the last head is finished.
 
+use super::shared_memory::Watched;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -47,6 +48,8 @@ fn queue_bytes(queue_size: u16) -> usize {
 /// A mapped region. It is unmapped once nobody uses a queue of it any more.
 #[derive(Debug)]
 pub(super) struct Region {
+    /// None once it is unmapped.
+    watched: Option<Watched>,
     start: *mut u8,
     len: usize,
     queues: u16,
@@ -90,7 +93,12 @@ impl Region {
                 offset,
             )
         }?;
-        Ok(Self { start: start.cast(), len, queues, queue_size })
+        let region =
+            Self { watched: Watched::begin(start.cast(), len), start: start.cast(), len, queues, queue_size };
+        match region.watched {
+            Some(_) => Ok(region),
+            None => Err(io::Error::other("too many guests share their memory")),
+        }
     }
 
     /// The part of one queue; none where the region has none for it.
@@ -106,6 +114,7 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
+        self.watched = None;
         // SAFETY: mapped by `map` with this length; nothing refers to it any more.
         let _ = unsafe { rustix::mm::munmap(self.start.cast(), self.len) };
     }
@@ -120,6 +129,11 @@ pub(super) struct InFlight {
 }
 
 impl InFlight {
+    /// Whether the hypervisor has taken it away.
+    pub(super) fn is_lost(&self) -> bool {
+        self.region.watched.as_ref().is_some_and(Watched::is_lost)
+    }
+
     fn at(&self, offset: usize, bytes: usize) -> *mut u8 {
         let at = self.base + offset;
         assert!(at + bytes <= self.region.len && at.is_multiple_of(bytes));

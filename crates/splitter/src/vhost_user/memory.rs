@@ -1,25 +1,29 @@
 //! The guest's memory, as QEMU shares it.
 
+use super::shared_memory::Watched;
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 /// One stretch of it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Stretch {
     /// Where QEMU has it mapped: queues are given by such addresses.
     user_address: u64,
     guest_address: u64,
     len: u64,
+    watched: Arc<Watched>,
 }
 
 /// All of it, mapped. Clones share the mapping.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Memory {
+    /// Dropped before the mapping is.
+    stretches: Arc<Vec<Stretch>>,
     pub(super) guest: GuestMemoryMmap<()>,
-    stretches: std::sync::Arc<Vec<Stretch>>,
 }
 
 impl Memory {
@@ -48,7 +52,7 @@ impl Memory {
     pub(super) fn with(&self, region: &VhostUserMemoryRegion, file: File) -> io::Result<Self> {
         let (mapping, stretch) = map_one(region, file)?;
         let guest = self.guest.insert_region(mapping.into()).map_err(io::Error::other)?;
-        let mut stretches: Vec<Stretch> = self.copied();
+        let mut stretches = self.stretches.to_vec();
         stretches.push(stretch);
         Ok(Self { guest, stretches: stretches.into() })
     }
@@ -60,14 +64,14 @@ impl Memory {
     pub(super) fn without(&self, region: &VhostUserMemoryRegion) -> io::Result<Self> {
         let base = GuestAddress(region.guest_phys_addr);
         let (guest, _) = self.guest.remove_region(base, region.memory_size).map_err(io::Error::other)?;
-        let mut stretches = self.copied();
+        let mut stretches = self.stretches.to_vec();
         stretches.retain(|stretch| stretch.guest_address != region.guest_phys_addr);
         Ok(Self { guest, stretches: stretches.into() })
     }
 
-    fn copied(&self) -> Vec<Stretch> {
-        let copy = |stretch: &Stretch| Stretch { ..*stretch };
-        self.stretches.iter().map(copy).collect()
+    /// Whether the hypervisor has taken some of it away, without a word.
+    pub(super) fn is_lost(&self) -> bool {
+        self.stretches.iter().any(|stretch| stretch.watched.is_lost())
     }
 
     /// The guest's address of what QEMU has at `user_address`.
@@ -87,8 +91,10 @@ fn map_one(region: &VhostUserMemoryRegion, file: File) -> io::Result<(GuestRegio
     }
     // The file's length is checked, and overlapping stretches are refused.
     let place = FileOffset::new(file, region.mmap_offset);
-    let mapping = MmapRegion::from_file(place, len as usize).map_err(io::Error::other)?;
+    let mapping = MmapRegion::<()>::from_file(place, len as usize).map_err(io::Error::other)?;
+    let watched = Watched::begin(mapping.as_ptr(), mapping.size());
+    let watched = Arc::new(watched.ok_or_else(|| refuse("too many guests share their memory"))?);
     let mapping =
         GuestRegionMmap::new(mapping, GuestAddress(at)).ok_or_else(|| refuse("a region of memory"))?;
-    Ok((mapping, Stretch { user_address: region.user_addr, guest_address: at, len }))
+    Ok((mapping, Stretch { user_address: region.user_addr, guest_address: at, len, watched }))
 }

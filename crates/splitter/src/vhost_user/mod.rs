@@ -18,6 +18,7 @@ mod features;
 mod in_flight;
 mod memory;
 mod server;
+mod shared_memory;
 mod vring;
 
 pub use chain::{BrokenChain, parse_request};

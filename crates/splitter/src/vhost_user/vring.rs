@@ -172,7 +172,7 @@ impl Vring {
     fn take_all(&mut self) -> bool {
         let mut any = false;
         let taken = loop {
-            match self.take_some() {
+            match self.take_some().and_then(|taken| self.check_memory().map(|()| taken)) {
                 Ok(0) => break Ok(()),
                 Ok(_) => any = true,
                 Err(error) => break Err(error),
@@ -183,6 +183,13 @@ impl Vring {
             tracing::error!(disk = self.setup.label, %error, "the guest's driver misbehaves: its queue is served no more until it is reset");
         }
         any
+    }
+
+    /// Nothing is believed of memory that was taken away: it reads as zeroes.
+    fn check_memory(&self) -> Result<(), TakeError> {
+        let is_lost =
+            self.setup.memory.is_lost() || self.setup.in_flight.as_ref().is_some_and(InFlight::is_lost);
+        if is_lost { Err(TakeError::MemoryLost) } else { Ok(()) }
     }
 
     fn take_some(&mut self) -> Result<usize, TakeError> {
@@ -217,6 +224,8 @@ impl Vring {
         let size = self.setup.device.size_bytes();
         let request = parse_request(&self.setup.memory.guest, table, queue.size(), head, size)?;
         let action = self.action(&request)?;
+        // Before a write of what was read from there reaches the disk.
+        self.check_memory()?;
         let data_bytes = match &action {
             Ok(Action::Read { len, .. }) => *len as u64,
             Ok(Action::Write { bytes, .. }) => bytes.len() as u64,
@@ -326,6 +335,8 @@ enum TakeError {
     Chain(#[from] BrokenChain),
     #[error("descriptor {0} is in flight already, or is none of the queue's")]
     Head(u16),
+    #[error("the guest's memory was taken away")]
+    MemoryLost,
     #[error("the queue's rings: {0}")]
     Ring(#[from] virtio_queue::Error),
 }
