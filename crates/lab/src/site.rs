@@ -172,6 +172,11 @@ impl Site {
         lines[lines.len().saturating_sub(15)..].join("\n")
     }
 
+    /// The agent's process, while it runs.
+    pub fn agent_pid(&self) -> Option<u32> {
+        self.agent.as_ref().map(Child::id)
+    }
+
     /// `kill -9` of the agent.
     ///
     /// # Errors

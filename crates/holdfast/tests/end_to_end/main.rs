@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod api;
+mod bad_clients;
+mod bad_disks;
 mod configuration;
 mod failover;
 mod journals;

@@ -150,4 +150,8 @@ fn serve(stream: UnixStream, export: Export, label: String) {
         }
     }
     device.lock().expect("a panic aborts the process").stop_all();
+    // The server keeps the socket too, to end this from outside.
+    if let Ok(stream) = handler.try_clone_connection() {
+        let _ = stream.shutdown(std::net::Shutdown::Both);
+    }
 }

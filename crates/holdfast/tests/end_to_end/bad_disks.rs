@@ -1,0 +1,130 @@
+//! Local disks that fail, and files that shrink: the guest is told, the region is marked, and protection goes on.
+//!
+//! The disks are real: images on a small file system in memory, and a loop device on one. Making those takes root.
+
+use crate::stage::{Stage, same_bytes};
+use lab::NbdClient;
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const MIB: u64 = 1 << 20;
+
+/// A small file system in memory. It is unmounted when dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// None where this is not root.
+    fn mount(at: PathBuf, bytes: u64) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root can mount a file system");
+            return None;
+        }
+        std::fs::create_dir_all(&at).unwrap();
+        let size = format!("size={bytes}");
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&at));
+        Some(Self(at))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// A loop device on a file.
+struct LoopDevice(String);
+
+impl LoopDevice {
+    fn on(file: &Path) -> Self {
+        Self(run(Command::new("losetup").args(["-f", "--show"]).arg(file)).trim().to_owned())
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["-d", &self.0]).status();
+    }
+}
+
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn noise(len: usize) -> Vec<u8> {
+    (0..len as u32).map(|byte| (byte.wrapping_mul(2_654_435_761) >> 11) as u8).collect()
+}
+
+/// A disk that has room for only a part of itself, until the ballast beside it goes.
+fn fails_and_recovers(on_loop: bool, code: u32, disk_name: &str) {
+    let stage = Stage::set();
+    let Some(small) = SmallDisk::mount(stage.path("small"), 24 * MIB) else { return };
+    let (file, ballast) = (small.0.join("disk.raw"), small.0.join("ballast"));
+    OpenOptions::new().create_new(true).write(true).open(&file).unwrap().set_len(16 * MIB).unwrap();
+    std::fs::write(&ballast, vec![1; 16 << 20]).unwrap();
+    let device = on_loop.then(|| LoopDevice::on(&file));
+    let path = device.as_ref().map_or(file.clone(), |device| PathBuf::from(&device.0));
+    let socket = stage.protect("web", "web", &path);
+    let mut client = NbdClient::connect(&socket, "vda").unwrap();
+    let bytes = noise(1 << 20);
+    let mut failed = 0;
+    for at in (0..16 * MIB).step_by(1 << 20) {
+        if let Err(error) = client.write(at, &bytes) {
+            assert!(error.to_string().ends_with(&format!("error {code}")), "{error:#}");
+            failed += 1;
+        }
+    }
+    assert!((4..16).contains(&failed), "{failed} of 16 writes failed");
+    // Others are not held up, and the connection is whole.
+    client.write(0, &bytes[..4096]).unwrap();
+    std::fs::remove_file(&ballast).unwrap();
+    for at in (0..16 * MIB).step_by(1 << 20) {
+        client.write(at, &bytes).unwrap();
+    }
+    drop(client);
+    stage.drained("web");
+    assert!(same_bytes(&stage.copy_image("web", "latest", "image.raw"), &path));
+    let known = ["request failed", disk_name, "RPO exceeded"];
+    assert_eq!(stage.a.unannounced(&known).unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_full_file_system_is_told_to_the_guest_and_protection_goes_on() {
+    fails_and_recovers(false, 28, "small/disk.raw");
+}
+
+#[test]
+fn a_block_device_that_fails_writes_is_told_to_the_guest_and_protection_goes_on() {
+    fails_and_recovers(true, 28, "/dev/loop");
+}
+
+#[test]
+fn an_image_that_shrinks_fails_reads_and_holds_up_nobody() {
+    let stage = Stage::set();
+    let (shrinking, whole) = (stage.disk("shrinking.raw", 16 * MIB), stage.disk("whole.raw", 16 * MIB));
+    let sockets = [("web", &shrinking), ("db", &whole)].map(|(vm, disk)| stage.protect(vm, vm, disk));
+    let mut clients = sockets.map(|socket| NbdClient::connect(&socket, "vda").unwrap());
+    let file = OpenOptions::new().write(true).open(&shrinking).unwrap();
+    file.set_len(8 * MIB).unwrap();
+    let mut bytes = vec![0; 4096];
+    for at in [8 * MIB, 12 * MIB, 16 * MIB - 4096] {
+        let error = clients[0].read(at, &mut bytes).unwrap_err();
+        assert!(error.to_string().ends_with("error 5"), "{error:#}");
+    }
+    clients[0].read(4 * MIB, &mut bytes).unwrap();
+    clients[1].write(12 * MIB, &noise(4096)).unwrap();
+    // A write makes room again, as on any file; and a file of the old size is a whole disk again.
+    clients[0].write(12 * MIB, &noise(4096)).unwrap();
+    file.set_len(16 * MIB).unwrap();
+    stage.a.ask(&["vm", "verify", "web"]).unwrap_err();
+    stage.drained("web");
+    stage.drained("db");
+    for (vm, disk) in [("web", &shrinking), ("db", &whole)] {
+        assert!(same_bytes(&stage.copy_image(vm, "latest", &format!("{vm}.image")), disk), "{vm}");
+    }
+    let known = ["request failed", "RPO exceeded", "differ"];
+    assert_eq!(stage.a.unannounced(&known).unwrap(), Vec::<String>::new());
+}
