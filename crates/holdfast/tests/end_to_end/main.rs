@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod api;
+mod away;
 mod bad_clients;
 mod bad_disks;
 mod configuration;
