@@ -53,6 +53,8 @@ pub struct GuestOptions<'a> {
 pub enum GuestDisk {
     /// QEMU's `-blockdev` values, the last of which is the node `disk`.
     Blockdevs(Vec<String>),
+    /// An NBD socket whose export `vda` the guest's own kernel is the client of; QEMU only carries the bytes.
+    GuestKernel { socket: String },
     /// A vhost-user socket, with so many queues. QEMU connects again by itself.
     VhostUser { socket: String, queues: u16 },
 }
@@ -77,6 +79,10 @@ impl GuestDisk {
             GuestDisk::Blockdevs(values) => {
                 let nodes = values.iter().flat_map(|value| option("-blockdev", value));
                 nodes.chain(option("-device", "virtio-blk-pci,drive=disk,discard=on")).collect()
+            }
+            GuestDisk::GuestKernel { socket } => {
+                let net = format!("user,id=net,restrict=on,guestfwd=tcp:10.0.2.100:10809-unix:{socket}");
+                [option("-netdev", &net), option("-device", "virtio-net-pci,netdev=net,romfile=")].concat()
             }
             GuestDisk::VhostUser { socket, queues } => {
                 let device = format!("vhost-user-blk-pci,chardev=disk,num-queues={queues}");
@@ -122,7 +128,11 @@ impl Guest {
         command.args(["-machine", "q35,accel=tcg", "-cpu", "max", "-smp", "1", "-m", "256"]);
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
         command.arg("-kernel").arg(&options.files.kernel).arg("-initrd").arg(&options.files.initrd);
-        command.arg("-append").arg(format!("console=ttyS0 panic=-1 quiet {}", options.work.append()));
+        let client = match options.disk {
+            GuestDisk::GuestKernel { .. } => " holdfast.nbd=10.0.2.100",
+            _ => "",
+        };
+        command.arg("-append").arg(format!("console=ttyS0 panic=-1 quiet {}{client}", options.work.append()));
         command.arg("-serial").arg(format!("file:{}", console.display()));
         command.args(options.disk.arguments());
         for more in options.more {

@@ -61,6 +61,30 @@ impl GuestFiles {
         Ok(files)
     }
 
+    /// Makes a second initramfs: the first with the kernel's own NBD client added, and what it needs.
+    ///
+    /// # Errors
+    /// Where something is missing in the kernel's package or on this machine.
+    pub fn add_nbd_client(&self, package: &Path) -> Result<()> {
+        let mut archive = Archive::default();
+        let mut loaded = Vec::new();
+        for module in ["virtio_pci", "virtio_net", "nbd"] {
+            add_module(&package.join("lib/modules"), module, &mut archive, &mut loaded)?;
+        }
+        archive.file("modules.nbd", (loaded.join("\n") + "\n").as_bytes(), false);
+        archive.program(Path::new("/usr/sbin/nbd-client"))?;
+        // The kernel unpacks archives one after the other.
+        let mut bytes = std::fs::read(&self.initrd).context("read the initramfs")?;
+        bytes.resize(bytes.len().next_multiple_of(4096), 0);
+        bytes.extend(archive.finish());
+        std::fs::write(self.with_nbd_client().initrd, bytes).context("write the initramfs")
+    }
+
+    /// The same kernel, with the initramfs that has the kernel's NBD client.
+    pub fn with_nbd_client(&self) -> Self {
+        Self { initrd: self.initrd.with_extension("nbd"), ..self.clone() }
+    }
+
     /// The VM's definition, TOML, with `append` added to the kernel's command line.
     pub fn definition(&self, append: &str) -> String {
         format!(

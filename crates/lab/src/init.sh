@@ -18,15 +18,26 @@ while read -r module; do
         *) insmod "/$module.ko" ;;
     esac
 done < /modules
+disk=/dev/vda
+server=$(option nbd)
+if [ -n "$server" ]; then
+    disk=/dev/nbd0
+    while read -r module; do insmod "/$module.ko" 2> /dev/null; done < /modules.nbd
+    tries=0
+    while [ ! -e /sys/class/net/eth0 ] && [ $tries -lt 100 ]; do usleep 50000; tries=$((tries + 1)); done
+    ip addr add 10.0.2.15/24 dev eth0
+    ip link set eth0 up
+    /usr/sbin/nbd-client -N vda "$server" 10809 $disk -timeout 60
+fi
 tries=0
-while [ ! -b /dev/vda ] && [ $tries -lt 100 ]; do usleep 50000; tries=$((tries + 1)); done
+while [ ! -b $disk ] && [ $tries -lt 100 ]; do usleep 50000; tries=$((tries + 1)); done
 
 # The first pass replays the file system's own journal, as any boot would; the second looks for harm.
-/sbin/e2fsck -p /dev/vda > /tmp/fsck 2>&1
+/sbin/e2fsck -p $disk > /tmp/fsck 2>&1
 code=$?
-[ $code -le 1 ] && { /sbin/e2fsck -fn /dev/vda >> /tmp/fsck 2>&1; code=$?; }
+[ $code -le 1 ] && { /sbin/e2fsck -fn $disk >> /tmp/fsck 2>&1; code=$?; }
 if [ $code -eq 0 ]; then echo "FSCK CLEAN"; else cat /tmp/fsck; echo "FSCK $code"; fi
-mount -t ext4 /dev/vda /mnt || { echo "DONE cannot mount"; poweroff -f; }
+mount -t ext4 $disk /mnt || { echo "DONE cannot mount"; poweroff -f; }
 
 # The last record whose checksum holds is found from the end; a torn one may follow it.
 n=0
@@ -70,7 +81,7 @@ load() {
     done
 }
 
-[ -n "$(option read)" ] && while true; do dd if=/dev/vda of=/dev/null bs=64k iflag=direct 2> /dev/null; done &
+[ -n "$(option read)" ] && while true; do dd if=$disk of=/dev/null bs=64k iflag=direct 2> /dev/null; done &
 
 case "$(option work)" in
     tick) tick ;;
@@ -79,5 +90,6 @@ case "$(option work)" in
 esac
 sync
 umount /mnt
+[ -n "$server" ] && /usr/sbin/nbd-client -d $disk
 echo "DONE"
 poweroff -f

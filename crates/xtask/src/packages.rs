@@ -47,6 +47,7 @@ pub(crate) const PEERS: &[Tool] = &[
     tool("qemu-img", "qemu-utils", "another project's NBD client"),
     tool("openssl", "openssl", "another project's TLS, to say wrong things with"),
     tool("fio", "fio", "verified random load over NBD"),
+    tool("nbd-client", "nbd-client", "has a guest's kernel connect"),
 ];
 
 /// Installs what is missing of `tools`.

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 pub(crate) fn test(filter: Option<&str>) -> Result<()> {
     packages::ensure(packages::BUILD)?;
     packages::ensure(packages::PEERS)?;
-    guest()?;
+    guest()?.add_nbd_client(&target().join("guest/kernel-package"))?;
     let run = |arguments: &[&str]| {
         let mut command = cargo();
         command.env("HOLDFAST_GUEST_DIR", target().join("guest")).args(["test", "--quiet"]).args(arguments);

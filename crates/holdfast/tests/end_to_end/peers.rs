@@ -1,7 +1,9 @@
 //! Other people's NBD clients against our server: libnbd's tools and fio.
 
 use crate::stage::{Stage, same_bytes};
+use lab::{Guest, GuestDisk, GuestFiles, GuestOptions, Work, check_file_system, make_disk};
 use std::process::Command;
+use std::time::Duration;
 
 fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap();
@@ -165,4 +167,29 @@ fn a_disk_is_served_over_tcp_behind_tls_and_not_without() {
     })
     .unwrap();
     stage.a.ask(&["vm", "unprotect", "web"]).unwrap();
+}
+
+#[test]
+fn the_kernels_own_client_in_a_guest_writes_trims_and_flushes() {
+    let stage = Stage::set();
+    let disk = stage.path("disk.raw");
+    make_disk(&disk, 96 << 20).unwrap();
+    let socket = stage.protect("web", "web", &disk);
+    let files = GuestFiles::find().unwrap().with_nbd_client();
+    let mut guest = Guest::start(&GuestOptions {
+        files: &files,
+        work: Work::Burst,
+        disk: GuestDisk::GuestKernel { socket },
+        folder: stage.folder.path().to_path_buf(),
+        name: "guest",
+        more: &[],
+    })
+    .unwrap();
+    guest.console.wait_for("FSCK CLEAN", Duration::from_secs(120)).unwrap();
+    guest.console.wait_for("LOAD 8", Duration::from_secs(120)).unwrap();
+    guest.console.wait_for("DONE", Duration::from_secs(60)).unwrap();
+    stage.drained("web");
+    let image = stage.copy_image("web", "latest", "image.raw");
+    assert!(same_bytes(&image, &disk));
+    assert!(check_file_system(&image).unwrap());
 }
