@@ -38,7 +38,7 @@ pub enum RawDiskError {
     Kind { path: PathBuf },
     #[error("disk image {} has {size_bytes} bytes; whole 512-byte sectors up to 64 TiB are possible", path.display())]
     Size { path: PathBuf, size_bytes: u64 },
-    #[error("disk image {} is in {format} format; protect a raw image, or convert it with `qemu-img convert -O raw`", path.display())]
+    #[error("disk image {} is in {format} format, which only QEMU writes: protect the running VM with `--qmp`, or convert it with `qemu-img convert -O raw`", path.display())]
     Format { path: PathBuf, format: &'static str },
     #[error("cannot open disk image {}", path.display())]
     Io {
@@ -55,27 +55,12 @@ impl RawDisk {
     /// [`RawDiskError`] with what the operator can do.
     pub fn open(path: &Path) -> Result<Self, RawDiskError> {
         let path = path.to_path_buf();
-        let opened = match open_direct(&path) {
+        let file = match open_file(&path, libc::O_DIRECT) {
             // Not every file system can.
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                OpenOptions::new().read(true).write(true).open(&path)
+            Err(RawDiskError::Io { source, .. }) if source.kind() == io::ErrorKind::InvalidInput => {
+                open_file(&path, 0)?
             }
-            other => other,
-        };
-        let file = match opened {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(RawDiskError::Missing { path });
-            }
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
-                ) =>
-            {
-                return Err(RawDiskError::ReadOnly { path });
-            }
-            Err(source) => return Err(RawDiskError::Io { path, source }),
+            other => other?,
         };
         let io = |source| RawDiskError::Io { path: path.clone(), source };
         let facts = file.metadata().map_err(io)?;
@@ -87,6 +72,9 @@ impl RawDisk {
         }
         if !image_lock::try_lock(&file).map_err(io)? {
             return Err(RawDiskError::InUse { path });
+        }
+        if let Some(format) = foreign_format(&path) {
+            return Err(RawDiskError::Format { path, format });
         }
         let size_bytes = rustix::fs::seek(&file, SeekFrom::End(0)).map_err(|errno| io(errno.into()))?;
         if size_bytes == 0 || size_bytes > DISK_BYTES_MAX || !size_bytes.is_multiple_of(SECTOR_BYTES) {
@@ -101,11 +89,7 @@ impl RawDisk {
             }
         };
         let zeroes_fast = has_fast_zeroes(&file);
-        let disk = Self { file, path, size_bytes, zeroes_fast, unit_bytes };
-        match disk.foreign_format() {
-            Some(format) => Err(RawDiskError::Format { path: disk.path, format }),
-            None => Ok(disk),
-        }
+        Ok(Self { file, path, size_bytes, zeroes_fast, unit_bytes })
     }
 
     pub fn size_bytes(&self) -> u64 {
@@ -119,29 +103,12 @@ impl RawDisk {
             || (range.is_multiple_of(self.unit_bytes) && address.is_multiple_of(self.unit_bytes as usize))
     }
 
-    /// The name of an image format whose magic stands at the beginning: such a file is not a raw disk, and
-    /// serving it as one would let a guest see the container, not the disk.
-    fn foreign_format(&self) -> Option<&'static str> {
-        let mut start = [0; 8];
-        self.read_at(0, &mut start).ok()?;
-        match &start {
-            [b'Q', b'F', b'I', 0xfb, ..] => Some("qcow2"),
-            [b'K', b'D', b'M', b'V', ..] => Some("VMDK"),
-            b"vhdxfile" => Some("VHDX"),
-            b"conectix" => Some("VHD"),
-            _ => None,
-        }
-    }
-
     /// Which file this is and when it was last changed; none for a block device, which does not tell.
     ///
     /// # Errors
     /// As the file system says.
     pub fn identity(&self) -> io::Result<Option<DiskIdentity>> {
-        let facts = self.file.metadata()?;
-        let changed_at = WallTime(facts.ctime() * 1_000_000 + facts.ctime_nsec() / 1000);
-        let identity = DiskIdentity { device: facts.dev(), inode: facts.ino(), changed_at };
-        Ok(facts.is_file().then_some(identity))
+        identity_of(&self.file)
     }
 }
 
@@ -253,8 +220,41 @@ fn has_fast_zeroes(file: &File) -> bool {
     is_file && kind.is_ok_and(|kind| [EXT4, XFS, BTRFS, TMPFS].contains(&kind))
 }
 
-fn open_direct(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(path)
+/// The name of an image format whose magic stands at the beginning: such a file is not a raw disk, and serving it as
+/// one would let a guest see the container, not the disk.
+fn foreign_format(path: &Path) -> Option<&'static str> {
+    let mut start = [0; 8];
+    // Read as any file is: how long it is, and what direct I/O wants, is not known yet.
+    File::open(path).and_then(|file| file.read_exact_at(&mut start, 0)).ok()?;
+    match &start {
+        [b'Q', b'F', b'I', 0xfb, ..] => Some("qcow2"),
+        [b'K', b'D', b'M', b'V', ..] => Some("VMDK"),
+        b"vhdxfile" => Some("VHDX"),
+        b"conectix" => Some("VHD"),
+        _ => None,
+    }
+}
+
+/// Opens an image for reading and writing.
+pub(crate) fn open_file(path: &Path, flags: i32) -> Result<File, RawDiskError> {
+    use io::ErrorKind::{NotFound, PermissionDenied, ReadOnlyFilesystem};
+    let path = path.to_path_buf();
+    match OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path) {
+        Ok(file) => Ok(file),
+        Err(error) if error.kind() == NotFound => Err(RawDiskError::Missing { path }),
+        Err(error) if matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem) => {
+            Err(RawDiskError::ReadOnly { path })
+        }
+        Err(source) => Err(RawDiskError::Io { path, source }),
+    }
+}
+
+/// Which file this is and when it was last changed; none for a block device, which does not tell.
+pub(crate) fn identity_of(file: &File) -> io::Result<Option<DiskIdentity>> {
+    let facts = file.metadata()?;
+    let changed_at = WallTime(facts.ctime() * 1_000_000 + facts.ctime_nsec() / 1000);
+    let identity = DiskIdentity { device: facts.dev(), inode: facts.ino(), changed_at };
+    Ok(facts.is_file().then_some(identity))
 }
 
 /// What direct I/O to an open file is counted in, in bytes; none where it cannot be used.

@@ -8,6 +8,7 @@ mod bad_clients;
 mod bad_disks;
 mod configuration;
 mod failover;
+mod formats;
 mod journals;
 mod kill;
 mod order;
