@@ -2,7 +2,7 @@
 
 use crate::kill::more_ticks;
 use crate::stage::{SOON, Stage, refused, same_bytes};
-use lab::{Ticks, check_file_system, make_disk, read_file};
+use lab::{NbdClient, Ticks, check_file_system, make_disk, read_file};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -65,4 +65,27 @@ fn images_that_only_qemu_writes_are_named_with_what_to_do() {
     refused(stage.try_protect("web", "web", &image, &[]), 2, "with snapshots");
     std::fs::write(&image, b"QFI\xfb and then something else entirely").unwrap();
     refused(stage.try_protect("web", "web", &image, &[]), 2, "disk.qcow2");
+}
+
+#[test]
+fn what_a_qcow2_image_was_told_to_hold_is_there_after_a_kill_without_any_flush() {
+    let mut stage = Stage::set();
+    let image = stage.path("disk.qcow2");
+    assert!(qemu_img(&["create", "-f", "qcow2"], &[&image, Path::new("64M")]).status.success());
+    let socket = stage.protect("web", "web", &image);
+    let mut client = NbdClient::connect(&socket, "vda").unwrap();
+    let place = |number: u64| number * (3 << 20) + 512 * number;
+    for number in 0..20 {
+        client.write(place(number), &vec![number as u8 + 1; 70_000]).unwrap();
+    }
+    stage.a.kill_agent().unwrap();
+    let check = qemu_img(&["check", "-f", "qcow2"], &[&image]);
+    assert!(matches!(check.status.code(), Some(0 | 3)), "{}", String::from_utf8_lossy(&check.stdout));
+    stage.a.start_agent().unwrap();
+    let mut client = NbdClient::connect(&socket, "vda").unwrap();
+    for number in 0..20 {
+        let mut back = vec![0; 70_000];
+        client.read(place(number), &mut back).unwrap();
+        assert!(back.iter().all(|&byte| byte == number as u8 + 1), "write {number} is lost");
+    }
 }
