@@ -108,7 +108,10 @@ impl RawDisk {
     /// # Errors
     /// As the file system says.
     pub fn identity(&self) -> io::Result<Option<DiskIdentity>> {
-        identity_of(&self.file)
+        let facts = self.file.metadata()?;
+        let changed_at = WallTime(facts.ctime() * 1_000_000 + facts.ctime_nsec() / 1000);
+        let identity = DiskIdentity { device: facts.dev(), inode: facts.ino(), changed_at };
+        Ok(facts.is_file().then_some(identity))
     }
 }
 
@@ -236,7 +239,7 @@ fn foreign_format(path: &Path) -> Option<&'static str> {
 }
 
 /// Opens an image for reading and writing.
-pub(crate) fn open_file(path: &Path, flags: i32) -> Result<File, RawDiskError> {
+fn open_file(path: &Path, flags: i32) -> Result<File, RawDiskError> {
     use io::ErrorKind::{NotFound, PermissionDenied, ReadOnlyFilesystem};
     let path = path.to_path_buf();
     match OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path) {
@@ -247,14 +250,6 @@ pub(crate) fn open_file(path: &Path, flags: i32) -> Result<File, RawDiskError> {
         }
         Err(source) => Err(RawDiskError::Io { path, source }),
     }
-}
-
-/// Which file this is and when it was last changed; none for a block device, which does not tell.
-pub(crate) fn identity_of(file: &File) -> io::Result<Option<DiskIdentity>> {
-    let facts = file.metadata()?;
-    let changed_at = WallTime(facts.ctime() * 1_000_000 + facts.ctime_nsec() / 1000);
-    let identity = DiskIdentity { device: facts.dev(), inode: facts.ino(), changed_at };
-    Ok(facts.is_file().then_some(identity))
 }
 
 /// What direct I/O to an open file is counted in, in bytes; none where it cannot be used.

@@ -13,8 +13,8 @@ use anyhow::Context;
 use replication::{KeptStream, SyncReason};
 use splitter::nbd::Export;
 use splitter::{
-    BlockDevice, Capture, CaptureConfig, DirtyMap, DiskIdentity, LocalDisk, MapFile, ProtectedDisk,
-    RegionLog, open_local_disk,
+    BlockDevice, Capture, CaptureConfig, DirtyMap, DiskIdentity, LocalDisk, MapFile, ProtectedDisk, RawDisk,
+    RegionLog,
 };
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -275,10 +275,9 @@ fn open_disks(record: &ProtectionRecord, tap: Option<&VmTap>) -> Result<OpenDisk
         return Ok((locals, facts));
     }
     for disk in &record.disks {
-        let opened = open_local_disk(&disk.path);
-        let (local, identity) = opened.map_err(|error| OperationError::invalid(with_sources(&error)))?;
-        facts.push((local.size_bytes(), identity));
-        locals.push(local);
+        let raw = RawDisk::open(&disk.path).map_err(|error| OperationError::invalid(with_sources(&error)))?;
+        facts.push((raw.size_bytes(), raw.identity().context("look at the disks")?));
+        locals.push(Box::new(raw));
     }
     Ok((locals, facts))
 }

@@ -27,7 +27,7 @@ fn images_that_cannot_be_used_are_refused_with_the_cure() {
     let mut header = vec![0; 1 << 16];
     header[..4].copy_from_slice(b"QFI\xfb");
     std::fs::write(&qcow2, header).unwrap();
-    refused(stage.try_protect("web", "web", &qcow2, &[]), 2, "qcow2");
+    refused(stage.try_protect("web", "web", &qcow2, &[]), 2, "qcow2 format");
 
     refused(stage.try_protect("web", "web", stage.folder.path(), &[]), 2, "disk image");
 }
