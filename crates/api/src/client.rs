@@ -172,6 +172,14 @@ impl Client {
         self.post(&format!("/v1/groups/{}/failover/rollback", escape(group)), &()).await
     }
 
+    pub async fn pause_failover(&self, group: &str) -> Result<Failover, ClientError> {
+        self.post(&format!("/v1/groups/{}/failover/pause", escape(group)), &()).await
+    }
+
+    pub async fn resume_failover(&self, group: &str) -> Result<Failover, ClientError> {
+        self.post(&format!("/v1/groups/{}/failover/resume", escape(group)), &()).await
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.call(Method::GET, path, None).await
     }

@@ -356,7 +356,7 @@ pub struct FailoverVm {
     pub socket: String,
     /// Process id of the running VM; none where it has no definition or has stopped.
     pub pid: Option<u32>,
-    /// `running`, `stopped` or `not-defined`.
+    /// `running`, `paused`, `stopped` or `not-defined`.
     pub run_state: String,
 }
 

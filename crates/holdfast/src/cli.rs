@@ -318,6 +318,18 @@ pub(crate) enum FailoverCommand {
         #[arg(long)]
         group: String,
     },
+    /// Have its VMs stand still.
+    Pause {
+        /// The protection group.
+        #[arg(long)]
+        group: String,
+    },
+    /// Let its VMs go on.
+    Resume {
+        /// The protection group.
+        #[arg(long)]
+        group: String,
+    },
     /// The groups and their failovers.
     List,
 }

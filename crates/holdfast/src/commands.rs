@@ -396,6 +396,12 @@ async fn failover(client: &Client, command: FailoverCommand, json: bool) -> Resu
         FailoverCommand::Rollback { group } => {
             print::one(json, &client.rollback(&group).await?, print::failover)
         }
+        FailoverCommand::Pause { group } => {
+            print::one(json, &client.pause_failover(&group).await?, print::failover)
+        }
+        FailoverCommand::Resume { group } => {
+            print::one(json, &client.resume_failover(&group).await?, print::failover)
+        }
         FailoverCommand::List => print::one(json, &client.groups().await?, |groups| print::groups(groups)),
     }
 }

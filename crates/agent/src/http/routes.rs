@@ -45,6 +45,8 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(list_groups))
         .routes(routes!(tag))
         .routes(routes!(failover))
+        .routes(routes!(pause_failover))
+        .routes(routes!(resume_failover))
         .routes(routes!(commit))
         .routes(routes!(rollback))
         .routes(routes!(list_images, open_image))
@@ -338,6 +340,26 @@ async fn failover(
 ))]
 async fn commit(State(app): State<App>, Path(group): Path<String>) -> Answer<Failover> {
     beside(move || app.recovery.commit(&group)).await.map(Json)
+}
+
+/// Pauses the VMs of a failover.
+#[utoipa::path(post, path = "/v1/groups/{group}/failover/pause", params(("group" = String, Path)), responses(
+    (status = 200, body = Failover),
+    (status = 404, body = Problem, content_type = "application/problem+json"),
+    (status = 503, body = Problem, content_type = "application/problem+json"),
+))]
+async fn pause_failover(State(app): State<App>, Path(group): Path<String>) -> Answer<Failover> {
+    beside(move || app.recovery.set_paused(&group, true)).await.map(Json)
+}
+
+/// Lets the VMs of a failover go on.
+#[utoipa::path(post, path = "/v1/groups/{group}/failover/resume", params(("group" = String, Path)), responses(
+    (status = 200, body = Failover),
+    (status = 404, body = Problem, content_type = "application/problem+json"),
+    (status = 503, body = Problem, content_type = "application/problem+json"),
+))]
+async fn resume_failover(State(app): State<App>, Path(group): Path<String>) -> Answer<Failover> {
+    beside(move || app.recovery.set_paused(&group, false)).await.map(Json)
 }
 
 /// Undoes a failover.

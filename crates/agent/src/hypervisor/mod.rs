@@ -1,4 +1,4 @@
-//! Starting and stopping VMs. What is asked for is said in the field's words; how a hypervisor is told
+//! Starting, pausing and stopping VMs, and tapping those that run on their own image. What is asked for is said in the field's words; how a hypervisor is told
 //! stays behind [`Adapter`]. Plain QEMU is the first.
 
 mod definition;

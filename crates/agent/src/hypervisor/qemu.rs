@@ -42,6 +42,8 @@ pub struct Started {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RunState {
     Running,
+    /// Its processors stand still: an operator has paused it, or its disk has failed.
+    Paused,
     Stopped,
 }
 
@@ -101,7 +103,23 @@ impl Adapter {
 
     /// What the VM of that key is doing.
     pub fn state(&self, key: &str, pid: u32) -> RunState {
-        if self.is_alive(key, pid) { RunState::Running } else { RunState::Stopped }
+        if !self.is_alive(key, pid) {
+            return RunState::Stopped;
+        }
+        // One that does not answer is busy, not stopped.
+        let answer = self.ask(key, "query-status");
+        match answer.as_ref().ok().and_then(|status| status["running"].as_bool()) {
+            Some(false) => RunState::Paused,
+            _ => RunState::Running,
+        }
+    }
+
+    /// Has a VM's processors stand still, or go on.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub fn set_paused(&self, key: &str, paused: bool) -> Result<()> {
+        self.ask(key, if paused { "stop" } else { "cont" }).map(drop).context("tell the VM")
     }
 
     /// Ends a VM at once, as pulling its plug would.

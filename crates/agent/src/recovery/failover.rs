@@ -176,6 +176,23 @@ impl Recovery {
         Ok(self.failover_to_api(&record))
     }
 
+    /// Pauses the VMs of a failover, or lets them go on.
+    pub(crate) fn set_paused(&self, group: &str, paused: bool) -> Result<api::Failover> {
+        let _one = self.failing_over.lock().expect("a panic aborts the process");
+        let found = self.failovers().values().find(|record| record.group == group).cloned();
+        let record = found
+            .filter(|record| !record.is_released())
+            .ok_or_else(|| OperationError::not_found(format!("group {group:?} has not failed over here")))?;
+        for run in &record.vms {
+            if run.pid.is_some_and(|pid| self.adapter.state(&run.vm, pid) != RunState::Stopped) {
+                let told = self.adapter.set_paused(&run.vm, paused);
+                told.map_err(|error| OperationError::unavailable(format!("VM {}: {error:#}", run.vm)))?;
+            }
+        }
+        tracing::info!(group, paused, "failover paused or resumed");
+        Ok(self.failover_to_api(&record))
+    }
+
     /// Undoes a failover: VMs stop, what they wrote is thrown away, the group is the other side's again.
     pub(crate) fn rollback(&self, group: &str) -> Result<api::Failover> {
         let _one = self.failing_over.lock().expect("a panic aborts the process");
@@ -271,7 +288,8 @@ impl Recovery {
         let checkpoint = journal.and_then(|journal| journal.checkpoint(types::CheckpointId(cut)).ok()?);
         let checkpoint = checkpoint.as_ref().map(checkpoint_to_api);
         let vms = record.vms.iter().map(|run| {
-            let alive = run.pid.filter(|&pid| self.adapter.state(&run.vm, pid) == RunState::Running);
+            let state = run.pid.map(|pid| self.adapter.state(&run.vm, pid));
+            let alive = run.pid.filter(|_| state != Some(RunState::Stopped));
             api::FailoverVm {
                 vm: run.vm.clone(),
                 image: run.image.clone(),
@@ -280,11 +298,12 @@ impl Recovery {
                     .map(|image| image.socket.display().to_string())
                     .unwrap_or_default(),
                 pid: alive,
-                run_state: match (run.pid, alive) {
-                    (None, _) if record.is_released() => "stopped".into(),
-                    (None, _) => "not-defined".into(),
-                    (Some(_), None) => "stopped".into(),
-                    (Some(_), Some(_)) => "running".into(),
+                run_state: match state {
+                    None if record.is_released() => "stopped".into(),
+                    None => "not-defined".into(),
+                    Some(RunState::Stopped) => "stopped".into(),
+                    Some(RunState::Paused) => "paused".into(),
+                    Some(RunState::Running) => "running".into(),
                 },
             }
         });

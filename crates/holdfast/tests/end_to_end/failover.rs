@@ -1,7 +1,9 @@
 //! Failover of a group, its commit and its rollback, and what becomes of the old protected side.
 
 use crate::stage::{SOON, Stage, refused, same_bytes};
+use lab::{Console, GuestFiles, Ticks, Work, make_disk, wait_until};
 use std::process::Command;
+use std::time::Duration;
 
 fn write_over(socket: &str, from: &std::path::Path) {
     let uri = format!("nbd+unix:///vda?socket={socket}");
@@ -126,4 +128,33 @@ fn a_pause_tracks_changes_and_a_resume_sends_only_them() {
         same_bytes(&stage.copy_image("web", "before the pause", "then.raw"), &before),
         "history has not moved"
     );
+}
+
+#[test]
+fn a_vm_that_has_failed_over_is_paused_and_goes_on() {
+    let stage = Stage::set();
+    let disk = stage.path("disk.raw");
+    make_disk(&disk, 64 << 20).unwrap();
+    let definition = stage.path("web.toml");
+    std::fs::write(&definition, GuestFiles::find().unwrap().definition(Work::Tick.append())).unwrap();
+    let definition = definition.display().to_string();
+    stage.try_protect("web", "web", &disk, &["--definition", &definition]).unwrap();
+    stage.a.wait_for_state("web", "journaling", SOON).unwrap();
+    stage.drained("web");
+    refused(stage.b.ask(&["failover", "pause", "--group", "web"]), 3, "has not failed over");
+    let failover = stage.b.ask(&["failover", "start", "--group", "web"]).unwrap();
+    assert_eq!(failover["vms"][0]["run_state"], "running");
+    let mut console = Console::new(&stage.b.folder.join("run/guests/web.console"));
+    console.wait_for("TICK", Duration::from_secs(120)).unwrap();
+    let paused = stage.b.ask(&["failover", "pause", "--group", "web"]).unwrap();
+    assert_eq!(paused["vms"][0]["run_state"], "paused");
+    let last = |console: &mut Console| Ticks::reported(console).unwrap().last().unwrap().number;
+    let before = last(&mut console);
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(last(&mut console), before, "it stands still");
+    let resumed = stage.b.ask(&["failover", "resume", "--group", "web"]).unwrap();
+    assert_eq!(resumed["vms"][0]["run_state"], "running");
+    wait_until("another record", SOON, || Ok((last(&mut console) > before).then_some(()))).unwrap();
+    let rolled_back = stage.b.ask(&["failover", "rollback", "--group", "web"]).unwrap();
+    assert_eq!(rolled_back["vms"][0]["run_state"], "stopped");
 }

@@ -170,7 +170,8 @@ impl VhostUserBackendReqHandlerMut for Device {
         let size =
             u16::try_from(num).ok().filter(|size| *size <= VIRTIO_QUEUE_SIZE_MAX && size.is_power_of_two());
         let size = size.ok_or_else(|| refused(format!("a queue of {num} descriptors")))?;
-        self.stop(index as usize % VIRTIO_QUEUES_MAX);
+        self.queue(index)?;
+        self.stop(index as usize);
         let state = self.queue(index)?;
         let mut queue = Queue::new(VIRTIO_QUEUE_SIZE_MAX).expect("a power of two");
         queue.set_size(size);
