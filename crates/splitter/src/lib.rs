@@ -15,7 +15,6 @@ mod device;
 mod dirty;
 mod dirty_map;
 mod disk;
-mod helpers;
 mod image_lock;
 mod map_file;
 pub mod nbd;
@@ -27,6 +26,7 @@ mod ring;
 mod sync_gate;
 mod tapped;
 pub mod vhost_user;
+mod workers;
 
 pub use ack_gate::AckGate;
 pub use bitmap::Bitmap;

@@ -14,8 +14,8 @@
 use crate::bounce::Bounce;
 use crate::device::BlockDevice;
 use crate::disk::ProtectedDisk;
-use crate::helpers::Helpers;
 use crate::ring::{Ended, Ring, Transfer};
+use crate::workers::Workers;
 use bytes::Bytes;
 use rustix::event::{PollFd, PollFlags};
 use std::collections::VecDeque;
@@ -73,7 +73,7 @@ pub(crate) struct Done {
 pub(crate) struct DiskQueue {
     device: Arc<dyn BlockDevice>,
     ring: Option<Ring>,
-    helpers: Helpers,
+    workers: Workers,
     done: VecDeque<Done>,
     /// Jobs that wait for room in the ring.
     waiting: VecDeque<Job>,
@@ -87,8 +87,8 @@ impl DiskQueue {
     pub(crate) fn new(device: Arc<dyn BlockDevice>) -> io::Result<Self> {
         let has_file = device.as_protected().is_some_and(|disk| disk.local().descriptor().is_some());
         let ring = if has_file { Ring::new().inspect_err(say_once).ok() } else { None };
-        let helpers = Helpers::new(device.clone())?;
-        Ok(Self { device, ring, helpers, done: VecDeque::new(), waiting: VecDeque::new() })
+        let workers = Workers::new(device.clone())?;
+        Ok(Self { device, ring, workers, done: VecDeque::new(), waiting: VecDeque::new() })
     }
 
     pub(crate) fn device(&self) -> &dyn BlockDevice {
@@ -113,7 +113,7 @@ impl DiskQueue {
             other => Some(other),
         };
         if let Some(action) = begun {
-            self.helpers.work(Job { token, action, durable });
+            self.workers.work(Job { token, action, durable });
         }
     }
 
@@ -183,16 +183,16 @@ impl DiskQueue {
             self.end(ended);
             self.begin_waiting();
         }
-        self.done.pop_front().or_else(|| self.next_of_helpers())
+        self.done.pop_front().or_else(|| self.next_of_workers())
     }
 
-    fn next_of_helpers(&mut self) -> Option<Done> {
-        if !self.may_be_ready(self.helpers.wake_descriptor()) {
+    fn next_of_workers(&mut self) -> Option<Done> {
+        if !self.may_be_ready(self.workers.wake_descriptor()) {
             return None;
         }
         // In this order: what is done behind the look wakes the next wait.
-        self.helpers.woken();
-        self.helpers.next_done()
+        self.workers.woken();
+        self.workers.next_done()
     }
 
     /// False where a descriptor that [`DiskQueue::wait`] was told of has not become ready since, as far as
@@ -242,25 +242,25 @@ impl DiskQueue {
         let capture = self.device.as_protected().map(ProtectedDisk::capture);
         let is_held = |seq: &WriteSeq| capture.is_some_and(|capture| !capture.may_acknowledge(*seq));
         match seq.filter(is_held) {
-            Some(seq) => self.helpers.hold(token, seq),
+            Some(seq) => self.workers.hold(token, seq),
             None => self.done.push_back(Done { token, result: written.map(|()| Answer::Nothing) }),
         }
     }
 
     /// Waits until a job is done or one of `watched` is ready. It may return for nothing.
     pub(crate) fn wait(&mut self, watched: &[(BorrowedFd<'_>, PollFlags)]) {
-        let helpers = self.helpers.wake_descriptor();
+        let wake = self.workers.wake_descriptor();
         match &mut self.ring {
             Some(ring) => {
                 let events = |flags: PollFlags| flags.bits().cast_signed();
-                ring.watch(helpers, events(PollFlags::IN));
+                ring.watch(wake, events(PollFlags::IN));
                 for (descriptor, flags) in watched {
                     ring.watch(*descriptor, events(*flags));
                 }
                 ring.wait();
             }
             None => {
-                let mut all = vec![PollFd::from_borrowed_fd(helpers, PollFlags::IN)];
+                let mut all = vec![PollFd::from_borrowed_fd(wake, PollFlags::IN)];
                 all.extend(watched.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(fd.as_fd(), *flags)));
                 // An interruption is as good as a reason to look.
                 let _ = rustix::event::poll(&mut all, None);

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use types::WriteSeq;
 use types::limits::QUEUE_WORKERS_MAX;
 
-pub(crate) struct Helpers {
+pub(crate) struct Workers {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     workers: usize,
@@ -38,7 +38,7 @@ struct Inner {
     ending: bool,
 }
 
-impl Helpers {
+impl Workers {
     pub(crate) fn new(device: Arc<dyn BlockDevice>) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             device,
@@ -107,7 +107,7 @@ impl Helpers {
     }
 }
 
-impl Drop for Helpers {
+impl Drop for Workers {
     fn drop(&mut self) {
         self.shared.lock().ending = true;
         self.shared.more_work.notify_all();
