@@ -84,6 +84,8 @@ pub struct Config {
     pub spill_dir: PathBuf,
     pub journal: JournalConfig,
     pub qemu: PathBuf,
+    /// How often the change log of a VM under the tap is begun anew.
+    pub change_log_seconds: u64,
     pub log_json: bool,
     pub(crate) defaults: Policy,
 }
@@ -195,6 +197,7 @@ struct RawDefaults {
 #[serde(deny_unknown_fields)]
 struct RawQemu {
     binary: Option<PathBuf>,
+    change_log_seconds: Option<Spanned<u64>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -258,6 +261,12 @@ impl Config {
             windows.push(parsed.map_err(|what| at(window.span().start, what))?);
         }
         let dscp = ranged("dscp", &raw.stream.dscp, 0, (0, 63))?;
+        let change_log_seconds = ranged(
+            "change_log_seconds",
+            &raw.qemu.change_log_seconds,
+            limits::CHANGE_LOG_SECONDS_DEFAULT,
+            limits::CHANGE_LOG_SECONDS_RANGE,
+        )?;
         let buffer_pool_bytes = ranged(
             "pool_bytes",
             &raw.buffers.pool_bytes,
@@ -278,6 +287,7 @@ impl Config {
             nbd_listen: raw.nbd.listen,
             compression: raw.stream.compression,
             journal,
+            change_log_seconds,
             qemu: raw.qemu.binary.unwrap_or_else(|| "qemu-system-x86_64".into()),
             log_json: raw.log.json,
             defaults,

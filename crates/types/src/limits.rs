@@ -179,6 +179,9 @@ pub const VIRTIO_MEMORY_SLOTS_MAX: usize = 32;
 pub const NBD_REPLY_PATIENCE: Duration = Duration::from_secs(30);
 /// The longest line a hypervisor's monitor may say, in bytes.
 pub const QMP_LINE_BYTES_MAX: u64 = 16 << 20;
+/// How often the change log of a VM under the tap is begun anew: default and range, in seconds.
+pub const CHANGE_LOG_SECONDS_DEFAULT: u64 = 300;
+pub const CHANGE_LOG_SECONDS_RANGE: (u64, u64) = (1, 86_400);
 /// Open images of one agent.
 pub const IMAGES_MAX: usize = 256;
 /// Rows of one page of a list.

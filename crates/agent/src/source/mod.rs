@@ -64,6 +64,7 @@ pub(crate) struct Source {
     pub(crate) dscp: u8,
     pub(crate) spill_dir: PathBuf,
     pub(crate) buffer_pool: Arc<BufferPool>,
+    change_log_interval: Duration,
     pub(crate) alerts: Arc<Alerts>,
     peers: Arc<Peers>,
     defaults: Policy,
@@ -92,6 +93,7 @@ impl Source {
             dscp: config.dscp,
             spill_dir: config.spill_dir.clone(),
             buffer_pool: Arc::new(BufferPool::new(config.buffer_pool_bytes)),
+            change_log_interval: Duration::from_secs(config.change_log_seconds),
             alerts,
             peers: Peers::new(config.link.clone()),
             defaults: config.defaults.clone(),
@@ -134,13 +136,13 @@ impl Source {
                 if self.stalled().remove(&name).is_some() {
                     tracing::info!(vm = name, "protection taken up after all");
                 }
+                self.alerts.clear(&format!("protection of {name}"));
             }
             Err(error) => {
                 let error = error.detail;
-                let before = self.stalled().insert(name.clone(), Stalled { record, error: error.clone() });
-                if before.is_none_or(|before| before.error != error) {
-                    tracing::error!(vm = name, error, "protection cannot be taken up");
-                }
+                let text = format!("VM {name} is not protected: {error}; tried again by itself");
+                self.alerts.raise(format!("protection of {name}"), text);
+                self.stalled().insert(name, Stalled { record, error });
             }
         }
     }
@@ -288,6 +290,7 @@ impl Source {
     pub(crate) fn unprotect(self: &Arc<Self>, name: &str) -> Result<()> {
         let stalled = self.stalled().remove(name);
         if let Some(stalled) = stalled {
+            self.alerts.clear(&format!("protection of {name}"));
             // A VM that cannot be reached has ended, and has no trace of a tap.
             if let Some(control) = stalled.record.qmp.clone()
                 && let Ok(tap) = VmTap::open(self, &mut stalled.record.clone(), &control)
@@ -339,7 +342,8 @@ impl Source {
     /// be reached.
     fn lose_tap(self: &Arc<Self>, name: &str, why: &str) {
         let Ok(vm) = self.vm(name) else { return };
-        tracing::warn!(vm = name, why, "the tap is lost; the VM is taken up again by itself");
+        let text = format!("VM {name} is not protected: the tap is lost: {why}; attached again by itself");
+        self.alerts.raise(format!("protection of {name}"), text);
         self.vms().remove(name);
         vm.group().leave(vm.id());
         vm.stop();

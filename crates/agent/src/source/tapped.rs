@@ -14,14 +14,14 @@ use std::time::Duration;
 use types::{ByteRange, DiskIndex, Monotonic};
 
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
-/// How often the VM's change logs are begun anew.
-const ROTATE_INTERVAL: Duration = Duration::from_secs(300);
 
 /// The tap of a protected VM.
 #[derive(Debug)]
 pub(super) struct VmTap {
     tap: Mutex<Tap>,
     disks: Vec<TappedDisk>,
+    /// How often the VM's change logs are begun anew.
+    change_log_interval: Duration,
     ended: AtomicBool,
 }
 
@@ -44,7 +44,8 @@ impl VmTap {
         }
         let disks =
             tap.disks().iter().map(|disk| TappedDisk::new(disk.size_bytes, disk.device.clone())).collect();
-        Ok(Self { tap: Mutex::new(tap), disks, ended: AtomicBool::new(false) })
+        let change_log_interval = source.change_log_interval;
+        Ok(Self { tap: Mutex::new(tap), disks, change_log_interval, ended: AtomicBool::new(false) })
     }
 
     pub(super) fn disks(&self) -> &[TappedDisk] {
@@ -94,7 +95,7 @@ impl VmTap {
         let mut tap = self.lock();
         tap.check()?;
         let now = clock::now();
-        if now.since(*rotated_at) >= ROTATE_INTERVAL {
+        if now.since(*rotated_at) >= self.change_log_interval {
             *rotated_at = now;
             tap.rotate_logs()?;
         }

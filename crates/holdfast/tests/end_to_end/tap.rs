@@ -11,11 +11,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A guest on its own image with two monitors, one of which is for Holdfast; that one's path.
-fn running_guest(stage: &Stage, image: &Path, format: &str, work: Work) -> (Guest, PathBuf) {
+fn running_guest(stage: &Stage, image: &Path, format: &str, second: Option<&Path>) -> (Guest, PathBuf) {
     let (ours, own) = (stage.path("holdfast.qmp"), stage.path("own.qmp"));
     let monitor = |path: &Path| format!("unix:{},server=on,wait=off", path.display());
-    let more = ["-qmp".to_owned(), monitor(&ours), "-qmp".to_owned(), monitor(&own)];
-    (stage.guest(work, GuestDisk::image(image, format), &more), ours)
+    let mut more = vec!["-qmp".to_owned(), monitor(&ours), "-qmp".to_owned(), monitor(&own)];
+    if let Some(path) = second {
+        let node = format!("driver=raw,node-name=second,file.driver=file,file.filename={}", path.display());
+        more.extend(["-blockdev".to_owned(), node]);
+        more.extend(["-device".to_owned(), "virtio-blk-pci,drive=second".to_owned()]);
+    }
+    (stage.guest(Work::Load, GuestDisk::image(image, format), &more), ours)
 }
 
 /// What QEMU says to a command on the administrator's own monitor.
@@ -69,20 +74,26 @@ fn raw_copy(stage: &Stage, image: &Path, format: &str) -> PathBuf {
 
 fn goes_on_without_the_agent(format: &str) {
     let mut stage = Stage::set();
+    // So that it is begun anew a few times before it is needed.
+    stage.a.stop_agent().unwrap();
+    stage.a.configure("[qemu]\nchange_log_seconds = 1\n").unwrap();
+    stage.a.start_agent().unwrap();
     let raw = stage.path("made.raw");
     make_disk(&raw, 96 << 20).unwrap();
     let image = stage.path("disk.img");
     let mut convert = Command::new("qemu-img");
     convert.args(["convert", "-f", "raw", "-O", format]).arg(&raw).arg(&image);
     assert!(convert.status().unwrap().success());
-    let (mut guest, qmp) = running_guest(&stage, &image, format, Work::Load);
+    let (mut guest, qmp) = running_guest(&stage, &image, format, None);
     let before = traces(&stage);
     protect(&stage, &qmp).unwrap();
     stage.a.wait_for_state("web", "journaling", SOON).unwrap();
     more_ticks(&mut guest, 5);
     stage.tag("web", "web", "early");
     for _ in 0..2 {
-        more_ticks(&mut guest, 5);
+        more_ticks(&mut guest, 20);
+        let logs = traces(&stage).to_string();
+        assert!(logs.contains("holdfast-") && !logs.contains("\"holdfast-1\""), "begun anew: {logs}");
         stage.a.kill_agent().unwrap();
         // Nobody tells the guest to wait.
         more_ticks(&mut guest, 20);
@@ -134,9 +145,10 @@ fn a_tap_that_is_taken_away_is_attached_again_and_a_vm_that_cannot_be_tapped_is_
     let stage = Stage::set();
     let image = stage.path("disk.raw");
     make_disk(&image, 96 << 20).unwrap();
+    let second = stage.disk("second.raw", 16 << 20);
     let nothing = stage.path("nothing.qmp");
     refused(protect(&stage, &nothing), 5, "connect to the VM's control socket");
-    let (mut guest, qmp) = running_guest(&stage, &image, "raw", Work::Load);
+    let (mut guest, qmp) = running_guest(&stage, &image, "raw", Some(&second));
     let (qmp_text, peer) = (qmp.display().to_string(), stage.b.peer());
     let other = ["vm", "protect", "web", "--qmp", &qmp_text, "--peer", &peer, "--disk", "vda=floppy"];
     refused(stage.a.ask(&other), 5, "no disk \"floppy\"");
@@ -156,10 +168,13 @@ fn a_tap_that_is_taken_away_is_attached_again_and_a_vm_that_cannot_be_tapped_is_
     ask(&stage, "stop", &json!({}));
     stage.drained("web");
     let copy = stage.copy_image("web", "latest", "image.raw");
+    let opened = stage.b.ask(&["image", "open", "--vm", "web", "--at", "latest"]).unwrap();
+    let second_copy = stage.path("second.image");
+    lab::copy_image(opened["socket"].as_str().unwrap(), "vdb", &second_copy).unwrap();
     stage.a.ask(&["vm", "unprotect", "web"]).unwrap();
     assert_eq!(traces(&stage), before);
     guest.kill().unwrap();
-    assert!(same_bytes(&copy, &image));
+    assert!(same_bytes(&copy, &image) && same_bytes(&second_copy, &second));
     let known = ["the tap is lost", "RPO exceeded"];
     assert_eq!(stage.a.unannounced(&known).unwrap(), Vec::<String>::new());
 }
