@@ -5,6 +5,7 @@
 //! VM's [`Capture`]: sequence, buffer or bitmap. A guest write waits for the local disk and for nothing
 //! else. Front ends know only [`BlockDevice`], so an image is served by the same code.
 
+mod acceptor;
 mod ack_gate;
 mod bitmap;
 mod bounce;

@@ -2,12 +2,12 @@
 
 use super::negotiate::{Agreed, negotiate, negotiate_greeted};
 use super::transmit::transmit;
+use crate::acceptor::Acceptor;
 use crate::device::BlockDevice;
 use std::collections::HashMap;
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use types::limits::NBD_CONNECTIONS_MAX;
@@ -37,12 +37,11 @@ pub enum BindError {
 pub struct Server {
     path: PathBuf,
     shared: Arc<Shared>,
-    accepting: Option<JoinHandle<()>>,
+    accepting: Option<Acceptor>,
 }
 
 struct Shared {
     exports: Vec<Export>,
-    stopping: AtomicBool,
     connections: Mutex<Connections>,
 }
 
@@ -60,17 +59,11 @@ impl Server {
     pub fn bind(path: &Path, exports: Vec<Export>) -> Result<Self, BindError> {
         let io = |source| BindError::Io { path: path.to_path_buf(), source };
         let listener = bind_socket(path)?;
-        let shared = Arc::new(Shared {
-            exports,
-            stopping: AtomicBool::new(false),
-            connections: Mutex::new(Connections::default()),
-        });
+        let shared = Arc::new(Shared { exports, connections: Mutex::new(Connections::default()) });
         let accepting = {
             let shared = shared.clone();
-            std::thread::Builder::new()
-                .name("nbd-accept".into())
-                .spawn(move || shared.accept(&listener))
-                .map_err(io)?
+            let take = move |_, stream| shared.clone().accept(stream);
+            Acceptor::start("nbd-accept", vec![listener], take).map_err(io)?
         };
         Ok(Self { path: path.to_path_buf(), shared, accepting: Some(accepting) })
     }
@@ -100,12 +93,8 @@ pub(crate) fn bind_socket(path: &Path) -> Result<UnixListener, BindError> {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.shared.stopping.store(true, Ordering::SeqCst);
-        // Wakes the accepting thread; where even that fails the process is ending anyway.
-        let _ = UnixStream::connect(&self.path);
-        if let Some(accepting) = self.accepting.take() {
-            let _ = accepting.join();
-        }
+        // Nobody comes in any more.
+        drop(self.accepting.take());
         let open: Vec<_> = {
             let mut connections = self.shared.connections.lock().expect("a panic aborts the process");
             connections.open.drain().map(|(_, entry)| entry).collect()
@@ -121,15 +110,9 @@ impl Drop for Server {
 }
 
 impl Shared {
-    fn accept(self: Arc<Self>, listener: &UnixListener) {
-        for stream in listener.incoming() {
-            if self.stopping.load(Ordering::SeqCst) {
-                return;
-            }
-            let started = stream.and_then(|stream| self.clone().start(stream));
-            if let Err(error) = started {
-                tracing::warn!(%error, "NBD connection refused");
-            }
+    fn accept(self: Arc<Self>, stream: UnixStream) {
+        if let Err(error) = self.start(stream) {
+            tracing::warn!(%error, "NBD connection refused");
         }
     }
 

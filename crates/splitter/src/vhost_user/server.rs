@@ -1,10 +1,9 @@
 //! Sockets, one for each disk, and whoever is connected to them.
 
 use super::device::Device;
+use crate::acceptor::Acceptor;
 use crate::nbd::{BindError, Export, bind_socket};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -20,8 +19,7 @@ pub struct DiskSocket {
 /// Served sockets. Dropping it finishes what guests have begun, closes the connections and removes the sockets.
 pub struct VhostServer {
     shared: Arc<Shared>,
-    accepting: Option<JoinHandle<()>>,
-    stop: Arc<OwnedFd>,
+    accepting: Option<Acceptor>,
 }
 
 struct Shared {
@@ -43,19 +41,14 @@ impl VhostServer {
     pub fn bind(disks: Vec<DiskSocket>) -> Result<Self, BindError> {
         let listeners = disks.iter().map(|disk| bind_socket(&disk.path)).collect::<Result<Vec<_>, _>>()?;
         let first = disks.first().map(|disk| disk.path.clone()).unwrap_or_default();
-        let io = |source| BindError::Io { path: first.clone(), source };
-        let stop = eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| io(errno.into()))?;
-        let stop = Arc::new(stop);
         let connected = disks.iter().map(|_| Mutex::default()).collect();
         let shared = Arc::new(Shared { disks, connected });
         let accepting = {
-            let (shared, stop) = (shared.clone(), stop.clone());
-            std::thread::Builder::new()
-                .name("vhost-accept".into())
-                .spawn(move || shared.accept(&listeners, &stop))
-                .map_err(io)?
+            let shared = shared.clone();
+            Acceptor::start("vhost-accept", listeners, move |at, stream| shared.start(at, stream))
         };
-        Ok(Self { shared, accepting: Some(accepting), stop })
+        let accepting = accepting.map_err(|source| BindError::Io { path: first, source })?;
+        Ok(Self { shared, accepting: Some(accepting) })
     }
 
     /// How many clients are connected.
@@ -66,10 +59,8 @@ impl VhostServer {
 
 impl Drop for VhostServer {
     fn drop(&mut self) {
-        rustix::io::write(&*self.stop, &1u64.to_ne_bytes()).expect("a counter far from full");
-        if let Some(accepting) = self.accepting.take() {
-            let _ = accepting.join();
-        }
+        // Nobody comes in any more.
+        drop(self.accepting.take());
         for place in &self.shared.connected {
             let connection = place.lock().expect("a panic aborts the process").take();
             if let Some(Connection { stream, serving }) = connection {
@@ -89,28 +80,6 @@ fn is_taken(place: &Mutex<Option<Connection>>) -> bool {
 }
 
 impl Shared {
-    fn accept(&self, listeners: &[UnixListener], stop: &OwnedFd) {
-        loop {
-            let mut all = vec![PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN)];
-            all.extend(
-                listeners.iter().map(|listener| PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN)),
-            );
-            if poll(&mut all, None).is_err() {
-                continue; // Interrupted.
-            }
-            if !all[0].revents().is_empty() {
-                return;
-            }
-            for (at, ready) in all[1..].iter().enumerate() {
-                if !ready.revents().is_empty()
-                    && let Ok((stream, _)) = listeners[at].accept()
-                {
-                    self.start(at, stream);
-                }
-            }
-        }
-    }
-
     fn start(&self, at: usize, stream: UnixStream) {
         let place = &self.connected[at];
         let label = self.disks[at].path.display().to_string();
