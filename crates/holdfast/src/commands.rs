@@ -172,12 +172,23 @@ async fn synced(client: &Client, name: &str) -> Result<ProtectedVm> {
     }
 }
 
-/// Disks given as NAME=PATH.
+/// Disks given as NAME=PATH, the path made whole.
 fn named_disks(given: &[String]) -> Result<Vec<ProtectDisk>> {
+    let mut disks = named(given, "PATH")?;
+    for disk in &mut disks {
+        let path = std::path::absolute(&disk.path);
+        disk.path =
+            path.with_context(|| format!("--disk {}={}", disk.name, disk.path))?.display().to_string();
+    }
+    Ok(disks)
+}
+
+/// Disks given as our name and `what` the other word is, which is taken as it stands.
+fn named(given: &[String], what: &str) -> Result<Vec<ProtectDisk>> {
     let parse = |disk: &String| {
-        let (name, path) = disk.split_once('=').with_context(|| format!("--disk {disk}: give NAME=PATH"))?;
-        let path = std::path::absolute(path).with_context(|| format!("--disk {disk}"))?;
-        Ok(ProtectDisk { name: name.to_owned(), path: path.display().to_string() })
+        let (name, word) =
+            disk.split_once('=').with_context(|| format!("--disk {disk}: give NAME={what}"))?;
+        Ok(ProtectDisk { name: name.to_owned(), path: word.to_owned() })
     };
     given.iter().map(parse).collect()
 }
@@ -215,20 +226,10 @@ async fn verified(client: &Client, name: &str) -> Result<ProtectedVm> {
     }
 }
 
-/// Disks of a VM that runs on its own image: our name and the VM's own.
-fn named_devices(disks: &[String]) -> Result<Vec<ProtectDisk>> {
-    let named = disks.iter().map(|disk| {
-        let (name, device) =
-            disk.split_once('=').with_context(|| format!("--disk {disk}: give NAME=DEVICE"))?;
-        Ok(ProtectDisk { name: name.to_owned(), path: device.to_owned() })
-    });
-    named.collect()
-}
-
 fn request(protect: Protect) -> Result<ProtectRequest> {
     let qmp = protect.qmp.as_deref().map(std::path::absolute).transpose().context("find the QMP socket")?;
     let disks = match &qmp {
-        Some(_) => named_devices(&protect.disks)?,
+        Some(_) => named(&protect.disks, "DEVICE")?,
         None => named_disks(&protect.disks)?,
     };
     Ok(ProtectRequest {
