@@ -344,18 +344,20 @@ impl Source {
         let Ok(vm) = self.vm(name) else { return };
         let text = format!("VM {name} is not protected: the tap is lost: {why}; attached again by itself");
         self.alerts.raise(format!("protection of {name}"), text);
-        self.vms().remove(name);
         vm.group().leave(vm.id());
         vm.stop();
-        // What is kept of its blocks is about to be opened again.
+        // What is kept of its blocks is about to be opened again: nobody but this and the list has it then.
         for _ in 0..100 {
-            if Arc::strong_count(&vm) == 1 {
+            if Arc::strong_count(&vm) == 2 {
                 break;
             }
             std::thread::sleep(Duration::from_millis(20));
         }
         let stalled = Stalled { record: vm.record(), error: why.to_owned() };
+        // In one step, so that an operator always finds it in one of the two.
+        let mut vms = self.vms();
         self.stalled().insert(name.to_owned(), stalled);
+        vms.remove(name);
     }
 
     fn end(self: &Arc<Self>, vm: &Arc<ProtectedVm>) {

@@ -92,8 +92,12 @@ fn goes_on_without_the_agent(format: &str) {
     stage.tag("web", "web", "early");
     for _ in 0..2 {
         more_ticks(&mut guest, 20);
-        let logs = traces(&stage).to_string();
-        assert!(logs.contains("holdfast-") && !logs.contains("\"holdfast-1\""), "begun anew: {logs}");
+        wait_until("a change log begun anew", SOON, || {
+            let logs = traces(&stage).to_string();
+            let numbered = (2..1000).any(|number| logs.contains(&format!("\"holdfast-{number}\"")));
+            Ok((numbered && !logs.contains("\"holdfast-1\"")).then_some(()))
+        })
+        .unwrap();
         stage.a.kill_agent().unwrap();
         // Nobody tells the guest to wait.
         more_ticks(&mut guest, 20);
@@ -158,6 +162,10 @@ fn a_tap_that_is_taken_away_is_attached_again_and_a_vm_that_cannot_be_tapped_is_
     // An administrator ends the job: what the guest writes until it is found out is found again.
     ask(&stage, "block-job-cancel", &json!({ "device": "holdfast-vda", "force": true }));
     more_ticks(&mut guest, 3);
+    wait_until("the loss to be noticed", SOON, || {
+        Ok(std::fs::read_to_string(stage.a.log())?.contains("the tap is lost").then_some(()))
+    })
+    .unwrap();
     wait_until("the tap's return", SOON, || {
         let jobs = ask(&stage, "query-block-jobs", &json!({}));
         Ok((!jobs.as_array().unwrap().is_empty()).then_some(()))
