@@ -208,8 +208,10 @@ pub struct RecoveredVm {
     pub name: String,
     pub group: String,
     pub epoch: u64,
-    /// `following`, `failed-over`, `committed` or `failed`.
+    /// `following`, `failed-over`, `committed`, `moving` or `failed`.
     pub state: String,
+    /// How far its journal is on the way to another folder.
+    pub moving: Option<Moving>,
     pub last_error: Option<String>,
     /// Whether its stream is connected.
     pub connected: bool,
@@ -230,6 +232,14 @@ pub struct RecoveredVm {
     pub newest_checkpoint: Option<Checkpoint>,
     /// The newest state that can be opened.
     pub tail: Option<String>,
+}
+
+/// A journal that is being copied to another folder.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Moving {
+    pub folder: String,
+    pub bytes_done: u64,
+    pub bytes_total: u64,
 }
 
 /// A group and where its authority lies, at this agent.

@@ -8,7 +8,7 @@ use crate::layout::{
 use crate::record::{Kind, Record};
 use bytes::Bytes;
 use types::limits::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, FRAME_BYTES, RECORD_BYTES_MAX};
-use types::{ByteRange, DiskIndex, Incarnation, WallTime, WriteSeq};
+use types::{ByteRange, DiskIndex, Incarnation, WallTime, WriteSeq, sum_matches};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Why bytes are not a batch.
@@ -102,7 +102,7 @@ impl Batch {
         let tables_end = Self::tables_bytes(&header);
         let tables = bytes.get(HEADER_BYTES..tables_end).ok_or(BatchError::Short)?;
         let crc = crc32c::crc32c(RawHeader { crc: 0.into(), ..raw }.as_bytes());
-        if crc32c::crc32c_append(crc, tables) != raw.crc.get() {
+        if !sum_matches(crc32c::crc32c_append(crc, tables), raw.crc.get()) {
             return Err(BatchError::Checksum);
         }
         let (records, rest) = tables.split_at(header.records * RECORD_BYTES);

@@ -5,16 +5,15 @@ use crate::cli::{
     Protect, VmCommand,
 };
 use crate::exit::DAMAGED;
-use crate::{journal_tools, print};
+use crate::{journal_tools, print, waiting};
 use agent::config::Config;
 use agent::pki::{Pki, operator_client};
 use anyhow::{Context, Result, bail};
 use api::{
-    Client, Endpoint, Image, JournalSettings, OpenImageRequest, PinRequest, PromoteRequest, ProtectDisk,
-    ProtectRequest, ProtectSettings, ProtectedVm, SeedRequest,
+    Client, Endpoint, JournalSettings, OpenImageRequest, PinRequest, PromoteRequest, ProtectDisk,
+    ProtectRequest, ProtectSettings, SeedRequest,
 };
 use clap::CommandFactory;
-use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -123,7 +122,7 @@ async fn vm(client: &Client, command: VmCommand, json: bool) -> Result<()> {
         VmCommand::Protect(protect) => {
             let wait = protect.wait;
             let vm = client.protect(&request(*protect)?).await?;
-            let vm = if wait { synced(client, &vm.name).await? } else { vm };
+            let vm = if wait { waiting::synced(client, &vm.name).await? } else { vm };
             print::one(json, &vm, print::protected)
         }
         VmCommand::List => print::one(json, &client.status().await?.protected, |vms| print::vm_table(vms)),
@@ -131,13 +130,13 @@ async fn vm(client: &Client, command: VmCommand, json: bool) -> Result<()> {
         VmCommand::Pause { name } => print::one(json, &client.pause(&name).await?, print::protected),
         VmCommand::Resume { name, wait } => {
             let vm = client.resume(&name).await?;
-            let vm = if wait { synced(client, &name).await? } else { vm };
+            let vm = if wait { waiting::synced(client, &name).await? } else { vm };
             print::one(json, &vm, print::protected)
         }
         VmCommand::Verify { .. } => unreachable!("has an exit code of its own"),
         VmCommand::Resync { name, wait } => {
             let vm = client.resync(&name).await?;
-            let vm = if wait { synced(client, &name).await? } else { vm };
+            let vm = if wait { waiting::synced(client, &name).await? } else { vm };
             print::one(json, &vm, print::protected)
         }
         VmCommand::Unprotect { name } => {
@@ -147,27 +146,6 @@ async fn vm(client: &Client, command: VmCommand, json: bool) -> Result<()> {
         VmCommand::Forget { name } => {
             let done = client.forget(&name).await?;
             print::one(json, &done, |_| format!("the journal of {name} is removed\n"))
-        }
-    }
-}
-
-/// Waits until a VM is journaling, showing how far its sync is where somebody looks on. A state that does
-/// not end by itself ends the waiting.
-async fn synced(client: &Client, name: &str) -> Result<ProtectedVm> {
-    let shows = std::io::stderr().is_terminal();
-    loop {
-        let vm = client.protected_vm(name).await?;
-        if shows {
-            eprint!("\r\x1b[2K{}", print::sync_line(&vm));
-        }
-        let ended = matches!(vm.state.as_str(), "journaling" | "paused" | "fenced" | "failed");
-        if ended && shows {
-            eprintln!();
-        }
-        match vm.state.as_str() {
-            "journaling" => return Ok(vm),
-            _ if ended => bail!("VM {name} is {}: {}", vm.state, vm.last_error.unwrap_or(vm.reason)),
-            _ => tokio::time::sleep(Duration::from_millis(300)).await,
         }
     }
 }
@@ -195,35 +173,10 @@ fn named(given: &[String], what: &str) -> Result<Vec<ProtectDisk>> {
 
 async fn verify(client: &Client, name: &str, wait: bool, json: bool) -> Result<ExitCode> {
     let vm = client.verify(name).await?;
-    let vm = if wait { verified(client, name).await? } else { vm };
+    let vm = if wait { waiting::verified(client, name).await? } else { vm };
     let found = vm.verify.context("the agent was restarted; begin again")?;
     print::one(json, &found, |found| print::verify(name, found))?;
     Ok(if found.differing_bytes > 0 { ExitCode::from(DAMAGED) } else { ExitCode::SUCCESS })
-}
-
-/// Waits until a verification is done and what differed is repaired, showing how far it is where somebody
-/// looks on.
-async fn verified(client: &Client, name: &str) -> Result<ProtectedVm> {
-    let shows = std::io::stderr().is_terminal();
-    loop {
-        let vm = client.protected_vm(name).await?;
-        let verify = vm.verify.clone().context("the agent was restarted; begin again")?;
-        if shows {
-            eprint!("\r\x1b[2K{}", print::verify_line(&verify));
-        }
-        let stopped = matches!(vm.state.as_str(), "paused" | "fenced" | "failed");
-        let done = verify.state == "done" && (verify.differing_bytes == 0 || verify.repaired);
-        if shows && (done || stopped) {
-            eprintln!();
-        }
-        if done {
-            return Ok(vm);
-        }
-        if stopped {
-            bail!("VM {name} is {}: {}", vm.state, vm.last_error.unwrap_or(vm.reason));
-        }
-        tokio::time::sleep(Duration::from_millis(300)).await;
-    }
 }
 
 fn request(protect: Protect) -> Result<ProtectRequest> {
@@ -315,34 +268,12 @@ async fn image(client: &Client, command: ImageCommand, json: bool) -> Result<()>
         }
         ImageCommand::Promote { id, rate, wait } => {
             let image = client.promote(&id, &PromoteRequest { bytes_per_second: rate }).await?;
-            let image = if wait { promoted(client, &id).await? } else { image };
+            let image = if wait { waiting::promoted(client, &id).await? } else { image };
             print::one(json, &image, print::image)
         }
         ImageCommand::List => print::one(json, &client.images().await?, |images| print::image_table(images)),
         ImageCommand::Close { id } => {
             print::one(json, &client.close_image(&id).await?, |_| format!("image {id} is closed\n"))
-        }
-    }
-}
-
-/// Waits until an image needs nothing of its journal, showing how far it is where somebody looks on.
-async fn promoted(client: &Client, id: &str) -> Result<Image> {
-    let shows = std::io::stderr().is_terminal();
-    loop {
-        let images = client.images().await?;
-        let image = images.into_iter().find(|image| image.id == id).context("the image was closed")?;
-        let promotion = &image.promotion;
-        if shows {
-            eprint!("\r\x1b[2K{}", print::promotion_line(promotion));
-        }
-        let ended = promotion.state != "running";
-        if ended && shows {
-            eprintln!();
-        }
-        match promotion.state.as_str() {
-            "running" => tokio::time::sleep(Duration::from_millis(300)).await,
-            "done" => return Ok(image),
-            _ => bail!("promotion has stopped: {}", promotion.error.as_deref().unwrap_or("it was asked to")),
         }
     }
 }
@@ -361,10 +292,7 @@ async fn journal(client: &Client, command: JournalCommand, json: bool) -> Result
             print::one(json, &client.set_journal(&set.vm, &settings).await?, print::journal)
         }
         JournalCommand::Move { vm, to } => {
-            if !json {
-                eprintln!("moving the journal of {vm} to {to} …");
-            }
-            print::one(json, &client.move_journal(&vm, &to).await?, print::journal)
+            print::one(json, &waiting::moved(client, &vm, &to).await?, print::journal)
         }
         JournalCommand::Seed { vm, disks } => {
             let request = SeedRequest { vm: vm.clone(), disks: named_disks(&disks)? };

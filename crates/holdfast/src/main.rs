@@ -9,6 +9,7 @@ mod commands;
 mod exit;
 mod journal_tools;
 mod print;
+mod waiting;
 
 use clap::Parser;
 use std::process::ExitCode;

@@ -2,7 +2,8 @@
 
 use anyhow::{Context, Result};
 use api::{
-    CheckpointPage, Failover, Group, Image, Journal, Pin, Promotion, ProtectedVm, RecoveredVm, Status, Verify,
+    CheckpointPage, Failover, Group, Image, Journal, Moving, Pin, Promotion, ProtectedVm, RecoveredVm,
+    Status, Verify,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -152,23 +153,25 @@ pub(crate) fn protected(vm: &ProtectedVm) -> String {
     out
 }
 
+/// A bar that is filled by a share of its length.
+fn bar(share: f64) -> String {
+    let bar: String = (0..30).map(|at| if f64::from(at) < share * 30.0 { '#' } else { '.' }).collect();
+    format!("[{bar}]")
+}
+
 /// How far a sync is, in one line.
 pub(crate) fn sync_line(vm: &ProtectedVm) -> String {
     let Some(progress) = vm.sync_progress else {
         return format!("{}, link {}", vm.state, vm.link);
     };
-    let filled = (progress * 30.0) as usize;
-    let bar: String = (0..30).map(|at| if at < filled { '#' } else { '.' }).collect();
-    format!("[{bar}] {:.0} %, {} left", progress * 100.0, bytes(vm.dirty_bytes))
+    format!("{} {:.0} %, {} left", bar(progress), progress * 100.0, bytes(vm.dirty_bytes))
 }
 
 /// How far a verification is, in one line.
 pub(crate) fn verify_line(verify: &Verify) -> String {
     let progress = verify.compared_bytes as f64 / verify.total_bytes.max(1) as f64;
-    let filled = (progress * 30.0) as usize;
-    let bar: String = (0..30).map(|at| if at < filled { '#' } else { '.' }).collect();
     let differing = bytes(verify.differing_bytes);
-    format!("[{bar}] {:.0} %, {}, {differing} differ", progress * 100.0, verify.state)
+    format!("{} {:.0} %, {}, {differing} differ", bar(progress), progress * 100.0, verify.state)
 }
 
 pub(crate) fn verify(name: &str, verify: &Verify) -> String {
@@ -232,10 +235,16 @@ pub(crate) fn image(image: &Image) -> String {
 /// How far a promotion is, in one line.
 pub(crate) fn promotion_line(promotion: &Promotion) -> String {
     let share = promotion.own_bytes as f64 / promotion.total_bytes.max(1) as f64;
-    let bar: String = (0..30).map(|at| if f64::from(at) < share * 30.0 { '#' } else { '.' }).collect();
     let (own, total) = (bytes(promotion.own_bytes), bytes(promotion.total_bytes));
     let error = promotion.error.as_ref().map_or(String::new(), |error| format!(": {error}"));
-    format!("[{bar}] {}, {own} of {total}{error}", promotion.state)
+    format!("{} {}, {own} of {total}{error}", bar(share), promotion.state)
+}
+
+/// How far the moving of a journal is, in one line.
+pub(crate) fn moving_line(moving: &Moving) -> String {
+    let share = moving.bytes_done as f64 / moving.bytes_total.max(1) as f64;
+    let (done, total) = (bytes(moving.bytes_done), bytes(moving.bytes_total));
+    format!("{} {done} of {total} copied to {}", bar(share), moving.folder)
 }
 
 pub(crate) fn journal(journal: &Journal) -> String {

@@ -16,6 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use types::ByteRange;
 
+/// Threads that read for one request, where it is scattered.
+const READERS: usize = 4;
+
 /// Names below this folder are the replicas', which may lie elsewhere.
 const REPLICA_PREFIX: &str = "replica/";
 
@@ -149,6 +152,10 @@ impl Store for FsStore {
 
     fn sync_folder(&self) -> io::Result<()> {
         File::open(&self.root)?.sync_all()
+    }
+
+    fn readers(&self) -> usize {
+        READERS
     }
 
     fn free_bytes(&self) -> io::Result<u64> {

@@ -10,7 +10,7 @@
 
 use crate::cover::LogKind;
 use crate::page::PAGE_BYTES;
-use types::{Epoch, VmId, WallTime, WriteSeq};
+use types::{Epoch, VmId, WallTime, WriteSeq, sum_matches};
 use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -107,7 +107,7 @@ impl SegmentHeader {
         if raw.version.get() != VERSION {
             return Err("a segment of another format version");
         }
-        if crc32c::crc32c(&raw.as_bytes()[..60]) != raw.crc.get() {
+        if !sum_matches(crc32c::crc32c(&raw.as_bytes()[..60]), raw.crc.get()) {
             return Err("segment header: checksum does not match");
         }
         Ok(Self {
@@ -170,7 +170,7 @@ impl Envelope {
         if raw.magic != ENVELOPE_MAGIC {
             return Err("no batch stands here");
         }
-        if crc32c::crc32c_append(seed, &bytes[..60]) != raw.crc.get() {
+        if !sum_matches(crc32c::crc32c_append(seed, &bytes[..60]), raw.crc.get()) {
             return Err("envelope: checksum does not match");
         }
         if raw.version.get() != VERSION {

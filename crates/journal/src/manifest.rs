@@ -76,6 +76,10 @@ pub struct StreamPoint {
     pub last_seq: u64,
     pub watermark: u64,
     pub incarnation: Option<String>,
+    /// When the last checkpoint was taken at which nothing was missing, in microseconds since 1970; thinning
+    /// goes by it.
+    #[serde(default)]
+    pub checkpoint_at: Option<i64>,
 }
 
 /// A disk of the VM.

@@ -7,6 +7,8 @@
 //! The checksum covers bytes 0–4091 and is seeded with the stamp of the file the page belongs to, so that
 //! a page of another file, or of an earlier life of this one, never checks.
 
+use types::sum_matches;
+
 /// Bytes of a page, and the alignment of direct I/O.
 pub(crate) const PAGE_BYTES: u64 = 4096;
 const PAGE: usize = PAGE_BYTES as usize;
@@ -47,7 +49,7 @@ pub(crate) fn open_page(
 ) -> Result<usize, &'static str> {
     let half = |at: usize| u16::from_le_bytes([page[at], page[at + 1]]);
     let word = |at: usize| u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]]);
-    if crc32c::crc32c_append(stamp, &page[..PAGE - 4]) != word(PAGE - 4) {
+    if !sum_matches(crc32c::crc32c_append(stamp, &page[..PAGE - 4]), word(PAGE - 4)) {
         return Err("page: checksum does not match");
     }
     if half(ROWS_BYTES + 2) != kind as u16 || word(ROWS_BYTES + 4) != number {

@@ -15,9 +15,12 @@ use crate::segment::Segment;
 use crate::store::StoreFile;
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use types::limits::OPEN_SEGMENTS_MAX;
 use types::{ByteRange, DiskIndex, WriteSeq};
+
+/// Parts that one thread reads before it looks for more: a few requests to the disk are cheaper than a thread.
+const PARTS_A_TURN: usize = 4;
 
 /// Open segment files, as many as are used.
 #[derive(Debug, Default)]
@@ -80,6 +83,43 @@ impl Part {
     }
 }
 
+/// Fills `buf` with parts that follow each other: by several threads at once, up to `readers`, where there
+/// are many. Of several errors the first one found is told.
+fn read_parts(parts: &[Part], buf: &mut [u8], readers: usize) -> Result<(), ReadError> {
+    let mut chunks = Vec::new();
+    let mut rest = buf;
+    for chunk in parts.chunks(PARTS_A_TURN) {
+        let len: u64 = chunk.iter().map(|part| part.range.len).sum();
+        let (own, others) = rest.split_at_mut(len as usize);
+        chunks.push((chunk, own));
+        rest = others;
+    }
+    let helpers = readers.min(chunks.len()).saturating_sub(1);
+    let queue = Mutex::new(chunks);
+    let work = || {
+        loop {
+            let next = queue.lock().expect("a panic aborts the process").pop();
+            let Some((chunk, mut own)) = next else { return Ok(()) };
+            for part in chunk {
+                let (buf, others) = own.split_at_mut(part.range.len as usize);
+                part.read(buf)?;
+                own = others;
+            }
+        }
+    };
+    if helpers == 0 {
+        return work();
+    }
+    std::thread::scope(|scope| {
+        // A thread that cannot be had is done without.
+        let spawned = (0..helpers).filter_map(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok());
+        let spawned: Vec<_> = spawned.collect();
+        let own = work();
+        let others = spawned.into_iter().map(|thread| thread.join().expect("a panic aborts the process"));
+        others.fold(own, Result::and)
+    })
+}
+
 impl Journal {
     /// Fills `buf` with the disk's bytes from `start` as of `cut`, which is pinned or not yet retired.
     ///
@@ -94,11 +134,8 @@ impl Journal {
     ) -> Result<(), ReadError> {
         let _gate = self.gate.read().expect("a panic aborts the process");
         let range = ByteRange::new(start, buf.len() as u64);
-        for part in self.plan(disk, cut, range)? {
-            let at = (part.range.start - start) as usize;
-            part.read(&mut buf[at..at + part.range.len as usize])?;
-        }
-        Ok(())
+        let parts = self.plan(disk, cut, range)?;
+        read_parts(&parts, buf, self.store.readers())
     }
 
     /// Waits until every read that began before has ended.

@@ -17,7 +17,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use types::limits::BLOCK_BYTES;
-use types::{ByteRange, DiskIndex, WriteSeq};
+use types::{ByteRange, DiskIndex, WriteSeq, sum_matches};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -165,7 +165,7 @@ impl Run {
         let mut bytes = [0; size_of::<RawRunHeader>()];
         file.read_at(self.info.at, &mut bytes).map_err(|error| self.io(error))?;
         let header = RawRunHeader::read_from_bytes(&bytes).expect("as many bytes as it has");
-        if header.magic != MAGIC || header.checksum() != header.crc.get() {
+        if header.magic != MAGIC || !sum_matches(header.checksum(), header.crc.get()) {
             return Err(self.damaged("header: magic or checksum does not match"));
         }
         if header.version.get() != VERSION {
@@ -175,7 +175,10 @@ impl Run {
             return Err(self.damaged("another run stands in its place"));
         }
         let pages = header.pages.get();
-        if header.directory_bytes.get() != pages * 16 || header.bitmap_bytes.get() > 1 << 32 {
+        // Before anything of these sizes is made room for.
+        let room = file.len().map_err(|error| self.io(error))?.saturating_sub(self.info.at);
+        let fits = pages < room / PAGE_BYTES && header.bitmap_bytes.get() <= room;
+        if !fits || header.directory_bytes.get() != pages * 16 || header.total_bytes() > room {
             return Err(self.damaged("header: sizes do not fit"));
         }
         Ok(header)
@@ -189,7 +192,7 @@ impl Run {
             let mut bytes = vec![0; len as usize];
             file.read_at(at, &mut bytes).map_err(|error| self.io(error))?;
             at += len;
-            match crc32c::crc32c_append(header.stamp.get(), &bytes) == crc {
+            match sum_matches(crc32c::crc32c_append(header.stamp.get(), &bytes), crc) {
                 true => Ok(bytes),
                 false => Err(self.damaged(what)),
             }

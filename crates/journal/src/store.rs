@@ -47,6 +47,10 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// # Errors
     /// As the file system says.
     fn sync_folder(&self) -> io::Result<()>;
+    /// How many threads may read at once for one request that is scattered over many places.
+    fn readers(&self) -> usize {
+        1
+    }
     /// Bytes left on the file system.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use crate::journal::Journal;
 use crate::manifest::{GapEntry, Manifest, StreamPoint};
 use batch::{Batch, BatchError, Kind, decode_mark};
 use std::sync::Arc;
-use types::{Incarnation, WriteSeq};
+use types::{Incarnation, WallTime, WriteSeq};
 
 /// Cuts at or above `begin` and below `end` miss writes; without an end the sync is still going on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +54,7 @@ impl Timeline {
         self.last_seq = WriteSeq::from_raw(point.last_seq);
         self.watermark = WriteSeq::from_raw(point.watermark);
         self.incarnation = point.incarnation();
+        self.tally.last_taken_at = point.checkpoint_at.map(WallTime);
     }
 
     /// Where the stream stands now.
@@ -62,6 +63,7 @@ impl Timeline {
             last_seq: self.last_seq.raw(),
             watermark: self.watermark.raw(),
             incarnation: self.incarnation.map(|incarnation| incarnation.to_string()),
+            checkpoint_at: self.tally.last_taken_at.map(|at| at.0),
         }
     }
 

@@ -9,6 +9,7 @@ pub mod limits;
 mod name;
 mod range;
 mod seq;
+mod sum;
 mod time;
 
 pub use checkpoint::{Checkpoint, CheckpointId, CheckpointKind, ParseCheckpointIdError};
@@ -16,4 +17,5 @@ pub use ids::{GroupId, Incarnation, ParseIdError, VmId};
 pub use name::is_plain_name;
 pub use range::{BlockIndex, ByteRange, DiskIndex, DiskSpec};
 pub use seq::{Epoch, GroupCounter, RunNumber, WriteSeq};
+pub use sum::sum_matches;
 pub use time::{Monotonic, WallTime};

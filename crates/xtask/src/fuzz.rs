@@ -9,7 +9,7 @@ use std::process::Command;
 
 /// What continuous integration gives each target.
 pub(crate) const SECONDS_IN_CI: u64 = 10;
-const TARGETS: &[&str] = &["batch", "wire", "maps", "nbd", "virtio", "manifest", "journal_files"];
+const TARGETS: &[&str] = &["batch", "wire", "maps", "nbd", "virtio", "manifest", "journal_files", "overlay"];
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 const FLAGS: &[&str] = &[
     "--cfg=fuzzing",

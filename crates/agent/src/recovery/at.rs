@@ -75,9 +75,10 @@ fn tail(vms: &[Arc<RecoveredVm>]) -> Result<WriteSeq> {
 
 pub(super) fn journal_of(vm: &RecoveredVm) -> Result<Arc<journal::Journal>> {
     vm.journal().ok_or_else(|| {
-        OperationError::unavailable(format!(
-            "the journal of VM {} is not open; `holdfast status` says why",
-            vm.name()
-        ))
+        let name = vm.name();
+        OperationError::unavailable(match vm.moving() {
+            Some(_) => format!("the journal of VM {name} is being moved: wait until it is there"),
+            None => format!("the journal of VM {name} is not open; `holdfast status` says why"),
+        })
     })
 }

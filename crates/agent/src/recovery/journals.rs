@@ -1,4 +1,4 @@
-//! What an operator does with a journal: look, set, pin, move.
+//! What an operator does with a journal: look, set, pin.
 
 use super::Recovery;
 use super::at::{journal_of, resolve};
@@ -9,8 +9,7 @@ use crate::config::JournalMode;
 use crate::error::{OperationError, Result};
 use crate::source::with_sources;
 use anyhow::Context;
-use replication::wire::{Refusal, Refuse};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use types::WallTime;
@@ -21,7 +20,7 @@ impl Recovery {
         self.journal_to_api(&vm)
     }
 
-    fn journal_to_api(&self, vm: &Arc<RecoveredVm>) -> Result<api::Journal> {
+    pub(super) fn journal_to_api(&self, vm: &Arc<RecoveredVm>) -> Result<api::Journal> {
         let journal = journal_of(vm)?;
         let status = journal.status();
         let settings = status.settings;
@@ -113,92 +112,6 @@ impl Recovery {
         }
         Ok(())
     }
-
-    /// Moves a journal, not its replicas if they lie elsewhere, to another folder. Its stream is closed
-    /// meanwhile: the source buffers, and tracks beyond that.
-    pub(crate) fn move_journal(&self, name: &str, folder: &str) -> Result<api::Journal> {
-        let vm = self.vm(name)?;
-        let target = PathBuf::from(folder);
-        check_target(&target)?;
-        let used = self.images().values().any(|image| image.record.vm == vm.id().to_string());
-        if used {
-            return Err(OperationError::conflict(format!("images of VM {name} are open; close them first")));
-        }
-        let _alone = vm.lock_opening();
-        vm.stop_stream(Refuse { why: Refusal::Busy, detail: "the journal is being moved".into() });
-        vm.close_journal();
-        let source = vm.folder(&self.journal_config.folder);
-        let copied = copy_folder(&source, &target);
-        if let Err(error) = copied {
-            let _ = std::fs::remove_dir_all(&target);
-            return Err(error.context(format!("copy the journal to {}", target.display())).into());
-        }
-        let policy = JournalPolicy { folder: Some(target.clone()), ..vm.policy() };
-        self.state.save(&file_name(&vm.id().to_string()), &policy)?;
-        vm.set_policy(policy);
-        vm.let_go_of_folder();
-        drop(_alone);
-        // The old one is gone only once the new one has been opened.
-        self.open_journal(&vm)?;
-        std::fs::remove_dir_all(&source).with_context(|| format!("remove {}", source.display()))?;
-        tracing::info!(vm = name, folder, "journal moved");
-        self.journal_to_api(&vm)
-    }
-}
-
-fn check_target(target: &Path) -> Result<()> {
-    if !target.is_absolute() {
-        return Err(OperationError::invalid("give the folder's full path"));
-    }
-    match std::fs::read_dir(target).map(|mut rows| rows.next().is_some()) {
-        Ok(true) => Err(OperationError::conflict(format!("{} is not empty", target.display()))),
-        Ok(false) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(OperationError::conflict(format!("{}: {error}", target.display()))),
-    }
-}
-
-/// Copies a journal's folder, holes as holes, and makes the copy durable.
-fn copy_folder(from: &Path, to: &Path) -> anyhow::Result<()> {
-    std::fs::create_dir_all(to).with_context(|| format!("make {}", to.display()))?;
-    for row in std::fs::read_dir(from).with_context(|| format!("list {}", from.display()))? {
-        let row = row.context("list a folder")?;
-        let target = to.join(row.file_name());
-        if row.file_type().context("look at a file")?.is_dir() {
-            copy_folder(&row.path(), &target)?;
-        } else if row.file_name() != "lock" {
-            copy_file(&row.path(), &target)?;
-        }
-    }
-    std::fs::File::open(to).and_then(|folder| folder.sync_all()).context("make the copy durable")
-}
-
-fn copy_file(from: &Path, to: &Path) -> anyhow::Result<()> {
-    use rustix::fs::SeekFrom;
-    use std::os::unix::fs::FileExt;
-    let context = || format!("copy {}", from.display());
-    let source = std::fs::File::open(from).with_context(context)?;
-    let target = std::fs::File::create(to).with_context(|| format!("make {}", to.display()))?;
-    let len = source.metadata().with_context(context)?.len();
-    target.set_len(len).with_context(context)?;
-    let mut buf = vec![0; 1 << 20];
-    let mut at = 0;
-    while at < len {
-        let data = match rustix::fs::seek(&source, SeekFrom::Data(at)) {
-            Ok(data) => data,
-            Err(rustix::io::Errno::NXIO) => break, // Nothing but a hole from here on.
-            Err(error) => return Err(error).with_context(context),
-        };
-        let hole = rustix::fs::seek(&source, SeekFrom::Hole(data)).with_context(context)?;
-        at = data;
-        while at < hole {
-            let part = &mut buf[..(hole - at).min(1 << 20) as usize];
-            source.read_exact_at(part, at).with_context(context)?;
-            target.write_all_at(part, at).with_context(context)?;
-            at += part.len() as u64;
-        }
-    }
-    target.sync_all().with_context(context)
 }
 
 fn pin_to_api(pin: &journal::Pin) -> api::Pin {

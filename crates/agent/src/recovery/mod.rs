@@ -6,6 +6,7 @@ mod failover;
 mod images;
 mod incoming;
 mod journals;
+mod moving;
 mod policy;
 mod promote;
 mod record;

@@ -1,5 +1,6 @@
 //! One kept VM: its record, its journal while it is open, and who streams into it.
 
+use super::moving::Moving;
 use super::policy::JournalPolicy;
 use super::record::RecoveryRecord;
 use crate::clock;
@@ -37,6 +38,8 @@ struct Inner {
     last_error: Option<String>,
     scrubbed_at: Option<WallTime>,
     stream: Option<Stream>,
+    /// While the journal is being moved.
+    moving: Option<Arc<Moving>>,
 }
 
 /// The connection that holds a VM's stream.
@@ -53,6 +56,17 @@ pub(crate) struct StreamHold {
     _ended: watch::Sender<bool>,
 }
 
+impl Inner {
+    /// The state where no failover says another.
+    fn own_state(&self) -> &'static str {
+        match (&self.moving, &self.journal) {
+            (Some(_), _) => "moving",
+            (None, Some(_)) => "following",
+            (None, None) => "failed",
+        }
+    }
+}
+
 impl RecoveredVm {
     pub(crate) fn new(record: RecoveryRecord, policy: JournalPolicy) -> Result<Arc<Self>> {
         let id = record.vm.parse().with_context(|| format!("VM id of {}", record.name))?;
@@ -65,6 +79,7 @@ impl RecoveredVm {
             last_error: None,
             scrubbed_at: None,
             stream: None,
+            moving: None,
         };
         Ok(Arc::new(Self { id, group, inner: Mutex::new(inner), opening: Mutex::default() }))
     }
@@ -116,6 +131,14 @@ impl RecoveredVm {
     /// Forgets the open journal: the next stream opens it from the disk.
     pub(crate) fn close_journal(&self) {
         self.lock().journal = None;
+    }
+
+    pub(crate) fn set_moving(&self, moving: Option<Arc<Moving>>) {
+        self.lock().moving = moving;
+    }
+
+    pub(crate) fn moving(&self) -> Option<Arc<Moving>> {
+        self.lock().moving.clone()
     }
 
     pub(crate) fn set_error(&self, error: String) {
@@ -277,9 +300,8 @@ impl RecoveredVm {
             name: record.name.clone(),
             group: record.group.clone(),
             epoch: epoch.max(status.map_or(0, |status| status.epoch.0)),
-            state: failover
-                .unwrap_or(if inner.journal.is_some() { "following" } else { "failed" })
-                .to_owned(),
+            state: failover.unwrap_or_else(|| inner.own_state()).to_owned(),
+            moving: inner.moving.as_ref().map(|moving| moving.to_api()),
             last_error: inner.last_error.clone(),
             connected,
             peer: Some(record.peer.clone()),

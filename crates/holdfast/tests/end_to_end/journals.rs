@@ -187,6 +187,39 @@ fn a_journal_is_moved_and_goes_on_where_it_is() {
 }
 
 #[test]
+fn replicas_lie_in_a_folder_of_their_own_and_stay_there_when_the_journal_is_moved() {
+    let mut stage = Stage::set();
+    stage.b.stop_agent().unwrap();
+    stage.b.configure("[journal]\nreplica_dir = \"replicas\"\n").unwrap();
+    stage.b.start_agent().unwrap();
+    let disk = stage.disk("disk.raw", 16 << 20);
+    let socket = stage.protect("web", "web", &disk);
+    let journal = stage.b.ask(&["journal", "set", "web", "--mode", "rollback"]).unwrap();
+    let replicas = PathBuf::from(journal["replica_folder"].as_str().unwrap());
+    assert!(replicas.starts_with(stage.b.folder.join("replicas")), "{}", replicas.display());
+    let replica = replicas.join("vda.raw");
+    let is_followed = |what: &str| {
+        wait_until(what, SOON, || {
+            let journal = stage.b.ask(&["journal", "show", "web"])?;
+            Ok((journal["applied_seq"] == journal["durable_seq"]).then_some(()))
+        })
+        .unwrap();
+        assert!(same_bytes(&replica, &disk), "{what}");
+    };
+    overwrite(&stage, &socket, 1);
+    stage.drained("web");
+    is_followed("the replica follows");
+    let new = stage.path("elsewhere/web");
+    stage.b.ask(&["journal", "move", "web", "--to", &new.display().to_string()]).unwrap();
+    assert!(!new.join("replica/vda.raw").exists());
+    overwrite(&stage, &socket, 2);
+    stage.drained("web");
+    is_followed("the replica follows the moved journal");
+    stage.tag("web", "web", "at the end");
+    assert!(same_bytes(&stage.copy_image("web", "at the end", "image.raw"), &disk));
+}
+
+#[test]
 fn rot_is_found_by_verify_contained_by_repair_and_made_good_by_the_source() {
     let mut stage = Stage::set();
     let disk = stage.disk("disk.raw", 24 << 20);

@@ -1,0 +1,49 @@
+//! The map files of an image's overlay, as they are and with their headers put right: opening, writing, reading
+//! and flushing must answer, and never panic.
+#![no_main]
+
+use journal::{Overlay, OverlayError, Store};
+use libfuzzer_sys::fuzz_target;
+use sim::SimStore;
+use types::ByteRange;
+
+/// Not a whole number of blocks.
+const DISK_BYTES: u64 = (1 << 20) - 1000;
+const BOOT_ID: [u8; 16] = [3; 16];
+
+fuzz_target!(|input: &[u8]| {
+    let Some((&choice, bytes)) = input.split_first() else { return };
+    let store = SimStore::new();
+    for (bit, name) in [(1, "image/vda.map"), (2, "image/vda.live")] {
+        if choice & bit == 0 {
+            continue;
+        }
+        let mut file = bytes.to_vec();
+        if choice & 4 != 0 && file.len() >= 32 {
+            file[..4].copy_from_slice(b"HFOV");
+            file[4..8].copy_from_slice(&1u32.to_le_bytes());
+            file[8..16].copy_from_slice(&DISK_BYTES.div_ceil(4096).to_le_bytes());
+            file[16..32].copy_from_slice(&BOOT_ID);
+        }
+        if choice & 8 != 0 {
+            file.resize(32 + DISK_BYTES.div_ceil(4096).div_ceil(8) as usize, choice);
+        }
+        let opened = Store::open(&store, name, true).expect("made");
+        opened.write_at(0, &file).expect("written");
+    }
+    let Ok(overlay) = Overlay::open(&store, "image", "vda", DISK_BYTES, BOOT_ID) else { return };
+    let below = |_: u64, buf: &mut [u8]| -> Result<(), OverlayError> {
+        buf.fill(7);
+        Ok(())
+    };
+    let mut all = vec![0; DISK_BYTES as usize];
+    overlay.read_at(0, &mut all, below).expect("read");
+    let start = bytes.iter().fold(0u64, |sum, &byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte))) % (DISK_BYTES - 9000);
+    overlay.write_at(start, &[1; 5000], below).expect("written");
+    overlay.zero(ByteRange::new(start + 3000, 6000), below).expect("zeroed");
+    overlay.flush().expect("flushed");
+    let mut found = vec![9; 9000];
+    overlay.read_at(start, &mut found, below).expect("read");
+    assert!(found[..3000].iter().all(|&byte| byte == 1) && found[3000..].iter().all(|&byte| byte == 0));
+    let _ = overlay.held_bytes();
+});
