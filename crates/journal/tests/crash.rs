@@ -3,11 +3,11 @@
 
 mod stream;
 
-use journal::{AppendError, Image, Journal, Mode, Settings, Upkeep, verify};
+use journal::{AppendError, Image, Journal, Mode, Settings, Store, Upkeep, verify};
 use sim::{Rng, SimStore};
 use std::sync::Arc;
 use std::time::Duration;
-use stream::{SMALL, Stream, append, compare, create, keep_up, read_all, try_append};
+use stream::{DISK_BYTES, SMALL, Stream, append, compare, create, keep_up, read_all, try_append};
 use types::{DiskIndex, Epoch, WallTime};
 
 /// A journal of three batches, each a write and a checkpoint, and the disk it lies on.
@@ -160,6 +160,47 @@ fn a_fold_cut_short_at_every_sync_leaves_only_good_checkpoints() {
                 assert!(compare(&opened.journal, &stream.states) >= 1);
             }
         }
+    }
+}
+
+#[test]
+fn a_step_whose_end_never_reached_the_disk_has_not_begun() {
+    let settings = Settings { mode: Mode::Rollback, ..SMALL };
+    let store = SimStore::new();
+    let journal = create(&store, settings);
+    let mut stream = Stream::begin();
+    for byte in 1..=2u8 {
+        let mut random = Rng::new(u64::from(byte));
+        let noise: Vec<u8> = (0..DISK_BYTES).map(|_| random.bits() as u8).collect();
+        // The second goes over a region's edge: two before-images of one sequence, the one in the first batch,
+        // which is full then, the other in the next.
+        let (first, second) = noise.split_at(512 << 10);
+        stream.write(0, first);
+        stream.write(512 << 10, second);
+        stream.checkpoint();
+        append(&journal, stream.batch(), 0, 1);
+        if byte == 1 {
+            keep_up(&journal, 0);
+        }
+    }
+    drop(journal);
+    let read = |store: &SimStore| {
+        let mut bytes = vec![0; store.len_of("undo-00000001").unwrap() as usize];
+        store.open("undo-00000001", false).unwrap().read_at(0, &mut bytes).unwrap();
+        bytes
+    };
+    let before = read(&store).len();
+    let stepped = store.fork();
+    keep_up(&Journal::open(Arc::new(stepped.clone()), settings).unwrap().journal, 0);
+    let undo = read(&stepped);
+    assert!(undo.len() > before + DISK_BYTES as usize, "both batches are in the file");
+    for cut in (before..undo.len()).step_by(64 << 10) {
+        let torn = store.fork();
+        torn.open("undo-00000001", false).unwrap().write_at(0, &undo[..cut]).unwrap();
+        let opened = Journal::open(Arc::new(torn), settings).unwrap();
+        assert!(opened.damage.is_empty(), "cut at {cut}: {:?}", opened.damage);
+        keep_up(&opened.journal, 0);
+        assert_eq!(compare(&opened.journal, &stream.states), 2, "cut at {cut}");
     }
 }
 
