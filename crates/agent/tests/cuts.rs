@@ -77,6 +77,7 @@ impl Stage {
             group: Some("shop".into()),
             coordinator,
             qmp: None,
+            ublk: false,
             disks: vec![ProtectDisk { name: "vda".into(), path: path.display().to_string() }],
             peer: self.address("far"),
             definition: None,

@@ -46,6 +46,9 @@ pub struct ProtectRequest {
     /// for them; none are all that can be written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qmp: Option<String>,
+    /// Make each disk a block device of the agent's host, through the kernel's ublk driver.
+    #[serde(default)]
+    pub ublk: bool,
     /// `HOST:PORT` of the recovery side's agent.
     pub peer: String,
     /// The VM's definition, TOML: what the recovery side needs to start it.
@@ -199,6 +202,9 @@ pub struct Disk {
     /// Where a hypervisor that has vhost-user-blk attaches to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vhost_user_socket: Option<String>,
+    /// The block device it is on the agent's host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ublk_device: Option<String>,
 }
 
 /// A VM whose journal this agent keeps.

@@ -173,6 +173,10 @@ pub(crate) struct Protect {
     /// nobody else uses. Disks are NAME=DEVICE then; all that can be written if none is given.
     #[arg(long, value_name = "SOCKET")]
     pub(crate) qmp: Option<PathBuf>,
+    /// Make each disk a block device of this host, /dev/ublkbN, for what runs here without a hypervisor. Needs a
+    /// holdfast built with it, and the kernel's ublk driver.
+    #[arg(long, conflicts_with = "qmp")]
+    pub(crate) ublk: bool,
     /// The recovery side's agent.
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) peer: String,

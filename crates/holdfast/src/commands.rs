@@ -187,6 +187,7 @@ fn request(protect: Protect) -> Result<ProtectRequest> {
     };
     Ok(ProtectRequest {
         qmp: qmp.map(|path| path.display().to_string()),
+        ublk: protect.ublk,
         name: protect.name,
         group: protect.group,
         coordinator: protect.coordinator,

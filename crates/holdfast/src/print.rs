@@ -141,6 +141,9 @@ pub(crate) fn protected(vm: &ProtectedVm) -> String {
         if let Some(socket) = &disk.vhost_user_socket {
             let _ = writeln!(out, "           {socket} (vhost-user-blk)");
         }
+        if let Some(device) = &disk.ublk_device {
+            let _ = writeln!(out, "           {device} (block device of this host)");
+        }
     }
     match &vm.qmp {
         Some(qmp) => {

@@ -20,6 +20,8 @@ pub enum Work {
     Burst,
     /// Reports what it finds and powers off.
     Report,
+    /// Is a host with an agent of its own, which protects the guest's disk: see `host.sh`.
+    Host,
 }
 
 impl Work {
@@ -31,6 +33,7 @@ impl Work {
             Work::LoadAndRead => "holdfast.work=load holdfast.read=1",
             Work::Burst => "holdfast.work=burst holdfast.depth=1",
             Work::Report => "holdfast.work=report",
+            Work::Host => "rdinit=/host.sh",
         }
     }
 }

@@ -6,6 +6,8 @@ use std::process::{Command, Stdio};
 
 /// What is run as the guest's first process.
 const INIT: &str = include_str!("init.sh");
+/// The same of a guest that is a host.
+const HOST: &str = include_str!("host.sh");
 
 /// Kernel and initramfs of the guest.
 #[derive(Debug, Clone)]
@@ -73,16 +75,44 @@ impl GuestFiles {
         }
         archive.file("modules.nbd", (loaded.join("\n") + "\n").as_bytes(), false);
         archive.program(Path::new("/usr/sbin/nbd-client"))?;
-        // The kernel unpacks archives one after the other.
-        let mut bytes = std::fs::read(&self.initrd).context("read the initramfs")?;
-        bytes.resize(bytes.len().next_multiple_of(4096), 0);
-        bytes.extend(archive.finish());
-        std::fs::write(self.with_nbd_client().initrd, bytes).context("write the initramfs")
+        std::fs::write(self.with_nbd_client().initrd, self.followed_by(archive)?)
+            .context("write the initramfs")
     }
 
     /// The same kernel, with the initramfs that has the kernel's NBD client.
     pub fn with_nbd_client(&self) -> Self {
         Self { initrd: self.initrd.with_extension("nbd"), ..self.clone() }
+    }
+
+    /// The same kernel, with an initramfs at `path` that makes the guest a host: with the binary that has ublk, the
+    /// modules it needs, and the folder of a site.
+    ///
+    /// # Errors
+    /// Where something is missing in the kernel's package, or the site cannot be read.
+    pub fn with_agent(&self, path: &Path, site: &Path) -> Result<Self> {
+        let folder = self.initrd.parent().unwrap_or(Path::new("/"));
+        let mut archive = Archive::default();
+        let mut loaded = Vec::new();
+        for module in ["virtio_net", "ublk_drv"] {
+            add_module(&folder.join("kernel-package/lib/modules"), module, &mut archive, &mut loaded)?;
+        }
+        archive.file("modules.host", (loaded.join("\n") + "\n").as_bytes(), false);
+        archive.file("host.sh", HOST.as_bytes(), true);
+        let holdfast = folder.join("holdfast-ublk");
+        archive.copy("bin/holdfast", &holdfast)?;
+        archive.libraries_of(&holdfast)?;
+        archive.tree("site", site)?;
+        let initrd = path.to_path_buf();
+        std::fs::write(&initrd, self.followed_by(archive)?).context("write the initramfs")?;
+        Ok(Self { initrd, ..self.clone() })
+    }
+
+    /// The initramfs with another behind it: the kernel unpacks archives one after the other.
+    fn followed_by(&self, archive: Archive) -> Result<Vec<u8>> {
+        let mut bytes = std::fs::read(&self.initrd).context("read the initramfs")?;
+        bytes.resize(bytes.len().next_multiple_of(4096), 0);
+        bytes.extend(archive.finish());
+        Ok(bytes)
     }
 
     /// The VM's definition, TOML, with `append` added to the kernel's command line.
@@ -223,9 +253,28 @@ impl Archive {
         Ok(())
     }
 
+    /// A folder of plain files, as `name`.
+    fn tree(&mut self, name: &str, path: &Path) -> Result<()> {
+        self.folder(name);
+        for row in std::fs::read_dir(path).with_context(|| format!("list {}", path.display()))? {
+            let row = row.context("list a folder")?;
+            let name = format!("{name}/{}", row.file_name().to_string_lossy());
+            if row.file_type().context("look at a file")?.is_dir() {
+                self.tree(&name, &row.path())?;
+            } else {
+                self.copy(&name, &row.path())?;
+            }
+        }
+        Ok(())
+    }
+
     /// A program with the libraries `ldd` names for it.
     fn program(&mut self, path: &Path) -> Result<()> {
         self.copy(path.to_string_lossy().trim_start_matches('/'), path)?;
+        self.libraries_of(path)
+    }
+
+    fn libraries_of(&mut self, path: &Path) -> Result<()> {
         let output = Command::new("ldd").arg(path).output().context("run ldd")?;
         for line in String::from_utf8_lossy(&output.stdout).lines() {
             let Some(library) = line.split_whitespace().find(|word| word.starts_with('/')) else { continue };

@@ -26,6 +26,8 @@ mod region_log;
 mod ring;
 mod sync_gate;
 mod tapped;
+#[cfg(feature = "ublk")]
+mod ublk;
 pub mod vhost_user;
 mod workers;
 
@@ -42,3 +44,5 @@ pub use raw::{RawDisk, RawDiskError};
 pub use region_log::RegionLog;
 pub use sync_gate::{OnTimeout, SyncPolicy, SyncState};
 pub use tapped::{TappedDisk, status_of};
+#[cfg(feature = "ublk")]
+pub use ublk::{UblkDevice, UblkServeError};

@@ -12,6 +12,10 @@ pub(crate) fn run() -> Result<()> {
     packages::ensure(packages::BUILD)?;
     run_visibly(cargo().args(["fmt", "--all", "--check"]))?;
     run_visibly(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    packages::ensure(packages::UBLK)?;
+    let with_ublk =
+        ["clippy", "--quiet", "--package", "holdfast", "--package", "agent", "--package", "splitter"];
+    run_visibly(cargo().args(with_ublk).args(["--features", "ublk", "--", "-D", "warnings"]))?;
     edges::check()?;
     deny()
 }

@@ -30,6 +30,12 @@ pub(crate) const GUEST: &[Tool] = &[
     tool("dpkg-deb", "dpkg", "unpacks the guest's kernel package"),
 ];
 
+/// For the feature `ublk`: the kernel's header is read when it is built.
+pub(crate) const UBLK: &[Tool] = &[
+    tool("clang", "clang", "reads the kernel's header for ublk"),
+    tool("strip", "binutils", "makes the binary small enough for a guest"),
+];
+
 /// For fuzzing: libFuzzer is C++.
 pub(crate) const FUZZ: &[Tool] = &[tool("c++", "g++", "builds libFuzzer")];
 

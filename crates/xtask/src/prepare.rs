@@ -39,6 +39,13 @@ pub(crate) fn release_binary() -> Result<PathBuf> {
     Ok(target().join("release/holdfast"))
 }
 
+/// Builds the binary with the feature `ublk`, for guests, without what only debuggers read.
+pub(crate) fn binary_with_ublk() -> Result<()> {
+    run_visibly(cargo().args(["build", "--quiet", "--package", "holdfast", "--features", "ublk"]))?;
+    let (built, stripped) = (target().join("debug/holdfast"), target().join("guest/holdfast-ublk"));
+    lab::run_quietly(Command::new("strip").arg("-o").arg(stripped).arg(built))
+}
+
 /// Makes the guest, unless it is there already and nothing it is made of has changed.
 pub(crate) fn guest() -> Result<GuestFiles> {
     packages::ensure(packages::GUEST)?;

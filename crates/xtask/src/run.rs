@@ -1,7 +1,7 @@
 //! Tests, simulation, benches.
 
 use crate::packages;
-use crate::prepare::{cargo, guest, root, run_visibly, target};
+use crate::prepare::{binary_with_ublk, cargo, guest, root, run_visibly, target};
 use anyhow::{Context, Result};
 
 /// Runs every test, or those whose name holds `filter`. Guests share two cores, so the end-to-end tests
@@ -9,7 +9,9 @@ use anyhow::{Context, Result};
 pub(crate) fn test(filter: Option<&str>) -> Result<()> {
     packages::ensure(packages::BUILD)?;
     packages::ensure(packages::PEERS)?;
+    packages::ensure(packages::UBLK)?;
     guest()?.add_nbd_client(&target().join("guest/kernel-package"))?;
+    binary_with_ublk()?;
     let run = |arguments: &[&str]| {
         let mut command = cargo();
         command.env("HOLDFAST_GUEST_DIR", target().join("guest")).args(["test", "--quiet"]).args(arguments);

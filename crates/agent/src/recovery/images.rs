@@ -232,6 +232,7 @@ impl OpenImage {
             size_bytes: disk.size_bytes,
             path: self.own_path(&disk.name),
             vhost_user_socket: server.as_ref().and_then(|server| server.vhost_user_socket(at)),
+            ublk_device: None,
         });
         disks.collect()
     }

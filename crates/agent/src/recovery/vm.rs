@@ -312,6 +312,7 @@ impl RecoveredVm {
                     name: disk.name,
                     size_bytes: disk.size_bytes,
                     vhost_user_socket: None,
+                    ublk_device: None,
                 })
                 .collect(),
             durable_seq: status.map_or(WriteSeq::ZERO, |status| status.last_seq).to_string(),

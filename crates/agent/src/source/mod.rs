@@ -6,6 +6,8 @@ mod driver;
 mod files;
 mod greeting;
 mod group;
+#[cfg_attr(not(feature = "ublk"), path = "no_host_devices.rs")]
+mod host_devices;
 mod hosts;
 mod member;
 mod nbd_tls;
@@ -33,6 +35,7 @@ use api::ProtectRequest;
 pub(crate) use coordinate::serve_host;
 pub(crate) use driver::Command;
 use group::Group;
+use host_devices::HostDevices;
 pub(crate) use nbd_tls::serve_disks;
 use peers::Peers;
 use record::{DiskRecord, FileRecord, ProtectionRecord};
@@ -188,8 +191,18 @@ impl Source {
             paused: false,
             coordinator: request.coordinator.clone(),
             qmp: request.qmp.clone().map(PathBuf::from),
+            ublk: if request.ublk { self.device_numbers(request)? } else { Vec::new() },
         };
-        let vm = self.begin(record)?;
+        // Devices of the host outlive the agent: whose they are is written down before they are there.
+        if request.ublk {
+            self.state.save(&record.file_name(), &record)?;
+        }
+        let file_name = record.file_name();
+        let begun = self.begin(record);
+        if begun.is_err() && request.ublk {
+            self.state.remove(&file_name)?;
+        }
+        let vm = begun?;
         // The VM may have told which disks it has.
         let record = vm.record();
         if let Err(error) = self.state.save(&record.file_name(), &record) {
@@ -198,6 +211,15 @@ impl Source {
         }
         tracing::info!(vm = record.name, group = record.group, peer = record.peer, "protected");
         Ok(vm)
+    }
+
+    fn device_numbers(&self, request: &ProtectRequest) -> Result<Vec<u32>> {
+        if request.qmp.is_some() {
+            return Err(OperationError::invalid("a VM that runs on its own image has no use for --ublk"));
+        }
+        let mut others: Vec<_> = self.list().iter().map(|vm| vm.record()).collect();
+        others.extend(self.stalled().values().map(|stalled| stalled.record.clone()));
+        HostDevices::free_numbers(request.disks.len(), &others)
     }
 
     /// The id of a group: of one that is here, of one that another agent coordinates, or a new one.
@@ -297,6 +319,7 @@ impl Source {
             {
                 tap.detach()?;
             }
+            HostDevices::remove_unserved(&stalled.record)?;
             self.state.remove(&stalled.record.file_name())?;
             self.state.remove(&stalled.record.map_name())?;
             self.state.remove(&stalled.record.region_log_name())?;

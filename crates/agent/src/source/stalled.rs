@@ -20,6 +20,7 @@ impl Stalled {
             size_bytes: 0,
             path: disk.path.display().to_string(),
             vhost_user_socket: None,
+            ublk_device: None,
         });
         api::ProtectedVm {
             id: record.vm.clone(),

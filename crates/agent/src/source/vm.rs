@@ -1,5 +1,6 @@
 //! One protected VM: its disks, its capture, its socket, and the task that drives its stream.
 
+use super::HostDevices;
 use super::Source;
 use super::driver::{self, Command, StreamStatus};
 use super::group::Group;
@@ -31,6 +32,7 @@ pub(crate) struct ProtectedVm {
     capture: Arc<Capture>,
     disks: Vec<Arc<ProtectedDisk>>,
     server: Mutex<Option<DiskServer>>,
+    devices: Mutex<HostDevices>,
     /// Clients over TCP: their connections, for as long as they last.
     remote: Mutex<Vec<UnixStream>>,
     /// Of a VM that runs on its own image.
@@ -79,6 +81,7 @@ impl ProtectedVm {
         if let Some(tap) = &tap {
             tap.attach(&capture, server.path())?;
         }
+        let devices = HostDevices::serve(&record, &disks)?;
         let (commands, inbox) = mpsc::unbounded_channel();
         let name = record.name.clone();
         let vm = Arc::new(Self {
@@ -89,6 +92,7 @@ impl ProtectedVm {
             capture,
             disks,
             server: Mutex::new(Some(server)),
+            devices: Mutex::new(devices),
             remote: Mutex::default(),
             tap: tap.clone(),
             commands,
@@ -169,8 +173,18 @@ impl ProtectedVm {
         remote.push(connection);
     }
 
-    /// Leaves a VM that runs on its own image without a trace; one that runs on our sockets is not changed.
+    fn devices(&self) -> MutexGuard<'_, HostDevices> {
+        self.devices.lock().expect("a panic aborts the process")
+    }
+
+    /// Leaves a VM that runs on its own image, and this host, without a trace; a VM that runs on our sockets is not
+    /// changed.
     pub(super) fn detach(&self) -> Result<()> {
+        let mut devices = self.devices();
+        if let Some(path) = devices.in_use() {
+            return Err(OperationError::conflict(format!("{path} is in use: unmount it first")));
+        }
+        std::mem::take(&mut *devices).remove()?;
         self.tap.as_ref().map_or(Ok(()), |tap| tap.detach())
     }
 
@@ -190,6 +204,7 @@ impl ProtectedVm {
             tap.end();
         }
         self.command(Command::Stop);
+        self.devices().leave();
         let server = self.server.lock().expect("a panic aborts the process").take();
         drop(server);
         for connection in self.remote.lock().expect("a panic aborts the process").drain(..) {
@@ -210,11 +225,13 @@ impl ProtectedVm {
         let rpo_now = self.group.rpo_now(clock::now()).map(|age| age.as_secs_f64());
         let server = self.server.lock().expect("a panic aborts the process");
         let socket = server.as_ref().map(|server| server.path().display().to_string()).unwrap_or_default();
+        let devices = self.devices();
         let disks = record.disks.iter().zip(&self.disks).enumerate().map(|(at, (disk, open))| api::Disk {
             name: disk.name.clone(),
             size_bytes: BlockDevice::size_bytes(&**open),
             path: disk.path.display().to_string(),
             vhost_user_socket: server.as_ref().and_then(|server| server.vhost_user_socket(at)),
+            ublk_device: devices.path(at),
         });
         let disks = disks.collect();
         drop(server);

@@ -158,6 +158,7 @@ impl Pair {
             group: None,
             coordinator: None,
             qmp: None,
+            ublk: false,
             disks: vec![ProtectDisk { name: "vda".into(), path: path.display().to_string() }],
             peer: format!("127.0.0.1:{}", self.port),
             definition: None,

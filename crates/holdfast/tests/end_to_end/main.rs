@@ -18,4 +18,5 @@ mod stage;
 mod streams;
 mod synchronous;
 mod tap;
+mod ublk;
 mod vhost_user;
