@@ -56,7 +56,7 @@ impl Agent {
         let boot_id = boot_id()?;
         let alerts = Arc::new(Alerts::default());
         let source = Source::new(&config, state.clone(), artifacts.clone(), run, boot_id, alerts.clone());
-        let recovery = Recovery::new(&config, state, artifacts, boot_id);
+        let recovery = Recovery::new(&config, state, artifacts, boot_id, alerts.clone());
         let pki = Pki::new(&config.pki_dir);
         tracing::info!(site = config.site, agent = config.agent, run = run.0, "agent starts");
         if let Err(error) = raise_file_limit() {

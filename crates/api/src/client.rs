@@ -176,6 +176,12 @@ impl Client {
         self.post(&format!("/v1/groups/{}/failover/pause", escape(group)), &()).await
     }
 
+    /// A PNG.
+    pub async fn screenshot(&self, group: &str, vm: &str) -> Result<Bytes, ClientError> {
+        let path = format!("/v1/groups/{}/failover/vms/{}/screenshot", escape(group), escape(vm));
+        self.fetch(Method::GET, &path, None).await
+    }
+
     pub async fn resume_failover(&self, group: &str) -> Result<Failover, ClientError> {
         self.post(&format!("/v1/groups/{}/failover/resume", escape(group)), &()).await
     }
@@ -195,6 +201,11 @@ impl Client {
         path: &str,
         body: Option<Vec<u8>>,
     ) -> Result<T, ClientError> {
+        let answer = self.fetch(method, path, body).await?;
+        serde_json::from_slice(&answer).map_err(|error| ClientError::Answer(error.to_string()))
+    }
+
+    async fn fetch(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<Bytes, ClientError> {
         match &self.endpoint {
             Endpoint::Unix(socket) => {
                 let place = socket.display().to_string();
@@ -217,12 +228,12 @@ impl Client {
     }
 }
 
-async fn exchange<T: DeserializeOwned>(
+async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     method: Method,
     path: &str,
     body: Option<Vec<u8>>,
-) -> Result<T, ClientError> {
+) -> Result<Bytes, ClientError> {
     let http = |error: hyper::Error| ClientError::Http(error.to_string());
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
     tokio::spawn(connection);
@@ -244,7 +255,7 @@ async fn exchange<T: DeserializeOwned>(
         let problem = serde_json::from_slice(&body).unwrap_or_else(|_| problem_of(status, &body));
         return Err(ClientError::Refused(problem));
     }
-    serde_json::from_slice(&body).map_err(|error| ClientError::Answer(error.to_string()))
+    Ok(body)
 }
 
 fn problem_of(status: StatusCode, body: &[u8]) -> Problem {

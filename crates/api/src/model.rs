@@ -374,6 +374,28 @@ pub struct FailoverVm {
     pub pid: Option<u32>,
     /// `running`, `paused`, `stopped` or `not-defined`.
     pub run_state: String,
+    /// Its disks, while it runs.
+    pub disks: Vec<GuestDisk>,
+    /// The last thing that happened to it since it was started, as far as this run of the agent knows.
+    pub last_event: Option<GuestEvent>,
+}
+
+/// A disk of a VM that runs, and what the VM has done with it since it was started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GuestDisk {
+    pub name: String,
+    pub size_bytes: u64,
+    pub read_bytes: u64,
+    pub written_bytes: u64,
+    pub failed_requests: u64,
+}
+
+/// Something that happened to a running VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GuestEvent {
+    /// `powered off`, `restarted`, `paused`, `resumed`, `crashed`, or which disk failed.
+    pub what: String,
+    pub at: String,
 }
 
 /// An answer that has nothing else to say.

@@ -334,6 +334,18 @@ pub(crate) enum FailoverCommand {
         #[arg(long)]
         group: String,
     },
+    /// Save what one of its VMs shows on its screen, as PNG.
+    Screenshot {
+        /// The protection group.
+        #[arg(long)]
+        group: String,
+        /// The VM.
+        #[arg(long)]
+        vm: String,
+        /// The file to write.
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+    },
     /// The groups and their failovers.
     List,
 }

@@ -332,6 +332,12 @@ async fn failover(client: &Client, command: FailoverCommand, json: bool) -> Resu
         FailoverCommand::Resume { group } => {
             print::one(json, &client.resume_failover(&group).await?, print::failover)
         }
+        FailoverCommand::Screenshot { group, vm, to } => {
+            let png = client.screenshot(&group, &vm).await?;
+            std::fs::write(&to, &png).with_context(|| format!("write {}", to.display()))?;
+            let saved = serde_json::json!({ "path": to, "bytes": png.len() });
+            print::one(json, &saved, |_| format!("the screen of {vm} is in {}\n", to.display()))
+        }
         FailoverCommand::List => print::one(json, &client.groups().await?, |groups| print::groups(groups)),
     }
 }

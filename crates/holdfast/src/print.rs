@@ -325,6 +325,18 @@ pub(crate) fn failover(failover: &Failover) -> String {
     for vm in &failover.vms {
         let pid = vm.pid.map(|pid| format!(", process {pid}")).unwrap_or_default();
         let _ = writeln!(out, "  {}  {}{pid}, image {}, socket {}", vm.vm, vm.run_state, vm.image, vm.socket);
+        for disk in &vm.disks {
+            let (size, read) = (bytes(disk.size_bytes), bytes(disk.read_bytes));
+            let (written, failed) = (bytes(disk.written_bytes), disk.failed_requests);
+            let _ = writeln!(
+                out,
+                "    {} {size}, {read} read, {written} written, {failed} requests failed",
+                disk.name
+            );
+        }
+        if let Some(event) = &vm.last_event {
+            let _ = writeln!(out, "    {} at {}", event.what, event.at);
+        }
     }
     if failover.phase == "running" {
         let _ = writeln!(out, "keep it:  holdfast failover commit --group {}", failover.group);

@@ -1,7 +1,7 @@
 //! Every route, with what OpenAPI says of it.
 
 use super::App;
-use super::answer::{Answer, Body, beside};
+use super::answer::{Answer, ApiError, Body, beside};
 use crate::clock;
 use crate::error::OperationError;
 use crate::recovery::{checkpoint_to_api, mark_to_api};
@@ -11,6 +11,8 @@ use api::{
     ProtectRequest, ProtectedVm, RecoveredVm, SeedRequest, Status, TagRequest,
 };
 use axum::extract::{Path, Query, State};
+use axum::http::header;
+use axum::response::IntoResponse;
 use axum::{Json, Router};
 use journal::CheckpointQuery;
 use serde::Deserialize;
@@ -47,6 +49,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(failover))
         .routes(routes!(pause_failover))
         .routes(routes!(resume_failover))
+        .routes(routes!(screenshot))
         .routes(routes!(commit))
         .routes(routes!(rollback))
         .routes(routes!(list_images, open_image))
@@ -360,6 +363,22 @@ async fn pause_failover(State(app): State<App>, Path(group): Path<String>) -> An
 ))]
 async fn resume_failover(State(app): State<App>, Path(group): Path<String>) -> Answer<Failover> {
     beside(move || app.recovery.set_paused(&group, false)).await.map(Json)
+}
+
+/// What a VM of a failover shows on its screen.
+#[utoipa::path(get, path = "/v1/groups/{group}/failover/vms/{vm}/screenshot",
+    params(("group" = String, Path), ("vm" = String, Path)), responses(
+    (status = 200, body = Vec<u8>, content_type = "image/png"),
+    (status = 404, body = Problem, content_type = "application/problem+json"),
+    (status = 409, body = Problem, content_type = "application/problem+json"),
+    (status = 503, body = Problem, content_type = "application/problem+json"),
+))]
+async fn screenshot(
+    State(app): State<App>,
+    Path((group, vm)): Path<(String, String)>,
+) -> Result<impl IntoResponse, ApiError> {
+    let png = beside(move || app.recovery.screenshot(&group, &vm)).await?;
+    Ok(([(header::CONTENT_TYPE, "image/png")], png))
 }
 
 /// Undoes a failover.

@@ -16,6 +16,8 @@ pub struct VmDefinition {
     pub accelerator: String,
     #[serde(default = "default_cpu")]
     pub cpu: String,
+    #[serde(default)]
+    pub graphics: Graphics,
     /// Files, relative to the definition; they are copied to the recovery side.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<PathBuf>,
@@ -26,6 +28,17 @@ pub struct VmDefinition {
     /// The kernel's command line.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub append: String,
+}
+
+/// The screen of a VM.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Graphics {
+    /// It has none: its console is its serial line.
+    #[default]
+    None,
+    Vga,
+    Virtio,
 }
 
 /// A definition that cannot be used.

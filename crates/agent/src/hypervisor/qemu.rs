@@ -1,9 +1,10 @@
 //! Plain QEMU: one process per VM, disks over NBD, told over QMP.
 
-use super::definition::VmDefinition;
+use super::definition::{Graphics, VmDefinition};
 use super::qmp::{Qmp, QmpError};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal};
+use serde_json::{Value, json};
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -38,6 +39,17 @@ pub struct Started {
     pub pid: u32,
 }
 
+/// A disk of a VM that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunDisk {
+    pub name: String,
+    pub size_bytes: u64,
+    /// Since the VM was started.
+    pub read_bytes: u64,
+    pub written_bytes: u64,
+    pub failed_requests: u64,
+}
+
 /// What a VM is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RunState {
@@ -45,6 +57,16 @@ pub enum RunState {
     /// Its processors stand still: an operator has paused it, or its disk has failed.
     Paused,
     Stopped,
+}
+
+impl Graphics {
+    fn device(self) -> Option<&'static str> {
+        match self {
+            Self::None => None,
+            Self::Vga => Some("VGA"),
+            Self::Virtio => Some("virtio-vga"),
+        }
+    }
 }
 
 impl Adapter {
@@ -114,6 +136,42 @@ impl Adapter {
         }
     }
 
+    /// The disks of a VM that runs, and what it has done with them.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub fn disks(&self, key: &str) -> Result<Vec<RunDisk>> {
+        let mut monitor = Qmp::connect(&self.control_socket(key))?;
+        let devices = monitor.execute("query-block")?;
+        let counted = monitor.execute("query-blockstats")?;
+        let counted = counted.as_array().cloned().unwrap_or_default();
+        let attached = devices.as_array().into_iter().flatten().filter_map(|row| row.get("inserted"));
+        let describe = |disk: &Value| {
+            let name = &disk["node-name"];
+            let stats = counted.iter().find(|row| row["node-name"] == *name).map(|row| &row["stats"]);
+            let count = |what: &str| stats.and_then(|stats| stats[what].as_u64()).unwrap_or(0);
+            let failed = ["failed_rd_operations", "failed_wr_operations", "failed_flush_operations"];
+            RunDisk {
+                name: name.as_str().unwrap_or_default().to_owned(),
+                size_bytes: disk["image"]["virtual-size"].as_u64().unwrap_or(0),
+                read_bytes: count("rd_bytes"),
+                written_bytes: count("wr_bytes"),
+                failed_requests: failed.into_iter().map(count).sum(),
+            }
+        };
+        Ok(attached.map(describe).collect())
+    }
+
+    /// What a VM shows on its screen, as a PNG in a file at `path`.
+    ///
+    /// # Errors
+    /// Where it has no screen, or does not answer.
+    pub fn screenshot(&self, key: &str, path: &Path) -> Result<()> {
+        let arguments = json!({ "filename": path.display().to_string(), "format": "png" });
+        let taken = Qmp::connect(&self.control_socket(key))?.ask("screendump", &arguments);
+        taken.map(drop).context("take a screenshot")
+    }
+
     /// Has a VM's processors stand still, or go on.
     ///
     /// # Errors
@@ -148,7 +206,12 @@ impl Adapter {
         self.run_dir.join(format!("{key}.qmp"))
     }
 
-    fn ask(&self, key: &str, command: &str) -> Result<serde_json::Value, QmpError> {
+    /// A monitor of its own for whoever listens: each takes one client.
+    pub(super) fn event_socket(&self, key: &str) -> PathBuf {
+        self.run_dir.join(format!("{key}.events"))
+    }
+
+    fn ask(&self, key: &str, command: &str) -> Result<Value, QmpError> {
         Qmp::connect(&self.control_socket(key))?.execute(command)
     }
 
@@ -169,8 +232,10 @@ impl Adapter {
         disks: &[StartDisk],
     ) -> Result<Vec<String>> {
         let quoted = |path: &Path| path.display().to_string().replace(',', ",,");
-        let control = self.control_socket(key);
-        let _ = std::fs::remove_file(&control);
+        let (control, events) = (self.control_socket(key), self.event_socket(key));
+        for socket in [&control, &events] {
+            let _ = std::fs::remove_file(socket);
+        }
         let mut arguments: Vec<String> = [
             "-name",
             &title.replace(',', ",,"),
@@ -191,6 +256,8 @@ impl Adapter {
             &format!("file:{}", quoted(&self.console(key))),
             "-qmp",
             &format!("unix:{},server=on,wait=off", quoted(&control)),
+            "-qmp",
+            &format!("unix:{},server=on,wait=off", quoted(&events)),
         ]
         .map(str::to_owned)
         .to_vec();
@@ -201,6 +268,9 @@ impl Adapter {
         }
         if definition.kernel.is_some() && !definition.append.is_empty() {
             arguments.extend(["-append".to_owned(), definition.append.clone()]);
+        }
+        if let Some(device) = definition.graphics.device() {
+            arguments.extend(["-device".to_owned(), device.to_owned()]);
         }
         for disk in disks {
             let node = &disk.name;

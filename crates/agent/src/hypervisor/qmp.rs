@@ -61,6 +61,12 @@ impl Qmp {
         }
     }
 
+    /// What the monitor says by itself next; waits for it.
+    pub(super) fn next_event(&mut self) -> io::Result<Value> {
+        self.writer.set_read_timeout(None)?;
+        self.read()
+    }
+
     fn read(&mut self) -> io::Result<Value> {
         let mut line = Vec::new();
         (&mut self.reader).take(QMP_LINE_BYTES_MAX).read_until(b'\n', &mut line)?;

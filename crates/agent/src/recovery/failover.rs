@@ -154,6 +154,7 @@ impl Recovery {
                 .with_context(|| format!("start VM {}", vm.name()))?;
             record.vms[at].pid = Some(run.pid);
             self.keep(record)?;
+            self.watch_guest(&vm.name());
         }
         record.phase = Phase::Running;
         record.start_seconds = clock::now().since(started).as_secs_f64();
@@ -210,6 +211,7 @@ impl Recovery {
             if let Some(image) = self.image(&run.image) {
                 self.discard_image(&image)?;
             }
+            self.forget_guest(&run.vm);
         }
         record.phase = Phase::RolledBack;
         self.keep(record)
@@ -224,6 +226,26 @@ impl Recovery {
                 record.phase_name()
             ))),
             None => Err(OperationError::not_found(format!("group {group:?} has not failed over here"))),
+        }
+    }
+
+    /// The process of a VM of a failover; none where it has no definition.
+    pub(super) fn pid_of(&self, group: &str, vm: &str) -> Result<Option<u32>> {
+        let found = self.failovers().values().find(|record| record.group == group).cloned();
+        let run = found.and_then(|record| record.vms.into_iter().find(|run| run.vm == vm));
+        let run = run.ok_or_else(|| {
+            OperationError::not_found(format!("group {group:?} has no failover here with a VM {vm:?}"))
+        })?;
+        Ok(run.pid)
+    }
+
+    /// Listens to every VM that runs on: the agent has begun anew.
+    pub(super) fn watch_all(&self) {
+        let runs: Vec<_> = self.failovers().values().flat_map(|record| record.vms.clone()).collect();
+        for run in runs {
+            if run.pid.is_some_and(|pid| self.adapter.state(&run.vm, pid) != RunState::Stopped) {
+                self.watch_guest(&run.vm);
+            }
         }
     }
 
@@ -298,6 +320,8 @@ impl Recovery {
                     .map(|image| image.socket.display().to_string())
                     .unwrap_or_default(),
                 pid: alive,
+                disks: alive.map(|_| self.guest_disks(&run.vm)).unwrap_or_default(),
+                last_event: self.last_event(&run.vm),
                 run_state: match state {
                     None if record.is_released() => "stopped".into(),
                     None => "not-defined".into(),

@@ -3,6 +3,7 @@
 mod at;
 mod compare;
 mod failover;
+mod guests;
 mod images;
 mod incoming;
 mod journals;
@@ -16,6 +17,7 @@ mod upkeep;
 mod vm;
 mod writer;
 
+use crate::alerts::Alerts;
 use crate::artifacts::Artifacts;
 use crate::clock;
 use crate::config::{Config, JournalConfig};
@@ -23,6 +25,7 @@ use crate::error::{OperationError, Result};
 use crate::hypervisor::Adapter;
 use crate::state::{StateDir, random};
 use failover::FailoverRecord;
+use guests::GuestEvents;
 pub(crate) use incoming::listen;
 use policy::JournalPolicy;
 use record::RecoveryRecord;
@@ -42,6 +45,8 @@ pub(crate) struct Recovery {
     state: Arc<StateDir>,
     artifacts: Arc<Artifacts>,
     adapter: Adapter,
+    alerts: Arc<Alerts>,
+    guest_events: Arc<GuestEvents>,
     journal_dir: PathBuf,
     run_dir: PathBuf,
     /// What the operator has set for all journals of this agent.
@@ -66,11 +71,14 @@ impl Recovery {
         state: Arc<StateDir>,
         artifacts: Arc<Artifacts>,
         boot_id: [u8; 16],
+        alerts: Arc<Alerts>,
     ) -> Arc<Self> {
         Arc::new(Self {
             state,
             artifacts,
             adapter: Adapter::new(config.qemu.clone(), config.run_dir.join("guests")),
+            alerts,
+            guest_events: Arc::default(),
             journal_dir: config.journal_dir.clone(),
             run_dir: config.run_dir.clone(),
             journal_config: config.journal.clone(),
@@ -100,7 +108,9 @@ impl Recovery {
         for record in self.state.load_all::<FailoverRecord>("failovers")? {
             self.failovers().insert(record.group_id()?, record);
         }
-        self.reopen_images()
+        self.reopen_images()?;
+        self.watch_all();
+        Ok(())
     }
 
     /// The VM a stream is for, with its journal open; made where it is new.

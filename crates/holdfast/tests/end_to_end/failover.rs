@@ -131,12 +131,13 @@ fn a_pause_tracks_changes_and_a_resume_sends_only_them() {
 }
 
 #[test]
-fn a_vm_that_has_failed_over_is_paused_and_goes_on() {
-    let stage = Stage::set();
+fn a_vm_that_has_failed_over_is_looked_at_paused_and_goes_on() {
+    let mut stage = Stage::set();
     let disk = stage.path("disk.raw");
     make_disk(&disk, 64 << 20).unwrap();
     let definition = stage.path("web.toml");
-    std::fs::write(&definition, GuestFiles::find().unwrap().definition(Work::Tick.append())).unwrap();
+    let text = GuestFiles::find().unwrap().definition(Work::Tick.append());
+    std::fs::write(&definition, format!("graphics = \"vga\"\n{text}")).unwrap();
     let definition = definition.display().to_string();
     stage.try_protect("web", "web", &disk, &["--definition", &definition]).unwrap();
     stage.a.wait_for_state("web", "journaling", SOON).unwrap();
@@ -149,11 +150,34 @@ fn a_vm_that_has_failed_over_is_paused_and_goes_on() {
     let paused = stage.b.ask(&["failover", "pause", "--group", "web"]).unwrap();
     assert_eq!(paused["vms"][0]["run_state"], "paused");
     let last = |console: &mut Console| Ticks::reported(console).unwrap().last().unwrap().number;
+    assert_eq!(paused["vms"][0]["last_event"]["what"], "paused");
+    let disks = paused["vms"][0]["disks"].as_array().unwrap();
+    assert_eq!(
+        (disks.len(), &disks[0]["name"], &disks[0]["size_bytes"]),
+        (1, &"vda".into(), &(64 << 20).into())
+    );
+    assert!(disks[0]["written_bytes"].as_u64().unwrap() > 0 && disks[0]["failed_requests"] == 0);
+    let png = stage.path("screen.png");
+    let shoot = |vm: &str| {
+        let to = png.display().to_string();
+        stage.b.ask(&["failover", "screenshot", "--group", "web", "--vm", vm, "--to", &to])
+    };
+    shoot("web").unwrap();
+    assert!(std::fs::read(&png).unwrap().starts_with(b"\x89PNG\r\n\x1a\n"));
+    refused(shoot("other"), 3, "no failover here with a VM \"other\"");
     let before = last(&mut console);
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(last(&mut console), before, "it stands still");
+    // A new agent listens to the VM as the one before did.
+    stage.b.kill_agent().unwrap();
+    stage.b.start_agent().unwrap();
     let resumed = stage.b.ask(&["failover", "resume", "--group", "web"]).unwrap();
     assert_eq!(resumed["vms"][0]["run_state"], "running");
+    wait_until("the event", SOON, || {
+        let groups = stage.b.ask(&["failover", "list"])?;
+        Ok((groups[0]["failover"]["vms"][0]["last_event"]["what"] == "resumed").then_some(()))
+    })
+    .unwrap();
     wait_until("another record", SOON, || Ok((last(&mut console) > before).then_some(()))).unwrap();
     let rolled_back = stage.b.ask(&["failover", "rollback", "--group", "web"]).unwrap();
     assert_eq!(rolled_back["vms"][0]["run_state"], "stopped");

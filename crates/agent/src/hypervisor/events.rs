@@ -1,0 +1,92 @@
+//! What a running VM does by itself, told as it happens.
+
+use super::qemu::Adapter;
+use super::qmp::Qmp;
+use anyhow::{Context, Result};
+use serde_json::Value;
+use std::fmt;
+
+/// Something that has happened to a running VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VmEvent {
+    PoweredOff,
+    Restarted,
+    Paused,
+    Resumed,
+    /// The guest's system has said so itself.
+    Crashed,
+    /// A request to a disk has failed.
+    DiskFailed {
+        disk: String,
+    },
+}
+
+impl VmEvent {
+    /// Whether an operator has to look at it.
+    pub fn is_bad(&self) -> bool {
+        matches!(self, Self::Crashed | Self::DiskFailed { .. })
+    }
+
+    fn from_qmp(said: &Value) -> Option<Self> {
+        let data = &said["data"];
+        Some(match said["event"].as_str()? {
+            "SHUTDOWN" if data["reason"] == "guest-reset" => Self::Restarted,
+            "SHUTDOWN" => Self::PoweredOff,
+            "RESET" => Self::Restarted,
+            "STOP" => Self::Paused,
+            "RESUME" => Self::Resumed,
+            "GUEST_PANICKED" => Self::Crashed,
+            "BLOCK_IO_ERROR" => {
+                Self::DiskFailed { disk: data["node-name"].as_str().unwrap_or_default().to_owned() }
+            }
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for VmEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PoweredOff => f.write_str("powered off"),
+            Self::Restarted => f.write_str("restarted"),
+            Self::Paused => f.write_str("paused"),
+            Self::Resumed => f.write_str("resumed"),
+            Self::Crashed => f.write_str("crashed"),
+            Self::DiskFailed { disk } => write!(f, "request to disk {disk} failed"),
+        }
+    }
+}
+
+impl Adapter {
+    /// Tells of every event of the VM of that key until its process ends.
+    ///
+    /// # Errors
+    /// Where the VM cannot be listened to.
+    pub fn watch(&self, key: &str, mut tell: impl FnMut(VmEvent) + Send + 'static) -> Result<()> {
+        let mut monitor = Qmp::connect(&self.event_socket(key)).context("listen to the VM")?;
+        let listen = move || {
+            while let Ok(said) = monitor.next_event() {
+                VmEvent::from_qmp(&said).into_iter().for_each(&mut tell);
+            }
+        };
+        std::thread::Builder::new().name("vm-events".into()).spawn(listen).context("start a thread")?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn events_are_told_in_our_words() {
+        let told = |event: Value| VmEvent::from_qmp(&event).map(|event| event.to_string());
+        let failed = json!({ "event": "BLOCK_IO_ERROR", "data": { "node-name": "vda", "action": "report" } });
+        assert_eq!(told(failed).as_deref(), Some("request to disk vda failed"));
+        let reset = json!({ "event": "SHUTDOWN", "data": { "guest": true, "reason": "guest-reset" } });
+        assert_eq!(told(reset).as_deref(), Some("restarted"));
+        assert_eq!(told(json!({ "event": "JOB_STATUS_CHANGE", "data": {} })), None);
+        assert_eq!(told(json!({ "return": {} })), None);
+    }
+}
