@@ -191,6 +191,8 @@ struct RawDefaults {
     bytes_per_second_max: Option<u64>,
     #[serde(default)]
     fail_when_exceeded: bool,
+    #[serde(default)]
+    coalesce: bool,
 }
 
 #[derive(Deserialize, Default)]
@@ -400,6 +402,7 @@ impl RawDefaults {
             priority: ranged("priority", &self.priority, base.priority, limits::PRIORITY_RANGE)?,
             bytes_per_second_max: self.bytes_per_second_max.unwrap_or(0),
             fail_when_exceeded: self.fail_when_exceeded,
+            coalesce: self.coalesce,
         })
     }
 }

@@ -45,6 +45,8 @@ pub(crate) struct Policy {
     pub(crate) bytes_per_second_max: u64,
     /// Whether the protection stops when its RPO or its history is not kept to.
     pub(crate) fail_when_exceeded: bool,
+    /// Whether writes are left out that others overwrite before the next checkpoint, while the stream lags.
+    pub(crate) coalesce: bool,
 }
 
 impl Default for Policy {
@@ -62,6 +64,7 @@ impl Default for Policy {
             priority: limits::PRIORITY_DEFAULT,
             bytes_per_second_max: 0,
             fail_when_exceeded: false,
+            coalesce: false,
         }
     }
 }
@@ -100,6 +103,7 @@ impl Policy {
             priority: asked.priority.unwrap_or(defaults.priority),
             bytes_per_second_max: asked.bytes_per_second_max.unwrap_or(defaults.bytes_per_second_max),
             fail_when_exceeded: asked.fail_when_exceeded.unwrap_or(defaults.fail_when_exceeded),
+            coalesce: asked.coalesce.unwrap_or(defaults.coalesce),
         };
         policy.check()?;
         Ok(policy)
@@ -120,6 +124,11 @@ impl Policy {
         within("spill_bytes", self.spill_bytes, (0, limits::SPILL_BYTES_MAX))?;
         within("sync_timeout_seconds", self.sync_timeout_seconds, limits::SYNC_TIMEOUT_SECONDS_RANGE)?;
         within("priority", self.priority, limits::PRIORITY_RANGE)
+    }
+
+    /// Whether writes may be left out. In synchronous mode each is waited for.
+    pub(crate) fn leaves_out(&self) -> bool {
+        self.coalesce && self.mode == StreamMode::Async
     }
 
     /// What the splitter is to do with guest writes.

@@ -109,6 +109,10 @@ pub struct ProtectSettings {
     /// Whether the protection stops when its RPO or its history is not kept to; it does not by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fail_when_exceeded: Option<bool>,
+    /// Whether writes are left out of a stream that lags, where others overwrite them before the next checkpoint: cuts
+    /// between checkpoints cannot be opened then. Not in synchronous mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coalesce: Option<bool>,
 }
 
 /// A VM whose writes this agent captures.
@@ -157,6 +161,8 @@ pub struct ProtectedVm {
     /// Guest writes since the agent started.
     pub writes: u64,
     pub write_bytes: u64,
+    /// Of these, what needed not be sent: it was overwritten before the next checkpoint.
+    pub left_out_bytes: u64,
     pub write_bytes_per_second: f64,
     /// Sent over the link since the agent started.
     pub sent_bytes: u64,

@@ -23,6 +23,9 @@ pub enum Kind {
     SyncBegin = 7,
     /// Everything missing since `SyncBegin` has been sent: cuts from here on are consistent again.
     SyncEnd = 8,
+    /// Stands for a guest write that was left out, because later ones overwrite all of it before the cut that
+    /// `range` begins with: from here on up to that cut only checkpoints are consistent.
+    LeftOut = 9,
 }
 
 impl Kind {
@@ -36,6 +39,7 @@ impl Kind {
             6 => Kind::Checkpoint,
             7 => Kind::SyncBegin,
             8 => Kind::SyncEnd,
+            9 => Kind::LeftOut,
             _ => return None,
         })
     }
@@ -51,6 +55,7 @@ impl Kind {
             Kind::Checkpoint => "checkpoint",
             Kind::SyncBegin => "sync-begin",
             Kind::SyncEnd => "sync-end",
+            Kind::LeftOut => "left-out",
         }
     }
 

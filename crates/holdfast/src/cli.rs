@@ -228,6 +228,9 @@ pub(crate) struct Protect {
     /// Stop the protection when its RPO or its history is not kept to.
     #[arg(long)]
     pub(crate) fail_when_exceeded: bool,
+    /// Leave out, while the link is too slow, what is overwritten before the next checkpoint.
+    #[arg(long)]
+    pub(crate) coalesce: bool,
 }
 
 #[derive(Debug, Subcommand)]

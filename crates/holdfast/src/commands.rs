@@ -207,6 +207,7 @@ fn request(protect: Protect) -> Result<ProtectRequest> {
             priority: protect.priority,
             bytes_per_second_max: protect.rate,
             fail_when_exceeded: protect.fail_when_exceeded.then_some(true),
+            coalesce: protect.coalesce.then_some(true),
         },
     })
 }

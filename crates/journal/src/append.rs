@@ -345,7 +345,7 @@ impl Journal {
         point: StreamPoint,
         newest_at: WallTime,
     ) -> io::Result<()> {
-        let gaps = self.read_shared().timeline.gap_entries();
+        let timeline = self.read_shared().timeline.clone();
         self.change_manifest(
             |manifest| {
                 let log = manifest.log_mut(kind);
@@ -353,7 +353,7 @@ impl Journal {
                 log.next_page = last.base_page + bytes / PAGE_BYTES;
                 last.sealed = Some(Sealed { bytes, point, newest_at: newest_at.0, footer: None });
                 if kind == LogKind::Redo {
-                    manifest.gaps = gaps;
+                    timeline.write_to(manifest);
                 }
             },
             |shared, manifest| {

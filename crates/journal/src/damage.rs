@@ -27,7 +27,7 @@ impl Damage {
         }
         timeline.open_gap(self.from);
         timeline.demand_resync();
-        manifest.gaps = timeline.gap_entries();
+        timeline.write_to(manifest);
         let newest = manifest.redo.segments.iter_mut().rev().find_map(|segment| segment.sealed.as_mut());
         let point = newest.map_or(&mut manifest.base, |sealed| &mut sealed.point);
         // Without an incarnation the source cannot resume: it sends everything again.

@@ -332,7 +332,7 @@ impl Journal {
         };
         let mut found = Vec::new();
         let mut take = |facts: CheckpointFacts| {
-            if timeline.is_consistent(facts.cut()) && facts.is_kept(&thinning, now) {
+            if timeline.is_consistent_checkpoint(facts.cut()) && facts.is_kept(&thinning, now) {
                 found.push(facts);
             }
             found.len() < query.limit
@@ -371,6 +371,22 @@ impl Journal {
         let query = CheckpointQuery { after: Some(id.0.previous()), limit: 1, ..CheckpointQuery::default() };
         let found = self.checkpoints(&query, WallTime(i64::MIN))?.pop();
         Ok(found.filter(|facts| facts.checkpoint.id == id))
+    }
+
+    /// The newest consistent cut at or below `cut`, if there is one.
+    pub fn newest_consistent(&self, cut: WriteSeq) -> Option<WriteSeq> {
+        let timeline = self.with_timeline(Timeline::clone);
+        timeline.newest_consistent(cut, |cut| {
+            let after = Some(cut.next());
+            let query = CheckpointQuery { after, newest_first: true, limit: 1, ..CheckpointQuery::default() };
+            // One that cannot be read is none: an older cut is taken.
+            self.checkpoints(&query, WallTime(i64::MIN)).ok()?.pop().map(|facts| facts.cut())
+        })
+    }
+
+    /// Whether the VM can be opened exactly at `cut`.
+    pub fn is_consistent(&self, cut: WriteSeq) -> bool {
+        self.newest_consistent(cut) == Some(cut)
     }
 
     /// The newest checkpoint that can be opened.

@@ -35,6 +35,9 @@ pub struct Manifest {
     pub retired_below: u64,
     /// Where writes are missing, as of the end of the last sealed segment.
     pub gaps: Vec<GapEntry>,
+    /// Where only checkpoints are consistent, because writes were left out that others overwrite before the next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<GapEntry>,
     /// Where the stream stood at the end of the last segment that was dropped.
     pub base: StreamPoint,
     pub redo: Log,

@@ -120,6 +120,7 @@ impl Journal {
             applied: 0,
             retired_below: 0,
             gaps: vec![GapEntry { begin: 0, end: None }],
+            left_out: None,
             base: StreamPoint::default(),
             redo: log.clone(),
             undo: log,
@@ -361,7 +362,7 @@ impl RedoReading {
                 log.segments.pop();
             }
         }
-        manifest.gaps = self.timeline.gap_entries();
+        self.timeline.write_to(manifest);
         Ok(())
     }
 }

@@ -18,8 +18,10 @@ pub struct Pin {
 impl Journal {
     /// Pins `cut` for an image, until [`Journal::unpin_image`].
     pub(crate) fn pin_image(&self, cut: WriteSeq) -> Result<u64, ImageError> {
+        let is_consistent = self.is_consistent(cut);
         let mut shared = self.write_shared();
-        if !shared.timeline.is_consistent(cut) {
+        // It may have been retired, or a gap been found, since.
+        if !is_consistent || !shared.timeline.is_consistent_checkpoint(cut) {
             return Err(ImageError::NotConsistent { cut });
         }
         let id = shared.next_image_pin;

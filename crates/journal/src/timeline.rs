@@ -32,6 +32,10 @@ pub struct Timeline {
     pub(crate) watermark: WriteSeq,
     pub(crate) incarnation: Option<Incarnation>,
     gaps: Vec<Gap>,
+    /// Where writes were left out that others overwrite before the next checkpoint: in here only checkpoints are
+    /// consistent. One stretch over all such places, from the first to the last: a link that is too slow for days
+    /// leaves out writes in every interval, and other cuts than checkpoints matter at the tail only.
+    left_out: Option<Gap>,
     /// Guest writes seen since the journal was opened or created.
     pub(crate) guest_writes: u64,
     tally: Tally,
@@ -43,6 +47,7 @@ impl Timeline {
         let mut timeline = Self {
             floor: WriteSeq::from_raw(manifest.retired_below),
             gaps: manifest.gaps.iter().map(Gap::from).collect(),
+            left_out: manifest.left_out.as_ref().map(Gap::from),
             ..Self::default()
         };
         timeline.stand_at(&manifest.base);
@@ -93,6 +98,7 @@ impl Timeline {
                     self.open_gap(missing_from.min(entry.seq));
                 }
                 Kind::SyncEnd => self.close_gap(entry.seq),
+                Kind::LeftOut => self.leave_out(entry.seq, WriteSeq::from_raw(entry.range.start)),
                 Kind::Write | Kind::Zero | Kind::Discard | Kind::Sync | Kind::SyncZero => {}
             }
         }
@@ -132,26 +138,53 @@ impl Timeline {
         }
     }
 
+    fn leave_out(&mut self, begin: WriteSeq, end: WriteSeq) {
+        let before = self.left_out.unwrap_or(Gap { begin, end: Some(end) });
+        self.left_out = Some(Gap { begin: before.begin.min(begin), end: before.end.max(Some(end)) });
+    }
+
     /// The source must send everything again before it may resume.
     pub(crate) fn demand_resync(&mut self) {
         self.incarnation = None;
     }
 
-    /// The newest consistent cut at or below `cut`, if there is one.
-    pub fn newest_consistent(&self, cut: WriteSeq) -> Option<WriteSeq> {
+    /// The newest consistent cut at or below `cut`, if there is one. `newest_checkpoint` tells the newest checkpoint
+    /// at or below a cut that can be opened.
+    pub(crate) fn newest_consistent(
+        &self,
+        cut: WriteSeq,
+        mut newest_checkpoint: impl FnMut(WriteSeq) -> Option<WriteSeq>,
+    ) -> Option<WriteSeq> {
         let mut cut = cut.min(self.watermark);
-        while let Some(gap) = self.gaps.iter().rev().find(|gap| gap.contains(cut)) {
-            if gap.begin == WriteSeq::ZERO {
+        loop {
+            if cut < self.floor || cut == WriteSeq::ZERO {
                 return None;
             }
-            cut = gap.begin.previous();
+            let begin = if let Some(gap) = self.gaps.iter().rev().find(|gap| gap.contains(cut)) {
+                gap.begin
+            } else if let Some(left_out) = self.left_out_at(cut) {
+                let found = newest_checkpoint(cut).filter(|found| *found >= left_out.begin);
+                if found.is_some() {
+                    return found;
+                }
+                left_out.begin
+            } else {
+                return Some(cut);
+            };
+            if begin == WriteSeq::ZERO {
+                return None;
+            }
+            cut = begin.previous();
         }
-        (cut >= self.floor && cut > WriteSeq::ZERO).then_some(cut)
     }
 
-    /// Whether the VM can be opened exactly at `cut`.
-    pub fn is_consistent(&self, cut: WriteSeq) -> bool {
-        self.newest_consistent(cut) == Some(cut)
+    fn left_out_at(&self, cut: WriteSeq) -> Option<Gap> {
+        self.left_out.filter(|left_out| left_out.contains(cut))
+    }
+
+    /// Whether the VM can be opened exactly at `cut`, which is a checkpoint's.
+    pub(crate) fn is_consistent_checkpoint(&self, cut: WriteSeq) -> bool {
+        (self.floor.max(WriteSeq::ZERO.next())..=self.watermark).contains(&cut) && !self.is_gap_at(cut)
     }
 
     /// Whether writes are missing up to now.
@@ -164,8 +197,10 @@ impl Timeline {
         self.gaps.iter().any(|gap| gap.contains(cut))
     }
 
-    pub(crate) fn gap_entries(&self) -> Vec<GapEntry> {
-        self.gaps.iter().map(GapEntry::from).collect()
+    /// Writes down what is consistent.
+    pub(crate) fn write_to(&self, manifest: &mut Manifest) {
+        manifest.gaps = self.gaps.iter().map(GapEntry::from).collect();
+        manifest.left_out = self.left_out.as_ref().map(GapEntry::from);
     }
 
     /// Moves the oldest end up, never down. The gaps below stay until that is written down: the manifest takes
@@ -177,6 +212,7 @@ impl Timeline {
     /// The oldest end is written down as `retired_below`: gaps that ended below go.
     pub(crate) fn forget_gaps(&mut self, retired_below: WriteSeq) {
         self.gaps.retain(|gap| gap.end.is_none_or(|end| end > retired_below));
+        self.left_out = self.left_out.filter(|left_out| left_out.end > Some(retired_below));
     }
 }
 
@@ -202,7 +238,7 @@ pub fn newest_common_cut(journals: &[Arc<Journal>]) -> Result<WriteSeq, usize> {
     loop {
         let mut lowest = cut;
         for (at, journal) in journals.iter().enumerate() {
-            lowest = journal.with_timeline(|timeline| timeline.newest_consistent(lowest)).ok_or(at)?;
+            lowest = journal.newest_consistent(lowest).ok_or(at)?;
         }
         if lowest == cut {
             return Ok(cut);

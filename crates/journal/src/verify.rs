@@ -95,7 +95,11 @@ pub fn verify(
     }
     reading.list_checkpoints(&manifest);
     let mut report = reading.report;
-    report.tail = timeline.newest_consistent(WriteSeq::MAX);
+    let newest_checkpoint = |cut: WriteSeq| {
+        let cuts = report.checkpoints.iter().map(CheckpointFacts::cut);
+        cuts.rev().find(|checkpoint| *checkpoint <= cut)
+    };
+    report.tail = timeline.newest_consistent(WriteSeq::MAX, newest_checkpoint);
     report.guest_writes = timeline.guest_writes;
     Ok(report)
 }
@@ -239,7 +243,7 @@ impl<F: FnMut(RecordRow)> Reading<'_, F> {
         let (timeline, bad) = (&*self.timeline, &self.report.bad_cuts);
         let is_good = |facts: &CheckpointFacts| {
             let cut = facts.cut();
-            timeline.is_consistent(cut) && !bad.iter().any(|(from, to)| *from <= cut && cut < *to)
+            timeline.is_consistent_checkpoint(cut) && !bad.iter().any(|(from, to)| *from <= cut && cut < *to)
         };
         let mut good = Vec::new();
         let query = CheckpointQuery { limit: usize::MAX, ..CheckpointQuery::default() };

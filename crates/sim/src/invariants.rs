@@ -88,9 +88,7 @@ pub(crate) fn invariant_one_writer_per_epoch(pair: &Pair, fenced_at: Option<Writ
 /// Both sides at rest are equal.
 pub(crate) fn invariant_at_rest_both_sides_are_equal(pair: &Pair) {
     let journal = pair.recovery.journal.as_ref().expect("at rest the journal is open");
-    let cut = journal
-        .with_timeline(|timeline| timeline.newest_consistent(WriteSeq::MAX))
-        .expect("a consistent tail");
+    let cut = journal.newest_consistent(WriteSeq::MAX).expect("a consistent tail");
     let guest = pair.source.disk.content();
     let image = Image::open(journal.clone(), cut, None, [0; 16]).expect("an image of the tail");
     let mut kept = vec![0; guest.len()];

@@ -4,7 +4,7 @@ use crate::link::Connection;
 use crate::local_disk::{SimDisk, SimMap};
 use crate::rng::Rng;
 use crate::store::SimStore;
-use batch::{Batch, BatchMeta, Codec};
+use batch::{Batch, BatchMeta, Codec, Kind};
 use bytes::Bytes;
 use journal::{Spill, SpillError};
 use replication::wire::{Compare, Hello, Message};
@@ -72,6 +72,8 @@ pub(crate) struct SourceVm {
     pub(crate) epoch: Epoch,
     pub(crate) paused: bool,
     buffer_bytes: u64,
+    /// Some leave out what is overwritten before the next checkpoint, as if the link were always too slow.
+    leaves_out: bool,
     pub(crate) agent: Option<Agent>,
 }
 
@@ -90,6 +92,8 @@ pub(crate) struct Agent {
     /// Runs found to differ.
     pub(crate) differing: u64,
     pub(crate) spilled_batches: u64,
+    /// Marks encoded that stand for writes.
+    pub(crate) writes_left_out: u64,
 }
 
 /// Two blocks: so small that a disk has several.
@@ -112,6 +116,8 @@ impl SourceVm {
             epoch: Epoch::FIRST,
             paused: false,
             buffer_bytes: BUFFER_BYTES[rng.below(2) as usize],
+            // Not out of the run's own numbers: runs from before this choice stay as they were.
+            leaves_out: Rng::new(size_bytes ^ u64::from(number)).one_in(2),
             agent: None,
         }
     }
@@ -134,6 +140,7 @@ impl SourceVm {
             pool: Arc::new(BufferPool::new(6 << 20)),
             sync: None,
             gate: Arc::default(),
+            leaves_out: self.leaves_out,
         };
         let capture = Arc::new(Capture::new(counter.clone(), &[size], map, log, buffer, Box::new(|| {})));
         let disk = ProtectedDisk::new(DiskIndex(0), Box::new(self.disk.clone()), capture.clone());
@@ -162,6 +169,7 @@ impl SourceVm {
             rng: Rng::new(rng.bits()),
             differing: 0,
             spilled_batches: 0,
+            writes_left_out: 0,
         });
     }
 
@@ -204,6 +212,8 @@ impl SourceVm {
         let start = rng.below(sectors);
         let longest = if rng.one_in(6) { 400 } else { 40 };
         let len = 1 + rng.below(longest.min(sectors - start));
+        // Where writes may be left out most go to one place, again and again.
+        let start = if self.leaves_out && !start.is_multiple_of(8) { start % 24 } else { start };
         let range = ByteRange::new(start * 512, len * 512);
         let before = agent.counter.last();
         let disk = &agent.disks[0];
@@ -354,7 +364,7 @@ impl Agent {
             }
         }
         loop {
-            let taken = self.capture.take_after(after, BATCH_BYTES_TARGET);
+            let taken = self.capture.take_after(after, BATCH_BYTES_TARGET, false);
             let Some(last) = taken.records.last() else { return Some(ranges) };
             after = last.seq;
             ranges.extend(taken.records.iter().map(|record| record.range));
@@ -402,7 +412,9 @@ impl Agent {
     }
 
     fn encode_from_buffer(&mut self, after: WriteSeq) -> (Bytes, WriteSeq, WriteSeq) {
-        let taken = self.capture.take_after(after, BATCH_BYTES_TARGET);
+        let taken = self.capture.take_after(after, BATCH_BYTES_TARGET, true);
+        let left_out = taken.records.iter().filter(|record| record.kind == Kind::LeftOut).count();
+        self.writes_left_out += left_out as u64;
         let last = taken.records.last().map_or(after, |record| record.seq);
         let watermark = taken.watermark.max(last);
         let incarnation = self.sender.incarnation();

@@ -38,6 +38,7 @@ pub struct Summary {
     pub clock_jumps: u64,
     pub verifications: u64,
     pub batches_spilled: u64,
+    pub writes_left_out: u64,
     pub blocks_found_to_differ: u64,
     pub source_power_losses: u64,
 }
@@ -59,6 +60,7 @@ impl Summary {
         self.clock_jumps += other.clock_jumps;
         self.verifications += other.verifications;
         self.batches_spilled += other.batches_spilled;
+        self.writes_left_out += other.writes_left_out;
         self.blocks_found_to_differ += other.blocks_found_to_differ;
         self.source_power_losses += other.source_power_losses;
     }
@@ -71,7 +73,7 @@ impl fmt::Display for Summary {
             "{} guest writes, {} checkpoints compared in full, {} links cut, {} crashes of the source, \
              {} of the recovery side, {} losses of power, {} failovers, {} folds, {} merges, \
              {} full disks, {} failed syncs, {} losses of power at the source, {} verifications, \
-             {} blocks found to differ, {} batches spilled, {} links half open, {} clock jumps",
+             {} blocks found to differ, {} batches spilled, {} writes left out, {} links half open, {} clock jumps",
             self.writes,
             self.checkpoints_compared,
             self.links_cut,
@@ -87,6 +89,7 @@ impl fmt::Display for Summary {
             self.verifications,
             self.blocks_found_to_differ,
             self.batches_spilled,
+            self.writes_left_out,
             self.half_open,
             self.clock_jumps
         )
@@ -107,6 +110,8 @@ struct World {
     summary: Summary,
     /// How far the clocks of the protected and of the recovery side are off, in microseconds.
     skew: [i64; 2],
+    /// The link is slow in this run: writes wait for it, and checkpoints are rare.
+    slow: bool,
     /// One in so many faults that are drawn happens.
     calm: u64,
     tell: bool,
@@ -151,6 +156,7 @@ impl World {
         let calm = [1, 3, 10, 40][rng.below(4) as usize];
         let mut world = Self {
             calm,
+            slow: seed % 4 == 3,
             rng,
             now: Monotonic(Duration::from_secs(1)),
             run: 0,
@@ -189,18 +195,26 @@ impl World {
             0..150 => {
                 self.pairs[vm].source.guest_write(&mut self.rng);
                 self.summary.writes += 1;
-                self.sender(vm, SenderEvent::Tick);
+                if !self.slow {
+                    self.sender(vm, SenderEvent::Tick);
+                }
             }
-            150..500 => self.deliver(vm),
+            150..500 if self.sends() => self.deliver(vm),
             500..750 => self.append(vm),
-            750..880 => self.tick(vm),
+            750..880 if self.sends() => self.tick(vm),
             880..910 => self.checkpoint(),
+            150..500 | 750..880 => {}
             910..918 => self.keep_up(vm),
             918..922 => self.pairs[vm].source.flush(self.rng.one_in(2)),
             // How often anything goes wrong is drawn once for the whole run.
             fault if self.rng.one_in(self.calm) => self.fault(fault - 922, vm),
             _ => {}
         }
+    }
+
+    /// Whether the link carries anything now.
+    fn sends(&self) -> bool {
+        !self.slow || self.summary.writes % 64 < 24
     }
 
     fn fault(&mut self, what: u64, vm: usize) {
@@ -323,6 +337,7 @@ impl World {
         if let Some(agent) = &self.pairs[vm].source.agent {
             self.summary.blocks_found_to_differ += agent.differing;
             self.summary.batches_spilled += agent.spilled_batches;
+            self.summary.writes_left_out += agent.writes_left_out;
         }
     }
 

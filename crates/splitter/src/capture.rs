@@ -16,6 +16,7 @@ use crate::buffer_pool::BufferPool;
 use crate::dirty::Dirty;
 use crate::dirty_map::DirtyMap;
 use crate::region_log::{Region, RegionLog};
+use crate::superseded::Superseded;
 use crate::sync_gate::{Hold, SyncGate, SyncPolicy, SyncState};
 use batch::{Kind, Record, encode_mark, is_zero};
 use bytes::Bytes;
@@ -60,8 +61,11 @@ struct Inner {
     sync: SyncGate,
     gap_open: bool,
     dirty: Dirty,
+    /// Where writes may be left out that others overwrite before the next checkpoint.
+    superseded: Option<Superseded>,
     writes: u64,
     write_bytes: u64,
+    left_out_bytes: u64,
 }
 
 /// How much may be buffered, and what a guest's write waits for.
@@ -74,6 +78,8 @@ pub struct CaptureConfig {
     pub sync: Option<SyncPolicy>,
     /// Shared by all captures of a group on this host.
     pub gate: Arc<AckGate>,
+    /// Whether writes may be left out of a stream that lags, where others overwrite them before the next checkpoint.
+    pub leaves_out: bool,
 }
 
 /// A capture in numbers.
@@ -99,6 +105,8 @@ pub struct CaptureStatus {
     /// Guest writes since the agent started, zeroes and discards among them.
     pub writes: u64,
     pub write_bytes: u64,
+    /// Of these, what needs not be sent: it was overwritten before the next checkpoint.
+    pub left_out_bytes: u64,
     pub sync: SyncState,
 }
 
@@ -137,6 +145,8 @@ impl Capture {
             dirty: Dirty::new(disk_sizes, map, &regions),
             writes: 0,
             write_bytes: 0,
+            superseded: config.leaves_out.then(|| Superseded::above(WriteSeq::ZERO)),
+            left_out_bytes: 0,
         };
         Self {
             counter,
@@ -324,6 +334,11 @@ impl Capture {
         if inner.gap_open {
             return None;
         }
+        if let Some(superseded) = &mut inner.superseded
+            && !superseded.close_interval(checkpoint.cut)
+        {
+            return None;
+        }
         let seq = self.counter.draw();
         inner.push(Record::mark(seq, Kind::Checkpoint, encode_mark(checkpoint)), &self.pool);
         drop(inner);
@@ -348,26 +363,34 @@ impl Capture {
             watermark: self.counter.last(),
             writes: inner.writes,
             write_bytes: inner.write_bytes,
+            left_out_bytes: inner.left_out_bytes,
             sync: inner.sync.state(),
         }
     }
 
     /// What stands in the buffer above `after`, which is not below what was spilled: as much as `bytes_max` of payload,
-    /// and the watermark that goes with it. The records stay in the buffer until they are released.
-    pub fn take_after(&self, after: WriteSeq, bytes_max: usize) -> Taken {
-        let inner = self.lock();
+    /// and the watermark that goes with it. The records stay in the buffer until they are released. `lags`: writes wait
+    /// for the link, so that those are left out that need not be sent, if that is allowed; a mark stands for each.
+    pub fn take_after(&self, after: WriteSeq, bytes_max: usize, lags: bool) -> Taken {
+        let mut inner = self.lock();
+        if lags {
+            inner.find_superseded();
+        }
+        let superseded = inner.superseded.as_ref().filter(|_| lags);
         let from = inner.buffer.partition_point(|record| record.seq <= after);
         let mut bytes = 0;
         let records: Vec<Record> = inner
             .buffer
             .range(from..)
             .take(BATCH_RECORDS_MAX)
+            .map(|record| {
+                superseded.and_then(|known| known.mark_for(record)).unwrap_or_else(|| record.clone())
+            })
             .take_while(|record| {
                 let first = bytes == 0;
                 bytes += record.payload.len() + 1;
                 first || bytes <= bytes_max
             })
-            .cloned()
             .collect();
         let watermark = match records.last() {
             Some(last) if from + records.len() < inner.buffer.len() => last.seq,
@@ -390,6 +413,7 @@ impl Capture {
             }
         }
         inner.free(freed, &self.pool);
+        inner.forget_superseded(up_to);
         inner.released = inner.released.max(up_to);
         inner.spilled = inner.spilled.max(inner.released);
         drop(guard);
@@ -406,6 +430,7 @@ impl Capture {
             freed += cost(&inner.buffer.pop_front().expect("looked at just now"));
         }
         inner.free(freed, &self.pool);
+        inner.forget_superseded(up_to);
         inner.spilled = inner.spilled.max(up_to);
     }
 
@@ -426,6 +451,7 @@ impl Capture {
         let all = inner.buffered_bytes;
         inner.free(all, &self.pool);
         inner.dirty.forget_stream();
+        inner.superseded = inner.superseded.as_ref().map(|_| Superseded::above(floor));
         inner.released = floor;
         inner.spilled = floor;
         self.counter.raise(floor);
@@ -650,6 +676,21 @@ impl Inner {
     fn free(&mut self, bytes: u64, pool: &BufferPool) {
         self.buffered_bytes -= bytes;
         pool.give_back(bytes);
+    }
+
+    /// Looks at the intervals that checkpoints have closed. Not while the sides are compared: the other one must
+    /// have every write that a comparison was asked behind.
+    fn find_superseded(&mut self) {
+        let settled = !self.gap_open && !self.tracking && self.dirty.unsettled_blocks() == 0;
+        if let Some(superseded) = self.superseded.as_mut().filter(|_| settled) {
+            self.left_out_bytes += superseded.examine(&self.buffer);
+        }
+    }
+
+    fn forget_superseded(&mut self, up_to: WriteSeq) {
+        if let Some(superseded) = &mut self.superseded {
+            superseded.forget(up_to);
+        }
     }
 
     fn last(&self) -> WriteSeq {

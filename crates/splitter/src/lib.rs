@@ -24,6 +24,7 @@ mod range_lock;
 mod raw;
 mod region_log;
 mod ring;
+mod superseded;
 mod sync_gate;
 mod tapped;
 #[cfg(feature = "ublk")]

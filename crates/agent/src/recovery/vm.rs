@@ -290,10 +290,7 @@ impl RecoveredVm {
         let status = status.as_ref();
         let newest_checkpoint =
             inner.journal.as_ref().and_then(|journal| journal.newest_checkpoint().ok()?);
-        let tail = inner
-            .journal
-            .as_ref()
-            .and_then(|journal| journal.with_timeline(|timeline| timeline.newest_consistent(WriteSeq::MAX)));
+        let tail = inner.journal.as_ref().and_then(|journal| journal.newest_consistent(WriteSeq::MAX));
         let disks = inner.journal.as_ref().map(|journal| journal.disks()).unwrap_or_default();
         api::RecoveredVm {
             id: self.id.to_string(),

@@ -96,7 +96,7 @@ impl Outbox {
         if after < self.capture.status().spilled {
             return block_in_place(|| self.next_of_spill(after));
         }
-        let taken = self.capture.take_after(after, bytes_max);
+        let taken = self.capture.take_after(after, bytes_max, lags);
         if taken.records.is_empty() && !tells_watermark {
             return None;
         }
@@ -140,7 +140,7 @@ impl Outbox {
                 return;
             }
             let after = status.spilled;
-            let taken = self.capture.take_after(after, BATCH_BYTES_TARGET);
+            let taken = self.capture.take_after(after, BATCH_BYTES_TARGET, true);
             let Some(last) = taken.records.last() else { return };
             let (watermark, taken_at) = (taken.watermark.max(last.seq), clock::wall());
             let meta = BatchMeta { incarnation: self.incarnation, prev_seq: after, watermark, taken_at };

@@ -52,6 +52,7 @@ impl Stalled {
             sync_progress: None,
             writes: 0,
             write_bytes: 0,
+            left_out_bytes: 0,
             write_bytes_per_second: 0.0,
             sent_bytes: 0,
             sent_bytes_per_second: 0.0,

@@ -70,6 +70,7 @@ impl ProtectedVm {
             pool: source.buffer_pool.clone(),
             sync: record.policy.sync(),
             gate: group.gate().clone(),
+            leaves_out: record.policy.leaves_out(),
         };
         let capture = Arc::new(Capture::new(counter, &sizes, map, regions, buffer, waker));
         let disks: Vec<_> = locals
@@ -268,6 +269,7 @@ impl ProtectedVm {
             sync_progress: syncing.then(|| 1.0 - dirty_bytes as f64 / total as f64),
             writes: capture.writes,
             write_bytes: capture.write_bytes,
+            left_out_bytes: capture.left_out_bytes,
             write_bytes_per_second: stream.write_bytes_per_second,
             sent_bytes: stream.sent_bytes,
             sent_bytes_per_second: stream.sent_bytes_per_second,

@@ -64,7 +64,7 @@ pub(crate) fn run(run: &Run) -> Result<Vec<Figure>> {
 }
 
 fn open_tail(journal: &Arc<Journal>) -> Result<Image> {
-    let tail = journal.with_timeline(|timeline| timeline.newest_consistent(WriteSeq::MAX));
+    let tail = journal.newest_consistent(WriteSeq::MAX);
     Image::open(journal.clone(), tail.context("a tail")?, None, [0; 16]).context("open an image")
 }
 

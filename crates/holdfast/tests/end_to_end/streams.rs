@@ -2,10 +2,11 @@
 //! and trust that is withdrawn.
 
 use crate::stage::{SOON, Stage, refused, same_bytes};
-use lab::wait_until;
+use lab::{check_file_system, make_disk, wait_until};
 use serde_json::Value;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Duration;
 
 /// Bytes that do not compress.
 fn noise(len: usize, seed: u64) -> Vec<u8> {
@@ -224,4 +225,38 @@ fn settings_of_a_stream_out_of_range_are_refused_with_the_range() {
         5,
         "cannot join group web",
     );
+}
+
+#[test]
+fn what_is_overwritten_before_the_next_checkpoint_is_left_out_where_the_link_is_too_slow() {
+    let mut stage = Stage::set();
+    let disk = stage.path("disk.raw");
+    make_disk(&disk, 64 << 20).unwrap();
+    let slow = ["--coalesce", "--rate", "500000", "--buffer", "16777216"];
+    let answer = stage.try_protect("web", "web", &disk, &slow).unwrap();
+    let socket = answer["socket"].as_str().unwrap();
+    stage.a.wait_for_state("web", "journaling", SOON).unwrap();
+    let mut guest = stage.guest_under_load(socket);
+    wait_until("some that is left out", Duration::from_secs(120), || {
+        let vm = stage.a.protected("web")?;
+        Ok((vm["left_out_bytes"].as_u64().unwrap() > 256 << 10).then_some(()))
+    })
+    .unwrap();
+    guest.kill().unwrap();
+    stage.drained("web");
+    let vm = stage.a.protected("web").unwrap();
+    assert!(vm["left_out_bytes"].as_u64() < vm["write_bytes"].as_u64(), "{vm}");
+    let page = stage.b.ask(&["checkpoint", "list", "--vm", "web"]).unwrap();
+    let rows = page["checkpoints"].as_array().unwrap().clone();
+    assert!(rows.len() >= 5, "{} checkpoints", rows.len());
+    for row in rows.iter().step_by(rows.len().div_ceil(12)) {
+        let image = stage.copy_image("web", row["id"].as_str().unwrap(), "image.raw");
+        assert!(check_file_system(&image).unwrap(), "checkpoint {row}");
+    }
+    assert!(same_bytes(&stage.copy_image("web", "latest", "latest.raw"), &disk));
+    // What the journal knows of it outlives its agent.
+    stage.b.kill_agent().unwrap();
+    stage.b.start_agent().unwrap();
+    assert!(same_bytes(&stage.copy_image("web", "latest", "latest.raw"), &disk));
+    assert_eq!(stage.a.ask(&["vm", "verify", "web"]).unwrap()["differing_bytes"], 0);
 }

@@ -62,7 +62,7 @@ fn of_group(counter: Arc<GroupCounter>, memory: &Memory, log: &Memory, boot: u8,
     let log =
         RegionLog::open(Box::new(log.clone()), VmId::from_bytes([5; 16]), &disks, REGION_LOG_BYTES).unwrap();
     let (pool, gate) = (Arc::new(BufferPool::new(1 << 30)), Arc::default());
-    let buffer = CaptureConfig { buffer_bytes_max: bytes_max, pool, sync: None, gate };
+    let buffer = CaptureConfig { buffer_bytes_max: bytes_max, pool, sync: None, gate, leaves_out: true };
     Capture::new(counter, &[DISK_BYTES], open_map(memory, boot), log, buffer, Box::new(|| {}))
 }
 
@@ -96,11 +96,11 @@ fn writes_come_out_in_the_order_they_were_committed() {
     let before = capture.status().last;
     write(&capture, 0, 1);
     write(&capture, 0, 2);
-    let taken = capture.take_after(before, 1 << 20);
+    let taken = capture.take_after(before, 1 << 20, false);
     assert_eq!(taken.records.iter().map(|r| r.payload[0]).collect::<Vec<_>>(), [1, 2]);
     assert_eq!(taken.watermark, taken.records[1].seq);
     capture.release(taken.records[0].seq);
-    assert_eq!(capture.take_after(before, 1 << 20).records.len(), 1);
+    assert_eq!(capture.take_after(before, 1 << 20, false).records.len(), 1);
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn a_full_buffer_turns_into_a_bitmap_and_says_so_in_the_stream() {
     let status = capture.status();
     assert!(status.tracking && status.gap_open);
     assert_eq!(status.dirty_blocks, 2);
-    let taken = capture.take_after(before, 1 << 20);
+    let taken = capture.take_after(before, 1 << 20, false);
     assert_eq!(kinds(&taken), [Kind::Write, Kind::Write, Kind::SyncBegin]);
     assert!(!capture.close_sync(), "blocks are marked");
 }
@@ -164,7 +164,7 @@ fn sequences_of_two_vms_of_a_group_follow_their_dependence() {
     let first = vms[0].status().last;
     write(&vms[1], 0, 1);
     assert!(vms[1].status().last > first);
-    assert!(vms[0].take_after(first, 1 << 20).watermark >= vms[1].status().last);
+    assert!(vms[0].take_after(first, 1 << 20, false).watermark >= vms[1].status().last);
 }
 
 /// The blocks that are marked after the agent was killed and has started again.
@@ -260,11 +260,11 @@ fn a_batch_that_leaves_something_behind_has_a_watermark_of_its_own_end() {
     for _ in 0..300 {
         write(&capture, 0, 1);
     }
-    let first = capture.take_after(before, 1 << 20);
+    let first = capture.take_after(before, 1 << 20, false);
     let last = first.records.last().unwrap().seq;
     assert!(last < capture.status().last, "300 writes of 4 KiB are more than a batch holds");
     assert_eq!(first.watermark, last);
-    assert_eq!(capture.take_after(last, 1 << 20).watermark, capture.status().last);
+    assert_eq!(capture.take_after(last, 1 << 20, false).watermark, capture.status().last);
 }
 
 /// The blocks that are suspect after the host went down, and whether a stream can be continued from them.
@@ -370,11 +370,11 @@ fn what_was_spilled_leaves_the_buffer_and_stays_unsent_until_it_is_swept() {
     let before = capture.status().last;
     write(&capture, 65_536, 1);
     write(&capture, 2 * 65_536, 1);
-    let taken = capture.take_after(before, 1 << 20);
+    let taken = capture.take_after(before, 1 << 20, false);
     capture.spilled(taken.records[0].seq);
     let status = capture.status();
     assert_eq!((status.spilled, status.last), (taken.records[0].seq, taken.records[1].seq));
-    assert_eq!(capture.take_after(status.spilled, 1 << 20).records.len(), 1);
+    assert_eq!(capture.take_after(status.spilled, 1 << 20, false).records.len(), 1);
     capture.release(status.last);
     capture.sweep();
     drop(capture);
