@@ -2,7 +2,7 @@
 
 use crate::crc::{BY_FRAME, of_blocks, of_run};
 use crate::decode::{Batch, BatchError};
-use crate::frames::{Codec, push_frame, raw_frame, repeated_frame};
+use crate::frames::{Codec, pack, packed_frame, raw_frame, repeated_frame};
 use crate::layout::{
     BLOCK_BYTES, BLOCK_ENTRY_BYTES, FLAG_STEP_END, FLAG_UNDO, FRAME_ENTRY_BYTES, Form, HEADER_BYTES, MAGIC,
     RECORD_BYTES, RawHeader, RawRecord, VERSION,
@@ -59,20 +59,18 @@ fn encode_flagged(meta: &BatchMeta, records: &[Record], codec: Codec, flags: u16
     let mut frame_table = Vec::with_capacity(frames_at - tables_at);
     let sums = out[frames_at..].chunks(FRAME_BYTES).zip(blocks.chunks(FRAME_BYTES / BLOCK_BYTES));
     let sums: Vec<u32> = sums.map(|(frame, blocks)| of_run(frame, blocks)).collect();
-    let repeats = repeats(&out[frames_at..], &sums);
-    if codec == Codec::Raw && repeats.iter().all(Option::is_none) {
-        for (frame, &crc) in out[frames_at..].chunks(FRAME_BYTES).zip(&sums) {
-            frame_table.extend_from_slice(raw_frame(frame.len(), crc).as_bytes());
-        }
-    } else {
-        let plain = out.split_off(frames_at);
-        for ((frame, &crc), repeat) in plain.chunks(FRAME_BYTES).zip(&sums).zip(repeats) {
-            let line = match repeat {
-                Some(of) => repeated_frame(frame.len(), of),
-                None => push_frame(frame, crc, codec, &mut out),
-            };
-            frame_table.extend_from_slice(line.as_bytes());
-        }
+    let stored = stored_frames(&out[frames_at..], &sums, codec);
+    let lines = stored.iter().zip(out[frames_at..].chunks(FRAME_BYTES)).zip(&sums);
+    for ((stored, frame), &crc) in lines {
+        let line = match stored {
+            Stored::Plain => raw_frame(frame.len(), crc),
+            Stored::Packed(packed) => packed_frame(packed, frame.len(), codec),
+            Stored::Repeats(of) => repeated_frame(frame.len(), *of),
+        };
+        frame_table.extend_from_slice(line.as_bytes());
+    }
+    if !stored.iter().all(|stored| matches!(stored, Stored::Plain)) {
+        out = as_stored(&out, frames_at, &stored);
     }
     for block in &blocks {
         frame_table.extend_from_slice(&block.to_le_bytes());
@@ -103,11 +101,36 @@ fn encode_flagged(meta: &BatchMeta, records: &[Record], codec: Codec, flags: u16
     out.into()
 }
 
-/// For each frame the first one before it with the same bytes, which it need not bring again.
-fn repeats(plain: &[u8], sums: &[u32]) -> Vec<Option<usize>> {
+/// How a frame's bytes are brought.
+enum Stored {
+    Plain,
+    Packed(Vec<u8>),
+    /// The first frame with the same bytes brings them.
+    Repeats(usize),
+}
+
+fn stored_frames(plain: &[u8], sums: &[u32], codec: Codec) -> Vec<Stored> {
     let frame = |at: usize| &plain[at * FRAME_BYTES..plain.len().min((at + 1) * FRAME_BYTES)];
-    let of = |at: usize| (0..at).find(|&before| sums[before] == sums[at] && frame(before) == frame(at));
-    (0..sums.len()).map(of).collect()
+    let same = |at: usize| (0..at).find(|&before| sums[before] == sums[at] && frame(before) == frame(at));
+    let store = |at: usize| match same(at) {
+        Some(of) => Stored::Repeats(of),
+        None => pack(frame(at), codec).map_or(Stored::Plain, Stored::Packed),
+    };
+    (0..sums.len()).map(store).collect()
+}
+
+/// `out`, whose frames from `frames_at` on are all plain, with its frames as they are to be brought.
+fn as_stored(out: &[u8], frames_at: usize, stored: &[Stored]) -> Vec<u8> {
+    let mut packed = Vec::with_capacity(out.len());
+    packed.extend_from_slice(&out[..frames_at]);
+    for (frame, stored) in out[frames_at..].chunks(FRAME_BYTES).zip(stored) {
+        match stored {
+            Stored::Plain => packed.extend_from_slice(frame),
+            Stored::Packed(bytes) => packed.extend_from_slice(bytes),
+            Stored::Repeats(_) => {}
+        }
+    }
+    packed
 }
 
 /// The record table, and the last sequence. `plain` is all payload, `blocks` the sums of its blocks.

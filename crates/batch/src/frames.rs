@@ -51,29 +51,24 @@ pub enum FrameError {
     OutOfRange { at: u32, len: u32 },
 }
 
-/// Compresses one frame's plain bytes onto `out` with `wanted`, or stores them raw where less than a
-/// twentieth is saved. `crc` is the sum of its plain bytes.
-pub(crate) fn push_frame(plain: &[u8], crc: u32, wanted: Codec, out: &mut Vec<u8>) -> RawFrame {
+/// One frame's plain bytes compressed with `wanted`; none where less than a twentieth is saved.
+pub(crate) fn pack(plain: &[u8], wanted: Codec) -> Option<Vec<u8>> {
     let packed = match wanted {
         Codec::Raw => None,
         Codec::Lz4 => Some(lz4_flex::block::compress(plain)),
         Codec::Zstd => zstd::bulk::compress(plain, 1).ok(),
     };
-    match packed {
-        Some(packed) if packed.len() + plain.len() / 20 <= plain.len() => {
-            out.extend_from_slice(&packed);
-            RawFrame {
-                stored_len: (packed.len() as u32).into(),
-                plain_len: (plain.len() as u32).into(),
-                crc: crc32c::crc32c(&packed).into(),
-                codec: wanted as u8,
-                reserved: [0; 3],
-            }
-        }
-        _ => {
-            out.extend_from_slice(plain);
-            raw_frame(plain.len(), crc)
-        }
+    packed.filter(|packed| packed.len() + plain.len() / 20 <= plain.len())
+}
+
+/// The line of a frame that is stored as `packed`.
+pub(crate) fn packed_frame(packed: &[u8], plain_len: usize, codec: Codec) -> RawFrame {
+    RawFrame {
+        stored_len: (packed.len() as u32).into(),
+        plain_len: (plain_len as u32).into(),
+        crc: crc32c::crc32c(packed).into(),
+        codec: codec as u8,
+        reserved: [0; 3],
     }
 }
 
