@@ -16,8 +16,8 @@ pub(crate) fn run(run: &Run) -> Result<Vec<Figure>> {
     let mut pair = Pair::start_listening(&run.folder.join("cuts"))?;
     let settings = ProtectSettings { checkpoint_interval_seconds: Some(60), ..ProtectSettings::default() };
     let here = pair.protect("db", DISK_BYTES, settings.clone())?;
-    pair.start_member()?;
-    pair.protect_at_member("web", "db", DISK_BYTES, settings)?;
+    pair.start_member("")?;
+    pair.protect_at_member("web", Some("db"), DISK_BYTES, settings)?;
     let stop = AtomicBool::new(false);
     let holds = std::thread::scope(|scope| -> Result<Vec<f64>> {
         let writing = scope.spawn(|| -> Result<()> {

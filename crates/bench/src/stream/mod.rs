@@ -4,6 +4,7 @@
 //! is measured with it; the recovery side is a process of its own. Between them is TLS on loopback.
 
 mod compare;
+mod crash;
 mod cuts;
 mod headline;
 mod lag;
@@ -24,6 +25,7 @@ pub(crate) fn run(run: &Run) -> Result<Vec<Figure>> {
         ("headline", headline::run),
         ("lag", lag::run),
         ("outage", outage::run),
+        ("crash", crash::run),
         ("compare", compare::run),
         ("cuts", cuts::run),
         ("mirror", mirror::run),

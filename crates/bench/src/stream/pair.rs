@@ -111,44 +111,60 @@ impl Pair {
         Ok(pair)
     }
 
-    /// Starts another agent of the protected side, in a process of its own.
-    pub(super) fn start_member(&mut self) -> Result<()> {
-        let (ours, member) = (self.folder.join("ours/pki"), self.folder.join("member"));
+    /// Starts another agent of the protected side, in a process of its own; `more` goes into its configuration.
+    pub(super) fn start_member(&mut self, more: &str) -> Result<()> {
+        let (ours, member) = (self.folder.join("ours/pki"), self.member_folder());
         copy_folder(&ours, &member.join("pki"))?;
         Pki::new(member.join("pki")).issue("c", "agent", &["127.0.0.1".to_owned()], 30)?;
-        let text = "site = \"ours\"\nagent = \"c\"\nstate_dir = \"state\"\npki_dir = \"pki\"\n";
+        let text =
+            format!("site = \"ours\"\nagent = \"c\"\nstate_dir = \"state\"\npki_dir = \"pki\"\n{more}");
         std::fs::write(member.join("agent.toml"), text).context("write a configuration")?;
-        self.member = Some(spawn_agent(&member.join("agent.toml"))?);
+        self.restart_member()
+    }
+
+    /// Starts it again, after it was killed.
+    pub(super) fn restart_member(&mut self) -> Result<()> {
+        self.member = Some(spawn_agent(&self.member_folder().join("agent.toml"))?);
         let client = self.member_client();
         self.wait("the other agent answers", || {
             Ok(self.runtime.block_on(client.status()).is_ok().then_some(()))
         })
     }
 
-    fn member_client(&self) -> Client {
-        Client::new(Endpoint::Unix(self.folder.join("member/state/run/agent.sock")))
+    pub(super) fn kill_member(&mut self) -> Result<()> {
+        kill(self.member.take()).context("kill the other agent")
     }
 
-    /// Protects a VM of one empty disk at the other agent, in a group that this one coordinates.
+    pub(super) fn member_folder(&self) -> PathBuf {
+        self.folder.join("member")
+    }
+
+    fn member_client(&self) -> Client {
+        Client::new(Endpoint::Unix(self.member_folder().join("state/run/agent.sock")))
+    }
+
+    pub(super) fn member_vm(&self, name: &str) -> Result<ProtectedVm> {
+        Ok(self.runtime.block_on(self.member_client().protected_vm(name))?)
+    }
+
+    /// Protects a VM of one empty disk at the other agent, in a group that this one coordinates if one is named.
     pub(super) fn protect_at_member(
         &self,
         name: &str,
-        group: &str,
+        group: Option<&str>,
         disk_bytes: u64,
         settings: ProtectSettings,
     ) -> Result<()> {
         let path = self.folder.join(format!("{name}.raw"));
         std::fs::File::create(&path).and_then(|image| image.set_len(disk_bytes)).context("make an image")?;
         let request = ProtectRequest {
-            group: Some(group.to_owned()),
-            coordinator: Some(format!("127.0.0.1:{}", self.our_port)),
+            group: group.map(str::to_owned),
+            coordinator: group.map(|_| format!("127.0.0.1:{}", self.our_port)),
             ..self.request(name, &path, settings)
         };
-        let client = self.member_client();
-        self.runtime.block_on(client.protect(&request))?;
+        self.runtime.block_on(self.member_client().protect(&request))?;
         self.wait(&format!("{name} is journaling"), || {
-            let vm = self.runtime.block_on(client.protected_vm(name))?;
-            Ok((vm.state == "journaling").then_some(()))
+            Ok((self.member_vm(name)?.state == "journaling").then_some(()))
         })
     }
 
@@ -176,11 +192,7 @@ impl Pair {
 
     /// Kills the recovery side, as a lost link does from where the protected side stands.
     pub(super) fn kill_recovery(&mut self) -> Result<()> {
-        if let Some(mut child) = self.recovery.take() {
-            child.kill().context("kill the recovery side")?;
-            child.wait().context("wait for the recovery side")?;
-        }
-        Ok(())
+        kill(self.recovery.take()).context("kill the recovery side")
     }
 
     fn start_protected(&mut self) -> Result<()> {
@@ -260,10 +272,7 @@ impl Pair {
             agent.stop();
         }
         let _ = self.kill_recovery();
-        if let Some(mut member) = self.member.take() {
-            let _ = member.kill();
-            let _ = member.wait();
-        }
+        let _ = self.kill_member();
     }
 
     /// Puts something into blocks of a VM's image, for a sync to find: what the capture was told of never
@@ -316,6 +325,14 @@ fn spawn_agent(config: &Path) -> Result<Child> {
     let mut command = Command::new(program);
     command.arg("--agent").arg(config).stdin(Stdio::null()).stdout(Stdio::null());
     command.spawn().context("start an agent")
+}
+
+/// Kills a process, if there is one, and waits for its end.
+fn kill(child: Option<Child>) -> Result<()> {
+    let Some(mut child) = child else { return Ok(()) };
+    child.kill()?;
+    child.wait()?;
+    Ok(())
 }
 
 fn copy_folder(from: &Path, to: &Path) -> Result<()> {
