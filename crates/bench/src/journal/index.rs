@@ -18,7 +18,21 @@ use types::{ByteRange, DiskIndex, WallTime, WriteSeq};
 const DISK_BYTES: u64 = 100 << 30;
 const WRITE_BYTES: u64 = 8 << 10;
 const LOOK_UPS: u64 = 100_000;
+/// So few that hardly any finds a page that one before it has read.
+const COLD_LOOK_UPS: u64 = 500;
 const NOTED_EVERY: u64 = 16;
+
+/// What a look-up costs at one length.
+struct Cost {
+    anywhere_micros: f64,
+    anywhere_pages: f64,
+    written_micros: f64,
+    written_pages: f64,
+    /// Where something was written, the pages on the disk only.
+    cold_micros: f64,
+    /// Bytes of sparse directories, and of bitmaps, once all that was looked up is in memory.
+    resident: (usize, usize),
+}
 
 pub(crate) fn run(run: &Run) -> Result<Vec<Figure>> {
     let lengths: &[u64] = if run.quick { &[1, 2] } else { &[1, 10, 40] };
@@ -33,7 +47,6 @@ pub(crate) fn run(run: &Run) -> Result<Vec<Figure>> {
     for &millions in lengths {
         fill(&journal, &mut stream, &mut draw, millions * 1_000_000 - filled, &mut written)?;
         filled = millions * 1_000_000;
-        let entries = journal.status().index_entries;
         let last = stream.last();
         let anywhere = |draw: &mut Draw| {
             let cut = last.raw() / 2 + draw.below(last.raw() / 2);
@@ -43,64 +56,65 @@ pub(crate) fn run(run: &Run) -> Result<Vec<Figure>> {
             let (at, seq) = written[draw.below(written.len() as u64) as usize];
             (at, WriteSeq::from_raw(seq + draw.below(last.raw() - seq + 1)))
         };
-        let (micros, pages) = look_up(&journal, run.rounds(), &mut draw, &where_written)?;
-        let (micros_anywhere, pages_anywhere) = look_up(&journal, run.rounds(), &mut draw, &anywhere)?;
-        costs.push((micros, micros_anywhere, pages));
-        let name = |what: &str| format!("{what}, {millions} million entries");
-        figures.push(Figure::alone(
-            &name("index pages a look-up where something was written"),
-            &[pages],
-            "",
-            Goal::AtMost(2.5),
-        ));
-        let resident = journal.resident_index_bytes().0 as f64 / entries as f64;
-        figures.push(Figure::alone(
-            &name("resident bytes an entry, bitmaps apart"),
-            &[resident],
-            "B",
-            Goal::AtMost(0.1),
-        ));
-        let bitmaps = journal.resident_index_bytes().1 as f64 / (1 << 20) as f64;
-        figures.push(Figure::alone(&name("bitmaps"), &[bitmaps], "MiB", Goal::None));
-        figures.push(Figure::alone(
-            &name("a look-up where something was written"),
-            &[micros],
-            "µs",
-            Goal::None,
-        ));
-        figures.push(Figure::alone(
-            &name("index pages a look-up anywhere"),
-            &[pages_anywhere],
-            "",
-            Goal::AtMost(2.5),
-        ));
-        figures.push(Figure::alone(&name("a look-up anywhere"), &[micros_anywhere], "µs", Goal::None));
+        let (written_micros, written_pages) = look_up(&journal, run.rounds(), &mut draw, &where_written)?;
+        let (anywhere_micros, anywhere_pages) = look_up(&journal, run.rounds(), &mut draw, &anywhere)?;
+        let cold_micros = look_up_cold(&journal, run.rounds(), &mut draw, &where_written)?;
+        let resident = journal.resident_index_bytes();
+        let cost =
+            Cost { anywhere_micros, anywhere_pages, written_micros, written_pages, cold_micros, resident };
         let opening = open_images(&journal, stream.last(), run.rounds())?;
-        let cold = if drop_caches() { "cold cache" } else { "cache not emptied" };
-        figures.push(Figure::alone(
-            &name(&format!("image open and first read, {cold}")),
-            &opening,
-            "s",
-            Goal::AtMost(0.05),
-        ));
+        figures.extend(figures_at(millions, &journal, &cost, &opening));
+        costs.push(cost);
     }
     figures.extend(growth(&costs));
     figures.extend(list_checkpoints(&journal, run.rounds())?);
     Ok(figures)
 }
 
-/// Cost at the greatest length against that at the least: microseconds where something was written and
-/// anywhere, and index pages where something was written.
-fn growth(costs: &[(f64, f64, f64)]) -> Vec<Figure> {
-    let (first, last) = (costs[0], costs[costs.len() - 1]);
-    let figure = |what: &str, last: f64, first: f64, unit: &'static str, goal: Goal| {
-        Figure::against(&format!("{what}, greatest length against least"), &[last], &[first], unit, goal)
+fn figures_at(millions: u64, journal: &Journal, cost: &Cost, opening: &[f64]) -> Vec<Figure> {
+    let (sparse, bitmaps) = cost.resident;
+    let resident = sparse as f64 / journal.status().index_entries as f64;
+    let cache = if drop_caches() { "cold cache" } else { "cache not emptied" };
+    let figure = |what: &str, value: f64, unit: &'static str, goal: Goal| {
+        Figure::alone(&format!("{what}, {millions} million entries"), &[value], unit, goal)
     };
+    let open = format!("image open and first read, {cache}, {millions} million entries");
     vec![
-        figure("a look-up anywhere", last.1, first.1, "µs", Goal::AtMost(1.5)),
-        figure("a look-up where something was written", last.0, first.0, "µs", Goal::AtMost(1.5)),
+        figure(
+            "index pages a look-up where something was written",
+            cost.written_pages,
+            "",
+            Goal::AtMost(2.5),
+        ),
+        figure("resident bytes an entry, bitmaps apart", resident, "B", Goal::AtMost(0.1)),
+        figure("bitmaps", bitmaps as f64 / f64::from(1 << 20), "MiB", Goal::None),
+        figure("a look-up where something was written", cost.written_micros, "µs", Goal::None),
+        figure("index pages a look-up anywhere", cost.anywhere_pages, "", Goal::AtMost(2.5)),
+        figure("a look-up anywhere", cost.anywhere_micros, "µs", Goal::None),
+        figure(
+            &format!("a look-up where something was written, {cache}"),
+            cost.cold_micros,
+            "µs",
+            Goal::None,
+        ),
+        Figure::alone(&open, opening, "s", Goal::AtMost(0.05)),
+    ]
+}
+
+/// Cost at the greatest length against that at the least.
+fn growth(costs: &[Cost]) -> Vec<Figure> {
+    let (first, last) = (&costs[0], &costs[costs.len() - 1]);
+    let figure = |what: &str, cost: fn(&Cost) -> f64, unit: &'static str, goal: Goal| {
+        let name = format!("{what}, greatest length against least");
+        Figure::against(&name, &[cost(last)], &[cost(first)], unit, goal)
+    };
+    let flat = Goal::AtMost(1.5);
+    vec![
+        figure("a look-up anywhere", |cost| cost.anywhere_micros, "µs", flat),
+        figure("a look-up where something was written", |cost| cost.written_micros, "µs", flat),
+        figure("a look-up where something was written, from the disk", |cost| cost.cold_micros, "µs", flat),
         // The smallest index lies in the processor's cache, the largest does not: this is without that.
-        figure("index pages where something was written", last.2, first.2, "", Goal::None),
+        figure("index pages where something was written", |cost| cost.written_pages, "", Goal::None),
     ]
 }
 
@@ -162,6 +176,27 @@ fn look_up(
     }
     // The first round brings the pages into memory.
     Ok((median(&micros[1..]), median(&pages[1..])))
+}
+
+/// As [`look_up`], in microseconds, nothing of the index in memory but what the journal itself keeps there.
+fn look_up_cold(
+    journal: &Journal,
+    rounds: usize,
+    draw: &mut Draw,
+    place: &dyn Fn(&mut Draw) -> (u64, WriteSeq),
+) -> Result<f64> {
+    let mut micros = Vec::new();
+    let mut buf = vec![0; 4096];
+    for _ in 0..rounds {
+        let places: Vec<_> = (0..COLD_LOOK_UPS).map(|_| place(draw)).collect();
+        drop_caches();
+        let (seconds, done) = timed(|| {
+            places.iter().try_for_each(|(at, cut)| journal.read_at(DiskIndex(0), *cut, *at, &mut buf))
+        });
+        done.context("read")?;
+        micros.push(seconds * 1e6 / COLD_LOOK_UPS as f64);
+    }
+    Ok(median(&micros))
 }
 
 /// Seconds to open an image and read its first block, nothing in memory.
