@@ -24,7 +24,24 @@ const TRIES: usize = 600;
 struct Stage {
     folder: PathBuf,
     ports: BTreeMap<&'static str, u16>,
-    agents: BTreeMap<&'static str, Agent>,
+    agents: BTreeMap<&'static str, Running>,
+}
+
+/// An agent with a runtime of its own, so that all it does ends with it, as with a process.
+struct Running {
+    agent: Agent,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            let entered = runtime.enter();
+            self.agent.stop();
+            drop(entered);
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl Stage {
@@ -57,8 +74,21 @@ impl Stage {
     }
 
     async fn start(&mut self, name: &'static str) {
-        let config = Config::load(&self.folder.join(name).join("agent.toml")).unwrap();
-        self.agents.insert(name, Agent::start(config).await.unwrap());
+        for _ in 0..TRIES {
+            let config = Config::load(&self.folder.join(name).join("agent.toml")).unwrap();
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
+            match runtime.spawn(Agent::start(config)).await.unwrap() {
+                Ok(agent) => {
+                    self.agents.insert(name, Running { agent, runtime: Some(runtime) });
+                    return;
+                }
+                // One that was stopped just now still lets go of its folder.
+                Err(_) => runtime.shutdown_background(),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("agent {name} does not start");
     }
 
     fn client(&self, name: &str) -> Client {
@@ -87,7 +117,7 @@ impl Stage {
         client.protect(&request).await.unwrap();
         for _ in 0..TRIES {
             if client.protected_vm(vm).await.unwrap().state == "journaling" {
-                return self.agents[host].capture(vm).unwrap();
+                return self.agents[host].agent.capture(vm).unwrap();
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -207,7 +237,7 @@ async fn no_checkpoint_has_a_write_without_the_one_it_depends_on_at_another_host
     wait_until_durable(&stage, "one", "db").await;
     wait_until_durable(&stage, "two", "web").await;
     let vms = stage.client("far").status().await.unwrap().recovered;
-    stage.agents.into_values().for_each(|agent| agent.stop());
+    drop(stage.agents);
     let ids: BTreeMap<String, String> = vms.into_iter().map(|vm| (vm.name, vm.id)).collect();
     let copy = folder.path().join("copy");
     let kept = |vm: &str| {
@@ -245,7 +275,7 @@ async fn wait_until_durable(stage: &Stage, host: &str, vm: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_host_that_is_away_costs_the_checkpoint_and_one_that_leaves_does_not() {
     let folder = tempfile::tempdir().unwrap();
-    let mut stage = Stage::set(folder.path()).await;
+    let stage = Stage::set(folder.path()).await;
     stage.protect("one", "db", None).await;
     stage.protect("two", "web", Some(stage.address("one"))).await;
     stage.tag("with both").await.unwrap();
@@ -262,5 +292,43 @@ async fn a_host_that_is_away_costs_the_checkpoint_and_one_that_leaves_does_not()
     }
     taken.unwrap();
     assert_eq!(stage.client("one").groups().await.unwrap()[0].hosts, Vec::<String>::new());
-    stage.agents.remove("one").unwrap().stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_host_that_will_not_come_back_is_forgotten_and_may_join_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut stage = Stage::set(folder.path()).await;
+    stage.protect("one", "db", None).await;
+    stage.protect("two", "web", Some(stage.address("one"))).await;
+    stage.tag("with both").await.unwrap();
+    let one = stage.client("one");
+    let refused = one.remove_host("shop", "two.here").await.unwrap_err();
+    assert!(refused.to_string().contains("is connected"), "{refused}");
+    let refused = one.remove_host("shop", "three.here").await.unwrap_err();
+    assert!(refused.to_string().contains("no host \"three.here\""), "{refused}");
+
+    stage.agents.remove("two");
+    let mut removed = one.remove_host("shop", "two.here").await;
+    for _ in 0..TRIES {
+        if removed.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        removed = one.remove_host("shop", "two.here").await;
+    }
+    removed.unwrap();
+    stage.tag("without").await.unwrap();
+
+    // It is not known after a restart either, and joins again when it is back after all.
+    stage.agents.remove("one");
+    stage.start("one").await;
+    assert_eq!(one.groups().await.unwrap()[0].hosts, Vec::<String>::new());
+    stage.start("two").await;
+    for _ in 0..TRIES {
+        if one.groups().await.unwrap()[0].hosts == ["two.here"] {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the host does not join again");
 }

@@ -109,6 +109,12 @@ impl Client {
         self.post(&format!("/v1/groups/{}/checkpoints", escape(group)), &request).await
     }
 
+    /// Forgets a host of a group that will not come back.
+    pub async fn remove_host(&self, group: &str, host: &str) -> Result<Done, ClientError> {
+        let path = format!("/v1/groups/{}/hosts/{}", escape(group), escape(host));
+        self.call(Method::DELETE, &path, None).await
+    }
+
     /// A page of checkpoints; `query` is the rest of the query, each part with its `&`.
     pub async fn checkpoints(
         &self,

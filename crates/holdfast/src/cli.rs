@@ -67,6 +67,9 @@ pub(crate) enum Command {
         #[arg(long)]
         watch: bool,
     },
+    /// Protection groups and their hosts.
+    #[command(subcommand)]
+    Group(GroupCommand),
     /// Checkpoints of groups and VMs.
     #[command(subcommand)]
     Checkpoint(CheckpointCommand),
@@ -269,6 +272,20 @@ pub(crate) enum CheckpointCommand {
         group: String,
         /// Your words.
         tag: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum GroupCommand {
+    /// The groups: their VMs, hosts and failovers.
+    List,
+    /// Forget a host that will not come back, so that checkpoints are taken without its VMs. At the coordinator.
+    RemoveHost {
+        /// The protection group.
+        #[arg(long)]
+        group: String,
+        /// The host, as `group list` names it.
+        host: String,
     },
 }
 

@@ -1,8 +1,8 @@
 //! Carrying out each command.
 
 use crate::cli::{
-    CheckpointCommand, Cli, Command, Connect, FailoverCommand, ImageCommand, JournalCommand, PkiCommand,
-    Protect, VmCommand,
+    CheckpointCommand, Cli, Command, Connect, FailoverCommand, GroupCommand, ImageCommand, JournalCommand,
+    PkiCommand, Protect, VmCommand,
 };
 use crate::exit::DAMAGED;
 use crate::{journal_tools, print, waiting};
@@ -96,6 +96,7 @@ async fn ask(connect: Connect, command: Command, json: bool) -> Result<ExitCode>
         Command::Status { watch } => status(&client, watch, json).await,
         Command::Checkpoint(command) => checkpoint(&client, command, json).await,
         Command::Image(command) => image(&client, command, json).await,
+        Command::Group(command) => group(&client, command, json).await,
         Command::Failover(command) => failover(&client, command, json).await,
         Command::Journal(command) => journal(&client, command, json).await,
         Command::Agent { .. } | Command::Pki(_) | Command::Completions { .. } | Command::Openapi => {
@@ -311,6 +312,16 @@ async fn journal(client: &Client, command: JournalCommand, json: bool) -> Result
         }
         JournalCommand::Inspect { .. } | JournalCommand::Verify { .. } | JournalCommand::Repair { .. } => {
             unreachable!("carried out without an agent")
+        }
+    }
+}
+
+async fn group(client: &Client, command: GroupCommand, json: bool) -> Result<()> {
+    match command {
+        GroupCommand::List => print::one(json, &client.groups().await?, |groups| print::groups(groups)),
+        GroupCommand::RemoveHost { group, host } => {
+            let done = client.remove_host(&group, &host).await?;
+            print::one(json, &done, |_| format!("group {group} goes on without {host}\n"))
         }
     }
 }

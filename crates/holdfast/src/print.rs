@@ -349,7 +349,7 @@ pub(crate) fn groups(groups: &[Group]) -> String {
     if groups.is_empty() {
         return "no group is known here\n".into();
     }
-    let mut rows = vec![["GROUP", "SIDE", "EPOCH", "FAILOVER", "VMS"].map(str::to_owned)];
+    let mut rows = vec![["GROUP", "SIDE", "EPOCH", "FAILOVER", "VMS", "OTHER HOSTS"].map(str::to_owned)];
     for group in groups {
         rows.push([
             group.name.clone(),
@@ -357,9 +357,22 @@ pub(crate) fn groups(groups: &[Group]) -> String {
             group.epoch.to_string(),
             group.failover.as_ref().map_or("-".into(), |failover| failover.phase.clone()),
             group.vms.join(" "),
+            hosts(group),
         ]);
     }
     table(&rows)
+}
+
+fn hosts(group: &Group) -> String {
+    let named = |host: &String| match group.hosts_away.contains(host) {
+        true => format!("{host} (away)"),
+        false => host.clone(),
+    };
+    match &group.coordinator {
+        Some(coordinator) => format!("coordinated by {coordinator}"),
+        None if group.hosts.is_empty() => "-".into(),
+        None => group.hosts.iter().map(named).collect::<Vec<_>>().join(", "),
+    }
 }
 
 /// Columns as wide as their widest cell.

@@ -1,6 +1,7 @@
 //! The control API: axum over a unix socket, and over mutual TLS on TCP.
 
 mod answer;
+mod groups;
 mod journals;
 mod routes;
 mod serve;

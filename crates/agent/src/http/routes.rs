@@ -4,11 +4,11 @@ use super::App;
 use super::answer::{Answer, ApiError, Body, beside};
 use crate::clock;
 use crate::error::OperationError;
-use crate::recovery::{checkpoint_to_api, mark_to_api};
+use crate::recovery::checkpoint_to_api;
 use crate::source::{Command, with_sources};
 use api::{
-    Checkpoint, CheckpointPage, Done, Failover, FailoverRequest, Group, Image, OpenImageRequest, Problem,
-    ProtectRequest, ProtectedVm, RecoveredVm, SeedRequest, Status, TagRequest,
+    CheckpointPage, Done, Failover, FailoverRequest, Image, OpenImageRequest, Problem, ProtectRequest,
+    ProtectedVm, RecoveredVm, SeedRequest, Status,
 };
 use axum::extract::{Path, Query, State};
 use axum::http::header;
@@ -44,8 +44,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(forget))
         .routes(routes!(list_checkpoints))
         .merge(super::journals::routes())
-        .routes(routes!(list_groups))
-        .routes(routes!(tag))
+        .merge(super::groups::routes())
         .routes(routes!(failover))
         .routes(routes!(pause_failover))
         .routes(routes!(resume_failover))
@@ -290,33 +289,6 @@ async fn list_checkpoints(
     rows.truncate(limit);
     let next = rows.last().filter(|_| more).map(|last| last.checkpoint.cut.to_string());
     Ok(Json(CheckpointPage { checkpoints: rows.iter().map(checkpoint_to_api).collect(), next }))
-}
-
-/// The groups this agent has a part in.
-#[utoipa::path(get, path = "/v1/groups", responses((status = 200, body = [Group])))]
-async fn list_groups(State(app): State<App>) -> Answer<Vec<Group>> {
-    let groups = beside(move || {
-        let mut groups: Vec<Group> = app.source.groups_here().iter().map(|group| group.to_api()).collect();
-        groups.extend(app.recovery.groups());
-        Ok(groups)
-    });
-    groups.await.map(Json)
-}
-
-/// Takes a checkpoint of a protected group with a person's words.
-#[utoipa::path(post, path = "/v1/groups/{group}/checkpoints", params(("group" = String, Path)),
-    request_body = TagRequest, responses(
-    (status = 200, body = Checkpoint),
-    (status = 404, body = Problem, content_type = "application/problem+json"),
-    (status = 503, body = Problem, content_type = "application/problem+json"),
-))]
-async fn tag(
-    State(app): State<App>,
-    Path(group): Path<String>,
-    Body(request): Body<TagRequest>,
-) -> Answer<Checkpoint> {
-    // Hosts of the group may have to answer first.
-    beside(move || app.source.tag(&group, &request.tag)).await.map(|mark| Json(mark_to_api(&mark)))
 }
 
 /// Fails a group over to this side.

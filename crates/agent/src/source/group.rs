@@ -24,7 +24,7 @@
 //! coordinator waits: so a cut that is marked was made while all gates were closed.
 
 use super::Source;
-use super::hosts::{Hosts, NotPrepared};
+use super::hosts::{Hosts, NotPrepared, NotRemoved};
 use super::member;
 use super::vm::ProtectedVm;
 use crate::clock;
@@ -167,13 +167,35 @@ impl Group {
             .hosts
             .join(host, vms, queue)
             .ok_or_else(|| anyhow::anyhow!("the group has too many hosts"))?;
+        self.hosts_changed(state, spanned)?;
+        Ok(session)
+    }
+
+    /// Forgets a host that will not come back: checkpoints are taken without it from now on.
+    pub(super) fn remove_host(&self, state: &StateDir, host: &str) -> Result<()> {
+        let spanned = self.spans_hosts();
+        self.hosts.remove(host).map_err(|why| match why {
+            NotRemoved::Unknown => OperationError::not_found(format!(
+                "group {} has no host {host:?} beside this one; `holdfast group list` shows its hosts",
+                self.name
+            )),
+            NotRemoved::Connected => OperationError::conflict(format!(
+                "host {host} is connected: it leaves group {} when its VMs of it are unprotected there",
+                self.name
+            )),
+        })?;
+        self.hosts_changed(state, spanned)
+    }
+
+    /// Writes the hosts down; `spanned`: whether there were others before.
+    fn hosts_changed(&self, state: &StateDir, spanned: bool) -> Result<()> {
         state.save(&hosts_file(self.id), &HostsRecord { hosts: self.hosts.to_record() })?;
         self.lock().pending.clear();
         if spanned != self.spans_hosts() {
-            // The recovery side has to know that cuts between checkpoints mean nothing from now on.
+            // The recovery side has to know whether cuts between checkpoints mean something from now on.
             self.members().iter().for_each(|vm| vm.command(super::Command::GreetAgain));
         }
-        Ok(session)
+        Ok(())
     }
 
     /// The marks of a cut are durable in all streams of a host.
@@ -287,7 +309,8 @@ impl Group {
         let away = self.hosts.away();
         if !away.is_empty() {
             return Err(OperationError::unavailable(format!(
-                "no checkpoint of group {}: these hosts of it are not connected: {}",
+                "no checkpoint of group {}: these hosts of it are not connected: {}; \
+                 one that will not come back is forgotten with `holdfast group remove-host`",
                 self.name,
                 away.join(", ")
             )));

@@ -40,6 +40,13 @@ pub(super) enum NotPrepared {
     Syncing(String),
 }
 
+/// Why a host was not forgotten.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum NotRemoved {
+    Unknown,
+    Connected,
+}
+
 impl Hosts {
     /// The hosts and their VMs, as they were recorded.
     pub(super) fn known(recorded: &BTreeMap<String, u16>) -> Self {
@@ -81,6 +88,19 @@ impl Hosts {
         host.session += 1;
         host.queue = Some(queue);
         Some(host.session)
+    }
+
+    /// Forgets a host that is away.
+    pub(super) fn remove(&self, name: &str) -> Result<(), NotRemoved> {
+        let mut inner = self.lock();
+        match inner.get(name) {
+            None => Err(NotRemoved::Unknown),
+            Some(host) if host.queue.is_some() => Err(NotRemoved::Connected),
+            Some(_) => {
+                inner.remove(name);
+                Ok(())
+            }
+        }
     }
 
     /// The connection of a session is gone.

@@ -430,13 +430,20 @@ impl Source {
         if tag.is_empty() || tag.len() > TAG_BYTES_MAX {
             return Err(OperationError::invalid(format!("a tag has 1 to {TAG_BYTES_MAX} bytes")));
         }
-        let found = self.groups().get(group).cloned();
-        let group = found.ok_or_else(|| {
+        self.group_here(group)?.take(CheckpointKind::Tagged, tag, clock::now())
+    }
+
+    /// Forgets a host of a group that is coordinated here; it must be away.
+    pub(crate) fn remove_host(&self, group: &str, host: &str) -> Result<()> {
+        self.group_here(group)?.remove_host(&self.state, host)
+    }
+
+    fn group_here(&self, group: &str) -> Result<Arc<Group>> {
+        self.group_named(group).ok_or_else(|| {
             OperationError::not_found(format!(
-                "no group {group:?} is protected here; tag on the protected side"
+                "no group {group:?} is protected here; ask an agent of the protected side"
             ))
-        })?;
-        group.take(CheckpointKind::Tagged, tag, clock::now())
+        })
     }
 
     fn vms(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<ProtectedVm>>> {
