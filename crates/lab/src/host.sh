@@ -4,7 +4,7 @@
 #   DEVICE path             where the protected disk is
 #   READY                   the load runs from here on
 #   TICK n                  record n is on the disk (written and fsynced)
-#   KILLED n | BACK n       the agent was killed and answers again
+#   KILLED n | STARTED n | BACK n   the agent was killed, is started, and answers again
 #   REFUSED text            why a protection whose device is mounted cannot be ended
 #   FSCK CLEAN | FSCK n     what e2fsck says of the unmounted device
 #   KEPT device             where the device is after the agent was stopped and started
@@ -65,12 +65,16 @@ ticks=$!
     done
 ) &
 noise=$!
-for n in 1 2 3 4 5; do
+# How long the agent is away each time, in milliseconds.
+n=0
+for away in 100 300 900 1500 5000 60000; do
+    n=$((n + 1))
     sleep 2
     kill -9 $agent
     wait $agent
     echo "KILLED $n"
-    usleep $((n * 300000))
+    usleep $((away * 1000))
+    echo "STARTED $n"
     start
     echo "BACK $n"
 done

@@ -37,7 +37,7 @@ fn a_device_of_the_hosts_own_kernel_outlives_its_agent_and_loses_nothing() {
     .unwrap();
     let (_, device) = guest.console.wait_for("DEVICE", LONG).unwrap();
     assert_eq!(device, "/dev/ublkb0");
-    guest.console.wait_for("BACK 5", LONG).unwrap();
+    guest.console.wait_for("BACK 6", LONG).unwrap();
     let (_, refused) = guest.console.wait_for("REFUSED", SOON).unwrap();
     assert!(refused.contains("/dev/ublkb0 is in use: unmount it first"), "{refused}");
     let (_, state) = guest.console.wait_for("FSCK", SOON).unwrap();
@@ -50,7 +50,10 @@ fn a_device_of_the_hosts_own_kernel_outlives_its_agent_and_loses_nothing() {
     let after = |start: &str| {
         lines.iter().skip_while(move |line| *line != start).any(|line| line.starts_with("TICK"))
     };
-    assert!((1..=5).all(|number| after(&format!("BACK {number}"))), "the load goes on: {lines:?}");
+    assert!((1..=6).all(|number| after(&format!("BACK {number}"))), "the load goes on: {lines:?}");
+    let killed = lines.iter().skip_while(|line| *line != "KILLED 6").take_while(|line| *line != "STARTED 6");
+    let meanwhile = killed.filter(|line| line.starts_with("TICK")).count();
+    assert!(meanwhile <= 1, "what is asked waits for a minute: {lines:?}");
     assert!(!lines.iter().any(|line| line.starts_with("FAILED")), "nothing fails meanwhile: {lines:?}");
     assert!(lines.iter().any(|line| line == "GONE"), "the device goes with the protection: {lines:?}");
     let ended = wait_until("the guest's end", SOON, || Ok((!guest.is_running()?).then_some(())));
