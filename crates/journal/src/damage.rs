@@ -18,12 +18,17 @@ pub struct Damage {
 }
 
 impl Damage {
+    /// Whether it was found before. What was made good stays where it lies until retention drops it, and is found
+    /// each time somebody looks: newer cuts do not need it.
+    pub(crate) fn is_known(&self, manifest: &Manifest) -> bool {
+        manifest.damage.iter().any(|entry| entry.what == self.what)
+    }
+
     /// Writes it down. The open segment is sealed already, so that the gaps in the manifest are those of
     /// its end.
     pub(crate) fn record(&self, manifest: &mut Manifest, timeline: &mut Timeline) {
-        let open = |entry: &DamageEntry| entry.to_seq.is_none() && entry.what == self.what;
-        if manifest.damage.iter().any(open) {
-            return; // It is known already.
+        if self.is_known(manifest) {
+            return;
         }
         timeline.open_gap(self.from);
         timeline.demand_resync();
@@ -38,12 +43,15 @@ impl Damage {
 }
 
 impl Journal {
-    /// Contains damage found while the journal is open. The stream must be closed after it, so that the
-    /// source learns that it has to send everything again.
+    /// Contains damage found while the journal is open; whether it was not known yet. Then the stream must be
+    /// closed, so that the source learns that it has to send everything again.
     ///
     /// # Errors
     /// As the file system says.
-    pub fn contain(&self, damage: &Damage) -> io::Result<()> {
+    pub(crate) fn contain(&self, damage: &Damage) -> io::Result<bool> {
+        if damage.is_known(&self.read_shared().manifest) {
+            return Ok(false);
+        }
         let mut writer = self.lock_writer();
         self.seal_redo(&mut writer)?;
         let mut timeline = self.read_shared().timeline.clone();
@@ -54,7 +62,8 @@ impl Journal {
                 shared.timeline.demand_resync();
                 shared.set_manifest(manifest, |_| {});
             },
-        )
+        )?;
+        Ok(true)
     }
 
     /// Writes down that damage was made good, once a sync that began after it has drained.

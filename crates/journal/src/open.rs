@@ -152,7 +152,8 @@ impl Journal {
         redo.settle()?;
         let mut undo = UndoReading::read(&*store, &manifest)?;
         store.sync_folder()?;
-        let damage: Vec<Damage> = redo.damage.drain(..).chain(undo.damage.take()).collect();
+        let mut damage: Vec<Damage> = redo.damage.drain(..).chain(undo.damage.take()).collect();
+        damage.retain(|damage| !damage.is_known(&manifest));
         if !damage.is_empty() {
             redo.seal_open(&*store, &mut manifest)?;
             for damage in &damage {

@@ -33,7 +33,7 @@ pub struct Scrubbed {
     /// Where the next step goes on; none where the round is done.
     pub place: Option<ScrubPlace>,
     pub bytes: u64,
-    /// What is damaged, contained already: the stream must be closed, so that the source sends again.
+    /// What was found damaged now, contained already: the stream must be closed, so that the source sends again.
     pub damage: Vec<Damage>,
     /// Index runs that were made again.
     pub rebuilt: usize,
@@ -57,8 +57,8 @@ impl Journal {
             Err((from, error)) => {
                 if self.is_kept(kind, info.number) {
                     let damage = Damage { what: error.to_string(), from };
-                    self.contain(&damage).map_err(FoldError::Manifest)?;
-                    done.damage.push(damage);
+                    let is_new = self.contain(&damage).map_err(FoldError::Manifest)?;
+                    done.damage.extend(is_new.then_some(damage));
                 }
                 return Ok(done);
             }

@@ -117,6 +117,30 @@ fn a_sync_after_damage_brings_new_checkpoints_and_keeps_the_old() {
 }
 
 #[test]
+fn damage_that_was_made_good_costs_nothing_when_it_is_found_again() {
+    let rot = |store: &SimStore| assert!(store.rot("segment-00000002", 8192 + 200));
+    let loss = |store: &SimStore| Store::remove(store, "segment-00000003").unwrap();
+    for spoil in [&rot as &dyn Fn(&SimStore), &loss] {
+        let (store, mut stream) = sealed(20);
+        spoil(&store);
+        let journal = open(&store);
+        scrub_all(&journal);
+        stream.resync();
+        stream.checkpoint();
+        append(&journal, stream.batch(), 100, 77);
+        keep_up(&journal, 100);
+        let kept = compare(&journal, &stream.states);
+        assert_eq!(scrub_all(&journal).damage, Vec::new(), "nothing new");
+        assert_eq!(compare(&journal, &stream.states), kept);
+        drop(journal);
+        let opened = Journal::open(Arc::new(store), SEGMENTS).unwrap();
+        assert_eq!(opened.damage, Vec::new());
+        assert_eq!(compare(&opened.journal, &stream.states), kept);
+        assert!(opened.journal.status().incarnation.is_some(), "the source may resume");
+    }
+}
+
+#[test]
 fn a_missing_segment_is_found_on_opening() {
     let (store, stream) = sealed(20);
     Store::remove(&store, "segment-00000003").unwrap();

@@ -4,7 +4,9 @@ use crate::link::Connection;
 use crate::rng::Rng;
 use crate::store::SimStore;
 use batch::{Batch, BlockHash};
-use journal::{AppendError, AppendMeta, Journal, Mode, OpenError, Settings, Thinning};
+use journal::{
+    AppendError, AppendMeta, Journal, Mode, OpenError, Settings, Store, StoreFile, Thinning, Upkeep,
+};
 use replication::wire::{Ack, ClockAnswer, Compare, Compared, Hello, Message, Refusal, Refuse};
 use replication::{Opened, Receiver, ReceiverEffect, ReceiverEvent};
 use std::collections::VecDeque;
@@ -22,6 +24,8 @@ pub(crate) const SETTINGS: Settings = Settings {
     thinning: Thinning { all: Duration::from_secs(86_400), minutely: Duration::from_secs(604_800) },
     tagged_history: Duration::ZERO,
 };
+
+const PAGE_BYTES: usize = 4096;
 
 /// One VM at the recovery site. The disk outlives the agent.
 pub(crate) struct RecoveryVm {
@@ -82,8 +86,49 @@ impl RecoveryVm {
         self.journal = Some(Arc::new(opened.journal));
     }
 
+    /// A page of a segment that is not written to any more changes on the disk: it rots, its write was lost, or one
+    /// that was meant for another place went there. Then the scrub comes by; how much damage it found.
+    pub(crate) fn spoil(&mut self, wall: WallTime, rng: &mut Rng) -> Option<usize> {
+        let journal = self.journal.clone()?;
+        self.store.limit_room(None);
+        self.store.fail_sync_after(None);
+        let kind = if rng.one_in(3) { "undo-" } else { "segment-" };
+        let mut segments: Vec<String> =
+            self.store.names().into_iter().filter(|name| name.starts_with(kind)).collect();
+        segments.pop(); // It may still be written to.
+        let any = |rng: &mut Rng| {
+            let name = segments.get(rng.below(segments.len() as u64 + 1) as usize)?.clone();
+            let pages = self.store.len_of(&name)? / PAGE_BYTES as u64;
+            Some((name, rng.below(pages) * PAGE_BYTES as u64))
+        };
+        let (name, at) = any(rng)?;
+        let mut page = [0; PAGE_BYTES];
+        match rng.below(3) {
+            0 => {
+                self.store.rot(&name, at + rng.below(PAGE_BYTES as u64));
+            }
+            what => {
+                if what == 1 {
+                    let (other, from) = any(rng)?;
+                    open(&self.store, &other).read_at(from, &mut page).expect("a store that works");
+                }
+                let file = open(&self.store, &name);
+                file.write_at(at, &page).and_then(|()| file.sync_data()).expect("a store that works");
+            }
+        }
+        let (mut place, mut found) = (None, 0);
+        loop {
+            let step = journal.scrub(place, &Upkeep::plain(wall, rng.sixteen())).expect("a disk that works");
+            found += step.damage.len();
+            place = step.place;
+            if place.is_none() {
+                return Some(found);
+            }
+        }
+    }
+
     fn has_journal(&self) -> bool {
-        journal::Store::exists(&self.store, "manifest").expect("a store that works")
+        self.store.exists("manifest").expect("a store that works")
     }
 
     /// Runs the receiver until it has nothing to do at this moment.
@@ -218,4 +263,8 @@ impl RecoveryVm {
     pub(crate) fn is_idle(&self) -> bool {
         self.queue.is_empty()
     }
+}
+
+fn open(store: &SimStore, name: &str) -> Arc<dyn StoreFile> {
+    store.open(name, false).expect("a name's file exists")
 }

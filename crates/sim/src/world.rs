@@ -6,6 +6,7 @@ use crate::recovery::RecoveryVm;
 use crate::rng::Rng;
 use crate::source::SourceVm;
 use journal::{Mode, Upkeep};
+use replication::wire::{Refusal, Refuse};
 use replication::{ReceiverEvent, SenderEvent, State};
 use std::fmt;
 use std::sync::Arc;
@@ -41,6 +42,8 @@ pub struct Summary {
     pub writes_left_out: u64,
     pub blocks_found_to_differ: u64,
     pub source_power_losses: u64,
+    pub pages_spoilt: u64,
+    pub damages: u64,
 }
 
 impl Summary {
@@ -63,6 +66,8 @@ impl Summary {
         self.writes_left_out += other.writes_left_out;
         self.blocks_found_to_differ += other.blocks_found_to_differ;
         self.source_power_losses += other.source_power_losses;
+        self.pages_spoilt += other.pages_spoilt;
+        self.damages += other.damages;
     }
 }
 
@@ -73,7 +78,8 @@ impl fmt::Display for Summary {
             "{} guest writes, {} checkpoints compared in full, {} links cut, {} crashes of the source, \
              {} of the recovery side, {} losses of power, {} failovers, {} folds, {} merges, \
              {} full disks, {} failed syncs, {} losses of power at the source, {} verifications, \
-             {} blocks found to differ, {} batches spilled, {} writes left out, {} links half open, {} clock jumps",
+             {} blocks found to differ, {} batches spilled, {} writes left out, {} links half open, {} clock jumps, \
+             {} pages spoilt, {} damages contained",
             self.writes,
             self.checkpoints_compared,
             self.links_cut,
@@ -91,7 +97,9 @@ impl fmt::Display for Summary {
             self.batches_spilled,
             self.writes_left_out,
             self.half_open,
-            self.clock_jumps
+            self.clock_jumps,
+            self.pages_spoilt,
+            self.damages
         )
     }
 }
@@ -112,6 +120,8 @@ struct World {
     skew: [i64; 2],
     /// The link is slow in this run: writes wait for it, and checkpoints are rare.
     slow: bool,
+    /// What lies in the journals changes by itself in this run.
+    spoils: bool,
     /// One in so many faults that are drawn happens.
     calm: u64,
     tell: bool,
@@ -157,6 +167,7 @@ impl World {
         let mut world = Self {
             calm,
             slow: seed % 4 == 3,
+            spoils: seed % 8 == 5,
             rng,
             now: Monotonic(Duration::from_secs(1)),
             run: 0,
@@ -205,6 +216,7 @@ impl World {
             880..910 => self.checkpoint(),
             150..500 | 750..880 => {}
             910..918 => self.keep_up(vm),
+            918..920 if self.spoils => self.spoil(vm),
             918..922 => self.pairs[vm].source.flush(self.rng.one_in(2)),
             // How often anything goes wrong is drawn once for the whole run.
             fault if self.rng.one_in(self.calm) => self.fault(fault - 922, vm),
@@ -433,6 +445,20 @@ impl World {
             pair.recovery.fence = Some((epoch, false));
         }
         self.fenced_at = Some(journals.iter().map(|journal| journal.status().last_seq).collect());
+    }
+
+    /// What is found to be damaged is contained, and the stream begins anew.
+    fn spoil(&mut self, vm: usize) {
+        let wall = self.wall(1);
+        let Some(found) = self.pairs[vm].recovery.spoil(wall, &mut self.rng) else { return };
+        self.say(&format!("a page of {vm} is spoilt: {found} damages"));
+        self.summary.pages_spoilt += 1;
+        self.summary.damages += found as u64;
+        if found > 0 {
+            let refuse = Refuse { why: Refusal::Busy, detail: "damage".into() };
+            self.receiver(vm, ReceiverEvent::Stopped(refuse));
+            self.cut_link(vm);
+        }
     }
 
     fn fill_disk(&mut self, vm: usize) {
