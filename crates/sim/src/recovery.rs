@@ -92,6 +92,8 @@ impl RecoveryVm {
         let journal = self.journal.clone()?;
         self.store.limit_room(None);
         self.store.fail_sync_after(None);
+        // What is sealed has its footer then: without one it is not scrubbed yet.
+        journal.keep_up(&Upkeep::plain(wall, rng.sixteen())).ok()?;
         let kind = if rng.one_in(3) { "undo-" } else { "segment-" };
         let mut segments: Vec<String> =
             self.store.names().into_iter().filter(|name| name.starts_with(kind)).collect();
