@@ -124,13 +124,15 @@ impl Stage {
         panic!("{vm} does not come to journal");
     }
 
-    /// Takes a checkpoint of the group, once all its hosts are connected.
+    /// Takes a checkpoint of the group, once all its hosts are connected and the machine is not too busy for it.
     async fn tag(&self, words: &str) -> Result<api::Checkpoint, api::ClientError> {
         let client = self.client("one");
         let mut last = client.tag("shop", words).await;
         for _ in 0..TRIES {
             match &last {
-                Err(api::ClientError::Refused(problem)) if problem.detail.contains("not connected") => {}
+                Err(api::ClientError::Refused(problem))
+                    if ["not connected", "did not answer"].iter().any(|why| problem.detail.contains(why)) => {
+                }
                 _ => return last,
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
