@@ -72,6 +72,8 @@ impl Superseded {
 
     /// Writes at or below have left the buffer.
     pub(crate) fn forget(&mut self, up_to: WriteSeq) {
+        // Nothing of their intervals is there to be looked at.
+        self.cuts.drain(..self.cuts.partition_point(|cut| *cut <= up_to));
         self.found = self.found.split_off(&up_to.next());
     }
 }
@@ -151,6 +153,16 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn intervals_that_have_left_the_buffer_are_forgotten() {
+        let mut superseded = Superseded::above(seq(10));
+        for cut in [20, 30, 40] {
+            superseded.close_interval(seq(cut));
+        }
+        superseded.forget(seq(30));
+        assert_eq!(superseded.cuts, [seq(40)]);
     }
 
     #[test]
