@@ -1,6 +1,9 @@
 //! What most of these tests begin with.
 
-use lab::{CommandFailed, Guest, GuestDisk, GuestFiles, GuestOptions, Site, Work, pair, wait_until};
+use lab::{
+    CommandFailed, Guest, GuestDisk, GuestFiles, GuestOptions, Site, Work, check_file_system, pair,
+    wait_until,
+};
 use serde_json::Value;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -96,6 +99,17 @@ impl Stage {
             Ok((empty && row["state"] == "journaling" && row["link"] == "up").then_some(()))
         })
         .unwrap();
+    }
+
+    /// Checks the file system at a dozen checkpoints of a VM, from the first to the last; there are five at least.
+    pub(crate) fn checkpoints_have_whole_file_systems(&self, vm: &str) {
+        let page = self.b.ask(&["checkpoint", "list", "--vm", vm]).unwrap();
+        let rows = page["checkpoints"].as_array().unwrap().clone();
+        assert!(rows.len() >= 5, "{} checkpoints", rows.len());
+        for row in rows.iter().step_by(rows.len().div_ceil(12)) {
+            let image = self.copy_image(vm, row["id"].as_str().unwrap(), "image.raw");
+            assert!(check_file_system(&image).unwrap(), "checkpoint {row}");
+        }
     }
 
     /// Copies the image of a VM as of `at` to a file.
