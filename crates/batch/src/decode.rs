@@ -7,7 +7,9 @@ use crate::layout::{
 };
 use crate::record::{Kind, Record};
 use bytes::Bytes;
-use types::limits::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, FRAME_BYTES, RECORD_BYTES_MAX};
+use types::limits::{
+    BATCH_BYTES_MAX, BATCH_RECORDS_MAX, DISK_BYTES_MAX, DISKS_MAX, FRAME_BYTES, RECORD_BYTES_MAX,
+};
 use types::{ByteRange, DiskIndex, Incarnation, WallTime, WriteSeq, sum_matches};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -282,8 +284,9 @@ fn parse_entries(table: &[u8], header: &Header, form: Form) -> Result<Vec<Entry>
             return Err(refuse("its payload reaches past the frames"));
         }
         let range = ByteRange::new(raw.start.get(), if kind.changes_disk() { len } else { 0 });
-        if !range.fits(u64::MAX) || (kind.changes_disk() && range.is_empty()) {
-            return Err(refuse("its range is impossible"));
+        let known = usize::from(raw.disk.get()) < DISKS_MAX && range.fits(DISK_BYTES_MAX);
+        if kind.changes_disk() && (range.is_empty() || !known) {
+            return Err(refuse("no disk has such a place"));
         }
         entries.push(Entry {
             seq,

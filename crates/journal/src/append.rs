@@ -442,8 +442,7 @@ fn next_segment_bytes(writer: &Writer, now: WallTime) -> u64 {
     next.clamp(SEGMENT_BYTES_RANGE.0, SEGMENT_BYTES_RANGE.1)
 }
 
-/// Checks that each batch follows, and that its marks can be read and its ranges kept, before a byte is
-/// written.
+/// Checks that each batch follows, and that its marks can be read, before a byte is written.
 fn check_order(batches: &[Batch], mut current: WriteSeq) -> Result<(), AppendError> {
     for batch in batches {
         let found = batch.header().prev_seq;
@@ -455,10 +454,6 @@ fn check_order(batches: &[Batch], mut current: WriteSeq) -> Result<(), AppendErr
             if entry.kind == batch::Kind::Checkpoint {
                 batch::decode_mark(&batch.payload(at)?)
                     .map_err(|_| BatchError::Record { at, what: "its payload is not a checkpoint" })?;
-            }
-            let known = usize::from(entry.disk.0) < types::limits::DISKS_MAX;
-            if entry.kind.changes_disk() && !(known && entry.range.fits(types::limits::DISK_BYTES_MAX)) {
-                return Err(BatchError::Record { at, what: "no disk has such a place" }.into());
             }
         }
     }

@@ -5,7 +5,7 @@ use crate::fold::FoldError;
 use crate::journal::Journal;
 use crate::manifest::RunInfo;
 use crate::merge::{Merge, Source};
-use crate::run::Run;
+use crate::run::{Run, RunError};
 use crate::run_writer::RunWriter;
 use std::sync::Arc;
 use types::limits::RUN_FAN_OUT;
@@ -48,6 +48,11 @@ impl Journal {
         let mut writer = RunWriter::begin(&*file, 0, kind, stamp, base_page);
         while let Some(extent) = merge.next()? {
             if extent.seq.raw() > above {
+                if !extent.can_be_named_from(base_page) {
+                    let (first, last) = (runs[0].name(), runs[runs.len() - 1].name());
+                    let what = "an extent lies outside the segments they are of";
+                    return Err(RunError::Damaged { name: format!("{first} to {last}"), what }.into());
+                }
                 writer.push(&extent).map_err(FoldError::Footer)?;
             }
         }

@@ -13,6 +13,14 @@ pub(crate) enum LogKind {
 }
 
 impl LogKind {
+    /// What a person reads.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            LogKind::Redo => "redo log",
+            LogKind::Undo => "undo log",
+        }
+    }
+
     /// What its batches are.
     pub(crate) fn form(self) -> batch::Form {
         match self {

@@ -17,6 +17,8 @@ pub(crate) const REGION_BYTES: u64 = 1 << 20;
 pub(crate) const ENTRY_BYTES: usize = 24;
 /// Batches within this many pages of a run's base can be named in it: 32 TiB of journal.
 const PAGES_MAX: u64 = 1 << 33;
+/// No log reaches so many pages in its whole life: what a run's base page must stay below.
+pub(crate) const BASE_PAGE_MAX: u64 = 1 << 50;
 
 const _: () = assert!(DISKS_MAX <= 1 << 6);
 const _: () = assert!(DISK_BYTES_MAX <= 1 << 46);
@@ -58,7 +60,13 @@ impl Extent {
         (place_key(self.disk, self.range.start), self.seq)
     }
 
-    /// The entry for a run that counts pages from `base_page`.
+    /// Whether a run that counts pages from `base_page` can name the batch.
+    pub(crate) fn can_be_named_from(&self, base_page: u64) -> bool {
+        let page = self.payload.map_or(base_page, |place| place.page);
+        page.checked_sub(base_page).is_some_and(|page| page < PAGES_MAX)
+    }
+
+    /// The entry for a run that counts pages from `base_page`, which can name the batch.
     pub(crate) fn pack(&self, base_page: u64) -> [u8; ENTRY_BYTES] {
         let (page, at) = match self.payload {
             Some(place) => (place.page - base_page, u64::from(place.at)),

@@ -92,7 +92,8 @@ impl Journal {
             written.fetch_add(bytes, Ordering::Relaxed);
             Ok(())
         };
-        let mut regions = Regions { merge: &mut merge, above, target, next: None };
+        let sizes = self.read_shared().manifest.disks.iter().map(|disk| disk.size_bytes).collect();
+        let mut regions = Regions { merge: &mut merge, sizes, above, target, next: None };
         if how.threads <= 1 {
             let mut buf = PageBuf::zeroed(REGION_BYTES as usize);
             while let Some(region) = regions.next()? {
@@ -274,6 +275,8 @@ fn drop_what_is_done(manifest: &mut Manifest) -> Gone {
 /// Extents grouped by region, as they come out of a merge.
 struct Regions<'a> {
     merge: &'a mut Merge,
+    /// Of the disks, in bytes.
+    sizes: Vec<u64>,
     above: WriteSeq,
     target: WriteSeq,
     next: Option<Extent>,
@@ -306,10 +309,22 @@ impl Regions<'_> {
     fn wanted(&mut self) -> Result<Option<Extent>, RunError> {
         while let Some(extent) = self.merge.next()? {
             if extent.seq > self.above && extent.seq <= self.target {
+                self.check(&extent)?;
                 return Ok(Some(extent));
             }
         }
         Ok(None)
+    }
+
+    /// Nothing is written past the end of a replica, whatever an index says.
+    fn check(&self, extent: &Extent) -> Result<(), RunError> {
+        let range = extent.range;
+        let fits = self.sizes.get(usize::from(extent.disk.0)).is_some_and(|size| range.fits(*size));
+        if fits && range.start / REGION_BYTES == (range.end() - 1) / REGION_BYTES {
+            return Ok(());
+        }
+        let what = "the index has an extent that no disk has a place for";
+        Err(RunError::Damaged { name: LogKind::Redo.name().into(), what })
     }
 }
 

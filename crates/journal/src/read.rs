@@ -10,6 +10,7 @@
 use crate::cover::{Cover, LogKind, Origin, Piece};
 use crate::extent::REGION_BYTES;
 use crate::journal::{Journal, View};
+use crate::page::PAGE_BYTES;
 use crate::payload::{BatchKey, ReadError, SegmentFile, Wanted};
 use crate::segment::Segment;
 use crate::store::StoreFile;
@@ -206,7 +207,7 @@ impl Journal {
                 let (segment, base_page) = self.segment_of(view, kind, page)?;
                 let wanted = Wanted {
                     key: BatchKey { journal: self.uid, kind, page },
-                    at: (page - base_page) * crate::page::PAGE_BYTES,
+                    at: (page - base_page) * PAGE_BYTES,
                     seq,
                     disk,
                     range: piece.range,
@@ -220,8 +221,11 @@ impl Journal {
 
     /// The open file of the segment a page lies in, and its first page.
     fn segment_of(&self, view: &View, kind: LogKind, page: u64) -> Result<(SegmentFile, u64), ReadError> {
-        let info = view.manifest.log(kind).segment_of(page);
-        let info = info.expect("an extent that is looked up lies in a segment that is kept");
+        let info = view.manifest.log(kind).segment_of(page).ok_or_else(|| ReadError::Damaged {
+            segment: kind.name().into(),
+            at: page * PAGE_BYTES,
+            what: "the index names a batch here, which no segment reaches to".into(),
+        })?;
         let file = match self.files.get(kind, info.number) {
             Some(file) => file,
             None => {

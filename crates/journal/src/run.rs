@@ -6,7 +6,7 @@
 //! `docs/formats/journal.md`.
 
 use crate::cover::{Cover, LogKind};
-use crate::extent::{ENTRY_BYTES, Extent, REGION_BYTES, place_key, place_of};
+use crate::extent::{BASE_PAGE_MAX, ENTRY_BYTES, Extent, REGION_BYTES, place_key, place_of};
 use crate::manifest::RunInfo;
 use crate::page::{PAGE_BYTES, PageKind, open_page};
 use crate::store::{Store, StoreFile};
@@ -173,6 +173,9 @@ impl Run {
         }
         if header.entries.get() != self.info.entries || header.last_seq.get() != self.info.last_seq {
             return Err(self.damaged("another run stands in its place"));
+        }
+        if header.base_page.get() >= BASE_PAGE_MAX {
+            return Err(self.damaged("header: no log has so many pages"));
         }
         let pages = header.pages.get();
         // Before anything of these sizes is made room for.
