@@ -1,10 +1,13 @@
 //! Local disks that fail, and files that shrink: the guest is told, the region is marked, and protection goes on.
 //!
-//! The disks are real: images on a small file system in memory, and a loop device on one. Making those takes root.
+//! The disks are real: images on a small file system in memory, and loop devices on one and on memory that is
+//! sealed. Making those takes root.
 
 use crate::stage::{Stage, same_bytes};
 use lab::NbdClient;
+use rustix::fs::{MemfdFlags, SealFlags, memfd_create};
 use std::fs::OpenOptions;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -16,8 +19,7 @@ struct SmallDisk(PathBuf);
 impl SmallDisk {
     /// None where this is not root.
     fn mount(at: PathBuf, bytes: u64) -> Option<Self> {
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: only root can mount a file system");
+        if !is_root() {
             return None;
         }
         std::fs::create_dir_all(&at).unwrap();
@@ -46,6 +48,14 @@ impl Drop for LoopDevice {
     fn drop(&mut self) {
         let _ = Command::new("losetup").args(["-d", &self.0]).status();
     }
+}
+
+fn is_root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("skipped: only root can make such a disk");
+    }
+    root
 }
 
 fn run(command: &mut Command) -> String {
@@ -99,6 +109,37 @@ fn a_full_file_system_is_told_to_the_guest_and_protection_goes_on() {
 #[test]
 fn a_block_device_that_fails_writes_is_told_to_the_guest_and_protection_goes_on() {
     fails_and_recovers(true, 28, "/dev/loop");
+}
+
+#[test]
+fn a_block_device_with_io_errors_is_told_to_the_guest_and_protection_goes_on() {
+    if !is_root() {
+        return;
+    }
+    let stage = Stage::set();
+    let memory = memfd_create("disk", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+    rustix::fs::ftruncate(&memory, 16 * MIB).unwrap();
+    let of_ours = format!("/proc/{}/fd/{}", std::process::id(), memory.as_raw_fd());
+    let device = LoopDevice::on(Path::new(&of_ours));
+    let path = PathBuf::from(&device.0);
+    let socket = stage.protect("web", "web", &path);
+    let mut client = NbdClient::connect(&socket, "vda").unwrap();
+    let bytes = noise(1 << 20);
+    client.write(0, &bytes).unwrap();
+    // From here on every write to the device fails as a broken disk's does.
+    rustix::fs::fcntl_add_seals(&memory, SealFlags::WRITE).unwrap();
+    for at in (MIB..16 * MIB).step_by(1 << 20) {
+        let error = client.write(at, &bytes).unwrap_err();
+        assert!(error.to_string().ends_with("error 5"), "{error:#}");
+    }
+    let mut found = vec![0; 1 << 20];
+    client.read(0, &mut found).unwrap();
+    assert!(found == bytes, "what can be read is read");
+    drop(client);
+    stage.drained("web");
+    assert!(same_bytes(&stage.copy_image("web", "latest", "image.raw"), &path));
+    let known = ["request failed", "/dev/loop", "RPO exceeded"];
+    assert_eq!(stage.a.unannounced(&known).unwrap(), Vec::<String>::new());
 }
 
 #[test]
