@@ -216,21 +216,18 @@ impl OpenImage {
         self.journal.unpin(|pin| pin.owner == owner)
     }
 
-    /// The file of a disk, once it is the plain disk and needs nothing else.
+    /// The file of a disk that is promoted: the plain disk, which needs nothing else.
     fn own_path(&self, disk: &str) -> String {
-        if !self.image.is_writable() || !self.image.promotion().is_done() {
-            return String::new();
-        }
         let folder = self.record.overlay_folder();
         self.folder.join(folder).join(format!("{disk}.data")).display().to_string()
     }
 
-    fn disks_to_api(&self) -> Vec<api::Disk> {
+    fn disks_to_api(&self, is_promoted: bool) -> Vec<api::Disk> {
         let server = self.server.lock().expect("a panic aborts the process");
         let disks = self.disks.iter().enumerate().map(|(at, disk)| api::Disk {
             name: disk.name.clone(),
             size_bytes: disk.size_bytes,
-            path: self.own_path(&disk.name),
+            path: if is_promoted { self.own_path(&disk.name) } else { String::new() },
             vhost_user_socket: server.as_ref().and_then(|server| server.vhost_user_socket(at)),
             ublk_device: None,
         });
@@ -241,6 +238,8 @@ impl OpenImage {
         let cut = self.image.cut();
         let checkpoint = self.journal.checkpoint(types::CheckpointId(cut)).ok().flatten();
         let checkpoint = checkpoint.as_ref().map(checkpoint_to_api);
+        // Once, for it may end while this is put together.
+        let promotion = super::promote::to_api(self);
         api::Image {
             id: self.record.id.clone(),
             vm: self.record.vm_name.clone(),
@@ -248,9 +247,9 @@ impl OpenImage {
             checkpoint,
             writable: self.image.is_writable(),
             socket: self.socket.display().to_string(),
-            disks: self.disks_to_api(),
+            disks: self.disks_to_api(promotion.state == "done"),
             overlay_bytes: self.image.overlay_bytes(),
-            promotion: super::promote::to_api(self),
+            promotion,
             owner: self
                 .record
                 .failover

@@ -72,12 +72,14 @@ fn promote(image: &Arc<OpenImage>, bytes_per_second: u64) {
 
 /// A promotion for the operator.
 pub(super) fn to_api(image: &OpenImage) -> api::Promotion {
+    // In this order: what is found not to run has ended, and says how.
+    let running = image.promotion.running.load(Ordering::SeqCst);
     let promotion = image.image().promotion();
     let error = image.promotion.error.lock().expect("a panic aborts the process").clone();
-    let state = if promotion.is_done() && promotion.total_bytes > 0 {
-        "done"
-    } else if image.promotion.running.load(Ordering::SeqCst) {
+    let state = if running {
         "running"
+    } else if promotion.is_done() && promotion.total_bytes > 0 {
+        "done"
     } else if error.is_some() {
         "failed"
     } else {
