@@ -3,6 +3,7 @@
 use crate::cover::LogKind;
 use crate::fold::FoldError;
 use crate::journal::{Journal, Mode, Settings, Shared};
+use crate::timeline::Timeline;
 use crate::undo::UndoWriter;
 use crate::upkeep::{Kept, Upkeep};
 use std::time::Duration;
@@ -105,16 +106,15 @@ impl Shared {
         units
     }
 
-    /// Up to where history is to go, if any of it is.
-    fn due(&self, now: WallTime) -> Option<WriteSeq> {
+    /// Up to where history is to go, if any of it is. What is `last_good` goes only where the hard limit leaves
+    /// the stream no room.
+    fn due(&self, now: WallTime, last_good: Option<WriteSeq>) -> Option<WriteSeq> {
         let settings = &self.settings;
         let horizon = now.minus(settings.history);
         let mut bytes = self.journal_bytes();
         let hard_is_near = settings.bytes_hard > 0 && bytes > settings.bytes_hard / 16 * 15;
-        let hold = match (self.lowest_pin(), self.lowest_tag(now)) {
-            (pin, Some(tag)) if !hard_is_near => Some(pin.map_or(tag, |pin| pin.min(tag))),
-            (pin, _) => pin,
-        };
+        let gives_way = [self.lowest_tag(now), last_good].into_iter().flatten();
+        let hold = self.lowest_pin().into_iter().chain(gives_way.filter(|_| !hard_is_near)).min();
         let soft = match (settings.bytes_soft, settings.bytes_hard) {
             (0, 0) => u64::MAX,
             (0, hard) => hard / 16 * 15,
@@ -155,7 +155,8 @@ impl Journal {
     /// Folds or retires what is due.
     pub(crate) fn retain(&self, undo: &mut UndoWriter, how: &Upkeep<'_>) -> Result<Kept, FoldError> {
         let applied = self.read_shared().manifest.applied();
-        let due = self.read_shared().due(how.now);
+        let last_good = self.last_good();
+        let due = self.read_shared().due(how.now, last_good);
         let Some(target) = due else { return Ok(Kept { applied, ..Kept::default() }) };
         let mut folded_bytes = 0;
         if target > applied {
@@ -171,5 +172,17 @@ impl Journal {
         }
         let segments = self.finish_fold(target).map_err(FoldError::Manifest)?;
         Ok(Kept { segments, folded_bytes, more: true, ..Kept::default() })
+    }
+
+    /// The newest cut there is to fail over to. While a sync is under way all that come after it miss writes, so
+    /// that it is the newest checkpoint from before.
+    fn last_good(&self) -> Option<WriteSeq> {
+        let newest = self.newest_consistent(WriteSeq::MAX)?;
+        if !self.with_timeline(Timeline::is_gap_open) {
+            return Some(newest);
+        }
+        // One that cannot be read is none: the cut just before the sync is held then.
+        let checkpoint = self.newest_checkpoint().ok().flatten();
+        Some(checkpoint.map_or(newest, |facts| facts.cut().min(newest)))
     }
 }

@@ -47,6 +47,18 @@ pub(crate) fn invariant_checkpoint_never_precedes_its_writes(pair: &Pair) {
     }
 }
 
+/// In synchronous mode whatever the guest was told of while the mode was kept is in the newest image there is.
+pub(crate) fn invariant_what_was_promised_is_at_the_other_side(pair: &Pair) {
+    let (promised, Some(journal)) = (pair.source.promised, &pair.recovery.journal) else { return };
+    if promised > WriteSeq::ZERO {
+        let newest = journal.newest_consistent(WriteSeq::MAX);
+        assert!(
+            newest >= Some(promised),
+            "invariant_what_was_promised_is_at_the_other_side: {promised}, newest {newest:?}"
+        );
+    }
+}
+
 fn all_checkpoints(journal: &Journal) -> Vec<Checkpoint> {
     let query = CheckpointQuery { limit: usize::MAX, ..CheckpointQuery::default() };
     let found = journal.checkpoints(&query, WallTime(0)).expect("checkpoints that can be read");

@@ -9,11 +9,12 @@ use bytes::Bytes;
 use journal::{Spill, SpillError};
 use replication::wire::{Compare, Hello, Message};
 use replication::{
-    CaptureView, Differs, KeptStream, Sender, SenderConfig, SenderEffect, SenderEvent, SyncReason,
+    CaptureView, Differs, KeptStream, Link, Sender, SenderConfig, SenderEffect, SenderEvent, State,
+    SyncReason,
 };
 use splitter::{
-    BlockDevice, BufferPool, Capture, CaptureConfig, DirtyMap, DiskIdentity, ProtectedDisk, RegionLog,
-    copy_some_blocks, hash_some_blocks, mark_allocated,
+    BlockDevice, BufferPool, Capture, CaptureConfig, Change, DirtyMap, DiskIdentity, OnTimeout,
+    ProtectedDisk, RegionLog, SyncPolicy, SyncState, copy_some_blocks, hash_some_blocks, mark_allocated,
 };
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ const BUFFER_BYTES: [u64; 2] = [192 << 10, 4 << 20];
 
 /// A change of the guest's disk: who asks for the content at a cut plays these.
 #[derive(Debug, Clone)]
-pub(crate) struct Change {
+pub(crate) struct GuestChange {
     /// The sequence just before the change, and the last one it drew.
     pub(crate) before: WriteSeq,
     pub(crate) last: WriteSeq,
@@ -38,7 +39,7 @@ pub(crate) struct Change {
 
 /// The disk as it was at cuts that ascend.
 pub(crate) struct Playback<'a> {
-    history: &'a [Change],
+    history: &'a [GuestChange],
     next: usize,
     pub(crate) content: Vec<u8>,
 }
@@ -68,12 +69,15 @@ pub(crate) struct SourceVm {
     /// 0: none.
     spill_bytes: u64,
     boot: u8,
-    pub(crate) history: Vec<Change>,
+    pub(crate) history: Vec<GuestChange>,
     pub(crate) epoch: Epoch,
     pub(crate) paused: bool,
     buffer_bytes: u64,
     /// Some leave out what is overwritten before the next checkpoint, as if the link were always too slow.
     leaves_out: bool,
+    sync: Option<SyncPolicy>,
+    /// The last write the guest was told of because the other side has it.
+    pub(crate) promised: WriteSeq,
     pub(crate) agent: Option<Agent>,
 }
 
@@ -83,6 +87,8 @@ pub(crate) struct Agent {
     pub(crate) capture: Arc<Capture>,
     pub(crate) disks: Vec<Arc<ProtectedDisk>>,
     counter: Arc<GroupCounter>,
+    /// Writes the guest waits for, oldest first, and whether each has its place in the stream.
+    pub(crate) unanswered: VecDeque<(WriteSeq, bool)>,
     events: VecDeque<SenderEvent>,
     tell_watermark: bool,
     spill: Option<Spill>,
@@ -96,13 +102,17 @@ pub(crate) struct Agent {
     pub(crate) writes_left_out: u64,
 }
 
+/// So many writes a guest has in flight at most.
+const GUEST_DEPTH: usize = 4;
+/// Synchronous mode is kept again with no more than this on its way.
+const CAUGHT_UP_BYTES: u64 = 64 << 10;
 /// Two blocks: so small that a disk has several.
 const REGION_BYTES: u64 = 128 << 10;
 /// Some VMs have no spill, some a small one, some one that takes everything.
 const SPILL_BYTES: [u64; 3] = [0, 512 << 10, 1 << 30];
 
 impl SourceVm {
-    pub(crate) fn new(number: u8, size_bytes: u64, rng: &mut Rng) -> Self {
+    pub(crate) fn new(number: u8, size_bytes: u64, sync: Option<SyncPolicy>, rng: &mut Rng) -> Self {
         let disk = SimDisk::new(size_bytes, rng);
         Self {
             vm: VmId::from_bytes([number; 16]),
@@ -117,7 +127,9 @@ impl SourceVm {
             paused: false,
             buffer_bytes: BUFFER_BYTES[rng.below(2) as usize],
             // Not out of the run's own numbers: runs from before this choice stay as they were.
-            leaves_out: Rng::new(size_bytes ^ u64::from(number)).one_in(2),
+            leaves_out: sync.is_none() && Rng::new(size_bytes ^ u64::from(number)).one_in(2),
+            sync,
+            promised: WriteSeq::ZERO,
             agent: None,
         }
     }
@@ -138,7 +150,7 @@ impl SourceVm {
         let buffer = CaptureConfig {
             buffer_bytes_max: self.buffer_bytes,
             pool: Arc::new(BufferPool::new(6 << 20)),
-            sync: None,
+            sync: self.sync,
             gate: Arc::default(),
             leaves_out: self.leaves_out,
         };
@@ -161,6 +173,7 @@ impl SourceVm {
             capture,
             disks: vec![Arc::new(disk)],
             counter: counter.clone(),
+            unanswered: VecDeque::new(),
             events: VecDeque::new(),
             tell_watermark: false,
             spill,
@@ -183,7 +196,7 @@ impl SourceVm {
         self.region_log.lose_power(rng);
         let bytes = self.disk.content();
         let range = ByteRange::new(0, bytes.len() as u64);
-        self.history.push(Change { before: at, last: at, range, bytes });
+        self.history.push(GuestChange { before: at, last: at, range, bytes });
     }
 
     /// A byte of the spill rots.
@@ -204,9 +217,13 @@ impl SourceVm {
         }
     }
 
-    /// The guest changes its disk; while the agent is away it waits, so nothing happens.
-    pub(crate) fn guest_write(&mut self, rng: &mut Rng) {
-        let Some(agent) = &self.agent else { return };
+    /// The guest changes its disk. False where it does not: it waits while the agent is away, and while it has
+    /// been told of too few of its writes.
+    pub(crate) fn guest_write(&mut self, rng: &mut Rng) -> bool {
+        let Some(agent) = &mut self.agent else { return false };
+        if agent.unanswered.len() >= GUEST_DEPTH {
+            return false;
+        }
         let size = splitter::LocalDisk::size_bytes(&self.disk);
         let sectors = size / 512;
         let start = rng.below(sectors);
@@ -218,15 +235,18 @@ impl SourceVm {
         let before = agent.counter.last();
         let disk = &agent.disks[0];
         let mut bytes = vec![0; range.len as usize];
-        match rng.below(12) {
-            0 => disk.write_zeroes(range, rng.one_in(2)).expect("a disk that works"),
-            1 => disk.discard(range).expect("a disk that works"),
+        let change = |change| disk.change(&change).expect("a disk that works");
+        let seq = match rng.below(12) {
+            0 => change(Change::Zero { range, unmap: rng.one_in(2) }),
+            1 => change(Change::Discard { range }),
             2 if rng.one_in(4) => {
                 // The guest is told; what the range holds now is whatever the disk made of it.
                 self.disk.fail_next_write();
                 bytes.fill(0xee);
-                disk.write(range.start, bytes.clone().into()).expect_err("a disk that fails");
+                let write = Change::Write { at: range.start, bytes: bytes.into() };
+                disk.change(&write).expect_err("a disk that fails");
                 bytes = self.disk.content()[range.start as usize..range.end() as usize].to_vec();
+                None
             }
             _ => {
                 let byte = 1 + rng.below(250) as u8;
@@ -234,10 +254,44 @@ impl SourceVm {
                 if rng.one_in(4) {
                     bytes.iter_mut().for_each(|byte| *byte ^= rng.bits() as u8);
                 }
-                disk.write(range.start, Bytes::from(bytes.clone())).expect("a disk that works");
+                change(Change::Write { at: range.start, bytes: Bytes::from(bytes.clone()) })
+            }
+        };
+        let status = agent.capture.status();
+        agent.unanswered.extend(seq.map(|seq| (seq, !status.gap_open && !status.tracking)));
+        self.history.push(GuestChange { before, last: agent.counter.last(), range, bytes });
+        true
+    }
+
+    /// Tells the guest of its writes as far as it may be told now. In synchronous mode the other side has them
+    /// then; a stream that has caught up keeps that promise again.
+    pub(crate) fn answer_guest(&mut self) {
+        let Some(agent) = &mut self.agent else { return };
+        let status = agent.capture.status();
+        let is_kept = status.sync == SyncState::Synchronous && !status.gap_open && !status.tracking;
+        while let Some(&(seq, in_stream)) = agent.unanswered.front()
+            && agent.capture.may_acknowledge(seq)
+        {
+            agent.unanswered.pop_front();
+            if is_kept && in_stream {
+                self.promised = seq;
             }
         }
-        self.history.push(Change { before, last: agent.counter.last(), range, bytes });
+        let caught_up = agent.sender.state() == State::Journaling
+            && agent.sender.link() == Link::Up
+            && status.buffered_bytes <= CAUGHT_UP_BYTES
+            && status.spilled <= status.released;
+        if status.sync == SyncState::Degraded && caught_up {
+            agent.capture.return_to_sync();
+        }
+    }
+
+    /// The guest has waited for too long, if it waits.
+    pub(crate) fn time_out(&mut self) {
+        let policy = self.sync.map(|sync| sync.on_timeout);
+        if let (Some(OnTimeout::Degrade), Some(agent)) = (policy, &self.agent) {
+            agent.unanswered.back().into_iter().for_each(|(seq, _)| agent.capture.hold(*seq));
+        }
     }
 
     /// The guest's disk from its beginning on, to be played up to one cut after the other.

@@ -8,6 +8,7 @@ use crate::source::SourceVm;
 use journal::{Mode, Upkeep};
 use replication::wire::{Refusal, Refuse};
 use replication::{ReceiverEvent, SenderEvent, State};
+use splitter::{OnTimeout, SyncPolicy};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +41,8 @@ pub struct Summary {
     pub verifications: u64,
     pub batches_spilled: u64,
     pub writes_left_out: u64,
+    /// Times a guest was told of writes because the other side had them.
+    pub promises: u64,
     pub blocks_found_to_differ: u64,
     pub source_power_losses: u64,
     pub pages_spoilt: u64,
@@ -64,6 +67,7 @@ impl Summary {
         self.verifications += other.verifications;
         self.batches_spilled += other.batches_spilled;
         self.writes_left_out += other.writes_left_out;
+        self.promises += other.promises;
         self.blocks_found_to_differ += other.blocks_found_to_differ;
         self.source_power_losses += other.source_power_losses;
         self.pages_spoilt += other.pages_spoilt;
@@ -78,7 +82,7 @@ impl fmt::Display for Summary {
             "{} guest writes, {} checkpoints compared in full, {} links cut, {} crashes of the source, \
              {} of the recovery side, {} losses of power, {} failovers, {} folds, {} merges, \
              {} full disks, {} failed syncs, {} losses of power at the source, {} verifications, \
-             {} blocks found to differ, {} batches spilled, {} writes left out, {} links half open, {} clock jumps, \
+             {} blocks found to differ, {} batches spilled, {} writes left out, {} promises in synchronous mode, {} links half open, {} clock jumps, \
              {} pages spoilt, {} damages contained",
             self.writes,
             self.checkpoints_compared,
@@ -96,6 +100,7 @@ impl fmt::Display for Summary {
             self.blocks_found_to_differ,
             self.batches_spilled,
             self.writes_left_out,
+            self.promises,
             self.half_open,
             self.clock_jumps,
             self.pages_spoilt,
@@ -152,6 +157,12 @@ impl Drop for NameOnPanic {
     }
 }
 
+/// A quarter of the runs are in synchronous mode. A write has waited for too long when chance says so.
+fn policy(seed: u64) -> Option<SyncPolicy> {
+    let on_timeout = if seed % 8 == 6 { OnTimeout::Hold } else { OnTimeout::Degrade };
+    (seed % 4 == 2).then_some(SyncPolicy { timeout: Duration::ZERO, on_timeout })
+}
+
 impl World {
     fn new(seed: u64, tell: bool) -> Self {
         std::panic::set_hook(Box::new(move |info| eprintln!("seed {seed}: {info}")));
@@ -159,7 +170,7 @@ impl World {
         let mut pairs = Vec::new();
         for number in 1..=VMS {
             let size = (4 + rng.below(12)) * 65_536 + 512 * rng.below(128);
-            let source = SourceVm::new(number, size, &mut rng);
+            let source = SourceVm::new(number, size, policy(seed), &mut rng);
             let initial = source.disk.content();
             pairs.push(Pair { source, recovery: RecoveryVm::new(), initial });
         }
@@ -203,13 +214,7 @@ impl World {
         self.now = self.now.plus(Duration::from_millis(self.rng.below(40)));
         let vm = self.rng.below(VMS.into()) as usize;
         match self.rng.below(1000) {
-            0..150 => {
-                self.pairs[vm].source.guest_write(&mut self.rng);
-                self.summary.writes += 1;
-                if !self.slow {
-                    self.sender(vm, SenderEvent::Tick);
-                }
-            }
+            0..150 => self.guest_write(vm),
             150..500 if self.sends() => self.deliver(vm),
             500..750 => self.append(vm),
             750..880 if self.sends() => self.tick(vm),
@@ -221,6 +226,20 @@ impl World {
             // How often anything goes wrong is drawn once for the whole run.
             fault if self.rng.one_in(self.calm) => self.fault(fault - 922, vm),
             _ => {}
+        }
+    }
+
+    fn guest_write(&mut self, vm: usize) {
+        if !self.pairs[vm].source.guest_write(&mut self.rng) {
+            if self.rng.one_in(40) {
+                self.say(&format!("the guest of {vm} has waited for too long"));
+                self.pairs[vm].source.time_out();
+            }
+            return;
+        }
+        self.summary.writes += 1;
+        if !self.slow {
+            self.sender(vm, SenderEvent::Tick);
         }
     }
 
@@ -476,7 +495,13 @@ impl World {
     }
 
     fn check(&mut self, in_full: bool) {
+        for pair in &mut self.pairs {
+            let before = pair.source.promised;
+            pair.source.answer_guest();
+            self.summary.promises += u64::from(pair.source.promised > before);
+        }
         for (at, pair) in self.pairs.iter().enumerate() {
+            invariant_what_was_promised_is_at_the_other_side(pair);
             invariant_checkpoint_never_precedes_its_writes(pair);
             invariant_one_writer_per_epoch(pair, self.fenced_at.as_ref().map(|all| all[at]));
             if in_full {
@@ -538,6 +563,7 @@ impl World {
         let status = agent.capture.status();
         let sent =
             status.released == status.last && status.buffered_bytes == 0 && status.unsettled_blocks == 0;
-        agent.sender.state() == State::Journaling && sent && link_is_quiet && pair.recovery.is_idle()
+        let told = agent.unanswered.iter().all(|(seq, _)| agent.capture.may_acknowledge(*seq));
+        agent.sender.state() == State::Journaling && sent && told && link_is_quiet && pair.recovery.is_idle()
     }
 }

@@ -298,7 +298,7 @@ impl Capture {
     }
 
     /// Whether [`Capture::hold`] would return at once.
-    pub(crate) fn may_acknowledge(&self, seq: WriteSeq) -> bool {
+    pub fn may_acknowledge(&self, seq: WriteSeq) -> bool {
         if self.gate.is_closed() {
             return false;
         }

@@ -70,6 +70,32 @@ pub trait LocalDisk: Send + Sync + fmt::Debug {
     fn extents(&self, range: ByteRange) -> io::Result<Vec<Extent>>;
 }
 
+/// What a guest changes of a disk; it lies within it.
+#[derive(Debug, Clone)]
+pub enum Change {
+    Write {
+        at: u64,
+        bytes: Bytes,
+    },
+    /// With `unmap` its room may be given back.
+    Zero {
+        range: ByteRange,
+        unmap: bool,
+    },
+    Discard {
+        range: ByteRange,
+    },
+}
+
+impl Change {
+    pub fn range(&self) -> ByteRange {
+        match self {
+            Change::Write { at, bytes } => ByteRange::new(*at, bytes.len() as u64),
+            Change::Zero { range, .. } | Change::Discard { range } => *range,
+        }
+    }
+}
+
 /// One disk of a protected VM.
 #[derive(Debug)]
 pub struct ProtectedDisk {
@@ -109,31 +135,37 @@ impl ProtectedDisk {
         range.widened_to(self.local.unit_bytes())
     }
 
-    /// Writes locally, then commits; a failed write gets no sequence, but its range is suspect.
-    fn change(
-        &self,
-        kind: Kind,
-        range: ByteRange,
-        payload: &Bytes,
-        write: impl FnOnce() -> io::Result<()>,
-    ) -> io::Result<()> {
+    /// Makes a change locally, then commits it, and waits for nobody: the guest may be told once
+    /// [`Capture::may_acknowledge`] says so of the sequence that is returned. Of an empty change there is none.
+    ///
+    /// # Errors
+    /// As the disk says. A failed change gets no sequence, but its range is suspect.
+    pub fn change(&self, change: &Change) -> io::Result<Option<WriteSeq>> {
+        let range = change.range();
         if range.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
-        let guard = self.writing.lock(self.locked(range));
+        let _guard = self.writing.lock(self.locked(range));
         self.capture.begin_write(self.index, range)?;
-        match write() {
-            Ok(()) => {
-                let seq = self.capture.commit(self.index, kind, range, payload);
-                drop(guard);
-                self.capture.hold(seq);
-                Ok(())
-            }
+        let (kind, payload, made) = match change {
+            Change::Write { at, bytes } => (Kind::Write, bytes.clone(), self.local.write_at(*at, bytes)),
+            Change::Zero { unmap, .. } => (Kind::Zero, Bytes::new(), self.local.zero(range, *unmap)),
+            Change::Discard { .. } => (Kind::Discard, Bytes::new(), self.local.zero(range, true)),
+        };
+        match made {
+            Ok(()) => Ok(Some(self.capture.commit(self.index, kind, range, &payload))),
             Err(error) => {
                 self.capture.suspect(self.index, range);
                 Err(error)
             }
         }
+    }
+
+    /// As [`ProtectedDisk::change`], and waits until the guest may be told.
+    fn change_and_hold(&self, change: &Change) -> io::Result<()> {
+        let seq = self.change(change)?;
+        seq.into_iter().for_each(|seq| self.capture.hold(seq));
+        Ok(())
     }
 
     /// Begins a write that is made elsewhere and then told to [`ProtectedDisk::end_write`]. False where it would
@@ -219,12 +251,11 @@ impl BlockDevice for ProtectedDisk {
     }
 
     fn write(&self, at: u64, bytes: Bytes) -> io::Result<()> {
-        let range = ByteRange::new(at, bytes.len() as u64);
-        self.change(Kind::Write, range, &bytes, || self.local.write_at(at, &bytes))
+        self.change_and_hold(&Change::Write { at, bytes })
     }
 
     fn write_zeroes(&self, range: ByteRange, unmap: bool) -> io::Result<()> {
-        self.change(Kind::Zero, range, &Bytes::new(), || self.local.zero(range, unmap))
+        self.change_and_hold(&Change::Zero { range, unmap })
     }
 
     fn zeroes_fast(&self) -> bool {
@@ -240,7 +271,7 @@ impl BlockDevice for ProtectedDisk {
     }
 
     fn discard(&self, range: ByteRange) -> io::Result<()> {
-        self.change(Kind::Discard, range, &Bytes::new(), || self.local.zero(range, true))
+        self.change_and_hold(&Change::Discard { range })
     }
 
     fn flush(&self) -> io::Result<()> {

@@ -39,7 +39,7 @@ pub use capture::{Capture, CaptureConfig, CaptureStatus, Taken};
 pub use copy::{CopyError, HashedRun, copy_some_blocks, hash_some_blocks, mark_allocated, verify_everything};
 pub use device::{BlockDevice, Extent, ExtentKind};
 pub use dirty_map::{DirtyMap, DiskIdentity, Kept, MapStore};
-pub use disk::{LocalDisk, ProtectedDisk};
+pub use disk::{Change, LocalDisk, ProtectedDisk};
 pub use map_file::MapFile;
 pub use raw::{RawDisk, RawDiskError};
 pub use region_log::RegionLog;

@@ -74,15 +74,28 @@ impl Stream {
 
     /// A sync of the whole disk: its blocks as they are now, between the marks of a gap.
     pub(crate) fn resync(&mut self) {
+        self.begin_sync();
+        self.copy_all();
+        self.end_sync();
+    }
+
+    /// From here on writes may be missing.
+    pub(crate) fn begin_sync(&mut self) {
         self.mark(Kind::SyncBegin);
         let begin = self.records.last_mut().unwrap();
         begin.range = ByteRange::new(begin.seq.raw(), 0);
+    }
+
+    pub(crate) fn copy_all(&mut self) {
         for range in ByteRange::new(0, DISK_BYTES).split_at_multiples(64 << 10) {
             let seq = self.next();
             let bytes = &self.disk[range.start as usize..range.end() as usize];
             let payload = Bytes::copy_from_slice(bytes);
             self.records.push(Record { seq, kind: Kind::Sync, disk: DiskIndex(0), range, payload });
         }
+    }
+
+    pub(crate) fn end_sync(&mut self) {
         self.mark(Kind::SyncEnd);
     }
 
