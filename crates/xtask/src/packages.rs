@@ -54,6 +54,7 @@ pub(crate) const PEERS: &[Tool] = &[
     tool("openssl", "openssl", "another project's TLS, to say wrong things with"),
     tool("fio", "fio", "verified random load over NBD"),
     tool("nbd-client", "nbd-client", "has a guest's kernel connect"),
+    tool("systemctl", "systemd", "runs the packaged unit, in a namespace of its own"),
 ];
 
 /// Installs what is missing of `tools`.

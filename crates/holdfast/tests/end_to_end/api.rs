@@ -107,36 +107,3 @@ fn exit_codes_say_what_kind_of_failure_it_was() {
     let text = stage.a.command().arg("status").output().unwrap();
     assert!(String::from_utf8_lossy(&text.stdout).contains("agent agent-1 of site site-a"));
 }
-
-#[test]
-fn the_service_manager_is_told_that_the_agent_is_ready_lives_and_stops() {
-    let folder = tempfile::tempdir().unwrap();
-    let (site, _) = lab::pair(std::path::Path::new(crate::stage::HOLDFAST), folder.path()).unwrap();
-    let path = folder.path().join("notify.sock");
-    let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
-    manager.set_read_timeout(Some(crate::stage::SOON)).unwrap();
-    let mut agent = site
-        .command()
-        .args(["agent", "--config"])
-        .arg(site.config())
-        .env("NOTIFY_SOCKET", &path)
-        .env("WATCHDOG_USEC", "600000")
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    let heard = |wanted: &str| {
-        let mut buf = [0; 256];
-        loop {
-            let len = manager.recv(&mut buf).unwrap();
-            if String::from_utf8_lossy(&buf[..len]).contains(wanted) {
-                return;
-            }
-        }
-    };
-    heard("READY=1");
-    heard("WATCHDOG=1");
-    heard("WATCHDOG=1");
-    assert!(std::process::Command::new("kill").arg(agent.id().to_string()).status().unwrap().success());
-    heard("STOPPING=1");
-    assert!(agent.wait().unwrap().success());
-}

@@ -14,6 +14,7 @@ mod kill;
 mod order;
 mod peers;
 mod refusals;
+mod service_manager;
 mod stage;
 mod streams;
 mod synchronous;
