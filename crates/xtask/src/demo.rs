@@ -248,7 +248,7 @@ impl Stage {
             println!("  {b} {command}");
         }
         println!("  tail -f {}", self.folder.join("b/run/guests/shop.console").display());
-        println!("End everything with: pkill -f {}", self.folder.display());
+        println!("End everything with: pkill -9 -f {}", self.folder.display());
         self.a.leave_running();
         self.b.leave_running();
         Ok(())
