@@ -24,6 +24,8 @@ fn seeds_that_once_found_something_hold() {
         2615,  // a fold that failed, then one to further down
         1955,  // the same, for a batch that only moved the watermark
         65515, // a fold whose retiring could not be written down, and then a seal that forgot its gaps
+        226,   // retention that left nothing to fail over to while a sync was under way
+        52762, // a write told as durable because a sync that had overtaken it was beginning to be
         277,   // a manifest put in place whose folder could not be synced, and its segment made again
     ] {
         run(seed, false);

@@ -60,6 +60,8 @@ struct Inner {
     tracking: bool,
     sync: SyncGate,
     gap_open: bool,
+    /// The last `SyncEnd`: no image has a write of the stream before this is durable.
+    sync_end: WriteSeq,
     dirty: Dirty,
     /// Where writes may be left out that others overwrite before the next checkpoint.
     superseded: Option<Superseded>,
@@ -142,6 +144,7 @@ impl Capture {
             sync: SyncGate::new(config.sync),
             tracking: true,
             gap_open: true,
+            sync_end: WriteSeq::ZERO,
             dirty: Dirty::new(disk_sizes, map, &regions),
             writes: 0,
             write_bytes: 0,
@@ -271,8 +274,7 @@ impl Capture {
         }
         let mut inner = self.lock();
         loop {
-            let counts = !inner.gap_open && !inner.tracking;
-            match inner.sync.hold(seq, inner.released, counts) {
+            match inner.hold(seq) {
                 Hold::No => return,
                 Hold::UntilReleased => {
                     inner = self.released.wait(inner).expect("a panic aborts the process");
@@ -280,14 +282,14 @@ impl Capture {
                 Hold::AtMost(timeout) => {
                     let since = inner.released;
                     let waited = self.released.wait_timeout_while(inner, timeout, |inner| {
-                        inner.released < seq
+                        inner.released < seq.max(inner.sync_end)
                             && !inner.gap_open
                             && !inner.tracking
                             && !inner.sync.is_degraded()
                     });
                     let result;
                     (inner, result) = waited.expect("a panic aborts the process");
-                    if result.timed_out() && inner.released < seq {
+                    if result.timed_out() && inner.released < seq.max(inner.sync_end) {
                         tracing::warn!(waits_for = %seq, durable = %since, "synchronous mode: no answer in time");
                         inner.sync.on_timeout();
                         self.tell_held();
@@ -305,9 +307,7 @@ impl Capture {
         if !self.is_sync {
             return true;
         }
-        let inner = self.lock();
-        let counts = !inner.gap_open && !inner.tracking;
-        inner.sync.hold(seq, inner.released, counts) == Hold::No
+        self.lock().hold(seq) == Hold::No
     }
 
     /// Everything is well: guest writes wait for the recovery side again. To be said when the stream has
@@ -633,6 +633,7 @@ impl Capture {
         }
         inner.gap_open = false;
         let seq = self.counter.draw();
+        inner.sync_end = seq;
         inner.push(Record::mark(seq, Kind::SyncEnd, Bytes::new()), &self.pool);
         true
     }
@@ -691,6 +692,13 @@ impl Inner {
         if let Some(superseded) = &mut self.superseded {
             superseded.forget(up_to);
         }
+    }
+
+    /// What a write is to do that was committed as `seq`: one from before a sync, or in it, is in an image once
+    /// the sync has ended.
+    fn hold(&self, seq: WriteSeq) -> Hold {
+        let counts = !self.gap_open && !self.tracking;
+        self.sync.hold(seq.max(self.sync_end), self.released, counts)
     }
 
     fn last(&self) -> WriteSeq {
