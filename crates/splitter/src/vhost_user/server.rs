@@ -3,6 +3,8 @@
 use super::device::Device;
 use crate::acceptor::Acceptor;
 use crate::nbd::{BindError, Export, bind_socket};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -33,6 +35,26 @@ struct Connection {
     serving: JoinHandle<()>,
 }
 
+impl Connection {
+    /// The client is there and is served.
+    fn is_alive(&self) -> bool {
+        !self.serving.is_finished() && !has_hung_up(&self.stream)
+    }
+
+    /// Waits until what the client had begun is done.
+    fn end(self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        let _ = self.serving.join();
+    }
+}
+
+/// The other end, or this one, says and hears nothing more, whether or not that was noticed.
+fn has_hung_up(stream: &UnixStream) -> bool {
+    let mut looked_at = [PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::RDHUP)];
+    let looked = poll(&mut looked_at, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    looked.is_ok() && looked_at[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP)
+}
+
 impl VhostServer {
     /// Listens on every disk's socket. One left behind by a process that died is replaced.
     ///
@@ -53,7 +75,10 @@ impl VhostServer {
 
     /// How many clients are connected.
     pub fn connections(&self) -> usize {
-        self.shared.connected.iter().filter(|place| is_taken(place)).count()
+        let is_taken = |place: &&Mutex<Option<Connection>>| {
+            place.lock().expect("a panic aborts the process").as_ref().is_some_and(Connection::is_alive)
+        };
+        self.shared.connected.iter().filter(is_taken).count()
     }
 }
 
@@ -63,9 +88,8 @@ impl Drop for VhostServer {
         drop(self.accepting.take());
         for place in &self.shared.connected {
             let connection = place.lock().expect("a panic aborts the process").take();
-            if let Some(Connection { stream, serving }) = connection {
-                let _ = stream.shutdown(std::net::Shutdown::Both);
-                let _ = serving.join();
+            if let Some(connection) = connection {
+                connection.end();
             }
         }
         for disk in &self.shared.disks {
@@ -74,18 +98,21 @@ impl Drop for VhostServer {
     }
 }
 
-fn is_taken(place: &Mutex<Option<Connection>>) -> bool {
-    let place = place.lock().expect("a panic aborts the process");
-    place.as_ref().is_some_and(|connection| !connection.serving.is_finished())
-}
-
 impl Shared {
     fn start(&self, at: usize, stream: UnixStream) {
         let place = &self.connected[at];
         let label = self.disks[at].path.display().to_string();
-        if is_taken(place) {
-            tracing::warn!(disk = label, "vhost-user connection refused: somebody is connected already");
-            return;
+        let before = {
+            let mut place = place.lock().expect("a panic aborts the process");
+            if place.as_ref().is_some_and(Connection::is_alive) {
+                tracing::warn!(disk = label, "vhost-user connection refused: somebody is connected already");
+                return;
+            }
+            place.take()
+        };
+        // A client that comes back at once finds its place free, and nothing of its own before it under way.
+        if let Some(before) = before {
+            before.end();
         }
         let export = self.disks[at].export.clone();
         let started = stream.try_clone().and_then(|kept| {
