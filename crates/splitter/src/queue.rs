@@ -95,7 +95,7 @@ impl DiskQueue {
         &*self.device
     }
 
-    /// Takes a job; it is begun by the next [`DiskQueue::wait`] at the latest.
+    /// Takes a job; it is begun at once, or when there is room for it.
     pub(crate) fn submit(&mut self, job: Job) {
         if !self.waiting.is_empty() || self.ring.as_ref().is_some_and(|ring| !ring.has_room()) {
             self.waiting.push_back(job);
@@ -166,13 +166,6 @@ impl DiskQueue {
                 None
             }
             None => Some(Action::Flush),
-        }
-    }
-
-    /// Begins what was submitted, once it is much; [`DiskQueue::wait`] begins all of it.
-    pub(crate) fn push(&mut self) {
-        if let Some(ring) = &mut self.ring {
-            ring.submit();
         }
     }
 

@@ -12,8 +12,6 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use types::limits::QUEUE_DEPTH_MAX;
 
-/// So many requests are handed over together, while there are completions to be looked at in between.
-const SUBMIT_AT_ONCE: usize = 8;
 /// Completions of watched descriptors carry this bit.
 const WATCHED: u64 = 1 << 63;
 
@@ -49,7 +47,12 @@ impl Ring {
     /// Where the kernel does not have it or does not allow it.
     pub(crate) fn new() -> io::Result<Self> {
         let entries = QUEUE_DEPTH_MAX as u32;
-        let modern = IoUring::builder().setup_single_issuer().setup_coop_taskrun().build(entries);
+        // What has ended is looked at when this thread enters the kernel anyway: nothing interrupts it before.
+        let modern = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .build(entries);
         let ring = modern.or_else(|_| IoUring::new(entries))?;
         Ok(Self {
             ring,
@@ -67,7 +70,8 @@ impl Ring {
         self.free.len() == self.in_flight.len()
     }
 
-    /// Starts a request with the next [`Ring::submit`]. There must be room.
+    /// Starts a request, for which there must be room. The disk has it at once: what would be gathered here would
+    /// wait for no gain, since a disk's own work takes longer than a system call.
     pub(crate) fn start(&mut self, file: RawFd, token: u64, mut transfer: Transfer) {
         let fd = Fd(file);
         let entry = match &mut transfer {
@@ -83,6 +87,7 @@ impl Ring {
         let slot = self.free.pop().expect("the caller has looked");
         self.in_flight[slot] = Some((token, transfer));
         self.push(&entry.user_data(slot as u64));
+        self.enter(0);
     }
 
     /// Lets the next [`Ring::wait`] end when a descriptor becomes ready for `events`, as `poll` has them. One
@@ -101,7 +106,7 @@ impl Ring {
         // SAFETY: what a request points to is owned by `in_flight` until its completion was seen, and `Bytes`
         // and `Bounce` do not move their bytes when they are moved; a watched descriptor may close meanwhile.
         while unsafe { self.ring.submission().push(entry) }.is_err() {
-            self.submit_and_wait(0);
+            self.enter(0);
         }
     }
 
@@ -111,19 +116,13 @@ impl Ring {
         self.watched.iter().any(|data| data & u64::from(u32::MAX) == fd)
     }
 
-    /// Hands what was started to the kernel, once that is worth a system call: [`Ring::wait`] does so anyway.
-    pub(crate) fn submit(&mut self) {
-        if self.ring.submission().len() >= SUBMIT_AT_ONCE {
-            self.submit_and_wait(0);
-        }
-    }
-
-    /// Hands what was started to the kernel and waits until something ends or becomes ready.
+    /// Waits until something ends or becomes ready.
     pub(crate) fn wait(&mut self) {
-        self.submit_and_wait(1);
+        self.enter(1);
     }
 
-    fn submit_and_wait(&mut self, want: usize) {
+    /// Hands over what stands in the ring, and waits until so many have ended or become ready.
+    fn enter(&mut self, want: usize) {
         loop {
             match self.ring.submit_and_wait(want) {
                 Ok(_) => return,

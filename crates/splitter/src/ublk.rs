@@ -267,7 +267,6 @@ impl<'a> Queue<'a> {
                     std::thread::park();
                 }
             }
-            self.disk.push();
             // After what was aborted one more look finds the queue ended.
             if taken == 0 && !has_ended {
                 self.wait(leaving);

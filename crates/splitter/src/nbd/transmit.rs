@@ -57,7 +57,6 @@ pub(super) fn transmit(agreed: &Agreed<'_>, stream: &UnixStream) -> io::Result<(
     while !connection.is_over() {
         let has_read = connection.takes_more() && connection.inbox.fill()?;
         connection.begin_requests()?;
-        connection.queue.push();
         let has_ended = connection.end_requests();
         connection.outbox.flush()?;
         if !has_read && !has_ended {

@@ -149,7 +149,6 @@ impl Vring {
                 let _ = rustix::io::read(&self.setup.kick, &mut [0u8; 8]);
             }
             let has_taken = (!stopping || !self.again.is_empty()) && self.take_all();
-            self.disk.push();
             if !has_taken && !has_ended {
                 let kick = (self.setup.kick.as_fd(), PollFlags::IN);
                 let wake = (stop.wake.as_fd(), PollFlags::IN);
