@@ -1,7 +1,7 @@
 //! The main job, for a newcomer to see: a VM is protected, its site is lost, it runs at the other.
 
 use crate::packages;
-use crate::prepare::{guest, release_binary, target};
+use crate::prepare::{debug_binary, guest, release_binary, target};
 use crate::report::Steps;
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -29,6 +29,9 @@ pub(crate) struct Demo {
     /// How long the guest works before and after the tag, in seconds each.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
+    /// Use a debug build, which is made sooner.
+    #[arg(long)]
+    debug: bool,
 }
 
 /// What the demo found out.
@@ -62,7 +65,7 @@ struct Tagged {
 
 impl Demo {
     pub(crate) fn for_ci() -> Self {
-        Self { exit: true, json: true, seconds: 5 }
+        Self { exit: true, json: true, seconds: 5, debug: true }
     }
 
     pub(crate) fn run(&self) -> Result<()> {
@@ -70,8 +73,8 @@ impl Demo {
         steps.say("looking for what is needed");
         packages::ensure(packages::BUILD)?;
         let files = guest()?;
-        steps.say("building Holdfast (release)");
-        let holdfast = release_binary()?;
+        steps.say(if self.debug { "building Holdfast (debug)" } else { "building Holdfast (release)" });
+        let holdfast = if self.debug { debug_binary()? } else { release_binary()? };
         let folder = target().join("demo");
         stop_leftovers(&folder);
         let _ = std::fs::remove_dir_all(&folder);

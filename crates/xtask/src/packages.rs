@@ -44,6 +44,7 @@ pub(crate) const BENCH: &[Tool] = &[
     tool("qemu-img", "qemu-utils", "writes the same load to both"),
     tool("qemu-nbd", "qemu-utils", "another project's NBD server"),
     tool("qemu-storage-daemon", "qemu-system-common", "mirrors disks"),
+    tool("fio", "fio", "another project's load"),
 ];
 
 /// For tests against other people's clients.

@@ -39,9 +39,16 @@ pub(crate) fn release_binary() -> Result<PathBuf> {
     Ok(target().join("release/holdfast"))
 }
 
+/// Builds the binary that tests use; its path.
+pub(crate) fn debug_binary() -> Result<PathBuf> {
+    run_visibly(cargo().args(["build", "--quiet", "--workspace", "--bin", "holdfast"]))?;
+    Ok(target().join("debug/holdfast"))
+}
+
 /// Builds the binary with the feature `ublk`, for guests, without what only debuggers read.
 pub(crate) fn binary_with_ublk() -> Result<()> {
-    run_visibly(cargo().args(["build", "--quiet", "--package", "holdfast", "--features", "ublk"]))?;
+    let arguments = ["build", "--quiet", "--workspace", "--bin", "holdfast", "--features", "holdfast/ublk"];
+    run_visibly(cargo().args(arguments))?;
     let (built, stripped) = (target().join("debug/holdfast"), target().join("guest/holdfast-ublk"));
     lab::run_quietly(Command::new("strip").arg("-o").arg(stripped).arg(built))
 }
