@@ -23,7 +23,8 @@ pub(super) fn over_nbd(uri: &str, workload: &Workload, seconds: f64) -> Result<S
     let mut command = Command::new("fio");
     command.args(["--name=bench", "--thread", "--ioengine=nbd", "--output-format=json", "--time_based"]);
     command.args(["--norandommap", "--randrepeat=0", "--size=2G"]);
-    command.arg(format!("--uri={uri}")).arg(format!("--runtime={seconds}"));
+    // A part of a second alone would be none, which is no end.
+    command.arg(format!("--uri={uri}")).arg(format!("--runtime={:.0}ms", seconds * 1e3));
     command.arg(format!("--rw={}", if workload.random { "randwrite" } else { "write" }));
     command.arg(format!("--bs={}", workload.block_bytes)).arg(format!("--iodepth={}", workload.depth));
     let output = command.output().context("run fio; is it installed?")?;
