@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::mem::MaybeUninit;
 use std::process::Command;
+use std::time::Duration;
 
 /// What a client saw.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -57,6 +58,17 @@ pub(super) fn over_vhost_user(socket: &str, workload: &Workload, seconds: f64) -
         bail!("a vhost-user client: {}", String::from_utf8_lossy(&output.stderr));
     }
     serde_json::from_slice(&output.stdout).context("read what the client says")
+}
+
+/// As [`over_vhost_user`], with a server that may hang up on a client while it is not yet done with the one before.
+pub(super) fn over_vhost_user_patiently(socket: &str, workload: &Workload, seconds: f64) -> Result<Sample> {
+    for _ in 0..5 {
+        if let Ok(sample) = over_vhost_user(socket, workload, seconds) {
+            return Ok(sample);
+        }
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    over_vhost_user(socket, workload, seconds)
 }
 
 /// That process: writes to a socket and prints its sample.

@@ -127,7 +127,8 @@ fn vhost(run: &Run) -> Result<Vec<Figure>> {
     for _ in 0..run.rounds() {
         let target = Qemu::daemon_vhost_user(&run.folder, &image)?;
         let socket = target.socket().to_owned();
-        let sample = |workload: &Workload, seconds| generator::over_vhost_user(&socket, workload, seconds);
+        let sample =
+            |workload: &Workload, seconds| generator::over_vhost_user_patiently(&socket, workload, seconds);
         of_daemon.measure(run, sample, || Ok(()))?;
         drop(target);
         for ((protection, _, _), samples) in protections.iter().zip(&mut ours) {
