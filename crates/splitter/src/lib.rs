@@ -11,6 +11,7 @@ mod bitmap;
 mod bounce;
 mod buffer_pool;
 mod capture;
+mod clock;
 mod copy;
 mod device;
 mod dirty;

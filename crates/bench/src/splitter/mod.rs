@@ -11,7 +11,6 @@ use crate::figures::{Figure, Goal};
 use anyhow::{Context, Result};
 use generator::Sample;
 pub(crate) use generator::run as run_generator;
-use std::path::Path;
 use targets::{Holdfast, Journal, Protection, Qemu, RunningVm};
 
 const IMAGE_BYTES: u64 = 2 << 30;
@@ -79,30 +78,33 @@ impl Samples {
     }
 }
 
+/// In which order targets are measured: each round another begins, since a disk may be fast for a while only.
+fn turns(round: usize, targets: usize) -> impl Iterator<Item = usize> {
+    (0..targets).map(move |at| (at + round) % targets)
+}
+
 fn nbd(run: &Run) -> Result<Vec<Figure>> {
     const WORKLOADS: &[Workload] = &[RANDOM_ONE, RANDOM_MANY, STREAMED];
     let image = targets::preallocated(&run.folder, IMAGE_BYTES)?;
     let [mut ours, mut of_qemu_nbd, mut of_daemon] = [(); 3].map(|()| Samples::new(WORKLOADS));
-    for _ in 0..run.rounds() {
-        for (samples, start) in [
-            (&mut of_qemu_nbd, Qemu::nbd as fn(&Path, &Path) -> Result<Qemu>),
-            (&mut of_daemon, Qemu::daemon_nbd),
-        ] {
-            let target = start(&run.folder, &image)?;
+    for round in 0..run.rounds() {
+        for turn in turns(round, 3) {
+            if turn == 0 {
+                let target = Holdfast::start(&run.folder, &image, Protection::Replicated(Journal::InMemory))?;
+                let uri = target.nbd_uri()?;
+                let sample = |workload: &Workload, seconds| generator::over_nbd(&uri, workload, seconds);
+                ours.measure(run, sample, || target.wait_until_drained())?;
+                continue;
+            }
+            let (target, samples) = if turn == 1 {
+                (Qemu::nbd(&run.folder, &image)?, &mut of_qemu_nbd)
+            } else {
+                (Qemu::daemon_nbd(&run.folder, &image)?, &mut of_daemon)
+            };
             let uri = target.nbd_uri();
-            samples.measure(
-                run,
-                |workload, seconds| generator::over_nbd(&uri, workload, seconds),
-                || Ok(()),
-            )?;
+            let sample = |workload: &Workload, seconds| generator::over_nbd(&uri, workload, seconds);
+            samples.measure(run, sample, || Ok(()))?;
         }
-        let target = Holdfast::start(&run.folder, &image, Protection::Replicated(Journal::InMemory))?;
-        let uri = target.nbd_uri()?;
-        ours.measure(
-            run,
-            |workload, seconds| generator::over_nbd(&uri, workload, seconds),
-            || target.wait_until_drained(),
-        )?;
     }
     let mut figures = Vec::new();
     for workload in WORKLOADS {
@@ -124,19 +126,22 @@ fn vhost(run: &Run) -> Result<Vec<Figure>> {
         (Protection::Replicated(Journal::OnDisk), "vhost-user, replicated, journal on the same disk", 0.0),
     ];
     let mut ours = protections.map(|_| Samples::new(WORKLOADS));
-    for _ in 0..run.rounds() {
-        let target = Qemu::daemon_vhost_user(&run.folder, &image)?;
-        let socket = target.socket().to_owned();
-        let sample =
-            |workload: &Workload, seconds| generator::over_vhost_user_patiently(&socket, workload, seconds);
-        of_daemon.measure(run, sample, || Ok(()))?;
-        drop(target);
-        for ((protection, _, _), samples) in protections.iter().zip(&mut ours) {
-            let target = Holdfast::start(&run.folder, &image, *protection)?;
+    for round in 0..run.rounds() {
+        for turn in turns(round, 1 + protections.len()) {
+            let Some(at) = turn.checked_sub(1) else {
+                let target = Qemu::daemon_vhost_user(&run.folder, &image)?;
+                let socket = target.socket().to_owned();
+                let sample = |workload: &Workload, seconds| {
+                    generator::over_vhost_user_patiently(&socket, workload, seconds)
+                };
+                of_daemon.measure(run, sample, || Ok(()))?;
+                continue;
+            };
+            let target = Holdfast::start(&run.folder, &image, protections[at].0)?;
             let socket = target.vhost_user_socket()?;
             let sample =
                 |workload: &Workload, seconds| generator::over_vhost_user(&socket, workload, seconds);
-            samples.measure(run, sample, || target.wait_until_drained())?;
+            ours[at].measure(run, sample, || target.wait_until_drained())?;
         }
     }
     let mut figures = Vec::new();

@@ -5,6 +5,7 @@ use super::features::SERIAL_BYTES;
 use super::in_flight::InFlight;
 use super::memory::Memory;
 use crate::bounce::Bounce;
+use crate::clock::spin;
 use crate::device::BlockDevice;
 use crate::queue::{Action, Answer, DiskQueue, Done, Job};
 use rustix::event::{EventfdFlags, PollFlags, eventfd};
@@ -15,9 +16,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use types::limits::VIRTIO_BYTES_IN_FLIGHT_MAX;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
+
+/// A guest that waits for each request asks for the next within this of being told, or not soon.
+const NEXT_WITHIN: Duration = Duration::from_micros(10);
 
 /// What a queue works with.
 pub(super) struct Setup {
@@ -150,6 +155,9 @@ impl Vring {
             }
             let has_taken = (!stopping || !self.again.is_empty()) && self.take_all();
             if !has_taken && !has_ended {
+                if !stopping && self.is_asked_at_once() {
+                    continue;
+                }
                 let kick = (self.setup.kick.as_fd(), PollFlags::IN);
                 let wake = (stop.wake.as_fd(), PollFlags::IN);
                 // A broken queue is kicked in vain, and one that stops need not be told so again.
@@ -161,6 +169,24 @@ impl Vring {
                 });
             }
         }
+    }
+
+    /// Whether the guest has been told of all it asked for, and asks for more within [`NEXT_WITHIN`]. It need not
+    /// kick meanwhile, which costs it and this thread less than to sleep and be woken.
+    fn is_asked_at_once(&mut self) -> bool {
+        if self.in_flight > 0 || self.broken {
+            return false;
+        }
+        let (queue, memory) = (&mut self.setup.queue, &self.setup.memory.guest);
+        // What is wrong with the queue is found when requests are taken from it.
+        if queue.disable_notification(memory).is_err() {
+            return true;
+        }
+        let seen = queue.next_avail();
+        let is_asked = || queue.avail_idx(memory, Ordering::Acquire).map_or(true, |index| index.0 != seen);
+        let asked = spin(NEXT_WITHIN, is_asked);
+        // In this order: behind the last look the guest kicks again.
+        queue.enable_notification(memory).unwrap_or(true) || asked
     }
 
     fn has_room(&self) -> bool {
