@@ -73,12 +73,13 @@ impl VhostServer {
         Ok(Self { shared, accepting: Some(accepting) })
     }
 
-    /// How many clients are connected.
+    /// How many clients are connected, or have gone with something of theirs still under way.
     pub fn connections(&self) -> usize {
-        let is_taken = |place: &&Mutex<Option<Connection>>| {
-            place.lock().expect("a panic aborts the process").as_ref().is_some_and(Connection::is_alive)
+        let is_served = |place: &&Mutex<Option<Connection>>| {
+            let place = place.lock().expect("a panic aborts the process");
+            place.as_ref().is_some_and(|connection| !connection.serving.is_finished())
         };
-        self.shared.connected.iter().filter(is_taken).count()
+        self.shared.connected.iter().filter(is_served).count()
     }
 }
 
