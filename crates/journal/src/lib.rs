@@ -57,6 +57,7 @@ mod timeline;
 mod undo;
 mod upkeep;
 mod verify;
+mod windows;
 
 pub use append::{AppendError, AppendMeta, Appended};
 pub use checkpoints::{CheckpointError, CheckpointFacts, CheckpointQuery, Thinning};

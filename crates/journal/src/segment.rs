@@ -5,14 +5,12 @@ use crate::layout::{ENVELOPE_BYTES, Envelope, FIRST_BATCH_AT, SegmentHeader};
 use crate::manifest::{SegmentInfo, segment_name};
 use crate::page::PAGE_BYTES;
 use crate::store::{Store, StoreFile};
+use crate::windows::Windows;
 use batch::Batch;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use std::io;
 use std::sync::Arc;
 use types::limits::BATCH_BYTES_MAX;
-
-/// A scan reads this much at once.
-const WINDOW_BYTES: usize = 4 << 20;
 
 /// Something in a segment that is not as it was written.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +35,8 @@ pub(crate) struct Segment {
     pub(crate) name: String,
     pub(crate) header: SegmentHeader,
     pub(crate) file: Arc<dyn StoreFile>,
+    /// Whether a scan may read in a thread of its own.
+    reads_ahead: bool,
 }
 
 /// Where a scan stands: the next envelope's place and what it must chain to.
@@ -75,7 +75,7 @@ impl Segment {
             store.rename(spare, &name)?;
         }
         store.sync_folder()?;
-        Ok(Self { name, header, file })
+        Ok(Self { name, header, file, reads_ahead: store.readers() > 1 })
     }
 
     /// Opens a segment file and checks that it is the one the manifest names.
@@ -101,7 +101,7 @@ impl Segment {
                 {
                     refused = "another segment stands in its place";
                 }
-                Ok(header) => return Ok(Self { name, header, file }),
+                Ok(header) => return Ok(Self { name, header, file, reads_ahead: store.readers() > 1 }),
                 Err(what) => refused = what,
             }
         }
@@ -115,9 +115,9 @@ impl Segment {
     /// Reads the segment from its first batch on, up to byte `end` or the end of the file.
     pub(crate) fn scan(&self, end: Option<u64>) -> Result<Scan<'_>, SegmentError> {
         let len = self.file.len().map_err(|source| self.io(source))?;
-        let position = self.start();
         let end = end.unwrap_or(len).min(len);
-        Ok(Scan { segment: self, end, position, window: Bytes::new(), window_at: 0, memory: Bytes::new() })
+        let windows = Windows::of(self.file.clone(), end, self.reads_ahead);
+        Ok(Scan { segment: self, position: self.start(), windows })
     }
 
     fn io(&self, source: io::Error) -> SegmentError {
@@ -129,16 +129,12 @@ impl Segment {
     }
 }
 
-/// A segment read from front to back, in large reads.
+/// A segment read from front to back.
 #[derive(Debug)]
 pub(crate) struct Scan<'a> {
     segment: &'a Segment,
-    end: u64,
     pub(crate) position: Position,
-    window: Bytes,
-    window_at: u64,
-    /// The memory behind the window, used again once nobody holds a part of it.
-    memory: Bytes,
+    windows: Windows,
 }
 
 impl Scan<'_> {
@@ -170,35 +166,12 @@ impl Scan<'_> {
         Ok(Some(Found { at, envelope, batch }))
     }
 
-    /// Bytes of the file, read ahead; none where they reach past the end.
+    /// Bytes of the file; none where they reach past the end.
     fn bytes(&mut self, at: u64, len: usize) -> Result<Option<Bytes>, SegmentError> {
-        let to = at + len as u64;
-        if to > self.end {
-            return Ok(None);
-        }
-        if at < self.window_at || to > self.window_at + self.window.len() as u64 {
-            let from = at / PAGE_BYTES * PAGE_BYTES;
-            let wanted = (to - from).max(WINDOW_BYTES as u64).min(self.end - from);
-            self.window = Bytes::new();
-            let room = wanted as usize + PAGE_BYTES as usize;
-            let mut memory = match std::mem::take(&mut self.memory).try_into_mut() {
-                Ok(memory) if memory.len() >= room => memory,
-                _ => BytesMut::zeroed(room),
-            };
-            // At a multiple of a page, so that direct I/O needs no copy.
-            let skew = memory.as_ptr().align_offset(PAGE_BYTES as usize);
-            let range = skew..skew + wanted as usize;
-            self.segment.file.read_at(from, &mut memory[range.clone()]).map_err(|error| {
-                match error.kind() {
-                    io::ErrorKind::UnexpectedEof => self.segment.damaged(at, "the file ends here"),
-                    _ => self.segment.io(error),
-                }
-            })?;
-            self.memory = memory.freeze();
-            (self.window, self.window_at) = (self.memory.slice(range), from);
-        }
-        let start = (at - self.window_at) as usize;
-        Ok(Some(self.window.slice(start..start + len)))
+        self.windows.bytes(at, len).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => self.segment.damaged(at, "the file ends here"),
+            _ => self.segment.io(error),
+        })
     }
 
     /// The highest `acked_upto` among the valid envelopes behind the place the scan stopped at: proof that
@@ -217,7 +190,7 @@ impl Scan<'_> {
 
     /// Where the file, or the part that is scanned, ends.
     pub(crate) fn end(&self) -> u64 {
-        self.end
+        self.windows.end()
     }
 
     /// Whether an envelope of this segment's own life stands where the scan stopped.
