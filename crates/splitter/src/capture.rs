@@ -246,13 +246,14 @@ impl Capture {
         let mut inner = self.lock();
         inner.writes += 1;
         inner.write_bytes += range.len;
-        let pieces = pieces(kind, range, payload);
-        if inner.tracking || !self.room_for(&inner, &pieces) {
-            inner.begin_gap(&self.counter, &self.pool);
-            inner.tracking = true;
-            inner.dirty.end_write(disk, range, None);
-        } else {
-            inner.push_pieces(&self.counter, disk, pieces, &self.pool);
+        let pieces = (!inner.tracking).then(|| pieces(kind, range, payload));
+        match pieces.filter(|pieces| self.room_for(&inner, pieces)) {
+            Some(pieces) => inner.push_pieces(&self.counter, disk, pieces, &self.pool),
+            None => {
+                inner.begin_gap(&self.counter, &self.pool);
+                inner.tracking = true;
+                inner.dirty.end_write(disk, range, None);
+            }
         }
         let seq = inner.last();
         // Where the stream has a gap now, nobody has to wait for it any more.

@@ -20,6 +20,7 @@ mod disk;
 mod image_lock;
 mod map_file;
 pub mod nbd;
+mod precedence;
 mod queue;
 mod range_lock;
 mod raw;

@@ -14,6 +14,7 @@
 use crate::bounce::Bounce;
 use crate::device::BlockDevice;
 use crate::disk::ProtectedDisk;
+use crate::precedence;
 use crate::ring::{Ended, Ring, Transfer};
 use crate::workers::Workers;
 use bytes::Bytes;
@@ -80,12 +81,16 @@ pub(crate) struct DiskQueue {
 }
 
 impl DiskQueue {
-    /// A queue for the thread that calls this.
+    /// A queue for the thread that calls this. Where a guest's own disk is behind it, the thread takes precedence.
     ///
     /// # Errors
     /// Where the process has no descriptors left.
     pub(crate) fn new(device: Arc<dyn BlockDevice>) -> io::Result<Self> {
-        let has_file = device.as_protected().is_some_and(|disk| disk.local().descriptor().is_some());
+        let protected = device.as_protected();
+        if protected.is_some() {
+            precedence::take();
+        }
+        let has_file = protected.is_some_and(|disk| disk.local().descriptor().is_some());
         let ring = if has_file { Ring::new().inspect_err(say_once).ok() } else { None };
         let workers = Workers::new(device.clone())?;
         Ok(Self { device, ring, workers, done: VecDeque::new(), waiting: VecDeque::new() })
