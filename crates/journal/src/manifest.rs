@@ -33,6 +33,9 @@ pub struct Manifest {
     /// No cut below can be opened. At or above `applied` while a fold without before-images goes on,
     /// which may have changed the replica already; below it as far as the undo log reaches.
     pub retired_below: u64,
+    /// The undo log holds whole steps of before-images up to here, but for those that were retired.
+    #[serde(default)]
+    pub before_images_upto: u64,
     /// Where writes are missing, as of the end of the last sealed segment.
     pub gaps: Vec<GapEntry>,
     /// Where only checkpoints are consistent, because writes were left out that others overwrite before the next.
@@ -253,6 +256,15 @@ impl Manifest {
         let mut bytes = vec![0; usize::try_from(file.len()?.min(256 << 20)).expect("at most 256 MiB")];
         file.read_at(0, &mut bytes)?;
         Self::decode(&bytes)
+    }
+
+    /// What is wrong with an undo log whose last whole step ends at `reaches`, if it should go further.
+    pub(crate) fn missing_before_images(&self, reaches: WriteSeq) -> Option<String> {
+        let upto = WriteSeq::from_raw(self.before_images_upto);
+        let is_short = reaches < upto && upto.raw() > self.retired_below;
+        let last = self.undo.segments.last().map_or(0, |segment| segment.number);
+        let name = segment_name(LogKind::Undo, last);
+        is_short.then(|| format!("{name}: before-images end at {reaches}, they went up to {upto}"))
     }
 
     /// Reads what [`Manifest::save`] wrote.

@@ -119,6 +119,7 @@ impl Journal {
             epoch: epoch.0,
             applied: 0,
             retired_below: 0,
+            before_images_upto: 0,
             gaps: vec![GapEntry { begin: 0, end: None }],
             left_out: None,
             base: StreamPoint::default(),
@@ -396,6 +397,8 @@ struct UndoReading {
     table: Table,
     open: Option<(Segment, u64, Position)>,
     upto: WriteSeq,
+    /// The end of the last whole step in the log.
+    reaches: WriteSeq,
     damage: Option<Damage>,
 }
 
@@ -406,13 +409,23 @@ impl UndoReading {
             table: Table::new(LogKind::Undo, 0, 0),
             open: None,
             upto: manifest.applied(),
+            reaches: WriteSeq::ZERO,
             damage: None,
         };
+        // Whatever is older than a before-image may need it.
+        let damage = |what| Damage { what, from: WriteSeq::from_raw(manifest.retired_below) };
         for info in &manifest.undo.segments {
-            if let Err(error) = reading.read_segment(store, info) {
-                let what = io_or_damage(error)?;
-                reading.damage = Some(Damage { what, from: WriteSeq::from_raw(manifest.retired_below) });
+            if let Some(sealed) = &info.sealed {
+                reading.reaches = WriteSeq::from_raw(sealed.point.last_seq);
             }
+            if let Err(error) = reading.read_segment(store, info) {
+                reading.damage = Some(damage(io_or_damage(error)?));
+            }
+        }
+        if reading.damage.is_none()
+            && let Some(missing) = manifest.missing_before_images(reading.reaches)
+        {
+            reading.damage = Some(damage(missing));
         }
         Ok(reading)
     }
@@ -438,7 +451,8 @@ impl UndoReading {
                     if ends_step {
                         whole = scan.position;
                         for found in step.drain(..) {
-                            self.upto = self.upto.max(found.batch.header().watermark);
+                            self.reaches = found.batch.header().watermark;
+                            self.upto = self.upto.max(self.reaches);
                             let page = info.base_page + found.at / PAGE_BYTES;
                             let entries = found.batch.entries().iter();
                             entries.flat_map(|entry| extents_of(entry, page)).for_each(|e| table.insert(e));
@@ -481,12 +495,12 @@ fn rewrite(segment: &Segment, first: Option<u64>, end: u64) -> io::Result<()> {
     segment.file.sync_data()
 }
 
-fn ends_early(segment: &Segment, at: u64) -> SegmentError {
+pub(crate) fn ends_early(segment: &Segment, at: u64) -> SegmentError {
     SegmentError::Batch { name: segment.name.clone(), at, what: "the segment ends too early".into() }
 }
 
 /// A disk that cannot be read just now is no damage to be written down.
-fn io_or_damage(error: SegmentError) -> io::Result<String> {
+pub(crate) fn io_or_damage(error: SegmentError) -> io::Result<String> {
     match error {
         SegmentError::Io { source, .. } => Err(source),
         other => Ok(other.to_string()),

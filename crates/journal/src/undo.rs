@@ -3,12 +3,14 @@
 //! One step, as a numbered story: (1) for every write above `applied` up to the step's target, in the
 //! order of the writes, what its range held just before goes to the undo log, the last batch marked as
 //! the step's end; (2) it is synced; (3) its extents are published: from here on a reader whose cut lies
-//! below a write finds the before-image instead of the replica; (4) readers that looked up before (3) are
-//! waited for; (5) the replica is written and synced; (6) the manifest with the new `applied` is saved.
+//! below a write finds the before-image instead of the replica; (4) the manifest says up to where there are
+//! before-images; (5) readers that looked up before (3) are waited for; (6) the replica is written and synced;
+//! (7) the manifest with the new `applied` is saved.
 //!
 //! A crash before the mark of (1) is on the disk: the replica is untouched, the part of a step is cut off
-//! when the journal is opened. A crash after it: the step is whole, so (5) and (6) are done again and
-//! nothing is read out of a replica that is half the one and half the other.
+//! when the journal is opened. A crash after it: the step is whole, so (6) and (7) are done again and
+//! nothing is read out of a replica that is half the one and half the other. A log that ends below what (4)
+//! says is damaged, however its end looks: without its steps older cuts would be read out of the replica.
 
 use crate::cover::LogKind;
 use crate::extent::{Extent, extents_of};
@@ -66,6 +68,7 @@ impl Journal {
             let Some(more) = self.write_before_images(undo, how)? else { return Ok(kept) };
             kept.more = more;
         }
+        self.note_before_images(undo.upto).map_err(FoldError::Manifest)?;
         self.wait_for_readers();
         kept.folded_bytes = self.write_replica(undo.upto, how)?;
         kept.segments = self.finish_fold(undo.upto).map_err(FoldError::Manifest)?;
@@ -115,6 +118,17 @@ impl Journal {
         }
         step.finish(target)?;
         Ok(Some(target < durable))
+    }
+
+    /// Step (4).
+    fn note_before_images(&self, upto: WriteSeq) -> io::Result<()> {
+        if self.read_shared().manifest.before_images_upto == upto.raw() {
+            return Ok(());
+        }
+        self.change_manifest(
+            |manifest| manifest.before_images_upto = upto.raw(),
+            |shared, manifest| shared.set_manifest(manifest, |_| {}),
+        )
     }
 
     /// The extents of the next step in the order of the writes, and the step's target.

@@ -78,12 +78,23 @@ pub fn verify(
         manifest: manifest.clone(),
     };
     let mut timeline = Timeline::begin(&manifest);
-    let mut reading = Reading { store, deep, report, timeline: &mut timeline, on_record, recent: Vec::new() };
+    let mut reading = Reading {
+        store,
+        deep,
+        report,
+        timeline: &mut timeline,
+        on_record,
+        recent: Vec::new(),
+        before_images_reach: WriteSeq::ZERO,
+    };
     for info in &manifest.redo.segments {
         reading.read_segment(LogKind::Redo, info);
     }
     for info in &manifest.undo.segments {
         reading.read_segment(LogKind::Undo, info);
+    }
+    if let Some(missing) = manifest.missing_before_images(reading.before_images_reach) {
+        reading.damaged(missing, WriteSeq::from_raw(manifest.retired_below));
     }
     for kind in [LogKind::Redo, LogKind::Undo] {
         let log = manifest.log(kind);
@@ -113,6 +124,8 @@ struct Reading<'a, F> {
     on_record: F,
     /// Checkpoints of segments that have no footer yet.
     recent: Vec<CheckpointFacts>,
+    /// The end of the last whole step of the undo log.
+    before_images_reach: WriteSeq,
 }
 
 impl<F: FnMut(RecordRow)> Reading<'_, F> {
@@ -144,18 +157,26 @@ impl<F: FnMut(RecordRow)> Reading<'_, F> {
             }
         });
         if let Err(error) = result {
-            self.report.damage.push(error.to_string());
             // Writes of the rest of the segment may be missing; for before-images, of all cuts below.
             let from = match kind {
                 LogKind::Redo => row.last_seq.unwrap_or(before).next(),
                 LogKind::Undo => WriteSeq::from_raw(self.report.manifest.retired_below),
             };
-            self.report.bad_cuts.push((from, WriteSeq::MAX));
+            self.damaged(error.to_string(), from);
         }
-        if let (LogKind::Redo, Some(sealed)) = (kind, &info.sealed) {
-            self.timeline.stand_at(&sealed.point);
+        match (kind, &info.sealed) {
+            (LogKind::Redo, Some(sealed)) => self.timeline.stand_at(&sealed.point),
+            (LogKind::Undo, Some(sealed)) => {
+                self.before_images_reach = WriteSeq::from_raw(sealed.point.last_seq);
+            }
+            (_, None) => {}
         }
         self.report.segments.push(row);
+    }
+
+    fn damaged(&mut self, what: String, from: WriteSeq) {
+        self.report.damage.push(what);
+        self.report.bad_cuts.push((from, WriteSeq::MAX));
     }
 
     fn read_batches(
@@ -179,6 +200,9 @@ impl<F: FnMut(RecordRow)> Reading<'_, F> {
                 }
             }
             if kind == LogKind::Undo {
+                if batch.header().ends_step {
+                    self.before_images_reach = batch.header().watermark;
+                }
                 continue;
             }
             if batch.header().prev_seq != self.timeline.last_seq {
