@@ -4,6 +4,7 @@
 
 use crate::journal::Journal;
 use crate::manifest::{DamageEntry, Manifest};
+use crate::payload;
 use crate::timeline::Timeline;
 use std::io;
 use types::WriteSeq;
@@ -63,6 +64,7 @@ impl Journal {
                 shared.set_manifest(manifest, |_| {});
             },
         )?;
+        payload::forget(self.uid);
         Ok(true)
     }
 

@@ -90,6 +90,13 @@ pub(crate) struct Wanted {
     pub(crate) payload_at: u32,
 }
 
+/// Forgets what was read of a journal. What is damaged on the disk would be read out of memory for some time yet, and
+/// count as good when the sides are compared.
+pub(crate) fn forget(journal: u64) {
+    TABLES.retain(|key, _| key.journal != journal);
+    FRAMES.retain(|(key, _), _| key.journal != journal);
+}
+
 impl SegmentFile {
     fn damaged(&self, at: u64, what: impl ToString) -> ReadError {
         ReadError::Damaged { segment: self.name.to_string(), at, what: what.to_string() }

@@ -1,9 +1,9 @@
 //! Scrubbing: sealed segments and their index are read again from time to time, so that rot is found while
 //! the other side still has what was lost.
 //!
-//! A damaged batch is contained (`damage.rs`). A damaged run costs nothing: it is made again, a merged one
-//! out of its segments' footers, a footer out of its segment's batches, in a file of its own. A segment
-//! that retention drops while it is read is passed over.
+//! A damaged batch is contained (`damage.rs`), and what lies behind it is read all the same. A damaged run costs
+//! nothing: it is made again, a merged one out of its segments' footers, a footer out of its segment's batches, in a
+//! file of its own. A segment that retention drops while it is read is passed over.
 
 use crate::cover::LogKind;
 use crate::damage::Damage;
@@ -11,12 +11,14 @@ use crate::extent::extents_of;
 use crate::fold::FoldError;
 use crate::journal::Journal;
 use crate::manifest::{RunInfo, SegmentInfo};
+use crate::open::{ends_early, io_or_damage};
 use crate::page::PAGE_BYTES;
 use crate::run::{Run, RunError};
 use crate::run_writer::RunWriter;
-use crate::segment::{Segment, SegmentError};
+use crate::segment::{Found, Onward, Segment, SegmentError};
 use crate::table::Table;
 use crate::upkeep::Upkeep;
+use std::io;
 use std::sync::Arc;
 use types::WriteSeq;
 
@@ -51,16 +53,11 @@ impl Journal {
             return Ok(done);
         };
         done.place = Some(ScrubPlace { undo: kind == LogKind::Undo, segment: info.number });
-        match self.read_sealed(kind, &info, before, how) {
-            Ok(bytes) => done.bytes = bytes,
-            Err((_, SegmentError::Io { source, .. })) => return Err(FoldError::Footer(source)),
-            Err((from, error)) => {
-                if self.is_kept(kind, info.number) {
-                    let damage = Damage { what: error.to_string(), from };
-                    let is_new = self.contain(&damage).map_err(FoldError::Manifest)?;
-                    done.damage.extend(is_new.then_some(damage));
-                }
-                return Ok(done);
+        let damage;
+        (done.bytes, damage) = self.read_sealed(kind, &info, before, how).map_err(FoldError::Footer)?;
+        for damage in damage {
+            if self.is_kept(kind, info.number) && self.contain(&damage).map_err(FoldError::Manifest)? {
+                done.damage.push(damage);
             }
         }
         let footer = info.sealed.as_ref().and_then(|sealed| sealed.footer.clone());
@@ -97,45 +94,81 @@ impl Journal {
         self.read_shared().manifest.log(kind).segments.iter().any(|info| info.number == number)
     }
 
-    /// Reads every batch of a sealed segment; where one does not check, the first sequence that is lost.
+    /// Reads every batch of a sealed segment: how many bytes, and what of it does not check. What is known already is
+    /// told again, for more may have come behind it.
     fn read_sealed(
         &self,
         kind: LogKind,
         info: &SegmentInfo,
         before: WriteSeq,
         how: &Upkeep<'_>,
-    ) -> Result<u64, (WriteSeq, SegmentError)> {
-        let floor = || self.read_shared().timeline.floor;
-        let mut last = before;
-        let lost_from = |last: WriteSeq| match kind {
-            LogKind::Redo => last.next(),
-            // Whatever is older than a before-image may need it.
-            LogKind::Undo => floor(),
+    ) -> io::Result<(u64, Vec<Damage>)> {
+        let mut bytes = 0;
+        let each = |found: &Found| {
+            bytes += found.batch.bytes().len() as u64;
+            (how.pace)(found.batch.bytes().len() as u64);
         };
-        let segment = Segment::open(&*self.store, kind, info).map_err(|error| (lost_from(last), error))?;
+        let damage = self.read_around_damage(kind, info, before, each)?;
+        let from = |last| self.lost_from(kind, last);
+        Ok((bytes, damage.into_iter().map(|(what, last)| Damage { what, from: from(last) }).collect()))
+    }
+
+    /// Tells `each` batch of a sealed segment whose tables check. What does not check is returned, with the last
+    /// sequence before it.
+    fn read_around_damage(
+        &self,
+        kind: LogKind,
+        info: &SegmentInfo,
+        before: WriteSeq,
+        mut each: impl FnMut(&Found),
+    ) -> io::Result<Vec<(String, WriteSeq)>> {
+        let (mut last, mut damage) = (before, Vec::new());
         let end = info.sealed.as_ref().map(|sealed| sealed.bytes);
-        let mut scan = segment.scan(end).map_err(|error| (lost_from(last), error))?;
+        let segment = match Segment::open(&*self.store, kind, info) {
+            Ok(segment) => segment,
+            Err(error) => return Ok(vec![(io_or_damage(error)?, last)]),
+        };
+        let mut scan = segment.scan(end).map_err(io::Error::other)?;
         loop {
-            match scan.next() {
+            let at = scan.position.at;
+            let error = match scan.next() {
                 Ok(Some(found)) => {
                     last = found.batch.header().last_seq;
-                    (how.pace)(found.batch.bytes().len() as u64);
+                    each(&found);
+                    continue;
                 }
-                Ok(None) if end.is_some_and(|end| scan.position.at < end) => {
-                    let what = "the segment ends too early".into();
-                    let at = scan.position.at;
-                    return Err((
-                        lost_from(last),
-                        SegmentError::Batch { name: segment.name.clone(), at, what },
-                    ));
-                }
-                Ok(None) => return Ok(scan.position.at),
-                Err(error) => return Err((lost_from(last), error)),
+                Ok(None) if end.is_none_or(|end| at >= end) => return Ok(damage),
+                Ok(None) => ends_early(&segment, at),
+                Err(error) => error,
+            };
+            damage.push((io_or_damage(error)?, last));
+            if let Some(found) = scan.tables().map_err(io::Error::other)? {
+                last = found.batch.header().last_seq;
+                each(&found);
+            }
+            let onward = scan.resume().map_err(io::Error::other)?;
+            if onward != Onward::Next {
+                let what = "what stands behind it cannot be told apart".into();
+                let error = SegmentError::Batch { name: segment.name.clone(), at, what };
+                damage.push((error.to_string(), last));
+            }
+            if onward == Onward::End {
+                return Ok(damage);
             }
         }
     }
 
-    /// Whether every page of a run checks.
+    /// The first cut that misses something where what follows `last` in a log cannot be read.
+    fn lost_from(&self, kind: LogKind, last: WriteSeq) -> WriteSeq {
+        match kind {
+            LogKind::Redo => last.next(),
+            // Whatever is older than a before-image may need it: as the manifest on the disk has it, for that is what
+            // can be opened after a crash.
+            LogKind::Undo => WriteSeq::from_raw(self.read_shared().manifest.retired_below),
+        }
+    }
+
+    /// Whether every page of a run is there and checks.
     fn is_whole(&self, run: &Run) -> Result<bool, FoldError> {
         let mut extents = Vec::new();
         let result = run.guide(&*self.store).and_then(|guide| {
@@ -147,11 +180,13 @@ impl Journal {
         match result {
             Ok(()) => Ok(true),
             Err(RunError::Damaged { .. }) => Ok(false),
+            Err(RunError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Makes a segment's footer again, in a file of its own.
+    /// Makes a segment's footer again, in a file of its own, out of the batches whose tables check. Of the others
+    /// nothing could be read: since they were contained the source has sent again what they brought.
     fn rebuild_footer(
         &self,
         kind: LogKind,
@@ -160,17 +195,13 @@ impl Journal {
         how: &Upkeep<'_>,
     ) -> Result<(), FoldError> {
         let _upkeep = self.lock_upkeep();
-        let segment = Segment::open(&*self.store, kind, info)
-            .map_err(|error| FoldError::Footer(std::io::Error::other(error)))?;
         let mut table = Table::new(kind, info.number, info.base_page);
-        let end = info.sealed.as_ref().map(|sealed| sealed.bytes);
-        let damaged = |error: SegmentError| FoldError::Footer(std::io::Error::other(error));
-        let mut scan = segment.scan(end).map_err(damaged)?;
-        while let Some(found) = scan.next().map_err(damaged)? {
+        let each = |found: &Found| {
             let page = info.base_page + found.at / PAGE_BYTES;
             let entries = found.batch.entries().iter();
             entries.flat_map(|entry| extents_of(entry, page)).for_each(|extent| table.insert(extent));
-        }
+        };
+        self.read_around_damage(kind, info, WriteSeq::ZERO, each).map_err(FoldError::Footer)?;
         let number = self.read_shared().manifest.next_file + 1;
         let fresh = RunInfo { file: Some(number), at: 0, ..old.clone() };
         let file = self.store.open(&fresh.file_name(kind), true).map_err(FoldError::Footer)?;

@@ -55,6 +55,17 @@ pub(crate) struct Found {
     pub(crate) batch: Batch,
 }
 
+/// Where a scan goes on behind damage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Onward {
+    /// At the next batch.
+    Next,
+    /// At a later one: those between cannot be told apart.
+    Further,
+    /// Nothing follows that could be told apart.
+    End,
+}
+
 impl Segment {
     /// Makes a segment file and its two headers, out of the file `spare` where there is one; durable, its
     /// name too.
@@ -174,16 +185,67 @@ impl Scan<'_> {
         })
     }
 
+    /// The batch that did not check, where its tables do: some of its frames may be good.
+    pub(crate) fn tables(&mut self) -> Result<Option<Found>, SegmentError> {
+        let at = self.position.at;
+        let Some((envelope, _)) = self.following_envelope()? else { return Ok(None) };
+        let total = envelope.body_len as usize;
+        if total > BATCH_BYTES_MAX {
+            return Ok(None);
+        }
+        let Some(body) = self.bytes(at + ENVELOPE_BYTES as u64, total)? else { return Ok(None) };
+        let batch = Batch::parse_as(self.segment.header.kind.form(), body).ok();
+        let batch = batch.filter(|batch| batch.checksum() == envelope.body_crc);
+        Ok(batch.map(|batch| Found { at, envelope, batch }))
+    }
+
+    /// Goes on behind the batch that did not check.
+    ///
+    /// Where its envelope is good it says where the next one stands. Otherwise that is looked for in the rest of the
+    /// segment: the last envelope with the lowest number, for what an earlier life of these pages may have left lies
+    /// before it.
+    pub(crate) fn resume(&mut self) -> Result<Onward, SegmentError> {
+        if let Some((envelope, crc)) = self.following_envelope()? {
+            let at = self.position.at + Envelope::stride(envelope.body_len as usize);
+            self.position = Position { at, batch_no: envelope.batch_no + 1, chain: crc };
+            return Ok(Onward::Next);
+        }
+        let mut next: Option<Position> = None;
+        for at in (self.position.at + PAGE_BYTES..self.end()).step_by(PAGE_BYTES as usize) {
+            let Some((Envelope { batch_no, chain, .. }, _)) = self.envelope_at(at)? else { continue };
+            if batch_no > self.position.batch_no && next.is_none_or(|next| batch_no <= next.batch_no) {
+                next = Some(Position { at, batch_no, chain });
+            }
+        }
+        let Some(next) = next else { return Ok(Onward::End) };
+        let is_next = next.batch_no == self.position.batch_no + 1;
+        self.position = next;
+        Ok(if is_next { Onward::Next } else { Onward::Further })
+    }
+
+    /// The envelope where the scan stands, if it is the one that is due there.
+    fn following_envelope(&mut self) -> Result<Option<(Envelope, u32)>, SegmentError> {
+        let due = (self.position.batch_no, self.position.chain);
+        let found = self.envelope_at(self.position.at)?;
+        Ok(found.filter(|(envelope, _)| (envelope.batch_no, envelope.chain) == due))
+    }
+
+    /// The envelope of this segment's own life that stands at a place, with its checksum.
+    fn envelope_at(&mut self, at: u64) -> Result<Option<(Envelope, u32)>, SegmentError> {
+        let seed = self.segment.header.seed();
+        let head = self.bytes(at, ENVELOPE_BYTES)?;
+        Ok(head.and_then(|head| {
+            Envelope::decode(head[..].try_into().expect("as many bytes as were asked for"), seed).ok()
+        }))
+    }
+
     /// The highest `acked_upto` among the valid envelopes behind the place the scan stopped at: proof that
     /// what is missing there had been acknowledged.
     pub(crate) fn acked_beyond(&mut self) -> Option<types::WriteSeq> {
-        let seed = self.segment.header.seed();
         let mut highest = None;
-        let mut at = self.position.at;
-        while let Ok(Some(head)) = self.bytes(at, ENVELOPE_BYTES) {
-            let head = head[..].try_into().expect("as many bytes as were asked for");
-            highest = highest.max(Envelope::decode(head, seed).ok().map(|(envelope, _)| envelope.acked_upto));
-            at += PAGE_BYTES;
+        for at in (self.position.at..self.end()).step_by(PAGE_BYTES as usize) {
+            let Ok(found) = self.envelope_at(at) else { break };
+            highest = highest.max(found.map(|(envelope, _)| envelope.acked_upto));
         }
         highest
     }
@@ -195,13 +257,7 @@ impl Scan<'_> {
 
     /// Whether an envelope of this segment's own life stands where the scan stopped.
     pub(crate) fn is_torn_here(&mut self) -> bool {
-        let seed = self.segment.header.seed();
-        let head = self.bytes(self.position.at, ENVELOPE_BYTES);
-        head.is_ok_and(|head| {
-            head.is_some_and(|head| {
-                Envelope::decode(head[..].try_into().expect("as many bytes"), seed).is_ok()
-            })
-        })
+        self.envelope_at(self.position.at).is_ok_and(|found| found.is_some())
     }
 }
 

@@ -4,7 +4,7 @@
 
 mod stream;
 
-use journal::{Journal, Scrubbed, Settings, Store, StoreFile, Upkeep, verify};
+use journal::{Damage, Journal, Manifest, Scrubbed, Settings, Store, StoreFile, Upkeep, verify};
 use sim::SimStore;
 use std::io;
 use std::sync::Arc;
@@ -140,6 +140,112 @@ fn damage_that_was_made_good_costs_nothing_when_it_is_found_again() {
     }
 }
 
+/// Bytes of writes whose batch has two frames, so that one may be good where the other is not.
+const LARGE: u64 = 72 << 10;
+
+/// A journal of writes to blocks of their own, of which something rots; that is found, contained, and made good by a
+/// sync of what differs. How many checkpoints there are then.
+fn made_good(spoil: impl Fn(&SimStore)) -> (SimStore, Stream, Journal, usize) {
+    let (store, stream, journal, kept, _) = found_and_made_good(spoil);
+    (store, stream, journal, kept)
+}
+
+/// As [`made_good`], with what was found.
+fn found_and_made_good(spoil: impl Fn(&SimStore)) -> (SimStore, Stream, Journal, usize, Vec<Damage>) {
+    let store = SimStore::new();
+    let journal = create(&store, SEGMENTS);
+    let mut stream = Stream::begin();
+    for number in 0..16 {
+        let len = if number == 4 { LARGE } else { 6000 };
+        stream.write(number << 16, &vec![number as u8 + 1; len as usize]);
+        stream.checkpoint();
+        append(&journal, stream.batch(), number, number as u8 + 1);
+    }
+    keep_up(&journal, 20);
+    // What is in memory since is good, and is not to be taken for what the disk has.
+    compare(&journal, &stream.states);
+    spoil(&store);
+    let found = scrub_all(&journal).damage;
+    assert!(!found.is_empty());
+    let kept = make_good(&journal, &mut stream, 100);
+    (store, stream, journal, kept, found)
+}
+
+fn make_good(journal: &Journal, stream: &mut Stream, at_seconds: u64) -> usize {
+    stream.delta_sync(journal);
+    stream.checkpoint();
+    append(journal, stream.batch(), at_seconds, at_seconds as u8);
+    keep_up(journal, at_seconds);
+    assert_eq!(scrub_all(journal).damage, Vec::new(), "nothing new");
+    compare(journal, &stream.states)
+}
+const WITH_LARGE: &str = "segment-00000002";
+/// It has four batches.
+const WITH_SMALL: &str = "segment-00000003";
+const BATCHES_AT: [u64; 4] = [8192, 16384, 24576, 32768];
+/// In an envelope, in the tables behind it, and in a frame.
+const IN_A_BATCH: [u64; 3] = [20, 200, 3000];
+
+/// Every page of a segment's footer.
+fn rot_index(store: &SimStore, name: &str) {
+    let manifest = Manifest::load(store).unwrap();
+    let segment = manifest.redo.segments.iter().find(|segment| name.ends_with(&segment.number.to_string()));
+    let footer = segment.unwrap().sealed.clone().unwrap().footer.unwrap();
+    assert_eq!(footer.file, None);
+    (0..footer.bytes).step_by(4096).for_each(|at| assert!(store.rot(name, footer.at + at + 20)));
+}
+
+#[test]
+fn what_rots_behind_damage_that_was_made_good_is_found_too() {
+    for (first, second) in IN_A_BATCH.iter().flat_map(|first| IN_A_BATCH.map(|second| (first, second))) {
+        for behind in &BATCHES_AT[1..] {
+            let (store, mut stream, journal, kept) = made_good(|store| {
+                assert!(store.rot(WITH_SMALL, BATCHES_AT[0] + first));
+            });
+            assert!(store.rot(WITH_SMALL, behind + second));
+            let found = scrub_all(&journal).damage;
+            assert!(!found.is_empty(), "bytes {first} and {second}");
+            assert!(compare(&journal, &stream.states) < kept);
+            make_good(&journal, &mut stream, 200);
+            drop(journal);
+            compare(&open(&store), &stream.states);
+        }
+    }
+}
+
+/// Pages that were cut off a torn end may come back where the write over them was lost.
+#[test]
+fn an_envelope_within_a_damaged_batch_is_not_taken_for_the_next_one() {
+    let (.., found) = found_and_made_good(|store| {
+        let file = Store::open(store, WITH_SMALL, false).unwrap();
+        let mut page = vec![0; 4096];
+        file.read_at(BATCHES_AT[1], &mut page).unwrap();
+        file.write_at(BATCHES_AT[0] + 4096, &page).unwrap();
+        assert!(store.rot(WITH_SMALL, BATCHES_AT[0] + 20));
+    });
+    assert_eq!(found.len(), 1, "{found:?}");
+}
+
+#[test]
+fn the_index_of_a_damaged_segment_is_made_again_out_of_what_can_be_read() {
+    let small = IN_A_BATCH.map(|byte| (WITH_SMALL, vec![BATCHES_AT[0] + byte]));
+    let two = (WITH_SMALL, vec![BATCHES_AT[0] + 20, BATCHES_AT[1] + 20]);
+    let large = (WITH_LARGE, vec![BATCHES_AT[0] + (70 << 10)]);
+    for (name, places) in small.into_iter().chain([two, large]) {
+        let (store, stream, journal, kept) = made_good(|store| {
+            places.iter().for_each(|at| assert!(store.rot(name, *at)));
+        });
+        rot_index(&store, name);
+        drop(journal);
+        let journal = open(&store);
+        let found = scrub_all(&journal);
+        assert_eq!((found.damage, found.rebuilt), (Vec::new(), 1), "{places:?}: nothing new");
+        assert_eq!(compare(&journal, &stream.states), kept, "{places:?}");
+        drop(journal);
+        assert_eq!(compare(&open(&store), &stream.states), kept, "{places:?}");
+    }
+}
+
 #[test]
 fn a_missing_segment_is_found_on_opening() {
     let (store, stream) = sealed(20);
@@ -256,18 +362,69 @@ fn rot_in_before_images_is_never_given_out() {
     }
     assert_eq!(compare(&journal, &stream.states), 12);
     drop(journal);
-    let name = store.names().into_iter().find(|name| name.starts_with("undo-")).unwrap();
-    for at in (8192..store.len_of(&name).unwrap()).step_by(1013) {
+    // The last of them is still written to.
+    let names: Vec<String> = store.names().into_iter().filter(|name| name.starts_with("undo-")).collect();
+    assert!(names.len() > 1, "{names:?}");
+    for (name, at) in names
+        .iter()
+        .flat_map(|name| (8192..store.len_of(name).unwrap()).step_by(1013).map(move |at| (name, at)))
+    {
         let rotten = store.fork();
-        assert!(rotten.rot(&name, at));
+        assert!(rotten.rot(name, at));
+        let is_found = verify(&rotten, true, |_| {}).unwrap().damage.iter().any(|what| what.contains(name));
         let opened = Journal::open(Arc::new(rotten), settings).unwrap();
+        // Sealed ones are not read on opening.
+        let at_open = opened.damage.iter().any(|damage| damage.what.contains(name));
+        assert_eq!(
+            at_open,
+            is_found && names.last() == Some(name),
+            "byte {at} of {name}: {:?}",
+            opened.damage
+        );
         for cut in cuts(&opened.journal) {
             let (_, expected) = stream.states.iter().find(|(seen, _)| *seen == cut).unwrap();
             if let Ok(found) = read_all(&opened.journal, cut) {
-                assert!(found == *expected, "byte {at}: checkpoint {cut} is given out wrong");
+                assert!(found == *expected, "byte {at} of {name}: checkpoint {cut} is given out wrong");
             }
         }
     }
+}
+
+/// A fold that retires cuts only in memory, because the manifest cannot be saved, takes no cut from what a crash brings
+/// back: rot in before-images is contained for those too.
+#[test]
+fn rot_in_before_images_is_contained_for_cuts_that_a_crash_brings_back() {
+    let store = SimStore::new();
+    let settings = Settings { mode: journal::Mode::Rollback, ..SEGMENTS };
+    let journal = create(&store, settings);
+    let mut stream = Stream::begin();
+    for number in 0..12u64 {
+        stream.write(number * 512, &[number as u8 + 1; 6000]);
+        stream.checkpoint();
+        append(&journal, stream.batch(), number, number as u8 + 1);
+        keep_up(&journal, number);
+    }
+    drop(journal);
+    let mut brought_back = 0;
+    for syncs in 0..8 {
+        let store = store.fork();
+        let journal = Journal::open(Arc::new(store.clone()), settings).unwrap().journal;
+        let before = cuts(&journal).len();
+        journal.set(Settings { bytes_soft: 1, ..SEGMENTS });
+        store.fail_sync_after(Some(syncs));
+        let failed = journal.keep_up(&Upkeep::plain(WallTime(0), [6; 16])).is_err();
+        store.fail_sync_after(None);
+        let retired = before - cuts(&journal).len();
+        assert!(store.rot("undo-00000001", 8192 + 3 * 4096 + 100));
+        let found = scrub_all(&journal).damage;
+        assert_eq!(found.len(), 1, "{found:?}");
+        let not_saved = failed && Manifest::load(&store).unwrap().retired_below == 0;
+        drop(journal);
+        let journal = Journal::open(Arc::new(store), settings).unwrap().journal;
+        compare(&journal, &stream.states);
+        brought_back += usize::from(retired > 0 && not_saved);
+    }
+    assert!(brought_back > 0);
 }
 
 #[test]

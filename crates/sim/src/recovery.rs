@@ -93,7 +93,13 @@ impl RecoveryVm {
         self.store.limit_room(None);
         self.store.fail_sync_after(None);
         // What is sealed has its footer then: without one it is not scrubbed yet.
-        journal.keep_up(&Upkeep::plain(wall, rng.sixteen())).ok()?;
+        loop {
+            let kept = journal.keep_up(&Upkeep::plain(wall, rng.sixteen())).ok()?;
+            // What is brought up to date may seal another one, whose footer comes with the next round.
+            if kept.footers == 0 && !kept.more {
+                break;
+            }
+        }
         let kind = if rng.one_in(3) { "undo-" } else { "segment-" };
         let mut segments: Vec<String> =
             self.store.names().into_iter().filter(|name| name.starts_with(kind)).collect();

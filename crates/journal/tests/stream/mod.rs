@@ -88,11 +88,28 @@ impl Stream {
 
     pub(crate) fn copy_all(&mut self) {
         for range in ByteRange::new(0, DISK_BYTES).split_at_multiples(64 << 10) {
-            let seq = self.next();
-            let bytes = &self.disk[range.start as usize..range.end() as usize];
-            let payload = Bytes::copy_from_slice(bytes);
-            self.records.push(Record { seq, kind: Kind::Sync, disk: DiskIndex(0), range, payload });
+            self.copy(range);
         }
+    }
+
+    fn copy(&mut self, range: ByteRange) {
+        let seq = self.next();
+        let bytes = &self.disk[range.start as usize..range.end() as usize];
+        let payload = Bytes::copy_from_slice(bytes);
+        self.records.push(Record { seq, kind: Kind::Sync, disk: DiskIndex(0), range, payload });
+    }
+
+    /// A sync of those blocks that cannot be read at the other side, or are not equal there.
+    pub(crate) fn delta_sync(&mut self, journal: &Journal) {
+        self.begin_sync();
+        for range in ByteRange::new(0, DISK_BYTES).split_at_multiples(64 << 10) {
+            let mut theirs = vec![0; range.len as usize];
+            let read = journal.read_at(DiskIndex(0), WriteSeq::MAX, range.start, &mut theirs);
+            if read.is_err() || theirs != self.disk[range.start as usize..range.end() as usize] {
+                self.copy(range);
+            }
+        }
+        self.end_sync();
     }
 
     pub(crate) fn end_sync(&mut self) {
