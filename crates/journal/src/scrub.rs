@@ -15,7 +15,7 @@ use crate::open::{ends_early, io_or_damage};
 use crate::page::PAGE_BYTES;
 use crate::run::{Run, RunError};
 use crate::run_writer::RunWriter;
-use crate::segment::{Found, Onward, Segment, SegmentError};
+use crate::segment::{Found, Onward, Segment};
 use crate::table::Table;
 use crate::upkeep::Upkeep;
 use std::io;
@@ -148,9 +148,7 @@ impl Journal {
             }
             let onward = scan.resume().map_err(io::Error::other)?;
             if onward != Onward::Next {
-                let what = "what stands behind it cannot be told apart".into();
-                let error = SegmentError::Batch { name: segment.name.clone(), at, what };
-                damage.push((error.to_string(), last));
+                damage.push((segment.cut_off_behind(at).to_string(), last));
             }
             if onward == Onward::End {
                 return Ok(damage);

@@ -135,6 +135,11 @@ impl Segment {
         SegmentError::Io { name: self.name.clone(), source }
     }
 
+    /// A scan could not go on with the batch behind the damaged one at `at`.
+    pub(crate) fn cut_off_behind(&self, at: u64) -> SegmentError {
+        self.damaged(at, "what stands behind it cannot be told apart")
+    }
+
     fn damaged(&self, at: u64, what: &str) -> SegmentError {
         SegmentError::Batch { name: self.name.clone(), at, what: what.to_owned() }
     }

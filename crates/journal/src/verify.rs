@@ -5,8 +5,9 @@ use crate::checkpoints::{CheckpointFacts, CheckpointQuery, Files};
 use crate::cover::LogKind;
 use crate::entropy::sample;
 use crate::manifest::{Manifest, ManifestError, SegmentInfo};
+use crate::open::ends_early;
 use crate::run::Run;
-use crate::segment::{Scan, Segment, SegmentError};
+use crate::segment::{Found, Onward, Scan, Segment, SegmentError};
 use crate::store::Store;
 use crate::timeline::Timeline;
 use batch::Batch;
@@ -38,9 +39,8 @@ pub struct VerifyReport {
     pub guest_writes: u64,
     /// What does not check, by place.
     pub damage: Vec<String>,
-    /// Of these cuts some byte may be wrong: from the first to below the second; open-ended where nothing
-    /// made it good.
-    pub bad_cuts: Vec<(WriteSeq, WriteSeq)>,
+    /// Of cuts from here on some byte may be wrong, because of damage that is not contained yet.
+    pub bad_from: Option<WriteSeq>,
     /// Bytes at the end that are no whole batch and were never acknowledged: not damage.
     pub torn_bytes: u64,
 }
@@ -73,7 +73,7 @@ pub fn verify(
         tail: None,
         guest_writes: 0,
         damage: Vec::new(),
-        bad_cuts: Vec::new(),
+        bad_from: None,
         torn_bytes: 0,
         manifest: manifest.clone(),
     };
@@ -94,7 +94,7 @@ pub fn verify(
         reading.read_segment(LogKind::Undo, info);
     }
     if let Some(missing) = manifest.missing_before_images(reading.before_images_reach) {
-        reading.damaged(missing, WriteSeq::from_raw(manifest.retired_below));
+        reading.cuts_are_bad(missing, WriteSeq::from_raw(manifest.retired_below));
     }
     for kind in [LogKind::Redo, LogKind::Undo] {
         let log = manifest.log(kind);
@@ -141,28 +141,10 @@ impl<F: FnMut(RecordRow)> Reading<'_, F> {
             last_seq: None,
         };
         let before = self.timeline.last_seq;
-        let end = info.sealed.as_ref().map(|sealed| sealed.bytes);
-        let result = Segment::open(self.store, kind, info).and_then(|segment| {
-            let mut scan = segment.scan(end)?;
-            let result = self.read_batches(kind, info, &mut scan, &mut row);
-            row.bytes = scan.position.at;
-            match result {
-                Err(error) if end.is_none() && self.is_torn(&mut scan, &error) => Ok(()),
-                Ok(()) if end.is_some_and(|end| row.bytes < end) => Err(SegmentError::Batch {
-                    name: segment.name.clone(),
-                    at: row.bytes,
-                    what: "the segment ends too early".into(),
-                }),
-                other => other,
-            }
-        });
+        let result = Segment::open(self.store, kind, info)
+            .and_then(|segment| self.read_around_damage(kind, info, &segment, &mut row, before));
         if let Err(error) = result {
-            // Writes of the rest of the segment may be missing; for before-images, of all cuts below.
-            let from = match kind {
-                LogKind::Redo => row.last_seq.unwrap_or(before).next(),
-                LogKind::Undo => WriteSeq::from_raw(self.report.manifest.retired_below),
-            };
-            self.damaged(error.to_string(), from);
+            self.damaged(error, kind, &row, before);
         }
         match (kind, &info.sealed) {
             (LogKind::Redo, Some(sealed)) => self.timeline.stand_at(&sealed.point),
@@ -174,52 +156,102 @@ impl<F: FnMut(RecordRow)> Reading<'_, F> {
         self.report.segments.push(row);
     }
 
-    fn damaged(&mut self, what: String, from: WriteSeq) {
-        self.report.damage.push(what);
-        self.report.bad_cuts.push((from, WriteSeq::MAX));
+    /// A segment does not check behind what was read of it.
+    fn damaged(&mut self, error: SegmentError, kind: LogKind, row: &SegmentReport, before: WriteSeq) {
+        let from = match kind {
+            LogKind::Redo => row.last_seq.unwrap_or(before).next(),
+            // All cuts below may need a before-image.
+            LogKind::Undo => WriteSeq::from_raw(self.report.manifest.retired_below),
+        };
+        self.cuts_are_bad(error.to_string(), from);
     }
 
-    fn read_batches(
+    /// Cuts from here on may miss something. Where it was contained the gaps say so, and where they end.
+    fn cuts_are_bad(&mut self, what: String, from: WriteSeq) {
+        if !self.report.manifest.damage.iter().any(|entry| entry.what == what) {
+            self.report.bad_from = Some(self.report.bad_from.map_or(from, |bad| bad.min(from)));
+        }
+        self.report.damage.push(what);
+    }
+
+    /// Reads a segment; of a sealed one also what stands behind damage.
+    fn read_around_damage(
         &mut self,
         kind: LogKind,
         info: &SegmentInfo,
-        scan: &mut Scan<'_>,
+        segment: &Segment,
         row: &mut SegmentReport,
+        before: WriteSeq,
     ) -> Result<(), SegmentError> {
-        while let Some(found) = scan.next()? {
-            let batch = &found.batch;
-            row.batches += 1;
-            row.records += batch.entries().len() as u64;
-            row.first_seq = row.first_seq.or(batch.entries().first().map(|entry| entry.seq));
-            row.last_seq = Some(batch.header().last_seq);
-            let name = info.file_name(kind);
-            let damaged = |what: String| SegmentError::Batch { name: name.clone(), at: found.at, what };
-            if self.deep {
-                for entry in 0..batch.entries().len() {
-                    batch.payload(entry).map_err(|error| damaged(error.to_string()))?;
+        let end = info.sealed.as_ref().map(|sealed| sealed.bytes);
+        let mut scan = segment.scan(end)?;
+        let mut is_behind_damage = false;
+        loop {
+            row.bytes = scan.position.at;
+            let error = match scan.next() {
+                Ok(Some(found)) => {
+                    self.read_batch(kind, info, &found, row, std::mem::take(&mut is_behind_damage))?;
+                    continue;
                 }
-            }
-            if kind == LogKind::Undo {
-                if batch.header().ends_step {
-                    self.before_images_reach = batch.header().watermark;
+                Ok(None) if end.is_none_or(|end| row.bytes >= end) => return Ok(()),
+                Ok(None) => ends_early(segment, row.bytes),
+                Err(error) if end.is_none() => {
+                    return if self.is_torn(&mut scan, &error) { Ok(()) } else { Err(error) };
                 }
-                continue;
+                Err(error) => error,
+            };
+            self.damaged(error, kind, row, before);
+            is_behind_damage = true;
+            let onward = scan.resume()?;
+            if onward != Onward::Next {
+                self.damaged(segment.cut_off_behind(row.bytes), kind, row, before);
             }
-            if batch.header().prev_seq != self.timeline.last_seq {
-                return Err(damaged("the batch does not follow the stream before it".into()));
+            if onward == Onward::End {
+                return Ok(());
             }
-            self.tell(batch);
-            // Gaps of sealed segments are in the manifest already.
-            let mut scratch = self.timeline.clone();
-            let timeline = if info.sealed.is_some() { &mut scratch } else { &mut *self.timeline };
-            let facts = timeline.insert(batch, &sample(batch)).map_err(|error| damaged(error.to_string()))?;
-            if info.sealed.is_some() {
-                self.timeline.stand_at(&scratch.point());
-                self.timeline.guest_writes = scratch.guest_writes;
+        }
+    }
+
+    fn read_batch(
+        &mut self,
+        kind: LogKind,
+        info: &SegmentInfo,
+        found: &Found,
+        row: &mut SegmentReport,
+        is_behind_damage: bool,
+    ) -> Result<(), SegmentError> {
+        let batch = &found.batch;
+        row.batches += 1;
+        row.records += batch.entries().len() as u64;
+        row.first_seq = row.first_seq.or(batch.entries().first().map(|entry| entry.seq));
+        row.last_seq = Some(batch.header().last_seq);
+        let name = info.file_name(kind);
+        let damaged = |what: String| SegmentError::Batch { name: name.clone(), at: found.at, what };
+        if self.deep {
+            for entry in 0..batch.entries().len() {
+                batch.payload(entry).map_err(|error| damaged(error.to_string()))?;
             }
-            if info.sealed.as_ref().is_none_or(|sealed| sealed.footer.is_none()) {
-                self.recent.extend(facts);
+        }
+        if kind == LogKind::Undo {
+            if batch.header().ends_step {
+                self.before_images_reach = batch.header().watermark;
             }
+            return Ok(());
+        }
+        if batch.header().prev_seq != self.timeline.last_seq && !is_behind_damage {
+            return Err(damaged("the batch does not follow the stream before it".into()));
+        }
+        self.tell(batch);
+        // Gaps of sealed segments are in the manifest already.
+        let mut scratch = self.timeline.clone();
+        let timeline = if info.sealed.is_some() { &mut scratch } else { &mut *self.timeline };
+        let facts = timeline.insert(batch, &sample(batch)).map_err(|error| damaged(error.to_string()))?;
+        if info.sealed.is_some() {
+            self.timeline.stand_at(&scratch.point());
+            self.timeline.guest_writes = scratch.guest_writes;
+        }
+        if info.sealed.as_ref().is_none_or(|sealed| sealed.footer.is_none()) {
+            self.recent.extend(facts);
         }
         Ok(())
     }
@@ -258,16 +290,16 @@ impl<F: FnMut(RecordRow)> Reading<'_, F> {
             Ok(())
         });
         if let Err(error) = result {
-            self.report.damage.push(format!("{error} (its batches are whole: `repair` makes it again)"));
+            self.report.damage.push(format!("{error} (`repair` makes it again out of its batches)"));
         }
     }
 
     fn list_checkpoints(&mut self, manifest: &Manifest) {
         let files = Files { store: self.store, manifest };
-        let (timeline, bad) = (&*self.timeline, &self.report.bad_cuts);
+        let (timeline, bad_from) = (&*self.timeline, self.report.bad_from);
         let is_good = |facts: &CheckpointFacts| {
             let cut = facts.cut();
-            timeline.is_consistent_checkpoint(cut) && !bad.iter().any(|(from, to)| *from <= cut && cut < *to)
+            timeline.is_consistent_checkpoint(cut) && bad_from.is_none_or(|from| cut < from)
         };
         let mut good = Vec::new();
         let query = CheckpointQuery { limit: usize::MAX, ..CheckpointQuery::default() };

@@ -6,6 +6,7 @@ use crate::store::StoreFile;
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use types::limits::BATCH_BYTES_MAX;
@@ -15,7 +16,7 @@ const WINDOW_BYTES: usize = 4 << 20;
 /// As many windows are read ahead: one keeps the disk busy while the other is handed over.
 const AHEAD: usize = 2;
 /// Room before a window for what is left of the one before: no more than is asked for at once.
-const ROOM_BEFORE: usize = BATCH_BYTES_MAX + PAGE_BYTES as usize;
+const ROOM_BEFORE: u64 = BATCH_BYTES_MAX as u64;
 
 /// What is held of a file, and what is read ahead of it.
 #[derive(Debug)]
@@ -33,11 +34,11 @@ pub(crate) struct Windows {
     ahead: VecDeque<(u64, JoinHandle<io::Result<Window>>)>,
 }
 
-/// Memory with `len` bytes of the file behind its room for older ones.
+/// Memory with bytes of the file, and room for older ones before them.
 #[derive(Debug)]
 struct Window {
     memory: BytesMut,
-    len: usize,
+    bytes: Range<usize>,
 }
 
 impl Windows {
@@ -84,14 +85,13 @@ impl Windows {
             Some((_, thread)) => join(thread)?,
             None => read(&*self.file, from, self.end, Bytes::new())?,
         };
-        let start = first_byte(&window.memory);
-        let held = start - rest.len()..start + window.len;
-        window.memory[held.start..start].copy_from_slice(&rest);
+        let held = window.bytes.start - rest.len()..window.bytes.end;
+        window.memory[held.start..window.bytes.start].copy_from_slice(&rest);
         self.held_at = from - rest.len() as u64;
         drop(rest);
         let mut before = std::mem::replace(&mut self.memory, window.memory.freeze());
         self.held = self.memory.slice(held);
-        let first_ahead = from + window.len as u64;
+        let first_ahead = from + window.bytes.len() as u64;
         let next = self.ahead.back().map_or(first_ahead, |(at, _)| at + WINDOW_BYTES as u64);
         let missing = self.depth - self.ahead.len();
         for at in (next..self.end).step_by(WINDOW_BYTES).take(missing) {
@@ -104,20 +104,18 @@ impl Windows {
 
 /// Reads one window, into `memory` if it is large enough and nobody has a part of it.
 fn read(file: &dyn StoreFile, from: u64, end: u64, memory: Bytes) -> io::Result<Window> {
-    let room = ROOM_BEFORE + WINDOW_BYTES + PAGE_BYTES as usize;
-    let mut memory = match memory.try_into_mut() {
-        Ok(memory) if memory.len() == room => memory,
-        _ => BytesMut::zeroed(room),
-    };
-    let start = first_byte(&memory);
     let len = (end - from).min(WINDOW_BYTES as u64) as usize;
-    file.read_at(from, &mut memory[start..start + len])?;
-    Ok(Window { memory, len })
-}
-
-/// Where the file's bytes begin: at a multiple of a page, so that direct I/O needs no copy.
-fn first_byte(memory: &BytesMut) -> usize {
-    ROOM_BEFORE + memory[ROOM_BEFORE..].as_ptr().align_offset(PAGE_BYTES as usize)
+    let before = ROOM_BEFORE.min(from) as usize;
+    let size = before + PAGE_BYTES as usize + len;
+    let mut memory = match memory.try_into_mut() {
+        Ok(memory) if memory.len() >= size => memory,
+        _ => BytesMut::zeroed(size),
+    };
+    // At a multiple of a page, so that direct I/O needs no copy.
+    let start = before + memory[before..].as_ptr().align_offset(PAGE_BYTES as usize);
+    let bytes = start..start + len;
+    file.read_at(from, &mut memory[bytes.clone()])?;
+    Ok(Window { memory, bytes })
 }
 
 fn join(thread: JoinHandle<io::Result<Window>>) -> io::Result<Window> {

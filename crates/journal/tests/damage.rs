@@ -202,10 +202,18 @@ fn what_rots_behind_damage_that_was_made_good_is_found_too() {
             let (store, mut stream, journal, kept) = made_good(|store| {
                 assert!(store.rot(WITH_SMALL, BATCHES_AT[0] + first));
             });
+            assert_eq!(
+                verify(&store, true, |_| {}).unwrap().checkpoints.len(),
+                kept,
+                "what was made good is good"
+            );
             assert!(store.rot(WITH_SMALL, behind + second));
+            let told = verify(&store, true, |_| {}).unwrap().checkpoints;
             let found = scrub_all(&journal).damage;
             assert!(!found.is_empty(), "bytes {first} and {second}");
-            assert!(compare(&journal, &stream.states) < kept);
+            let left = compare(&journal, &stream.states);
+            assert!(left < kept);
+            assert_eq!(told.len(), left, "verifying says the same");
             make_good(&journal, &mut stream, 200);
             drop(journal);
             compare(&open(&store), &stream.states);

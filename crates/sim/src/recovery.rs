@@ -5,7 +5,8 @@ use crate::rng::Rng;
 use crate::store::SimStore;
 use batch::{Batch, BlockHash};
 use journal::{
-    AppendError, AppendMeta, Journal, Mode, OpenError, Settings, Store, StoreFile, Thinning, Upkeep,
+    AppendError, AppendMeta, Journal, Manifest, Mode, OpenError, SegmentInfo, Settings, Store, StoreFile,
+    Thinning, Upkeep,
 };
 use replication::wire::{Ack, ClockAnswer, Compare, Compared, Hello, Message, Refusal, Refuse};
 use replication::{Opened, Receiver, ReceiverEffect, ReceiverEvent};
@@ -92,18 +93,14 @@ impl RecoveryVm {
         let journal = self.journal.clone()?;
         self.store.limit_room(None);
         self.store.fail_sync_after(None);
-        // What is sealed has its footer then: without one it is not scrubbed yet.
-        loop {
-            let kept = journal.keep_up(&Upkeep::plain(wall, rng.sixteen())).ok()?;
-            // What is brought up to date may seal another one, whose footer comes with the next round.
-            if kept.footers == 0 && !kept.more {
-                break;
-            }
-        }
-        let kind = if rng.one_in(3) { "undo-" } else { "segment-" };
-        let mut segments: Vec<String> =
-            self.store.names().into_iter().filter(|name| name.starts_with(kind)).collect();
-        segments.pop(); // It may still be written to.
+        journal.keep_up(&Upkeep::plain(wall, rng.sixteen())).ok()?;
+        let manifest = Manifest::load(&self.store).ok()?;
+        let (kind, log) = if rng.one_in(3) { ("undo", &manifest.undo) } else { ("segment", &manifest.redo) };
+        // Without a footer a segment is not scrubbed yet.
+        let has_footer =
+            |info: &&SegmentInfo| info.sealed.as_ref().is_some_and(|sealed| sealed.footer.is_some());
+        let scrubbed = log.segments.iter().filter(has_footer);
+        let segments: Vec<String> = scrubbed.map(|info| format!("{kind}-{:08}", info.number)).collect();
         let any = |rng: &mut Rng| {
             let name = segments.get(rng.below(segments.len() as u64 + 1) as usize)?.clone();
             let pages = self.store.len_of(&name)? / PAGE_BYTES as u64;
