@@ -15,6 +15,7 @@ use crate::journal::{Journal, LogView, Settings, Shared, View};
 use crate::manifest::{DiskEntry, GapEntry, Log, Manifest, ManifestError, Sealed, SegmentInfo, StreamPoint};
 use crate::page::PAGE_BYTES;
 use crate::run::Run;
+use crate::seal::set_aside;
 use crate::segment::{Found, Position, Scan, Segment, SegmentError};
 use crate::store::Store;
 use crate::table::Table;
@@ -157,6 +158,7 @@ impl Journal {
         damage.retain(|damage| !damage.is_known(&manifest));
         if !damage.is_empty() {
             redo.seal_open(&*store, &mut manifest)?;
+            undo.let_go_of_open(&*store, &mut manifest)?;
             for damage in &damage {
                 damage.record(&mut manifest, &mut redo.timeline);
             }
@@ -236,9 +238,9 @@ impl RedoReading {
             match &info.sealed {
                 Some(sealed) => {
                     let read = match (names.contains(&name), &sealed.footer) {
-                        (false, _) => Err(SegmentError::Missing { name }),
+                        (false, Some(_)) => Err(SegmentError::Missing { name }),
                         (true, Some(_)) => Ok(()),
-                        (true, None) => self.read_sealed(store, info, sealed),
+                        (_, None) => self.read_sealed(store, info, sealed),
                     };
                     if let Err(error) = read {
                         let error = io_or_damage(error)?;
@@ -357,10 +359,7 @@ impl RedoReading {
             }
             // Nothing of it could be read at all: it is set aside.
             None => {
-                let name = last.file_name(LogKind::Redo);
-                if store.exists(&name)? {
-                    store.rename(&name, &format!("damaged-{name}"))?;
-                }
+                set_aside(store, &last.file_name(LogKind::Redo))?;
                 log.segments.pop();
             }
         }
@@ -430,14 +429,46 @@ impl UndoReading {
         Ok(reading)
     }
 
+    /// The open segment, where nothing of it could be read.
+    fn let_go_of_open(&self, store: &dyn Store, manifest: &mut Manifest) -> io::Result<()> {
+        let is_lost = self.open.is_none();
+        match manifest.undo.segments.pop_if(|last| is_lost && last.sealed.is_none()) {
+            Some(last) => set_aside(store, &last.file_name(LogKind::Undo)),
+            None => Ok(()),
+        }
+    }
+
     fn read_segment(&mut self, store: &dyn Store, info: &SegmentInfo) -> Result<(), SegmentError> {
         let end = match &info.sealed {
             Some(Sealed { footer: Some(_), .. }) => return Ok(()),
             Some(sealed) => Some(sealed.bytes),
             None => None,
         };
-        let segment = Segment::open(store, LogKind::Undo, info)?;
         let mut table = Table::new(LogKind::Undo, info.number, info.base_page);
+        let result = self.read_steps(store, info, end, &mut table);
+        if end.is_some() {
+            // Whatever could be read is kept, though older cuts are not good.
+            self.frozen.push(table);
+            return result.map(drop);
+        }
+        let (segment, first_of_last, whole) = result?;
+        rewrite(&segment, first_of_last, whole.at)
+            .map_err(|source| SegmentError::Io { name: segment.name.clone(), source })?;
+        self.table = table;
+        self.open = Some((segment, info.base_page, whole));
+        Ok(())
+    }
+
+    /// Reads a segment's whole steps into `table`: the segment, where the last batch that was looked at begins a step,
+    /// and where the last whole step ends.
+    fn read_steps(
+        &mut self,
+        store: &dyn Store,
+        info: &SegmentInfo,
+        end: Option<u64>,
+        table: &mut Table,
+    ) -> Result<(Segment, Option<u64>, Position), SegmentError> {
+        let segment = Segment::open(store, LogKind::Undo, info)?;
         let mut scan = segment.scan(end)?;
         let mut whole = scan.position;
         let mut last_step = None;
@@ -466,15 +497,8 @@ impl UndoReading {
                 Err(_) => break,
             }
         }
-        if end.is_some() {
-            self.frozen.push(table);
-        } else {
-            rewrite(&segment, last_step, whole.at)
-                .map_err(|source| SegmentError::Io { name: segment.name.clone(), source })?;
-            self.table = table;
-            self.open = Some((segment, info.base_page, whole));
-        }
-        Ok(())
+        drop(scan);
+        Ok((segment, last_step, whole))
     }
 }
 

@@ -5,14 +5,24 @@
 use crate::checkpoints::{CheckpointFacts, FILE_PAGES_MAX, pages_for, write_rows};
 use crate::cover::LogKind;
 use crate::journal::Journal;
-use crate::manifest::{CheckpointFile, Manifest, RunInfo, TagEntry};
+use crate::layout::{FIRST_BATCH_AT, SegmentHeader};
+use crate::manifest::{CheckpointFile, Manifest, RunInfo, SegmentInfo, TagEntry};
 use crate::run::Run;
 use crate::run_writer::{RunWriter, WrittenRun};
-use crate::segment::Segment;
+use crate::segment::{Segment, SegmentError};
+use crate::store::Store;
 use crate::table::Table;
 use std::io;
 use std::sync::Arc;
-use types::CheckpointKind;
+use types::{CheckpointKind, Incarnation, VmId, WallTime};
+
+/// Keeps a file that is damaged under another name, for whoever wants to look at it.
+pub(crate) fn set_aside(store: &dyn Store, name: &str) -> io::Result<()> {
+    match store.exists(name)? {
+        true => store.rename(name, &format!("damaged-{name}")),
+        false => Ok(()),
+    }
+}
 
 impl Journal {
     /// Writes the footers of all sealed segments that have none. How many.
@@ -38,8 +48,12 @@ impl Journal {
         let manifest = self.read_shared().manifest.clone();
         let info = manifest.log(kind).segments.iter().find(|info| info.number == table.segment);
         let info = info.expect("a segment is not dropped before it has its footer");
-        let at = info.sealed.as_ref().expect("only sealed segments' tables are frozen").bytes;
-        let segment = Segment::open(&*self.store, kind, info).map_err(io::Error::other)?;
+        let sealed_at = info.sealed.as_ref().expect("only sealed segments' tables are frozen").bytes;
+        let (segment, at) = match Segment::open(&*self.store, kind, info) {
+            Ok(segment) => (segment, sealed_at),
+            Err(SegmentError::Io { source, .. }) => return Err(source),
+            Err(_) => (self.make_again(&manifest, kind, info)?, FIRST_BATCH_AT),
+        };
         // The same bytes each time it is tried: a manifest whose saving failed may name the footer already.
         let stamp = segment.header.seed();
         let mut writer = RunWriter::begin(&*segment.file, at, kind, stamp, table.base_page);
@@ -56,6 +70,7 @@ impl Journal {
                 let log = manifest.log_mut(kind);
                 let info = log.segments.iter_mut().find(|info| info.number == table.segment);
                 let sealed = info.and_then(|info| info.sealed.as_mut()).expect("it was there before");
+                sealed.bytes = at;
                 sealed.footer = Some(run.clone());
                 log.runs.push(run.clone());
                 rows.record(manifest, &table.checkpoints);
@@ -68,6 +83,23 @@ impl Journal {
                 });
             },
         )
+    }
+
+    /// A segment that cannot be read at all is set aside. One without batches stands in its place, so that there is
+    /// one to let go of in time.
+    fn make_again(&self, manifest: &Manifest, kind: LogKind, info: &SegmentInfo) -> io::Result<Segment> {
+        set_aside(&*self.store, &info.file_name(kind))?;
+        self.files.forget(kind, info.number);
+        let incarnation: Incarnation = info.incarnation.parse().map_err(io::Error::other)?;
+        let vm: VmId = manifest.vm.parse().map_err(io::Error::other)?;
+        let header = SegmentHeader {
+            kind,
+            number: info.number,
+            vm,
+            incarnation: incarnation.to_bytes(),
+            created_at: WallTime(info.created_at),
+        };
+        Segment::create(&*self.store, None, header)
     }
 
     /// Appends checkpoints to their file, or begins a new one; synced.

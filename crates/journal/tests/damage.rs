@@ -4,7 +4,7 @@
 
 mod stream;
 
-use journal::{Damage, Journal, Manifest, Scrubbed, Settings, Store, StoreFile, Upkeep, verify};
+use journal::{Damage, Journal, Manifest, Mode, Scrubbed, Settings, Store, StoreFile, Upkeep, verify};
 use sim::SimStore;
 use std::io;
 use std::sync::Arc;
@@ -254,6 +254,59 @@ fn the_index_of_a_damaged_segment_is_made_again_out_of_what_can_be_read() {
     }
 }
 
+/// A crash before the footers were written, and a segment that is gone, or damaged in its header or first batch: sealed
+/// or still written to.
+#[test]
+fn segments_that_cannot_be_read_before_they_have_their_index_are_let_go_in_time() {
+    let both_headers = [20, 4096 + 20];
+    for (mode, undo_sealed) in [(Mode::RollForward, false), (Mode::Rollback, false), (Mode::Rollback, true)] {
+        for rotten in [&[][..], &both_headers, &[8192 + 100]] {
+            let store = SimStore::new();
+            let settings = Settings { mode, ..SEGMENTS };
+            let journal = create(&store, settings);
+            let mut stream = Stream::begin();
+            for number in 0..20 {
+                stream.write(number * 512, &[number as u8 + 1; 6000]);
+                stream.checkpoint();
+                append(&journal, stream.batch(), number, number as u8 + 1);
+                if mode == Mode::Rollback {
+                    journal.keep_up(&Upkeep::plain(WallTime(0), [number as u8 + 1; 16])).unwrap();
+                }
+                let undo = Manifest::load(&store).unwrap().undo.segments;
+                let is_sealed = undo.first().is_some_and(|first| first.sealed.is_some());
+                if mode == Mode::Rollback && number >= 4 && is_sealed == undo_sealed {
+                    break;
+                }
+            }
+            drop(journal);
+            let manifest = Manifest::load(&store).unwrap();
+            let (name, info) = match mode {
+                Mode::RollForward => ("segment-00000002", &manifest.redo.segments[1]),
+                Mode::Rollback => ("undo-00000001", &manifest.undo.segments[0]),
+            };
+            assert!(info.sealed.as_ref().map_or(!undo_sealed, |sealed| sealed.footer.is_none()));
+            match rotten {
+                [] => Store::remove(&store, name).unwrap(),
+                places => places.iter().for_each(|at| assert!(store.rot(name, *at))),
+            }
+            let opened = Journal::open(Arc::new(store.clone()), settings).unwrap();
+            assert!(!opened.damage.is_empty());
+            let journal = opened.journal;
+            compare(&journal, &stream.states);
+            make_good(&journal, &mut stream, 100);
+            journal.set(Settings { bytes_soft: 1, ..SEGMENTS });
+            keep_up(&journal, 200);
+            compare(&journal, &stream.states);
+            let manifest = Manifest::load(&store).unwrap();
+            let left = manifest.redo.segments.iter().chain(&manifest.undo.segments);
+            assert!(
+                left.clone().count() == 1 && left.clone().all(|info| info.sealed.is_none()),
+                "{manifest:?}"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_missing_segment_is_found_on_opening() {
     let (store, stream) = sealed(20);
@@ -359,7 +412,7 @@ fn a_recycled_file_full_of_old_records_holds_only_the_new_ones() {
 #[test]
 fn rot_in_before_images_is_never_given_out() {
     let store = SimStore::new();
-    let settings = Settings { mode: journal::Mode::Rollback, ..SEGMENTS };
+    let settings = Settings { mode: Mode::Rollback, ..SEGMENTS };
     let journal = create(&store, settings);
     let mut stream = Stream::begin();
     for number in 0..12u64 {
@@ -403,7 +456,7 @@ fn rot_in_before_images_is_never_given_out() {
 #[test]
 fn rot_in_before_images_is_contained_for_cuts_that_a_crash_brings_back() {
     let store = SimStore::new();
-    let settings = Settings { mode: journal::Mode::Rollback, ..SEGMENTS };
+    let settings = Settings { mode: Mode::Rollback, ..SEGMENTS };
     let journal = create(&store, settings);
     let mut stream = Stream::begin();
     for number in 0..12u64 {
