@@ -45,6 +45,20 @@ pub(crate) struct Piece {
     pub(crate) origin: Origin,
 }
 
+impl Piece {
+    /// A part of it.
+    pub(crate) fn part(self, range: ByteRange) -> Self {
+        let origin = match self.origin {
+            Origin::Log { kind, page, payload_at, seq } => {
+                let payload_at = payload_at + (range.start - self.range.start) as u32;
+                Origin::Log { kind, page, payload_at, seq }
+            }
+            other @ (Origin::Replica | Origin::Zero) => other,
+        };
+        Self { range, origin }
+    }
+}
+
 /// A range of which some parts have an origin already and others not yet.
 #[derive(Debug)]
 pub(crate) struct Cover {

@@ -11,14 +11,13 @@
 //!
 //! In rollback mode (`undo.rs`) before-images take the place of step (1).
 
-use crate::cover::{Cover, LogKind};
+use crate::cover::{Cover, LogKind, Origin, Piece};
 use crate::extent::{Extent, REGION_BYTES};
 use crate::journal::Journal;
 use crate::manifest::Manifest;
 use crate::merge::{Merge, Source};
 use crate::page::PageBuf;
 use crate::payload::ReadError;
-use crate::read::PartSource;
 use crate::run::{Run, RunError};
 use crate::table::fill_in_order;
 use crate::upkeep::Upkeep;
@@ -88,7 +87,7 @@ impl Journal {
         let mut merge = Merge::new(self.sources_between(above, target)?)?;
         let written = AtomicU64::new(0);
         let fold = |region: &Region, buf: &mut PageBuf| {
-            let bytes = self.fold_region(region, buf, how)?;
+            let bytes = self.fold_region(region, target, buf, how)?;
             written.fetch_add(bytes, Ordering::Relaxed);
             Ok(())
         };
@@ -137,7 +136,13 @@ impl Journal {
     }
 
     /// Brings one region's newest bytes into the replica, in as few writes as there are runs of them.
-    fn fold_region(&self, region: &Region, buf: &mut PageBuf, how: &Upkeep<'_>) -> Result<u64, FoldError> {
+    fn fold_region(
+        &self,
+        region: &Region,
+        target: WriteSeq,
+        buf: &mut PageBuf,
+        how: &Upkeep<'_>,
+    ) -> Result<u64, FoldError> {
         let mut cover = Cover::of(region.range);
         fill_in_order(&mut cover, &region.extents, LogKind::Redo);
         let view = self.read_shared().view.clone();
@@ -153,15 +158,25 @@ impl Journal {
         };
         let pieces = cover.taken();
         (how.pace)(pieces.iter().map(|piece| piece.range.len).sum());
-        for piece in pieces {
-            total += piece.range.len;
+        let mut left: Vec<(Piece, bool)> = pieces.into_iter().rev().map(|piece| (piece, true)).collect();
+        while let Some((piece, is_whole)) = left.pop() {
             let range = piece.range;
-            let part = self.part(&view, region.disk, piece)?;
-            if matches!(part.source, PartSource::Zero) {
+            if piece.origin == Origin::Zero {
                 replica.zero(range).map_err(FoldError::Replica)?;
+                total += range.len;
                 continue;
             }
-            part.read(&mut buf.as_mut_slice()[at(range.start)..at(range.end())])?;
+            let bytes = &mut buf.as_mut_slice()[at(range.start)..at(range.end())];
+            if let Err(error) = self.part(&view, region.disk, piece).and_then(|part| part.read(bytes)) {
+                let parts = match is_whole && error.is_damage() {
+                    true => self.still_needed(region.disk, range, target)?,
+                    false => None,
+                };
+                let parts = parts.ok_or(error)?;
+                left.extend(parts.into_iter().rev().map(|part| (piece.part(part), false)));
+                continue;
+            }
+            total += range.len;
             match &mut run {
                 Some(run) if run.end() == range.start => run.len += range.len,
                 _ => {
@@ -172,6 +187,19 @@ impl Journal {
         }
         write(run, buf)?;
         Ok(total)
+    }
+
+    /// Which parts of a range some cut that can be opened needs as they are at `target`. In a gap that has ended those are
+    /// not needed that were written anew by its end, as all was that could not be read when the sides were compared.
+    /// None where there is no such gap.
+    fn still_needed(
+        &self,
+        disk: DiskIndex,
+        range: ByteRange,
+        target: WriteSeq,
+    ) -> Result<Option<Vec<ByteRange>>, ReadError> {
+        let gap = self.with_timeline(|timeline| timeline.closed_gap_at(target));
+        gap.map(|(_, end)| self.unwritten_between(disk, range, target, end)).transpose()
     }
 
     /// Moves `applied` to `target`, drops the segments that are done, and keeps or removes their files.

@@ -39,6 +39,13 @@ pub enum ReadError {
     OutOfRange { range: ByteRange },
 }
 
+impl ReadError {
+    /// Whether the bytes of a batch are not what they were.
+    pub(crate) fn is_damage(&self) -> bool {
+        matches!(self, ReadError::Damaged { .. })
+    }
+}
+
 /// An open segment file and the seed of its checksums.
 #[derive(Debug, Clone)]
 pub(crate) struct SegmentFile {

@@ -198,6 +198,30 @@ impl Journal {
         Ok((cover.finish(), view))
     }
 
+    /// Which parts of a range, which lies in one region, no write of the redo log above `after` and at or below `upto`
+    /// covers.
+    pub(crate) fn unwritten_between(
+        &self,
+        disk: DiskIndex,
+        range: ByteRange,
+        after: WriteSeq,
+        upto: WriteSeq,
+    ) -> Result<Vec<ByteRange>, ReadError> {
+        let mut cover = Cover::of(range);
+        let view = {
+            let shared = self.read_shared();
+            shared.redo_table.fill(&mut cover, disk, range, after, upto);
+            shared.view.clone()
+        };
+        for table in &view.redo.frozen {
+            table.fill(&mut cover, disk, range, after, upto);
+        }
+        for run in &view.redo.runs {
+            run.fill(&*self.store, &mut cover, disk, after, upto)?;
+        }
+        Ok(cover.open().to_vec())
+    }
+
     /// A piece with the file that has its bytes.
     pub(crate) fn part(&self, view: &View, disk: DiskIndex, piece: Piece) -> Result<Part, ReadError> {
         let source = match piece.origin {

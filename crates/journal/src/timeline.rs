@@ -197,6 +197,17 @@ impl Timeline {
         self.gaps.iter().any(|gap| gap.contains(cut))
     }
 
+    /// The gap at `cut` as far as cuts go on missing writes, through all that follow one another. None where there is no
+    /// gap, or one that has not ended.
+    pub(crate) fn closed_gap_at(&self, cut: WriteSeq) -> Option<(WriteSeq, WriteSeq)> {
+        let begin = self.gaps.iter().filter(|gap| gap.contains(cut)).map(|gap| gap.begin).min()?;
+        let mut end = cut;
+        while let Some(gap) = self.gaps.iter().find(|gap| gap.contains(end)) {
+            end = gap.end?;
+        }
+        Some((begin, end))
+    }
+
     /// Writes down what is consistent.
     pub(crate) fn write_to(&self, manifest: &mut Manifest) {
         manifest.gaps = self.gaps.iter().map(GapEntry::from).collect();

@@ -20,13 +20,14 @@ use crate::layout::{Envelope, FIRST_BATCH_AT};
 use crate::manifest::StreamPoint;
 use crate::merge::Merge;
 use crate::page::{PAGE_BYTES, PageBuf};
+use crate::payload::ReadError;
 use crate::segment::{Position, Segment};
 use crate::upkeep::{Kept, Upkeep};
 use batch::{Batch, BatchMeta, Codec, Form, Kind, Record, encode_undo};
 use bytes::Bytes;
 use std::io;
 use types::limits::{BATCH_BYTES_TARGET, BATCH_RECORDS_MAX, UNDO_STEP_BYTES};
-use types::{Epoch, Incarnation, VmId, WallTime, WriteSeq};
+use types::{ByteRange, Epoch, Incarnation, VmId, WallTime, WriteSeq};
 
 /// The end of the undo log.
 #[derive(Debug)]
@@ -177,21 +178,51 @@ impl Journal {
 impl Step<'_> {
     /// Adds what `extent` changed, as it was just before.
     fn push(&mut self, extent: &Extent) -> Result<(), FoldError> {
-        let mut before = vec![0; extent.range.len as usize];
-        self.journal.read_at(extent.disk, extent.seq.previous(), extent.range.start, &mut before)?;
+        match self.before(extent, extent.range) {
+            Ok(before) => self.add(extent, extent.range, before),
+            Err(error) if error.is_damage() => {
+                for part in self.still_needed(extent)?.ok_or(error)? {
+                    let before = self.before(extent, part)?;
+                    self.add(extent, part, before)?;
+                }
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn before(&self, extent: &Extent, range: ByteRange) -> Result<Vec<u8>, ReadError> {
+        let mut before = vec![0; range.len as usize];
+        self.journal.read_at(extent.disk, extent.seq.previous(), range.start, &mut before)?;
+        Ok(before)
+    }
+
+    fn add(&mut self, extent: &Extent, range: ByteRange, before: Vec<u8>) -> Result<(), FoldError> {
         let is_zero = before.iter().all(|&byte| byte == 0);
         self.record_bytes += if is_zero { 0 } else { before.len() };
         self.records.push(Record {
             seq: extent.seq,
             kind: if is_zero { Kind::Zero } else { Kind::Write },
             disk: extent.disk,
-            range: extent.range,
+            range,
             payload: if is_zero { Bytes::new() } else { before.into() },
         });
         if self.record_bytes >= BATCH_BYTES_TARGET || self.records.len() >= BATCH_RECORDS_MAX {
             self.write(false, self.last_seq)?;
         }
         Ok(())
+    }
+
+    /// Of which parts of `extent` some cut that can be opened needs what was there before. In a gap that has ended those
+    /// are not needed that were written in it before: older cuts have the before-images of that. None where there is
+    /// no such gap.
+    fn still_needed(&self, extent: &Extent) -> Result<Option<Vec<ByteRange>>, ReadError> {
+        let (journal, before) = (self.journal, extent.seq.previous());
+        let Some((begin, _)) = journal.with_timeline(|timeline| timeline.closed_gap_at(before)) else {
+            return Ok(None);
+        };
+        let after = begin.previous().max(journal.read_shared().manifest.applied());
+        journal.unwritten_between(extent.disk, extent.range, after, before).map(Some)
     }
 
     /// Writes the batch that has been gathered; the last one of the step says where the step ends.

@@ -157,7 +157,8 @@ fn found_and_made_good(spoil: impl Fn(&SimStore)) -> (SimStore, Stream, Journal,
     let mut stream = Stream::begin();
     for number in 0..16 {
         let len = if number == 4 { LARGE } else { 6000 };
-        stream.write(number << 16, &vec![number as u8 + 1; len as usize]);
+        let block = if number == 8 { 5 } else { number };
+        stream.write(block << 16, &vec![number as u8 + 1; len as usize]);
         stream.checkpoint();
         append(&journal, stream.batch(), number, number as u8 + 1);
     }
@@ -218,6 +219,90 @@ fn what_rots_behind_damage_that_was_made_good_is_found_too() {
             drop(journal);
             compare(&open(&store), &stream.states);
         }
+    }
+}
+
+/// Writes on after damage was made good, so that it is not all at the end.
+fn written_on(name: &str, byte: u64) -> (SimStore, Stream, Journal) {
+    let (store, mut stream, journal, _) = made_good(|store| assert!(store.rot(name, BATCHES_AT[0] + byte)));
+    for number in 0..8 {
+        stream.write((3 + number) << 16, &[99; 5000]);
+        stream.checkpoint();
+        append(&journal, stream.batch(), 200 + number, number as u8);
+    }
+    keep_up(&journal, 300);
+    compare(&journal, &stream.states);
+    (store, stream, journal)
+}
+
+fn damaged_places() -> impl Iterator<Item = (&'static str, u64)> {
+    IN_A_BATCH.into_iter().map(|byte| (WITH_SMALL, byte)).chain([(WITH_LARGE, 5000), (WITH_LARGE, 70 << 10)])
+}
+
+#[test]
+fn retention_goes_past_damage_that_was_made_good() {
+    for (name, byte) in damaged_places() {
+        let (store, stream, journal) = written_on(name, byte);
+        // One segment after the other grows old, those that miss writes among them.
+        let mut left = usize::MAX;
+        for old in 0..=300 {
+            keep_up(&journal, SEGMENTS.history.as_secs() + old);
+            let now = compare(&journal, &stream.states);
+            assert!(0 < now && now <= left);
+            left = now;
+        }
+        let manifest = Manifest::load(&store).unwrap();
+        assert!(manifest.damage.is_empty() && manifest.redo.segments.len() < 4, "{manifest:?}");
+    }
+}
+
+#[test]
+fn the_replica_is_brought_past_damage_that_was_made_good() {
+    for (name, byte) in damaged_places() {
+        let (store, stream, journal) = written_on(name, byte);
+        let before = compare(&journal, &stream.states);
+        journal.set(Settings { mode: Mode::Rollback, ..SEGMENTS });
+        keep_up(&journal, 300);
+        assert_eq!(journal.status().applied, journal.status().last_seq);
+        assert_eq!(compare(&journal, &stream.states), before, "older cuts have their before-images");
+        drop(journal);
+        assert_eq!(compare(&open(&store), &stream.states), before);
+    }
+}
+
+#[test]
+fn a_fold_stops_at_damage_that_was_not_made_good() {
+    for (name, byte) in damaged_places() {
+        let (store, stream, journal) = written_on("segment-00000001", 200);
+        assert!(store.rot(name, BATCHES_AT[0] + byte));
+        drop(journal);
+        let journal = open(&store);
+        let now = WallTime((SEGMENTS.history.as_secs() as i64 + 300) * 1_000_000);
+        for mode in [Mode::RollForward, Mode::Rollback] {
+            journal.set(Settings { mode, ..SEGMENTS });
+            for _ in 0..20 {
+                let _ = journal.keep_up(&Upkeep::plain(now, [9; 16]));
+            }
+            good_or_refused(&journal, &stream);
+        }
+    }
+}
+
+/// The first batch's write is overwritten by the fourth, which lies in the gap that the second one left. Cuts from before
+/// the gap need it.
+#[test]
+fn a_before_image_that_older_cuts_need_is_not_left_out() {
+    for byte in IN_A_BATCH {
+        let (store, stream, journal, _) =
+            made_good(|store| assert!(store.rot(WITH_SMALL, BATCHES_AT[1] + 200)));
+        drop(journal);
+        assert!(store.rot(WITH_SMALL, BATCHES_AT[0] + byte));
+        let journal = open(&store);
+        journal.set(Settings { mode: Mode::Rollback, ..SEGMENTS });
+        for _ in 0..20 {
+            let _ = journal.keep_up(&Upkeep::plain(WallTime(0), [9; 16]));
+        }
+        good_or_refused(&journal, &stream);
     }
 }
 
