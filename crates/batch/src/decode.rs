@@ -200,13 +200,36 @@ impl Batch {
     /// # Errors
     /// [`BatchError::Damaged`] for the first frame that does not check.
     pub fn verify_stored(&self) -> Result<(), BatchError> {
-        for (frame, entry) in self.frames.iter().enumerate() {
-            let (at, len) = (entry.stored_at as usize, entry.stored_len as usize);
-            if crc32c::crc32c(&self.bytes[at..at + len]) != entry.crc {
-                return Err(FrameError::Checksum { frame }.into());
-            }
+        match self.damaged_frames().next() {
+            Some((frame, ..)) => Err(FrameError::Checksum { frame }.into()),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Frames whose stored bytes do not check, with those.
+    fn damaged_frames(&self) -> impl Iterator<Item = (usize, &FrameEntry, &[u8])> {
+        let stored = |entry: &FrameEntry| {
+            &self.bytes[entry.stored_at as usize..(entry.stored_at + entry.stored_len) as usize]
+        };
+        let frames = self.frames.iter().enumerate().map(move |(frame, entry)| (frame, entry, stored(entry)));
+        frames.filter(|(_, entry, stored)| crc32c::crc32c(stored) != entry.crc)
+    }
+
+    /// Which frames' stored bytes do not check, in words, and which blocks of those that are stored as they are. None
+    /// where all do.
+    pub fn stored_damage(&self) -> Option<String> {
+        let in_words = |(frame, entry, stored): (usize, &FrameEntry, &[u8])| match entry.codec {
+            Codec::Raw => {
+                let sums = &self.blocks[frame * FRAME_BYTES / BLOCK_BYTES..];
+                let blocks = stored.chunks(BLOCK_BYTES).zip(sums).enumerate();
+                let damaged = blocks.filter(|(_, (block, sum))| crc32c::crc32c(block) != **sum);
+                format!("{frame} (blocks {:?})", damaged.map(|(at, _)| at).collect::<Vec<_>>())
+            }
+            Codec::Lz4 | Codec::Zstd => frame.to_string(),
+        };
+        let words: Vec<String> = self.damaged_frames().map(in_words).collect();
+        let frames = (!words.is_empty()).then(|| words.join(", "))?;
+        Some(format!("frames {frames}: checksum of the stored bytes does not match"))
     }
 
     /// Checks every frame's stored bytes and that they decompress.

@@ -171,8 +171,10 @@ impl Scan<'_> {
         let body = self.bytes(at + ENVELOPE_BYTES as u64, total)?;
         let body = body.ok_or_else(|| segment.damaged(at, "the file ends within a batch"))?;
         let batch = Batch::parse_as(segment.header.kind.form(), body)
-            .and_then(|batch| batch.verify_stored().map(|()| batch))
             .map_err(|error| segment.damaged(at, &error.to_string()))?;
+        if let Some(what) = batch.stored_damage() {
+            return Err(segment.damaged(at, &what));
+        }
         if batch.checksum() != envelope.body_crc {
             return Err(segment.damaged(at, "another batch stands behind its envelope"));
         }

@@ -319,6 +319,21 @@ fn an_envelope_within_a_damaged_batch_is_not_taken_for_the_next_one() {
     assert_eq!(found.len(), 1, "{found:?}");
 }
 
+/// What of a damaged batch could still be read was not sent again.
+#[test]
+fn what_rots_in_a_batch_that_was_damaged_before_is_found_too() {
+    for (first, second) in [(70 << 10, 5000), (5000, 70 << 10), (5000, 9200)] {
+        let (store, mut stream, journal, kept) =
+            made_good(|store| assert!(store.rot(WITH_LARGE, BATCHES_AT[0] + first)));
+        assert!(store.rot(WITH_LARGE, BATCHES_AT[0] + second));
+        assert_eq!(scrub_all(&journal).damage.len(), 1, "bytes {first} and {second}");
+        assert!(compare(&journal, &stream.states) < kept);
+        make_good(&journal, &mut stream, 200);
+        drop(journal);
+        compare(&open(&store), &stream.states);
+    }
+}
+
 #[test]
 fn the_index_of_a_damaged_segment_is_made_again_out_of_what_can_be_read() {
     let small = IN_A_BATCH.map(|byte| (WITH_SMALL, vec![BATCHES_AT[0] + byte]));
