@@ -2,7 +2,7 @@
 
 use crate::recovery::RecoveryVm;
 use crate::source::{Playback, SourceVm};
-use journal::{CheckpointQuery, Image, Journal, ReadError, newest_common_cut};
+use journal::{CheckpointQuery, Image, Journal, Mode, ReadError, Settings, Upkeep, newest_common_cut};
 use std::sync::Arc;
 use types::limits::BLOCK_BYTES;
 use types::{BlockIndex, ByteRange, Checkpoint, DiskIndex, WallTime, WriteSeq};
@@ -109,6 +109,18 @@ pub(crate) fn invariant_at_rest_both_sides_are_equal(pair: &Pair) {
     let mut kept = vec![0; guest.len()];
     image.read_at(DiskIndex(0), 0, &mut kept).expect("an image that can be read");
     assert!(guest == kept, "at rest both sides are equal");
+}
+
+/// Once both sides are equal and the disks work, all that is old can be folded, whatever was damaged on the way.
+pub(crate) fn invariant_nothing_keeps_old_history_from_going(pair: &Pair, now: WallTime, entropy: [u8; 16]) {
+    let journal = pair.recovery.journal.as_ref().expect("at rest the journal is open");
+    let settings = journal.status().settings;
+    journal.set(Settings { bytes_soft: 1, mode: Mode::RollForward, ..settings });
+    while journal
+        .keep_up(&Upkeep::plain(now, entropy))
+        .expect("invariant_nothing_keeps_old_history_from_going")
+        .more
+    {}
 }
 
 fn compare(guest: &mut Playback<'_>, journal: &Arc<Journal>, cut: WriteSeq, what: impl Fn() -> String) {

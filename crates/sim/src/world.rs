@@ -548,6 +548,11 @@ impl World {
             self.take_counts(vm);
         }
         self.check(true);
+        for vm in 0..usize::from(VMS) {
+            let entropy = self.rng.sixteen();
+            invariant_nothing_keeps_old_history_from_going(&self.pairs[vm], self.wall(1), entropy);
+        }
+        self.check(true);
     }
 
     fn state_of(&self, vm: usize) -> Option<State> {
