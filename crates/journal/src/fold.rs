@@ -168,7 +168,7 @@ impl Journal {
             }
             let bytes = &mut buf.as_mut_slice()[at(range.start)..at(range.end())];
             if let Err(error) = self.part(&view, region.disk, piece).and_then(|part| part.read(bytes)) {
-                let parts = match is_whole && error.is_damage() {
+                let parts = match is_whole && error.is_of_a_batch() {
                     true => self.still_needed(region.disk, range, target)?,
                     false => None,
                 };

@@ -7,6 +7,7 @@
 
 use crate::cover::LogKind;
 use crate::layout::{ENVELOPE_BYTES, Envelope, SegmentHeader};
+use crate::page::PAGE_BYTES;
 use crate::store::StoreFile;
 use batch::{BLOCK_BYTES, Batch, Codec, Entry, FrameEntry};
 use bytes::Bytes;
@@ -40,9 +41,9 @@ pub enum ReadError {
 }
 
 impl ReadError {
-    /// Whether the bytes of a batch are not what they were.
-    pub(crate) fn is_damage(&self) -> bool {
-        matches!(self, ReadError::Damaged { .. })
+    /// Whether it is for the bytes of a batch, which are not what they were or are not given by the disk.
+    pub(crate) fn is_of_a_batch(&self) -> bool {
+        matches!(self, ReadError::Damaged { .. } | ReadError::Segment { .. })
     }
 }
 
@@ -210,7 +211,14 @@ impl SegmentFile {
             .len()
             .map_err(|source| ReadError::Segment { segment: self.name.to_string(), source })?;
         let mut head = vec![0; FIRST_READ_BYTES.min(len.saturating_sub(at) as usize)];
-        self.read_at(at, &mut head)?;
+        if let Err(error) = self.read_at(at, &mut head) {
+            if !matches!(error, ReadError::Segment { .. }) {
+                return Err(error);
+            }
+            // It may be a sector behind the tables, of another batch even.
+            head.truncate(PAGE_BYTES as usize);
+            self.read_at(at, &mut head)?;
+        }
         let envelope = head.first_chunk::<ENVELOPE_BYTES>().ok_or("the file ends here");
         let (envelope, _) = envelope
             .and_then(|bytes| Envelope::decode(bytes, self.header.seed()))

@@ -98,11 +98,16 @@ impl Segment {
         };
         let file = store.open_direct(&name, false).map_err(io)?;
         let mut refused = "shorter than a segment header";
+        let mut unread = None;
         for copy in 0..2 {
             let mut page = vec![0; PAGE_BYTES as usize];
             match file.read_at(copy * PAGE_BYTES, &mut page) {
+                Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => continue,
-                other => other.map_err(io)?,
+                Err(error) => {
+                    unread = Some(error);
+                    continue;
+                }
             }
             match SegmentHeader::decode(&page) {
                 Ok(header)
@@ -116,7 +121,7 @@ impl Segment {
                 Err(what) => refused = what,
             }
         }
-        Err(SegmentError::Header { name, what: refused })
+        Err(unread.map_or(SegmentError::Header { name: name.clone(), what: refused }, io))
     }
 
     pub(crate) fn start(&self) -> Position {
@@ -129,6 +134,12 @@ impl Segment {
         let end = end.unwrap_or(len).min(len);
         let windows = Windows::of(self.file.clone(), end, self.reads_ahead);
         Ok(Scan { segment: self, position: self.start(), windows })
+    }
+
+    /// Whether the disk gives one of the headers.
+    fn answers(&self) -> bool {
+        let mut page = vec![0; PAGE_BYTES as usize];
+        (0..2).any(|copy| self.file.read_at(copy * PAGE_BYTES, &mut page).is_ok())
     }
 
     fn io(&self, source: io::Error) -> SegmentError {
@@ -184,12 +195,22 @@ impl Scan<'_> {
         Ok(Some(Found { at, envelope, batch }))
     }
 
-    /// Bytes of the file; none where they reach past the end.
+    /// Bytes of the file; none where they reach past the end. What the disk does not give, though it gives the segment's
+    /// header, is damaged.
     fn bytes(&mut self, at: u64, len: usize) -> Result<Option<Bytes>, SegmentError> {
         self.windows.bytes(at, len).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => self.segment.damaged(at, "the file ends here"),
+            _ if self.segment.answers() => self.segment.damaged(at, &format!("cannot be read: {error}")),
             _ => self.segment.io(error),
         })
+    }
+
+    /// As [`Scan::bytes`]; none where they are damaged.
+    fn good_bytes(&mut self, at: u64, len: usize) -> Result<Option<Bytes>, SegmentError> {
+        match self.bytes(at, len) {
+            Err(SegmentError::Batch { .. }) => Ok(None),
+            other => other,
+        }
     }
 
     /// The batch that did not check, where its tables do: some of its frames may be good.
@@ -200,7 +221,7 @@ impl Scan<'_> {
         if total > BATCH_BYTES_MAX {
             return Ok(None);
         }
-        let Some(body) = self.bytes(at + ENVELOPE_BYTES as u64, total)? else { return Ok(None) };
+        let Some(body) = self.good_bytes(at + ENVELOPE_BYTES as u64, total)? else { return Ok(None) };
         let batch = Batch::parse_as(self.segment.header.kind.form(), body).ok();
         let batch = batch.filter(|batch| batch.checksum() == envelope.body_crc);
         Ok(batch.map(|batch| Found { at, envelope, batch }))
@@ -240,7 +261,7 @@ impl Scan<'_> {
     /// The envelope of this segment's own life that stands at a place, with its checksum.
     fn envelope_at(&mut self, at: u64) -> Result<Option<(Envelope, u32)>, SegmentError> {
         let seed = self.segment.header.seed();
-        let head = self.bytes(at, ENVELOPE_BYTES)?;
+        let head = self.good_bytes(at, ENVELOPE_BYTES)?;
         Ok(head.and_then(|head| {
             Envelope::decode(head[..].try_into().expect("as many bytes as were asked for"), seed).ok()
         }))

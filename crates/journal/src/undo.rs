@@ -180,7 +180,7 @@ impl Step<'_> {
     fn push(&mut self, extent: &Extent) -> Result<(), FoldError> {
         match self.before(extent, extent.range) {
             Ok(before) => self.add(extent, extent.range, before),
-            Err(error) if error.is_damage() => {
+            Err(error) if error.is_of_a_batch() => {
                 for part in self.still_needed(extent)?.ok_or(error)? {
                     let before = self.before(extent, part)?;
                     self.add(extent, part, before)?;

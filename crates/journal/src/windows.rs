@@ -52,15 +52,32 @@ impl Windows {
         self.end
     }
 
-    /// `len` bytes at `at`, at most [`BATCH_BYTES_MAX`]; none where they reach past the end.
+    /// `len` bytes at `at`, at most [`BATCH_BYTES_MAX`]; none where they reach past the end. Where a window cannot be
+    /// read they are read by themselves: a disk fails sector by sector.
     ///
     /// # Errors
-    /// As the file system says, for a window that has a part of these bytes.
+    /// As the file system says.
     pub(crate) fn bytes(&mut self, at: u64, len: usize) -> io::Result<Option<Bytes>> {
         let to = at + len as u64;
         if to > self.end {
             return Ok(None);
         }
+        let (from, bytes) = match self.hold(at, to) {
+            Ok(()) => (self.held_at, self.held.clone()),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(error),
+            Err(_) => {
+                let from = at / PAGE_BYTES * PAGE_BYTES;
+                let until = to.next_multiple_of(PAGE_BYTES).min(self.end);
+                let Window { memory, bytes } = read(&*self.file, from..until, Bytes::new())?;
+                (from, memory.freeze().slice(bytes))
+            }
+        };
+        let start = (at - from) as usize;
+        Ok(Some(bytes.slice(start..start + len)))
+    }
+
+    /// Takes windows until one holds everything from `at` to `to`.
+    fn hold(&mut self, at: u64, to: u64) -> io::Result<()> {
         if at < self.held_at || at > self.held_to() {
             self.take(at / PAGE_BYTES * PAGE_BYTES, Bytes::new())?;
         }
@@ -68,8 +85,12 @@ impl Windows {
             let rest = self.held.slice((at - self.held_at) as usize..);
             self.take(self.held_to(), rest)?;
         }
-        let start = (at - self.held_at) as usize;
-        Ok(Some(self.held.slice(start..start + len)))
+        Ok(())
+    }
+
+    /// The window that begins there.
+    fn window(&self, from: u64) -> Range<u64> {
+        from..self.end.min(from + WINDOW_BYTES as u64)
     }
 
     fn held_to(&self) -> u64 {
@@ -83,7 +104,7 @@ impl Windows {
         }
         let mut window = match self.ahead.pop_front() {
             Some((_, thread)) => join(thread)?,
-            None => read(&*self.file, from, self.end, Bytes::new())?,
+            None => read(&*self.file, self.window(from), Bytes::new())?,
         };
         let held = window.bytes.start - rest.len()..window.bytes.end;
         window.memory[held.start..window.bytes.start].copy_from_slice(&rest);
@@ -95,17 +116,17 @@ impl Windows {
         let next = self.ahead.back().map_or(first_ahead, |(at, _)| at + WINDOW_BYTES as u64);
         let missing = self.depth - self.ahead.len();
         for at in (next..self.end).step_by(WINDOW_BYTES).take(missing) {
-            let (file, end, memory) = (self.file.clone(), self.end, std::mem::take(&mut before));
-            self.ahead.push_back((at, std::thread::spawn(move || read(&*file, at, end, memory))));
+            let (file, window, memory) = (self.file.clone(), self.window(at), std::mem::take(&mut before));
+            self.ahead.push_back((at, std::thread::spawn(move || read(&*file, window, memory))));
         }
         Ok(())
     }
 }
 
-/// Reads one window, into `memory` if it is large enough and nobody has a part of it.
-fn read(file: &dyn StoreFile, from: u64, end: u64, memory: Bytes) -> io::Result<Window> {
-    let len = (end - from).min(WINDOW_BYTES as u64) as usize;
-    let before = ROOM_BEFORE.min(from) as usize;
+/// Reads a part of the file, into `memory` if it is large enough and nobody has a part of it.
+fn read(file: &dyn StoreFile, part: Range<u64>, memory: Bytes) -> io::Result<Window> {
+    let len = (part.end - part.start) as usize;
+    let before = ROOM_BEFORE.min(part.start) as usize;
     let size = before + PAGE_BYTES as usize + len;
     let mut memory = match memory.try_into_mut() {
         Ok(memory) if memory.len() >= size => memory,
@@ -114,7 +135,7 @@ fn read(file: &dyn StoreFile, from: u64, end: u64, memory: Bytes) -> io::Result<
     // At a multiple of a page, so that direct I/O needs no copy.
     let start = before + memory[before..].as_ptr().align_offset(PAGE_BYTES as usize);
     let bytes = start..start + len;
-    file.read_at(from, &mut memory[bytes.clone()])?;
+    file.read_at(part.start, &mut memory[bytes.clone()])?;
     Ok(Window { memory, bytes })
 }
 

@@ -7,9 +7,9 @@ mod stream;
 use journal::{Damage, Journal, Manifest, Mode, Scrubbed, Settings, Store, StoreFile, Upkeep, verify};
 use sim::SimStore;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use stream::{SMALL, Stream, append, compare, create, cuts, keep_up, read_all};
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+use stream::{SMALL, Stream, append, compare, create, create_in, cuts, keep_up, read_all};
 use types::{ByteRange, DiskIndex, WallTime, WriteSeq};
 
 /// A few batches a segment, so that a short history has several of them.
@@ -143,7 +143,21 @@ fn damage_that_was_made_good_costs_nothing_when_it_is_found_again() {
 /// Bytes of writes whose batch has two frames, so that one may be good where the other is not.
 const LARGE: u64 = 72 << 10;
 
-/// A journal of writes to blocks of their own, of which something rots; that is found, contained, and made good by a
+/// Sixteen writes, to blocks of their own but for one, with a checkpoint each.
+fn written(journal: &Journal) -> Stream {
+    let mut stream = Stream::begin();
+    for number in 0..16 {
+        let len = if number == 4 { LARGE } else { 6000 };
+        let block = if number == 8 { 5 } else { number };
+        stream.write(block << 16, &vec![number as u8 + 1; len as usize]);
+        stream.checkpoint();
+        append(journal, stream.batch(), number, number as u8 + 1);
+    }
+    keep_up(journal, 20);
+    stream
+}
+
+/// A journal of such writes, of which something rots; that is found, contained, and made good by a
 /// sync of what differs. How many checkpoints there are then.
 fn made_good(spoil: impl Fn(&SimStore)) -> (SimStore, Stream, Journal, usize) {
     let (store, stream, journal, kept, _) = found_and_made_good(spoil);
@@ -154,15 +168,7 @@ fn made_good(spoil: impl Fn(&SimStore)) -> (SimStore, Stream, Journal, usize) {
 fn found_and_made_good(spoil: impl Fn(&SimStore)) -> (SimStore, Stream, Journal, usize, Vec<Damage>) {
     let store = SimStore::new();
     let journal = create(&store, SEGMENTS);
-    let mut stream = Stream::begin();
-    for number in 0..16 {
-        let len = if number == 4 { LARGE } else { 6000 };
-        let block = if number == 8 { 5 } else { number };
-        stream.write(block << 16, &vec![number as u8 + 1; len as usize]);
-        stream.checkpoint();
-        append(&journal, stream.batch(), number, number as u8 + 1);
-    }
-    keep_up(&journal, 20);
+    let mut stream = written(&journal);
     // What is in memory since is good, and is not to be taken for what the disk has.
     compare(&journal, &stream.states);
     spoil(&store);
@@ -603,17 +609,19 @@ fn a_damaged_manifest_is_named_and_nothing_is_touched() {
     assert!(open(&store).read_at(DiskIndex(0), WriteSeq::MAX, 0, &mut byte).is_ok());
 }
 
-/// A disk whose segments cannot be read just now.
+/// What of which files cannot be read just now.
+type Unread = Arc<Mutex<Option<(&'static str, Range<u64>)>>>;
+
+/// A disk that does not give everything.
 #[derive(Debug, Clone)]
-struct Unreadable(SimStore, Arc<AtomicBool>);
+struct Unreadable(SimStore, Unread);
 
 #[derive(Debug)]
-struct UnreadableFile(Arc<dyn StoreFile>, Option<Arc<AtomicBool>>);
+struct UnreadableFile(Arc<dyn StoreFile>, String, Unread);
 
 impl Store for Unreadable {
     fn open(&self, name: &str, create: bool) -> io::Result<Arc<dyn StoreFile>> {
-        let fails = name.starts_with("segment-").then(|| self.1.clone());
-        Ok(Arc::new(UnreadableFile(self.0.open(name, create)?, fails)))
+        Ok(Arc::new(UnreadableFile(self.0.open(name, create)?, name.to_owned(), self.1.clone())))
     }
     fn exists(&self, name: &str) -> io::Result<bool> {
         self.0.exists(name)
@@ -637,8 +645,11 @@ impl Store for Unreadable {
 
 impl StoreFile for UnreadableFile {
     fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
-        match &self.1 {
-            Some(fails) if fails.load(Ordering::SeqCst) => Err(io::Error::from_raw_os_error(5)),
+        let to = at + buf.len() as u64;
+        match &*self.2.lock().unwrap() {
+            Some((prefix, unread)) if self.1.starts_with(prefix) && at < unread.end && unread.start < to => {
+                Err(io::Error::from_raw_os_error(5))
+            }
             _ => self.0.read_at(at, buf),
         }
     }
@@ -662,16 +673,61 @@ impl StoreFile for UnreadableFile {
 #[test]
 fn a_disk_that_cannot_be_read_just_now_is_an_error_and_not_damage() {
     let (store, stream) = sealed(20);
-    let fails = Arc::new(AtomicBool::new(false));
-    let unreadable = Arc::new(Unreadable(store, fails.clone()));
+    let unread = Unread::default();
+    let unreadable = Arc::new(Unreadable(store, unread.clone()));
     let journal = Journal::open(unreadable.clone(), SEGMENTS).unwrap().journal;
     let total = cuts(&journal).len();
-    fails.store(true, Ordering::SeqCst);
+    *unread.lock().unwrap() = Some(("segment-", 0..u64::MAX));
     let cut = *cuts(&journal).last().unwrap();
     assert!(read_all(&journal, cut).unwrap_err().to_string().contains("segment-"));
     assert!(journal.scrub(None, &Upkeep::plain(WallTime(0), [5; 16])).is_err());
     assert!(matches!(Journal::open(unreadable, SEGMENTS), Err(journal::OpenError::Io(_))));
-    fails.store(false, Ordering::SeqCst);
+    *unread.lock().unwrap() = None;
     assert_eq!(journal.status().damage, Vec::<String>::new());
     assert_eq!(compare(&journal, &stream.states), total, "nothing is lost once it can be read again");
+}
+
+/// A disk fails sector by sector: one of them is damage, and costs what is in it.
+#[test]
+fn a_sector_that_cannot_be_read_is_damage() {
+    for sector in [BATCHES_AT[1], BATCHES_AT[1] + 4096] {
+        let store = SimStore::new();
+        let unread = Unread::default();
+        let unreadable = Arc::new(Unreadable(store.clone(), unread.clone()));
+        let journal = create_in(unreadable.clone(), SEGMENTS);
+        let mut stream = written(&journal);
+        *unread.lock().unwrap() = Some((WITH_SMALL, sector..sector + 512));
+        let found = scrub_all(&journal).damage;
+        assert_eq!(found.len(), 1, "{found:?}");
+        let place = format!("{WITH_SMALL} at byte {}: ", BATCHES_AT[1]);
+        assert!(found[0].what.starts_with(&place) || sector > BATCHES_AT[1], "{found:?}");
+        assert!(found[0].what.contains("cannot be read"), "{found:?}");
+        make_good(&journal, &mut stream, 100);
+        for old in 0..=200 {
+            keep_up(&journal, SEGMENTS.history.as_secs() + old);
+            assert!(compare(&journal, &stream.states) > 0);
+        }
+        let left = Manifest::load(&store).unwrap().redo.segments;
+        assert!(left.iter().all(|info| info.number > 3), "{left:?}");
+    }
+}
+
+#[test]
+fn a_sector_of_the_open_segment_that_cannot_be_read_leaves_the_journal_to_be_opened() {
+    let store = SimStore::new();
+    let unread = Unread::default();
+    let unreadable = Arc::new(Unreadable(store, unread.clone()));
+    let settings = Settings { segment_bytes: 1 << 20, ..SEGMENTS };
+    let journal = create_in(unreadable.clone(), settings);
+    let stream = written(&journal);
+    let name = "segment-00000001";
+    drop(journal);
+    *unread.lock().unwrap() = Some((name, BATCHES_AT[2]..BATCHES_AT[2] + 512));
+    let opened = Journal::open(unreadable.clone(), settings).unwrap();
+    assert!(opened.damage[0].what.contains("cannot be read"), "{:?}", opened.damage);
+    assert_eq!(compare(&opened.journal, &stream.states), 2, "what lies before it");
+    drop(opened);
+    let opened = Journal::open(unreadable, settings).unwrap();
+    assert_eq!(opened.damage, Vec::new());
+    assert_eq!(compare(&opened.journal, &stream.states), 2);
 }
