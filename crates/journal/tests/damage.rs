@@ -515,8 +515,8 @@ fn a_recycled_file_full_of_old_records_holds_only_the_new_ones() {
     }
 }
 
-#[test]
-fn rot_in_before_images_is_never_given_out() {
+/// A journal in rollback mode, whose replica has all of twelve writes.
+fn with_before_images() -> (SimStore, Stream, Settings) {
     let store = SimStore::new();
     let settings = Settings { mode: Mode::Rollback, ..SEGMENTS };
     let journal = create(&store, settings);
@@ -528,7 +528,12 @@ fn rot_in_before_images_is_never_given_out() {
         keep_up(&journal, number);
     }
     assert_eq!(compare(&journal, &stream.states), 12);
-    drop(journal);
+    (store, stream, settings)
+}
+
+#[test]
+fn rot_in_before_images_is_never_given_out() {
+    let (store, stream, settings) = with_before_images();
     // The last of them is still written to.
     let names: Vec<String> = store.names().into_iter().filter(|name| name.starts_with("undo-")).collect();
     assert!(names.len() > 1, "{names:?}");
@@ -561,17 +566,7 @@ fn rot_in_before_images_is_never_given_out() {
 /// back: rot in before-images is contained for those too.
 #[test]
 fn rot_in_before_images_is_contained_for_cuts_that_a_crash_brings_back() {
-    let store = SimStore::new();
-    let settings = Settings { mode: Mode::Rollback, ..SEGMENTS };
-    let journal = create(&store, settings);
-    let mut stream = Stream::begin();
-    for number in 0..12u64 {
-        stream.write(number * 512, &[number as u8 + 1; 6000]);
-        stream.checkpoint();
-        append(&journal, stream.batch(), number, number as u8 + 1);
-        keep_up(&journal, number);
-    }
-    drop(journal);
+    let (store, stream, settings) = with_before_images();
     let mut brought_back = 0;
     for syncs in 0..8 {
         let store = store.fork();
