@@ -13,7 +13,7 @@ use crate::journal::Journal;
 use crate::manifest::{RunInfo, SegmentInfo};
 use crate::open::{ends_early, io_or_damage};
 use crate::page::PAGE_BYTES;
-use crate::run::{Run, RunError};
+use crate::run::Run;
 use crate::run_writer::RunWriter;
 use crate::segment::{Found, Onward, Segment};
 use crate::table::Table;
@@ -62,7 +62,7 @@ impl Journal {
         }
         let footer = info.sealed.as_ref().and_then(|sealed| sealed.footer.clone());
         if let Some(footer) = footer
-            && !self.is_whole(&Run::new(kind, footer.clone()))?
+            && !self.is_whole(&Run::new(kind, footer.clone()))
             && self.is_kept(kind, info.number)
         {
             self.rebuild_footer(kind, &info, &footer, how)?;
@@ -166,8 +166,9 @@ impl Journal {
         }
     }
 
-    /// Whether every page of a run is there and checks.
-    fn is_whole(&self, run: &Run) -> Result<bool, FoldError> {
+    /// Whether every page of a run can be read and checks. One that cannot is made again out of what lies elsewhere, which
+    /// a disk that gives nothing does not give either.
+    fn is_whole(&self, run: &Run) -> bool {
         let mut extents = Vec::new();
         let result = run.guide(&*self.store).and_then(|guide| {
             (0..guide.pages()).try_for_each(|page| {
@@ -175,12 +176,7 @@ impl Journal {
                 run.read_pages(&guide, page, 1, &mut extents)
             })
         });
-        match result {
-            Ok(()) => Ok(true),
-            Err(RunError::Damaged { .. }) => Ok(false),
-            Err(RunError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error.into()),
-        }
+        result.is_ok()
     }
 
     /// Makes a segment's footer again, in a file of its own, out of the batches whose tables check. Of the others
@@ -249,7 +245,7 @@ impl Journal {
             for info in manifest.log(kind).runs.iter().filter(|run| run.level > 0) {
                 (how.pace)(info.bytes);
                 let run = Arc::new(Run::new(kind, info.clone()));
-                if self.is_whole(&run)? {
+                if self.is_whole(&run) {
                     continue;
                 }
                 let _upkeep = self.lock_upkeep();

@@ -726,3 +726,21 @@ fn a_sector_of_the_open_segment_that_cannot_be_read_leaves_the_journal_to_be_ope
     assert_eq!(opened.damage, Vec::new());
     assert_eq!(compare(&opened.journal, &stream.states), 2);
 }
+
+#[test]
+fn a_sector_of_an_index_that_cannot_be_read_costs_nothing() {
+    let store = SimStore::new();
+    let unread = Unread::default();
+    let journal = create_in(Arc::new(Unreadable(store.clone(), unread.clone())), SEGMENTS);
+    let stream = written(&journal);
+    let total = compare(&journal, &stream.states);
+    let manifest = Manifest::load(&store).unwrap();
+    let footer = manifest.redo.segments[2].sealed.clone().unwrap().footer.unwrap();
+    for at in (footer.at..footer.at + footer.bytes).step_by(4096) {
+        *unread.lock().unwrap() = Some((WITH_SMALL, at..at + 512));
+        assert_eq!(scrub_all(&journal).damage, Vec::new());
+        assert_eq!(compare(&journal, &stream.states), total);
+    }
+    let footer = Manifest::load(&store).unwrap().redo.segments[2].sealed.clone().unwrap().footer.unwrap();
+    assert!(footer.file.is_some(), "it was made again");
+}
