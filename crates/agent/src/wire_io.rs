@@ -1,8 +1,7 @@
 //! Messages over a byte stream: reading one, and a task that writes what is queued.
 
-use bytes::BytesMut;
 use replication::wire::{FrameReader, FrameWriter, HEADER_BYTES, Message, WireError};
-use std::io;
+use std::io::{self, IoSlice};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -31,7 +30,7 @@ pub(crate) async fn read_message(
     let mut header = [0; HEADER_BYTES];
     stream.read_exact(&mut header).await.map_err(io)?;
     let header = frames.header(&header)?;
-    let mut body = BytesMut::with_capacity(header.body_len);
+    let mut body = journal::batch_room(header.body_len);
     let mut rest = stream.take(header.body_len as u64);
     while body.len() < header.body_len {
         if rest.read_buf(&mut body).await.map_err(io)? == 0 {
@@ -56,6 +55,25 @@ pub(crate) async fn read_ahead(
     }
 }
 
+/// Writes one message, its pieces from where they lie.
+pub(crate) async fn write_message(
+    stream: &mut (impl AsyncWrite + Unpin),
+    frames: &mut FrameWriter,
+    message: &Message,
+) -> io::Result<()> {
+    let (header, body) = frames.encode(message);
+    let pieces = std::iter::once(&header[..]).chain(body.iter().map(|piece| &piece[..]));
+    let mut slices: Vec<IoSlice<'_>> = pieces.map(IoSlice::new).collect();
+    let mut rest = &mut slices[..];
+    while !rest.is_empty() {
+        match stream.write_vectored(rest).await? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            written => IoSlice::advance_slices(&mut rest, written),
+        }
+    }
+    Ok(())
+}
+
 /// A message to write, and somebody to tell once it is.
 pub(crate) struct Outgoing {
     pub(crate) message: Message,
@@ -78,10 +96,8 @@ pub(crate) async fn write_messages(
 ) -> io::Result<()> {
     let mut stream = BufWriter::with_capacity(128 << 10, stream);
     while let Some(next) = queue.recv().await {
-        let (header, body) = frames.encode(&next.message);
         let writing = async {
-            stream.write_all(&header).await?;
-            stream.write_all(&body).await?;
+            write_message(&mut stream, &mut frames, &next.message).await?;
             if queue.is_empty() { stream.flush().await } else { Ok(()) }
         };
         timeout(PEER_SILENCE_MAX, writing).await.map_err(|_| stuck())??;

@@ -32,16 +32,18 @@ impl Shift {
     }
 }
 
-/// The sums of each block of `bytes`, the last one perhaps shorter.
-pub(crate) fn of_blocks(bytes: &[u8]) -> Vec<u32> {
-    bytes.chunks(BLOCK_BYTES).map(crc32c::crc32c).collect()
-}
-
 /// The sum of `bytes`, which begin with the block that `blocks` begin with.
 pub(crate) fn of_run(bytes: &[u8], blocks: &[u32]) -> u32 {
     let whole = bytes.len() / BLOCK_BYTES;
     let crc = blocks[..whole].iter().fold(0, |crc, &block| BY_BLOCK.join(crc, block));
     crc32c::crc32c_append(crc, &bytes[whole * BLOCK_BYTES..])
+}
+
+/// The sum of `len` bytes of which the blocks' sums are `blocks`, the last block perhaps shorter.
+pub(crate) fn of_frame(len: usize, blocks: &[u32]) -> u32 {
+    let (whole, rest) = blocks.split_at(len / BLOCK_BYTES);
+    let crc = whole.iter().fold(0, |crc, &block| BY_BLOCK.join(crc, block));
+    rest.iter().fold(crc, |crc, &block| crc32c::crc32c_combine(crc, block, len % BLOCK_BYTES))
 }
 
 #[cfg(test)]
@@ -51,7 +53,8 @@ mod tests {
     #[test]
     fn a_sum_of_sums_is_the_sum() {
         let bytes: Vec<u8> = (0..3 * FRAME_BYTES + 777).map(|at| ((at * at) >> 3) as u8).collect();
-        let blocks = of_blocks(&bytes);
+        let blocks: Vec<u32> = bytes.chunks(BLOCK_BYTES).map(crc32c::crc32c).collect();
+        assert_eq!(of_frame(bytes.len(), &blocks), crc32c::crc32c(&bytes));
         for len in [0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, FRAME_BYTES + 5, bytes.len()] {
             assert_eq!(of_run(&bytes[..len], &blocks), crc32c::crc32c(&bytes[..len]), "{len}");
         }

@@ -1,14 +1,17 @@
 //! Building a batch from captured records.
 
-use crate::crc::{BY_FRAME, of_blocks, of_run};
+use crate::crc::{BY_FRAME, of_run};
 use crate::decode::{Batch, BatchError};
 use crate::frames::{Codec, pack, packed_frame, raw_frame, repeated_frame};
 use crate::layout::{
     BLOCK_BYTES, BLOCK_ENTRY_BYTES, FLAG_STEP_END, FLAG_UNDO, FRAME_ENTRY_BYTES, Form, HEADER_BYTES, MAGIC,
     RECORD_BYTES, RawHeader, RawRecord, VERSION,
 };
+use crate::pieces::{Gatherer, Pieces};
+use crate::plain::Plain;
 use crate::record::Record;
 use bytes::Bytes;
+use std::ops::Range;
 use types::limits::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, FRAME_BYTES};
 use types::{Incarnation, WallTime, WriteSeq};
 use zerocopy::IntoBytes;
@@ -28,6 +31,14 @@ pub struct BatchMeta {
 /// # Panics
 /// If the order does not hold or the records do not fit the limits: the caller's broken invariant.
 pub fn encode(meta: &BatchMeta, records: &[Record], codec: Codec) -> Bytes {
+    encode_flagged(meta, records, codec, 0).joined()
+}
+
+/// As [`encode`], with payload that is stored as it is left where it lies. The tables are in the first piece.
+///
+/// # Panics
+/// As [`encode`].
+pub fn encode_in_pieces(meta: &BatchMeta, records: &[Record], codec: Codec) -> Pieces {
     encode_flagged(meta, records, codec, 0)
 }
 
@@ -37,54 +48,31 @@ pub fn encode(meta: &BatchMeta, records: &[Record], codec: Codec) -> Bytes {
 /// # Panics
 /// As [`encode`].
 pub fn encode_undo(meta: &BatchMeta, records: &[Record], codec: Codec, ends_step: bool) -> Bytes {
-    encode_flagged(meta, records, codec, if ends_step { FLAG_UNDO | FLAG_STEP_END } else { FLAG_UNDO })
+    let flags = if ends_step { FLAG_UNDO | FLAG_STEP_END } else { FLAG_UNDO };
+    encode_flagged(meta, records, codec, flags).joined()
 }
 
-fn encode_flagged(meta: &BatchMeta, records: &[Record], codec: Codec, flags: u16) -> Bytes {
+fn encode_flagged(meta: &BatchMeta, records: &[Record], codec: Codec, flags: u16) -> Pieces {
     assert!(records.len() <= BATCH_RECORDS_MAX, "a batch of {} records", records.len());
-    let plain_len: usize = records.iter().map(|record| record.payload.len()).sum();
-    let frame_count = plain_len.div_ceil(FRAME_BYTES);
-    let tables_at = HEADER_BYTES + records.len() * RECORD_BYTES;
-    let frames_at =
-        tables_at + frame_count * FRAME_ENTRY_BYTES + plain_len.div_ceil(BLOCK_BYTES) * BLOCK_ENTRY_BYTES;
-    // The payload, one record's behind the other's: raw frames are that, and no more is copied.
-    let mut out = Vec::with_capacity(frames_at + plain_len);
-    out.resize(frames_at, 0);
-    records.iter().for_each(|record| out.extend_from_slice(&record.payload));
-    let blocks = of_blocks(&out[frames_at..]);
-    let (table, last_seq) = record_table(meta, records, &out[frames_at..], &blocks, flags);
+    let plain = Plain::of(records);
+    let blocks = plain.block_sums();
+    let (record_table, last_seq) = record_table(meta, records, &blocks, flags);
     assert!(meta.watermark >= last_seq, "the watermark covers what is sent");
-
-    // Frame table and block table, which stand side by side.
-    let mut frame_table = Vec::with_capacity(frames_at - tables_at);
-    let sums = out[frames_at..].chunks(FRAME_BYTES).zip(blocks.chunks(FRAME_BYTES / BLOCK_BYTES));
-    let sums: Vec<u32> = sums.map(|(frame, blocks)| of_run(frame, blocks)).collect();
-    let stored = stored_frames(&out[frames_at..], &sums, codec);
-    let lines = stored.iter().zip(out[frames_at..].chunks(FRAME_BYTES)).zip(&sums);
-    for ((stored, frame), &crc) in lines {
-        let line = match stored {
-            Stored::Plain => raw_frame(frame.len(), crc),
-            Stored::Packed(packed) => packed_frame(packed, frame.len(), codec),
-            Stored::Repeats(of) => repeated_frame(frame.len(), *of),
-        };
-        frame_table.extend_from_slice(line.as_bytes());
-    }
-    if !stored.iter().all(|stored| matches!(stored, Stored::Plain)) {
-        out = as_stored(&out, frames_at, &stored);
-    }
-    for block in &blocks {
-        frame_table.extend_from_slice(&block.to_le_bytes());
-    }
-    assert!(out.len() <= BATCH_BYTES_MAX, "a batch of {} bytes", out.len());
+    let sums = plain.frame_sums(&blocks);
+    let stored = stored_frames(&plain, &sums, codec);
+    let tables = [record_table, frame_and_block_tables(&plain, &stored, &sums, &blocks, codec)].concat();
+    let frames_len: usize = plain.frames().zip(&stored).map(|(frame, stored)| stored.len(&frame)).sum();
+    let total_len = HEADER_BYTES + tables.len() + frames_len;
+    assert!(total_len <= BATCH_BYTES_MAX, "a batch of {total_len} bytes");
 
     let mut header = RawHeader {
         magic: MAGIC,
         version: VERSION.into(),
         flags: flags.into(),
-        total_len: (out.len() as u32).into(),
+        total_len: (total_len as u32).into(),
         records: (records.len() as u32).into(),
-        frames: (frame_count as u32).into(),
-        plain_len: (plain_len as u32).into(),
+        frames: (stored.len() as u32).into(),
+        plain_len: (plain.len() as u32).into(),
         prev_seq: meta.prev_seq.raw().into(),
         last_seq: last_seq.raw().into(),
         watermark: meta.watermark.raw().into(),
@@ -93,12 +81,17 @@ fn encode_flagged(meta: &BatchMeta, records: &[Record], codec: Codec, flags: u16
         crc: 0.into(),
         reserved: 0.into(),
     };
-    let crc = crc32c::crc32c_append(crc32c::crc32c(header.as_bytes()), &table);
-    header.crc = crc32c::crc32c_append(crc, &frame_table).into();
-    out[..HEADER_BYTES].copy_from_slice(header.as_bytes());
-    out[HEADER_BYTES..tables_at].copy_from_slice(&table);
-    out[tables_at..frames_at].copy_from_slice(&frame_table);
-    out.into()
+    header.crc = crc32c::crc32c_append(crc32c::crc32c(header.as_bytes()), &tables).into();
+    let mut gathered = Gatherer::default();
+    gathered.push([header.as_bytes(), &tables].concat().into());
+    for (frame, stored) in plain.frames().zip(stored) {
+        match stored {
+            Stored::Plain => plain.gather(frame, &mut gathered),
+            Stored::Packed(packed) => gathered.push(packed.into()),
+            Stored::Repeats(_) => {}
+        }
+    }
+    gathered.finish()
 }
 
 /// How a frame's bytes are brought.
@@ -109,40 +102,54 @@ enum Stored {
     Repeats(usize),
 }
 
-fn stored_frames(plain: &[u8], sums: &[u32], codec: Codec) -> Vec<Stored> {
-    let frame = |at: usize| &plain[at * FRAME_BYTES..plain.len().min((at + 1) * FRAME_BYTES)];
-    let same = |at: usize| (0..at).find(|&before| sums[before] == sums[at] && frame(before) == frame(at));
-    let store = |at: usize| match same(at) {
-        Some(of) => Stored::Repeats(of),
-        None => pack(frame(at), codec).map_or(Stored::Plain, Stored::Packed),
-    };
-    (0..sums.len()).map(store).collect()
-}
-
-/// `out`, whose frames from `frames_at` on are all plain, with its frames as they are to be brought.
-fn as_stored(out: &[u8], frames_at: usize, stored: &[Stored]) -> Vec<u8> {
-    let mut packed = Vec::with_capacity(out.len());
-    packed.extend_from_slice(&out[..frames_at]);
-    for (frame, stored) in out[frames_at..].chunks(FRAME_BYTES).zip(stored) {
-        match stored {
-            Stored::Plain => packed.extend_from_slice(frame),
-            Stored::Packed(bytes) => packed.extend_from_slice(bytes),
-            Stored::Repeats(_) => {}
+impl Stored {
+    /// Bytes of it in the batch.
+    fn len(&self, frame: &Range<usize>) -> usize {
+        match self {
+            Stored::Plain => frame.len(),
+            Stored::Packed(packed) => packed.len(),
+            Stored::Repeats(_) => 0,
         }
     }
-    packed
 }
 
-/// The record table, and the last sequence. `plain` is all payload, `blocks` the sums of its blocks.
-fn record_table(
-    meta: &BatchMeta,
-    records: &[Record],
-    plain: &[u8],
+fn stored_frames(plain: &Plain<'_>, sums: &[u32], codec: Codec) -> Vec<Stored> {
+    let frames: Vec<Range<usize>> = plain.frames().collect();
+    let bytes = |at: usize| plain.bytes(frames[at].clone());
+    let same = |at: usize| (0..at).find(|&before| sums[before] == sums[at] && bytes(before) == bytes(at));
+    let store = |at: usize| match (same(at), codec) {
+        (Some(of), _) => Stored::Repeats(of),
+        (None, Codec::Raw) => Stored::Plain,
+        (None, _) => pack(&bytes(at), codec).map_or(Stored::Plain, Stored::Packed),
+    };
+    (0..frames.len()).map(store).collect()
+}
+
+/// Frame table and block table, which stand side by side.
+fn frame_and_block_tables(
+    plain: &Plain<'_>,
+    stored: &[Stored],
+    sums: &[u32],
     blocks: &[u32],
-    flags: u16,
-) -> (Vec<u8>, WriteSeq) {
+    codec: Codec,
+) -> Vec<u8> {
+    let mut table = Vec::with_capacity(stored.len() * FRAME_ENTRY_BYTES + blocks.len() * BLOCK_ENTRY_BYTES);
+    for ((stored, frame), &crc) in stored.iter().zip(plain.frames()).zip(sums) {
+        let line = match stored {
+            Stored::Plain => raw_frame(frame.len(), crc),
+            Stored::Packed(packed) => packed_frame(packed, frame.len(), codec),
+            Stored::Repeats(of) => repeated_frame(frame.len(), *of),
+        };
+        table.extend_from_slice(line.as_bytes());
+    }
+    blocks.iter().for_each(|block| table.extend_from_slice(&block.to_le_bytes()));
+    table
+}
+
+/// The record table, and the last sequence. `blocks` are the sums of the payload's blocks.
+fn record_table(meta: &BatchMeta, records: &[Record], blocks: &[u32], flags: u16) -> (Vec<u8>, WriteSeq) {
     let mut table = Vec::with_capacity(records.len() * RECORD_BYTES);
-    let (mut last_seq, mut at) = (meta.prev_seq, 0);
+    let (mut last_seq, mut at) = (meta.prev_seq, 0_usize);
     for record in records {
         let repeats = flags & FLAG_UNDO != 0 && record.seq == last_seq;
         assert!(record.seq > last_seq || repeats, "{:?} does not follow {last_seq:?}", record.seq);
@@ -152,7 +159,7 @@ fn record_table(
             !record.kind.has_payload() || record.payload.len() as u64 == len,
             "payload of another length"
         );
-        let payload = &plain[at..at + record.payload.len()];
+        let payload = &record.payload;
         let raw = RawRecord {
             seq: record.seq.raw().into(),
             start: record.range.start.into(),
@@ -177,10 +184,10 @@ fn record_table(
 ///
 /// # Errors
 /// [`BatchError`] where a frame does not check.
-pub fn following(batch: &Batch, after: WriteSeq) -> Result<Bytes, BatchError> {
+pub fn following(batch: &Batch, after: WriteSeq) -> Result<Pieces, BatchError> {
     let header = batch.header();
     if header.prev_seq == after {
-        return Ok(batch.bytes().clone());
+        return Ok(batch.bytes().clone().into());
     }
     let meta = BatchMeta {
         incarnation: header.incarnation,
@@ -188,28 +195,21 @@ pub fn following(batch: &Batch, after: WriteSeq) -> Result<Bytes, BatchError> {
         watermark: header.watermark,
         taken_at: header.taken_at,
     };
-    Ok(encode(&meta, &batch.records_after(after)?, Codec::Lz4))
+    Ok(encode_in_pieces(&meta, &batch.records_after(after)?, Codec::Lz4))
 }
 
-/// The CRC-32C of `before`'s bytes followed by a whole batch of our own making, without a pass over its
-/// frames: their sums stand in its table.
-pub fn crc_with_batch(before: u32, batch: &[u8]) -> u32 {
-    let Ok(parsed) = Batch::parse_tables(Form::Stream, Bytes::copy_from_slice(tables_of(batch)), batch.len())
-    else {
-        return crc32c::crc32c_append(before, batch);
+/// The CRC-32C of `before`'s bytes followed by a whole batch of our own making, its tables in one piece, without a pass
+/// over its frames: their sums stand in its table.
+pub fn crc_with_batch(before: u32, batch: &Pieces) -> u32 {
+    let first = batch.iter().next().cloned().unwrap_or_default();
+    let tables = Batch::parse_header(&first, batch.len()).map_or(0, |header| Batch::tables_bytes(&header));
+    let tables = first.slice(..tables.min(first.len()));
+    let Ok(parsed) = Batch::parse_tables(Form::Stream, tables.clone(), batch.len()) else {
+        return batch.iter().fold(before, |crc, piece| crc32c::crc32c_append(crc, piece));
     };
-    let mut crc = crc32c::crc32c_append(before, tables_of(batch));
-    for frame in parsed.frames().iter().filter(|frame| !frame.repeats) {
-        let stored = frame.stored_at as usize..(frame.stored_at + frame.stored_len) as usize;
-        crc = match stored.len() == FRAME_BYTES {
-            true => BY_FRAME.join(crc, frame.crc),
-            false => crc32c::crc32c_append(crc, &batch[stored]),
-        };
-    }
-    crc
-}
-
-fn tables_of(batch: &[u8]) -> &[u8] {
-    let end = Batch::parse_header(batch, batch.len()).map_or(0, |header| Batch::tables_bytes(&header));
-    &batch[..end.min(batch.len())]
+    let frames = parsed.frames().iter().filter(|frame| !frame.repeats);
+    frames.fold(crc32c::crc32c_append(before, &tables), |crc, frame| match frame.stored_len as usize {
+        FRAME_BYTES => BY_FRAME.join(crc, frame.crc),
+        stored_len => crc32c::crc32c_combine(crc, frame.crc, stored_len),
+    })
 }

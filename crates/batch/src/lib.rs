@@ -15,14 +15,17 @@ mod encode;
 mod frames;
 mod layout;
 mod mark;
+mod pieces;
+mod plain;
 mod record;
 
 pub use block_hash::{BLOCK_HASH_BYTES, BlockHash, is_zero};
 pub use decode::{Batch, BatchError, Entry};
-pub use encode::{BatchMeta, crc_with_batch, encode, encode_undo, following};
+pub use encode::{BatchMeta, crc_with_batch, encode, encode_in_pieces, encode_undo, following};
 pub use frames::{Codec, FrameEntry, FrameError, open_frame, read_payload};
 pub use layout::{BLOCK_BYTES, Form, HEADER_BYTES, Header, peek_length};
 pub use mark::{MarkError, decode_mark, encode_mark};
+pub use pieces::Pieces;
 pub use record::{Kind, Record};
 
 #[cfg(test)]

@@ -98,7 +98,11 @@ proptest! {
             }
         }).collect();
         let codec = Codec::from_raw(codec).unwrap();
-        let batch = Batch::parse(encode(&meta(100, seq), &records, codec)).unwrap();
+        let pieces = encode_in_pieces(&meta(100, seq), &records, codec);
+        let bytes = pieces.joined();
+        prop_assert_eq!((pieces.len(), &bytes), (bytes.len(), &encode(&meta(100, seq), &records, codec)));
+        prop_assert_eq!(crate::crc_with_batch(5, &pieces), crc32c::crc32c_append(5, &bytes));
+        let batch = Batch::parse(bytes).unwrap();
         batch.verify().unwrap();
         prop_assert_eq!(batch.entries().len(), records.len());
         for (at, record) in records.iter().enumerate() {
@@ -134,7 +138,7 @@ fn frames_with_the_same_bytes_are_stored_once() {
     for codec in [Codec::Raw, Codec::Lz4] {
         let bytes = encode(&meta, std::slice::from_ref(&record), codec);
         assert!(bytes.len() < 3 * 65_536, "{}", bytes.len());
-        assert_eq!(crate::crc_with_batch(5, &bytes), crc32c::crc32c_append(5, &bytes));
+        assert_eq!(crate::crc_with_batch(5, &bytes.clone().into()), crc32c::crc32c_append(5, &bytes));
         let batch = Batch::parse(bytes).unwrap();
         batch.verify().unwrap();
         assert_eq!(batch.payload(0).unwrap(), payload);

@@ -9,6 +9,7 @@
 use crate::cover::LogKind;
 use crate::entropy::sample;
 use crate::extent::extents_of;
+use crate::gather::Gathered;
 use crate::journal::Journal;
 use crate::layout::{Envelope, FIRST_BATCH_AT, SegmentHeader};
 use crate::manifest::{Sealed, SegmentInfo, StreamPoint};
@@ -82,7 +83,7 @@ pub(crate) struct Writer {
 pub(crate) struct Framed {
     segment: Segment,
     start: u64,
-    buf: PageBuf,
+    gathered: Gathered,
     end: Position,
     /// Each batch with the page it begins at and a sample of its payload.
     batches: Vec<(Batch, u64, Vec<u8>)>,
@@ -179,8 +180,7 @@ impl Journal {
         let (segment, base_page, position) = writer.open.as_mut().expect("rolled to an open segment");
         let seed = segment.header.seed();
         let start = position.at;
-        let total: u64 = batches.iter().map(|batch| Envelope::stride(batch.bytes().len())).sum();
-        let mut buf = PageBuf::reuse(spare, total as usize);
+        let mut gathered = Gathered::with_room_for(&batches, spare);
         let mut framed = Vec::with_capacity(batches.len());
         for batch in batches {
             let body = batch.bytes();
@@ -194,13 +194,11 @@ impl Journal {
                 chain: position.chain,
             };
             let (head, crc) = envelope.encode(seed);
-            buf.push(&head);
-            buf.push(body);
+            gathered.push(&head, body);
             let page = *base_page + position.at / PAGE_BYTES;
             position.at += Envelope::stride(body.len());
             position.batch_no += 1;
             position.chain = crc;
-            buf.pad_to((position.at - start) as usize);
             writer.last_seq = batch.header().last_seq;
             let sample = sample(&batch);
             framed.push((batch, page, sample));
@@ -209,7 +207,7 @@ impl Journal {
         Ok(Framed {
             segment: segment.clone(),
             start,
-            buf,
+            gathered,
             end: *position,
             batches: framed,
             received_at: meta.received_at,
@@ -243,11 +241,8 @@ impl Journal {
         if self.failed.load(Ordering::SeqCst) {
             return Err(AppendError::Closed);
         }
-        framed
-            .segment
-            .file
-            .write_at(framed.start, framed.buf.as_slice())
-            .map_err(|error| self.classify(error))
+        let Framed { segment, start, gathered, .. } = framed;
+        gathered.write_to(&*segment.file, *start).map_err(|error| self.classify(error))
     }
 
     /// Makes everything written to the group's segment durable.
@@ -276,7 +271,7 @@ impl Journal {
     /// A group is done with, one way or the other; its buffer may be used again.
     pub(crate) fn finish_group(&self, framed: Framed) -> PageBuf {
         self.in_flight.done();
-        framed.buf
+        framed.gathered.into_spare()
     }
 
     /// Seals the open segment and begins a new one where the batches do not fit, or where the open one

@@ -9,7 +9,7 @@ use crate::store::{Store, StoreFile};
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +18,8 @@ use types::ByteRange;
 
 /// Threads that read for one request, where it is scattered.
 const READERS: usize = 4;
+/// Parts that one system call takes: IOV_MAX of Linux.
+const PARTS_MAX: usize = 1024;
 
 /// Names below this folder are the replicas', which may lie elsewhere.
 const REPLICA_PREFIX: &str = "replica/";
@@ -164,6 +166,25 @@ impl Store for FsStore {
     }
 }
 
+/// Writes `parts` one behind the other, as few system calls as they take.
+fn write_all_parts_at(file: &File, mut at: u64, parts: &[IoSlice<'_>]) -> io::Result<()> {
+    let mut parts = parts.to_vec();
+    let mut rest = &mut parts[..];
+    IoSlice::advance_slices(&mut rest, 0); // Leads past empty ones.
+    while !rest.is_empty() {
+        match rustix::io::pwritev(file, &rest[..rest.len().min(PARTS_MAX)], at) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                IoSlice::advance_slices(&mut rest, written);
+                at += written as u64;
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
 #[derive(Debug)]
 struct FsFile(File);
 
@@ -174,6 +195,10 @@ impl StoreFile for FsFile {
 
     fn write_at(&self, at: u64, buf: &[u8]) -> io::Result<()> {
         self.0.write_all_at(buf, at)
+    }
+
+    fn write_parts_at(&self, at: u64, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        write_all_parts_at(&self.0, at, parts)
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -249,6 +274,11 @@ impl StoreFile for DirectFile {
 
     fn write_at(&self, at: u64, buf: &[u8]) -> io::Result<()> {
         if is_aligned(at, buf) { self.direct.write_all_at(buf, at) } else { self.buffered.write_at(at, buf) }
+    }
+
+    fn write_parts_at(&self, at: u64, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        let aligned = at.is_multiple_of(PAGE_BYTES) && parts.iter().all(|part| is_aligned(0, part));
+        write_all_parts_at(if aligned { &self.direct } else { &self.buffered.0 }, at, parts)
     }
 
     fn sync_data(&self) -> io::Result<()> {

@@ -31,6 +31,7 @@ mod entropy;
 mod extent;
 mod fold;
 mod fs_store;
+mod gather;
 mod image;
 mod journal;
 mod layout;
@@ -64,6 +65,7 @@ pub use checkpoints::{CheckpointError, CheckpointFacts, CheckpointQuery, Thinnin
 pub use damage::Damage;
 pub use fold::FoldError;
 pub use fs_store::{FsStore, LockError};
+pub use gather::batch_room;
 pub use image::{Image, ImageError};
 pub use journal::{Journal, JournalStatus, Mode, Settings, index_pages_read};
 pub use manifest::{Manifest, ManifestError, SegmentInfo};

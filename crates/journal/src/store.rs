@@ -4,7 +4,7 @@
 //! name only after `sync_folder`.
 
 use std::fmt;
-use std::io;
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 use types::ByteRange;
 
@@ -70,6 +70,13 @@ pub trait StoreFile: Send + Sync + fmt::Debug {
     /// # Errors
     /// As the file system says.
     fn write_at(&self, at: u64, buf: &[u8]) -> io::Result<()>;
+    /// Writes `parts` at `at`, one behind the other.
+    ///
+    /// # Errors
+    /// As the file system says.
+    fn write_parts_at(&self, at: u64, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        self.write_at(at, &parts.iter().map(|part| &**part).collect::<Vec<_>>().concat())
+    }
     /// Makes everything written durable.
     ///
     /// # Errors

@@ -166,8 +166,8 @@ impl Receiver {
                 }
                 Err(detail) => self.refuse(Refuse { why: Refusal::Protocol, detail }, effects),
             },
-            (Message::Batch(bytes), Phase::Streaming(streaming)) => {
-                match check_batch(bytes, &streaming.hello, streaming.accepted) {
+            (Message::Batch(batch), Phase::Streaming(streaming)) => {
+                match check_batch(batch.joined(), &streaming.hello, streaming.accepted) {
                     Ok(batch) => {
                         streaming.accepted = batch.header().last_seq;
                         effects.push(ReceiverEffect::Append(batch));

@@ -1,6 +1,8 @@
 //! A connection: two queues of encoded messages. It may be cut after any message; what was under way is
 //! lost then.
 
+use batch::Pieces;
+use journal::batch_room;
 use replication::wire::{FrameReader, FrameWriter, HEADER_BYTES, Message};
 use std::collections::VecDeque;
 
@@ -9,7 +11,7 @@ use std::collections::VecDeque;
 pub(crate) struct Pipe {
     writer: FrameWriter,
     reader: FrameReader,
-    under_way: VecDeque<([u8; HEADER_BYTES], bytes::Bytes)>,
+    under_way: VecDeque<([u8; HEADER_BYTES], Pieces)>,
     swallows: bool,
 }
 
@@ -30,7 +32,9 @@ impl Pipe {
     pub(crate) fn receive(&mut self) -> Option<Message> {
         let (header, body) = self.under_way.pop_front()?;
         let header = self.reader.header(&header).expect("our own framing");
-        Some(self.reader.message(&header, body).expect("our own framing"))
+        let mut room = batch_room(body.len());
+        body.iter().for_each(|piece| room.extend_from_slice(piece));
+        Some(self.reader.message(&header, room.freeze()).expect("our own framing"))
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -4,7 +4,7 @@ use crate::link::Connection;
 use crate::local_disk::{SimDisk, SimMap};
 use crate::rng::Rng;
 use crate::store::SimStore;
-use batch::{Batch, BatchMeta, Codec, Kind};
+use batch::{Batch, BatchMeta, Codec, Kind, Pieces};
 use bytes::Bytes;
 use journal::{Spill, SpillError};
 use replication::wire::{Compare, Hello, Message};
@@ -451,8 +451,8 @@ impl Agent {
 
     fn spill_some(&mut self) {
         let after = self.capture.status().spilled;
-        let bytes = self.encode_from_buffer(after).0;
-        let batch = Batch::parse(bytes).expect("our own batch");
+        let pieces = self.encode_from_buffer(after).0;
+        let batch = Batch::parse(pieces.joined()).expect("our own batch");
         let spill = self.spill.as_mut().expect("asked for where there is one");
         match spill.append(&batch, self.rng.sixteen(), WallTime(0)) {
             Ok(()) => {
@@ -465,7 +465,7 @@ impl Agent {
         self.events.push_back(SenderEvent::Spilled);
     }
 
-    fn encode_from_buffer(&mut self, after: WriteSeq) -> (Bytes, WriteSeq, WriteSeq) {
+    fn encode_from_buffer(&mut self, after: WriteSeq) -> (Pieces, WriteSeq, WriteSeq) {
         let taken = self.capture.take_after(after, BATCH_BYTES_TARGET, true);
         let left_out = taken.records.iter().filter(|record| record.kind == Kind::LeftOut).count();
         self.writes_left_out += left_out as u64;
@@ -473,7 +473,7 @@ impl Agent {
         let watermark = taken.watermark.max(last);
         let incarnation = self.sender.incarnation();
         let meta = BatchMeta { incarnation, prev_seq: after, watermark, taken_at: WallTime(0) };
-        (batch::encode(&meta, &taken.records, Codec::Lz4), last, watermark)
+        (batch::encode_in_pieces(&meta, &taken.records, Codec::Lz4), last, watermark)
     }
 
     fn send_batch(&mut self, after: WriteSeq, link: &mut Option<Connection>) {
@@ -483,8 +483,8 @@ impl Agent {
             match spill.next_after(after) {
                 Ok(batch) => {
                     let batch = batch.expect("what was spilled is there");
-                    let bytes = batch::following(&batch, after).expect("our own batch");
-                    (bytes, batch.header().last_seq, batch.header().watermark)
+                    let pieces = batch::following(&batch, after).expect("our own batch");
+                    (pieces, batch.header().last_seq, batch.header().watermark)
                 }
                 Err(_) => {
                     self.spill_lost = true;

@@ -494,10 +494,10 @@ impl Driver {
             self.events.push_back(SenderEvent::NothingToSend);
             return;
         };
-        let bytes = next.bytes.len();
+        let bytes = next.batch.len();
         self.place.sent(granted, bytes as u64);
         self.rates.sent_bytes += bytes as u64;
-        self.say(Message::Batch(next.bytes));
+        self.say(Message::Batch(next.batch));
         self.events.push_back(SenderEvent::BatchSent { last: next.last, watermark: next.watermark, bytes });
     }
 

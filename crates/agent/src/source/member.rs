@@ -7,7 +7,7 @@ use super::Source;
 use super::group::Group;
 use crate::clock;
 use crate::link::{self, Connected};
-use crate::wire_io::{Outgoing, ReadError, read_ahead, read_message, write_messages};
+use crate::wire_io::{Outgoing, ReadError, read_ahead, read_message, write_message, write_messages};
 use anyhow::{Context, Result, bail};
 use replication::wire::{CutMessage, FrameReader, Join, Message};
 use std::sync::{Arc, Weak};
@@ -39,10 +39,7 @@ async fn join(
     let mut connected = link::connect(&source.pki, coordinator, source.dscp).await?;
     let mut frames = FrameReader::default();
     let hello = Message::Join(Join { group_name: group.to_owned(), vms });
-    let (mut header, body) = (Vec::new(), connected.first.encode(&hello));
-    header.extend_from_slice(&body.0);
-    header.extend_from_slice(&body.1);
-    tokio::io::AsyncWriteExt::write_all(&mut connected.writer, &header).await.context("say who joins")?;
+    write_message(&mut connected.writer, &mut connected.first, &hello).await.context("say who joins")?;
     tokio::io::AsyncWriteExt::flush(&mut connected.writer).await.context("say who joins")?;
     match read_message(&mut connected.reader, &mut frames).await.context("hear the coordinator")? {
         Message::Cut(CutMessage::Joined { group }) => Ok((connected, frames, group)),

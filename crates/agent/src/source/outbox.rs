@@ -6,8 +6,7 @@
 use crate::clock;
 use crate::state::random;
 use anyhow::{Context, Result};
-use batch::{Batch, BatchMeta, Codec};
-use bytes::Bytes;
+use batch::{Batch, BatchMeta, Codec, Pieces};
 use journal::{FsStore, Spill, SpillError};
 use replication::{CodecChooser, Compression};
 use splitter::Capture;
@@ -22,7 +21,7 @@ const SPILL_BATCHES: usize = 16;
 
 /// A batch as it goes out.
 pub(super) struct Outgoing {
-    pub(super) bytes: Bytes,
+    pub(super) batch: Pieces,
     pub(super) last: WriteSeq,
     pub(super) watermark: WriteSeq,
 }
@@ -106,10 +105,10 @@ impl Outbox {
             BatchMeta { incarnation: self.incarnation, prev_seq: after, watermark, taken_at: clock::wall() };
         let codec = chooser.choose(lags);
         let begun = clock::now();
-        let bytes = batch::encode(&meta, &taken.records, codec);
+        let batch = batch::encode_in_pieces(&meta, &taken.records, codec);
         let plain = taken.records.iter().map(|record| record.payload.len()).sum();
-        chooser.note_encoded(codec, plain, bytes.len(), clock::now().since(begun));
-        Some(Outgoing { bytes, last, watermark })
+        chooser.note_encoded(codec, plain, batch.len(), clock::now().since(begun));
+        Some(Outgoing { batch, last, watermark })
     }
 
     fn next_of_spill(&self, after: WriteSeq) -> Option<Outgoing> {
@@ -201,7 +200,7 @@ impl Outbox {
 fn following(batch: &Batch, after: WriteSeq) -> Result<Outgoing> {
     let header = batch.header();
     Ok(Outgoing {
-        bytes: batch::following(batch, after)?,
+        batch: batch::following(batch, after)?,
         last: header.last_seq,
         watermark: header.watermark,
     })

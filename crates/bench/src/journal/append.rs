@@ -2,7 +2,7 @@
 
 use super::{SETTINGS, append_all, create, keep_up, shards};
 use crate::Run;
-use crate::clock::timed;
+use crate::clock::{Rate, timed};
 use crate::disk::{bytes_written, sequential_write, source, written_file};
 use crate::figures::{Figure, Goal};
 use crate::load::{Stream, random_writes};
@@ -69,13 +69,11 @@ pub(crate) fn run(run: &Run) -> Result<Vec<Figure>> {
     ])
 }
 
-/// MiB a second of durable appends of 64 KiB writes, in a folder that is used again and again.
-pub(crate) fn append_rate(folder: &std::path::Path, bytes: u64, round: u64) -> Result<f64> {
+/// Of durable appends of 64 KiB writes, in a folder that is used again and again.
+pub(crate) fn append_rate(folder: &std::path::Path, bytes: u64, round: u64) -> Result<Rate> {
     let batches = random_writes(&mut Stream::begin(), bytes, 64 << 10, DISK_BYTES, round + 1);
     let journal = warm(folder, round)?;
-    let (seconds, done) = timed(|| append_all(&shards(2), std::slice::from_ref(&journal), &batches, AHEAD));
-    done?;
-    Ok(bytes as f64 / MIB / seconds)
+    Rate::of(bytes, || append_all(&shards(2), std::slice::from_ref(&journal), &batches, AHEAD))
 }
 
 /// A journal in a folder where one was before, whose files it writes anew.

@@ -1,9 +1,9 @@
 //! Guest bytes captured → durable at the recovery side, against TLS alone and the journal alone.
 
-use super::pair::{Pair, own_cpu, write};
+use super::pair::{Pair, write};
 use super::tls;
 use crate::Run;
-use crate::clock::Moment;
+use crate::clock::{Moment, own_cpu};
 use crate::figures::{Figure, Goal};
 use crate::journal::append_rate;
 use anyhow::Result;
@@ -20,15 +20,18 @@ pub(crate) fn run(run: &Run) -> Result<Vec<Figure>> {
     let source = incompressible();
     let (mut limit, mut large, mut small) = (Vec::new(), Vec::new(), Vec::new());
     let (mut sending, mut receiving) = (Vec::new(), Vec::new());
-    let (mut tls_alone, mut journal_alone) = (Vec::new(), Vec::new());
+    let (mut tls_alone, mut journal_alone, mut parts) = (Vec::new(), Vec::new(), Vec::new());
     let pair = Pair::start(&run.folder.join("headline"), "")?;
     let settings =
         ProtectSettings { spill_bytes: Some(0), buffer_bytes: Some(256 << 20), ..ProtectSettings::default() };
     let capture = pair.protect("vm", DISK_BYTES, settings)?;
     for round in 0..run.rounds() as u64 {
-        tls_alone.push(tls::one_stream(&run.folder.join("tls"), bytes)?);
-        journal_alone.push(append_rate(&run.folder.join("journal"), bytes, round)?);
-        limit.push(tls_alone[round as usize].min(journal_alone[round as usize]));
+        let tls = tls::one_stream(&run.folder.join("tls"), bytes)?;
+        let journal = append_rate(&run.folder.join("journal"), bytes, round)?;
+        tls_alone.push(tls.mib_per_second);
+        journal_alone.push(journal.mib_per_second);
+        limit.push(tls.mib_per_second.min(journal.mib_per_second));
+        parts.push(tls.cpu_per_gib + journal.cpu_per_gib);
         let before = (own_cpu()?, pair.recovery_cpu()?);
         large.push(rate(&capture, &source, bytes, 64 << 10)?);
         let gib = bytes as f64 / f64::from(1 << 30);
@@ -43,6 +46,7 @@ pub(crate) fn run(run: &Run) -> Result<Vec<Figure>> {
         Figure::against("captured to durable, 4 KiB writes", &small, &limit, "MiB/s", Goal::None),
         Figure::alone("processor time, protected side, 64 KiB writes", &sending, "s/GiB", Goal::None),
         Figure::alone("processor time, recovery side, 64 KiB writes", &receiving, "s/GiB", Goal::None),
+        Figure::alone("processor time, TLS alone and journal alone", &parts, "s/GiB", Goal::None),
     ])
 }
 

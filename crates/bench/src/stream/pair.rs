@@ -1,6 +1,6 @@
 //! Two agents with trust in each other: one in this process, one in its own.
 
-use crate::clock::Moment;
+use crate::clock::{Moment, cpu_of};
 use agent::Agent;
 use agent::config::Config;
 use agent::pki::Pki;
@@ -310,7 +310,7 @@ impl Pair {
     /// Seconds of processor time the recovery side has used.
     pub(super) fn recovery_cpu(&self) -> Result<f64> {
         let id = self.recovery.as_ref().context("the recovery side runs")?.id();
-        cpu_of(&format!("/proc/{id}/stat"))
+        cpu_of(id)
     }
 }
 
@@ -346,18 +346,6 @@ fn copy_folder(from: &Path, to: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Seconds of processor time this process has used.
-pub(super) fn own_cpu() -> Result<f64> {
-    cpu_of("/proc/self/stat")
-}
-
-fn cpu_of(path: &str) -> Result<f64> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("read {path}"))?;
-    let fields: Vec<&str> = text.rsplit_once(')').context("a stat line")?.1.split_whitespace().collect();
-    let ticks: f64 = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
-    Ok(ticks / 100.0)
 }
 
 /// Gives one write to a capture, as a front end does once the local disk has it.

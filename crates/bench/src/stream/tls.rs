@@ -1,7 +1,7 @@
 //! The limit of the transport: the same TLS library moving bytes over loopback in one stream.
 
 use super::pair::trust;
-use crate::clock::timed;
+use crate::clock::Rate;
 use anyhow::{Context, Result};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, ServerConnection, Stream};
@@ -11,8 +11,8 @@ use std::path::Path;
 
 const CHUNK: usize = 64 << 10;
 
-/// MiB a second of `bytes`, encrypted by one thread and decrypted by another.
-pub(super) fn one_stream(folder: &Path, bytes: u64) -> Result<f64> {
+/// Of `bytes`, encrypted by one thread and decrypted by another.
+pub(super) fn one_stream(folder: &Path, bytes: u64) -> Result<Rate> {
     std::fs::create_dir_all(folder).context("make a folder")?;
     let _ = std::fs::remove_dir_all(folder.join("ours"));
     let _ = std::fs::remove_dir_all(folder.join("theirs"));
@@ -37,7 +37,7 @@ pub(super) fn one_stream(folder: &Path, bytes: u64) -> Result<f64> {
     let mut tls = ClientConnection::new(client, ServerName::try_from("localhost")?)?;
     tls.set_buffer_limit(Some(1 << 20));
     let payload = vec![0x5a; CHUNK];
-    let (seconds, moved) = timed(|| -> Result<()> {
+    let rate = Rate::of(bytes, || {
         let mut stream = Stream::new(&mut tls, &mut socket);
         for _ in 0..bytes / CHUNK as u64 {
             stream.write_all(&payload).context("write")?;
@@ -45,8 +45,7 @@ pub(super) fn one_stream(folder: &Path, bytes: u64) -> Result<f64> {
         stream.flush()?;
         let mut done = [0];
         stream.read_exact(&mut done).context("hear that all has come")
-    });
-    moved?;
+    })?;
     receiving.join().expect("a panic aborts the process")?;
-    Ok(bytes as f64 / f64::from(1 << 20) / seconds)
+    Ok(rate)
 }

@@ -44,7 +44,7 @@ fn batch(prev: u64, at: u64, start: u64) -> Message {
     };
     let meta =
         BatchMeta { incarnation: MINE, prev_seq: seq(prev), watermark: seq(at), taken_at: WallTime(0) };
-    Message::Batch(encode(&meta, &[record], Codec::Raw))
+    Message::Batch(encode(&meta, &[record], Codec::Raw).into())
 }
 
 fn step(receiver: &mut Receiver, event: ReceiverEvent) -> Vec<ReceiverEffect> {

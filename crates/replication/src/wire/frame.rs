@@ -8,6 +8,7 @@
 //! ```
 
 use super::message::Message;
+use batch::Pieces;
 use bytes::Bytes;
 use types::limits::MESSAGE_BYTES_MAX;
 
@@ -58,7 +59,7 @@ impl FrameWriter {
     ///
     /// # Panics
     /// If the message is over the limit: the caller's broken invariant.
-    pub fn encode(&mut self, message: &Message) -> ([u8; HEADER_BYTES], Bytes) {
+    pub fn encode(&mut self, message: &Message) -> ([u8; HEADER_BYTES], Pieces) {
         let body = message.encode_body();
         assert!(body.len() + HEADER_BYTES <= MESSAGE_BYTES_MAX, "a message of {} bytes", body.len());
         self.sent += 1;
@@ -70,7 +71,7 @@ impl FrameWriter {
         header[16..24].copy_from_slice(&self.sent.to_le_bytes());
         let crc = match message {
             Message::Batch(_) => batch::crc_with_batch(crc32c::crc32c(&header), &body),
-            _ => crc32c::crc32c_append(crc32c::crc32c(&header), &body),
+            _ => body.iter().fold(crc32c::crc32c(&header), |crc, piece| crc32c::crc32c_append(crc, piece)),
         };
         header[24..28].copy_from_slice(&crc.to_le_bytes());
         (header, body)

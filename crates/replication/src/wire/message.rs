@@ -2,7 +2,7 @@
 
 use super::body::{BodyReader, BodyWriter};
 use super::frame::{VERSION, WireError};
-use batch::{BLOCK_HASH_BYTES, BlockHash};
+use batch::{BLOCK_HASH_BYTES, BlockHash, Pieces};
 use bytes::Bytes;
 use std::fmt;
 use types::limits::{
@@ -205,7 +205,7 @@ pub enum Message {
     Welcome(Welcome),
     Refuse(Refuse),
     /// A batch, verbatim; whether it is one is checked by the receiver.
-    Batch(Bytes),
+    Batch(Pieces),
     Ack(Ack),
     ArtifactPart(ArtifactPart),
     Heartbeat,
@@ -237,7 +237,7 @@ impl Message {
         }
     }
 
-    pub(super) fn encode_body(&self) -> Bytes {
+    pub(super) fn encode_body(&self) -> Pieces {
         let mut body = BodyWriter::default();
         match self {
             Message::Hello(hello) => encode_hello(hello, &mut body),
@@ -255,7 +255,7 @@ impl Message {
                 let cut = refuse.detail.floor_char_boundary(DETAIL_BYTES_MAX);
                 body.u16(VERSION).u16(code).u64(epoch.0).text(&refuse.detail[..cut]);
             }
-            Message::Batch(bytes) => return bytes.clone(),
+            Message::Batch(batch) => return batch.clone(),
             Message::Ack(ack) => {
                 body.u64(ack.durable.raw()).u64(ack.watermark.raw()).u64(ack.applied.raw());
                 body.u64(ack.journal_bytes).u64(ack.history_seconds);
@@ -286,12 +286,12 @@ impl Message {
                 body.u64(answer.asked_at.0 as u64).u64(answer.says.0 as u64);
             }
         }
-        body.finish()
+        body.finish().into()
     }
 
     pub(super) fn decode_body(kind: u16, bytes: Bytes) -> Result<Self, WireError> {
         if kind == 4 {
-            return Ok(Message::Batch(bytes));
+            return Ok(Message::Batch(bytes.into()));
         }
         let mut body = BodyReader::new(bytes);
         let message = match kind {
