@@ -86,17 +86,22 @@ fn turns(round: usize, targets: usize) -> impl Iterator<Item = usize> {
 fn nbd(run: &Run) -> Result<Vec<Figure>> {
     const WORKLOADS: &[Workload] = &[RANDOM_ONE, RANDOM_MANY, STREAMED];
     let image = targets::preallocated(&run.folder, IMAGE_BYTES)?;
-    let [mut ours, mut of_qemu_nbd, mut of_daemon] = [(); 3].map(|()| Samples::new(WORKLOADS));
+    let protections = [
+        (Protection::Paused, "NBD, paused: the bitmap only", None),
+        (Protection::Replicated(Journal::InMemory), "NBD, replicated, journal in memory", Some(1.2)),
+    ];
+    let mut ours = protections.map(|_| Samples::new(WORKLOADS));
+    let [mut of_qemu_nbd, mut of_daemon] = [(); 2].map(|()| Samples::new(WORKLOADS));
     for round in 0..run.rounds() {
-        for turn in turns(round, 3) {
-            if turn == 0 {
-                let target = Holdfast::start(&run.folder, &image, Protection::Replicated(Journal::InMemory))?;
+        for turn in turns(round, 2 + protections.len()) {
+            if let Some((protection, ..)) = protections.get(turn) {
+                let target = Holdfast::start(&run.folder, &image, *protection)?;
                 let uri = target.nbd_uri()?;
                 let sample = |workload: &Workload, seconds| generator::over_nbd(&uri, workload, seconds);
-                ours.measure(run, sample, || target.wait_until_drained())?;
+                ours[turn].measure(run, sample, || target.wait_until_drained())?;
                 continue;
             }
-            let (target, samples) = if turn == 1 {
+            let (target, samples) = if turn == protections.len() {
                 (Qemu::nbd(&run.folder, &image)?, &mut of_qemu_nbd)
             } else {
                 (Qemu::daemon_nbd(&run.folder, &image)?, &mut of_daemon)
@@ -107,11 +112,13 @@ fn nbd(run: &Run) -> Result<Vec<Figure>> {
         }
     }
     let mut figures = Vec::new();
-    for workload in WORKLOADS {
-        let goal = if workload.depth == 1 { Goal::None } else { Goal::AtLeast(1.2) };
-        figures.push(ours.against(&of_qemu_nbd, "NBD beside qemu-nbd", workload, goal));
-        let goal = if workload.depth == 1 { Goal::None } else { Goal::AtLeast(1.2) };
-        figures.push(ours.against(&of_daemon, "NBD beside the storage daemon", workload, goal));
+    for ((_, title, goal), samples) in protections.iter().zip(&ours) {
+        for workload in WORKLOADS {
+            let goal = goal.filter(|_| workload.depth > 1).map_or(Goal::None, Goal::AtLeast);
+            for (peer, others) in [("qemu-nbd", &of_qemu_nbd), ("the storage daemon", &of_daemon)] {
+                figures.push(samples.against(others, &format!("{title}, beside {peer}"), workload, goal));
+            }
+        }
     }
     Ok(figures)
 }
