@@ -1,6 +1,6 @@
 //! Building a batch from captured records.
 
-use crate::crc::{BY_FRAME, of_run};
+use crate::crc::{join, of_run};
 use crate::decode::{Batch, BatchError};
 use crate::frames::{Codec, pack, packed_frame, raw_frame, repeated_frame};
 use crate::layout::{
@@ -12,7 +12,7 @@ use crate::plain::Plain;
 use crate::record::Record;
 use bytes::Bytes;
 use std::ops::Range;
-use types::limits::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, FRAME_BYTES};
+use types::limits::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX};
 use types::{Incarnation, WallTime, WriteSeq};
 use zerocopy::IntoBytes;
 
@@ -208,8 +208,6 @@ pub fn crc_with_batch(before: u32, batch: &Pieces) -> u32 {
         return batch.iter().fold(before, |crc, piece| crc32c::crc32c_append(crc, piece));
     };
     let frames = parsed.frames().iter().filter(|frame| !frame.repeats);
-    frames.fold(crc32c::crc32c_append(before, &tables), |crc, frame| match frame.stored_len as usize {
-        FRAME_BYTES => BY_FRAME.join(crc, frame.crc),
-        stored_len => crc32c::crc32c_combine(crc, frame.crc, stored_len),
-    })
+    let before = crc32c::crc32c_append(before, &tables);
+    frames.fold(before, |crc, frame| join(crc, frame.crc, frame.stored_len as usize))
 }
