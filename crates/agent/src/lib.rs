@@ -6,6 +6,7 @@
 
 mod alerts;
 pub mod artifacts;
+pub mod claimed;
 pub mod clock;
 pub mod config;
 mod daemon;

@@ -4,6 +4,7 @@
 //! The stream trusts the CAs in `trust`, the API on TCP trusts the site's own. An agent's name stands in
 //! its certificate as `AGENT.SITE.holdfast.internal`, beside the hosts it is reached at.
 
+use crate::claimed::{Claimed, NotesName};
 use crate::config::check_label;
 use anyhow::{Context, Result, bail};
 use rcgen::{
@@ -126,17 +127,17 @@ impl Pki {
         Ok(Arc::new(config))
     }
 
-    /// TLS for peers that connect: of a trusted site, with a certificate.
+    /// TLS for a peer that connects: of a trusted site, with a certificate. Who it says it is goes into `claimed`.
     ///
     /// # Errors
     /// Where keys or certificates are missing or damaged, or nobody is trusted yet.
-    pub fn stream_server(&self) -> Result<Arc<ServerConfig>> {
+    pub fn stream_server(&self, claimed: &Claimed) -> Result<Arc<ServerConfig>> {
         let mut roots = self.trusted_roots()?;
         if roots.is_empty() {
             bail!("no site is trusted: run `holdfast pki trust` with the CA certificate of the other site");
         }
         self.add_own(&mut roots)?;
-        self.server(roots)
+        self.server(roots, claimed)
     }
 
     /// A group may have VMs on several hosts of this site, whose agents talk to each other.
@@ -156,7 +157,7 @@ impl Pki {
         for certificate in self.certificates("ca.pem")? {
             roots.add(certificate).context("use the CA certificate")?;
         }
-        self.server(roots)
+        self.server(roots, &Claimed::default())
     }
 
     /// The name of a peer whose certificate some trusted site has issued, `AGENT.SITE`: but only where
@@ -167,9 +168,8 @@ impl Pki {
     pub fn peer_name(&self, certificates: Option<&[CertificateDer<'_>]>, role: PeerRole) -> Result<String> {
         let certificate =
             certificates.and_then(|chain| chain.first()).context("the peer shows no certificate")?;
+        let name = agent_name(certificate)?;
         let leaf = webpki::EndEntityCert::try_from(certificate).context("read the peer's certificate")?;
-        let name = leaf.valid_dns_names().find_map(|name| name.strip_suffix(NAME_SUFFIX));
-        let name = name.context("the peer's certificate has no agent's name")?;
         let (_, site) = name.split_once('.').context("the peer's certificate has no agent's name")?;
         check_label(site).map_err(|what| anyhow::anyhow!("the peer's site {site:?}: {what}"))?;
         let ours = self.site().is_ok_and(|ours| ours == site);
@@ -207,12 +207,13 @@ impl Pki {
             };
             anyhow::anyhow!("the peer calls itself {name}, but {why}")
         })?;
-        Ok(name.to_owned())
+        Ok(name)
     }
 
-    fn server(&self, roots: RootCertStore) -> Result<Arc<ServerConfig>> {
+    fn server(&self, roots: RootCertStore, claimed: &Claimed) -> Result<Arc<ServerConfig>> {
         let verifier =
             WebPkiClientVerifier::builder(Arc::new(roots)).build().context("use the trusted CAs")?;
+        let verifier = Arc::new(NotesName { verifier, claimed: claimed.clone() });
         let config = ServerConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
             .with_client_cert_verifier(verifier)
             .with_single_cert(self.certificates("agent.pem")?, self.key("agent.key")?)
@@ -273,6 +274,16 @@ pub fn operator_client(ca: &Path, certificate: &Path, key: &Path) -> Result<Arc<
         .with_client_auth_cert(read_certificates(certificate)?, key)
         .context("use the operator's certificate")?;
     Ok(Arc::new(config))
+}
+
+/// The agent's name in a certificate, `AGENT.SITE`, whoever has issued it.
+///
+/// # Errors
+/// Where it names no agent.
+pub(crate) fn agent_name(certificate: &CertificateDer<'_>) -> Result<String> {
+    let leaf = webpki::EndEntityCert::try_from(certificate).context("read the peer's certificate")?;
+    let name = leaf.valid_dns_names().find_map(|name| name.strip_suffix(NAME_SUFFIX));
+    name.map(str::to_owned).context("the peer's certificate has no agent's name")
 }
 
 /// Which end of a connection a peer is.

@@ -5,6 +5,7 @@ use super::compare::compare;
 use super::vm::StreamHold;
 use super::writer::{StreamWriter, Written};
 use crate::alerts::Alerts;
+use crate::claimed::Claimed;
 use crate::clock;
 use crate::link::{PeerIdentity, prepare};
 use crate::pki::{PeerRole, Pki};
@@ -68,7 +69,7 @@ pub(crate) async fn listen(
 /// Says as long as it is so that no peer can be let in, and why.
 async fn watch_tls(pki: Pki, alerts: Arc<Alerts>) {
     loop {
-        match pki.stream_server() {
+        match pki.stream_server(&Claimed::default()) {
             Ok(_) => alerts.clear("stream TLS"),
             Err(error) => alerts.raise("stream TLS", format!("no streams are accepted: {error:#}")),
         }
@@ -107,11 +108,15 @@ async fn accept(recovery: Arc<Recovery>, source: Arc<Source>, pki: Pki, listener
 
 async fn serve(recovery: Arc<Recovery>, source: Arc<Source>, pki: &Pki, stream: TcpStream) -> Result<()> {
     prepare(&stream, recovery.dscp)?;
-    let acceptor = TlsAcceptor::from(pki.stream_server()?);
+    let claimed = Claimed::default();
+    let acceptor = TlsAcceptor::from(pki.stream_server(&claimed)?);
     let stream = timeout(CONNECT_TIMEOUT, acceptor.accept(stream))
         .await
         .context("the peer does not finish its TLS handshake")?
-        .context("TLS handshake")?;
+        .with_context(|| match claimed.name() {
+            Some(name) => format!("TLS handshake with a peer that calls itself {name}"),
+            None => "TLS handshake".to_owned(),
+        })?;
     let peer = PeerIdentity::of(pki, stream.get_ref().1.peer_certificates(), PeerRole::Connects)?;
     let name = peer.name.clone();
     let (reader, writer) = tokio::io::split(stream);

@@ -2,6 +2,7 @@
 
 use super::pair::trust;
 use crate::clock::Rate;
+use agent::claimed::Claimed;
 use anyhow::{Context, Result};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, ServerConnection, Stream};
@@ -19,7 +20,7 @@ pub(super) fn one_stream(folder: &Path, bytes: u64) -> Result<Rate> {
     let (ours, theirs) = trust(folder)?;
     let listener = TcpListener::bind("127.0.0.1:0").context("listen")?;
     let address = listener.local_addr()?;
-    let (client, server) = (ours.client()?, theirs.stream_server()?);
+    let (client, server) = (ours.client()?, theirs.stream_server(&Claimed::default())?);
     let receiving = std::thread::spawn(move || -> Result<u64> {
         let (mut socket, _) = listener.accept().context("accept")?;
         let mut tls = ServerConnection::new(server)?;

@@ -3,6 +3,7 @@
 
 use crate::stage::{HOLDFAST, SOON, Stage, refused, same_bytes};
 use lab::{Site, pair, wait_until};
+use rcgen::{CertificateParams, DnType, Issuer, KeyPair};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
@@ -197,12 +198,53 @@ fn trust_that_is_removed_refuses_and_comes_back_with_a_renewed_certificate_witho
     stage.try_protect("web", "web", &disk, &[]).unwrap();
     wait_until("the refusal", SOON, || Ok(stage.a.protected("web")?["last_error"].is_string().then_some(())))
         .unwrap();
+    let words = "calls itself agent-1.site-a: invalid peer certificate: UnknownIssuer";
+    wait_until("the refusal by name", SOON, || {
+        Ok(stage.b.unannounced(&[])?.iter().any(|line| line.contains(words)).then_some(()))
+    })
+    .unwrap();
     // Trust comes back, and a renewed certificate with it; nobody is restarted.
     let mut trust = stage.b.command();
     trust.args(["pki", "trust", "--site", "site-a", "--dir"]).arg(stage.b.pki());
     assert!(trust.arg(stage.a.pki().join("ca.pem")).output().unwrap().status.success());
     assert!(issue("30"));
     stage.a.wait_for_state("web", "journaling", SOON).unwrap();
+}
+
+#[test]
+fn an_expired_certificate_is_refused_by_name_and_a_renewed_one_taken() {
+    let mut stage = Stage::set();
+    let disk = stage.disk("disk.raw", 1 << 20);
+    stage.protect("web", "web", &disk);
+    stage.a.wait_for_state("web", "journaling", SOON).unwrap();
+    stage.a.stop_agent().unwrap();
+    let (pki, read) = (stage.a.pki(), |path: &Path| std::fs::read_to_string(path).unwrap());
+    let good = ["agent.pem", "agent.key"].map(|name| (pki.join(name), read(&pki.join(name))));
+    let authority = KeyPair::from_pem(&read(&pki.join("ca.key"))).unwrap();
+    let mut site = CertificateParams::default();
+    site.distinguished_name.push(DnType::CommonName, "Holdfast site site-a CA");
+    let issuer = Issuer::new(site, authority);
+    let names = ["agent-1.site-a.holdfast.internal".to_owned(), "127.0.0.1".to_owned()];
+    let mut params = CertificateParams::new(names).unwrap();
+    params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+    let key = KeyPair::generate().unwrap();
+    std::fs::write(&good[0].0, params.signed_by(&key, &issuer).unwrap().pem()).unwrap();
+    std::fs::write(&good[1].0, key.serialize_pem()).unwrap();
+    stage.a.start_agent().unwrap();
+    let words = "calls itself agent-1.site-a: invalid peer certificate: certificate expired";
+    let told = |b: &Site| b.unannounced(&[]).unwrap().iter().filter(|line| line.contains(words)).count();
+    wait_until("the refusal", SOON, || Ok((told(&stage.b) > 0).then_some(()))).unwrap();
+    wait_until("its reason at the other side", SOON, || {
+        let error = stage.a.protected("web")?["last_error"].as_str().unwrap_or_default().to_owned();
+        Ok(error.contains("CertificateExpired").then_some(()))
+    })
+    .unwrap();
+    for (path, text) in good {
+        std::fs::write(path, text).unwrap();
+    }
+    stage.a.wait_for_state("web", "journaling", SOON).unwrap();
+    assert_eq!(told(&stage.b), 1, "the same again is not worth a line");
 }
 
 #[test]
