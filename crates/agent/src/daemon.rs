@@ -13,7 +13,12 @@ use anyhow::{Context, Result};
 use splitter::Capture;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+
+/// How long before its certificate expires an agent says so, and how often it looks.
+const CERTIFICATE_NOTICE: time::Duration = time::Duration::days(14);
+const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A running agent.
 #[derive(Debug)]
@@ -96,6 +101,7 @@ impl Agent {
         if let Some(address) = config.nbd_listen {
             tokio::spawn(serve_disks(source.clone(), pki.clone(), address, alerts.clone()));
         }
+        tokio::spawn(watch_certificate(pki.clone(), alerts));
         serve(app, &config.api_socket, config.api_listen, &pki).await?;
         tokio::spawn(source.clone().retry_regularly());
         tracing::info!(socket = %config.api_socket.display(), "ready");
@@ -114,6 +120,17 @@ impl Agent {
             vm.stop();
         }
         let _ = std::fs::remove_file(&self.api_socket);
+    }
+}
+
+/// Says so while the agent's certificate is about to expire.
+async fn watch_certificate(pki: Pki, alerts: Arc<Alerts>) {
+    loop {
+        match pki.check_own(CERTIFICATE_NOTICE) {
+            Ok(()) => alerts.clear("certificate"),
+            Err(error) => alerts.raise("certificate", format!("{error:#}")),
+        }
+        tokio::time::sleep(CERTIFICATE_INTERVAL).await;
     }
 }
 

@@ -12,7 +12,7 @@ use rcgen::{
     KeyUsagePurpose,
 };
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::io::Write;
@@ -181,21 +181,7 @@ impl Pki {
             .map(webpki::anchor_from_trusted_cert)
             .collect::<Result<_, _>>()
             .context("use a trusted CA")?;
-        let seconds = u64::try_from(crate::clock::wall().0 / 1_000_000).unwrap_or(0);
-        let usage = match role {
-            PeerRole::Connects => webpki::KeyUsage::client_auth(),
-            PeerRole::IsConnectedTo => webpki::KeyUsage::server_auth(),
-        };
-        leaf.verify_for_usage(
-            webpki::ALL_VERIFICATION_ALGS,
-            &anchors,
-            &[],
-            UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds)),
-            usage,
-            None,
-            None,
-        )
-        .map_err(|error| {
+        verify_at(&leaf, &anchors, now(), role).map_err(|error| {
             let why = match error {
                 webpki::Error::CertExpired { .. } => {
                     "its certificate has expired: renew it with `holdfast pki issue`".to_owned()
@@ -208,6 +194,33 @@ impl Pki {
             anyhow::anyhow!("the peer calls itself {name}, but {why}")
         })?;
         Ok(name)
+    }
+
+    /// Whether the agent's own certificate is good now and will be so after `ahead`. One that is missing, or that another
+    /// authority has issued, is not looked at.
+    ///
+    /// # Errors
+    /// Where it has expired or will have, with what is to be done.
+    pub(crate) fn check_own(&self, ahead: Duration) -> Result<()> {
+        let (Ok(shown), Ok(authorities)) = (self.certificates("agent.pem"), self.certificates("ca.pem"))
+        else {
+            return Ok(());
+        };
+        let leaf = webpki::EndEntityCert::try_from(&shown[0]).context("read the agent's certificate")?;
+        let anchors: Result<Vec<_>, _> = authorities.iter().map(webpki::anchor_from_trusted_cert).collect();
+        let anchors = anchors.context("use the site's own CA")?;
+        let has_expired = |at| {
+            let verified = verify_at(&leaf, &anchors, at, PeerRole::Connects);
+            matches!(verified, Err(webpki::Error::CertExpired { .. }))
+        };
+        let cure = "renew it with `holdfast pki issue`, nothing has to be restarted";
+        if has_expired(now()) {
+            bail!("this agent's certificate has expired, and no other agent talks to it: {cure}");
+        }
+        if has_expired(now() + ahead) {
+            bail!("this agent's certificate expires within {} days: {cure}", ahead.whole_days());
+        }
+        Ok(())
     }
 
     fn server(&self, roots: RootCertStore, claimed: &Claimed) -> Result<Arc<ServerConfig>> {
@@ -284,6 +297,21 @@ pub(crate) fn agent_name(certificate: &CertificateDer<'_>) -> Result<String> {
     let leaf = webpki::EndEntityCert::try_from(certificate).context("read the peer's certificate")?;
     let name = leaf.valid_dns_names().find_map(|name| name.strip_suffix(NAME_SUFFIX));
     name.map(str::to_owned).context("the peer's certificate has no agent's name")
+}
+
+fn verify_at(
+    leaf: &webpki::EndEntityCert<'_>,
+    anchors: &[TrustAnchor<'_>],
+    at: OffsetDateTime,
+    role: PeerRole,
+) -> Result<(), webpki::Error> {
+    let usage = match role {
+        PeerRole::Connects => webpki::KeyUsage::client_auth(),
+        PeerRole::IsConnectedTo => webpki::KeyUsage::server_auth(),
+    };
+    let seconds = u64::try_from(at.unix_timestamp()).unwrap_or(0);
+    let at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
+    leaf.verify_for_usage(webpki::ALL_VERIFICATION_ALGS, anchors, &[], at, usage, None, None).map(drop)
 }
 
 /// Which end of a connection a peer is.
@@ -363,5 +391,18 @@ mod tests {
         };
         let wrong = shown(ours).expect_err("the other site speaks for ours");
         assert!(format!("{wrong:#}").contains("has not issued its certificate"), "{wrong:#}");
+    }
+    #[test]
+    fn an_agents_own_certificate_is_told_of_before_it_expires() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let pki = Pki::new(folder.path());
+        let ahead = Duration::days(14);
+        pki.check_own(ahead).expect("nothing to be looked at");
+        pki.init("ours").expect("an authority");
+        pki.issue("a", "agent", &[], 15).expect("a certificate");
+        pki.check_own(ahead).expect("a good one");
+        pki.issue("a", "agent", &[], 13).expect("a certificate");
+        let told = pki.check_own(ahead).expect_err("too short").to_string();
+        assert!(told.contains("expires within 14 days"), "{told}");
     }
 }

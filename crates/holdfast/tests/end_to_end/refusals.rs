@@ -240,10 +240,13 @@ fn an_expired_certificate_is_refused_by_name_and_a_renewed_one_taken() {
         Ok(error.contains("CertificateExpired").then_some(()))
     })
     .unwrap();
+    let alerts = || Ok::<_, anyhow::Error>(stage.a.ask(&["status"])?["alerts"].to_string());
+    wait_until("the alert", SOON, || Ok(alerts()?.contains("has expired").then_some(()))).unwrap();
     for (path, text) in good {
         std::fs::write(path, text).unwrap();
     }
     stage.a.wait_for_state("web", "journaling", SOON).unwrap();
+    wait_until("no alert", SOON, || Ok((!alerts()?.contains("expire")).then_some(()))).unwrap();
     assert_eq!(told(&stage.b), 1, "the same again is not worth a line");
 }
 
