@@ -15,9 +15,20 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    abort_on_panic();
     let cli = cli::Cli::parse();
     match commands::run(cli) {
         Ok(code) => code,
         Err(error) => exit::report(&error),
     }
+}
+
+/// A broken invariant ends the process, in whatever thread it is found. A release is built so; this is for the builds that
+/// tests use.
+fn abort_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::abort();
+    }));
 }
