@@ -8,6 +8,7 @@ use blkio::{Blkio, Blkioq, Completion, ReqFlags};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::mem::MaybeUninit;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -21,11 +22,21 @@ pub(super) struct Sample {
 
 /// fio, as a client of NBD.
 pub(super) fn over_nbd(uri: &str, workload: &Workload, seconds: f64) -> Result<Sample> {
+    fio(&["--ioengine=nbd".to_owned(), format!("--uri={uri}")], workload, seconds)
+}
+
+/// fio on a file itself, with direct I/O.
+pub(super) fn on_file(path: &Path, workload: &Workload, seconds: f64) -> Result<Sample> {
+    let file = format!("--filename={}", path.display());
+    fio(&["--ioengine=io_uring".to_owned(), "--direct=1".to_owned(), file], workload, seconds)
+}
+
+fn fio(target: &[String], workload: &Workload, seconds: f64) -> Result<Sample> {
     let mut command = Command::new("fio");
-    command.args(["--name=bench", "--thread", "--ioengine=nbd", "--output-format=json", "--time_based"]);
+    command.args(["--name=bench", "--thread", "--output-format=json", "--time_based"]).args(target);
     command.args(["--norandommap", "--randrepeat=0", "--size=2G"]);
     // A part of a second alone would be none, which is no end.
-    command.arg(format!("--uri={uri}")).arg(format!("--runtime={:.0}ms", seconds * 1e3));
+    command.arg(format!("--runtime={:.0}ms", seconds * 1e3));
     command.arg(format!("--rw={}", if workload.random { "randwrite" } else { "write" }));
     command.arg(format!("--bs={}", workload.block_bytes)).arg(format!("--iodepth={}", workload.depth));
     let output = command.output().context("run fio; is it installed?")?;

@@ -91,8 +91,10 @@ fn nbd(run: &Run) -> Result<Vec<Figure>> {
         (Protection::Replicated(Journal::InMemory), "NBD, replicated, journal in memory", Some(1.2)),
     ];
     let mut ours = protections.map(|_| Samples::new(WORKLOADS));
-    let [mut of_qemu_nbd, mut of_daemon] = [(); 2].map(|()| Samples::new(WORKLOADS));
+    let [mut of_disk, mut of_qemu_nbd, mut of_daemon] = [(); 3].map(|()| Samples::new(WORKLOADS));
     for round in 0..run.rounds() {
+        let sample = |workload: &Workload, seconds| generator::on_file(&image, workload, seconds);
+        of_disk.measure(run, sample, || Ok(()))?;
         for turn in turns(round, 2 + protections.len()) {
             if let Some((protection, ..)) = protections.get(turn) {
                 let target = Holdfast::start(&run.folder, &image, *protection)?;
@@ -118,6 +120,8 @@ fn nbd(run: &Run) -> Result<Vec<Figure>> {
             for (peer, others) in [("qemu-nbd", &of_qemu_nbd), ("the storage daemon", &of_daemon)] {
                 figures.push(samples.against(others, &format!("{title}, beside {peer}"), workload, goal));
             }
+            let title = format!("{title}, beside the disk alone");
+            figures.push(samples.against(&of_disk, &title, workload, Goal::None));
         }
     }
     Ok(figures)
