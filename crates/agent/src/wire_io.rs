@@ -74,6 +74,9 @@ pub(crate) async fn write_message(
     Ok(())
 }
 
+/// Shorter messages are gathered: as much as one TLS record holds. Longer ones go from where they lie.
+const GATHERED_BYTES: usize = 16 << 10;
+
 /// A message to write, and somebody to tell once it is.
 pub(crate) struct Outgoing {
     pub(crate) message: Message,
@@ -94,7 +97,7 @@ pub(crate) async fn write_messages(
     mut frames: FrameWriter,
     mut queue: mpsc::UnboundedReceiver<Outgoing>,
 ) -> io::Result<()> {
-    let mut stream = BufWriter::with_capacity(128 << 10, stream);
+    let mut stream = BufWriter::with_capacity(GATHERED_BYTES, stream);
     while let Some(next) = queue.recv().await {
         let writing = async {
             write_message(&mut stream, &mut frames, &next.message).await?;
