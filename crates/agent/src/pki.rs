@@ -176,11 +176,7 @@ impl Pki {
         let path = if ours { "ca.pem".into() } else { format!("trust/{site}.pem") };
         let trusted = read_certificates(&self.folder.join(path))
             .with_context(|| format!("the peer calls itself {name}, but site {site} is not trusted"))?;
-        let anchors: Vec<_> = trusted
-            .iter()
-            .map(webpki::anchor_from_trusted_cert)
-            .collect::<Result<_, _>>()
-            .context("use a trusted CA")?;
+        let anchors = anchors(&trusted).context("use a trusted CA")?;
         verify_at(&leaf, &anchors, now(), role).map_err(|error| {
             let why = match error {
                 webpki::Error::CertExpired { .. } => {
@@ -207,20 +203,19 @@ impl Pki {
             return Ok(());
         };
         let leaf = webpki::EndEntityCert::try_from(&shown[0]).context("read the agent's certificate")?;
-        let anchors: Result<Vec<_>, _> = authorities.iter().map(webpki::anchor_from_trusted_cert).collect();
-        let anchors = anchors.context("use the site's own CA")?;
+        let anchors = anchors(&authorities).context("use the site's own CA")?;
         let has_expired = |at| {
             let verified = verify_at(&leaf, &anchors, at, PeerRole::Connects);
             matches!(verified, Err(webpki::Error::CertExpired { .. }))
         };
         let cure = "renew it with `holdfast pki issue`, nothing has to be restarted";
+        if !has_expired(now() + ahead) {
+            return Ok(());
+        }
         if has_expired(now()) {
             bail!("this agent's certificate has expired, and no other agent talks to it: {cure}");
         }
-        if has_expired(now() + ahead) {
-            bail!("this agent's certificate expires within {} days: {cure}", ahead.whole_days());
-        }
-        Ok(())
+        bail!("this agent's certificate expires within {} days: {cure}", ahead.whole_days());
     }
 
     fn server(&self, roots: RootCertStore, claimed: &Claimed) -> Result<Arc<ServerConfig>> {
@@ -297,6 +292,10 @@ pub(crate) fn agent_name(certificate: &CertificateDer<'_>) -> Result<String> {
     let leaf = webpki::EndEntityCert::try_from(certificate).context("read the peer's certificate")?;
     let name = leaf.valid_dns_names().find_map(|name| name.strip_suffix(NAME_SUFFIX));
     name.map(str::to_owned).context("the peer's certificate has no agent's name")
+}
+
+fn anchors<'a>(authorities: &'a [CertificateDer<'_>]) -> Result<Vec<TrustAnchor<'a>>, webpki::Error> {
+    authorities.iter().map(webpki::anchor_from_trusted_cert).collect()
 }
 
 fn verify_at(
