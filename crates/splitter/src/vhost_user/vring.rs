@@ -90,6 +90,7 @@ fn run(mut setup: Setup, stop: &Stop) -> Queue {
         pending: (0..slots).map(|_| None).collect(),
         in_flight: 0,
         data_bytes: 0,
+        untold: false,
         broken: false,
     };
     vring.counter = vring.again.back().map_or(0, |&(counter, _)| counter);
@@ -137,6 +138,8 @@ struct Vring {
     pending: Vec<Option<Pending>>,
     in_flight: usize,
     data_bytes: u64,
+    /// Requests have ended that the guest has not been told of.
+    untold: bool,
     /// The guest has put something into the queue that no driver puts there.
     broken: bool,
 }
@@ -207,6 +210,8 @@ impl Vring {
             self.broken = true;
             tracing::error!(disk = self.setup.label, %error, "the guest's driver misbehaves: its queue is served no more until it is reset");
         }
+        // What needs no disk has ended already.
+        self.notify();
         any
     }
 
@@ -293,7 +298,7 @@ impl Vring {
         }))
     }
 
-    /// Tells the guest of what is done; false where nothing is.
+    /// Ends what the disk has done, and tells the guest; false where nothing is.
     fn end_all(&mut self) -> bool {
         let mut any = false;
         while let Some(Done { token, result }) = self.disk.next_done() {
@@ -303,9 +308,7 @@ impl Vring {
                 tracing::error!(disk = self.setup.label, %error, "the guest's queue cannot be written to");
             }
         }
-        if any && !self.broken {
-            self.notify();
-        }
+        self.notify();
         any
     }
 
@@ -339,10 +342,15 @@ impl Vring {
         if let Some(in_flight) = &self.setup.in_flight {
             in_flight.finished(head, self.setup.queue.next_used());
         }
+        self.untold = true;
         Ok(())
     }
 
+    /// Tells the guest that requests have ended since it was last told, if it wants to know.
     fn notify(&mut self) {
+        if !std::mem::take(&mut self.untold) {
+            return;
+        }
         // Where it cannot be told whether the guest wants to know, it is told.
         if self.setup.queue.needs_notification(&self.setup.memory.guest).unwrap_or(true) {
             let call = self.setup.call.lock().expect("a panic aborts the process");
@@ -365,3 +373,6 @@ enum TakeError {
     #[error("the queue's rings: {0}")]
     Ring(#[from] virtio_queue::Error),
 }
+
+#[cfg(test)]
+mod tests;
