@@ -93,7 +93,7 @@ pub(crate) struct Framed {
 impl Framed {
     /// Whether both lie in one segment, so that one sync makes both durable.
     pub(crate) fn is_beside(&self, other: &Framed) -> bool {
-        self.segment.header == other.segment.header
+        Arc::ptr_eq(&self.segment.file, &other.segment.file)
     }
 }
 

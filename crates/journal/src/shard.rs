@@ -186,13 +186,15 @@ fn write_all(to_write: &Receiver<Written>, emptied: &Sender<PageBuf>) {
     }
 }
 
-/// Commits groups, syncing once for those of one segment that stand side by side.
+/// Commits groups, syncing each segment once: at the last group of it that could be written, for one behind it that
+/// finds the disk full takes nothing from those before.
 fn commit_all(ready: Vec<Written>, emptied: &Sender<PageBuf>) {
     let mut results: Vec<Result<(), AppendError>> =
         ready.iter().map(|(stream, _, framed)| stream.journal.write(framed)).collect();
     for at in 0..ready.len() {
         let (stream, _, framed) = &ready[at];
-        let is_last = ready[at + 1..].iter().all(|(_, _, other)| !framed.is_beside(other));
+        let mut behind = ready[at + 1..].iter().zip(&results[at + 1..]);
+        let is_last = behind.all(|((_, _, other), written)| written.is_err() || !framed.is_beside(other));
         if results[at].is_ok() && is_last {
             results[at] = stream.journal.sync(framed);
         }
