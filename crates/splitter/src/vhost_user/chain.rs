@@ -2,7 +2,7 @@
 //!
 //! Everything here is the guest's to write, at any time: nothing is read twice, and nothing is believed.
 
-use super::features::{DISCARD_SEGMENTS_MAX, SERIAL_BYTES};
+use super::features::{DISCARD_SECTORS_MAX, DISCARD_SEGMENTS_MAX, SERIAL_BYTES};
 use types::ByteRange;
 use types::limits::{SECTOR_BYTES, VIRTIO_DESCRIPTORS_MAX, VIRTIO_REQUEST_BYTES_MAX};
 use virtio_bindings::virtio_blk::{
@@ -173,6 +173,10 @@ fn segment<M: GuestMemory>(
     // Section 5.2.6.2: unknown flags, and unmapping by a discard, are unsupported.
     if flags & !FLAG_UNMAP != 0 || (is_discard && flags != 0) {
         return Ok(Wanted::Refused(Status::Unsupported));
+    }
+    // Section 5.2.6.1: a driver asks for no more than it was told.
+    if sectors > DISCARD_SECTORS_MAX {
+        return Ok(Wanted::Refused(Status::IoError));
     }
     let range =
         sector.checked_mul(SECTOR_BYTES).map(|at| ByteRange::new(at, u64::from(sectors) * SECTOR_BYTES));

@@ -16,7 +16,7 @@ pub(super) const SERIAL_BYTES: usize = 20;
 /// Ranges one discard or write of zeroes may name.
 pub(super) const DISCARD_SEGMENTS_MAX: u32 = 1;
 /// The longest such range, in sectors: 2 GiB.
-const DISCARD_SECTORS_MAX: u32 = 1 << 22;
+pub(super) const DISCARD_SECTORS_MAX: u32 = 1 << 22;
 /// Sectors that guests do well to align discards to.
 const DISCARD_ALIGNMENT: u32 = 8;
 /// Physical blocks are 4096 bytes: 2 to the power of this logical ones.

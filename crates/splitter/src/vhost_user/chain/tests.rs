@@ -111,6 +111,25 @@ fn what_the_device_does_not_have_is_refused_with_a_status() {
 }
 
 #[test]
+fn a_range_is_no_longer_than_the_driver_was_told() {
+    let memory = memory();
+    let asked = |kind: u32, sectors: u32| {
+        chain_of_three(&memory, kind, 0, 16, 0);
+        let bytes = [&8u64.to_le_bytes()[..], &sectors.to_le_bytes(), &[0; 4]].concat();
+        memory.write_slice(&bytes, GuestAddress(0x3000)).unwrap();
+        parse_request(&memory, TABLE, 8, 0, 64 << 40).unwrap().wanted
+    };
+    let range = ByteRange::new(4096, 2 << 30);
+    assert_eq!(asked(VIRTIO_BLK_T_DISCARD, DISCARD_SECTORS_MAX), Wanted::Discard { range });
+    assert_eq!(asked(VIRTIO_BLK_T_WRITE_ZEROES, DISCARD_SECTORS_MAX), Wanted::Zero { range, unmap: false });
+    for kind in [VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES] {
+        for sectors in [DISCARD_SECTORS_MAX + 1, u32::MAX] {
+            assert_eq!(asked(kind, sectors), Wanted::Refused(Status::IoError), "{sectors} sectors");
+        }
+    }
+}
+
+#[test]
 fn chains_that_no_driver_makes_are_broken() {
     let memory = memory();
     header(&memory, 0x2000, VIRTIO_BLK_T_OUT, 0);
