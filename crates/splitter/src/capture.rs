@@ -15,7 +15,8 @@ use crate::ack_gate::AckGate;
 use crate::buffer_pool::BufferPool;
 use crate::dirty::Dirty;
 use crate::dirty_map::DirtyMap;
-use crate::region_log::{Region, RegionLog};
+use crate::polite_lock::PoliteLock;
+use crate::region_log::{RegionLog, Regions};
 use crate::superseded::Superseded;
 use crate::sync_gate::{Hold, SyncGate, SyncPolicy, SyncState};
 use batch::{Kind, Record, encode_mark, is_zero};
@@ -24,13 +25,11 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use types::limits::{BATCH_RECORDS_MAX, BLOCK_BYTES, RECORD_BYTES_MAX};
+use types::limits::{BATCH_RECORDS_MAX, BLOCK_BYTES, RANGE_BYTES_MAX, RECORD_BYTES_MAX};
 use types::{BlockIndex, ByteRange, Checkpoint, DiskIndex, GroupCounter, Incarnation, WallTime, WriteSeq};
 
 /// What a record costs beside its payload, in bytes of the buffer.
 const RECORD_OVERHEAD_BYTES: u64 = 96;
-/// The longest run of zeroes in one record.
-const ZERO_BYTES_MAX: u64 = 1 << 30;
 
 /// The captured writes of one VM.
 pub struct Capture {
@@ -44,7 +43,7 @@ pub struct Capture {
     disk_sizes: Vec<u64>,
     /// Locked before `inner`, never after it.
     regions: Mutex<RegionLog>,
-    inner: Mutex<Inner>,
+    inner: PoliteLock<Inner>,
     /// Told whenever what a held write waits for may have come.
     released: Condvar,
     /// Told whenever there is something new to send or a state to follow.
@@ -159,14 +158,14 @@ impl Capture {
             is_sync: config.sync.is_some(),
             disk_sizes: disk_sizes.to_vec(),
             regions: Mutex::new(regions),
-            inner: Mutex::new(inner),
+            inner: PoliteLock::new(inner),
             released: Condvar::new(),
             wake,
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().expect("a panic aborts the process")
+        self.inner.lock()
     }
 
     /// Says that a range is about to be written to the local disk, by the guest.
@@ -205,37 +204,8 @@ impl Capture {
         }
     }
 
-    /// Sets regions in the log, on the disk. Writers to other regions do not wait for that.
-    fn heat(&self, regions: &[Region]) -> io::Result<()> {
-        let mut log = self.lock_regions();
-        log.set(regions)?;
-        self.lock().dirty.heated(regions);
-        Ok(())
-    }
-
     fn lock_regions(&self) -> MutexGuard<'_, RegionLog> {
         self.regions.lock().expect("a panic aborts the process")
-    }
-
-    /// Clears from the region log what has been equal on both sides for a while. `flush` makes everything
-    /// that was written to the local disks so far durable.
-    ///
-    /// # Errors
-    /// As the disks say; what is not cleared stays set, which is never wrong.
-    pub fn cool_regions(&self, flush: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-        let candidates = self.lock().dirty.begin_to_cool();
-        if candidates.is_empty() {
-            return Ok(());
-        }
-        flush()?;
-        // 1. Whoever writes to a candidate from here on finds it hot, and says so: it is not cooled.
-        // 2. Once it is cold, a writer sets it again, and for that waits until this has cleared it.
-        let mut log = self.lock_regions();
-        let (cooled, acked) = {
-            let mut inner = self.lock();
-            (inner.dirty.cool(candidates), inner.released)
-        };
-        log.clear(&cooled, acked)
     }
 
     /// Commits a guest write that was begun and that the local disk has completed. `payload` is empty for
@@ -328,6 +298,11 @@ impl Capture {
         (self.wake)();
     }
 
+    /// A local write that was begun has changed nothing.
+    pub fn abandon(&self, disk: DiskIndex, range: ByteRange) {
+        self.lock().dirty.abandon_write(disk, range);
+    }
+
     /// Puts a checkpoint's mark behind everything at or below its cut, and says the mark's own sequence.
     /// While writes are missing there is no mark to put.
     pub fn mark_checkpoint(&self, checkpoint: &Checkpoint) -> Option<WriteSeq> {
@@ -400,49 +375,6 @@ impl Capture {
         Taken { records, watermark }
     }
 
-    /// Forgets everything at or below: it is durable at the recovery side.
-    pub fn release(&self, up_to: WriteSeq) {
-        let mut guard = self.lock();
-        let inner = &mut *guard;
-        inner.dirty.acknowledged(up_to);
-        let mut freed = 0;
-        while inner.buffer.front().is_some_and(|record| record.seq <= up_to) {
-            let record = inner.buffer.pop_front().expect("looked at just now");
-            freed += cost(&record);
-            if record.kind.changes_disk() {
-                inner.dirty.released(record.disk, record.range, record.seq);
-            }
-        }
-        inner.free(freed, &self.pool);
-        inner.forget_superseded(up_to);
-        inner.released = inner.released.max(up_to);
-        inner.spilled = inner.spilled.max(inner.released);
-        drop(guard);
-        self.tell_held();
-    }
-
-    /// Everything up to here lies in the spill and leaves the buffer. It is released as if it were there,
-    /// but for what [`Capture::sweep`] does.
-    pub fn spilled(&self, up_to: WriteSeq) {
-        let mut guard = self.lock();
-        let inner = &mut *guard;
-        let mut freed = 0;
-        while inner.buffer.front().is_some_and(|record| record.seq <= up_to) {
-            freed += cost(&inner.buffer.pop_front().expect("looked at just now"));
-        }
-        inner.free(freed, &self.pool);
-        inner.forget_superseded(up_to);
-        inner.spilled = inner.spilled.max(up_to);
-    }
-
-    /// Finds the blocks of spilled writes that are durable by now. It looks at all that are on their way, so
-    /// it is done now and then only; until it is, blocks count as unsent that are not.
-    pub fn sweep(&self) {
-        let mut inner = self.lock();
-        let up_to = inner.released;
-        inner.dirty.sweep(up_to);
-    }
-
     /// Begins the stream anew above `floor`: what was buffered is marked instead, and a `SyncBegin` says
     /// that writes are missing from `floor` on. The caller marks what else may differ, and then calls
     /// [`Capture::begin_stream`], before anything is closed.
@@ -469,7 +401,7 @@ impl Capture {
     pub fn begin_stream(&self, incarnation: Incarnation, floor: WriteSeq) {
         let mut log = self.lock_regions();
         // What is dirty from here on is so by writes, and those set their regions themselves.
-        let dirty: Vec<Region> = self.lock().dirty.dirty_regions().into_iter().collect();
+        let dirty: Vec<Regions> = self.lock().dirty.dirty_regions();
         if let Err(error) = log.set(&dirty).and_then(|()| log.begin(incarnation, floor)) {
             tracing::error!(%error, "the dirty-region log can neither be kept nor given up");
         }
@@ -508,21 +440,6 @@ impl Capture {
     /// Marks a range to be copied.
     pub fn mark_dirty(&self, disk: DiskIndex, range: ByteRange) {
         self.lock().dirty.mark(disk, range);
-    }
-
-    /// Which parts of a range the recovery side may not have yet, in blocks, in order.
-    pub fn unsent(&self, disk: DiskIndex, range: ByteRange) -> Vec<(ByteRange, bool)> {
-        let inner = self.lock();
-        let mut parts: Vec<(ByteRange, bool)> = Vec::new();
-        for block in range.blocks() {
-            let unsent = inner.dirty.is_unsent(disk, block);
-            let Some(part) = block.range(u64::MAX).intersection(range) else { continue };
-            match parts.last_mut() {
-                Some((last, state)) if *state == unsent => last.len += part.len,
-                _ => parts.push((part, unsent)),
-            }
-        }
-        parts
     }
 
     /// Whether a block is marked to be copied.
@@ -604,9 +521,8 @@ impl Capture {
             let len = u64::from(u64::BITS - differs.leading_zeros());
             let start = first.range(u64::MAX).start;
             let range = ByteRange::new(start, len * BLOCK_BYTES);
-            let unit = self.lock_regions().region_bytes();
-            let regions: Vec<Region> = Region::of(disk, range, unit).collect();
-            if let Err(error) = self.heat(&regions) {
+            let regions = self.lock().dirty.regions_of(disk, range);
+            if let Err(error) = self.heat(&[regions]) {
                 tracing::warn!(%error, "a difference that was found is not kept over a crash of the host");
             }
         }
@@ -642,7 +558,9 @@ impl Capture {
     fn room_for(&self, inner: &Inner, pieces: &[(Kind, ByteRange, Bytes)]) -> bool {
         let more: u64 =
             pieces.iter().map(|(_, _, payload)| payload.len() as u64 + RECORD_OVERHEAD_BYTES).sum();
-        inner.buffered_bytes + more <= self.buffer_bytes_max && self.pool.has_room(more)
+        inner.buffered_bytes + more <= self.buffer_bytes_max
+            && self.pool.has_room(more)
+            && inner.dirty.has_room()
     }
 }
 
@@ -729,7 +647,7 @@ fn sync_begin(seq: WriteSeq, missing_from: WriteSeq) -> Record {
 /// Cuts a write into records: at 1 MiB, and where whole 64 KiB of zeroes begin or end.
 fn pieces(kind: Kind, range: ByteRange, payload: &Bytes) -> Vec<(Kind, ByteRange, Bytes)> {
     if !kind.has_payload() {
-        return range.split_at_multiples(ZERO_BYTES_MAX).map(|piece| (kind, piece, Bytes::new())).collect();
+        return range.split_at_multiples(RANGE_BYTES_MAX).map(|piece| (kind, piece, Bytes::new())).collect();
     }
     let zero = if kind == Kind::Sync { Kind::SyncZero } else { Kind::Zero };
     let mut pieces: Vec<(Kind, ByteRange, Bytes)> = Vec::new();
@@ -751,5 +669,7 @@ fn pieces(kind: Kind, range: ByteRange, payload: &Bytes) -> Vec<(Kind, ByteRange
     pieces
 }
 
+mod regions;
+mod release;
 #[cfg(test)]
 mod tests;

@@ -4,13 +4,16 @@
 //! has to be copied, and *on its way* from just before it is written, copied or compared until its last
 //! write is acknowledged. In each case its bit in the [`DirtyMap`] is set: but for blocks that are only
 //! verified, which count as equal until found otherwise.
+//!
+//! All of it is kept, and changed, by runs of blocks: what a guest does to a range costs as one record does.
 
-use crate::bitmap::Bitmap;
+use crate::bitmap::{self, Bitmap};
 use crate::dirty_map::DirtyMap;
-use crate::region_log::{Region, RegionLog};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use crate::on_the_way::{Blocks, OnTheWay, Place};
+use crate::region_log::{RegionLog, Regions};
+use std::collections::BTreeMap;
 use std::io;
-use types::limits::BLOCK_BYTES;
+use types::limits::{BLOCK_BYTES, ON_THE_WAY_RUNS_MAX, RUNS_A_TURN};
 use types::{BlockIndex, ByteRange, DiskIndex, Incarnation, WallTime, WriteSeq};
 
 #[derive(Debug)]
@@ -19,20 +22,19 @@ pub(crate) struct Dirty {
     suspects: Vec<Bitmap>,
     /// Runs that are being compared, each with its length in blocks.
     comparing: BTreeMap<(DiskIndex, BlockIndex), u64>,
-    on_the_way: HashMap<(DiskIndex, BlockIndex), OnTheWay>,
+    on_the_way: OnTheWay,
     map: DirtyMap,
     region_bytes: u64,
-    /// Regions whose bits are set in the region log, and whether they were written to since it was last
-    /// asked which could be cleared.
-    hot: HashMap<Region, bool>,
+    hot: Vec<Hot>,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
-struct OnTheWay {
-    /// Writes, copies and comparisons that are being made just now.
-    under_way: u32,
-    /// The last record of the block that is not yet acknowledged; zero where there is none.
-    last: WriteSeq,
+/// Regions of a disk, a bit each.
+#[derive(Debug)]
+struct Hot {
+    /// Their bits are set in the region log.
+    regions: Bitmap,
+    /// Something of them has become dirty since it was last asked which could be cleared.
+    touched: Bitmap,
 }
 
 impl Dirty {
@@ -44,71 +46,126 @@ impl Dirty {
         let empty = || disk_sizes.iter().map(|&size| Bitmap::new(size)).collect();
         let (mut bitmaps, mut suspects): (Vec<Bitmap>, Vec<Bitmap>) = (empty(), empty());
         let kept = if map.has_suspects() { &mut suspects } else { &mut bitmaps };
-        for (at, (bitmap, &size)) in kept.iter_mut().zip(disk_sizes).enumerate() {
-            for block in map.marked(DiskIndex(at as u16)) {
-                bitmap.mark(block.range(size));
-            }
+        for (at, bitmap) in kept.iter_mut().enumerate() {
+            map.marked(DiskIndex(at as u16)).for_each(|run| bitmap.set(run));
         }
-        let hot = log.marked().into_iter().map(|region| (region, true)).collect();
+        let region_bytes = log.region_bytes();
+        let regions = |&size: &u64| Bitmap::of_units(size.div_ceil(region_bytes));
+        let hot = |size| Hot { regions: regions(size), touched: regions(size) };
         let mut dirty = Self {
             bitmaps,
             suspects,
             comparing: BTreeMap::new(),
-            on_the_way: HashMap::new(),
+            on_the_way: OnTheWay::new(disk_sizes.len()),
             map,
-            region_bytes: log.region_bytes(),
-            hot,
+            region_bytes,
+            hot: disk_sizes.iter().map(hot).collect(),
         };
+        dirty.heated(&log.marked());
         if dirty.map.kept().is_empty() && !log.kept().is_empty() {
-            for region in log.marked() {
-                dirty.suspect(
-                    region.disk,
-                    region.range(log.region_bytes(), disk_sizes[usize::from(region.disk.0)]),
-                );
+            for regions in log.marked() {
+                let size = disk_sizes[usize::from(regions.disk.0)];
+                dirty.suspect(regions.disk, regions.range(region_bytes, size));
             }
         }
         dirty
     }
 
+    /// The regions that a range touches.
+    pub(crate) fn regions_of(&self, disk: DiskIndex, range: ByteRange) -> Regions {
+        Regions { disk, run: range.units(self.region_bytes) }
+    }
+
     /// Regions of a range that the region log does not have.
-    pub(crate) fn cold(&self, disk: DiskIndex, range: ByteRange) -> Vec<Region> {
-        Region::of(disk, range, self.region_bytes).filter(|region| !self.hot.contains_key(region)).collect()
+    pub(crate) fn cold(&self, disk: DiskIndex, range: ByteRange) -> Vec<Regions> {
+        let hot = &self.hot[usize::from(disk.0)].regions;
+        let runs = bitmap::runs(range.units(self.region_bytes), |at| hot.word(at));
+        runs.filter(|(_, is_hot)| !is_hot).map(|(run, _)| Regions { disk, run }).collect()
     }
 
     /// The region log has these now.
-    pub(crate) fn heated(&mut self, regions: &[Region]) {
-        self.hot.extend(regions.iter().map(|&region| (region, true)));
+    pub(crate) fn heated(&mut self, regions: &[Regions]) {
+        for Regions { disk, run } in regions {
+            let hot = &mut self.hot[usize::from(disk.0)];
+            hot.regions.set(run.clone());
+            hot.touched.set(run.clone());
+        }
+    }
+
+    /// Something of these blocks may be dirty from here on.
+    fn touch(&mut self, disk: DiskIndex, blocks: Blocks) {
+        let unit = self.region_bytes / BLOCK_BYTES;
+        self.hot[usize::from(disk.0)].touched.set(blocks.start / unit..blocks.end.div_ceil(unit));
     }
 
     /// All regions with a block that the recovery side may not have.
-    pub(crate) fn dirty_regions(&self) -> BTreeSet<Region> {
-        let blocks = self.region_bytes / BLOCK_BYTES;
-        let mut regions: BTreeSet<Region> = BTreeSet::new();
-        for (at, (marked, suspect)) in self.bitmaps.iter().zip(&self.suspects).enumerate() {
-            let disk = DiskIndex(at as u16);
-            for map in [marked, suspect] {
-                regions.extend(map.marked_units(blocks).into_iter().map(|index| Region { disk, index }));
-            }
+    pub(crate) fn dirty_regions(&self) -> Vec<Regions> {
+        let mut dirty = self.marked_regions();
+        let mut from = Some(Place::default());
+        while let Some(place) = from {
+            from = self.gather_on_the_way(&mut dirty, place, RUNS_A_TURN);
         }
-        let on_the_way = self.on_the_way.keys();
-        regions.extend(on_the_way.map(|(disk, block)| Region { disk: *disk, index: block.0 / blocks }));
-        regions
+        let runs = dirty.iter().enumerate().flat_map(|(at, regions)| {
+            let set = bitmap::runs(0..regions.units(), |at| regions.word(at)).filter(|(_, is_set)| *is_set);
+            set.map(move |(run, _)| Regions { disk: DiskIndex(at as u16), run })
+        });
+        runs.collect()
     }
 
-    /// Hot regions without such a block, each of which [`Dirty::cool`] may take if nobody writes to it
-    /// meanwhile.
-    pub(crate) fn begin_to_cool(&mut self) -> Vec<Region> {
-        let dirty = self.dirty_regions();
-        self.hot.values_mut().for_each(|touched| *touched = false);
-        self.hot.keys().filter(|region| !dirty.contains(region)).copied().collect()
+    /// A map of regions for each disk, with those set that have a marked or suspect block.
+    fn marked_regions(&self) -> Vec<Bitmap> {
+        let blocks = self.region_bytes / BLOCK_BYTES;
+        let all = self.hot.iter().zip(&self.bitmaps).zip(&self.suspects);
+        all.map(|((hot, marked), suspect)| {
+            let mut regions = Bitmap::of_units(hot.regions.units());
+            for index in marked.marked_units(blocks).chain(suspect.marked_units(blocks)) {
+                regions.set(index..index + 1);
+            }
+            regions
+        })
+        .collect()
     }
 
-    /// Those that nobody has written to since [`Dirty::begin_to_cool`], which are cold from now on.
-    pub(crate) fn cool(&mut self, regions: Vec<Region>) -> Vec<Region> {
-        let untouched = |region: &Region| self.hot.get(region) == Some(&false);
-        let cooled: Vec<Region> = regions.into_iter().filter(untouched).collect();
-        for region in &cooled {
-            self.hot.remove(region);
+    /// Begins to look for regions that can be cleared: those with a marked or suspect block, to which
+    /// [`Dirty::gather_on_the_way`] adds the others that cannot.
+    pub(crate) fn begin_to_cool(&mut self) -> Vec<Bitmap> {
+        self.hot.iter_mut().for_each(|hot| hot.touched.clear_all());
+        self.marked_regions()
+    }
+
+    /// Sets the regions that have a block on its way, of as many runs as `most` from `from` on. Where to go on.
+    pub(crate) fn gather_on_the_way(&self, into: &mut [Bitmap], from: Place, most: usize) -> Option<Place> {
+        let unit = self.region_bytes / BLOCK_BYTES;
+        let (runs, next) = self.on_the_way.some(from, most);
+        for (disk, run) in runs {
+            into[usize::from(disk.0)].set(run.start / unit..run.end.div_ceil(unit));
+        }
+        next
+    }
+
+    /// Hot regions that are not among the dirty ones, each of which [`Dirty::cool`] may take if nothing of it becomes
+    /// dirty meanwhile.
+    pub(crate) fn candidates(&self, dirty: &[Bitmap]) -> Vec<Regions> {
+        let all = self.hot.iter().zip(dirty).enumerate();
+        all.flat_map(|(at, (hot, dirty))| {
+            let word = |at: usize| hot.regions.word(at) & !hot.touched.word(at) & !dirty.word(at);
+            let runs = bitmap::runs(0..hot.regions.units(), word).filter(|(_, is_set)| *is_set);
+            runs.map(move |(run, _)| Regions { disk: DiskIndex(at as u16), run }).collect::<Vec<_>>()
+        })
+        .collect()
+    }
+
+    /// Those of which nothing has become dirty since [`Dirty::begin_to_cool`]: they are cold from now on.
+    pub(crate) fn cool(&mut self, candidates: Vec<Regions>) -> Vec<Regions> {
+        let mut cooled = Vec::new();
+        for Regions { disk, run } in candidates {
+            let Hot { regions, touched } = &mut self.hot[usize::from(disk.0)];
+            for (run, is_touched) in bitmap::runs(run, |at| touched.word(at)) {
+                if !is_touched {
+                    regions.clear(run.clone());
+                    cooled.push(Regions { disk, run });
+                }
+            }
         }
         cooled
     }
@@ -118,11 +175,22 @@ impl Dirty {
         self.suspects.iter().map(Bitmap::count).sum::<u64>() + self.comparing.values().sum::<u64>()
     }
 
-    /// Whether the recovery side may not have what a block holds.
-    pub(crate) fn is_unsent(&self, disk: DiskIndex, block: BlockIndex) -> bool {
-        self.is_marked(disk, block)
-            || self.on_the_way.contains_key(&(disk, block))
-            || self.is_unsettled(disk, block)
+    /// The parts of a run of blocks that the recovery side may not have, and those that it has, in order.
+    pub(crate) fn unsent(&self, disk: DiskIndex, blocks: Blocks) -> Vec<(Blocks, bool)> {
+        let at = usize::from(disk.0);
+        let mut unsent = Bitmap::of_units(blocks.end - blocks.start);
+        let marked = |at: usize| self.bitmaps[usize::from(disk.0)].word(at);
+        let suspect = |word: usize| self.suspects[at].word(word);
+        let bits = bitmap::runs(blocks.clone(), |at| marked(at) | suspect(at));
+        let compared = self.comparing.iter().filter(|((other, _), _)| *other == disk);
+        let compared = compared.map(|((_, first), len)| first.0..first.0 + len);
+        let runs = bits.filter_map(|(run, is_set)| is_set.then_some(run));
+        for run in runs.chain(self.on_the_way.within(disk, blocks.clone())).chain(compared) {
+            let (start, end) = (run.start.max(blocks.start), run.end.min(blocks.end));
+            unsent.set(start.saturating_sub(blocks.start)..end.saturating_sub(blocks.start));
+        }
+        let parts = bitmap::runs(0..unsent.units(), |at| unsent.word(at));
+        parts.map(|(run, is_set)| (run.start + blocks.start..run.end + blocks.start, is_set)).collect()
     }
 
     pub(crate) fn is_unsettled(&self, disk: DiskIndex, block: BlockIndex) -> bool {
@@ -144,15 +212,24 @@ impl Dirty {
         self.bitmaps[usize::from(disk.0)].is_marked(block)
     }
 
+    /// Whether one more record may be on its way: what is kept of them has a bound of its own, for their bytes may
+    /// have left the buffer.
+    pub(crate) fn has_room(&self) -> bool {
+        self.on_the_way.runs() < ON_THE_WAY_RUNS_MAX
+    }
+
+    #[cfg(test)]
+    pub(crate) fn on_the_way_runs(&self) -> usize {
+        self.on_the_way.runs()
+    }
+
     /// A range is about to be written. An error says that it must not be.
     pub(crate) fn begin_write(&mut self, disk: DiskIndex, range: ByteRange) -> io::Result<()> {
-        for region in Region::of(disk, range, self.region_bytes) {
-            *self.hot.get_mut(&region).expect("heated before it is written to") = true;
-        }
+        debug_assert!(self.cold(disk, range).is_empty(), "heated before it is written to");
+        let blocks = range.units(BLOCK_BYTES);
+        self.touch(disk, blocks.clone());
         self.map.set(disk, range)?;
-        for block in range.blocks() {
-            self.on_the_way.entry((disk, block)).or_default().under_way += 1;
-        }
+        self.on_the_way.begin(disk, blocks);
         Ok(())
     }
 
@@ -161,18 +238,19 @@ impl Dirty {
         if in_stream.is_none() {
             self.mark(disk, range);
         }
-        for block in range.blocks() {
-            let entry = self.on_the_way.get_mut(&(disk, block)).expect("begun before it is ended");
-            entry.under_way -= 1;
-            if let Some(seq) = in_stream {
-                entry.last = seq;
-            }
-            self.settle(disk, block);
-        }
+        let idle = self.on_the_way.end(disk, range.units(BLOCK_BYTES), in_stream);
+        self.settle(disk, &idle);
+    }
+
+    /// What was begun has changed nothing.
+    pub(crate) fn abandon_write(&mut self, disk: DiskIndex, range: ByteRange) {
+        let idle = self.on_the_way.end(disk, range.units(BLOCK_BYTES), None);
+        self.settle(disk, &idle);
     }
 
     /// A range is to be copied.
     pub(crate) fn mark(&mut self, disk: DiskIndex, range: ByteRange) {
+        self.touch(disk, range.units(BLOCK_BYTES));
         self.keep(disk, range);
         self.bitmaps[usize::from(disk.0)].mark(range);
     }
@@ -191,10 +269,10 @@ impl Dirty {
     /// A marked run is about to be copied: it is on its way now, and need not be compared. Ended by
     /// [`Dirty::end_write`].
     pub(crate) fn begin_copy(&mut self, disk: DiskIndex, first: BlockIndex, len: u64) {
+        let blocks = first.0..first.0 + len;
+        self.touch(disk, blocks.clone());
         self.suspects[usize::from(disk.0)].clear_run(first, len);
-        for block in (first.0..first.0 + len).map(BlockIndex) {
-            self.on_the_way.entry((disk, block)).or_default().under_way += 1;
-        }
+        self.on_the_way.begin(disk, blocks);
         self.bitmaps[usize::from(disk.0)].clear_run(first, len);
     }
 
@@ -207,6 +285,7 @@ impl Dirty {
 
     /// A range is to be compared, though it should be equal.
     pub(crate) fn verify(&mut self, disk: DiskIndex, range: ByteRange) {
+        self.touch(disk, range.units(BLOCK_BYTES));
         self.suspects[usize::from(disk.0)].mark(range);
     }
 
@@ -222,9 +301,9 @@ impl Dirty {
 
     /// A run of suspect blocks is about to be compared; none may be compared already.
     pub(crate) fn begin_compare(&mut self, disk: DiskIndex, first: BlockIndex, len: u64) {
-        for block in (first.0..first.0 + len).map(BlockIndex) {
-            self.on_the_way.entry((disk, block)).or_default().under_way += 1;
-        }
+        let blocks = first.0..first.0 + len;
+        self.touch(disk, blocks.clone());
+        self.on_the_way.begin(disk, blocks);
         self.suspects[usize::from(disk.0)].clear_run(first, len);
         self.comparing.insert((disk, first), len);
     }
@@ -234,15 +313,12 @@ impl Dirty {
     pub(crate) fn end_compare(&mut self, disk: DiskIndex, first: BlockIndex, differs: u64) -> u64 {
         let Some(len) = self.comparing.remove(&(disk, first)) else { return 0 };
         let mut differing = 0;
-        for at in 0..len {
-            let block = BlockIndex(first.0 + at);
-            self.on_the_way.get_mut(&(disk, block)).expect("begun before it is ended").under_way -= 1;
-            if differs & (1 << at) != 0 {
-                self.mark(disk, block.range(u64::MAX));
-                differing += 1;
-            }
-            self.settle(disk, block);
+        for at in (0..len).filter(|at| differs & (1 << at) != 0) {
+            self.mark(disk, BlockIndex(first.0 + at).range(u64::MAX));
+            differing += 1;
         }
+        let idle = self.on_the_way.end(disk, first.0..first.0 + len, None);
+        self.settle(disk, &idle);
         if self.unsettled_blocks() == 0 {
             self.map.note_suspects(false);
         }
@@ -252,11 +328,11 @@ impl Dirty {
     /// No answers come any more: what was being compared is suspect again.
     pub(crate) fn forget_compares(&mut self) {
         while let Some(((disk, first), len)) = self.comparing.pop_first() {
-            for block in (first.0..first.0 + len).map(BlockIndex) {
-                self.on_the_way.get_mut(&(disk, block)).expect("begun before it is ended").under_way -= 1;
-                self.suspects[usize::from(disk.0)].mark(block.range(u64::MAX));
-                self.settle(disk, block);
-            }
+            let blocks = first.0..first.0 + len;
+            self.touch(disk, blocks.clone());
+            self.suspects[usize::from(disk.0)].set(blocks.clone());
+            let idle = self.on_the_way.end(disk, blocks, None);
+            self.settle(disk, &idle);
         }
     }
 
@@ -267,42 +343,27 @@ impl Dirty {
 
     /// An acknowledged record leaves the buffer.
     pub(crate) fn released(&mut self, disk: DiskIndex, range: ByteRange, seq: WriteSeq) {
-        for block in range.blocks() {
-            if let Some(entry) = self.on_the_way.get_mut(&(disk, block))
-                && entry.last <= seq
-            {
-                entry.last = WriteSeq::ZERO;
-                self.settle(disk, block);
-            }
-        }
+        let idle = self.on_the_way.released(disk, range.units(BLOCK_BYTES), seq);
+        self.settle(disk, &idle);
     }
 
-    /// Everything at or below is acknowledged, also what has left the buffer in another way.
-    pub(crate) fn sweep(&mut self, up_to: WriteSeq) {
-        let done: Vec<_> = self
-            .on_the_way
-            .iter()
-            .filter(|(_, entry)| entry.last > WriteSeq::ZERO && entry.last <= up_to)
-            .map(|(at, _)| *at)
-            .collect();
-        for (disk, block) in done {
-            self.on_the_way.get_mut(&(disk, block)).expect("found just now").last = WriteSeq::ZERO;
-            self.settle(disk, block);
+    /// Everything at or below is acknowledged, also what has left the buffer in another way: finds it among as many runs
+    /// as `most` from `from` on. Where to go on.
+    pub(crate) fn sweep(&mut self, up_to: WriteSeq, from: Place, most: usize) -> Option<Place> {
+        let (idle, next) = self.on_the_way.sweep(up_to, from, most);
+        for of_one in idle.chunk_by(|(disk, _), (next, _)| disk == next) {
+            let runs: Vec<Blocks> = of_one.iter().map(|(_, run)| run.clone()).collect();
+            self.settle(of_one[0].0, &runs);
         }
+        next
     }
 
     /// The buffer is forgotten: what was on its way has to be copied.
     pub(crate) fn forget_stream(&mut self) {
-        let lost: Vec<_> = self
-            .on_the_way
-            .iter()
-            .filter(|(_, entry)| entry.last > WriteSeq::ZERO)
-            .map(|(at, _)| *at)
-            .collect();
-        for (disk, block) in lost {
-            self.bitmaps[usize::from(disk.0)].mark(block.range(u64::MAX));
-            self.on_the_way.get_mut(&(disk, block)).expect("found just now").last = WriteSeq::ZERO;
-            self.settle(disk, block);
+        // All of it is marked, so that no bit of the map is to be cleared.
+        for (disk, blocks) in self.on_the_way.forget_records() {
+            self.touch(disk, blocks.clone());
+            self.bitmaps[usize::from(disk.0)].set(blocks);
         }
     }
 
@@ -321,15 +382,16 @@ impl Dirty {
         self.map.close(now);
     }
 
-    /// Forgets a block that is not on its way any more.
-    fn settle(&mut self, disk: DiskIndex, block: BlockIndex) {
-        let entry = self.on_the_way[&(disk, block)];
-        if entry.under_way == 0 && entry.last == WriteSeq::ZERO {
-            self.on_the_way.remove(&(disk, block));
-            if !self.is_marked(disk, block) && !self.suspects[usize::from(disk.0)].is_marked(block) {
-                self.map.clear(disk, block);
-            }
+    /// Clears the map's bits of blocks that are not on their way any more, but for those that are marked or suspect.
+    fn settle(&mut self, disk: DiskIndex, idle: &[Blocks]) {
+        let (marked, suspect) = (&self.bitmaps[usize::from(disk.0)], &self.suspects[usize::from(disk.0)]);
+        if marked.count() == 0 && suspect.count() == 0 {
+            return self.map.clear(disk, idle);
         }
+        let word = |at: usize| marked.word(at) | suspect.word(at);
+        let runs = idle.iter().flat_map(|run| bitmap::runs(run.clone(), word));
+        let clean: Vec<Blocks> = runs.filter(|(_, is_set)| !is_set).map(|(run, _)| run).collect();
+        self.map.clear(disk, &clean);
     }
 }
 
@@ -338,3 +400,6 @@ fn next_run(bitmaps: &[Bitmap], blocks_max: u64) -> Option<(DiskIndex, BlockInde
         bitmap.next_run(blocks_max).map(|(first, len)| (DiskIndex(disk as u16), first, len))
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -27,11 +27,13 @@
 //! 112 ..   bits of each disk, one disk behind the other, each on whole bytes, least significant first
 //! ```
 
+use crate::bits;
+use crate::on_the_way::Blocks;
 use std::fmt;
 use std::io;
 use std::time::Duration;
 use types::limits::BLOCK_BYTES;
-use types::{BlockIndex, ByteRange, DiskIndex, Incarnation, VmId, WallTime, WriteSeq};
+use types::{ByteRange, DiskIndex, Incarnation, VmId, WallTime, WriteSeq};
 
 /// 1: the first.
 const VERSION: u32 = 1;
@@ -39,6 +41,9 @@ const FLAG_CLEAN: u32 = 1;
 const FLAG_SUSPECTS: u32 = 2;
 /// How long after the agent's last sign of life its own last write may have been.
 const SLACK: Duration = Duration::from_secs(10);
+
+/// Runs of blocks with fewer than so many between them are cleared by one write: a page of the file.
+const NEAR_BLOCKS: u64 = 4096 * 8;
 
 /// Where the map's bytes are kept: a file, or the simulator's memory.
 pub trait MapStore: Send + Sync + fmt::Debug {
@@ -176,13 +181,11 @@ impl DirtyMap {
         self.header.kept()
     }
 
-    /// The blocks of a disk whose bits are set.
-    pub(crate) fn marked(&self, disk: DiskIndex) -> Vec<BlockIndex> {
+    /// Runs of blocks of a disk whose bits are set.
+    pub(crate) fn marked(&self, disk: DiskIndex) -> impl Iterator<Item = Blocks> {
         let at = usize::from(disk.0);
         let end = self.disks.get(at + 1).copied().unwrap_or(self.bits.len());
-        let bits = &self.bits[self.disks[at]..end];
-        let set = |block: &u64| bits[(block / 8) as usize] & (1 << (block % 8)) != 0;
-        (0..bits.len() as u64 * 8).filter(set).map(BlockIndex).collect()
+        bits::set_runs(&self.bits[self.disks[at]..end])
     }
 
     /// Whether some of the bits may say no more than that a block is to be compared.
@@ -206,21 +209,12 @@ impl DirtyMap {
         if self.closed || range.is_empty() {
             return Ok(());
         }
-        let start = self.disks[usize::from(disk.0)];
-        let byte_of = |at: u64| start + (at / BLOCK_BYTES / 8) as usize;
-        let bytes = byte_of(range.start)..byte_of(range.end() - 1) + 1;
-        let mut wanted = self.bits[bytes.clone()].to_vec();
-        for block in range.blocks() {
-            wanted[start + (block.0 / 8) as usize - bytes.start] |= 1 << (block.0 % 8);
-        }
-        if wanted == self.bits[bytes.clone()] {
+        let (start, blocks) = (self.disks[usize::from(disk.0)], range.units(BLOCK_BYTES));
+        if bits::are(&self.bits[start..], &blocks, true) {
             return Ok(());
         }
-        match self.store.write_at((Header::BYTES + bytes.start) as u64, &wanted) {
-            Ok(()) => {
-                self.bits[bytes].copy_from_slice(&wanted);
-                Ok(())
-            }
+        match self.put(start, std::slice::from_ref(&blocks), true) {
+            Ok(()) => Ok(()),
             Err(error) => {
                 tracing::error!(%error, "the dirty map is given up; after a restart everything is sent");
                 self.closed = true;
@@ -229,17 +223,31 @@ impl DirtyMap {
         }
     }
 
-    /// Clears a block's bit. A failure leaves it set, which is never wrong.
-    pub(crate) fn clear(&mut self, disk: DiskIndex, block: BlockIndex) {
-        let at = self.disks[usize::from(disk.0)] + (block.0 / 8) as usize;
-        let bit = 1 << (block.0 % 8);
-        if self.closed || self.bits[at] & bit == 0 {
-            return;
+    /// Clears the bits of runs of blocks, which ascend, with one write for those that lie near each other. A failure
+    /// leaves them set, which is never wrong.
+    pub(crate) fn clear(&mut self, disk: DiskIndex, runs: &[Blocks]) {
+        let start = self.disks[usize::from(disk.0)];
+        let is_near = |before: &Blocks, next: &Blocks| next.start - before.end < NEAR_BLOCKS;
+        for near in runs.chunk_by(is_near) {
+            if self.closed || near.iter().all(|run| bits::are(&self.bits[start..], run, false)) {
+                continue;
+            }
+            if let Err(error) = self.put(start, near, false) {
+                tracing::warn!(%error, "bits of the dirty map stay set");
+            }
         }
-        match self.store.write_at((Header::BYTES + at) as u64, &[self.bits[at] & !bit]) {
-            Ok(()) => self.bits[at] &= !bit,
-            Err(error) => tracing::warn!(%error, "a bit of the dirty map stays set"),
-        }
+    }
+
+    /// Sets or clears runs of bits of the disk whose bits begin at `start`: in the file, then here.
+    fn put(&mut self, start: usize, runs: &[Blocks], set: bool) -> io::Result<()> {
+        let (Some(first), Some(last)) = (runs.first(), runs.last()) else { return Ok(()) };
+        let bytes = bits::bytes_of(&(first.start..last.end));
+        let place = start + bytes.start..start + bytes.end;
+        let mut wanted = self.bits[place.clone()].to_vec();
+        runs.iter().for_each(|run| bits::put(&mut wanted, bytes.start, run, set));
+        self.store.write_at((Header::BYTES + place.start) as u64, &wanted)?;
+        self.bits[place].copy_from_slice(&wanted);
+        Ok(())
     }
 
     /// A new stream begins above `floor`; every block that may differ from what the journal had is set.

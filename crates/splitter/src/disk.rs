@@ -15,6 +15,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use types::limits::{RANGE_BYTES_MAX, SLOW_ZERO_BYTES_MAX};
 use types::{BlockIndex, ByteRange, DiskIndex, WriteSeq};
 
 /// The local disk behind a protected one: a raw image or block device, or the simulator's.
@@ -51,6 +52,14 @@ pub trait LocalDisk: Send + Sync + fmt::Debug {
     /// # Errors
     /// As the disk says.
     fn zero(&self, range: ByteRange, unmap: bool) -> io::Result<()>;
+    /// The guest gives a range up: makes it read as zeroes where that frees its room, and else leaves it as it is,
+    /// and says so by false.
+    ///
+    /// # Errors
+    /// As the disk says.
+    fn discard(&self, range: ByteRange) -> io::Result<bool> {
+        self.zero(range, true).map(|()| true)
+    }
     /// Whether [`LocalDisk::zero`] costs less than writing as many zeroes.
     fn zeroes_fast(&self) -> bool;
     /// A range is about to be read: it may be brought nearer.
@@ -136,24 +145,51 @@ impl ProtectedDisk {
     }
 
     /// Makes a change locally, then commits it, and waits for nobody: the guest may be told once
-    /// [`Capture::may_acknowledge`] says so of the sequence that is returned. Of an empty change there is none.
+    /// [`Capture::may_acknowledge`] says so of the sequence that is returned. Of an empty change, and of one that was
+    /// not made, there is none.
+    ///
+    /// A long range is changed in pieces: other writes into it wait for one of them, and what is done under the
+    /// sequencer lock is bounded by one of them.
     ///
     /// # Errors
     /// As the disk says. A failed change gets no sequence, but its range is suspect.
     pub fn change(&self, change: &Change) -> io::Result<Option<WriteSeq>> {
+        let unit = if self.local.zeroes_fast() { RANGE_BYTES_MAX } else { SLOW_ZERO_BYTES_MAX };
+        match change {
+            Change::Write { .. } => self.change_at_once(change),
+            Change::Zero { range, .. } | Change::Discard { range } => {
+                range.split_at_multiples(unit).try_fold(None, |last, range| {
+                    let piece = match change {
+                        Change::Zero { unmap, .. } => Change::Zero { range, unmap: *unmap },
+                        _ => Change::Discard { range },
+                    };
+                    Ok(self.change_at_once(&piece)?.or(last))
+                })
+            }
+        }
+    }
+
+    fn change_at_once(&self, change: &Change) -> io::Result<Option<WriteSeq>> {
         let range = change.range();
         if range.is_empty() {
             return Ok(None);
         }
         let _guard = self.writing.lock(self.locked(range));
         self.capture.begin_write(self.index, range)?;
+        let done = |made: io::Result<()>| made.map(|()| true);
         let (kind, payload, made) = match change {
-            Change::Write { at, bytes } => (Kind::Write, bytes.clone(), self.local.write_at(*at, bytes)),
-            Change::Zero { unmap, .. } => (Kind::Zero, Bytes::new(), self.local.zero(range, *unmap)),
-            Change::Discard { .. } => (Kind::Discard, Bytes::new(), self.local.zero(range, true)),
+            Change::Write { at, bytes } => {
+                (Kind::Write, bytes.clone(), done(self.local.write_at(*at, bytes)))
+            }
+            Change::Zero { unmap, .. } => (Kind::Zero, Bytes::new(), done(self.local.zero(range, *unmap))),
+            Change::Discard { .. } => (Kind::Discard, Bytes::new(), self.local.discard(range)),
         };
         match made {
-            Ok(()) => Ok(Some(self.capture.commit(self.index, kind, range, &payload))),
+            Ok(true) => Ok(Some(self.capture.commit(self.index, kind, range, &payload))),
+            Ok(false) => {
+                self.capture.abandon(self.index, range);
+                Ok(None)
+            }
             Err(error) => {
                 self.capture.suspect(self.index, range);
                 Err(error)
@@ -267,7 +303,7 @@ impl BlockDevice for ProtectedDisk {
     }
 
     fn unsent(&self, range: ByteRange) -> Option<Vec<(ByteRange, bool)>> {
-        Some(self.capture.unsent(self.index, range))
+        Some(self.capture.unsent(self.index, range, usize::MAX))
     }
 
     fn discard(&self, range: ByteRange) -> io::Result<()> {
@@ -282,3 +318,6 @@ impl BlockDevice for ProtectedDisk {
         self.local.extents(range)
     }
 }
+
+#[cfg(test)]
+mod tests;

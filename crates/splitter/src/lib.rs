@@ -8,6 +8,7 @@
 mod acceptor;
 mod ack_gate;
 mod bitmap;
+mod bits;
 mod bounce;
 mod buffer_pool;
 mod capture;
@@ -20,6 +21,8 @@ mod disk;
 mod image_lock;
 mod map_file;
 pub mod nbd;
+mod on_the_way;
+mod polite_lock;
 mod precedence;
 mod queue;
 mod range_lock;

@@ -189,6 +189,19 @@ impl LocalDisk for RawDisk {
         }
     }
 
+    /// Punches a hole, or does nothing: to write zeroes would cost what the guest wants to save.
+    fn discard(&self, range: ByteRange) -> io::Result<bool> {
+        let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&self.file, how, range.start, range.len) {
+            Ok(()) => Ok(true),
+            // The last: an unaligned range of a block device.
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NODEV | rustix::io::Errno::INVAL) => {
+                Ok(false)
+            }
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
     /// Which parts are allocated, by `SEEK_DATA` and `SEEK_HOLE`; where that is not supported, all.
     fn extents(&self, range: ByteRange) -> io::Result<Vec<Extent>> {
         let mut extents = Vec::new();

@@ -10,8 +10,10 @@
 //! every [`ALIVE_INTERVAL`] on the disk that it is there. Its file has the dirty map's layout, with the magic
 //! `HFRL` and one bit for each region (`docs/formats/dirty-map.md`).
 
+use crate::bits;
 use crate::dirty_map::{DiskIdentity, Header, Kept, Kind, MapStore, places};
 use std::io;
+use std::ops::Range;
 use std::time::Duration;
 use types::{ByteRange, DiskIndex, Incarnation, VmId, WallTime, WriteSeq};
 
@@ -20,25 +22,18 @@ pub(crate) const ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// How long after its last sign of life the agent's own last write may have been.
 const SLACK: Duration = Duration::from_secs(20);
 
-/// A region of a disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Region {
+/// A run of regions of a disk, by their numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Regions {
     pub(crate) disk: DiskIndex,
-    pub(crate) index: u64,
+    pub(crate) run: Range<u64>,
 }
 
-impl Region {
-    /// The regions a range of a disk touches.
-    pub(crate) fn of(disk: DiskIndex, range: ByteRange, bytes: u64) -> impl Iterator<Item = Region> {
-        let first = range.start / bytes;
-        let past = if range.is_empty() { first } else { (range.end() - 1) / bytes + 1 };
-        (first..past).map(move |index| Region { disk, index })
-    }
-
-    /// The bytes of it that a disk of this size has.
-    pub(crate) fn range(self, bytes: u64, size_bytes: u64) -> ByteRange {
-        let start = self.index * bytes;
-        ByteRange::new(start, bytes.min(size_bytes.saturating_sub(start)))
+impl Regions {
+    /// The bytes of it that a disk of this size has, with regions of so many bytes.
+    pub(crate) fn range(&self, bytes: u64, size_bytes: u64) -> ByteRange {
+        let start = (self.run.start * bytes).min(size_bytes);
+        ByteRange::new(start, (self.run.end * bytes).min(size_bytes) - start)
     }
 }
 
@@ -96,14 +91,12 @@ impl RegionLog {
     }
 
     /// The regions whose bits are set.
-    pub(crate) fn marked(&self) -> Vec<Region> {
+    pub(crate) fn marked(&self) -> Vec<Regions> {
         let mut regions = Vec::new();
         for (at, &start) in self.disks.iter().enumerate() {
             let end = self.disks.get(at + 1).copied().unwrap_or(self.bits.len());
-            let bits = &self.bits[start..end];
-            let set = |index: &u64| bits[(index / 8) as usize] & (1 << (index % 8)) != 0;
-            let found = (0..bits.len() as u64 * 8).filter(set);
-            regions.extend(found.map(|index| Region { disk: DiskIndex(at as u16), index }));
+            let disk = DiskIndex(at as u16);
+            regions.extend(bits::set_runs(&self.bits[start..end]).map(|run| Regions { disk, run }));
         }
         regions
     }
@@ -112,7 +105,7 @@ impl RegionLog {
     ///
     /// # Errors
     /// Where it cannot be given up either: then nothing must be written to them.
-    pub(crate) fn set(&mut self, regions: &[Region]) -> io::Result<()> {
+    pub(crate) fn set(&mut self, regions: &[Regions]) -> io::Result<()> {
         self.put(regions, true).or_else(|error| self.give_up(&error))
     }
 
@@ -121,25 +114,29 @@ impl RegionLog {
     ///
     /// # Errors
     /// As the disk says: then the bits may be set or not.
-    pub(crate) fn clear(&mut self, regions: &[Region], acked: WriteSeq) -> io::Result<()> {
+    pub(crate) fn clear(&mut self, regions: &[Regions], acked: WriteSeq) -> io::Result<()> {
         self.header.current.acked = self.header.current.acked.max(acked);
         self.write_header()?;
         self.put(regions, false)
     }
 
-    fn put(&mut self, regions: &[Region], set: bool) -> io::Result<()> {
+    fn put(&mut self, regions: &[Regions], set: bool) -> io::Result<()> {
         if self.given_up {
             return Ok(());
         }
         let mut changed = false;
-        for region in regions {
-            let at = self.disks[usize::from(region.disk.0)] + (region.index / 8) as usize;
-            let bit = 1 << (region.index % 8);
-            if (self.bits[at] & bit != 0) != set {
-                self.store.write_at((Header::BYTES + at) as u64, &[self.bits[at] ^ bit])?;
-                self.bits[at] ^= bit;
-                changed = true;
+        for Regions { disk, run } in regions {
+            let start = self.disks[usize::from(disk.0)];
+            if bits::are(&self.bits[start..], run, set) {
+                continue;
             }
+            let bytes = bits::bytes_of(run);
+            let place = start + bytes.start..start + bytes.end;
+            let mut wanted = self.bits[place.clone()].to_vec();
+            bits::put(&mut wanted, bytes.start, run, set);
+            self.store.write_at((Header::BYTES + place.start) as u64, &wanted)?;
+            self.bits[place].copy_from_slice(&wanted);
+            changed = true;
         }
         if changed { self.store.sync() } else { Ok(()) }
     }

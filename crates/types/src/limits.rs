@@ -11,6 +11,10 @@ pub const SECTOR_BYTES: u64 = 512;
 
 /// The largest payload of one record, in bytes; a larger guest write is journaled in pieces.
 pub const RECORD_BYTES_MAX: u64 = 1 << 20;
+/// The longest range of one record without a payload, in bytes: a longer discard is made in pieces.
+pub const RANGE_BYTES_MAX: u64 = 1 << 30;
+/// The longest piece of a range that is zeroed by writing zeroes, in bytes.
+pub const SLOW_ZERO_BYTES_MAX: u64 = 16 << 20;
 /// Plain bytes of one frame of a batch.
 pub const FRAME_BYTES: usize = 64 << 10;
 /// Payload after which a batch is closed, in plain bytes.
@@ -56,6 +60,17 @@ pub const COMPARES_MAX: usize = 64;
 pub const VERIFY_PLACES_MAX: usize = 1000;
 /// Batches read from a stream but not yet written to the journal.
 pub const RECEIVE_QUEUE_BATCHES: usize = 16;
+
+/// Runs of blocks of one VM that are on their way at once, about 50 bytes each: writes that would make it more only
+/// mark the bitmap.
+pub const ON_THE_WAY_RUNS_MAX: usize = 4 << 20;
+
+/// What is done in one turn under a VM's sequencer lock: acknowledged records, runs of blocks, blocks of a map.
+pub const RELEASE_RECORDS_A_TURN: usize = 32;
+pub const RUNS_A_TURN: usize = 1024;
+pub const UNSENT_BLOCKS_A_TURN: u64 = 4096;
+/// How often whoever has had a turn yields to those that wait for the lock.
+pub const GIVE_WAY_YIELDS_MAX: usize = 64;
 
 /// Default memory buffer of one VM, in bytes.
 pub const BUFFER_BYTES_DEFAULT: u64 = 64 << 20;

@@ -2,6 +2,7 @@
 
 use crate::limits::BLOCK_BYTES;
 use std::fmt;
+use std::ops::Range;
 
 /// Which disk of its VM, counted from zero in the order of the protection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -83,11 +84,16 @@ impl ByteRange {
         })
     }
 
+    /// The numbers of the units of `unit` bytes the range touches.
+    pub const fn units(self, unit: u64) -> Range<u64> {
+        let first = self.start / unit;
+        let past = if self.len == 0 { first } else { (self.end() - 1) / unit + 1 };
+        first..past
+    }
+
     /// The tracking blocks the range touches.
     pub fn blocks(self) -> impl Iterator<Item = BlockIndex> {
-        let first = self.start / BLOCK_BYTES;
-        let past = if self.len == 0 { first } else { (self.end() - 1) / BLOCK_BYTES + 1 };
-        (first..past).map(BlockIndex)
+        self.units(BLOCK_BYTES).map(BlockIndex)
     }
 }
 
