@@ -93,6 +93,7 @@ impl Agent {
                     ));
                 }
                 tokio::spawn(recovery.clone().keep_up_regularly());
+                tokio::spawn(recovery.clone().watch_clock());
                 tokio::spawn(recovery.scrub_regularly());
             }
             // Without knowing which groups have failed over, no stream may be taken.

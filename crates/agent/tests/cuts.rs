@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use types::{ByteRange, DiskIndex, WallTime};
+use types::{ByteRange, DiskIndex};
 
 const DISK_BYTES: u64 = 1 << 20;
 const CHECKPOINTS: usize = 2000;
@@ -179,7 +179,7 @@ fn numbers(folder: &Path) -> BTreeMap<String, u64> {
         Arc::new(Journal::open(Arc::new(FsStore::open(folder).unwrap()), settings).unwrap().journal);
     let query = CheckpointQuery { limit: usize::MAX, ..CheckpointQuery::default() };
     let mut found = BTreeMap::new();
-    for facts in journal.checkpoints(&query, WallTime(0)).unwrap() {
+    for facts in journal.checkpoints(&query).unwrap() {
         let image = Image::open(journal.clone(), facts.checkpoint.cut, None, [0; 16]).unwrap();
         let mut sector = [0; 512];
         image.read_at(DiskIndex(0), 0, &mut sector).unwrap();

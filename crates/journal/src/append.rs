@@ -289,7 +289,8 @@ impl Journal {
             let old = writer.opened_at.is_some_and(|opened| now.since(opened) > settings.history / 12);
             let limit = writer.segment_bytes.min(settings.segment_bytes);
             let fits = position.at + more <= limit || position.at == FIRST_BATCH_AT;
-            writer.opened_at = writer.opened_at.or(Some(now));
+            // A clock that was set back would keep it open for as long.
+            writer.opened_at = Some(writer.opened_at.unwrap_or(now).min(now));
             if fits && !old {
                 return Ok(());
             }
@@ -300,7 +301,7 @@ impl Journal {
         }
         if self.read_shared().view.redo.frozen.len() >= FROZEN_TABLES_MAX {
             // Whoever keeps the journal up does not keep pace: memory is bounded all the same.
-            self.write_footers().map_err(|error| self.classify(error))?;
+            self.write_footers(None).map_err(|error| self.classify(error))?;
         }
         writer.segment_bytes = next_segment_bytes(writer, now);
         self.seal_redo(writer).map_err(|error| self.classify(error))?;
@@ -346,7 +347,8 @@ impl Journal {
                 let log = manifest.log_mut(kind);
                 let last = log.segments.last_mut().expect("an open segment is in the manifest");
                 log.next_page = last.base_page + bytes / PAGE_BYTES;
-                last.sealed = Some(Sealed { bytes, point, newest_at: newest_at.0, footer: None });
+                last.sealed =
+                    Some(Sealed { bytes, point, newest_at: newest_at.0, aged_from: None, footer: None });
                 if kind == LogKind::Redo {
                     timeline.write_to(manifest);
                 }

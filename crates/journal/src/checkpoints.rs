@@ -64,6 +64,8 @@ pub struct CheckpointQuery {
     pub kind: Option<CheckpointKind>,
     pub tag: Option<String>,
     pub newest_first: bool,
+    /// Whether what thinning leaves out is left out.
+    pub thinned: bool,
     pub limit: usize,
 }
 
@@ -93,9 +95,8 @@ impl CheckpointFacts {
         (u8::from(first(MINUTE)) * FIRST_OF_MINUTE) | (u8::from(first(QUARTER)) * FIRST_OF_QUARTER)
     }
 
-    /// Whether thinning keeps it as of `now`.
-    pub(crate) fn is_kept(&self, thinning: &Thinning, now: WallTime) -> bool {
-        let age = now.since(self.checkpoint.taken_at);
+    /// Whether thinning keeps it at that age.
+    pub(crate) fn is_kept(&self, thinning: &Thinning, age: Duration) -> bool {
         self.checkpoint.kind != CheckpointKind::Automatic
             || age <= thinning.all
             || self.flags & FIRST_OF_QUARTER != 0
@@ -327,7 +328,7 @@ mod tests {
             let mut facts = CheckpointFacts { flags, ..Default::default() };
             facts.checkpoint.taken_at = at(second);
             for (count, now) in kept.iter_mut().zip([day / 2, 2 * day, 9 * day]) {
-                *count += u32::from(facts.is_kept(&thinning, WallTime(now)));
+                *count += u32::from(facts.is_kept(&thinning, WallTime(now).since(at(second))));
             }
         }
         assert_eq!(kept, [1440, 120, 8]);

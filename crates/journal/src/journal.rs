@@ -4,6 +4,7 @@
 //! while batches get their places; `saving`, held while the manifest is replaced; `shared`, held shortly
 //! to look up or to publish. The gate is for readers: see `read.rs`.
 
+use crate::age::AgeClock;
 use crate::append::{InFlight, Writer};
 use crate::checkpoints::{CheckpointError, CheckpointFacts, CheckpointQuery, Files, Thinning};
 use crate::cover::LogKind;
@@ -74,6 +75,7 @@ pub(crate) struct Shared {
     pub(crate) manifest: Arc<Manifest>,
     pub(crate) settings: Settings,
     pub(crate) timeline: Timeline,
+    pub(crate) age: AgeClock,
     /// Of the open segments.
     pub(crate) redo_table: Table,
     pub(crate) undo_table: Table,
@@ -123,6 +125,8 @@ pub struct JournalStatus {
     pub guest_writes: u64,
     /// From the oldest batch kept to the newest.
     pub history: Duration,
+    /// When the newest write kept came, by this host's clock.
+    pub newest_at: Option<WallTime>,
     /// How long a history the limits will leave at the pace of the history kept now; none where nothing
     /// limits it below what is set.
     pub projected_history: Option<Duration>,
@@ -237,7 +241,10 @@ impl Journal {
         publish: impl FnOnce(&mut Shared, Manifest),
     ) -> io::Result<()> {
         let _saving = self.saving.lock().expect("a panic aborts the process");
-        let mut manifest = (*self.read_shared().manifest).clone();
+        let mut manifest = {
+            let shared = self.read_shared();
+            Manifest { age_clock: shared.age.now, ..(*shared.manifest).clone() }
+        };
         change(&mut manifest);
         if let Err(error) = manifest.save(&*self.store) {
             let mut shared = self.write_shared();
@@ -275,6 +282,7 @@ impl Journal {
             index_entries: runs.map(|run| run.entries).sum::<u64>() + tables as u64,
             guest_writes: timeline.guest_writes,
             history: shared.history(),
+            newest_at: shared.newest_at,
             projected_history: shared.projected_history(),
             checkpoints: rows + recent as u64,
             damage: unrepaired.map(|damage| damage.what.clone()).collect(),
@@ -314,16 +322,11 @@ impl Journal {
         )
     }
 
-    /// Checkpoints that can be opened and that thinning keeps as of `now`, in the order asked for, at most
-    /// as many as the query's limit.
+    /// Checkpoints that can be opened, in the order asked for, at most as many as the query's limit.
     ///
     /// # Errors
     /// [`CheckpointError`] where a file of them cannot be read.
-    pub fn checkpoints(
-        &self,
-        query: &CheckpointQuery,
-        now: WallTime,
-    ) -> Result<Vec<CheckpointFacts>, CheckpointError> {
+    pub fn checkpoints(&self, query: &CheckpointQuery) -> Result<Vec<CheckpointFacts>, CheckpointError> {
         let (manifest, timeline, thinning, recent) = {
             let shared = self.read_shared();
             let frozen = shared.view.redo.frozen.iter().flat_map(|table| &table.checkpoints);
@@ -332,7 +335,9 @@ impl Journal {
         };
         let mut found = Vec::new();
         let mut take = |facts: CheckpointFacts| {
-            if timeline.is_consistent_checkpoint(facts.cut()) && facts.is_kept(&thinning, now) {
+            let is_kept =
+                || !query.thinned || facts.is_kept(&thinning, self.read_shared().age_of(facts.cut()));
+            if timeline.is_consistent_checkpoint(facts.cut()) && is_kept() {
                 found.push(facts);
             }
             found.len() < query.limit
@@ -369,7 +374,7 @@ impl Journal {
     /// [`CheckpointError`] where a file of them cannot be read.
     pub fn checkpoint(&self, id: CheckpointId) -> Result<Option<CheckpointFacts>, CheckpointError> {
         let query = CheckpointQuery { after: Some(id.0.previous()), limit: 1, ..CheckpointQuery::default() };
-        let found = self.checkpoints(&query, WallTime(i64::MIN))?.pop();
+        let found = self.checkpoints(&query)?.pop();
         Ok(found.filter(|facts| facts.checkpoint.id == id))
     }
 
@@ -380,7 +385,7 @@ impl Journal {
             let after = Some(cut.next());
             let query = CheckpointQuery { after, newest_first: true, limit: 1, ..CheckpointQuery::default() };
             // One that cannot be read is none: an older cut is taken.
-            self.checkpoints(&query, WallTime(i64::MIN)).ok()?.pop().map(|facts| facts.cut())
+            self.checkpoints(&query).ok()?.pop().map(|facts| facts.cut())
         })
     }
 
@@ -395,21 +400,17 @@ impl Journal {
     /// [`CheckpointError`] where a file of them cannot be read.
     pub fn newest_checkpoint(&self) -> Result<Option<CheckpointFacts>, CheckpointError> {
         let query = CheckpointQuery { newest_first: true, limit: 1, ..CheckpointQuery::default() };
-        Ok(self.checkpoints(&query, WallTime(i64::MIN))?.pop())
+        Ok(self.checkpoints(&query)?.pop())
     }
 
     /// The newest checkpoint taken at or before `time`.
     ///
     /// # Errors
     /// [`CheckpointError`] where a file of them cannot be read.
-    pub fn nearest_checkpoint(
-        &self,
-        time: WallTime,
-        now: WallTime,
-    ) -> Result<Option<CheckpointFacts>, CheckpointError> {
+    pub fn nearest_checkpoint(&self, time: WallTime) -> Result<Option<CheckpointFacts>, CheckpointError> {
         let query =
             CheckpointQuery { to: Some(time), newest_first: true, limit: 1, ..CheckpointQuery::default() };
-        Ok(self.checkpoints(&query, now)?.pop())
+        Ok(self.checkpoints(&query)?.pop())
     }
 
     /// Lets go of what is only kept for speed: index guides and open files not used since the last call.

@@ -22,6 +22,7 @@
 //! | **retention** | | | | | | | one at a time | as fold | as fold |
 //! | **scrub** | | | | | | | | one at a time | changes nothing |
 
+mod age;
 mod append;
 mod checkpoints;
 mod compact;
@@ -72,7 +73,7 @@ pub use manifest::{Manifest, ManifestError, SegmentInfo};
 pub use open::{CreateError, OpenError, Opened};
 pub use overlay::{Overlay, OverlayError};
 pub use payload::ReadError;
-pub use pins::Pin;
+pub use pins::{Expiry, Pin};
 pub use promote::Promotion;
 pub use retention::SettingsError;
 pub use run::RunError;
@@ -82,5 +83,5 @@ pub use shard::{AppendStream, Report, Shards};
 pub use spill::{Spill, SpillError};
 pub use store::{Store, StoreFile};
 pub use timeline::{Gap, Timeline, newest_common_cut};
-pub use upkeep::{Kept, Upkeep};
+pub use upkeep::{Clock, Kept, Upkeep};
 pub use verify::{RecordRow, SegmentReport, VerifyReport, verify};

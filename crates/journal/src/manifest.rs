@@ -45,6 +45,9 @@ pub struct Manifest {
     pub base: StreamPoint,
     pub redo: Log,
     pub undo: Log,
+    /// Microseconds during which the journal was kept up: what ages are measured by.
+    #[serde(default)]
+    pub age_clock: i64,
     /// Checkpoints of sealed segments, oldest first.
     pub checkpoints: Vec<CheckpointFile>,
     /// The number of the next run or checkpoint file.
@@ -116,6 +119,9 @@ pub struct Sealed {
     pub point: StreamPoint,
     /// When its newest batch came, microseconds since 1970 by this host's clock.
     pub newest_at: i64,
+    /// What the age clock said when it was known to be sealed; none until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aged_from: Option<i64>,
     /// The footer behind the batches, once it is written.
     pub footer: Option<RunInfo>,
 }
@@ -166,6 +172,9 @@ pub struct PinEntry {
     pub cut: u64,
     /// Microseconds since 1970 by this host's clock; none for as long as its owner wants.
     pub expires_at: Option<i64>,
+    /// What the age clock says then; it decides where it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_age: Option<i64>,
 }
 
 /// Damage that was found: cuts from `from_seq` to `to_seq` may miss writes.

@@ -6,6 +6,7 @@
 //! the open segment, the journal then stands below what the source was told, and the source sends
 //! everything again. Nothing is ever cut in silence.
 
+use crate::age::AgeClock;
 use crate::append::Writer;
 use crate::cover::LogKind;
 use crate::damage::Damage;
@@ -126,6 +127,7 @@ impl Journal {
             base: StreamPoint::default(),
             redo: log.clone(),
             undo: log,
+            age_clock: 0,
             checkpoints: Vec::new(),
             next_file: 0,
             tags: Vec::new(),
@@ -187,6 +189,7 @@ fn shared_of(manifest: Manifest, settings: Settings, redo: RedoReading, undo: Un
     let end = |open: &Option<(Segment, u64, Position)>| open.as_ref().map_or(0, |(_, _, end)| end.at);
     Shared {
         settings,
+        age: AgeClock::begin(manifest.age_clock),
         timeline: redo.timeline,
         redo_table: redo.table,
         undo_table: undo.table,
@@ -353,7 +356,7 @@ impl RedoReading {
         match bytes {
             Some(bytes) => {
                 log.next_page = last.base_page + bytes / PAGE_BYTES;
-                last.sealed = Some(Sealed { bytes, point, newest_at, footer: None });
+                last.sealed = Some(Sealed { bytes, point, newest_at, aged_from: None, footer: None });
                 let fresh = Table::new(LogKind::Redo, 0, 0);
                 self.frozen.push(std::mem::replace(&mut self.table, fresh));
             }

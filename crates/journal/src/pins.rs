@@ -1,9 +1,12 @@
 //! Pins: cuts that must stay readable. An open image holds one as long as it lives; one with an owner is
 //! kept in the manifest, until it is taken away or expires.
 
+use crate::age::micros;
 use crate::image::ImageError;
 use crate::journal::Journal;
+use crate::manifest::PinEntry;
 use std::io;
+use std::time::Duration;
 use types::{WallTime, WriteSeq};
 
 /// A pin that is kept over restarts.
@@ -13,6 +16,15 @@ pub struct Pin {
     pub owner: String,
     pub cut: WriteSeq,
     pub expires_at: Option<WallTime>,
+}
+
+/// When a pin ends by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expiry {
+    /// Counted by the age clock.
+    pub after: Duration,
+    /// The same as a label.
+    pub at: WallTime,
 }
 
 impl Journal {
@@ -34,23 +46,25 @@ impl Journal {
         self.write_shared().image_pins.remove(&id);
     }
 
-    /// Pins `cut` for `owner`, over restarts, until [`Journal::unpin`] or `expires_at`. The pin's number.
+    /// Pins `cut` for `owner`, over restarts, until [`Journal::unpin`] or it expires. The pin's number.
     ///
     /// # Errors
     /// [`ImageError::NotConsistent`] where the VM cannot be opened there.
-    pub fn pin(&self, owner: &str, cut: WriteSeq, expires_at: Option<WallTime>) -> Result<u64, ImageError> {
+    pub fn pin(&self, owner: &str, cut: WriteSeq, expiry: Option<Expiry>) -> Result<u64, ImageError> {
         // Held by memory until it is on the disk.
         let guard = self.pin_image(cut)?;
         let mut id = 0;
+        let now = self.read_shared().age.now;
         let saved = self.change_manifest(
             |manifest| {
                 manifest.next_pin += 1;
                 id = manifest.next_pin;
-                manifest.pins.push(crate::manifest::PinEntry {
+                manifest.pins.push(PinEntry {
                     id,
                     owner: owner.to_owned(),
                     cut: cut.raw(),
-                    expires_at: expires_at.map(|at| at.0),
+                    expires_at: expiry.map(|expiry| expiry.at.0),
+                    expires_age: expiry.map(|expiry| now.saturating_add(micros(expiry.after))),
                 });
             },
             |shared, manifest| shared.set_manifest(manifest, |_| {}),
@@ -89,6 +103,14 @@ impl Journal {
     }
 
     pub(crate) fn expire_pins(&self, now: WallTime) -> io::Result<usize> {
-        self.unpin(|pin| pin.expires_at.is_some_and(|at| at <= now))
+        let expired: Vec<u64> = {
+            let shared = self.read_shared();
+            let is_over = |pin: &&PinEntry| match (pin.expires_age, pin.expires_at) {
+                (Some(age), _) => age <= shared.age.now,
+                (None, at) => at.is_some_and(|at| at <= now.0),
+            };
+            shared.manifest.pins.iter().filter(is_over).map(|pin| pin.id).collect()
+        };
+        self.unpin(|pin| expired.contains(&pin.id))
     }
 }

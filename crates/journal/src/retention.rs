@@ -1,5 +1,6 @@
 //! Retention: how much history is kept, what holds it back, and what the limits will leave.
 
+use crate::age::micros;
 use crate::cover::LogKind;
 use crate::fold::FoldError;
 use crate::journal::{Journal, Mode, Settings, Shared};
@@ -7,8 +8,8 @@ use crate::timeline::Timeline;
 use crate::undo::UndoWriter;
 use crate::upkeep::{Kept, Upkeep};
 use std::time::Duration;
+use types::WriteSeq;
 use types::limits::{FOLD_SEGMENTS_MAX, HISTORY_SECONDS_RANGE, JOURNAL_BYTES_RANGE};
-use types::{WallTime, WriteSeq};
 
 /// Settings that make no sense.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -68,7 +69,8 @@ impl Settings {
 #[derive(Debug, Clone, Copy)]
 struct Unit {
     last_seq: WriteSeq,
-    newest_at: WallTime,
+    /// None while it is not known how old it is.
+    aged_from: Option<i64>,
     bytes: u64,
 }
 
@@ -79,11 +81,10 @@ impl Shared {
         self.image_pins.values().copied().chain(kept).min()
     }
 
-    /// The lowest cut a tag holds as of `now`.
-    fn lowest_tag(&self, now: WallTime) -> Option<WriteSeq> {
-        let horizon = now.minus(self.settings.tagged_history);
-        let young = self.manifest.tags.iter().filter(|tag| tag.taken_at >= horizon.0);
-        young.map(|tag| WriteSeq::from_raw(tag.cut)).min()
+    /// The lowest cut a tag holds.
+    fn lowest_tag(&self) -> Option<WriteSeq> {
+        let cuts = self.manifest.tags.iter().map(|tag| WriteSeq::from_raw(tag.cut));
+        cuts.filter(|cut| self.age_of(*cut) < self.settings.tagged_history).min()
     }
 
     /// Sealed segments in the order they may go: before-images first, then, in roll-forward mode, redo.
@@ -94,7 +95,7 @@ impl Shared {
                 let footer = sealed.footer.as_ref()?;
                 Some(Unit {
                     last_seq: WriteSeq::from_raw(sealed.point.last_seq),
-                    newest_at: WallTime(sealed.newest_at),
+                    aged_from: sealed.aged_from,
                     bytes: sealed.bytes + footer.bytes,
                 })
             })
@@ -108,12 +109,12 @@ impl Shared {
 
     /// Up to where history is to go, if any of it is. What is `last_good` goes only where the hard limit leaves
     /// the stream no room.
-    fn due(&self, now: WallTime, last_good: Option<WriteSeq>) -> Option<WriteSeq> {
+    fn due(&self, last_good: Option<WriteSeq>) -> Option<WriteSeq> {
         let settings = &self.settings;
-        let horizon = now.minus(settings.history);
+        let horizon = self.age.now.saturating_sub(micros(settings.history));
         let mut bytes = self.journal_bytes();
         let hard_is_near = settings.bytes_hard > 0 && bytes > settings.bytes_hard / 16 * 15;
-        let gives_way = [self.lowest_tag(now), last_good].into_iter().flatten();
+        let gives_way = [self.lowest_tag(), last_good].into_iter().flatten();
         let hold = self.lowest_pin().into_iter().chain(gives_way.filter(|_| !hard_is_near)).min();
         let soft = match (settings.bytes_soft, settings.bytes_hard) {
             (0, 0) => u64::MAX,
@@ -124,7 +125,7 @@ impl Shared {
         let low = if bytes > soft { soft / 16 * 15 } else { u64::MAX };
         let mut due = None;
         for unit in self.units().into_iter().take(FOLD_SEGMENTS_MAX) {
-            let wanted = unit.newest_at >= horizon && bytes <= low;
+            let wanted = unit.aged_from.is_none_or(|from| from >= horizon) && bytes <= low;
             if wanted || hold.is_some_and(|cut| unit.last_seq > cut) {
                 break;
             }
@@ -156,7 +157,7 @@ impl Journal {
     pub(crate) fn retain(&self, undo: &mut UndoWriter, how: &Upkeep<'_>) -> Result<Kept, FoldError> {
         let applied = self.read_shared().manifest.applied();
         let last_good = self.last_good();
-        let due = self.read_shared().due(how.now, last_good);
+        let due = self.read_shared().due(last_good);
         let Some(target) = due else { return Ok(Kept { applied, ..Kept::default() }) };
         let mut folded_bytes = 0;
         if target > applied {

@@ -2,6 +2,7 @@
 //!
 //! Until that is done the table stays in memory; after a crash before it, the segment is read again.
 
+use crate::age::Stamp;
 use crate::checkpoints::{CheckpointFacts, FILE_PAGES_MAX, pages_for, write_rows};
 use crate::cover::LogKind;
 use crate::journal::Journal;
@@ -25,8 +26,8 @@ pub(crate) fn set_aside(store: &dyn Store, name: &str) -> io::Result<()> {
 }
 
 impl Journal {
-    /// Writes the footers of all sealed segments that have none. How many.
-    pub(crate) fn write_footers(&self) -> io::Result<usize> {
+    /// Writes the footers of all sealed segments that have none; `stamp` says how old they are. How many.
+    pub(crate) fn write_footers(&self, stamp: Option<Stamp>) -> io::Result<usize> {
         let _one = self.footers.lock().expect("a panic aborts the process");
         let mut count = 0;
         for kind in [LogKind::Redo, LogKind::Undo] {
@@ -37,14 +38,14 @@ impl Journal {
                     log.frozen.first().cloned()
                 };
                 let Some(table) = oldest else { break };
-                self.write_footer(kind, &table)?;
+                self.write_footer(kind, &table, stamp)?;
                 count += 1;
             }
         }
         Ok(count)
     }
 
-    fn write_footer(&self, kind: LogKind, table: &Arc<Table>) -> io::Result<()> {
+    fn write_footer(&self, kind: LogKind, table: &Arc<Table>, stamp: Option<Stamp>) -> io::Result<()> {
         let manifest = self.read_shared().manifest.clone();
         let info = manifest.log(kind).segments.iter().find(|info| info.number == table.segment);
         let info = info.expect("a segment is not dropped before it has its footer");
@@ -55,14 +56,14 @@ impl Journal {
             Err(_) => (self.make_again(&manifest, kind, info)?, FIRST_BATCH_AT),
         };
         // The same bytes each time it is tried: a manifest whose saving failed may name the footer already.
-        let stamp = segment.header.seed();
-        let mut writer = RunWriter::begin(&*segment.file, at, kind, stamp, table.base_page);
+        let seed = segment.header.seed();
+        let mut writer = RunWriter::begin(&*segment.file, at, kind, seed, table.base_page);
         for extent in table.sorted() {
             writer.push(&extent)?;
         }
         let written = writer.finish()?;
         segment.file.sync_data()?;
-        let rows = self.write_checkpoints(&manifest, &table.checkpoints, stamp)?;
+        let rows = self.write_checkpoints(&manifest, &table.checkpoints, seed)?;
         let run = footer_run(table, at, &written);
         let published = Arc::new(Run::new(kind, run.clone()));
         self.change_manifest(
@@ -72,6 +73,9 @@ impl Journal {
                 let sealed = info.and_then(|info| info.sealed.as_mut()).expect("it was there before");
                 sealed.bytes = at;
                 sealed.footer = Some(run.clone());
+                if let Some(stamp) = stamp {
+                    stamp.put(sealed);
+                }
                 log.runs.push(run.clone());
                 rows.record(manifest, &table.checkpoints);
             },

@@ -90,6 +90,8 @@ impl Journal {
             return Ok(None);
         }
         let (extents, target) = self.next_step(applied, durable)?;
+        // A clock that was set back would keep it open for as long.
+        undo.opened_at = undo.opened_at.map(|opened| opened.min(how.now));
         let old = undo.opened_at.is_some_and(|opened| how.now.since(opened) > settings.history / 12);
         let full = undo.open.as_ref().is_some_and(|(_, _, end)| end.at >= settings.segment_bytes);
         if old || full || undo.must_seal {

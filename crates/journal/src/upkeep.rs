@@ -6,13 +6,23 @@
 
 use crate::fold::FoldError;
 use crate::journal::{Journal, Mode};
-use types::{WallTime, WriteSeq};
+use types::{Monotonic, WallTime, WriteSeq};
+
+/// By what the history ages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clock {
+    /// What passes on this clock while the journal is kept up.
+    Monotonic(Monotonic),
+    /// The label itself, for whoever makes the time up.
+    Label,
+}
 
 /// How upkeep is to go about it.
 #[derive(Clone, Copy)]
 pub struct Upkeep<'a> {
-    /// This host's clock.
+    /// This host's clock, as a label.
     pub now: WallTime,
+    pub clock: Clock,
     /// Random.
     pub entropy: [u8; 16],
     /// Threads that bring data from the journal to the replica; 1 for all in the caller's.
@@ -26,15 +36,16 @@ impl std::fmt::Debug for Upkeep<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Upkeep")
             .field("now", &self.now)
+            .field("clock", &self.clock)
             .field("threads", &self.threads)
             .finish_non_exhaustive()
     }
 }
 
 impl Upkeep<'_> {
-    /// In the caller's thread and as fast as it goes.
+    /// In the caller's thread and as fast as it goes; the history ages by `now`.
     pub fn plain(now: WallTime, entropy: [u8; 16]) -> Self {
-        Self { now, entropy, threads: 1, pace: &|_| {} }
+        Self { now, clock: Clock::Label, entropy, threads: 1, pace: &|_| {} }
     }
 }
 
@@ -59,13 +70,15 @@ impl Journal {
     /// [`FoldError`]; nothing is lost, and the next call tries again.
     pub fn keep_up(&self, how: &Upkeep<'_>) -> Result<Kept, FoldError> {
         let mut undo = self.lock_upkeep();
+        let stamp = self.tick(how);
         self.expire_pins(how.now).map_err(FoldError::Manifest)?;
         self.settle_damage().map_err(FoldError::Manifest)?;
         if self.read_shared().settings.mode == Mode::RollForward && !undo.has_unfinished_step(self) {
             // What is left of another mode ages as sealed segments do.
             self.seal_undo(&mut undo).map_err(FoldError::Manifest)?;
         }
-        let footers = self.write_footers().map_err(FoldError::Footer)?;
+        let footers = self.write_footers(Some(stamp)).map_err(FoldError::Footer)?;
+        self.keep_ages(stamp).map_err(FoldError::Manifest)?;
         let merges = self.merge_runs(how.entropy)?;
         let mut kept = self.retain(&mut undo, how)?;
         // A step that was cut short is finished in either mode.

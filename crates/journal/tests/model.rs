@@ -246,10 +246,9 @@ impl Real {
     fn thin(&mut self) {
         let all = cuts(&self.journal);
         self.journal.set(Settings { thinning: THIN, ..self.journal.status().settings });
-        let query = CheckpointQuery { limit: usize::MAX, ..CheckpointQuery::default() };
-        let aged = self.journal.checkpoints(&query, WallTime(10_000_000)).unwrap();
+        let query = CheckpointQuery { limit: usize::MAX, thinned: true, ..CheckpointQuery::default() };
+        let aged = self.journal.checkpoints(&query).unwrap();
         assert!(aged.iter().all(|facts| all.contains(&facts.checkpoint.cut)));
-        assert!(aged.len() <= 1, "all were taken in one quarter of an hour");
         assert_eq!(cuts(&self.journal), all);
     }
 

@@ -3,10 +3,11 @@
 
 mod stream;
 
-use journal::{Journal, Mode, Settings};
+use journal::{AppendMeta, CheckpointQuery, Clock, Expiry, Journal, Mode, Settings, Thinning, Upkeep};
 use sim::SimStore;
+use std::time::Duration;
 use stream::{SMALL, Stream, append, compare, create, cuts, keep_up};
-use types::WriteSeq;
+use types::{Epoch, Monotonic, WallTime, WriteSeq};
 
 /// Two checkpoints, then a sync that has brought over as much again, three times, and has not ended.
 fn in_a_sync(settings: Settings) -> (Journal, Stream, WriteSeq) {
@@ -63,4 +64,111 @@ fn it_gives_way_to_a_sync_that_the_hard_limit_would_stop() {
     stream.checkpoint();
     append(&journal, stream.batch(), 11, 6);
     assert_eq!(compare(&journal, &stream.states), 1);
+}
+
+const SECOND: i64 = 1_000_000;
+const TODAY: i64 = 1_800_000_000 * SECOND;
+
+/// A journal kept up by a monotonic clock, whatever the wall clock says.
+struct Kept {
+    journal: Journal,
+    stream: Stream,
+    passed: Duration,
+}
+
+impl Kept {
+    /// One checkpoint a minute for `minutes`, written and kept up under a clock that says `wall`.
+    fn write_for(&mut self, minutes: u64, wall: i64) {
+        for minute in 0..minutes {
+            let wall = WallTime(wall + minute as i64 * 60 * SECOND);
+            self.stream.write(minute * 4096 % (1 << 19), &[minute as u8; 30_000]);
+            self.stream.checkpoint();
+            let meta = AppendMeta { epoch: Epoch::FIRST, received_at: wall, entropy: [minute as u8; 16] };
+            self.journal.append(vec![self.stream.batch()], meta).unwrap();
+            self.passed += Duration::from_secs(60);
+            self.keep_up(wall);
+        }
+    }
+
+    fn keep_up(&self, wall: WallTime) {
+        let clock = Clock::Monotonic(Monotonic(self.passed));
+        let how = Upkeep { clock, ..Upkeep::plain(wall, [9; 16]) };
+        while self.journal.keep_up(&how).unwrap().more {}
+    }
+}
+
+fn kept(store: &SimStore, mode: Mode) -> Kept {
+    let settings = Settings { segment_bytes: 40 << 10, mode, ..SMALL };
+    Kept { journal: create(store, settings), stream: Stream::begin(), passed: Duration::ZERO }
+}
+
+#[test]
+fn a_clock_that_jumps_costs_no_checkpoint_and_stops_no_retention() {
+    let year = 365 * 86_400 * SECOND;
+    for mode in [Mode::RollForward, Mode::Rollback] {
+        for jump in [2 * 3600 * SECOND, 40 * 86_400 * SECOND, 10 * year, -2 * 3600 * SECOND, -50 * year] {
+            let store = SimStore::new();
+            let mut kept = kept(&store, mode);
+            kept.write_for(20, TODAY);
+            // It is wrong for a while, with writes and without, and comes back.
+            kept.keep_up(WallTime(TODAY + jump));
+            kept.write_for(10, TODAY + jump);
+            kept.keep_up(WallTime(TODAY + 30 * 60 * SECOND));
+            assert_eq!(compare(&kept.journal, &kept.stream.states), 30, "{mode:?}, {jump}");
+            let query = CheckpointQuery { limit: usize::MAX, thinned: true, ..CheckpointQuery::default() };
+            assert_eq!(kept.journal.checkpoints(&query).unwrap().len(), 30, "none is left out of a list");
+            // An hour is kept, and no more, wherever the clock has been.
+            kept.write_for(90, TODAY + 31 * 60 * SECOND);
+            let left = compare(&kept.journal, &kept.stream.states);
+            assert!((60..75).contains(&left), "{mode:?}, {jump}: {left} are kept");
+        }
+    }
+}
+
+#[test]
+fn what_passes_while_no_agent_runs_makes_nothing_older() {
+    let store = SimStore::new();
+    let mut kept = kept(&store, Mode::RollForward);
+    kept.write_for(30, TODAY);
+    let settings = kept.journal.status().settings;
+    drop(kept.journal);
+    // By its clock the agent was away for a month. Its monotonic clock begins anew.
+    kept.journal = Journal::open(std::sync::Arc::new(store), settings).unwrap().journal;
+    kept.passed = Duration::from_secs(7);
+    let month = TODAY + 30 * 86_400 * SECOND;
+    kept.keep_up(WallTime(month));
+    assert_eq!(compare(&kept.journal, &kept.stream.states), 30);
+    kept.write_for(90, month);
+    let left = compare(&kept.journal, &kept.stream.states);
+    assert!((60..80).contains(&left), "what was seen to pass before counts: {left} are kept");
+}
+
+#[test]
+fn a_pin_ends_after_its_time_and_not_by_a_clock() {
+    let store = SimStore::new();
+    let mut kept = kept(&store, Mode::RollForward);
+    kept.write_for(3, TODAY);
+    let (after, cut) = (Duration::from_secs(1800), kept.stream.states[1].0);
+    let expiry = Expiry { after, at: WallTime(TODAY + 1980 * SECOND) };
+    kept.journal.pin("a copy", cut, Some(expiry)).unwrap();
+    kept.keep_up(WallTime(TODAY + 10 * 86_400 * SECOND));
+    assert_eq!(kept.journal.pins().len(), 1);
+    kept.write_for(40, TODAY - 86_400 * SECOND);
+    assert!(kept.journal.pins().is_empty());
+}
+
+/// Thinning hides rows by how old they are here. What the source's clock said when they were taken does not matter:
+/// in these streams it was 1970.
+#[test]
+fn thinning_goes_by_the_age_that_was_seen_to_pass() {
+    let store = SimStore::new();
+    let mut kept = kept(&store, Mode::RollForward);
+    kept.write_for(30, TODAY);
+    let settings = kept.journal.status().settings;
+    let ten = Duration::from_secs(600);
+    kept.journal.set(Settings { thinning: Thinning { all: ten, minutely: ten }, ..settings });
+    let query = CheckpointQuery { limit: usize::MAX, thinned: true, ..CheckpointQuery::default() };
+    let listed = kept.journal.checkpoints(&query).unwrap().len();
+    assert!((10..20).contains(&listed), "the last ten minutes and a segment, and the first: {listed}");
+    assert_eq!(compare(&kept.journal, &kept.stream.states), 30, "all can be opened");
 }

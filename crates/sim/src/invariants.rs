@@ -61,7 +61,7 @@ pub(crate) fn invariant_what_was_promised_is_at_the_other_side(pair: &Pair) {
 
 fn all_checkpoints(journal: &Journal) -> Vec<Checkpoint> {
     let query = CheckpointQuery { limit: usize::MAX, ..CheckpointQuery::default() };
-    let found = journal.checkpoints(&query, WallTime(0)).expect("checkpoints that can be read");
+    let found = journal.checkpoints(&query).expect("checkpoints that can be read");
     found.into_iter().map(|facts| facts.checkpoint).collect()
 }
 

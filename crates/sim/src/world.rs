@@ -5,7 +5,7 @@ use crate::link::Connection;
 use crate::recovery::RecoveryVm;
 use crate::rng::Rng;
 use crate::source::SourceVm;
-use journal::{Mode, Upkeep};
+use journal::{Clock, Mode, Upkeep};
 use replication::wire::{Refusal, Refuse};
 use replication::{ReceiverEvent, SenderEvent, State};
 use splitter::{OnTimeout, SyncPolicy};
@@ -427,7 +427,10 @@ impl World {
         journal.set(settings);
         let before = journal.status().applied;
         // A full or failing disk may hinder it; nothing is lost then.
-        if let Ok(kept) = journal.keep_up(&Upkeep::plain(self.wall(1), self.rng.sixteen())) {
+        let plain = Upkeep::plain(self.wall(1), self.rng.sixteen());
+        // What clocks say makes nothing older.
+        let how = Upkeep { clock: Clock::Monotonic(self.now), ..plain };
+        if let Ok(kept) = journal.keep_up(&how) {
             self.summary.folds += u64::from(kept.applied > before);
             self.summary.merges += kept.merges as u64;
             self.say(&format!("{vm} keeps up: {kept:?}"));

@@ -257,6 +257,7 @@ impl Page {
             kind,
             tag: self.tag.clone(),
             newest_first: self.newest_first,
+            thinned: false,
             limit,
         })
     }
@@ -279,9 +280,9 @@ async fn list_checkpoints(
         .journal()
         .ok_or_else(|| OperationError::unavailable(format!("the journal of VM {name} is not open")))?;
     let limit = query.limit;
-    let one_more = CheckpointQuery { limit: limit + 1, ..query };
+    let one_more = CheckpointQuery { limit: limit + 1, thinned: true, ..query };
     let rows = beside(move || {
-        let rows = journal.checkpoints(&one_more, clock::wall());
+        let rows = journal.checkpoints(&one_more);
         rows.map_err(|error| OperationError::unavailable(with_sources(&error)))
     });
     let mut rows = rows.await?;

@@ -44,7 +44,7 @@ fn newest_common(vms: &[Arc<RecoveredVm>], mut query: CheckpointQuery) -> Result
     let Some((first, others)) = journals.split_first() else { return Ok(None) };
     let unreadable = |error| OperationError::unavailable(crate::source::with_sources(&error));
     loop {
-        let rows = first.checkpoints(&query, clock::wall()).map_err(unreadable)?;
+        let rows = first.checkpoints(&query).map_err(unreadable)?;
         let Some(last) = rows.last() else { return Ok(None) };
         query.after = Some(last.checkpoint.cut);
         for row in &rows {

@@ -9,6 +9,7 @@ use crate::config::JournalMode;
 use crate::error::{OperationError, Result};
 use crate::source::with_sources;
 use anyhow::Context;
+use journal::Expiry;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -91,13 +92,15 @@ impl Recovery {
     pub(crate) fn pin(&self, name: &str, request: &api::PinRequest) -> Result<api::Pin> {
         let vm = self.vm(name)?;
         let cut = resolve(std::slice::from_ref(&vm), &request.at)?;
-        let expires_at = request.expires_seconds.map(|seconds| {
-            let micros = i64::try_from(Duration::from_secs(seconds).as_micros()).unwrap_or(i64::MAX);
-            WallTime(clock::wall().0.saturating_add(micros))
+        let expiry = request.expires_seconds.map(|seconds| {
+            let after = Duration::from_secs(seconds);
+            let micros = i64::try_from(after.as_micros()).unwrap_or(i64::MAX);
+            Expiry { after, at: WallTime(clock::wall().0.saturating_add(micros)) }
         });
+        let expires_at = expiry.map(|expiry| expiry.at);
         let journal = journal_of(&vm)?;
         let id = journal
-            .pin(&request.owner, cut, expires_at)
+            .pin(&request.owner, cut, expiry)
             .map_err(|error| OperationError::conflict(with_sources(&error)))?;
         tracing::info!(vm = name, pin = id, owner = request.owner, %cut, "pinned");
         Ok(pin_to_api(&journal::Pin { id, owner: request.owner.clone(), cut, expires_at }))

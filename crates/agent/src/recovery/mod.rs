@@ -1,6 +1,7 @@
 //! The recovery side: journals received, images opened, groups failed over.
 
 mod at;
+mod clock_watch;
 mod compare;
 mod failover;
 mod guests;

@@ -6,14 +6,14 @@ use crate::clock;
 use crate::pace::Pace;
 use crate::source::with_sources;
 use crate::state::random;
-use journal::{Scrubbed, Upkeep};
+use journal::{Clock, Scrubbed, Upkeep};
 use replication::wire::{Refusal, Refuse};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// A journal is read again after this time.
-const ROUND: Duration = Duration::from_secs(24 * 3600);
+const EVERY: Duration = Duration::from_secs(24 * 3600);
 /// One whose disk does not answer is not read from its beginning again before this.
 const RETRY: Duration = Duration::from_secs(3600);
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -26,20 +26,23 @@ impl Recovery {
             return;
         }
         let pace = Arc::new(Pace::new(rate));
-        let started = clock::wall();
+        // By what passes: a clock that jumps makes nobody read everything at once, nor never again.
+        let started = clock::now();
+        let mut scrubbed_at = BTreeMap::new();
         let mut failed_at = BTreeMap::new();
         loop {
             tokio::time::sleep(INTERVAL).await;
-            failed_at.retain(|_, at| clock::wall().since(*at) < RETRY);
+            failed_at.retain(|_, at| clock::now().since(*at) < RETRY);
             for vm in self.list() {
-                let (id, last) = (vm.id(), vm.scrubbed_at().unwrap_or(started));
-                if clock::wall().since(last) < ROUND || failed_at.contains_key(&id) {
+                let (id, last) = (vm.id(), scrubbed_at.get(&vm.id()).copied().unwrap_or(started));
+                if clock::now().since(last) < EVERY || failed_at.contains_key(&id) {
                     continue;
                 }
                 let pace = pace.clone();
                 match tokio::task::spawn_blocking(move || scrub(&vm, &pace)).await {
-                    Ok(true) => {}
-                    Ok(false) => drop(failed_at.insert(id, clock::wall())),
+                    Ok(Round::Whole) => drop(scrubbed_at.insert(id, clock::now())),
+                    Ok(Round::Again) => {}
+                    Ok(Round::CutShort) => drop(failed_at.insert(id, clock::now())),
                     Err(_) => return,
                 }
             }
@@ -47,14 +50,26 @@ impl Recovery {
     }
 }
 
-/// One round over a journal; false where its disk does not let it come to the end.
-fn scrub(vm: &Arc<RecoveredVm>, pace: &Pace) -> bool {
+/// How a round over a journal ended.
+enum Round {
+    /// All of it was read and is as it was written.
+    Whole,
+    /// Something was damaged, or the journal was closed.
+    Again,
+    /// Its disk did not let it come to the end.
+    CutShort,
+}
+
+fn scrub(vm: &Arc<RecoveredVm>, pace: &Pace) -> Round {
     let mut place = None;
     let mut whole = true;
     loop {
-        let Some(journal) = vm.journal() else { return true };
-        let how =
-            Upkeep { now: clock::wall(), entropy: random(), threads: 1, pace: &|bytes| pace.spend(bytes) };
+        let Some(journal) = vm.journal() else { return Round::Again };
+        let how = Upkeep {
+            clock: Clock::Monotonic(clock::now()),
+            pace: &|bytes| pace.spend(bytes),
+            ..Upkeep::plain(clock::wall(), random())
+        };
         match journal.scrub(place, &how) {
             Ok(step) => {
                 whole &= step.damage.is_empty();
@@ -68,14 +83,15 @@ fn scrub(vm: &Arc<RecoveredVm>, pace: &Pace) -> bool {
                 let error = format!("the journal cannot be scrubbed: {}", with_sources(&error));
                 tracing::warn!(vm = vm.name(), error);
                 vm.set_error(error);
-                return false;
+                return Round::CutShort;
             }
         }
     }
-    if whole {
-        vm.set_scrubbed(clock::wall());
+    if !whole {
+        return Round::Again;
     }
-    true
+    vm.set_scrubbed(clock::wall());
+    Round::Whole
 }
 
 fn tell(vm: &Arc<RecoveredVm>, step: &Scrubbed) {

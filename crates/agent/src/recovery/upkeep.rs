@@ -6,7 +6,7 @@ use crate::clock;
 use crate::pace::Pace;
 use crate::source::with_sources;
 use crate::state::random;
-use journal::{Journal, Kept, Upkeep};
+use journal::{Clock, Journal, Kept, Upkeep};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +48,7 @@ fn keep_up(vm: &RecoveredVm, pace: &Pace, round: u64) -> bool {
     }
     let how = Upkeep {
         now: clock::wall(),
+        clock: Clock::Monotonic(clock::now()),
         entropy: random(),
         threads: FOLD_THREADS,
         pace: &|bytes| pace.spend(bytes),

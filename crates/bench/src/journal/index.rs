@@ -220,17 +220,16 @@ fn open_images(journal: &Arc<Journal>, last: WriteSeq, rounds: usize) -> Result<
 
 fn list_checkpoints(journal: &Journal, rounds: usize) -> Result<Vec<Figure>> {
     let count = journal.status().checkpoints;
-    let now = WallTime(0);
     let mut page = Vec::new();
     let mut nearest = Vec::new();
     for round in 1..=rounds as u64 {
         let after = Some(WriteSeq::from_raw(count * 78 / (round + 1)));
         let query = CheckpointQuery { after, limit: 100, ..CheckpointQuery::default() };
-        let (seconds, rows) = timed(|| journal.checkpoints(&query, now));
+        let (seconds, rows) = timed(|| journal.checkpoints(&query));
         anyhow::ensure!(rows.context("list checkpoints")?.len() == 100, "a full page");
         page.push(seconds * 1000.0);
         let at = WallTime((count * 78 / (round + 1)) as i64 * 65_000);
-        let (seconds, found) = timed(|| journal.nearest_checkpoint(at, now));
+        let (seconds, found) = timed(|| journal.nearest_checkpoint(at));
         anyhow::ensure!(found.context("find a checkpoint")?.is_some(), "one that is nearest");
         nearest.push(seconds * 1000.0);
     }

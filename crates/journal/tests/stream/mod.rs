@@ -190,7 +190,7 @@ pub(crate) fn read_all(journal: &Journal, cut: WriteSeq) -> Result<Vec<u8>, jour
 /// Cuts of all checkpoints that can be opened.
 pub(crate) fn cuts(journal: &Journal) -> Vec<WriteSeq> {
     let query = CheckpointQuery { limit: usize::MAX, ..CheckpointQuery::default() };
-    let found = journal.checkpoints(&query, WallTime(0)).unwrap();
+    let found = journal.checkpoints(&query).unwrap();
     found.iter().map(|facts| facts.checkpoint.cut).collect()
 }
 
