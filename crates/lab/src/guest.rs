@@ -2,10 +2,11 @@
 
 use crate::console::Console;
 use crate::guest_files::GuestFiles;
+use crate::qemu::Qemu;
 use anyhow::{Context, Result};
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 /// What the guest does once it is up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,16 +119,24 @@ impl Guest {
         )
     }
 
-    /// Starts a guest.
+    /// Starts a guest on the installed QEMU.
     ///
     /// # Errors
     /// Where QEMU cannot be started.
     pub fn start(options: &GuestOptions<'_>) -> Result<Self> {
+        Self::start_on(&Qemu::system(), options)
+    }
+
+    /// Starts a guest on a QEMU.
+    ///
+    /// # Errors
+    /// Where QEMU cannot be started.
+    pub fn start_on(qemu: &Qemu, options: &GuestOptions<'_>) -> Result<Self> {
         let path = |suffix: &str| options.folder.join(format!("{}.{suffix}", options.name));
         let console = path("console");
         let _ = std::fs::remove_file(&console);
         let log = File::create(path("qemu.log")).context("make the guest's log")?;
-        let mut command = Command::new("qemu-system-x86_64");
+        let mut command = qemu.command("qemu-system-x86_64");
         // In one thread: where two emulated processors run at once, a kernel that patches its own code crashes now
         // and then, for one of them runs what it has translated before.
         command.args(["-machine", "q35", "-accel", "tcg,thread=single"]);

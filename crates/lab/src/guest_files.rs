@@ -16,16 +16,21 @@ pub struct GuestFiles {
     pub initrd: PathBuf,
 }
 
+/// Where `cargo xtask` puts the guest, and what is unpacked for it.
+pub(crate) fn guest_folder() -> PathBuf {
+    match std::env::var_os("HOLDFAST_GUEST_DIR") {
+        Some(folder) => PathBuf::from(folder),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest"),
+    }
+}
+
 impl GuestFiles {
     /// The files that `cargo xtask` has made under `target/guest`.
     ///
     /// # Errors
     /// Where they are not there.
     pub fn find() -> Result<Self> {
-        let folder = match std::env::var_os("HOLDFAST_GUEST_DIR") {
-            Some(folder) => PathBuf::from(folder),
-            None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest"),
-        };
+        let folder = guest_folder();
         let files = Self { kernel: folder.join("kernel"), initrd: folder.join("initrd") };
         if !files.kernel.exists() || !files.initrd.exists() {
             bail!("no guest in {}: run `cargo xtask test`, which makes it", folder.display());

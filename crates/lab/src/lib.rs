@@ -7,6 +7,7 @@ mod disk;
 mod guest;
 mod guest_files;
 mod nbd;
+mod qemu;
 mod site;
 mod ticks;
 
@@ -16,5 +17,6 @@ pub use disk::{check_file_system, copy_image, make_disk, read_file};
 pub use guest::{Guest, GuestDisk, GuestOptions, Work};
 pub use guest_files::{GuestFiles, run_quietly};
 pub use nbd::NbdClient;
+pub use qemu::Qemu;
 pub use site::{CommandFailed, Site, free_port, pair};
 pub use ticks::{Tick, Ticks};

@@ -1,5 +1,6 @@
 //! The one door: `cargo xtask demo`, `test`, `check`, `sim`, `fuzz`, `bench`, `ci`.
 
+mod backports;
 mod check;
 mod demo;
 mod edges;
@@ -29,6 +30,8 @@ enum Command {
         /// Only tests whose name holds this.
         filter: Option<String>,
     },
+    /// Make what the tests need, without running any: packages, guest, a second QEMU.
+    Prepare,
     /// Format, lints, licences, doubles and crate edges.
     Check,
     /// Simulate both sides by seed, with faults.
@@ -72,6 +75,7 @@ fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Demo(demo) => demo.run(),
         Command::Test { filter } => run::test(filter.as_deref()),
+        Command::Prepare => prepare::for_tests(),
         Command::Check => check::run(),
         Command::Sim { runs, seed } => run::sim(runs, seed),
         Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),

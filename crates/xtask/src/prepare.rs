@@ -1,5 +1,6 @@
 //! Builds that other chores need: the binary and the guest. Made once, kept under `target/`.
 
+use crate::backports;
 use crate::packages::{self, unpack_kernel};
 use anyhow::{Context, Result, bail};
 use lab::GuestFiles;
@@ -46,7 +47,7 @@ pub(crate) fn debug_binary() -> Result<PathBuf> {
 }
 
 /// Builds the binary with the feature `ublk`, for guests, without what only debuggers read.
-pub(crate) fn binary_with_ublk() -> Result<()> {
+fn binary_with_ublk() -> Result<()> {
     let arguments = ["build", "--quiet", "--workspace", "--bin", "holdfast", "--features", "holdfast/ublk"];
     run_visibly(cargo().args(arguments))?;
     let (built, stripped) = (target().join("debug/holdfast"), target().join("guest/holdfast-ublk"));
@@ -63,4 +64,15 @@ pub(crate) fn guest() -> Result<GuestFiles> {
         unpack_kernel(&kernel)?;
     }
     GuestFiles::make(&folder, &kernel)
+}
+
+/// Makes everything that end-to-end tests need: packages, the guest and what is added to it, the newer QEMU.
+pub(crate) fn for_tests() -> Result<()> {
+    packages::ensure(packages::BUILD)?;
+    packages::ensure(packages::PEERS)?;
+    packages::ensure(packages::UBLK)?;
+    let folder = target().join("guest");
+    guest()?.add_nbd_client(&folder.join("kernel-package"))?;
+    backports::QEMU_TEN.ensure(&folder)?;
+    binary_with_ublk()
 }

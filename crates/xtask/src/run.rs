@@ -1,17 +1,13 @@
 //! Tests, simulation, benches.
 
 use crate::packages;
-use crate::prepare::{binary_with_ublk, cargo, guest, root, run_visibly, target};
+use crate::prepare::{self, cargo, root, run_visibly, target};
 use anyhow::{Context, Result};
 
 /// Runs every test, or those whose name holds `filter`. Guests share two cores, so the end-to-end tests
 /// run one at a time; the others as cargo likes.
 pub(crate) fn test(filter: Option<&str>) -> Result<()> {
-    packages::ensure(packages::BUILD)?;
-    packages::ensure(packages::PEERS)?;
-    packages::ensure(packages::UBLK)?;
-    guest()?.add_nbd_client(&target().join("guest/kernel-package"))?;
-    binary_with_ublk()?;
+    prepare::for_tests()?;
     // Always the whole workspace, also where little of it is wanted: what others have built is used then.
     let run = |arguments: &[&str]| {
         let mut command = cargo();

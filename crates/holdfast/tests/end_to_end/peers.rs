@@ -1,7 +1,7 @@
 //! Other people's NBD clients against our server: libnbd's tools and fio.
 
 use crate::stage::{Stage, same_bytes};
-use lab::{Guest, GuestDisk, GuestFiles, GuestOptions, Work, check_file_system, make_disk};
+use lab::{Guest, GuestDisk, GuestFiles, GuestOptions, Qemu, Work, check_file_system, make_disk};
 use std::process::Command;
 use std::time::Duration;
 
@@ -192,4 +192,30 @@ fn the_kernels_own_client_in_a_guest_writes_trims_and_flushes() {
     let image = stage.copy_image("web", "latest", "image.raw");
     assert!(same_bytes(&image, &disk));
     assert!(check_file_system(&image).unwrap());
+}
+
+#[test]
+fn a_newer_qemu_runs_a_guest_on_the_agents_socket() {
+    let stage = Stage::set();
+    let disk = stage.path("disk.raw");
+    make_disk(&disk, 96 << 20).unwrap();
+    let socket = stage.protect("web", "web", &disk);
+    let qemu = Qemu::ten().unwrap();
+    let version = qemu.command("qemu-system-x86_64").arg("--version").output().unwrap();
+    let version = String::from_utf8_lossy(&version.stdout).into_owned();
+    assert!(version.contains("version 10."), "{version}");
+    let files = GuestFiles::find().unwrap();
+    let options = GuestOptions {
+        files: &files,
+        work: Work::Burst,
+        disk: GuestDisk::nbd(&socket, "vda"),
+        folder: stage.folder.path().to_path_buf(),
+        name: "guest",
+        more: &[],
+    };
+    let mut guest = Guest::start_on(&qemu, &options).unwrap();
+    guest.console.wait_for("FSCK CLEAN", Duration::from_secs(120)).unwrap();
+    guest.console.wait_for("DONE", Duration::from_secs(120)).unwrap();
+    stage.drained("web");
+    assert!(same_bytes(&stage.copy_image("web", "latest", "image.raw"), &disk));
 }
