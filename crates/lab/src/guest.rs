@@ -57,6 +57,8 @@ pub struct GuestOptions<'a> {
 pub enum GuestDisk {
     /// QEMU's `-blockdev` values, the last of which is the node `disk`.
     Blockdevs(Vec<String>),
+    /// QEMU's arguments that make the disk, whatever they are.
+    Arguments(Vec<String>),
     /// An NBD socket whose export `vda` the guest's own kernel is the client of; QEMU only carries the bytes.
     GuestKernel { socket: String },
     /// A vhost-user socket, with so many queues. QEMU connects again by itself.
@@ -84,6 +86,7 @@ impl GuestDisk {
                 let nodes = values.iter().flat_map(|value| option("-blockdev", value));
                 nodes.chain(option("-device", "virtio-blk-pci,drive=disk,discard=on")).collect()
             }
+            GuestDisk::Arguments(arguments) => arguments.clone(),
             GuestDisk::GuestKernel { socket } => {
                 let net = format!("user,id=net,restrict=on,guestfwd=tcp:10.0.2.100:10809-unix:{socket}");
                 [option("-netdev", &net), option("-device", "virtio-net-pci,netdev=net,romfile=")].concat()

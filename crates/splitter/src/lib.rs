@@ -18,6 +18,7 @@ mod device;
 mod dirty;
 mod dirty_map;
 mod disk;
+mod image_file;
 mod image_lock;
 mod map_file;
 pub mod nbd;
@@ -45,10 +46,11 @@ pub use copy::{CopyError, HashedRun, copy_some_blocks, hash_some_blocks, mark_al
 pub use device::{BlockDevice, Extent, ExtentKind};
 pub use dirty_map::{DirtyMap, DiskIdentity, Kept, MapStore};
 pub use disk::{Change, LocalDisk, ProtectedDisk};
+pub use image_file::ImageFile;
 pub use map_file::MapFile;
 pub use raw::{RawDisk, RawDiskError};
 pub use region_log::RegionLog;
 pub use sync_gate::{OnTimeout, SyncPolicy, SyncState};
-pub use tapped::{TappedDisk, status_of};
+pub use tapped::{DiskReader, ReadDoor, TappedDisk, status_of};
 #[cfg(feature = "ublk")]
 pub use ublk::{UblkDevice, UblkServeError};

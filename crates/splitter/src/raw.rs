@@ -202,26 +202,30 @@ impl LocalDisk for RawDisk {
         }
     }
 
-    /// Which parts are allocated, by `SEEK_DATA` and `SEEK_HOLE`; where that is not supported, all.
     fn extents(&self, range: ByteRange) -> io::Result<Vec<Extent>> {
-        let mut extents = Vec::new();
-        let mut at = range.start;
-        while at < range.end() {
-            let (kind, end) = match rustix::fs::seek(&self.file, SeekFrom::Data(at)) {
-                Ok(data) if data > at => (ExtentKind::Hole, data),
-                Ok(_) => match rustix::fs::seek(&self.file, SeekFrom::Hole(at)) {
-                    Ok(hole) => (ExtentKind::Data, hole),
-                    Err(_) => (ExtentKind::Data, range.end()),
-                },
-                Err(rustix::io::Errno::NXIO) => (ExtentKind::Hole, range.end()),
-                Err(_) => (ExtentKind::Data, range.end()),
-            };
-            let end = end.min(range.end()).max(at + 1);
-            extents.push(Extent { range: ByteRange::new(at, end - at), kind });
-            at = end;
-        }
-        Ok(extents)
+        Ok(extents_of(&self.file, range))
     }
+}
+
+/// Which parts are allocated, by `SEEK_DATA` and `SEEK_HOLE`; where that is not supported, all.
+pub(crate) fn extents_of(file: &File, range: ByteRange) -> Vec<Extent> {
+    let mut extents = Vec::new();
+    let mut at = range.start;
+    while at < range.end() {
+        let (kind, end) = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(data) if data > at => (ExtentKind::Hole, data),
+            Ok(_) => match rustix::fs::seek(file, SeekFrom::Hole(at)) {
+                Ok(hole) => (ExtentKind::Data, hole),
+                Err(_) => (ExtentKind::Data, range.end()),
+            },
+            Err(rustix::io::Errno::NXIO) => (ExtentKind::Hole, range.end()),
+            Err(_) => (ExtentKind::Data, range.end()),
+        };
+        let end = end.min(range.end()).max(at + 1);
+        extents.push(Extent { range: ByteRange::new(at, end - at), kind });
+        at = end;
+    }
+    extents
 }
 
 /// Whether the file system makes holes and zeroed extents. To try it would change the file's times, by which

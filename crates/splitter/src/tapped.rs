@@ -1,32 +1,98 @@
 //! The disk of a VM that runs on its own image: the hypervisor writes it, and tells us of each write.
 //!
-//! It is read through the hypervisor, for a sync. A write is in the image before we hear of it, so there is nothing
-//! to write here; what is committed while a sync reads a block waits for the range lock, and gets the higher
-//! sequence.
+//! A write is in the image before we hear of it, so there is nothing to write here; what is committed while a sync
+//! reads a block waits for the range lock, and gets the higher sequence.
+//!
+//! What holds: nothing of ours is open at the hypervisor for reading while nobody reads. The disk is opened by its
+//! [`ReadDoor`] for a read, stays open while reads follow each other, and is closed by [`TappedDisk::close_idle`], which
+//! somebody calls now and then. After a read that failed it is closed at once, and the next read opens it anew.
 
 use crate::device::{Extent, ExtentKind};
 use crate::dirty_map::DiskIdentity;
 use crate::disk::LocalDisk;
 use crate::nbd::Client;
+use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use types::{ByteRange, WallTime};
 
 /// Flags of `base:allocation`: reads as zeroes.
 const STATE_ZERO: u32 = 1 << 1;
 
-/// Such a disk. Clones share the connection it is read by.
+/// The way to a disk's content.
+pub trait ReadDoor: Send + Sync + fmt::Debug {
+    /// Opens the disk for reading.
+    ///
+    /// # Errors
+    /// As the hypervisor or the file system says.
+    fn open(&self) -> io::Result<Box<dyn DiskReader>>;
+
+    /// Takes away what was opened. It may fail to where the hypervisor has gone, and then there is nothing.
+    fn close(&self, reader: Box<dyn DiskReader>);
+}
+
+/// An open disk.
+pub trait DiskReader: Send + fmt::Debug {
+    /// Fills `buf` from `at`.
+    ///
+    /// # Errors
+    /// As the disk says.
+    fn read(&mut self, at: u64, buf: &mut [u8]) -> io::Result<()>;
+
+    /// Which parts of `range` are allocated, in order and without holes between.
+    ///
+    /// # Errors
+    /// As the disk says.
+    fn extents(&mut self, range: ByteRange) -> io::Result<Vec<Extent>>;
+}
+
+/// Such a disk. Clones share how it is read.
 #[derive(Debug, Clone)]
 pub struct TappedDisk {
     size_bytes: u64,
     label: String,
-    reader: Arc<Mutex<Option<Client>>>,
+    reading: Arc<Mutex<Reading>>,
+}
+
+#[derive(Debug, Default)]
+struct Reading {
+    door: Option<Arc<dyn ReadDoor>>,
+    reader: Option<Box<dyn DiskReader>>,
+    /// It was read since somebody last asked whether it is idle.
+    is_used: bool,
+    /// Why the last read failed.
+    trouble: Option<String>,
+}
+
+impl Reading {
+    fn close(&mut self) {
+        if let (Some(door), Some(reader)) = (&self.door, self.reader.take()) {
+            door.close(reader);
+        }
+    }
+
+    fn read_with<T>(&mut self, read: impl FnOnce(&mut dyn DiskReader) -> io::Result<T>) -> io::Result<T> {
+        let Some(door) = &self.door else {
+            return Err(io::Error::new(io::ErrorKind::NotConnected, "the VM cannot be read"));
+        };
+        self.is_used = true;
+        let reader = match &mut self.reader {
+            Some(reader) => reader,
+            closed => closed.insert(door.open()?),
+        };
+        let done = read(&mut **reader);
+        if done.is_err() {
+            // What follows on a connection whose answer was not waited for would be the answer to something else.
+            self.close();
+        }
+        done
+    }
 }
 
 impl TappedDisk {
     /// A disk that cannot be read yet.
     pub fn new(size_bytes: u64, label: String) -> Self {
-        Self { size_bytes, label, reader: Arc::default() }
+        Self { size_bytes, label, reading: Arc::default() }
     }
 
     /// What stands for the file's own identity: whether somebody wrote to the disk while nobody listened is for the
@@ -36,17 +102,42 @@ impl TappedDisk {
         DiskIdentity { device: 0, inode: name.into(), changed_at: WallTime(0) }
     }
 
-    /// Reads by this connection from now on.
-    pub fn read_by(&self, client: Client) {
-        *self.reader.lock().expect("a panic aborts the process") = Some(client);
+    /// Is read through this door from now on; nothing is opened yet.
+    pub fn read_by(&self, door: Arc<dyn ReadDoor>) {
+        let mut reading = self.lock();
+        reading.close();
+        *reading = Reading { door: Some(door), ..Reading::default() };
     }
 
-    fn with_reader<T>(&self, ask: impl FnOnce(&mut Client) -> io::Result<T>) -> io::Result<T> {
-        let mut reader = self.reader.lock().expect("a panic aborts the process");
-        match &mut *reader {
-            Some(client) => ask(client),
-            None => Err(io::Error::new(io::ErrorKind::NotConnected, "the VM cannot be read")),
+    /// Closes it where it was not read since this was last called.
+    pub fn close_idle(&self) {
+        let mut reading = self.lock();
+        if !std::mem::take(&mut reading.is_used) {
+            reading.close();
         }
+    }
+
+    /// Closes it, and it is not read any more.
+    pub fn shut(&self) {
+        let mut reading = self.lock();
+        reading.close();
+        reading.door = None;
+    }
+
+    /// Why it could not be read when that was last tried.
+    pub fn trouble(&self) -> Option<String> {
+        self.lock().trouble.clone()
+    }
+
+    fn read_with<T>(&self, read: impl FnOnce(&mut dyn DiskReader) -> io::Result<T>) -> io::Result<T> {
+        let mut reading = self.lock();
+        let done = reading.read_with(read);
+        reading.trouble = done.as_ref().err().map(ToString::to_string);
+        done
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Reading> {
+        self.reading.lock().expect("a panic aborts the process")
     }
 }
 
@@ -64,7 +155,7 @@ impl LocalDisk for TappedDisk {
     }
 
     fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.with_reader(|client| client.read(at, buf))
+        self.read_with(|reader| reader.read(at, buf))
     }
 
     fn write_at(&self, _at: u64, _bytes: &[u8]) -> io::Result<()> {
@@ -88,12 +179,20 @@ impl LocalDisk for TappedDisk {
     }
 
     fn extents(&self, range: ByteRange) -> io::Result<Vec<Extent>> {
-        let mut extents = Vec::new();
-        for (part, flags) in self.with_reader(|client| status_of(client, range))? {
-            let kind = if flags & STATE_ZERO != 0 { ExtentKind::Hole } else { ExtentKind::Data };
-            extents.push(Extent { range: part, kind });
-        }
-        Ok(extents)
+        self.read_with(|reader| reader.extents(range))
+    }
+}
+
+/// An export of the hypervisor's, with the context `base:allocation`.
+impl DiskReader for Client {
+    fn read(&mut self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        Client::read(self, at, buf)
+    }
+
+    fn extents(&mut self, range: ByteRange) -> io::Result<Vec<Extent>> {
+        let kind = |flags: u32| if flags & STATE_ZERO != 0 { ExtentKind::Hole } else { ExtentKind::Data };
+        let status = status_of(self, range)?.into_iter();
+        Ok(status.map(|(range, flags)| Extent { range, kind: kind(flags) }).collect())
     }
 }
 
@@ -118,3 +217,6 @@ pub fn status_of(client: &mut Client, range: ByteRange) -> io::Result<Vec<(ByteR
     }
     Ok(parts)
 }
+
+#[cfg(test)]
+mod tests;

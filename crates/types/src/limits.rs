@@ -192,6 +192,8 @@ pub const SHARED_MAPPINGS_MAX: usize = 8192;
 pub const VIRTIO_MEMORY_SLOTS_MAX: usize = 32;
 /// How long a hypervisor's export may take to answer a read.
 pub const NBD_REPLY_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a hypervisor's monitor may take for all it says until a command is answered.
+pub const QMP_ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 /// The longest line a hypervisor's monitor may say, in bytes.
 pub const QMP_LINE_BYTES_MAX: u64 = 16 << 20;
 /// How often the change log of a VM under the tap is begun anew: default and range, in seconds.

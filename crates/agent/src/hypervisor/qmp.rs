@@ -1,23 +1,30 @@
 //! QMP: one line of JSON for each command, answer and event.
 //! <https://www.qemu.org/docs/master/interop/qmp-spec.html>
 //!
+//! Every command has a number, and only the answer with that number is its answer: one that comes after its command
+//! was given up is passed over. A command has one deadline for all that is said until its answer.
+//!
 //! The `qapi` crate's client is not used: it panics where the monitor hangs up instead of greeting, which would end
 //! the agent, and it cannot read an event that was not known when it was generated.
 
+use crate::clock;
 use serde_json::{Value, json};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use types::limits::QMP_LINE_BYTES_MAX;
-
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+use types::Monotonic;
+use types::limits::{QMP_ANSWER_PATIENCE, QMP_LINE_BYTES_MAX};
 
 /// A connection to a monitor. Others may be connected to other monitors of the same process.
 #[derive(Debug)]
 pub(super) struct Qmp {
     reader: BufReader<UnixStream>,
     writer: UnixStream,
+    /// The beginning of a line whose end has not come yet.
+    partial: Vec<u8>,
+    last_number: u64,
 }
 
 /// Why a command has no answer.
@@ -25,19 +32,50 @@ pub(super) struct Qmp {
 pub(super) enum QmpError {
     #[error("QEMU refuses {command}: {said}")]
     Refused { command: String, said: String },
-    #[error("QEMU's monitor does not answer")]
-    Io(#[from] io::Error),
+    #[error("cannot connect to QEMU's monitor")]
+    Connect(#[source] io::Error),
+    #[error(
+        "QEMU's monitor says nothing for {} seconds: its process stands still, or somebody else is connected to this \
+         monitor",
+        QMP_ANSWER_PATIENCE.as_secs()
+    )]
+    Silent,
+    #[error("QEMU's monitor has hung up")]
+    HungUp,
+    #[error("QEMU's monitor says what is not QMP")]
+    NotQmp,
+    #[error("cannot speak with QEMU's monitor")]
+    Io(#[source] io::Error),
+}
+
+impl QmpError {
+    fn of_io(error: io::Error) -> Self {
+        match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => Self::Silent,
+            ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof => Self::HungUp,
+            _ => Self::Io(error),
+        }
+    }
 }
 
 impl Qmp {
     pub(super) fn connect(socket: &Path) -> Result<Self, QmpError> {
-        let writer = UnixStream::connect(socket)?;
-        writer.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-        writer.set_write_timeout(Some(ANSWER_TIMEOUT))?;
-        let mut qmp = Self { reader: BufReader::new(writer.try_clone()?), writer };
-        qmp.read()?;
+        let writer = UnixStream::connect(socket).map_err(QmpError::Connect)?;
+        writer.set_write_timeout(Some(QMP_ANSWER_PATIENCE)).map_err(QmpError::Io)?;
+        let reader = BufReader::new(writer.try_clone().map_err(QmpError::Io)?);
+        let mut qmp = Self { reader, writer, partial: Vec::new(), last_number: 0 };
+        let greeting = qmp.read(Some(clock::now().plus(QMP_ANSWER_PATIENCE)))?;
+        if greeting.get("QMP").is_none() {
+            return Err(QmpError::NotQmp);
+        }
         qmp.execute("qmp_capabilities")?;
         Ok(qmp)
+    }
+
+    /// The process that listens at the other end, where it can be told.
+    pub(super) fn peer_pid(&self) -> Option<u32> {
+        let credentials = rustix::net::sockopt::socket_peercred(&self.writer).ok()?;
+        u32::try_from(credentials.pid.as_raw_nonzero().get()).ok()
     }
 
     /// The return value of a command without arguments.
@@ -47,10 +85,17 @@ impl Qmp {
 
     /// The return value of a command; events in between are passed over.
     pub(super) fn ask(&mut self, command: &str, arguments: &Value) -> Result<Value, QmpError> {
-        let line = json!({ "execute": command, "arguments": arguments }).to_string() + "\n";
-        self.writer.write_all(line.as_bytes())?;
+        let deadline = clock::now().plus(QMP_ANSWER_PATIENCE);
+        self.last_number += 1;
+        let number = self.last_number;
+        let line = json!({ "execute": command, "arguments": arguments, "id": number }).to_string() + "\n";
+        self.writer.write_all(line.as_bytes()).map_err(QmpError::of_io)?;
         loop {
-            let mut answer = self.read()?;
+            let mut answer = self.read(Some(deadline))?;
+            // An error may come without a number: where the monitor could not read the command.
+            if answer.get("id").is_some_and(|id| *id != number) {
+                continue;
+            }
             if let Some(error) = answer.get("error") {
                 let said = error["desc"].as_str().map_or_else(|| error.to_string(), str::to_owned);
                 return Err(QmpError::Refused { command: command.to_owned(), said });
@@ -62,17 +107,112 @@ impl Qmp {
     }
 
     /// What the monitor says by itself next; waits for it.
-    pub(super) fn next_event(&mut self) -> io::Result<Value> {
-        self.writer.set_read_timeout(None)?;
-        self.read()
+    pub(super) fn next_event(&mut self) -> Result<Value, QmpError> {
+        self.read(None)
     }
 
-    fn read(&mut self) -> io::Result<Value> {
-        let mut line = Vec::new();
-        (&mut self.reader).take(QMP_LINE_BYTES_MAX).read_until(b'\n', &mut line)?;
-        if line.last() != Some(&b'\n') {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+    /// The next line, until the deadline.
+    fn read(&mut self, deadline: Option<Monotonic>) -> Result<Value, QmpError> {
+        loop {
+            let left = match deadline.map(|deadline| deadline.since(clock::now())) {
+                Some(Duration::ZERO) => return Err(QmpError::Silent),
+                left => left,
+            };
+            self.writer.set_read_timeout(left).map_err(QmpError::Io)?;
+            let said = match self.reader.fill_buf() {
+                Ok([]) => return Err(QmpError::HungUp),
+                Ok(said) => said,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return Err(QmpError::of_io(error)),
+            };
+            let end = said.iter().position(|&byte| byte == b'\n');
+            let taken = end.map_or(said.len(), |end| end + 1);
+            self.partial.extend_from_slice(&said[..taken]);
+            self.reader.consume(taken);
+            if end.is_some() {
+                let line = std::mem::take(&mut self.partial);
+                return serde_json::from_slice(&line).map_err(|_| QmpError::NotQmp);
+            }
+            if self.partial.len() as u64 > QMP_LINE_BYTES_MAX {
+                return Err(QmpError::NotQmp);
+            }
         }
-        serde_json::from_slice(&line).map_err(io::Error::other)
+    }
+}
+
+/// A monitor that several ask, one command after the other: it takes one client only.
+#[derive(Debug, Clone)]
+pub(super) struct Monitor(Arc<Mutex<Qmp>>);
+
+impl Monitor {
+    pub(super) fn new(qmp: Qmp) -> Self {
+        Self(Arc::new(Mutex::new(qmp)))
+    }
+
+    /// As [`Qmp::execute`].
+    pub(super) fn execute(&self, command: &str) -> Result<Value, QmpError> {
+        self.ask(command, &json!({}))
+    }
+
+    /// As [`Qmp::ask`].
+    pub(super) fn ask(&self, command: &str, arguments: &Value) -> Result<Value, QmpError> {
+        self.0.lock().expect("a panic aborts the process").ask(command, arguments)
+    }
+
+    /// As [`Qmp::peer_pid`].
+    pub(super) fn peer_pid(&self) -> Option<u32> {
+        self.0.lock().expect("a panic aborts the process").peer_pid()
+    }
+
+    /// The rows that a command returns.
+    pub(super) fn rows(&self, command: &str, arguments: &Value) -> Result<Vec<Value>, QmpError> {
+        match self.ask(command, arguments)? {
+            Value::Array(rows) => Ok(rows),
+            _ => Err(QmpError::NotQmp),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    /// A monitor that greets and then says each of `lines` when it is asked something.
+    fn monitor(folder: &Path, lines: Vec<&'static str>) -> std::path::PathBuf {
+        let socket = folder.join("monitor");
+        let listener = UnixListener::bind(&socket).unwrap();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(b"{\"QMP\": {}}\n").unwrap();
+            let mut asked = BufReader::new(stream.try_clone().unwrap()).lines();
+            for line in lines {
+                asked.next().unwrap().unwrap();
+                stream.write_all(line.as_bytes()).unwrap();
+            }
+            asked.next();
+        });
+        socket
+    }
+
+    #[test]
+    fn an_answer_to_another_command_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let late = "{\"event\": \"STOP\"}\n{\"return\": 7, \"id\": 1}\n{\"return\": 8, \"id\": 2}\n";
+        let socket = monitor(folder.path(), vec!["{\"return\": {}, \"id\": 1}\n", late]);
+        let mut qmp = Qmp::connect(&socket).unwrap();
+        assert_eq!(qmp.execute("query-status").unwrap(), 8);
+        assert_eq!(qmp.peer_pid(), Some(std::process::id()));
+    }
+
+    #[test]
+    fn a_monitor_that_hangs_up_or_says_something_else_is_told_of_in_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = monitor(folder.path(), vec!["{\"return\": {}, \"id\": 1}\n", "what?\n"]);
+        let mut qmp = Qmp::connect(&socket).unwrap();
+        assert!(matches!(qmp.execute("query-status"), Err(QmpError::NotQmp)));
+        assert!(matches!(Qmp::connect(&folder.path().join("none")), Err(QmpError::Connect(_))));
+        assert!(!QmpError::Silent.to_string().contains("os error"));
+        drop(socket);
     }
 }

@@ -539,7 +539,9 @@ impl Driver {
         let (vm, inputs) = (self.vm.clone(), self.inputs.clone());
         tokio::spawn(async move {
             let copied = block_in_place(|| copy_some_blocks(vm.capture(), vm.disks()));
-            if let Err(error) = copied {
+            if let Err(error) = copied
+                && !vm.is_ending()
+            {
                 tracing::error!(
                     vm = vm.name(),
                     error = with_sources(&error),
@@ -562,6 +564,7 @@ impl Driver {
                     at: run.at,
                     hashes: run.hashes,
                 }),
+                Err(_) if vm.is_ending() => None,
                 Err(error) => {
                     let error = with_sources(&error);
                     tracing::error!(vm = vm.name(), error, "comparison waits for the local disk");

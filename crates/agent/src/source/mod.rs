@@ -46,7 +46,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tapped::VmTap;
+use tapped::{NamedBy, VmTap, reading_alert};
 use types::limits::{DEFINITION_BYTES_MAX, DISKS_MAX, TAG_BYTES_MAX};
 use types::{CheckpointKind, Epoch, GroupId, RunNumber, VmId, is_plain_name};
 pub(crate) use vm::{ProtectedVm, with_sources};
@@ -134,8 +134,9 @@ impl Source {
 
     fn take_up(self: &Arc<Self>, record: ProtectionRecord) {
         let name = record.name.clone();
-        match self.begin(record.clone()) {
-            Ok(_) => {
+        match self.begin(record.clone(), NamedBy::Record) {
+            Ok(vm) => {
+                self.save_changed(&vm, &record);
                 if self.stalled().remove(&name).is_some() {
                     tracing::info!(vm = name, "protection taken up after all");
                 }
@@ -173,10 +174,11 @@ impl Source {
             return Err(OperationError::invalid(format!("coordinator {coordinator:?}: give HOST:PORT")));
         }
         let group_id = self.id_of_group(&group, request.coordinator.as_deref())?;
-        let disks = request
-            .disks
-            .iter()
-            .map(|disk| DiskRecord { name: disk.name.clone(), path: disk.path.clone().into() });
+        let disks = request.disks.iter().map(|disk| DiskRecord {
+            name: disk.name.clone(),
+            path: disk.path.clone().into(),
+            tapped: None,
+        });
         let record = ProtectionRecord {
             vm: VmId::from_bytes(random()).to_string(),
             name: request.name.clone(),
@@ -198,7 +200,7 @@ impl Source {
             self.state.save(&record.file_name(), &record)?;
         }
         let file_name = record.file_name();
-        let begun = self.begin(record);
+        let begun = self.begin(record, NamedBy::Request);
         if begun.is_err() && request.ublk {
             self.state.remove(&file_name)?;
         }
@@ -264,9 +266,24 @@ impl Source {
         self.groups().get(name).cloned()
     }
 
-    fn begin(self: &Arc<Self>, record: ProtectionRecord) -> Result<Arc<ProtectedVm>> {
+    /// Writes down what a VM's disks are known by, where an older version has not.
+    fn save_changed(&self, vm: &ProtectedVm, before: &ProtectionRecord) {
+        let record = vm.record();
+        if record == *before {
+            return;
+        }
+        if let Err(error) = save_record(&self.state, &record) {
+            tracing::error!(
+                vm = record.name,
+                error = format!("{error:#}"),
+                "what its disks are is not recorded"
+            );
+        }
+    }
+
+    fn begin(self: &Arc<Self>, record: ProtectionRecord, named_by: NamedBy) -> Result<Arc<ProtectedVm>> {
         let group = self.group(&record)?;
-        let vm = ProtectedVm::start(self, &group, record);
+        let vm = ProtectedVm::start(self, &group, record, named_by);
         if vm.is_err() && group.is_empty() {
             self.groups().remove(group.name());
         }
@@ -315,7 +332,7 @@ impl Source {
             self.alerts.clear(&format!("protection of {name}"));
             // A VM that cannot be reached has ended, and has no trace of a tap.
             if let Some(control) = stalled.record.qmp.clone()
-                && let Ok(tap) = VmTap::open(self, &mut stalled.record.clone(), &control)
+                && let Ok(tap) = VmTap::open(self, &mut stalled.record.clone(), &control, NamedBy::Record)
             {
                 tap.detach()?;
             }
@@ -340,6 +357,7 @@ impl Source {
         for alert in ["rpo", "history", "sync"] {
             self.alerts.clear(&format!("{alert} of {name}"));
         }
+        self.alerts.clear(&reading_alert(name));
         tracing::info!(vm = name, "unprotected");
         Ok(())
     }
@@ -367,6 +385,7 @@ impl Source {
         let Ok(vm) = self.vm(name) else { return };
         let text = format!("VM {name} is not protected: the tap is lost: {why}; attached again by itself");
         self.alerts.raise(format!("protection of {name}"), text);
+        self.alerts.clear(&reading_alert(name));
         vm.group().leave(vm.id());
         vm.stop();
         // What is kept of its blocks is about to be opened again: nobody but this and the list has it then.

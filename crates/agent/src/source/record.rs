@@ -1,5 +1,6 @@
 //! What a protection is, on disk.
 
+use crate::hypervisor::DiskFacts;
 use crate::policy::Policy;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -34,6 +35,32 @@ pub(crate) struct ProtectionRecord {
 pub(crate) struct DiskRecord {
     pub(crate) name: String,
     pub(crate) path: PathBuf,
+    /// What a disk is known by that its VM runs on itself. None where an older version has written this: then its
+    /// path is the name that QEMU had for it.
+    #[serde(default)]
+    pub(crate) tapped: Option<TappedRecord>,
+}
+
+/// See [`crate::hypervisor::DiskFacts`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TappedRecord {
+    pub(crate) device: Option<String>,
+    pub(crate) serial: Option<String>,
+    pub(crate) image: String,
+    pub(crate) inode: Option<u64>,
+    pub(crate) size_bytes: u64,
+}
+
+impl TappedRecord {
+    pub(super) fn of(facts: &DiskFacts) -> Self {
+        let DiskFacts { device, serial, image, inode, size_bytes } = facts.clone();
+        Self { device, serial, image, inode, size_bytes }
+    }
+
+    pub(super) fn facts(&self) -> DiskFacts {
+        let Self { device, serial, image, inode, size_bytes } = self.clone();
+        DiskFacts { device, serial, image, inode, size_bytes }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,14 +2,14 @@
 //! lost the whole protection is taken up anew, which finds out what was missed.
 
 use super::Source;
-use super::record::ProtectionRecord;
+use super::record::{DiskRecord, ProtectionRecord, TappedRecord};
 use crate::clock;
 use crate::error::{OperationError, Result};
-use crate::hypervisor::{Missed, Tap};
+use crate::hypervisor::{Missed, Tap, Wanted};
 use splitter::{Capture, TappedDisk};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use types::{ByteRange, DiskIndex, Monotonic};
 
@@ -18,34 +18,51 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// The tap of a protected VM.
 #[derive(Debug)]
 pub(super) struct VmTap {
-    tap: Mutex<Tap>,
+    tap: Tap,
     disks: Vec<TappedDisk>,
     /// How often the VM's change logs are begun anew.
     change_log_interval: Duration,
     ended: AtomicBool,
 }
 
+/// Who has named the disks of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NamedBy {
+    /// An operator, just now.
+    Request,
+    /// The record of a protection that goes on.
+    Record,
+}
+
 impl VmTap {
-    /// Connects to the VM. Nothing is attached yet.
+    /// Connects to the VM and finds the disks of the record in it, which gets what they are known by. Nothing is
+    /// attached yet.
     pub(super) fn open(
         source: &Source,
         record: &mut ProtectionRecord,
         control: &std::path::Path,
+        named_by: NamedBy,
     ) -> Result<Self> {
-        let wanted: Vec<_> =
-            record.disks.iter().map(|disk| (disk.name.clone(), disk.path.display().to_string())).collect();
+        let wanted: Vec<Wanted> = record.disks.iter().map(|disk| wanted(disk, named_by)).collect();
         let reader_socket = source.run_dir.join("vms").join(format!("{}.read", record.name));
         let tap = Tap::open(control, &wanted, reader_socket).map_err(unavailable)?;
-        if record.disks.is_empty() {
-            let found = tap.disks().iter();
-            record.disks = found
-                .map(|disk| super::DiskRecord { name: disk.name.clone(), path: PathBuf::from(&disk.device) })
-                .collect();
+        if named_by == NamedBy::Request {
+            let name_by_image = |disk: &crate::hypervisor::TapDisk| DiskRecord {
+                name: disk.name.clone(),
+                path: PathBuf::from(&disk.facts.image),
+                tapped: None,
+            };
+            record.disks = tap.disks().iter().map(name_by_image).collect();
         }
-        let disks =
-            tap.disks().iter().map(|disk| TappedDisk::new(disk.size_bytes, disk.device.clone())).collect();
+        for (disk, found) in record.disks.iter_mut().zip(tap.disks()) {
+            disk.tapped.get_or_insert_with(|| TappedRecord::of(&found.facts));
+        }
+        let labelled = record.disks.iter().zip(tap.disks());
+        let disks = labelled
+            .map(|(disk, found)| TappedDisk::new(found.facts.size_bytes, disk.path.display().to_string()));
+        let disks = disks.collect();
         let change_log_interval = source.change_log_interval;
-        Ok(Self { tap: Mutex::new(tap), disks, change_log_interval, ended: AtomicBool::new(false) })
+        Ok(Self { tap, disks, change_log_interval, ended: AtomicBool::new(false) })
     }
 
     pub(super) fn disks(&self) -> &[TappedDisk] {
@@ -54,9 +71,9 @@ impl VmTap {
 
     /// Attaches, and has compared what was written while nobody listened. To be done before the stream begins.
     pub(super) fn attach(&self, capture: &Capture, target: &std::path::Path) -> Result<()> {
-        let attached = self.lock().attach(target, |at, missed, reader| {
+        let attached = self.tap.attach(target, |at, missed, door| {
             let (index, disk) = (DiskIndex(at as u16), &self.disks[at]);
-            disk.read_by(reader);
+            disk.read_by(door);
             match missed {
                 Missed::Unknown => {
                     let whole = ByteRange::new(0, splitter::LocalDisk::size_bytes(disk));
@@ -86,35 +103,72 @@ impl VmTap {
                     source.lose_tap(&vm, &format!("{error:#}"));
                     return;
                 }
+                tap.tell_of_reading(&source, &vm);
             }
         });
         watching.map(drop).map_err(|error| anyhow::anyhow!("start a thread: {error}").into())
     }
 
     fn look(&self, rotated_at: &mut Monotonic) -> anyhow::Result<()> {
-        let mut tap = self.lock();
-        tap.check()?;
+        self.disks.iter().for_each(TappedDisk::close_idle);
+        self.tap.check()?;
         let now = clock::now();
         if now.since(*rotated_at) >= self.change_log_interval {
             *rotated_at = now;
-            tap.rotate_logs()?;
+            self.tap.rotate_logs()?;
         }
         Ok(())
     }
 
-    /// It is not watched any more. The VM keeps its change log.
+    /// Says so while the VM cannot be read: then its syncs wait.
+    fn tell_of_reading(&self, source: &Source, vm: &str) {
+        let cause = reading_alert(vm);
+        if self.ended.load(Ordering::SeqCst) {
+            return;
+        }
+        match self.disks.iter().find_map(|disk| Some((splitter::LocalDisk::label(disk), disk.trouble()?))) {
+            Some((disk, why)) => {
+                let text =
+                    format!("disk {disk} of VM {vm} cannot be read for a sync: {why}; tried again by itself");
+                source.alerts.raise(cause, text);
+            }
+            None => source.alerts.clear(&cause),
+        }
+    }
+
+    /// It is not watched and not read any more. The VM goes on as it is until [`VmTap::leave`].
     pub(super) fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
+        self.disks.iter().for_each(TappedDisk::shut);
+    }
+
+    /// Takes away what the tap has in the VM, but for its change logs, which go on. To be said when nobody waits for
+    /// our server any more.
+    pub(super) fn leave(&self) {
+        if let Err(error) = self.tap.clear() {
+            // A VM that is gone or does not answer; where it comes back, the next tap clears it.
+            tracing::debug!(error = format!("{error:#}"), "the VM keeps what it has of the tap");
+        }
     }
 
     /// Leaves the VM without a trace. A VM that is gone has none.
     pub(super) fn detach(&self) -> Result<()> {
         self.end();
-        self.lock().detach().map_err(unavailable)
+        self.tap.detach().map_err(unavailable)
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, Tap> {
-        self.tap.lock().expect("a panic aborts the process")
+/// The alert of a VM that cannot be read.
+pub(super) fn reading_alert(vm: &str) -> String {
+    format!("reading of {vm}")
+}
+
+fn wanted(disk: &DiskRecord, named_by: NamedBy) -> Wanted {
+    let name = disk.name.clone();
+    match (&disk.tapped, named_by) {
+        (Some(tapped), _) => Wanted::Known { name, facts: tapped.facts() },
+        (None, NamedBy::Request) => Wanted::Called { name, called: disk.path.display().to_string() },
+        (None, NamedBy::Record) => Wanted::Named { name, was: disk.path.display().to_string() },
     }
 }
 

@@ -5,7 +5,7 @@ use super::Source;
 use super::driver::{self, Command, StreamStatus};
 use super::group::Group;
 use super::record::ProtectionRecord;
-use super::tapped::VmTap;
+use super::tapped::{NamedBy, VmTap};
 use crate::clock;
 use crate::disk_server::DiskServer;
 use crate::error::{OperationError, Result};
@@ -18,6 +18,7 @@ use splitter::{
     RegionLog,
 };
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::{Notify, mpsc};
 use types::limits::{BLOCK_BYTES, REGION_LOG_BYTES};
@@ -37,6 +38,8 @@ pub(crate) struct ProtectedVm {
     remote: Mutex<Vec<UnixStream>>,
     /// Of a VM that runs on its own image.
     tap: Option<Arc<VmTap>>,
+    /// It is being stopped.
+    ending: AtomicBool,
     commands: mpsc::UnboundedSender<Command>,
     status: Mutex<StreamStatus>,
     /// The streams that what is marked was kept for when the agent last ended.
@@ -46,14 +49,15 @@ pub(crate) struct ProtectedVm {
 
 impl ProtectedVm {
     /// Opens the disks, serves them, and begins to stream.
-    pub(crate) fn start(
+    pub(super) fn start(
         source: &Arc<Source>,
         group: &Arc<Group>,
         mut record: ProtectionRecord,
+        named_by: NamedBy,
     ) -> Result<Arc<Self>> {
         let id: VmId = record.vm.parse().map_err(|_| anyhow::anyhow!("VM id of {} is no id", record.name))?;
         let tap = match record.qmp.clone() {
-            Some(control) => Some(Arc::new(VmTap::open(source, &mut record, &control)?)),
+            Some(control) => Some(Arc::new(VmTap::open(source, &mut record, &control, named_by)?)),
             None => None,
         };
         let (locals, facts) = open_disks(&record, tap.as_deref())?;
@@ -96,6 +100,7 @@ impl ProtectedVm {
             devices: Mutex::new(devices),
             remote: Mutex::default(),
             tap: tap.clone(),
+            ending: AtomicBool::new(false),
             commands,
             kept,
             suspects_because,
@@ -199,8 +204,15 @@ impl ProtectedVm {
         let _ = self.commands.send(command);
     }
 
+    /// Whether it is being stopped: then a disk that cannot be read is no trouble.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::SeqCst)
+    }
+
     /// Ends the stream and closes the socket. Open disks are released once nobody uses them.
     pub(crate) fn stop(&self) {
+        self.ending.store(true, Ordering::SeqCst);
+        // First of all: whatever happens to the agent from here on, the VM has no export of ours.
         if let Some(tap) = &self.tap {
             tap.end();
         }
@@ -210,6 +222,9 @@ impl ProtectedVm {
         drop(server);
         for connection in self.remote.lock().expect("a panic aborts the process").drain(..) {
             let _ = connection.shutdown(std::net::Shutdown::Both);
+        }
+        if let Some(tap) = &self.tap {
+            tap.leave();
         }
         // Nobody writes any more. What the map says is only true of a disk that has it all.
         match self.disks.iter().try_for_each(|disk| disk.sync()) {

@@ -19,5 +19,7 @@ mod stage;
 mod streams;
 mod synchronous;
 mod tap;
+mod tap_harmless;
+mod tap_identity;
 mod ublk;
 mod vhost_user;

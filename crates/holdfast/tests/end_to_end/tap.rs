@@ -12,19 +12,23 @@ use std::process::Command;
 
 /// A guest on its own image with two monitors, one of which is for Holdfast; that one's path.
 fn running_guest(stage: &Stage, image: &Path, format: &str, second: Option<&Path>) -> (Guest, PathBuf) {
-    let (ours, own) = (stage.path("holdfast.qmp"), stage.path("own.qmp"));
-    let monitor = |path: &Path| format!("unix:{},server=on,wait=off", path.display());
-    let mut more = vec!["-qmp".to_owned(), monitor(&ours), "-qmp".to_owned(), monitor(&own)];
+    let mut more = monitors(stage);
     if let Some(path) = second {
         let node = format!("driver=raw,node-name=second,file.driver=file,file.filename={}", path.display());
         more.extend(["-blockdev".to_owned(), node]);
         more.extend(["-device".to_owned(), "virtio-blk-pci,drive=second".to_owned()]);
     }
-    (stage.guest(Work::Load, GuestDisk::image(image, format), &more), ours)
+    (stage.guest(Work::Load, GuestDisk::image(image, format), &more), stage.path("holdfast.qmp"))
+}
+
+/// Two monitors: the one for Holdfast, and the administrator's own.
+pub(crate) fn monitors(stage: &Stage) -> Vec<String> {
+    let monitor = |name: &str| format!("unix:{},server=on,wait=off", stage.path(name).display());
+    ["holdfast.qmp", "own.qmp"].iter().flat_map(|name| ["-qmp".to_owned(), monitor(name)]).collect()
 }
 
 /// What QEMU says to a command on the administrator's own monitor.
-fn ask(stage: &Stage, command: &str, arguments: &Value) -> Value {
+pub(crate) fn ask(stage: &Stage, command: &str, arguments: &Value) -> Value {
     let mut stream = UnixStream::connect(stage.path("own.qmp")).unwrap();
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
     let mut next = || serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).unwrap();
@@ -46,7 +50,7 @@ fn ask(stage: &Stage, command: &str, arguments: &Value) -> Value {
 }
 
 /// Everything in the VM that a tap could leave behind.
-fn traces(stage: &Stage) -> Value {
+pub(crate) fn traces(stage: &Stage) -> Value {
     let nodes = ask(stage, "query-named-block-nodes", &json!({ "flat": true }));
     let named = nodes.as_array().unwrap().iter();
     let mut nodes: Vec<Value> =
@@ -59,7 +63,7 @@ fn traces(stage: &Stage) -> Value {
     })
 }
 
-fn protect(stage: &Stage, qmp: &Path) -> anyhow::Result<Value> {
+pub(crate) fn protect(stage: &Stage, qmp: &Path) -> anyhow::Result<Value> {
     let (qmp, peer) = (qmp.display().to_string(), stage.b.peer());
     stage.a.ask(&["vm", "protect", "web", "--qmp", &qmp, "--peer", &peer, "--checkpoint-interval", "1"])
 }
