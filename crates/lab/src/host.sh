@@ -67,7 +67,7 @@ ticks=$!
 noise=$!
 # How long the agent is away each time, in milliseconds.
 n=0
-for away in 100 300 900 1500 5000 60000; do
+for away in $(cat /site/away); do
     n=$((n + 1))
     sleep 2
     kill -9 $agent

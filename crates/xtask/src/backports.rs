@@ -12,17 +12,51 @@ use std::process::Command;
 pub(crate) struct Backport {
     /// The folder's name, which the lab looks for.
     pub(crate) name: &'static str,
-    /// What to ask apt for; what these need and this machine lacks, or has too old, comes with them.
+    /// What to ask apt for.
     packages: &'static [&'static str],
+    needs: Needs,
     /// The programs that get a wrapper.
     programs: &'static [&'static str],
+}
+
+/// What comes with the packages that were asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    /// What they need and this machine lacks, or has too old.
+    Fetched,
+    /// Nothing: what they need of others is as this Debian has it.
+    Installed,
 }
 
 /// QEMU 10.0, with its tools.
 pub(crate) const QEMU_TEN: Backport = Backport {
     name: "qemu-10",
     packages: &["qemu-system-x86", "qemu-utils"],
+    needs: Needs::Fetched,
     programs: &["qemu-system-x86_64", "qemu-img", "qemu-io", "qemu-nbd", "qemu-storage-daemon"],
+};
+
+/// libvirt 11.3, which the lab lays over `/usr` in a namespace: apt would have the init system replaced as well.
+pub(crate) const LIBVIRT_ELEVEN: Backport = Backport {
+    name: "libvirt-11",
+    packages: &[
+        "libvirt0",
+        "libvirt-clients",
+        "libvirt-common",
+        "libvirt-daemon",
+        "libvirt-daemon-common",
+        "libvirt-daemon-driver-interface",
+        "libvirt-daemon-driver-network",
+        "libvirt-daemon-driver-nodedev",
+        "libvirt-daemon-driver-nwfilter",
+        "libvirt-daemon-driver-qemu",
+        "libvirt-daemon-driver-secret",
+        "libvirt-daemon-driver-storage",
+        "libvirt-daemon-lock",
+        "libvirt-daemon-log",
+    ],
+    needs: Needs::Installed,
+    programs: &[],
 };
 
 /// The release this Debian is, and where its newer packages are.
@@ -42,7 +76,7 @@ impl Backport {
         let _ = std::fs::remove_dir_all(&partial);
         std::fs::create_dir_all(&partial).context("make a folder")?;
         let apt = Apt::new(&folder.join("apt"))?;
-        for package in apt.download(self.packages)? {
+        for package in apt.download(self.packages, self.needs)? {
             lab::run_quietly(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&partial))?;
         }
         std::fs::remove_dir_all(&apt.folder).context("remove what apt has left")?;
@@ -103,12 +137,14 @@ impl Apt {
         Ok(Self { folder: folder.to_path_buf(), options })
     }
 
-    /// Downloads the packages and what they need beyond what is installed.
-    fn download(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
+    fn download(&self, packages: &[&str], needs: Needs) -> Result<Vec<PathBuf>> {
         self.run(&["update"])?;
-        let install = ["install", "-y", "--download-only", "--no-install-recommends", "-t", BACKPORTS];
-        self.run(&[&install[..], packages].concat())?;
         let archives = self.folder.join("cache/archives");
+        let how: &[&str] = match needs {
+            Needs::Fetched => &["install", "-y", "--download-only", "--no-install-recommends"],
+            Needs::Installed => &["download"],
+        };
+        self.run(&[how, &["-t", BACKPORTS], packages].concat())?;
         let rows = std::fs::read_dir(&archives).context("list what apt downloaded")?;
         let found: Vec<PathBuf> = rows
             .filter_map(|row| row.ok().map(|row| row.path()))
@@ -125,6 +161,8 @@ impl Apt {
         for option in &self.options {
             command.args(["-o", option]);
         }
+        // It downloads to where it is.
+        command.current_dir(self.folder.join("cache/archives"));
         lab::run_quietly(command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive"))
     }
 }

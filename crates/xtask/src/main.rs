@@ -9,6 +9,7 @@ mod packages;
 mod prepare;
 mod report;
 mod run;
+mod suites;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -25,10 +26,13 @@ struct Cli {
 enum Command {
     /// Protect a real VM, lose its site, and bring it up at the other one.
     Demo(demo::Demo),
-    /// Pass every test.
+    /// Pass every test but those of suites.
     Test {
         /// Only tests whose name holds this.
         filter: Option<String>,
+        /// Instead, one of the suites that take minutes; `list` tells which there are.
+        #[arg(long, value_name = "NAME", conflicts_with = "filter")]
+        suite: Option<String>,
     },
     /// Make what the tests need, without running any: packages, guest, a second QEMU.
     Prepare,
@@ -74,7 +78,8 @@ enum Command {
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Demo(demo) => demo.run(),
-        Command::Test { filter } => run::test(filter.as_deref()),
+        Command::Test { suite: Some(suite), .. } => suites::run(&suite),
+        Command::Test { filter, .. } => run::test(filter.as_deref()),
         Command::Prepare => prepare::for_tests(),
         Command::Check => check::run(),
         Command::Sim { runs, seed } => run::sim(runs, seed),

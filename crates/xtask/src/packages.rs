@@ -58,6 +58,12 @@ pub(crate) const PEERS: &[Tool] = &[
     tool("systemctl", "systemd", "runs the packaged unit, in a namespace of its own"),
 ];
 
+/// For the suite `libvirt`.
+pub(crate) const LIBVIRT: &[Tool] = &[
+    tool("libvirtd", "libvirt-daemon-system", "runs VMs on agents' sockets, in namespaces of its own"),
+    tool("virsh", "libvirt-clients", "tells libvirt what to do"),
+];
+
 /// Installs what is missing of `tools`.
 pub(crate) fn ensure(tools: &[Tool]) -> Result<()> {
     let missing: Vec<&Tool> = tools.iter().filter(|tool| !is_there(tool.program)).collect();

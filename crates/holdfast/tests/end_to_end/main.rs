@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod api;
-mod away;
 mod bad_clients;
 mod bad_disks;
 mod configuration;
@@ -17,6 +16,9 @@ mod refusals;
 mod service_manager;
 mod stage;
 mod streams;
+mod suite_away;
+mod suite_libvirt;
+mod suite_ublk;
 mod synchronous;
 mod tap;
 mod tap_harmless;
