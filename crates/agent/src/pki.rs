@@ -14,7 +14,8 @@ use rcgen::{
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,14 @@ use time::{Duration, OffsetDateTime};
 /// What every agent's name ends with.
 const NAME_SUFFIX: &str = ".holdfast.internal";
 const CA_DAYS: i64 = 3650;
+
+/// Files of the folder that no certificate may be written over.
+const KEPT_NAMES: [&str; 1] = ["ca"];
+
+/// Where both ends are Holdfast.
+const TLS_OF_OURS: &[&SupportedProtocolVersion] = &[&TLS13];
+/// Where the client is anybody's: NBD's document asks every server to take 1.2.
+const TLS_OF_NBD: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
 
 /// A site's folder of keys and certificates.
 #[derive(Debug, Clone)]
@@ -55,9 +64,9 @@ impl Pki {
         params.not_before = now() - Duration::hours(1);
         params.not_after = now() + Duration::days(CA_DAYS);
         let certificate = params.self_signed(&key).context("sign the CA certificate")?;
-        write_new(&self.folder.join("ca.key"), &key.serialize_pem(), 0o600)?;
-        write_new(&self.folder.join("site"), site, 0o644)?;
-        write_new(&path, &certificate.pem(), 0o644)?;
+        write_new(&self.folder.join("ca.key"), &key.serialize_pem())?;
+        write_new(&self.folder.join("site"), site)?;
+        write_new(&path, &certificate.pem())?;
         Ok(path)
     }
 
@@ -67,6 +76,10 @@ impl Pki {
     /// Where the site has no authority yet.
     pub fn issue(&self, agent: &str, stem: &str, hosts: &[String], days: u32) -> Result<PathBuf> {
         check_label(agent).map_err(|what| anyhow::anyhow!("name {agent:?}: {what}"))?;
+        check_label(stem).map_err(|what| anyhow::anyhow!("name {stem:?}: {what}"))?;
+        if KEPT_NAMES.contains(&stem) {
+            bail!("{stem}.pem and {stem}.key are the site's own: take another name");
+        }
         let site = self.site()?;
         let ca_key = self.read("ca.key")?;
         let issuer = Issuer::new(ca_params(&site), KeyPair::from_pem(&ca_key).context("read the CA's key")?);
@@ -75,16 +88,17 @@ impl Pki {
         let mut params =
             CertificateParams::new(names).context("a host that is neither a name nor an address")?;
         params.distinguished_name.push(DnType::CommonName, format!("{agent} of {site}"));
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        // Clients of the NBD port are not only rustls: GnuTLS under QEMU 10 refuses a certificate without the latter.
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.not_before = now() - Duration::hours(1);
         params.not_after = now() + Duration::days(i64::from(days));
         let key = KeyPair::generate().context("generate a key")?;
         let certificate = params.signed_by(&key, &issuer).context("sign the certificate")?;
-        write_over(&self.folder.join(format!("{stem}.key")), &key.serialize_pem(), 0o600)?;
+        write_over(&self.folder.join(format!("{stem}.key")), &key.serialize_pem())?;
         let path = self.folder.join(format!("{stem}.pem"));
-        write_over(&path, &certificate.pem(), 0o644)?;
+        write_over(&path, &certificate.pem())?;
         Ok(path)
     }
 
@@ -101,7 +115,7 @@ impl Pki {
         })?;
         let path = self.folder.join("trust").join(format!("{site}.pem"));
         std::fs::create_dir_all(self.folder.join("trust")).context("make the folder")?;
-        write_over(&path, &pem, 0o644)?;
+        write_over(&path, &pem)?;
         Ok(path)
     }
 
@@ -120,7 +134,7 @@ impl Pki {
     pub fn client(&self) -> Result<Arc<ClientConfig>> {
         let mut roots = self.trusted_roots()?;
         self.add_own(&mut roots)?;
-        let config = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
+        let config = ClientConfig::builder_with_protocol_versions(TLS_OF_OURS)
             .with_root_certificates(roots)
             .with_client_auth_cert(self.certificates("agent.pem")?, self.key("agent.key")?)
             .context("use the agent's certificate")?;
@@ -137,7 +151,7 @@ impl Pki {
             bail!("no site is trusted: run `holdfast pki trust` with the CA certificate of the other site");
         }
         self.add_own(&mut roots)?;
-        self.server(roots, claimed)
+        self.server(roots, claimed, TLS_OF_OURS)
     }
 
     /// A group may have VMs on several hosts of this site, whose agents talk to each other.
@@ -153,11 +167,23 @@ impl Pki {
     /// # Errors
     /// Where keys or certificates are missing or damaged.
     pub fn api_server(&self) -> Result<Arc<ServerConfig>> {
+        self.server(self.own_roots()?, &Claimed::default(), TLS_OF_OURS)
+    }
+
+    /// TLS for NBD clients: certified by the site itself.
+    ///
+    /// # Errors
+    /// Where keys or certificates are missing or damaged.
+    pub(crate) fn nbd_server(&self) -> Result<Arc<ServerConfig>> {
+        self.server(self.own_roots()?, &Claimed::default(), TLS_OF_NBD)
+    }
+
+    fn own_roots(&self) -> Result<RootCertStore> {
         let mut roots = RootCertStore::empty();
         for certificate in self.certificates("ca.pem")? {
             roots.add(certificate).context("use the CA certificate")?;
         }
-        self.server(roots, &Claimed::default())
+        Ok(roots)
     }
 
     /// The name of a peer whose certificate some trusted site has issued, `AGENT.SITE`: but only where
@@ -218,11 +244,16 @@ impl Pki {
         bail!("this agent's certificate expires within {} days: {cure}", ahead.whole_days());
     }
 
-    fn server(&self, roots: RootCertStore, claimed: &Claimed) -> Result<Arc<ServerConfig>> {
+    fn server(
+        &self,
+        roots: RootCertStore,
+        claimed: &Claimed,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> Result<Arc<ServerConfig>> {
         let verifier =
             WebPkiClientVerifier::builder(Arc::new(roots)).build().context("use the trusted CAs")?;
         let verifier = Arc::new(NotesName { verifier, claimed: claimed.clone() });
-        let config = ServerConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
+        let config = ServerConfig::builder_with_protocol_versions(versions)
             .with_client_cert_verifier(verifier)
             .with_single_cert(self.certificates("agent.pem")?, self.key("agent.key")?)
             .context("use the agent's certificate")?;
@@ -277,7 +308,7 @@ pub fn operator_client(ca: &Path, certificate: &Path, key: &Path) -> Result<Arc<
     }
     let key = PrivateKeyDer::from_pem_file(key)
         .map_err(|error| anyhow::anyhow!("read key {}: {error}", key.display()))?;
-    let config = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
+    let config = ClientConfig::builder_with_protocol_versions(TLS_OF_OURS)
         .with_root_certificates(roots)
         .with_client_auth_cert(read_certificates(certificate)?, key)
         .context("use the operator's certificate")?;
@@ -344,16 +375,17 @@ fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     Ok(found)
 }
 
-fn write_new(path: &Path, text: &str, mode: u32) -> Result<()> {
-    let file = std::fs::OpenOptions::new().create_new(true).write(true).mode(mode).open(path);
-    file.and_then(|mut file| file.write_all(text.as_bytes()))
+fn write_new(path: &Path, text: &str) -> Result<()> {
+    let file = std::fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(path);
+    // Synced, or a power cut could leave an empty key under the name.
+    file.and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
         .with_context(|| format!("write {}", path.display()))
 }
 
-fn write_over(path: &Path, text: &str, mode: u32) -> Result<()> {
+fn write_over(path: &Path, text: &str) -> Result<()> {
     let partial = path.with_extension("partial");
     let _ = std::fs::remove_file(&partial);
-    write_new(&partial, text, mode)?;
+    write_new(&partial, text)?;
     std::fs::rename(&partial, path).with_context(|| format!("write {}", path.display()))
 }
 

@@ -4,6 +4,9 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use std::path::PathBuf;
 
+/// Where an agent's API is unless it is told otherwise.
+const SOCKET: &str = "/run/holdfast/agent.sock";
+
 /// Continuous data protection and disaster recovery for virtual machines.
 #[derive(Debug, Parser)]
 #[command(name = "holdfast", version, about, arg_required_else_help = true)]
@@ -26,7 +29,8 @@ pub(crate) struct Connect {
         long,
         global = true,
         env = "HOLDFAST_SOCKET",
-        default_value = "/run/holdfast/agent.sock",
+        default_value = SOCKET,
+        value_parser = socket_path,
         value_name = "PATH"
     )]
     pub(crate) socket: PathBuf,
@@ -42,6 +46,11 @@ pub(crate) struct Connect {
     /// The key of your certificate.
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) key: Option<PathBuf>,
+}
+
+/// An empty variable counts as none.
+fn socket_path(given: &str) -> Result<PathBuf, std::convert::Infallible> {
+    Ok(PathBuf::from(if given.is_empty() { SOCKET } else { given }))
 }
 
 #[derive(Debug, Subcommand)]
@@ -103,15 +112,16 @@ pub(crate) enum PkiCommand {
         #[arg(long, default_value = "/etc/holdfast/pki", value_name = "FOLDER")]
         dir: PathBuf,
         /// The agent's name.
-        #[arg(long)]
-        agent: String,
+        #[arg(long, required_unless_present = "operator")]
+        agent: Option<String>,
         /// A host name or address the agent is reached at; may be given again.
         #[arg(long = "host", value_name = "HOST")]
         hosts: Vec<String>,
         /// How long it is valid.
         #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
         days: u32,
-        /// Issue an operator's certificate to NAME.pem and NAME.key instead of the agent's own.
+        /// Issue a certificate for an operator, or a hypervisor on another host, to NAME.pem and NAME.key instead of the
+        /// agent's own.
         #[arg(long, value_name = "NAME")]
         operator: Option<String>,
     },

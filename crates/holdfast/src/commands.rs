@@ -49,6 +49,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
 }
 
 fn run_agent(path: &Path, check: bool) -> Result<ExitCode> {
+    // What the agent tells of its sockets is of use from anywhere.
+    let path = &std::path::absolute(path).context("find the configuration")?;
     let config = Config::load(path)?;
     if check {
         println!("{}: fine", path.display());
@@ -74,7 +76,8 @@ fn pki(command: PkiCommand, json: bool) -> Result<ExitCode> {
         PkiCommand::Init { dir, site } => Pki::new(dir).init(&site)?,
         PkiCommand::Issue { dir, agent, hosts, days, operator } => {
             let stem = operator.as_deref().unwrap_or("agent");
-            Pki::new(dir).issue(&agent, stem, &hosts, days)?
+            let name = agent.as_deref().unwrap_or(stem);
+            Pki::new(dir).issue(name, stem, &hosts, days)?
         }
         PkiCommand::Trust { dir, site, certificate } => Pki::new(dir).trust(&site, &certificate)?,
     };
@@ -123,7 +126,12 @@ async fn vm(client: &Client, command: VmCommand, json: bool) -> Result<()> {
         VmCommand::Protect(protect) => {
             let wait = protect.wait;
             let vm = client.protect(&request(*protect)?).await?;
-            let vm = if wait { waiting::synced(client, &vm.name).await? } else { vm };
+            let vm = if wait {
+                eprintln!("VM {} is protected here; its disks are served on {}", vm.name, vm.socket);
+                waiting::synced(client, &vm.name).await?
+            } else {
+                vm
+            };
             print::one(json, &vm, print::protected)
         }
         VmCommand::List => print::one(json, &client.status().await?.protected, |vms| print::vm_table(vms)),

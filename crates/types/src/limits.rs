@@ -169,6 +169,17 @@ pub const QUEUE_WORKERS_MAX: usize = 8;
 pub const NBD_CONNECTIONS_MAX: usize = 16;
 /// NBD connections over TCP to all disks of an agent.
 pub const NBD_TLS_CONNECTIONS_MAX: usize = 1024;
+/// Of clients over TCP that have not shown a certificate yet: so many, and of one address so many.
+pub const NBD_TLS_GREETINGS_MAX: usize = 64;
+pub const NBD_TLS_GREETINGS_OF_ADDRESS_MAX: usize = 16;
+/// A client over TCP that says nothing for so long is asked whether it is there, so many times at this interval.
+pub const NBD_KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
+pub const NBD_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+pub const NBD_KEEPALIVE_TRIES: u32 = 3;
+/// What was sent to it must be acknowledged within this.
+pub const NBD_UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
+/// The wait after a connection could not be accepted.
+pub const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(500);
 /// Requests of one NBD connection that are worked on at once.
 pub const NBD_REQUESTS_IN_FLIGHT_MAX: usize = 128;
 /// The largest NBD read or write, in bytes.

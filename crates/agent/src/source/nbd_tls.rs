@@ -2,21 +2,32 @@
 //!
 //! Exports are called `VM/DISK`. A client shows a certificate of this site, as at the API. What comes out of TLS
 //! goes to the same server that unix sockets have, over a socket pair: one copy more than a local guest pays.
+//!
+//! Who has shown no certificate yet gets no thread, one of few places, of which an address has fewer, and one time limit
+//! for all of its greeting and handshake. A client that goes away without a word is found out by TCP itself.
 
 use super::Source;
 use crate::alerts::Alerts;
 use crate::pki::Pki;
 use anyhow::{Context, Result};
-use splitter::nbd::{before_tls, serve_greeted};
-use std::net::SocketAddr;
+use rustix::net::sockopt;
+use splitter::nbd::{BeforeTls, Next, serve_greeted};
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::net::UnixStream as PairedStream;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
-use types::limits::{CONNECT_TIMEOUT, NBD_TLS_CONNECTIONS_MAX};
+use tokio_rustls::server::TlsStream;
+use types::limits::{
+    ACCEPT_RETRY_DELAY, CONNECT_TIMEOUT, NBD_KEEPALIVE_IDLE, NBD_KEEPALIVE_INTERVAL, NBD_KEEPALIVE_TRIES,
+    NBD_TLS_CONNECTIONS_MAX, NBD_TLS_GREETINGS_MAX, NBD_TLS_GREETINGS_OF_ADDRESS_MAX, NBD_UNACKNOWLEDGED_MAX,
+};
 
 const LISTEN_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -36,44 +47,116 @@ pub(crate) async fn serve_disks(source: Arc<Source>, pki: Pki, address: SocketAd
     };
     alerts.clear("NBD listener");
     tracing::info!(%address, "disks are served over TCP");
-    let places = Arc::new(Semaphore::new(NBD_TLS_CONNECTIONS_MAX));
+    let greetings = Arc::new(Semaphore::new(NBD_TLS_GREETINGS_MAX));
+    let served = Arc::new(Semaphore::new(NBD_TLS_CONNECTIONS_MAX));
+    let callers = Callers::default();
     loop {
-        let place = places.clone().acquire_owned().await.expect("never closed");
-        let accepted = listener.accept().await;
-        let (source, pki) = (source.clone(), pki.clone());
-        tokio::spawn(async move {
-            let served = match accepted {
-                Ok((stream, from)) => serve(&source, &pki, stream).await.map_err(|error| (Some(from), error)),
-                Err(error) => Err((None, error.into())),
-            };
-            if let Err((from, error)) = served {
-                tracing::warn!(?from, error = format!("{error:#}"), "NBD connection ended");
+        let place = greetings.clone().acquire_owned().await.expect("never closed");
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "accepting an NBD connection failed");
+                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
+                continue;
             }
-            drop(place);
+        };
+        let Some(share) = callers.admit(from.ip()) else {
+            tracing::debug!(%from, "NBD connection refused: too many of this address have not begun");
+            continue;
+        };
+        let (source, pki, served) = (source.clone(), pki.clone(), served.clone());
+        tokio::spawn(async move {
+            let begun = timeout(CONNECT_TIMEOUT, begin(&pki, stream)).await;
+            drop((place, share));
+            let done = match begun {
+                Ok(Ok(None)) => Ok(()),
+                Ok(Ok(Some((stream, flags)))) => match served.try_acquire_owned() {
+                    Ok(_place) => serve(&source, stream, flags).await,
+                    Err(_) => Err(anyhow::anyhow!("{NBD_TLS_CONNECTIONS_MAX} connections are open already")),
+                },
+                Ok(Err(error)) => Err(error),
+                Err(_) => Err(anyhow::anyhow!("the client does not finish its greeting and TLS handshake")),
+            };
+            if let Err(error) = done {
+                tracing::warn!(%from, error = format!("{error:#}"), "NBD connection ended");
+            }
         });
     }
 }
 
-async fn serve(source: &Arc<Source>, pki: &Pki, stream: TcpStream) -> Result<()> {
+/// How many connections of each address have not shown a certificate yet.
+#[derive(Debug, Clone, Default)]
+struct Callers(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+/// One of them, until it is dropped.
+struct Share {
+    callers: Callers,
+    address: IpAddr,
+}
+
+impl Callers {
+    fn admit(&self, address: IpAddr) -> Option<Share> {
+        let mut open = self.0.lock().expect("a panic aborts the process");
+        let count = open.entry(address).or_default();
+        if *count == NBD_TLS_GREETINGS_OF_ADDRESS_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(Share { callers: self.clone(), address })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut open = self.callers.0.lock().expect("a panic aborts the process");
+        if let Some(count) = open.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// Greets and shakes hands; none where the client leaves before.
+async fn begin(pki: &Pki, mut stream: TcpStream) -> Result<Option<(TlsStream<TcpStream>, u32)>> {
     stream.set_nodelay(true).context("set TCP_NODELAY")?;
-    let stream = stream.into_std().context("greet")?;
-    let greeting = tokio::task::spawn_blocking(move || -> std::io::Result<_> {
-        let mut stream = stream;
-        stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(CONNECT_TIMEOUT))?;
-        let flags = before_tls(&mut stream)?;
-        stream.set_read_timeout(None)?;
-        stream.set_nonblocking(true)?;
-        Ok((stream, flags))
-    });
-    let (stream, flags) = greeting.await.expect("a panic aborts the process").context("greet")?;
-    let Some(flags) = flags else { return Ok(()) };
-    let acceptor = TlsAcceptor::from(pki.api_server()?);
-    let stream = TcpStream::from_std(stream).context("begin TLS")?;
-    let mut stream = timeout(CONNECT_TIMEOUT, acceptor.accept(stream))
-        .await
-        .context("the client does not finish its TLS handshake")?
-        .context("TLS handshake")?;
+    find_out_if_gone(&stream).context("set TCP's keepalive")?;
+    let Some(flags) = greet(&mut stream).await.context("greet")? else { return Ok(None) };
+    let acceptor = TlsAcceptor::from(pki.nbd_server()?);
+    let stream = acceptor.accept(stream).await.context("TLS handshake")?;
+    Ok(Some((stream, flags)))
+}
+
+/// The client's flags, once TLS begins with the next byte.
+async fn greet(stream: &mut TcpStream) -> io::Result<Option<u32>> {
+    let (mut greeting, hello) = BeforeTls::begin();
+    stream.write_all(&hello).await?;
+    let mut buf = [0; BeforeTls::WANTS_MAX];
+    loop {
+        let wanted = &mut buf[..greeting.wants()];
+        stream.read_exact(wanted).await?;
+        let step = greeting.take(wanted)?;
+        stream.write_all(&step.reply).await?;
+        match step.next {
+            Next::More => {}
+            Next::Tls { flags } => return Ok(Some(flags)),
+            Next::Leave => return Ok(None),
+        }
+    }
+}
+
+/// A client whose host or link is gone says no farewell: its connection would count as one that is there for ever.
+fn find_out_if_gone(stream: &TcpStream) -> io::Result<()> {
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, NBD_KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(stream, NBD_KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(stream, NBD_KEEPALIVE_TRIES)?;
+    let limit = u32::try_from(NBD_UNACKNOWLEDGED_MAX.as_millis()).expect("half a minute");
+    Ok(sockopt::set_tcp_user_timeout(stream, limit)?)
+}
+
+async fn serve(source: &Arc<Source>, mut stream: TlsStream<TcpStream>, flags: u32) -> Result<()> {
     let (ours, theirs) = PairedStream::pair().context("make a socket pair")?;
     let source = source.clone();
     std::thread::Builder::new()
@@ -97,4 +180,23 @@ async fn serve(source: &Arc<Source>, pki: &Pki, stream: TcpStream) -> Result<()>
     // How it ends is told by the thread; a client that hangs up is nothing to tell of.
     let _ = tokio::io::copy_bidirectional_with_sizes(&mut stream, &mut ours, 256 << 10, 256 << 10).await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_has_its_share_of_those_not_known_yet_and_gets_it_back() {
+        let (callers, here, there) =
+            (Callers::default(), IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+        let mut shares: Vec<Share> =
+            (0..NBD_TLS_GREETINGS_OF_ADDRESS_MAX).map(|_| callers.admit(here).expect("a share")).collect();
+        assert!(callers.admit(here).is_none());
+        assert!(callers.admit(there).is_some());
+        shares.pop();
+        shares.push(callers.admit(here).expect("a share again"));
+        drop(shares);
+        assert!(callers.0.lock().expect("no panic").is_empty());
+    }
 }

@@ -17,7 +17,7 @@ mod request;
 mod server;
 mod transmit;
 
-pub use before_tls::before_tls;
+pub use before_tls::{BeforeTls, Next, Step};
 pub use client::Client;
 pub(crate) use server::bind_socket;
 pub use server::{BindError, Export, Server, serve_greeted};

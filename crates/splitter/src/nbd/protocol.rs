@@ -128,22 +128,36 @@ impl Context {
 
 /// Greets a client, and reads its flags.
 pub(super) fn greet(stream: &mut (impl Read + Write)) -> io::Result<u32> {
-    let mut hello = INIT_MAGIC.to_be_bytes().to_vec();
-    hello.extend(OPTION_MAGIC.to_be_bytes());
-    hello.extend(HANDSHAKE_FLAGS.to_be_bytes());
-    stream.write_all(&hello)?;
+    stream.write_all(&hello())?;
     let mut flags = [0; 4];
     stream.read_exact(&mut flags)?;
-    let flags = u32::from_be_bytes(flags);
+    client_flags(flags)
+}
+
+/// What a server says first.
+pub(super) fn hello() -> [u8; 18] {
+    let mut hello = [0; 18];
+    hello[..8].copy_from_slice(&INIT_MAGIC.to_be_bytes());
+    hello[8..16].copy_from_slice(&OPTION_MAGIC.to_be_bytes());
+    hello[16..].copy_from_slice(&HANDSHAKE_FLAGS.to_be_bytes());
+    hello
+}
+
+/// The client's flags, if it has none that we do not know.
+pub(super) fn client_flags(bytes: [u8; 4]) -> io::Result<u32> {
+    let flags = u32::from_be_bytes(bytes);
     if flags & !u32::from(HANDSHAKE_FLAGS) != 0 {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "unknown client flags"));
     }
     Ok(flags)
 }
 
+/// Magic, option, length.
+pub(super) const OPTION_HEAD_BYTES: usize = 16;
+
 /// The next option and the length of its data, which follows.
 pub(super) fn read_option_head(stream: &mut impl Read) -> io::Result<(u32, u32)> {
-    let mut head = [0; 16];
+    let mut head = [0; OPTION_HEAD_BYTES];
     stream.read_exact(&mut head)?;
     let mut fields = Fields(&head);
     let magic = fields.u64();
