@@ -9,6 +9,13 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use types::limits;
 
+/// Where the operator's commands look for the agent and for keys too, unless they are told otherwise.
+const RUN_DIR: &str = "/run/holdfast";
+const PKI_DIR: &str = "/etc/holdfast/pki";
+/// Modes of disks' sockets: with nobody else named, and with a group.
+const SOCKET_MODE_OF_USER: u32 = 0o600;
+const SOCKET_MODE_OF_GROUP: u32 = 0o660;
+
 /// How frames are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
 #[serde(rename_all = "lowercase")]
@@ -83,6 +90,10 @@ pub struct Config {
     /// Spills lie in folders of it.
     pub spill_dir: PathBuf,
     pub journal: JournalConfig,
+    /// The group that may use the sockets of disks, beside the agent's user.
+    pub socket_group: Option<String>,
+    /// The mode of these sockets.
+    pub socket_mode: u32,
     pub qemu: PathBuf,
     /// How often the change log of a VM under the tap is begun anew.
     pub change_log_seconds: u64,
@@ -114,6 +125,8 @@ struct Raw {
     stream: RawStream,
     #[serde(default)]
     nbd: RawNbd,
+    #[serde(default)]
+    sockets: RawSockets,
     #[serde(default)]
     buffers: RawBuffers,
     #[serde(default)]
@@ -149,6 +162,13 @@ struct RawStream {
 #[serde(deny_unknown_fields)]
 struct RawNbd {
     listen: Option<SocketAddr>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawSockets {
+    group: Option<String>,
+    mode: Option<Spanned<u32>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -240,6 +260,10 @@ impl Config {
         }
         let base = path.parent().map(Path::to_path_buf).unwrap_or_default();
         let state_dir = base.join(raw.state_dir.get_ref());
+        let outside = |given: Option<PathBuf>, default: &str| match given {
+            Some(path) => base.join(path),
+            None => PathBuf::from(default),
+        };
         let inside = |given: Option<PathBuf>, name: &str| match given {
             Some(path) => base.join(path),
             None => state_dir.join(name),
@@ -256,7 +280,8 @@ impl Config {
         let mut journal = raw.journal.check(ranged)?;
         journal.folder.clone_from(&journal_dir);
         journal.replica_folder = journal.replica_folder.map(|folder| base.join(folder));
-        let run_dir = inside(raw.run_dir, "run");
+        let run_dir = outside(raw.run_dir, RUN_DIR);
+        let socket_mode = raw.sockets.mode().map_err(|(offset, what)| at(offset, what))?;
         let mut windows = Vec::new();
         for window in &raw.stream.limit {
             let parsed = LimitWindow::parse(window.get_ref());
@@ -281,7 +306,9 @@ impl Config {
             buffer_pool_bytes,
             spill_dir: inside(raw.buffers.spill_dir, "spill"),
             journal_dir,
-            pki_dir: inside(raw.pki_dir, "pki"),
+            pki_dir: outside(raw.pki_dir, PKI_DIR),
+            socket_group: raw.sockets.group,
+            socket_mode,
             api_socket: raw.api.socket.map_or_else(|| run_dir.join("agent.sock"), |path| base.join(path)),
             run_dir,
             api_listen: raw.api.listen,
@@ -297,6 +324,25 @@ impl Config {
             agent: raw.agent.into_inner(),
             state_dir,
         })
+    }
+}
+
+impl RawSockets {
+    /// The sockets' mode, or where and why not.
+    fn mode(&self) -> Result<u32, (usize, String)> {
+        let Some(given) = &self.mode else {
+            return Ok(if self.group.is_some() { SOCKET_MODE_OF_GROUP } else { SOCKET_MODE_OF_USER });
+        };
+        match *given.get_ref() {
+            mode if mode & !SOCKET_MODE_OF_GROUP == 0 => Ok(mode),
+            mode => {
+                let what = format!(
+                    "mode = 0o{mode:o} is more than 0o660: who may use a disk's socket reads and writes the disk; \
+                     name the hypervisor's group with group = \"…\" instead"
+                );
+                Err((given.span().start, what))
+            }
+        }
     }
 }
 
@@ -428,3 +474,6 @@ fn cure(message: &str) -> String {
         format!("{message}; correct this line")
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,8 +5,10 @@ use crate::artifacts::Artifacts;
 use crate::config::Config;
 use crate::http::{App, serve};
 use crate::pki::Pki;
+use crate::privacy;
 use crate::recovery::{Recovery, listen};
 use crate::service;
+use crate::sockets::{RunDir, SocketAccess};
 use crate::source::{Source, serve_disks};
 use crate::state::{StateDir, boot_id};
 use anyhow::{Context, Result};
@@ -52,16 +54,25 @@ impl Agent {
     /// # Errors
     /// Where it cannot start; the message says what to do.
     pub async fn start(config: Config) -> Result<Self> {
+        let sockets = SocketAccess::new(config.socket_group.as_deref(), config.socket_mode)?;
         let state = Arc::new(StateDir::open(&config.state_dir)?);
-        for folder in [&config.journal_dir, &config.run_dir] {
-            std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+        std::fs::create_dir_all(&config.journal_dir)
+            .with_context(|| format!("make {}", config.journal_dir.display()))?;
+        let kept =
+            [&config.state_dir, &config.journal_dir, &config.spill_dir, &config.pki_dir, &config.run_dir];
+        for folder in kept.into_iter().chain(&config.journal.replica_folder) {
+            privacy::close(folder)?;
         }
+        let run_dir = RunDir::make(&config.run_dir, sockets)?;
         let run = state.next_run()?;
         let artifacts = Arc::new(Artifacts::open(state.path("files"))?);
         let boot_id = boot_id()?;
         let alerts = Arc::new(Alerts::default());
-        let source = Source::new(&config, state.clone(), artifacts.clone(), run, boot_id, alerts.clone());
-        let recovery = Recovery::new(&config, state, artifacts, boot_id, alerts.clone());
+        let source = {
+            let (run_dir, state, artifacts) = (run_dir.clone(), state.clone(), artifacts.clone());
+            Source::new(&config, run_dir, state, artifacts, run, boot_id, alerts.clone())
+        };
+        let recovery = Recovery::new(&config, run_dir, state, artifacts, boot_id, alerts.clone());
         let pki = Pki::new(&config.pki_dir);
         tracing::info!(site = config.site, agent = config.agent, run = run.0, "agent starts");
         if let Err(error) = raise_file_limit() {

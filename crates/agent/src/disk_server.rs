@@ -1,8 +1,8 @@
 //! Disks on sockets: one for NBD, where each disk is an export, and one for vhost-user of each disk.
 
 use crate::error::{OperationError, Result};
+use crate::sockets::RunDir;
 use crate::source::with_sources;
-use anyhow::Context;
 use splitter::nbd::{Export, Server};
 use splitter::vhost_user::{DiskSocket, VhostServer};
 use std::path::{Path, PathBuf};
@@ -22,12 +22,12 @@ impl std::fmt::Debug for DiskServer {
 }
 
 impl DiskServer {
-    /// Serves disks at `folder/NAME.sock`, and each at `folder/NAME.DISK.vhost`.
+    /// Serves disks at `FOLDER/NAME.sock`, and each at `FOLDER/NAME.DISK.vhost`, in a folder of `run_dir`.
     ///
     /// # Errors
     /// Where another process serves one of the sockets, or none can be made there.
-    pub(crate) fn serve(folder: &Path, name: &str, exports: Vec<Export>) -> Result<Self> {
-        std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    pub(crate) fn serve(run_dir: &RunDir, folder: &str, name: &str, exports: Vec<Export>) -> Result<Self> {
+        let folder = run_dir.served(folder)?;
         let vhost_path = |export: &Export| folder.join(format!("{name}.{}.vhost", export.name));
         let sockets: Vec<_> = exports
             .iter()
@@ -36,6 +36,7 @@ impl DiskServer {
         let conflict = |error: &dyn std::error::Error| OperationError::conflict(with_sources(error));
         let nbd =
             Server::bind(&folder.join(format!("{name}.sock")), exports).map_err(|error| conflict(&error))?;
+        run_dir.give(nbd.path())?;
         let paths: Vec<PathBuf> = sockets.iter().map(|socket| socket.path.clone()).collect();
         let fits = paths.iter().all(|path| std::os::unix::net::SocketAddr::from_pathname(path).is_ok());
         if !fits {
@@ -43,6 +44,7 @@ impl DiskServer {
             return Ok(Self { nbd, vhost_user: None, vhost_user_sockets: Vec::new() });
         }
         let vhost_user = VhostServer::bind(sockets).map_err(|error| conflict(&error))?;
+        paths.iter().try_for_each(|path| run_dir.give(path))?;
         Ok(Self { nbd, vhost_user: Some(vhost_user), vhost_user_sockets: paths })
     }
 

@@ -64,7 +64,7 @@ impl Stage {
             let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             stage.ports.insert(name, port);
             let text = format!(
-                "site = \"{site}\"\nagent = \"{name}\"\nstate_dir = \"state\"\npki_dir = \"pki\"\n\
+                "site = \"{site}\"\nagent = \"{name}\"\nstate_dir = \"state\"\nrun_dir = \"state/run\"\npki_dir = \"pki\"\n\
                  [stream]\nlisten = \"127.0.0.1:{port}\"\n"
             );
             std::fs::write(folder.join(name).join("agent.toml"), text).unwrap();

@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     abort_on_panic();
+    agent::privacy::begin();
     let cli = cli::Cli::parse();
     match commands::run(cli) {
         Ok(code) => code,

@@ -1,4 +1,5 @@
-//! Waiting for long work, showing how far it is where somebody looks on.
+//! Waiting for long work, telling how far it is and what holds it up: on a terminal in one line that is written over, else
+//! in a line for each thing that changes.
 
 use crate::print;
 use anyhow::{Context, Result, bail};
@@ -9,18 +10,49 @@ use std::time::Duration;
 /// Between two looks.
 const PACE: Duration = Duration::from_millis(300);
 
-/// Waits until a VM is journaling, showing how far its sync is where somebody looks on. A state that does
-/// not end by itself ends the waiting.
+/// What is told of long work.
+struct Teller {
+    shows: bool,
+    told: String,
+}
+
+impl Teller {
+    fn new() -> Self {
+        Self { shows: std::io::stderr().is_terminal(), told: String::new() }
+    }
+
+    /// `now` is how it stands to somebody who looks on, `change` what a log is told where it is another than before.
+    fn tell(&mut self, now: &str, change: &str) {
+        if self.shows {
+            eprint!("\r\x1b[2K{now}");
+        } else if self.told != change {
+            eprintln!("{change}");
+            change.clone_into(&mut self.told);
+        }
+    }
+
+    fn end(&self) {
+        if self.shows {
+            eprintln!();
+        }
+    }
+}
+
+/// Waits until a VM is journaling, telling how far its sync is and what its link does. A state that does not end by itself
+/// ends the waiting.
 pub(crate) async fn synced(client: &Client, name: &str) -> Result<ProtectedVm> {
-    let shows = std::io::stderr().is_terminal();
+    let mut teller = Teller::new();
     loop {
         let vm = client.protected_vm(name).await?;
-        if shows {
-            eprint!("\r\x1b[2K{}", print::sync_line(&vm));
-        }
+        let trouble = vm.last_error.as_ref().map_or_else(String::new, |error| format!(": {error}"));
+        let tenths = vm
+            .sync_progress
+            .map_or_else(String::new, |progress| format!(", {:.0} % sent", (progress * 10.0).floor() * 10.0));
+        let change = format!("{name}: {}, link {}{tenths}{trouble}", vm.state, vm.link);
+        teller.tell(&format!("{}{trouble}", print::sync_line(&vm)), &change);
         let ended = matches!(vm.state.as_str(), "journaling" | "paused" | "fenced" | "failed");
-        if ended && shows {
-            eprintln!();
+        if ended {
+            teller.end();
         }
         match vm.state.as_str() {
             "journaling" => return Ok(vm),

@@ -87,7 +87,8 @@ impl Site {
     /// Where it cannot be written.
     pub fn configure(&self, more: &str) -> Result<()> {
         let text = format!(
-            "site = \"{}\"\nagent = \"agent-1\"\nstate_dir = \"state\"\nrun_dir = \"run\"\n\n\
+            "site = \"{}\"\nagent = \"agent-1\"\nstate_dir = \"state\"\nrun_dir = \"run\"\n\
+             pki_dir = \"state/pki\"\n\n\
              [stream]\nlisten = \"127.0.0.1:{}\"\n{more}",
             self.name, self.stream_port
         );

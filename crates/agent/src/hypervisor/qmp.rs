@@ -58,6 +58,17 @@ impl QmpError {
     }
 }
 
+/// What QEMU said, and what to do where it is about who may use our sockets.
+fn explained(said: String) -> String {
+    if !said.contains("Permission denied") {
+        return said;
+    }
+    format!(
+        "{said}: QEMU runs as a user who may not use this agent's sockets; name a group of that user with \
+         `[sockets] group` in agent.toml and restart the agent"
+    )
+}
+
 impl Qmp {
     pub(super) fn connect(socket: &Path) -> Result<Self, QmpError> {
         let writer = UnixStream::connect(socket).map_err(QmpError::Connect)?;
@@ -98,7 +109,7 @@ impl Qmp {
             }
             if let Some(error) = answer.get("error") {
                 let said = error["desc"].as_str().map_or_else(|| error.to_string(), str::to_owned);
-                return Err(QmpError::Refused { command: command.to_owned(), said });
+                return Err(QmpError::Refused { command: command.to_owned(), said: explained(said) });
             }
             if let Some(value) = answer.get_mut("return") {
                 return Ok(value.take());

@@ -70,8 +70,8 @@ impl Recovery {
         if pid.is_none_or(|pid| self.adapter.state(vm, pid) == RunState::Stopped) {
             return Err(OperationError::conflict(format!("VM {vm} does not run here")));
         }
-        std::fs::create_dir_all(&self.run_dir).context("make the run folder")?;
-        let path = self.run_dir.join(format!("screen-{vm}.png"));
+        std::fs::create_dir_all(self.run_dir.path()).context("make the run folder")?;
+        let path = self.run_dir.join(&format!("screen-{vm}.png"));
         let taken = self.adapter.screenshot(vm, &path);
         let read = taken.and_then(|()| std::fs::read(&path).context("read the screenshot"));
         let _ = std::fs::remove_file(&path);

@@ -132,7 +132,7 @@ impl Recovery {
             device: Arc::new(ImageDisk { image: image.clone(), disk: DiskIndex(at as u16) })
                 as Arc<dyn BlockDevice>,
         });
-        let server = DiskServer::serve(&self.run_dir.join("images"), &record.id, exports.collect())?;
+        let server = DiskServer::serve(&self.run_dir, "images", &record.id, exports.collect())?;
         let socket = server.path().to_path_buf();
         Ok(OpenImage {
             record: record.clone(),

@@ -24,6 +24,7 @@ use crate::clock;
 use crate::config::{Config, JournalConfig};
 use crate::error::{OperationError, Result};
 use crate::hypervisor::Adapter;
+use crate::sockets::RunDir;
 use crate::state::{StateDir, random};
 use failover::FailoverRecord;
 use guests::GuestEvents;
@@ -49,7 +50,7 @@ pub(crate) struct Recovery {
     alerts: Arc<Alerts>,
     guest_events: Arc<GuestEvents>,
     journal_dir: PathBuf,
-    run_dir: PathBuf,
+    run_dir: RunDir,
     /// What the operator has set for all journals of this agent.
     journal_config: JournalConfig,
     /// Below this many free bytes nothing is journaled any more: the rest is left to what else lives there.
@@ -69,6 +70,7 @@ pub(crate) struct Recovery {
 impl Recovery {
     pub(crate) fn new(
         config: &Config,
+        run_dir: RunDir,
         state: Arc<StateDir>,
         artifacts: Arc<Artifacts>,
         boot_id: [u8; 16],
@@ -81,7 +83,7 @@ impl Recovery {
             alerts,
             guest_events: Arc::default(),
             journal_dir: config.journal_dir.clone(),
-            run_dir: config.run_dir.clone(),
+            run_dir,
             journal_config: config.journal.clone(),
             free_bytes_min: config.journal.free_bytes_min,
             dscp: config.dscp,

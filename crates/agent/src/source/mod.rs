@@ -29,6 +29,7 @@ use crate::hypervisor::VmDefinition;
 use crate::link::split_peer;
 use crate::pki::Pki;
 use crate::policy::Policy;
+use crate::sockets::RunDir;
 use crate::state::{StateDir, random};
 use anyhow::Context;
 use api::ProtectRequest;
@@ -62,7 +63,7 @@ pub(crate) struct Source {
     pub(crate) pki: Pki,
     pub(crate) run: RunNumber,
     pub(crate) boot_id: [u8; 16],
-    pub(crate) run_dir: PathBuf,
+    pub(crate) run_dir: RunDir,
     pub(crate) compression: Compression,
     pub(crate) dscp: u8,
     pub(crate) spill_dir: PathBuf,
@@ -79,6 +80,7 @@ pub(crate) struct Source {
 impl Source {
     pub(crate) fn new(
         config: &Config,
+        run_dir: RunDir,
         state: Arc<StateDir>,
         artifacts: Arc<Artifacts>,
         run: RunNumber,
@@ -91,7 +93,7 @@ impl Source {
             pki: Pki::new(&config.pki_dir),
             run,
             boot_id,
-            run_dir: config.run_dir.clone(),
+            run_dir,
             compression: config.compression,
             dscp: config.dscp,
             spill_dir: config.spill_dir.clone(),
@@ -151,6 +153,21 @@ impl Source {
         }
     }
 
+    /// A monitor has one client: a VM that is protected by it is found by its name, not by silence.
+    fn check_monitor(&self, request: &ProtectRequest) -> Result<()> {
+        let Some(qmp) = request.qmp.as_deref().map(std::path::Path::new) else { return Ok(()) };
+        let stalled: Vec<_> = self.stalled().values().map(|stalled| stalled.record.clone()).collect();
+        let records = self.vms().values().map(|vm| vm.record()).chain(stalled).collect::<Vec<_>>();
+        match records.iter().find(|record| record.qmp.as_deref() == Some(qmp)) {
+            Some(record) => Err(OperationError::conflict(format!(
+                "the VM behind {} is protected already, as {}; `holdfast vm unprotect {1}` ends that",
+                qmp.display(),
+                record.name
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// Protects a VM: checks everything first, records it, and begins.
     pub(crate) fn protect(self: &Arc<Self>, request: &ProtectRequest) -> Result<Arc<ProtectedVm>> {
         check_name("VM", &request.name)?;
@@ -160,6 +177,7 @@ impl Source {
                 request.name
             )));
         }
+        self.check_monitor(request)?;
         let group = request.group.clone().unwrap_or_else(|| request.name.clone());
         check_name("group", &group)?;
         check_disks(request)?;

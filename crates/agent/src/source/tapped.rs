@@ -44,7 +44,7 @@ impl VmTap {
         named_by: NamedBy,
     ) -> Result<Self> {
         let wanted: Vec<Wanted> = record.disks.iter().map(|disk| wanted(disk, named_by)).collect();
-        let reader_socket = source.run_dir.join("vms").join(format!("{}.read", record.name));
+        let reader_socket = source.run_dir.of_hypervisors("taps").map_err(unavailable)?.join(&record.name);
         let tap = Tap::open(control, &wanted, reader_socket).map_err(unavailable)?;
         if named_by == NamedBy::Request {
             let name_by_image = |disk: &crate::hypervisor::TapDisk| DiskRecord {

@@ -77,7 +77,7 @@ impl Verification {
             total_bytes: self.total_bytes,
             differing_bytes: self.differing_bytes,
             differing: self.differing.clone(),
-            repaired: self.repaired,
+            repaired: self.repaired && self.differing_bytes > 0,
         }
     }
 }

@@ -82,7 +82,7 @@ impl ProtectedVm {
             .enumerate()
             .map(|(at, local)| Arc::new(ProtectedDisk::new(DiskIndex(at as u16), local, capture.clone())))
             .collect();
-        let server = DiskServer::serve(&source.run_dir.join("vms"), &record.name, exports(&record, &disks))?;
+        let server = DiskServer::serve(&source.run_dir, "vms", &record.name, exports(&record, &disks))?;
         if let Some(tap) = &tap {
             tap.attach(&capture, server.path())?;
         }

@@ -80,12 +80,14 @@ impl Pair {
         };
         config(
             "ours",
-            format!("site = \"ours\"\nagent = \"a\"\nstate_dir = \"state\"\npki_dir = \"pki\"\n{more}"),
+            format!(
+                "site = \"ours\"\nagent = \"a\"\nstate_dir = \"state\"\nrun_dir = \"state/run\"\npki_dir = \"pki\"\n{more}"
+            ),
         )?;
         config(
             "theirs",
             format!(
-                "site = \"theirs\"\nagent = \"b\"\nstate_dir = \"state\"\npki_dir = \"pki\"\n{theirs}\
+                "site = \"theirs\"\nagent = \"b\"\nstate_dir = \"state\"\nrun_dir = \"state/run\"\npki_dir = \"pki\"\n{theirs}\
                  [stream]\nlisten = \"127.0.0.1:{port}\"\n"
             ),
         )?;
@@ -116,8 +118,9 @@ impl Pair {
         let (ours, member) = (self.folder.join("ours/pki"), self.member_folder());
         copy_folder(&ours, &member.join("pki"))?;
         Pki::new(member.join("pki")).issue("c", "agent", &["127.0.0.1".to_owned()], 30)?;
-        let text =
-            format!("site = \"ours\"\nagent = \"c\"\nstate_dir = \"state\"\npki_dir = \"pki\"\n{more}");
+        let text = format!(
+            "site = \"ours\"\nagent = \"c\"\nstate_dir = \"state\"\nrun_dir = \"state/run\"\npki_dir = \"pki\"\n{more}"
+        );
         std::fs::write(member.join("agent.toml"), text).context("write a configuration")?;
         self.restart_member()
     }

@@ -254,3 +254,24 @@ fn what_is_overwritten_before_the_next_checkpoint_is_left_out_where_the_link_is_
     assert!(same_bytes(&stage.copy_image("web", "latest", "latest.raw"), &disk));
     assert_eq!(stage.a.ask(&["vm", "verify", "web"]).unwrap()["differing_bytes"], 0);
 }
+
+#[test]
+fn who_waits_for_a_sync_is_told_what_holds_it_up() {
+    let stage = Stage::set();
+    let disk = stage.disk("disk.raw", 8 << 20);
+    let (out, err) = (stage.path("out"), stage.path("err"));
+    let file = |path: &Path| std::fs::File::create(path).unwrap();
+    let nobody = format!("127.0.0.1:{}", lab::free_port().unwrap());
+    let mut command = stage.a.command();
+    command.args(["vm", "protect", "web", "--disk", &format!("vda={}", disk.display()), "--peer", &nobody]);
+    let mut waiting = command.arg("--wait").stdout(file(&out)).stderr(file(&err)).spawn().unwrap();
+    let told = wait_until("the trouble and the socket", SOON, || {
+        let text = std::fs::read_to_string(&err)?;
+        Ok((text.contains("onnection refused") && text.contains("web.sock")).then_some(text))
+    });
+    waiting.kill().unwrap();
+    waiting.wait().unwrap();
+    // A line for what changes, not for each look.
+    let lines = told.unwrap().lines().count();
+    assert!(lines < 10, "{lines} lines");
+}

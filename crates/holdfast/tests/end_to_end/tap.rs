@@ -163,6 +163,8 @@ fn a_tap_that_is_taken_away_is_attached_again_and_a_vm_that_cannot_be_tapped_is_
     let before = traces(&stage);
     protect(&stage, &qmp).unwrap();
     stage.a.wait_for_state("web", "journaling", SOON).unwrap();
+    let again = ["vm", "protect", "web2", "--qmp", &qmp_text, "--peer", &peer];
+    refused(stage.a.ask(&again), 4, "protected already, as web");
     // An administrator ends the job: what the guest writes until it is found out is found again.
     ask(&stage, "block-job-cancel", &json!({ "device": "holdfast-vda", "force": true }));
     more_ticks(&mut guest, 3);
