@@ -16,6 +16,8 @@ pub struct Damage {
     pub what: String,
     /// Cuts from here on may miss writes, until the source has sent everything again.
     pub from: WriteSeq,
+    /// The index knows what lay there, so that reading it fails instead of showing older bytes.
+    pub indexed: bool,
 }
 
 impl Damage {
@@ -38,8 +40,8 @@ impl Damage {
         let point = newest.map_or(&mut manifest.base, |sealed| &mut sealed.point);
         // Without an incarnation the source cannot resume: it sends everything again.
         point.incarnation = None;
-        let (what, from_seq) = (self.what.clone(), self.from.raw());
-        manifest.damage.push(DamageEntry { what, from_seq, to_seq: None });
+        let (what, from_seq, indexed) = (self.what.clone(), self.from.raw(), self.indexed);
+        manifest.damage.push(DamageEntry { what, from_seq, to_seq: None, indexed });
     }
 }
 

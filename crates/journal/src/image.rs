@@ -3,7 +3,7 @@
 use crate::journal::Journal;
 use crate::overlay::{Overlay, OverlayError};
 use crate::payload::ReadError;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 use types::{ByteRange, DiskIndex, WriteSeq};
 
 /// Why an image could not be opened, read or written.
@@ -28,6 +28,8 @@ pub struct Image {
     cut: WriteSeq,
     /// None once all of it is its own.
     pin: Mutex<Option<u64>>,
+    /// Held by whoever may be reading from the journal: the pin is given back only when nobody is.
+    readers: RwLock<()>,
     sizes: Vec<u64>,
     /// One per disk where the image is writable.
     overlays: Vec<Overlay>,
@@ -51,7 +53,7 @@ impl Image {
         let pinned = journal.pin_image(cut);
         let sizes = disks.iter().map(|disk| disk.size_bytes).collect();
         let pin = Mutex::new(pinned.as_ref().ok().copied());
-        let mut image = Self { journal, cut, pin, sizes, overlays: Vec::new() };
+        let mut image = Self { journal, cut, pin, readers: RwLock::default(), sizes, overlays: Vec::new() };
         if let Some(folder) = folder {
             for disk in &disks {
                 let store = &*image.journal.store;
@@ -72,6 +74,8 @@ impl Image {
 
     /// Gives the pin back: nothing is read from the journal any more.
     pub(crate) fn unpin(&self) {
+        // Who has looked up what lies below reads it there still, and would read what a fold puts in its place.
+        let _nobody = self.readers.write().expect("a panic aborts the process");
         if let Some(pin) = self.pin.lock().expect("a panic aborts the process").take() {
             self.journal.unpin_image(pin);
         }
@@ -100,6 +104,7 @@ impl Image {
     /// # Errors
     /// [`ImageError::Read`] naming a damaged place.
     pub fn read_at(&self, disk: DiskIndex, start: u64, buf: &mut [u8]) -> Result<(), ImageError> {
+        let _reading = self.reading();
         match self.overlays.get(usize::from(disk.0)) {
             Some(overlay) => overlay.read_at(start, buf, |at, part| self.below(disk, at, part)),
             None => self.below(disk, start, buf),
@@ -111,6 +116,7 @@ impl Image {
     /// # Errors
     /// [`ImageError::ReadOnly`] where there is none.
     pub fn write_at(&self, disk: DiskIndex, start: u64, bytes: &[u8]) -> Result<(), ImageError> {
+        let _reading = self.reading();
         self.overlay(disk)?.write_at(start, bytes, |at, part| self.below(disk, at, part))
     }
 
@@ -119,6 +125,7 @@ impl Image {
     /// # Errors
     /// [`ImageError::ReadOnly`] where there is no overlay.
     pub fn zero(&self, disk: DiskIndex, range: ByteRange) -> Result<(), ImageError> {
+        let _reading = self.reading();
         self.overlay(disk)?.zero(range, |at, part| self.below(disk, at, part))
     }
 
@@ -139,6 +146,10 @@ impl Image {
 
     pub(crate) fn sizes(&self) -> &[u64] {
         &self.sizes
+    }
+
+    fn reading(&self) -> RwLockReadGuard<'_, ()> {
+        self.readers.read().expect("a panic aborts the process")
     }
 
     fn overlay(&self, disk: DiskIndex) -> Result<&Overlay, ImageError> {

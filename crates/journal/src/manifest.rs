@@ -184,6 +184,9 @@ pub struct DamageEntry {
     pub from_seq: u64,
     /// The sequence of the sync that made it good; none while it is not.
     pub to_seq: Option<u64>,
+    /// Whether the index still knows what lay there.
+    #[serde(default)]
+    pub indexed: bool,
 }
 
 impl SegmentInfo {

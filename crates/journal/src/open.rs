@@ -247,7 +247,7 @@ impl RedoReading {
                     };
                     if let Err(error) = read {
                         let error = io_or_damage(error)?;
-                        self.damage.push(Damage { what: error, from: before.next() });
+                        self.damage.push(Damage { what: error, from: before.next(), indexed: false });
                     }
                     self.timeline.stand_at(&sealed.point);
                     self.newest_at = Some(WallTime(sealed.newest_at));
@@ -288,7 +288,7 @@ impl RedoReading {
             Ok(segment) => segment,
             Err(error) => {
                 let from = self.timeline.last_seq.next();
-                self.damage.push(Damage { what: io_or_damage(error)?, from });
+                self.damage.push(Damage { what: io_or_damage(error)?, from, indexed: false });
                 return Ok(());
             }
         };
@@ -325,7 +325,7 @@ impl RedoReading {
         let is_io = matches!(error, SegmentError::Io { .. });
         if was_acked || is_io {
             let from = self.timeline.last_seq.next();
-            self.damage.push(Damage { what: io_or_damage(error)?, from });
+            self.damage.push(Damage { what: io_or_damage(error)?, from, indexed: false });
         } else if scan.is_torn_here() {
             self.torn_bytes = PAGE_BYTES.max(scan.end().saturating_sub(scan.position.at));
         }
@@ -415,7 +415,7 @@ impl UndoReading {
             damage: None,
         };
         // Whatever is older than a before-image may need it.
-        let damage = |what| Damage { what, from: WriteSeq::from_raw(manifest.retired_below) };
+        let damage = |what| Damage { what, from: WriteSeq::from_raw(manifest.retired_below), indexed: false };
         for info in &manifest.undo.segments {
             if let Some(sealed) = &info.sealed {
                 reading.reaches = WriteSeq::from_raw(sealed.point.last_seq);

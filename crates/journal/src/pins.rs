@@ -3,8 +3,8 @@
 
 use crate::age::micros;
 use crate::image::ImageError;
-use crate::journal::Journal;
-use crate::manifest::PinEntry;
+use crate::journal::{Journal, Shared};
+use crate::manifest::{DamageEntry, PinEntry};
 use std::io;
 use std::time::Duration;
 use types::{WallTime, WriteSeq};
@@ -27,13 +27,27 @@ pub struct Expiry {
     pub at: WallTime,
 }
 
+impl Shared {
+    /// Whether `cut` was given out, as consistent, and holds whatever was found or sent since: somebody has pinned it,
+    /// and the index still knows all that it shows, so that reads either show it or fail.
+    fn is_promised(&self, cut: WriteSeq) -> bool {
+        let mut pins = self.manifest.pins.iter().map(|pin| pin.cut);
+        let is_pinned = pins.any(|pin| pin == cut.raw()) || self.image_pins.values().any(|pin| *pin == cut);
+        let is_lost = |damage: &DamageEntry| {
+            !damage.indexed && damage.from_seq <= cut.raw() && damage.to_seq.is_none_or(|to| to > cut.raw())
+        };
+        is_pinned && self.timeline.reaches(cut) && !self.manifest.damage.iter().any(is_lost)
+    }
+}
+
 impl Journal {
     /// Pins `cut` for an image, until [`Journal::unpin_image`].
     pub(crate) fn pin_image(&self, cut: WriteSeq) -> Result<u64, ImageError> {
         let is_consistent = self.is_consistent(cut);
         let mut shared = self.write_shared();
         // It may have been retired, or a gap been found, since.
-        if !is_consistent || !shared.timeline.is_consistent_checkpoint(cut) {
+        let is_good = is_consistent && shared.timeline.is_consistent_checkpoint(cut);
+        if !is_good && !shared.is_promised(cut) {
             return Err(ImageError::NotConsistent { cut });
         }
         let id = shared.next_image_pin;

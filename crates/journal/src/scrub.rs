@@ -110,7 +110,10 @@ impl Journal {
         };
         let damage = self.read_around_damage(kind, info, before, each)?;
         let from = |last| self.lost_from(kind, last);
-        Ok((bytes, damage.into_iter().map(|(what, last)| Damage { what, from: from(last) }).collect()))
+        Ok((
+            bytes,
+            damage.into_iter().map(|(what, last)| Damage { what, from: from(last), indexed: true }).collect(),
+        ))
     }
 
     /// Tells `each` batch of a sealed segment whose tables check. What does not check is returned, with the last
@@ -195,7 +198,7 @@ impl Journal {
             let entries = found.batch.entries().iter();
             entries.flat_map(|entry| extents_of(entry, page)).for_each(|extent| table.insert(extent));
         };
-        self.read_around_damage(kind, info, WriteSeq::ZERO, each).map_err(FoldError::Footer)?;
+        let damage = self.read_around_damage(kind, info, WriteSeq::ZERO, each).map_err(FoldError::Footer)?;
         let number = self.read_shared().manifest.next_file + 1;
         let fresh = RunInfo { file: Some(number), at: 0, ..old.clone() };
         let file = self.store.open(&fresh.file_name(kind), true).map_err(FoldError::Footer)?;
@@ -224,6 +227,10 @@ impl Journal {
                 }
                 log.runs.iter_mut().filter(|run| *run == old).for_each(|run| *run = fresh.clone());
                 manifest.next_file = manifest.next_file.max(number);
+                // What its tables said is not in the new footer.
+                for entry in manifest.damage.iter_mut() {
+                    entry.indexed &= !damage.iter().any(|(what, _)| *what == entry.what);
+                }
             },
             |shared, manifest| {
                 shared.set_manifest(manifest, |view| {

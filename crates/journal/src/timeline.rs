@@ -95,7 +95,8 @@ impl Timeline {
                 }
                 Kind::SyncBegin => {
                     let missing_from = WriteSeq::from_raw(entry.range.start);
-                    self.open_gap(missing_from.min(entry.seq));
+                    // Up to the watermark nothing is missing: cuts there may have been given out, and stay.
+                    self.open_gap(missing_from.min(entry.seq).max(self.watermark.next()));
                 }
                 Kind::SyncEnd => self.close_gap(entry.seq),
                 Kind::LeftOut => self.leave_out(entry.seq, WriteSeq::from_raw(entry.range.start)),
@@ -184,7 +185,12 @@ impl Timeline {
 
     /// Whether the VM can be opened exactly at `cut`, which is a checkpoint's.
     pub(crate) fn is_consistent_checkpoint(&self, cut: WriteSeq) -> bool {
-        (self.floor.max(WriteSeq::ZERO.next())..=self.watermark).contains(&cut) && !self.is_gap_at(cut)
+        self.reaches(cut) && !self.is_gap_at(cut)
+    }
+
+    /// Whether `cut` lies between the oldest end and the newest.
+    pub(crate) fn reaches(&self, cut: WriteSeq) -> bool {
+        (self.floor.max(WriteSeq::ZERO.next())..=self.watermark).contains(&cut)
     }
 
     /// Whether writes are missing up to now.

@@ -3,13 +3,14 @@
 
 mod stream;
 
-use journal::{AppendStream, Journal, Report, Shards, Store, StoreFile};
+use journal::{AppendStream, Journal, Report, Shards};
 use sim::{Rng, SimStore};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, mpsc};
+use stream::hooked::{Access, Hooked};
 use stream::{SMALL, Stream, append, create_in};
-use types::{ByteRange, Epoch, WallTime, WriteSeq};
+use types::{Epoch, WallTime, WriteSeq};
 
 /// What becomes of the next writes to segments; after the last one all succeed.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -41,66 +42,15 @@ impl Fates {
     }
 }
 
-#[derive(Debug)]
-struct FatedStore(SimStore, Arc<Fates>);
-
-#[derive(Debug)]
-struct FatedFile(Arc<dyn StoreFile>, Arc<Fates>);
-
-impl Store for FatedStore {
-    fn open(&self, name: &str, create: bool) -> io::Result<Arc<dyn StoreFile>> {
-        let file = self.0.open(name, create)?;
-        Ok(match name.starts_with("segment-") {
-            true => Arc::new(FatedFile(file, self.1.clone())),
-            false => file,
-        })
-    }
-    fn exists(&self, name: &str) -> io::Result<bool> {
-        self.0.exists(name)
-    }
-    fn names(&self) -> io::Result<Vec<String>> {
-        Store::names(&self.0)
-    }
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.0.rename(from, to)
-    }
-    fn remove(&self, name: &str) -> io::Result<()> {
-        self.0.remove(name)
-    }
-    fn sync_folder(&self) -> io::Result<()> {
-        self.0.sync_folder()
-    }
-    fn free_bytes(&self) -> io::Result<u64> {
-        self.0.free_bytes()
-    }
-}
-
-impl StoreFile for FatedFile {
-    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.0.read_at(at, buf)
-    }
-    fn write_at(&self, at: u64, buf: &[u8]) -> io::Result<()> {
-        self.1.take()?;
-        self.0.write_at(at, buf)
-    }
-    fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
-    }
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
-    }
-    fn zero(&self, range: ByteRange) -> io::Result<()> {
-        self.0.zero(range)
-    }
-}
-
 /// A journal with one batch in its open segment.
 fn begin(fates: &Arc<Fates>) -> (SimStore, Arc<Journal>, Stream) {
     let store = SimStore::new();
-    let journal = create_in(Arc::new(FatedStore(store.clone(), fates.clone())), SMALL);
+    let fates = fates.clone();
+    let hooked = Hooked::over(Arc::new(store.clone()), move |name, access| match access {
+        Access::Write if name.starts_with("segment-") => fates.take(),
+        Access::Write | Access::Read => Ok(()),
+    });
+    let journal = create_in(Arc::new(hooked), SMALL);
     let mut stream = Stream::begin();
     append(&journal, stream.batch(), 1, 1);
     (store, Arc::new(journal), stream)

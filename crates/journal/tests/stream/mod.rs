@@ -1,6 +1,8 @@
 //! A stream for tests: batches as a source would send them, and the disk they describe.
 #![allow(clippy::unwrap_used, dead_code, reason = "shared by several test programs")]
 
+pub(crate) mod hooked;
+
 use batch::{Batch, BatchMeta, Codec, Kind, Record, encode, encode_mark};
 use bytes::Bytes;
 use journal::{
@@ -56,6 +58,18 @@ impl Stream {
     fn mark(&mut self, kind: Kind) {
         let seq = self.next();
         self.records.push(Record::mark(seq, kind, Bytes::new()));
+    }
+
+    /// Other VMs of the group draw sequences; what is at or below the last one is told with the next batch.
+    pub(crate) fn pass(&mut self, count: u64) -> WriteSeq {
+        self.seq += count;
+        WriteSeq::from_raw(self.seq)
+    }
+
+    /// From `begin` on writes may be missing.
+    pub(crate) fn begin_sync_from(&mut self, begin: WriteSeq) {
+        self.mark(Kind::SyncBegin);
+        self.records.last_mut().unwrap().range = ByteRange::new(begin.raw(), 0);
     }
 
     pub(crate) fn write(&mut self, start: u64, bytes: &[u8]) {
@@ -141,8 +155,9 @@ impl Stream {
             watermark: WriteSeq::from_raw(self.seq),
             taken_at: WallTime(0),
         };
-        self.sent = self.seq;
-        Batch::parse(encode(&meta, &std::mem::take(&mut self.records), Codec::Raw)).unwrap()
+        let batch = Batch::parse(encode(&meta, &std::mem::take(&mut self.records), Codec::Raw)).unwrap();
+        self.sent = batch.header().last_seq.raw();
+        batch
     }
 
     pub(crate) fn sent(&self) -> WriteSeq {

@@ -1,0 +1,186 @@
+//! A cut that was given out holds, whatever the source sends and whatever is found later.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod stream;
+
+use journal::{Image, Journal, Mode, Settings, Upkeep};
+use sim::SimStore;
+use std::sync::{Arc, Condvar, Mutex};
+use stream::hooked::{Access, Hooked};
+use stream::{SMALL, Stream, append, create, create_in, keep_up};
+use types::{DiskIndex, WallTime, WriteSeq};
+
+const SETTINGS: Settings = Settings { segment_bytes: 40 << 10, ..SMALL };
+const DISK: DiskIndex = DiskIndex(0);
+
+/// Where a read stands that is to wait.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Gate {
+    Open,
+    Shut,
+    Waiting,
+}
+
+fn open(store: &SimStore) -> Arc<Journal> {
+    Arc::new(Journal::open(Arc::new(store.clone()), SETTINGS).unwrap().journal)
+}
+
+fn read(image: &Image, start: u64, len: usize) -> Result<Vec<u8>, journal::ImageError> {
+    let mut found = vec![0; len];
+    image.read_at(DISK, start, &mut found).map(|()| found)
+}
+
+/// The tail of a group lies above the last write of a VM that was quiet. What such a source misses after a crash
+/// begins just behind its last write, below what was given out.
+#[test]
+fn an_image_at_the_tail_of_a_group_is_opened_again_after_the_source_began_anew() {
+    for mode in [Mode::RollForward, Mode::Rollback] {
+        let store = SimStore::new();
+        let journal = Arc::new(create(&store, SETTINGS));
+        journal.set(Settings { mode, ..SETTINGS });
+        let mut stream = Stream::begin();
+        stream.write(0, &[1; 9000]);
+        let tail = stream.pass(5);
+        append(&journal, stream.batch(), 1, 1);
+        let before = stream.disk.clone();
+        assert_eq!(journal.newest_consistent(WriteSeq::MAX), Some(tail));
+        let image = Image::open(journal.clone(), tail, Some("image-1"), [1; 16]).unwrap();
+        image.write_at(DISK, 20_000, &[7; 4096]).unwrap();
+        let pin = journal.pin("image 1", tail, None).unwrap();
+        stream.begin_sync_from(stream.sent().next());
+        stream.write(0, &[2; 9000]);
+        stream.copy_all();
+        stream.end_sync();
+        append(&journal, stream.batch(), 2, 2);
+        keep_up(&journal, 3);
+        drop((image, journal));
+        let journal = open(&store);
+        let image = Image::open(journal.clone(), tail, Some("image-1"), [1; 16]).unwrap();
+        assert_eq!(read(&image, 0, 9000).unwrap(), before[..9000], "{mode:?}");
+        assert_eq!(read(&image, 20_000, 4096).unwrap(), [7; 4096]);
+        drop(image);
+        assert_eq!(journal.unpin(|one| one.id == pin).unwrap(), 1);
+    }
+}
+
+#[test]
+fn a_pinned_image_is_opened_again_and_fails_only_where_it_was_damaged() {
+    let store = SimStore::new();
+    let journal = Arc::new(create(&store, SETTINGS));
+    let mut stream = Stream::begin();
+    for number in 0..6u64 {
+        stream.write(number << 16, &[number as u8 + 1; 30_000]);
+        stream.checkpoint();
+        append(&journal, stream.batch(), number, number as u8 + 1);
+    }
+    keep_up(&journal, 10);
+    let (cut, before) = stream.states[4].clone();
+    journal.pin("image 1", cut, None).unwrap();
+    // A byte of the second write's payload.
+    assert!(store.rot("segment-00000002", 8192 + 20_000));
+    let mut place = None;
+    let mut damages = 0;
+    loop {
+        let step = journal.scrub(place, &Upkeep::plain(WallTime(0), [5; 16])).unwrap();
+        damages += step.damage.len();
+        place = step.place;
+        if place.is_none() {
+            break;
+        }
+    }
+    assert_eq!(damages, 1);
+    drop(journal);
+    let journal = open(&store);
+    assert!(
+        Image::open(journal.clone(), stream.states[3].0, None, [1; 16]).is_err(),
+        "nobody was promised that"
+    );
+    let image = Image::open(journal.clone(), cut, None, [1; 16]).unwrap();
+    let mut failed = 0;
+    for number in 0..6u64 {
+        match read(&image, number << 16, 30_000) {
+            Ok(found) => assert_eq!(found, before[(number as usize) << 16..][..30_000], "{number}"),
+            Err(_) => failed += 1,
+        }
+    }
+    assert_eq!(failed, 1, "what is damaged is told and not made up");
+}
+
+/// What stood in the open segment is in no index: a cut above cannot be shown, and what is shown is not made up.
+#[test]
+fn a_pinned_image_of_which_the_end_is_lost_is_refused() {
+    let store = SimStore::new();
+    let journal = Arc::new(create(&store, SMALL));
+    let mut stream = Stream::begin();
+    for number in 0..4u64 {
+        stream.write(number << 16, &[number as u8 + 1; 30_000]);
+        stream.checkpoint();
+        append(&journal, stream.batch(), number, number as u8 + 1);
+    }
+    let cut = stream.states[3].0;
+    journal.pin("image 1", cut, None).unwrap();
+    drop(journal);
+    assert!(store.rot("segment-00000001", 8192 + 70), "in the first batch, of the open segment");
+    let journal = open(&store);
+    assert!(Image::open(journal.clone(), cut, None, [1; 16]).is_err());
+}
+
+/// A read has looked up what is the image's own and what is not. While it waits for the disk the promotion ends, and
+/// what the image was opened at may be folded away.
+#[test]
+fn a_promotion_does_not_end_under_a_read() {
+    let store = SimStore::new();
+    let gate = Arc::new((Mutex::new(Gate::Open), Condvar::new()));
+    let hooked = {
+        let gate = gate.clone();
+        Hooked::over(Arc::new(store), move |name, access| {
+            let (state, changed) = &*gate;
+            let mut state = state.lock().unwrap();
+            if access == Access::Read && name.ends_with(".data") && *state == Gate::Shut {
+                *state = Gate::Waiting;
+                changed.notify_all();
+                drop(changed.wait_while(state, |state| *state != Gate::Open).unwrap());
+            }
+            Ok(())
+        })
+    };
+    let set = |to: Gate| {
+        *gate.0.lock().unwrap() = to;
+        gate.1.notify_all();
+    };
+    let journal = Arc::new(create_in(Arc::new(hooked), SETTINGS));
+    let mut stream = Stream::begin();
+    stream.write(0, &[1; 30_000]);
+    let cut = stream.checkpoint();
+    append(&journal, stream.batch(), 1, 1);
+    let image = Arc::new(Image::open(journal.clone(), cut, Some("image-1"), [1; 16]).unwrap());
+    image.write_at(DISK, 0, &[7; 4096]).unwrap();
+    for number in 2..6 {
+        stream.write(0, &[number as u8; 30_000]);
+        stream.checkpoint();
+        append(&journal, stream.batch(), number, number as u8);
+    }
+    set(Gate::Shut);
+    let reading = {
+        let image = image.clone();
+        std::thread::spawn(move || read(&image, 0, 16_384).unwrap())
+    };
+    drop(gate.1.wait_while(gate.0.lock().unwrap(), |state| *state != Gate::Waiting).unwrap());
+    let promoting = {
+        let image = image.clone();
+        std::thread::spawn(move || image.promote(|_| true).unwrap())
+    };
+    while !image.promotion().is_done() {
+        std::thread::yield_now();
+    }
+    journal.set(Settings { bytes_soft: 1, ..SETTINGS });
+    for _ in 0..50 {
+        keep_up(&journal, 10);
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    set(Gate::Open);
+    let found = reading.join().unwrap();
+    assert!(found[..4096] == [7; 4096] && found[4096..] == [1; 12_288], "what the image was opened at");
+    assert!(promoting.join().unwrap().is_done());
+    assert_eq!(read(&image, 4096, 4096).unwrap(), [1; 4096]);
+}

@@ -1,0 +1,108 @@
+//! A store that asks before it reads or writes.
+
+use journal::{Store, StoreFile};
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use types::ByteRange;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    Write,
+}
+
+type Hook = dyn Fn(&str, Access) -> io::Result<()> + Send + Sync;
+
+/// What lies below, with a hook before each read and write, which may wait or fail.
+#[derive(Clone)]
+pub(crate) struct Hooked {
+    below: Arc<dyn Store>,
+    hook: Arc<Hook>,
+}
+
+struct HookedFile {
+    below: Arc<dyn StoreFile>,
+    name: String,
+    hook: Arc<Hook>,
+}
+
+impl Hooked {
+    pub(crate) fn over(
+        below: Arc<dyn Store>,
+        hook: impl Fn(&str, Access) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        Self { below, hook: Arc::new(hook) }
+    }
+}
+
+impl fmt::Debug for Hooked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hooked").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for HookedFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HookedFile").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Store for Hooked {
+    fn open(&self, name: &str, create: bool) -> io::Result<Arc<dyn StoreFile>> {
+        let below = self.below.open(name, create)?;
+        Ok(Arc::new(HookedFile { below, name: name.to_owned(), hook: self.hook.clone() }))
+    }
+
+    fn exists(&self, name: &str) -> io::Result<bool> {
+        self.below.exists(name)
+    }
+
+    fn names(&self) -> io::Result<Vec<String>> {
+        self.below.names()
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.below.rename(from, to)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.below.remove(name)
+    }
+
+    fn sync_folder(&self) -> io::Result<()> {
+        self.below.sync_folder()
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        self.below.free_bytes()
+    }
+}
+
+impl StoreFile for HookedFile {
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        (self.hook)(&self.name, Access::Read)?;
+        self.below.read_at(at, buf)
+    }
+
+    fn write_at(&self, at: u64, buf: &[u8]) -> io::Result<()> {
+        (self.hook)(&self.name, Access::Write)?;
+        self.below.write_at(at, buf)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.below.sync_data()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.below.len()
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.below.set_len(len)
+    }
+
+    fn zero(&self, range: ByteRange) -> io::Result<()> {
+        self.below.zero(range)
+    }
+}
