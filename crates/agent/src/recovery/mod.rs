@@ -14,6 +14,7 @@ mod promote;
 mod record;
 mod scrub;
 mod seeds;
+mod turns;
 mod upkeep;
 mod vm;
 mod writer;

@@ -1,14 +1,19 @@
 //! Upkeep of all journals, in turn and in the background: footers, merges, folding, retention, scrubbing.
 
 use super::Recovery;
+use super::turns::{Progress, Turns};
 use super::vm::RecoveredVm;
 use crate::clock;
 use crate::pace::Pace;
 use crate::source::with_sources;
 use crate::state::random;
 use journal::{Clock, Journal, Kept, Upkeep};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+use types::VmId;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Guides and files not used for so many rounds are let go of.
@@ -17,33 +22,61 @@ const REST_EVERY: u64 = 60;
 const FOLD_THREADS: usize = 16;
 
 impl Recovery {
-    /// Keeps up every journal, again and again. One journal's turn is bounded, so none waits for another.
+    /// Keeps up every journal, again and again, in turns: see `turns.rs`.
     pub(crate) async fn keep_up_regularly(self: Arc<Self>) {
         let fold_pace = Arc::new(Pace::new(self.journal_config.fold_bytes_per_second));
-        for round in 1u64.. {
-            tokio::time::sleep(INTERVAL).await;
-            let mut waiting = self.list();
-            while !waiting.is_empty() {
-                let mut more = Vec::new();
-                for vm in waiting {
-                    let (pace, for_vm) = (fold_pace.clone(), vm.clone());
-                    let turn = tokio::task::spawn_blocking(move || keep_up(&for_vm, &pace, round));
-                    match turn.await {
-                        Ok(true) => more.push(vm),
-                        Ok(false) => {}
-                        Err(_) => return,
-                    }
+        let (mut turns, mut stuck) = (Turns::default(), BTreeSet::new());
+        let (ended, mut ends) = mpsc::unbounded_channel();
+        let mut ticks = tokio::time::interval(INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut round = 0u64;
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {
+                    round += 1;
+                    self.list().iter().for_each(|vm| turns.ask(vm.id(), vm.disk()));
+                    self.tell_stuck(&turns, &mut stuck);
                 }
-                waiting = more;
+                Some((vm, more)) = ends.recv() => turns.end(vm, more),
+            }
+            while let Some((id, progress)) = turns.next(clock::now()) {
+                let Some(vm) = self.vms().get(&id).cloned() else {
+                    turns.end(id, false);
+                    continue;
+                };
+                let (pace, ended, rests) =
+                    (fold_pace.clone(), ended.clone(), round.is_multiple_of(REST_EVERY));
+                tokio::task::spawn_blocking(move || {
+                    let more = keep_up(&vm, &pace, &progress, rests);
+                    let _ = ended.send((id, more)); // Nobody is there when the agent ends.
+                });
             }
         }
+    }
+
+    /// Says which journals do not get on, and takes it back.
+    fn tell_stuck(&self, turns: &Turns, known: &mut BTreeSet<VmId>) {
+        let now = turns.stuck(clock::now());
+        let cause = |vm: &VmId| format!("upkeep of {vm}");
+        known.extract_if(.., |vm| !now.contains_key(vm)).for_each(|vm| self.alerts.clear(&cause(&vm)));
+        for vm in now.keys().filter(|vm| !known.contains(*vm)) {
+            let name = self.vms().get(vm).map(|vm| vm.name()).unwrap_or_default();
+            self.alerts.raise(
+                cause(vm),
+                format!(
+                    "the disk of the journal of VM {name} does not answer: nothing is folded there and its history \
+                     grows; see to that disk"
+                ),
+            );
+        }
+        known.extend(now.into_keys());
     }
 }
 
 /// One journal's turn; whether it wants another at once.
-fn keep_up(vm: &RecoveredVm, pace: &Pace, round: u64) -> bool {
+fn keep_up(vm: &RecoveredVm, pace: &Pace, progress: &Progress, rests: bool) -> bool {
     let Some(journal) = vm.journal() else { return false };
-    if round.is_multiple_of(REST_EVERY) {
+    if rests {
         journal.rest();
     }
     let how = Upkeep {
@@ -51,7 +84,10 @@ fn keep_up(vm: &RecoveredVm, pace: &Pace, round: u64) -> bool {
         clock: Clock::Monotonic(clock::now()),
         entropy: random(),
         threads: FOLD_THREADS,
-        pace: &|bytes| pace.spend(bytes),
+        pace: &|bytes| {
+            pace.spend(bytes);
+            progress.note(clock::now());
+        },
     };
     match journal.keep_up(&how) {
         Ok(kept) => {

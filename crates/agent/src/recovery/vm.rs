@@ -9,6 +9,7 @@ use crate::state::StateDir;
 use anyhow::{Context, Result};
 use journal::{CheckpointFacts, Damage, FsStore, Journal, Settings, Store, Thinning};
 use replication::wire::{Hello, Refuse};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -34,6 +35,8 @@ struct Inner {
     policy: JournalPolicy,
     /// Holds the folder's lock as long as the VM is known.
     store: Option<Arc<FsStore>>,
+    /// The file system the folder lies on.
+    disk: u64,
     journal: Option<Arc<Journal>>,
     last_error: Option<String>,
     scrubbed_at: Option<WallTime>,
@@ -75,6 +78,7 @@ impl RecoveredVm {
             record,
             policy,
             store: None,
+            disk: 0,
             journal: None,
             last_error: None,
             scrubbed_at: None,
@@ -185,8 +189,14 @@ impl RecoveredVm {
         let replicas = inner.policy.replica_folder.clone();
         let replicas = replicas.or_else(|| Some(config.replica_folder.as_ref()?.join(self.id.to_string())));
         let store = Arc::new(FsStore::open(folder)?.with_replicas_in(replicas));
+        inner.disk = std::fs::metadata(store.root()).context("look at the journal's folder")?.dev();
         inner.store = Some(store.clone());
         Ok(store)
+    }
+
+    /// The file system its journal lies on.
+    pub(crate) fn disk(&self) -> u64 {
+        self.lock().disk
     }
 
     /// Gives the folder's lock back: the journal lies elsewhere from now on.
