@@ -161,7 +161,7 @@ impl Client {
         self.get("/v1/images").await
     }
 
-    pub async fn close_image(&self, id: &str) -> Result<Done, ClientError> {
+    pub async fn close_image(&self, id: &str) -> Result<ClosedImage, ClientError> {
         self.call(Method::DELETE, &format!("/v1/images/{}", escape(id)), None).await
     }
 

@@ -343,6 +343,16 @@ pub struct Image {
     pub owner: String,
     /// How long opening took.
     pub open_seconds: f64,
+    /// Why it is not served.
+    pub error: Option<String>,
+}
+
+/// An image that is closed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ClosedImage {
+    pub done: bool,
+    /// The plain disks of an image that was promoted: they stay.
+    pub kept: Vec<String>,
 }
 
 /// A request to fail a group over.

@@ -284,7 +284,7 @@ async fn image(client: &Client, command: ImageCommand, json: bool) -> Result<()>
         }
         ImageCommand::List => print::one(json, &client.images().await?, |images| print::image_table(images)),
         ImageCommand::Close { id } => {
-            print::one(json, &client.close_image(&id).await?, |_| format!("image {id} is closed\n"))
+            print::one(json, &client.close_image(&id).await?, |closed| print::closed_image(&id, closed))
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result};
 use api::{
-    CheckpointPage, Failover, Group, Image, Journal, Moving, Pin, Promotion, ProtectedVm, RecoveredVm,
-    Status, Verify,
+    CheckpointPage, ClosedImage, Failover, Group, Image, Journal, Moving, Pin, Promotion, ProtectedVm,
+    RecoveredVm, Status, Verify,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -231,7 +231,20 @@ pub(crate) fn image(image: &Image) -> String {
     for disk in image.disks.iter().filter(|disk| !disk.path.is_empty()) {
         let _ = writeln!(out, "  plain disk  {}", disk.path);
     }
-    let _ = writeln!(out, "  close with  holdfast image close {}", image.id);
+    if let Some(error) = &image.error {
+        let _ = writeln!(out, "  error       {error}");
+    }
+    let keeps = if image.promotion.state == "done" { " (its plain disks stay)" } else { "" };
+    let _ = writeln!(out, "  close with  holdfast image close {}{keeps}", image.id);
+    out
+}
+
+/// An image that is closed, with what stays of it.
+pub(crate) fn closed_image(id: &str, closed: &ClosedImage) -> String {
+    let mut out = format!("image {id} is closed\n");
+    for path in &closed.kept {
+        let _ = writeln!(out, "  plain disk  {path} stays: it is yours to use or to remove");
+    }
     out
 }
 
@@ -311,7 +324,7 @@ pub(crate) fn image_table(images: &[Image]) -> String {
             image.cut.clone(),
             if image.writable { bytes(image.overlay_bytes) } else { "read-only".into() },
             image.owner.clone(),
-            image.socket.clone(),
+            image.error.clone().unwrap_or_else(|| image.socket.clone()),
         ]);
     }
     table(&rows)

@@ -7,8 +7,8 @@ use crate::error::OperationError;
 use crate::recovery::checkpoint_to_api;
 use crate::source::{Command, with_sources};
 use api::{
-    CheckpointPage, Done, Failover, FailoverRequest, Image, OpenImageRequest, Problem, ProtectRequest,
-    ProtectedVm, RecoveredVm, SeedRequest, Status,
+    CheckpointPage, ClosedImage, Done, Failover, FailoverRequest, Image, OpenImageRequest, Problem,
+    ProtectRequest, ProtectedVm, RecoveredVm, SeedRequest, Status,
 };
 use axum::extract::{Path, Query, State};
 use axum::http::header;
@@ -381,15 +381,16 @@ async fn open_image(State(app): State<App>, Body(request): Body<OpenImageRequest
     beside(move || app.recovery.open_image(&request)).await.map(Json)
 }
 
-/// Closes an image and throws its overlay away.
+/// Closes an image and throws its overlay away. The disks of one that was promoted stay.
 #[utoipa::path(delete, path = "/v1/images/{id}", params(("id" = String, Path)), responses(
-    (status = 200, body = Done),
+    (status = 200, body = ClosedImage),
     (status = 404, body = Problem, content_type = "application/problem+json"),
     (status = 409, body = Problem, content_type = "application/problem+json"),
 ))]
-async fn close_image(State(app): State<App>, Path(id): Path<String>) -> Answer<Done> {
-    beside(move || app.recovery.close_image(&id)).await?;
-    Ok(Json(Done { done: true }))
+async fn close_image(State(app): State<App>, Path(id): Path<String>) -> Answer<ClosedImage> {
+    let kept = beside(move || app.recovery.close_image(&id)).await?;
+    let kept = kept.into_iter().map(|path| path.display().to_string()).collect();
+    Ok(Json(ClosedImage { done: true, kept }))
 }
 
 /// Waits shortly for what was commanded to be seen; the answer shows the state either way.

@@ -5,6 +5,7 @@
 
 use super::Recovery;
 use super::at::resolve;
+use super::images::OpenImage;
 use super::vm::{RecoveredVm, checkpoint_to_api};
 use crate::clock;
 use crate::error::{OperationError, Result};
@@ -12,6 +13,7 @@ use crate::hypervisor::{RunState, StartDisk, VmDefinition};
 use anyhow::Context;
 use replication::wire::{Refusal, Refuse};
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 use std::sync::Arc;
 use types::{Epoch, GroupId, Monotonic, WriteSeq};
 
@@ -209,7 +211,9 @@ impl Recovery {
                 self.adapter.stop(&run.vm, pid).with_context(|| format!("stop VM {}", run.vm))?;
             }
             if let Some(image) = self.image(&run.image) {
-                self.discard_image(&image)?;
+                self.end_image(&image)?;
+            } else if self.waiting_images().contains_key(&run.image) {
+                self.end_waiting(&run.image)?;
             }
             self.forget_guest(&run.vm);
         }
@@ -227,6 +231,34 @@ impl Recovery {
             ))),
             None => Err(OperationError::not_found(format!("group {group:?} has not failed over here"))),
         }
+    }
+
+    /// Closes an image that a failover ran on: once that is final, all of the image is its own, and nobody runs on it.
+    pub(super) fn close_image_of_failover(&self, group: &str, image: &OpenImage) -> Result<Vec<PathBuf>> {
+        let _one = self.failing_over.lock().expect("a panic aborts the process");
+        let id = &image.record.id;
+        let runs_on_it = |record: &&FailoverRecord| record.vms.iter().any(|run| run.image == *id);
+        let record = self.failovers().values().find(runs_on_it).cloned();
+        let refuse = |detail: String| Err(OperationError::conflict(detail));
+        if record.as_ref().is_some_and(|record| record.phase != Phase::Committed) {
+            return refuse(format!(
+                "the failover of group {group} runs on this image: roll it back, or commit it and promote the image"
+            ));
+        }
+        if !image.is_promoted() {
+            return refuse(format!(
+                "the failover of group {group} is committed, and its disk still needs the journal: \
+                 `holdfast image promote {id} --wait` first"
+            ));
+        }
+        let run = record.and_then(|record| record.vms.into_iter().find(|run| run.image == *id));
+        if let Some(run) = run {
+            if run.pid.is_some_and(|pid| self.adapter.state(&run.vm, pid) != RunState::Stopped) {
+                return refuse(format!("VM {} runs on this image: shut it down first", run.vm));
+            }
+            self.forget_guest(&run.vm);
+        }
+        self.end_image(image)
     }
 
     /// The process of a VM of a failover; none where it has no definition.

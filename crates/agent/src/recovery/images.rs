@@ -4,13 +4,13 @@
 use super::Recovery;
 use super::at::{journal_of, resolve};
 use super::promote::PromotionRun;
+use super::unserved::Unserved;
 use super::vm::{RecoveredVm, checkpoint_to_api};
 use crate::clock;
 use crate::disk_server::DiskServer;
 use crate::error::{OperationError, Result};
 use crate::source::with_sources;
 use crate::state::random;
-use anyhow::Context;
 use bytes::Bytes;
 use journal::{Image, ImageError};
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,19 @@ pub(super) struct ImageRecord {
     /// The group whose failover holds it; none for an operator's.
     pub(super) failover: Option<String>,
     pub(super) open_seconds: f64,
+    /// Its disks are plain ones, which are never thrown away.
+    #[serde(default)]
+    pub(super) promoted: bool,
+    /// It is being closed, and never served again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) closing: Option<Closing>,
+}
+
+/// How an image is being closed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Closing {
+    /// Where the disks of one go that was promoted; the rest is thrown away.
+    pub(super) keep_in: Option<PathBuf>,
 }
 
 /// A served image.
@@ -54,17 +67,21 @@ impl std::fmt::Debug for OpenImage {
 }
 
 impl ImageRecord {
-    fn file_name(&self) -> String {
+    pub(super) fn owner(&self) -> String {
+        self.failover.as_ref().map_or("operator".into(), |group| format!("failover of {group}"))
+    }
+
+    pub(super) fn file_name(&self) -> String {
         format!("images/{}.json", self.id)
     }
 
     /// Who its pin in the journal belongs to.
-    fn pin_owner(&self) -> String {
+    pub(super) fn pin_owner(&self) -> String {
         format!("image {}", self.id)
     }
 
     /// Where the overlays lie in the journal's folder.
-    fn overlay_folder(&self) -> String {
+    pub(super) fn overlay_folder(&self) -> String {
         format!("image-{}", self.id)
     }
 }
@@ -99,6 +116,8 @@ impl Recovery {
             writable,
             failover,
             open_seconds: 0.0,
+            promoted: false,
+            closing: None,
         };
         // Recorded first: an image somebody may have written to is never forgotten.
         self.state.save(&record.file_name(), &record)?;
@@ -113,7 +132,7 @@ impl Recovery {
         Ok(image)
     }
 
-    fn serve_image(&self, vm: &Arc<RecoveredVm>, record: &ImageRecord) -> Result<OpenImage> {
+    pub(super) fn serve_image(&self, vm: &Arc<RecoveredVm>, record: &ImageRecord) -> Result<OpenImage> {
         let journal = journal_of(vm)?;
         let folder = record.overlay_folder();
         let folder = record.writable.then_some(folder.as_str());
@@ -146,68 +165,66 @@ impl Recovery {
         })
     }
 
-    /// Serves every recorded image again, on the sockets they had.
-    pub(super) fn reopen_images(&self) -> anyhow::Result<()> {
-        for record in self.state.load_all::<ImageRecord>("images")? {
-            let vm = self.list().into_iter().find(|vm| vm.id().to_string() == record.vm);
-            let opened = match vm {
-                Some(vm) => self.serve_image(&vm, &record),
-                None => Err(OperationError::not_found("its journal is not kept here any more")),
-            };
-            match opened {
-                Ok(image) => drop(self.images().insert(record.id.clone(), Arc::new(image))),
-                Err(error) => {
-                    tracing::error!(
-                        image = record.id,
-                        vm = record.vm_name,
-                        error = error.detail,
-                        "image is not served"
-                    );
-                }
-            }
-        }
-        Ok(())
+    pub(crate) fn list_images(&self) -> Vec<api::Image> {
+        let served = self.images();
+        let waiting = self.waiting_images();
+        served.values().map(|image| image.to_api()).chain(waiting.values().map(Unserved::to_api)).collect()
     }
 
-    pub(crate) fn list_images(&self) -> Vec<api::Image> {
-        self.images().values().map(|image| image.to_api()).collect()
+    /// Whether images of a VM are open, served or not.
+    pub(super) fn has_images(&self, vm: &RecoveredVm) -> bool {
+        let id = vm.id().to_string();
+        self.images().values().any(|image| image.record.vm == id)
+            || self.waiting_images().values().any(|image| image.record.vm == id)
     }
 
     pub(super) fn image(&self, id: &str) -> Option<Arc<OpenImage>> {
         self.images().get(id).cloned()
     }
 
-    /// Closes an operator's image and throws its overlay away.
-    pub(crate) fn close_image(&self, id: &str) -> Result<()> {
-        let image = self.image(id).ok_or_else(|| {
-            OperationError::not_found(format!(
-                "no image {id:?} is open; `holdfast image list` shows those that are"
-            ))
-        })?;
-        if let Some(group) = &image.record.failover {
-            return Err(OperationError::conflict(format!(
-                "the failover of group {group} runs on this image; roll it back instead"
-            )));
+    /// Closes an image. Its overlay is thrown away, unless it was promoted: then its disks stay, and where is returned.
+    pub(crate) fn close_image(&self, id: &str) -> Result<Vec<PathBuf>> {
+        let Some(image) = self.image(id) else {
+            return self.close_waiting(id);
+        };
+        match &image.record.failover {
+            Some(group) => self.close_image_of_failover(group, &image),
+            None => self.end_image(&image),
         }
-        self.discard_image(&image)
     }
 
-    pub(super) fn discard_image(&self, image: &OpenImage) -> Result<()> {
+    /// Ends an image: the disks of one that was promoted are kept beside the journal's folder, whatever else is
+    /// thrown away.
+    pub(super) fn end_image(&self, image: &OpenImage) -> Result<Vec<PathBuf>> {
         image.promotion.stop();
+        let mut record = image.record.clone();
+        let is_promoted = image.is_promoted();
+        let keep_in = is_promoted.then(|| super::promoted::place_for(&image.folder, &record)).transpose()?;
         drop(image.server.lock().expect("a panic aborts the process").take());
-        // The pin is kept over restarts, so that nothing an image needs is folded before it is served again.
-        image.unpin().context("remove the image's pin")?;
-        self.images().remove(&image.record.id);
-        image.journal.discard_overlays(&image.record.overlay_folder()).context("remove the overlay")?;
-        self.state.remove(&image.record.file_name())?;
-        tracing::info!(vm = image.record.vm_name, image = image.record.id, "image closed");
-        Ok(())
+        if is_promoted {
+            for disk in 0..image.disks.len() {
+                let flushed = image.image.flush(DiskIndex(disk as u16));
+                flushed.map_err(|error| anyhow::anyhow!("flush a disk: {}", with_sources(&error)))?;
+            }
+        }
+        record.closing = Some(Closing { keep_in });
+        let ended = self.finish_image(&image.journal, &image.folder, &record);
+        if let Err(error) = &ended {
+            self.wait_for_image(record.clone(), error.detail.clone());
+        }
+        self.images().remove(&record.id);
+        ended
     }
 }
 
 impl OpenImage {
     pub(super) fn image(&self) -> &Image {
         &self.image
+    }
+
+    /// Whether its disks are plain ones that need nothing else.
+    pub(super) fn is_promoted(&self) -> bool {
+        self.image.is_writable() && self.image.promotion().is_done()
     }
 
     /// Takes away the pin that is kept over restarts.
@@ -250,12 +267,9 @@ impl OpenImage {
             disks: self.disks_to_api(promotion.state == "done"),
             overlay_bytes: self.image.overlay_bytes(),
             promotion,
-            owner: self
-                .record
-                .failover
-                .as_ref()
-                .map_or("operator".into(), |group| format!("failover of {group}")),
+            owner: self.record.owner(),
             open_seconds: self.record.open_seconds,
+            error: None,
         }
     }
 }

@@ -11,10 +11,12 @@ mod journals;
 mod moving;
 mod policy;
 mod promote;
+mod promoted;
 mod record;
 mod scrub;
 mod seeds;
 mod turns;
+mod unserved;
 mod upkeep;
 mod vm;
 mod writer;
@@ -61,6 +63,8 @@ pub(crate) struct Recovery {
     boot_id: [u8; 16],
     vms: Mutex<BTreeMap<VmId, Arc<RecoveredVm>>>,
     images: Mutex<BTreeMap<String, Arc<images::OpenImage>>>,
+    /// Recorded images that cannot be served just now. Taken after `images`.
+    waiting_images: Mutex<BTreeMap<String, unserved::Unserved>>,
     failovers: Mutex<BTreeMap<GroupId, FailoverRecord>>,
     /// New journals are made one at a time.
     making: Mutex<()>,
@@ -92,6 +96,7 @@ impl Recovery {
             boot_id,
             vms: Mutex::default(),
             images: Mutex::default(),
+            waiting_images: Mutex::default(),
             failovers: Mutex::default(),
             making: Mutex::default(),
             failing_over: Mutex::default(),
@@ -265,7 +270,7 @@ impl Recovery {
     /// Forgets a VM and its journal, for good.
     pub(crate) fn forget(&self, name: &str) -> Result<()> {
         let vm = self.vm(name)?;
-        if self.images().values().any(|image| image.record.vm == vm.id().to_string()) {
+        if self.has_images(&vm) {
             return Err(OperationError::conflict(format!("images of VM {name} are open; close them first")));
         }
         if vm.is_streaming() {
@@ -287,6 +292,10 @@ impl Recovery {
 
     fn images(&self) -> MutexGuard<'_, BTreeMap<String, Arc<images::OpenImage>>> {
         self.images.lock().expect("a panic aborts the process")
+    }
+
+    fn waiting_images(&self) -> MutexGuard<'_, BTreeMap<String, unserved::Unserved>> {
+        self.waiting_images.lock().expect("a panic aborts the process")
     }
 
     fn failovers(&self) -> MutexGuard<'_, BTreeMap<GroupId, FailoverRecord>> {

@@ -41,8 +41,7 @@ impl Recovery {
         let vm = self.vm(name)?;
         let target = PathBuf::from(folder);
         check_target(&target)?;
-        let used = self.images().values().any(|image| image.record.vm == vm.id().to_string());
-        if used {
+        if self.has_images(&vm) {
             return Err(OperationError::conflict(format!("images of VM {name} are open; close them first")));
         }
         let alone = vm.lock_opening();

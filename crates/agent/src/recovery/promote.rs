@@ -1,10 +1,11 @@
 //! Promotion of open images in the background.
 
 use super::Recovery;
-use super::images::OpenImage;
+use super::images::{ImageRecord, OpenImage};
 use crate::error::{OperationError, Result};
 use crate::pace::Pace;
 use crate::source::with_sources;
+use crate::state::StateDir;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,12 +13,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// A promotion of one image, and how it went.
 #[derive(Debug, Default)]
 pub(super) struct PromotionRun {
+    /// It was asked for, and came to its end: the disks are never thrown away. An image of which the guest has
+    /// written every block is not promoted by that.
+    done: AtomicBool,
     running: AtomicBool,
     stop: AtomicBool,
     error: Mutex<Option<String>>,
 }
 
 impl PromotionRun {
+    pub(super) fn begin(done: bool) -> Self {
+        Self { done: AtomicBool::new(done), ..Self::default() }
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.done.load(Ordering::SeqCst)
+    }
+
     /// Asks it to end after the step it is at.
     pub(super) fn stop(&self) {
         self.stop.store(true, Ordering::SeqCst);
@@ -35,18 +47,18 @@ impl Recovery {
         if !image.image().is_writable() {
             return Err(OperationError::conflict("only a writable image can be promoted"));
         }
-        if !image.image().promotion().is_done() && !image.promotion.running.swap(true, Ordering::SeqCst) {
-            let (run, rate) = (image.clone(), request.bytes_per_second);
+        if !image.promotion.is_done() && !image.promotion.running.swap(true, Ordering::SeqCst) {
+            let (run, rate, state) = (image.clone(), request.bytes_per_second, self.state.clone());
             // A thread of its own: it may take hours.
             let spawned =
-                std::thread::Builder::new().name("promote".into()).spawn(move || promote(&run, rate));
+                std::thread::Builder::new().name("promote".into()).spawn(move || promote(&run, rate, &state));
             spawned.map_err(anyhow::Error::from)?;
         }
         Ok(image.to_api())
     }
 }
 
-fn promote(image: &Arc<OpenImage>, bytes_per_second: u64) {
+fn promote(image: &Arc<OpenImage>, bytes_per_second: u64, state: &StateDir) {
     let pace = Pace::new(bytes_per_second);
     let (id, vm) = (&image.record.id, &image.record.vm_name);
     tracing::info!(image = id, vm, "promotion begins");
@@ -57,7 +69,12 @@ fn promote(image: &Arc<OpenImage>, bytes_per_second: u64) {
     let error = match result {
         Ok(promotion) if promotion.is_done() => {
             tracing::info!(image = id, vm, bytes = promotion.total_bytes, "promoted: it needs no journal");
-            image.unpin().err().map(|error| format!("cannot take the image's pin away: {error}"))
+            let record = ImageRecord { promoted: true, ..image.record.clone() };
+            let kept = state.save(&record.file_name(), &record).map_err(|error| format!("{error:#}"));
+            image.promotion.done.store(kept.is_ok(), Ordering::SeqCst);
+            let unpinned =
+                image.unpin().map_err(|error| format!("cannot take the image's pin away: {error}"));
+            kept.and(unpinned.map(drop)).err()
         }
         Ok(_) => None,
         Err(error) => {
@@ -78,7 +95,7 @@ pub(super) fn to_api(image: &OpenImage) -> api::Promotion {
     let error = image.promotion.error.lock().expect("a panic aborts the process").clone();
     let state = if running {
         "running"
-    } else if promotion.is_done() && promotion.total_bytes > 0 {
+    } else if image.promotion.is_done() {
         "done"
     } else if error.is_some() {
         "failed"

@@ -30,7 +30,7 @@ fn a_group_fails_over_as_one_rolls_back_and_protection_goes_on() {
     stage.a.wait_for_state("two", "fenced", SOON).unwrap();
     refused(stage.b.ask(&["failover", "start", "--group", "shop"]), 4, "failed over already");
     let image = failover["vms"][0]["image"].as_str().unwrap().to_owned();
-    refused(stage.b.ask(&["image", "close", &image]), 4, "roll it back instead");
+    refused(stage.b.ask(&["image", "close", &image]), 4, "roll it back");
 
     // Both sides are written to while they disagree.
     let noise = stage.disk("noise.raw", 4 << 20);
@@ -74,6 +74,18 @@ fn a_committed_failover_keeps_what_was_written_and_fences_for_good() {
     let copy = stage.path("copy.raw");
     lab::copy_image(&socket, "vda", &copy).unwrap();
     assert!(same_bytes(&copy, &noise), "the image goes on, on the same socket");
+
+    // The end of it: the disk becomes a plain one, then the image and the journal go, and the disk stays.
+    let image = failover["vms"][0]["image"].as_str().unwrap().to_owned();
+    refused(stage.b.ask(&["image", "close", &image]), 4, "promote");
+    stage.b.ask(&["image", "promote", &image, "--wait"]).unwrap();
+    let closed = stage.b.ask(&["image", "close", &image]).unwrap();
+    let kept = std::path::PathBuf::from(closed["kept"][0].as_str().unwrap());
+    assert!(same_bytes(&kept, &noise));
+    stage.a.ask(&["vm", "unprotect", "web"]).unwrap();
+    stage.b.ask(&["vm", "forget", "web"]).unwrap();
+    assert!(same_bytes(&kept, &noise), "nothing removes the promoted disk");
+    stage.protect("web", "web-again", &disk);
 }
 
 #[test]

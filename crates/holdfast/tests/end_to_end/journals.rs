@@ -154,6 +154,10 @@ fn an_image_is_promoted_while_it_is_used_and_outlives_its_journal() {
     let journal = stage.b.ask(&["journal", "show", "web"]).unwrap();
     assert_eq!(journal["pins"].as_array().unwrap().len(), 0, "it needs no journal: {journal}");
     refused(stage.b.ask(&["image", "promote", "none"]), 3, "no image");
+    let closed = stage.b.ask(&["image", "close", &id]).unwrap();
+    let kept = PathBuf::from(closed["kept"][0].as_str().unwrap());
+    assert!(same_bytes(&kept, &expected), "closing throws the overlay away, not the disk it has become");
+    assert!(!plain.exists() && stage.b.ask(&["image", "list"]).unwrap().as_array().unwrap().is_empty());
 }
 
 #[test]

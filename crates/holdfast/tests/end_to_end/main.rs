@@ -9,6 +9,7 @@ mod configuration;
 mod failover;
 mod formats;
 mod guide;
+mod images;
 mod journals;
 mod kill;
 mod order;

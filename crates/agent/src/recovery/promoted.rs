@@ -1,0 +1,72 @@
+//! Promoted disks that outlive their image. They are nobody's but the operator's: no command removes them.
+//!
+//! A crash story: (1) the image's record says where its disks go, durably; (2) each goes there by one rename, and the
+//! folders are synced; (3) what is left of the overlay is removed, then the record. A crash after (1) finds the
+//! record when the agent is back, and goes on at (2): an image that is being closed is never served again, for where
+//! a disk is gone already an empty one would be made in its place.
+
+use super::Recovery;
+use super::images::ImageRecord;
+use crate::error::{OperationError, Result};
+use anyhow::Context;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// The folder for the disks of a promoted image: beside the journal's, which may be forgotten.
+pub(super) fn place_for(journal: &Path, record: &ImageRecord) -> Result<PathBuf> {
+    let parent = journal.parent().context("the journal's folder has no parent")?;
+    let of = |path: &Path| std::fs::metadata(path).with_context(|| format!("look at {}", path.display()));
+    if of(parent)?.dev() != of(journal)?.dev() {
+        return Err(OperationError::conflict(format!(
+            "{} is a file system of its own, so that the promoted disks cannot be moved out of it: copy them from {} \
+             while nothing runs on them, and roll back or forget afterwards",
+            journal.display(),
+            journal.join(record.overlay_folder()).display()
+        )));
+    }
+    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
+    let name: String = record.vm_name.chars().map(|c| if is_plain(c) { c } else { '_' }).collect();
+    Ok(parent.join(format!("disks-of-{name}-{}", record.id)))
+}
+
+impl Recovery {
+    /// Gives up everything an image holds but for promoted disks, which are moved to their place.
+    pub(super) fn finish_image(
+        &self,
+        journal: &journal::Journal,
+        folder: &Path,
+        record: &ImageRecord,
+    ) -> Result<Vec<PathBuf>> {
+        let mut kept = Vec::new();
+        self.state.save(&record.file_name(), record)?;
+        if let Some(target) = record.closing.as_ref().and_then(|closing| closing.keep_in.as_ref()) {
+            let disks = journal.disks().into_iter().map(|disk| disk.name);
+            kept = move_disks(&folder.join(record.overlay_folder()), target, disks)?;
+        }
+        // The pin is kept over restarts, so that nothing an image needs is folded before it is served again.
+        let owner = record.pin_owner();
+        journal.unpin(|pin| pin.owner == owner).context("remove the image's pin")?;
+        journal.discard_overlays(&record.overlay_folder()).context("remove the overlay")?;
+        self.state.remove(&record.file_name())?;
+        tracing::info!(vm = record.vm_name, image = record.id, disks = ?kept, "image closed");
+        Ok(kept)
+    }
+}
+
+fn move_disks(from: &Path, to: &Path, disks: impl Iterator<Item = String>) -> anyhow::Result<Vec<PathBuf>> {
+    std::fs::create_dir_all(to).with_context(|| format!("make {}", to.display()))?;
+    let mut kept = Vec::new();
+    for disk in disks {
+        let (source, target) = (from.join(format!("{disk}.data")), to.join(format!("{disk}.raw")));
+        if !target.exists() {
+            std::fs::rename(&source, &target).with_context(|| format!("keep {}", source.display()))?;
+        }
+        kept.push(target);
+    }
+    for folder in [Some(to), to.parent(), Some(from)].into_iter().flatten() {
+        let synced = File::open(folder).and_then(|folder| folder.sync_all());
+        synced.with_context(|| format!("sync {}", folder.display()))?;
+    }
+    Ok(kept)
+}

@@ -1,0 +1,141 @@
+//! Images that are recorded and cannot be served: shown with the reason, tried again, and closed like others. What an
+//! image holds is never forgotten because it could not be opened once.
+
+use super::Recovery;
+use super::images::{Closing, ImageRecord};
+use crate::error::{OperationError, Result};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use types::WriteSeq;
+
+const RETRY: Duration = Duration::from_secs(10);
+
+/// An image that is not served, and why.
+#[derive(Debug)]
+pub(super) struct Unserved {
+    pub(super) record: ImageRecord,
+    error: String,
+}
+
+impl Unserved {
+    pub(super) fn to_api(&self) -> api::Image {
+        let record = &self.record;
+        api::Image {
+            id: record.id.clone(),
+            vm: record.vm_name.clone(),
+            cut: WriteSeq::from_raw(record.cut).to_string(),
+            checkpoint: None,
+            writable: record.writable,
+            socket: String::new(),
+            disks: Vec::new(),
+            overlay_bytes: 0,
+            promotion: api::Promotion { state: "none".into(), own_bytes: 0, total_bytes: 0, error: None },
+            owner: record.owner(),
+            open_seconds: record.open_seconds,
+            error: Some(format!("not served, tried again by itself: {}", self.error)),
+        }
+    }
+}
+
+impl Recovery {
+    /// Serves every recorded image again, on the sockets they had.
+    pub(super) fn reopen_images(&self) -> anyhow::Result<()> {
+        for record in self.state.load_all::<ImageRecord>("images")? {
+            self.serve_again(record);
+        }
+        Ok(())
+    }
+
+    /// Tries those again that could not be served.
+    pub(crate) async fn serve_waiting_images(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(RETRY).await;
+            let recovery = self.clone();
+            let tried = move || {
+                let _one = recovery.failing_over.lock().expect("a panic aborts the process");
+                let waiting: Vec<_> =
+                    recovery.waiting_images().values().map(|image| image.record.clone()).collect();
+                waiting.into_iter().for_each(|record| recovery.serve_again(record));
+            };
+            if tokio::task::spawn_blocking(tried).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    pub(super) fn wait_for_image(&self, record: ImageRecord, error: String) {
+        self.waiting_images().insert(record.id.clone(), Unserved { record, error });
+    }
+
+    fn serve_again(&self, record: ImageRecord) {
+        let served = self.try_again(&record);
+        let mut waiting = self.waiting_images();
+        let Err(error) = served else {
+            if waiting.remove(&record.id).is_some() {
+                tracing::info!(image = record.id, vm = record.vm_name, "image is served again");
+            }
+            return;
+        };
+        let before = waiting.get(&record.id).map(|image| &image.error);
+        if before != Some(&error.detail) {
+            let (image, vm) = (&record.id, &record.vm_name);
+            tracing::error!(image, vm, error = error.detail, "image is not served");
+        }
+        waiting.insert(record.id.clone(), Unserved { record, error: error.detail });
+    }
+
+    fn try_again(&self, record: &ImageRecord) -> Result<()> {
+        let vm = self.list().into_iter().find(|vm| vm.id().to_string() == record.vm);
+        let vm = vm.ok_or_else(|| OperationError::not_found("its journal is not kept here any more"))?;
+        if record.closing.is_some() {
+            let journal = super::at::journal_of(&vm)?;
+            return self.finish_image(&journal, &vm.folder(&self.journal_config.folder), record).map(drop);
+        }
+        let image = self.serve_image(&vm, record)?;
+        self.images().insert(record.id.clone(), Arc::new(image));
+        Ok(())
+    }
+
+    /// Closes an image that is not served.
+    pub(super) fn close_waiting(&self, id: &str) -> Result<Vec<PathBuf>> {
+        let _one = self.failing_over.lock().expect("a panic aborts the process");
+        let missing = || {
+            let detail = format!("no image {id:?} is open; `holdfast image list` shows those that are");
+            OperationError::not_found(detail)
+        };
+        let owner = self.waiting_images().get(id).map(|image| image.record.failover.clone());
+        if let Some(group) = owner.ok_or_else(missing)? {
+            return Err(OperationError::conflict(format!(
+                "the failover of group {group} needs this image, which cannot be served just now: roll it back, or see \
+                 in `holdfast image list` what is in its way"
+            )));
+        }
+        self.end_waiting(id)
+    }
+
+    /// Ends an image that is not served; `failing_over` is held.
+    pub(super) fn end_waiting(&self, id: &str) -> Result<Vec<PathBuf>> {
+        let Some(mut record) = self.waiting_images().get(id).map(|image| image.record.clone()) else {
+            return Ok(Vec::new());
+        };
+        let vm = self.list().into_iter().find(|vm| vm.id().to_string() == record.vm);
+        let kept = match vm {
+            Some(vm) => {
+                let (journal, folder) = (super::at::journal_of(&vm)?, vm.folder(&self.journal_config.folder));
+                if record.closing.is_none() {
+                    let keep_in = record.promoted.then(|| super::promoted::place_for(&folder, &record));
+                    record.closing = Some(Closing { keep_in: keep_in.transpose()? });
+                }
+                self.finish_image(&journal, &folder, &record)?
+            }
+            // Its overlay went with the journal.
+            None => {
+                self.state.remove(&record.file_name())?;
+                Vec::new()
+            }
+        };
+        self.waiting_images().remove(id);
+        Ok(kept)
+    }
+}
