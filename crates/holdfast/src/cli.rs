@@ -325,7 +325,7 @@ pub(crate) enum ImageCommand {
         #[arg(long)]
         wait: bool,
     },
-    /// Close an image and throw its overlay away.
+    /// Close an image and throw its overlay away. The disks of one that was promoted are kept.
     Close { id: String },
 }
 

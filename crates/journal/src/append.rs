@@ -171,7 +171,7 @@ impl Journal {
         meta: AppendMeta,
         spare: Option<PageBuf>,
     ) -> Result<Framed, AppendError> {
-        if self.failed.load(Ordering::SeqCst) {
+        if self.failed.load(Ordering::SeqCst) || self.is_closed() {
             return Err(AppendError::Closed);
         }
         let acked = self.check_state(meta.epoch)?;

@@ -143,6 +143,8 @@ impl Journal {
         buf: &mut PageBuf,
         how: &Upkeep<'_>,
     ) -> Result<u64, FoldError> {
+        // Between regions, so that whoever ends this life does not wait for a whole fold.
+        self.check_life().map_err(FoldError::Replica)?;
         let mut cover = Cover::of(region.range);
         fill_in_order(&mut cover, &region.extents, LogKind::Redo);
         let view = self.read_shared().view.clone();
@@ -205,6 +207,8 @@ impl Journal {
     /// Moves `applied` to `target`, drops the segments that are done, and keeps or removes their files.
     pub(crate) fn finish_fold(&self, target: WriteSeq) -> io::Result<usize> {
         let mut gone = Gone::default();
+        // A footer that is being written beside this adds its checkpoints to the newest file, which may go here.
+        let _footers = self.footers.lock().expect("a panic aborts the process");
         self.change_manifest(
             |manifest| {
                 manifest.applied = manifest.applied.max(target.raw());

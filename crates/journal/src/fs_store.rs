@@ -13,7 +13,7 @@ use std::io::{self, IoSlice};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use types::ByteRange;
 
 /// Threads that read for one request, where it is scattered.
@@ -30,6 +30,7 @@ pub struct FsStore {
     root: PathBuf,
     replica_root: Option<PathBuf>,
     direct_refused: AtomicBool,
+    lives: AtomicU64,
     /// Holds the lock while the store lives.
     _lock: File,
 }
@@ -63,7 +64,13 @@ impl FsStore {
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(LockError::InUse { path: root }),
             Err(errno) => return Err(io(errno.into())),
         }
-        Ok(Self { root, replica_root: None, direct_refused: AtomicBool::new(false), _lock: lock })
+        Ok(Self {
+            root,
+            replica_root: None,
+            direct_refused: AtomicBool::new(false),
+            lives: AtomicU64::new(0),
+            _lock: lock,
+        })
     }
 
     /// Keeps the replicas in another folder, on another device perhaps.
@@ -158,6 +165,10 @@ impl Store for FsStore {
 
     fn readers(&self) -> usize {
         READERS
+    }
+
+    fn lives(&self) -> Option<&AtomicU64> {
+        Some(&self.lives)
     }
 
     fn free_bytes(&self) -> io::Result<u64> {

@@ -24,7 +24,8 @@ pub enum ImageError {
 /// The VM's disks as of a cut. While it lives, its cut is pinned: fold leaves it readable.
 #[derive(Debug)]
 pub struct Image {
-    journal: Arc<Journal>,
+    /// Its life now: another takes its place where the journal is opened anew.
+    journal: RwLock<Arc<Journal>>,
     cut: WriteSeq,
     /// None once all of it is its own.
     pin: Mutex<Option<u64>>,
@@ -53,10 +54,12 @@ impl Image {
         let pinned = journal.pin_image(cut);
         let sizes = disks.iter().map(|disk| disk.size_bytes).collect();
         let pin = Mutex::new(pinned.as_ref().ok().copied());
+        let journal = RwLock::new(journal);
         let mut image = Self { journal, cut, pin, readers: RwLock::default(), sizes, overlays: Vec::new() };
         if let Some(folder) = folder {
             for disk in &disks {
-                let store = &*image.journal.store;
+                let journal = image.journal();
+                let store = &*journal.store;
                 image.overlays.push(Overlay::open(store, folder, &disk.name, disk.size_bytes, boot_id)?);
             }
         }
@@ -77,8 +80,27 @@ impl Image {
         // Who has looked up what lies below reads it there still, and would read what a fold puts in its place.
         let _nobody = self.readers.write().expect("a panic aborts the process");
         if let Some(pin) = self.pin.lock().expect("a panic aborts the process").take() {
-            self.journal.unpin_image(pin);
+            self.journal().unpin_image(pin);
         }
+    }
+
+    /// The journal it reads from, as it was opened last.
+    pub fn journal(&self) -> Arc<Journal> {
+        self.journal.read().expect("a panic aborts the process").clone()
+    }
+
+    /// Goes over to the same journal opened anew, before anything there is folded. Reads that have begun end before.
+    ///
+    /// # Errors
+    /// [`ImageError::NotConsistent`] where its cut cannot be read there; it stays with the old one.
+    pub fn rebind(&self, journal: Arc<Journal>) -> Result<(), ImageError> {
+        let _nobody = self.readers.write().expect("a panic aborts the process");
+        let mut pin = self.pin.lock().expect("a panic aborts the process");
+        if pin.is_some() {
+            *pin = Some(journal.pin_image(self.cut)?);
+        }
+        *self.journal.write().expect("a panic aborts the process") = journal;
+        Ok(())
     }
 
     pub fn cut(&self) -> WriteSeq {
@@ -148,7 +170,7 @@ impl Image {
         &self.sizes
     }
 
-    fn reading(&self) -> RwLockReadGuard<'_, ()> {
+    pub(crate) fn reading(&self) -> RwLockReadGuard<'_, ()> {
         self.readers.read().expect("a panic aborts the process")
     }
 
@@ -157,7 +179,7 @@ impl Image {
     }
 
     pub(crate) fn below(&self, disk: DiskIndex, start: u64, buf: &mut [u8]) -> Result<(), ImageError> {
-        Ok(self.journal.read_at(disk, self.cut, start, buf)?)
+        Ok(self.journal().read_at(disk, self.cut, start, buf)?)
     }
 }
 

@@ -8,6 +8,7 @@ use crate::age::AgeClock;
 use crate::append::{InFlight, Writer};
 use crate::checkpoints::{CheckpointError, CheckpointFacts, CheckpointQuery, Files, Thinning};
 use crate::cover::LogKind;
+use crate::life::Life;
 use crate::manifest::Manifest;
 use crate::read::SegmentFiles;
 use crate::run::Run;
@@ -60,7 +61,8 @@ pub struct Journal {
     pub(crate) in_flight: InFlight,
     /// Set after a failed write or sync: nothing more is taken.
     pub(crate) failed: AtomicBool,
-    saving: Mutex<()>,
+    pub(crate) saving: Mutex<()>,
+    pub(crate) life: Life,
     /// Held while footers are written, one after the other.
     pub(crate) footers: Mutex<()>,
     pub(crate) shared: RwLock<Shared>,
@@ -194,7 +196,13 @@ impl Shared {
 }
 
 impl Journal {
-    pub(crate) fn new(store: Arc<dyn Store>, shared: Shared, writer: Writer, undo: UndoWriter) -> Self {
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        life: Life,
+        shared: Shared,
+        writer: Writer,
+        undo: UndoWriter,
+    ) -> Self {
         let replicas = vec![None; shared.manifest.disks.len()];
         Self {
             uid: next_uid(),
@@ -204,6 +212,7 @@ impl Journal {
             in_flight: InFlight::default(),
             failed: AtomicBool::new(false),
             saving: Mutex::default(),
+            life,
             footers: Mutex::default(),
             shared: RwLock::new(shared),
             gate: RwLock::default(),
@@ -241,6 +250,7 @@ impl Journal {
         publish: impl FnOnce(&mut Shared, Manifest),
     ) -> io::Result<()> {
         let _saving = self.saving.lock().expect("a panic aborts the process");
+        self.check_life()?;
         let mut manifest = {
             let shared = self.read_shared();
             Manifest { age_clock: shared.age.now, ..(*shared.manifest).clone() }

@@ -21,6 +21,8 @@
 //! | **checkpoint list** | | | | | | reads a manifest it holds | a list may name a checkpoint retired just now; opening it says so | | |
 //! | **retention** | | | | | | | one at a time | as fold | as fold |
 //! | **scrub** | | | | | | | | one at a time | changes nothing |
+//!
+//! None of it is beside the same operation of another [`Journal`] over the folder: there is one at a time (`life.rs`).
 
 mod age;
 mod append;
@@ -36,6 +38,7 @@ mod gather;
 mod image;
 mod journal;
 mod layout;
+mod life;
 mod manifest;
 mod merge;
 mod open;

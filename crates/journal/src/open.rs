@@ -13,6 +13,7 @@ use crate::damage::Damage;
 use crate::entropy::sample;
 use crate::extent::extents_of;
 use crate::journal::{Journal, LogView, Settings, Shared, View};
+use crate::life::Life;
 use crate::manifest::{DiskEntry, GapEntry, Log, Manifest, ManifestError, Sealed, SegmentInfo, StreamPoint};
 use crate::page::PAGE_BYTES;
 use crate::run::Run;
@@ -147,6 +148,7 @@ impl Journal {
     /// # Errors
     /// [`OpenError`]; damage that could be contained is told in [`Opened::damage`].
     pub fn open(store: Arc<dyn Store>, settings: Settings) -> Result<Opened, OpenError> {
+        let life = Life::begin(&*store);
         let mut manifest = Manifest::load(&*store)?;
         let vm = manifest.vm.parse().unwrap_or(VmId::from_bytes([0; 16]));
         check_replicas(&*store, &manifest)?;
@@ -171,7 +173,7 @@ impl Journal {
         let undo_writer =
             UndoWriter { vm, open: undo.open.clone(), upto: undo.upto, opened_at: None, must_seal: false };
         let shared = shared_of(manifest, settings, redo, undo);
-        Ok(Opened { journal: Journal::new(store, shared, writer, undo_writer), damage, torn_bytes })
+        Ok(Opened { journal: Journal::new(store, life, shared, writer, undo_writer), damage, torn_bytes })
     }
 }
 

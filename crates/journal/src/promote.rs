@@ -59,6 +59,7 @@ impl Image {
                 if !pace(missing) {
                     return Ok(self.promotion());
                 }
+                let _reading = self.reading();
                 overlay.copy_up(step, |start, buf| self.below(disk, start, buf))?;
             }
             self.flush(disk)?;

@@ -192,6 +192,7 @@ impl Journal {
         how: &Upkeep<'_>,
     ) -> Result<(), FoldError> {
         let _upkeep = self.lock_upkeep();
+        self.check_life().map_err(FoldError::Footer)?;
         let mut table = Table::new(kind, info.number, info.base_page);
         let each = |found: &Found| {
             let page = info.base_page + found.at / PAGE_BYTES;

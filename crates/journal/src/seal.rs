@@ -29,6 +29,7 @@ impl Journal {
     /// Writes the footers of all sealed segments that have none; `stamp` says how old they are. How many.
     pub(crate) fn write_footers(&self, stamp: Option<Stamp>) -> io::Result<usize> {
         let _one = self.footers.lock().expect("a panic aborts the process");
+        self.check_life()?;
         let mut count = 0;
         for kind in [LogKind::Redo, LogKind::Undo] {
             loop {

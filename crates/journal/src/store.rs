@@ -6,6 +6,7 @@
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use types::ByteRange;
 
 /// A folder of files.
@@ -50,6 +51,11 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// How many threads may read at once for one request that is scattered over many places.
     fn readers(&self) -> usize {
         1
+    }
+    /// Counts the journals that were opened in this folder: only the newest may change it. None where the caller sees to
+    /// that himself.
+    fn lives(&self) -> Option<&AtomicU64> {
+        None
     }
     /// Bytes left on the file system.
     ///

@@ -70,6 +70,7 @@ impl Journal {
     /// [`FoldError`]; nothing is lost, and the next call tries again.
     pub fn keep_up(&self, how: &Upkeep<'_>) -> Result<Kept, FoldError> {
         let mut undo = self.lock_upkeep();
+        self.check_life().map_err(FoldError::Manifest)?;
         let stamp = self.tick(how);
         self.expire_pins(how.now).map_err(FoldError::Manifest)?;
         self.settle_damage().map_err(FoldError::Manifest)?;

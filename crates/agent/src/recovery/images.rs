@@ -53,7 +53,6 @@ pub(super) struct OpenImage {
     pub(super) record: ImageRecord,
     image: Arc<Image>,
     disks: Vec<DiskSpec>,
-    journal: Arc<journal::Journal>,
     folder: PathBuf,
     server: Mutex<Option<DiskServer>>,
     pub(super) socket: PathBuf,
@@ -139,7 +138,9 @@ impl Recovery {
         let image = Image::open(journal.clone(), WriteSeq::from_raw(record.cut), folder, self.boot_id)
             .map_err(|error| OperationError::conflict(with_sources(&error)))?;
         let owner = record.pin_owner();
-        if !image.promotion().is_done() && !journal.pins().iter().any(|pin| pin.owner == owner) {
+        let (has_all, has_pin) =
+            (image.promotion().is_done(), journal.pins().iter().any(|pin| pin.owner == owner));
+        if !has_all && !has_pin {
             let pinned = journal.pin(&owner, image.cut(), None);
             pinned.map_err(|error| OperationError::conflict(with_sources(&error)))?;
         }
@@ -157,11 +158,11 @@ impl Recovery {
             record: record.clone(),
             image,
             disks,
-            journal,
             folder: vm.folder(&self.journal_config.folder),
             server: Mutex::new(Some(server)),
             socket,
-            promotion: PromotionRun::default(),
+            // A promotion takes the pin away.
+            promotion: PromotionRun::begin(record.promoted || (record.writable && has_all && !has_pin)),
         })
     }
 
@@ -169,6 +170,21 @@ impl Recovery {
         let served = self.images();
         let waiting = self.waiting_images();
         served.values().map(|image| image.to_api()).chain(waiting.values().map(Unserved::to_api)).collect()
+    }
+
+    /// The journal of a VM was opened anew: its images read from it from now on. One that cannot is not served any more,
+    /// for what it would show is not known.
+    pub(super) fn rebind_images(&self, vm: &RecoveredVm, journal: &Arc<journal::Journal>) {
+        let id = vm.id().to_string();
+        let ours: Vec<_> = self.images().values().filter(|image| image.record.vm == id).cloned().collect();
+        for image in ours {
+            let Err(error) = image.image.rebind(journal.clone()) else { continue };
+            let error = with_sources(&error);
+            tracing::error!(vm = vm.name(), image = image.record.id, error, "image is not served any more");
+            drop(image.server.lock().expect("a panic aborts the process").take());
+            self.wait_for_image(image.record.clone(), error);
+            self.images().remove(&image.record.id);
+        }
     }
 
     /// Whether images of a VM are open, served or not.
@@ -208,7 +224,7 @@ impl Recovery {
             }
         }
         record.closing = Some(Closing { keep_in });
-        let ended = self.finish_image(&image.journal, &image.folder, &record);
+        let ended = self.finish_image(&image.image.journal(), &image.folder, &record);
         if let Err(error) = &ended {
             self.wait_for_image(record.clone(), error.detail.clone());
         }
@@ -224,13 +240,13 @@ impl OpenImage {
 
     /// Whether its disks are plain ones that need nothing else.
     pub(super) fn is_promoted(&self) -> bool {
-        self.image.is_writable() && self.image.promotion().is_done()
+        self.promotion.is_done()
     }
 
     /// Takes away the pin that is kept over restarts.
     pub(super) fn unpin(&self) -> io::Result<usize> {
         let owner = self.record.pin_owner();
-        self.journal.unpin(|pin| pin.owner == owner)
+        self.image.journal().unpin(|pin| pin.owner == owner)
     }
 
     /// The file of a disk that is promoted: the plain disk, which needs nothing else.
@@ -253,7 +269,7 @@ impl OpenImage {
 
     pub(super) fn to_api(&self) -> api::Image {
         let cut = self.image.cut();
-        let checkpoint = self.journal.checkpoint(types::CheckpointId(cut)).ok().flatten();
+        let checkpoint = self.image.journal().checkpoint(types::CheckpointId(cut)).ok().flatten();
         let checkpoint = checkpoint.as_ref().map(checkpoint_to_api);
         // Once, for it may end while this is put together.
         let promotion = super::promote::to_api(self);

@@ -309,8 +309,8 @@ impl Connection {
         let busy = || Refuse { why: Refusal::Busy, detail: "the connection before does not let go".into() };
         let hold = vm.hold_stream(farewell).await.ok_or_else(busy)?;
         // The journal may have been closed by the connection before, between the two lines above.
-        let journal =
-            if vm.journal().is_some() { journal } else { block_in_place(|| recovery.admit(hello, &peer))?.1 };
+        let is_the_same = vm.journal().is_some_and(|now| Arc::ptr_eq(&now, &journal) && !now.is_closed());
+        let journal = if is_the_same { journal } else { block_in_place(|| recovery.admit(hello, &peer))?.1 };
         block_in_place(|| journal.raise_epoch(hello.epoch))
             .map_err(|error| Refuse { why: Refusal::JournalFailed, detail: error.to_string() })?;
         let status = journal.status();

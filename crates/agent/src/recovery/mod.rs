@@ -217,7 +217,7 @@ impl Recovery {
         let create = if seeded { journal::Journal::create_seeded } else { journal::Journal::create };
         let made = create(store, hello.vm, &hello.vm_name, &hello.disks, hello.epoch, settings);
         match made {
-            Ok(journal) => drop(vm.set_journal(journal)),
+            Ok(journal) => drop(vm.set_journal(Arc::new(journal))),
             // The agent died between making it and recording it.
             Err(journal::CreateError::Exists) => {
                 self.open_journal(&vm).map_err(|error| failed(error.detail))?;
@@ -252,7 +252,9 @@ impl Recovery {
         for damage in &opened.damage {
             vm.report_damage(damage);
         }
-        Ok(vm.set_journal(opened.journal))
+        let journal = Arc::new(opened.journal);
+        self.rebind_images(vm, &journal);
+        Ok(vm.set_journal(journal))
     }
 
     pub(crate) fn vm(&self, name: &str) -> Result<Arc<RecoveredVm>> {

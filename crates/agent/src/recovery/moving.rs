@@ -50,7 +50,14 @@ impl Recovery {
         let moving = Arc::new(Moving { target: target.clone(), bytes_total, bytes_done: AtomicU64::new(0) });
         vm.set_moving(Some(moving.clone()));
         vm.stop_stream(Refuse { why: Refusal::Busy, detail: "the journal is being moved".into() });
-        vm.close_journal();
+        vm.close_journal(); // Nothing touches its files from here on.
+        if self.has_images(&vm) {
+            // Opened just before: they need it where it is.
+            vm.set_moving(None);
+            drop(alone);
+            self.open_journal(&vm)?;
+            return Err(OperationError::conflict(format!("images of VM {name} are open; close them first")));
+        }
         let copied = copy_folder(&source, &target, &moving);
         vm.set_moving(None);
         if let Err(error) = copied {

@@ -79,6 +79,7 @@ fn scrub(vm: &Arc<RecoveredVm>, pace: &Pace) -> Round {
                     break;
                 }
             }
+            Err(_) if journal.is_closed() => return Round::Again,
             Err(error) => {
                 let error = format!("the journal cannot be scrubbed: {}", with_sources(&error));
                 tracing::warn!(vm = vm.name(), error);

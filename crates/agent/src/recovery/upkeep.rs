@@ -94,6 +94,8 @@ fn keep_up(vm: &RecoveredVm, pace: &Pace, progress: &Progress, rests: bool) -> b
             tell(vm, &journal, &kept);
             kept.more
         }
+        // It was closed meanwhile; whoever opens it anew keeps it up.
+        Err(_) if journal.is_closed() => false,
         Err(error) => {
             let error = with_sources(&error);
             tracing::error!(vm = vm.name(), error, "upkeep of the journal failed; tried again");

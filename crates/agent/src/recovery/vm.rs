@@ -126,15 +126,25 @@ impl RecoveredVm {
         self.lock().journal.clone()
     }
 
-    pub(crate) fn set_journal(&self, journal: Journal) -> Arc<Journal> {
-        let journal = Arc::new(journal);
+    pub(crate) fn set_journal(&self, journal: Arc<Journal>) -> Arc<Journal> {
         self.lock().journal = Some(journal.clone());
         journal
     }
 
-    /// Forgets the open journal: the next stream opens it from the disk.
+    /// Closes the journal, once whatever is under way there has ended: the next stream opens it from the disk.
     pub(crate) fn close_journal(&self) {
-        self.lock().journal = None;
+        if let Some(journal) = self.journal() {
+            self.close_life(&journal);
+        }
+    }
+
+    /// Closes a journal of this VM. Only when its life has ended another one may begin.
+    pub(crate) fn close_life(&self, journal: &Arc<Journal>) {
+        journal.close();
+        let mut inner = self.lock();
+        if inner.journal.as_ref().is_some_and(|now| Arc::ptr_eq(now, journal)) {
+            inner.journal = None;
+        }
     }
 
     pub(crate) fn set_moving(&self, moving: Option<Arc<Moving>>) {

@@ -98,7 +98,9 @@ impl StreamWriter {
         let journal = self.journal.clone();
         let _ = tokio::task::spawn_blocking(move || journal.wait_for_appends()).await;
         if self.must_close.load(Ordering::SeqCst) {
-            self.vm.close_journal();
+            let (vm, journal) = (self.vm.clone(), self.journal.clone());
+            // It waits for a fold that may be under way.
+            let _ = tokio::task::spawn_blocking(move || vm.close_life(&journal)).await;
         }
     }
 }
