@@ -19,6 +19,14 @@ pub fn wall() -> WallTime {
     WallTime(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
 }
 
+/// When this host came up, by its clock as it stands now.
+pub fn booted_at() -> WallTime {
+    use rustix::time::{ClockId, clock_gettime};
+    let up = clock_gettime(ClockId::Boottime);
+    let up = std::time::Duration::new(up.tv_sec.unsigned_abs(), u32::try_from(up.tv_nsec).unwrap_or(0));
+    wall().minus(up)
+}
+
 /// A label as RFC 3339 text in UTC.
 pub fn to_text(at: WallTime) -> String {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(at.0) * 1000)

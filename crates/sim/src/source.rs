@@ -13,7 +13,7 @@ use replication::{
     SyncReason,
 };
 use splitter::{
-    BlockDevice, BufferPool, Capture, CaptureConfig, Change, DirtyMap, DiskIdentity, OnTimeout,
+    BlockDevice, Boot, BufferPool, Capture, CaptureConfig, Change, DirtyMap, DiskIdentity, OnTimeout,
     ProtectedDisk, RegionLog, SyncPolicy, SyncState, copy_some_blocks, hash_some_blocks, mark_allocated,
 };
 use std::collections::VecDeque;
@@ -136,11 +136,11 @@ impl SourceVm {
 
     pub(crate) fn start_agent(&mut self, counter: &Arc<GroupCounter>, now: Monotonic, rng: &mut Rng) {
         let size = splitter::LocalDisk::size_bytes(&self.disk);
-        let identity = DiskIdentity { device: 1, inode: 1, changed_at: WallTime(0) };
-        let disks = [(size, Some(identity))];
-        let map = DirtyMap::open(Box::new(self.map.clone()), self.vm, &disks, [self.boot; 16])
-            .expect("a map that works");
-        let log = RegionLog::open(Box::new(self.region_log.clone()), self.vm, &disks, REGION_BYTES)
+        let disks = [(size, Some(DiskIdentity::without_times(1, 1)))];
+        let boot = Boot { id: [self.boot; 16], at: WallTime(0) };
+        let map =
+            DirtyMap::open(Box::new(self.map.clone()), self.vm, &disks, boot.id).expect("a map that works");
+        let log = RegionLog::open(Box::new(self.region_log.clone()), self.vm, &disks, REGION_BYTES, boot)
             .expect("a log that works");
         let of_map = map.kept();
         let crashed = of_map.is_empty();

@@ -15,6 +15,7 @@ use crate::ack_gate::AckGate;
 use crate::buffer_pool::BufferPool;
 use crate::dirty::Dirty;
 use crate::dirty_map::DirtyMap;
+use crate::identity::DiskIdentity;
 use crate::polite_lock::PoliteLock;
 use crate::region_log::{RegionLog, Regions};
 use crate::superseded::Superseded;
@@ -410,17 +411,24 @@ impl Capture {
         inner.dirty.begin_stream(incarnation, floor);
     }
 
-    /// To be said each second: the agent is there, and whatever is written goes through it.
-    pub fn note_alive(&self, now: WallTime) {
-        if let Err(error) = self.lock_regions().note_alive(now) {
-            tracing::warn!(%error, "the dirty-region log is not kept; after a crash of the host more is compared");
-        }
-        self.lock().dirty.note_alive(now);
+    /// To be said each second: the agent is there, whatever is written goes through it, and this is what the disks
+    /// are seen as.
+    pub fn note_alive(&self, now: WallTime, seen: &[Option<DiskIdentity>]) {
+        self.lock().dirty.note_alive(now, seen);
     }
 
-    /// The agent stops, and nothing is written any more: the dirty map is kept over a reboot too.
-    pub fn close(&self, now: WallTime) {
-        self.lock().dirty.close(now);
+    /// To be said every few seconds: as [`Capture::note_alive`], of what the disks were seen as before their files were
+    /// last synced, so that no crash of the host can show them older.
+    pub fn note_durable(&self, now: WallTime, seen: &[Option<DiskIdentity>]) {
+        if let Err(error) = self.lock_regions().note_alive(now, seen) {
+            tracing::warn!(%error, "the dirty-region log is not kept; after a crash of the host more is compared");
+        }
+    }
+
+    /// The agent stops, and nothing is written any more: the dirty map is kept over a reboot too, with what the
+    /// disks are seen as.
+    pub fn close(&self, now: WallTime, seen: &[Option<DiskIdentity>]) {
+        self.lock().dirty.close(now, seen);
     }
 
     /// Stops buffering: from here on writes only mark the bitmap.

@@ -1,7 +1,7 @@
-//! The one place that reads this machine's clock, for what is not waited for longer than a moment.
+//! The one place that reads this machine's clocks.
 #![allow(clippy::disallowed_methods, reason = "this is the clock module")]
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Looks again and again until `look` finds something; false after `limit`.
 pub(crate) fn spin(limit: Duration, mut look: impl FnMut() -> bool) -> bool {
@@ -15,4 +15,10 @@ pub(crate) fn spin(limit: Duration, mut look: impl FnMut() -> bool) -> bool {
         }
         std::hint::spin_loop();
     }
+}
+
+/// This host's clock, in nanoseconds since 1970: only to say how long ago a file's time was.
+pub(crate) fn wall_nanoseconds() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }

@@ -28,6 +28,7 @@ pub fn copy_some_blocks(capture: &Capture, disks: &[Arc<ProtectedDisk>]) -> Resu
         return Ok(());
     };
     let disk = &disks[usize::from(disk.0)];
+    disk.local().settle_others();
     disk.copy_run(first, len).map(drop).map_err(|source| CopyError { disk: disk.local().label(), source })
 }
 
@@ -54,6 +55,7 @@ pub fn hash_some_blocks(
         return Ok(None);
     };
     let device = &disks[usize::from(disk.0)];
+    device.local().settle_others();
     match device.hash_run(first, len) {
         Ok((at, hashes)) => Ok(Some(HashedRun { disk, first, at, hashes })),
         Err(source) => {

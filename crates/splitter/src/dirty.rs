@@ -9,6 +9,7 @@
 
 use crate::bitmap::{self, Bitmap};
 use crate::dirty_map::DirtyMap;
+use crate::identity::DiskIdentity;
 use crate::on_the_way::{Blocks, OnTheWay, Place};
 use crate::region_log::{RegionLog, Regions};
 use std::collections::BTreeMap;
@@ -225,6 +226,7 @@ impl Dirty {
 
     /// A range is about to be written. An error says that it must not be.
     pub(crate) fn begin_write(&mut self, disk: DiskIndex, range: ByteRange) -> io::Result<()> {
+        self.map.check_open()?;
         debug_assert!(self.cold(disk, range).is_empty(), "heated before it is written to");
         let blocks = range.units(BLOCK_BYTES);
         self.touch(disk, blocks.clone());
@@ -373,13 +375,13 @@ impl Dirty {
     }
 
     /// The agent is there.
-    pub(crate) fn note_alive(&mut self, now: WallTime) {
-        self.map.note_alive(now);
+    pub(crate) fn note_alive(&mut self, now: WallTime, seen: &[Option<DiskIdentity>]) {
+        self.map.note_alive(now, seen);
     }
 
     /// Nothing is written any more.
-    pub(crate) fn close(&mut self, now: WallTime) {
-        self.map.close(now);
+    pub(crate) fn close(&mut self, now: WallTime, seen: &[Option<DiskIdentity>]) {
+        self.map.close(now, seen);
     }
 
     /// Clears the map's bits of blocks that are not on their way any more, but for those that are marked or suspect.

@@ -7,40 +7,24 @@
 //! It is believed only where nothing can have passed it by:
 //!
 //! - It lives in the page cache: within the boot it was kept in, or after a clean stop, which syncs it.
-//! - The disks are the same files, and have not been changed since the agent was last known to hold them:
-//!   a VM that was started on its plain image meanwhile has written what no bit tells of. The agent says
-//!   each second that it is there; a file changed more than [`SLACK`] after that is not believed. Block
-//!   devices do not tell when they were changed, so theirs never are.
+//! - The disks are the same files and have the very times they were last noted with: at a clean stop behind the last
+//!   sync, and each second while the agent runs. A VM that was started on its plain image meanwhile has written what
+//!   no bit tells of, and no distance between two times tells its writes from the agent's own last ones. So after a
+//!   `kill -9` of a VM that wrote until then everything is compared. Block devices do not tell when they were
+//!   changed, so theirs never are believed.
 //! - The header names the stream whose acknowledgements cleared bits, and how far: a journal that knows
 //!   less, or another stream, cannot be continued from it.
 //!
-//! Otherwise everything is sent.
-//!
-//! ```text
-//! 0   [4]  magic "HFDM"     4   u32  version, 1      8   [16] VM          24  [16] boot id
-//! 40  [16] incarnation      56  u64  acknowledged up to
-//! 64  [16] the incarnation before   80  u64  acknowledged up to in that one
-//! 88  u32  flags: 1 stopped cleanly, 2 some of the bits say no more than that a block is suspect
-//! 92  u32  CRC-32C of the disks' identities
-//! 96  i64  the agent was last there, microseconds since 1970      104 u32  reserved
-//! 108 u32  CRC-32C of bytes 0-107
-//! 112 ..   bits of each disk, one disk behind the other, each on whole bytes, least significant first
-//! ```
+//! Otherwise everything is compared. What the file looks like is in `kept_header.rs`.
 
 use crate::bits;
+use crate::identity::{DiskIdentity, Noted};
+use crate::kept_header::{FileKind, Header, Keeping, Kept, KeptFile, noted, places, refused};
 use crate::on_the_way::Blocks;
 use std::fmt;
 use std::io;
-use std::time::Duration;
 use types::limits::BLOCK_BYTES;
 use types::{ByteRange, DiskIndex, Incarnation, VmId, WallTime, WriteSeq};
-
-/// 1: the first.
-const VERSION: u32 = 1;
-const FLAG_CLEAN: u32 = 1;
-const FLAG_SUSPECTS: u32 = 2;
-/// How long after the agent's last sign of life its own last write may have been.
-const SLACK: Duration = Duration::from_secs(10);
 
 /// Runs of blocks with fewer than so many between them are cleared by one write: a page of the file.
 const NEAR_BLOCKS: u64 = 4096 * 8;
@@ -69,22 +53,6 @@ pub trait MapStore: Send + Sync + fmt::Debug {
     fn discard(&self) -> io::Result<()>;
 }
 
-/// Which file a disk is, and when it was last changed by anybody.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DiskIdentity {
-    pub device: u64,
-    pub inode: u64,
-    pub changed_at: WallTime,
-}
-
-/// A stream that a kept map can be continued from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Kept {
-    pub incarnation: Incarnation,
-    /// Bits were cleared for acknowledgements up to here: a journal must know at least as much.
-    pub acked: WriteSeq,
-}
-
 /// The map of one VM.
 #[derive(Debug)]
 pub struct DirtyMap {
@@ -93,53 +61,10 @@ pub struct DirtyMap {
     bits: Vec<u8>,
     /// Where each disk's bits begin in `bits`.
     disks: Vec<usize>,
-    /// Nothing is kept any more: the store failed, or the map was closed.
-    closed: bool,
+    /// What each disk was last noted as.
+    noted: Vec<Noted>,
+    keeping: Keeping,
 }
-
-/// What a file of bits is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// A dirty map.
-    Blocks,
-    /// A dirty-region log.
-    Regions,
-}
-
-impl Kind {
-    fn magic(self) -> [u8; 4] {
-        match self {
-            Kind::Blocks => *b"HFDM",
-            Kind::Regions => *b"HFRL",
-        }
-    }
-}
-
-/// Where each disk's bits begin where one bit is for `unit` bytes, and how many bytes all have.
-pub(crate) fn places(disks: &[(u64, Option<DiskIdentity>)], unit: u64) -> (Vec<usize>, usize) {
-    let mut len = 0;
-    let place = |(size, _): &(u64, Option<DiskIdentity>)| {
-        let at = len;
-        len += size.div_ceil(unit).div_ceil(8) as usize;
-        at
-    };
-    let places = disks.iter().map(place).collect();
-    (places, len)
-}
-
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Header {
-    vm: VmId,
-    boot_id: [u8; 16],
-    pub(crate) current: Kept,
-    before: Kept,
-    clean: bool,
-    suspects: bool,
-    disks_crc: u32,
-    pub(crate) seen_at: WallTime,
-}
-
-const NOTHING: Kept = Kept { incarnation: Incarnation::from_bytes([0; 16]), acked: WriteSeq::MAX };
 
 impl DirtyMap {
     /// Opens the map of a VM, empty where the one that is kept cannot be believed. Each disk is its size in
@@ -154,26 +79,37 @@ impl DirtyMap {
         boot_id: [u8; 16],
     ) -> io::Result<Self> {
         let (places, len) = places(disks, BLOCK_BYTES);
-        let kept = store.load()?;
-        let believed = Header::believed(Kind::Blocks, &kept, vm, disks, len, SLACK)
-            .filter(|header| header.clean || header.boot_id == boot_id);
+        let (kept, now) = (store.load()?, noted(disks));
+        let believed = KeptFile::of(FileKind::Blocks, &kept, vm, disks, len)
+            .filter(|file| file.header.clean || file.header.boot_id == boot_id)
+            .filter(|file| file.is_untouched(&now));
         let (mut header, bits) = match believed {
-            Some(header) => (header, kept[Header::BYTES..].to_vec()),
+            Some(file) => (file.header, file.bits),
             None => {
                 store.discard()?;
                 store.write_at(Header::BYTES as u64, &vec![0; len])?;
-                (Header::empty(vm, boot_id, disks), vec![0; len])
+                (Header::empty(vm, boot_id, disks.len()), vec![0; len])
             }
         };
         let was_clean = header.clean;
         header.clean = false;
         header.boot_id = boot_id;
-        store.write_at(0, &header.encode(Kind::Blocks))?;
+        let map = Self { store, header, bits, disks: places, noted: now, keeping: Keeping::Kept };
+        map.store.write_at(map.noted_at(0), &map.encoded_notes())?;
+        map.store.write_at(0, &map.header.encode(FileKind::Blocks))?;
         if was_clean {
             // Before anything is written that only the page cache knows of, the clean stop is taken back.
-            store.sync()?;
+            map.store.sync()?;
         }
-        Ok(Self { store, header, bits, disks: places, closed: false })
+        Ok(map)
+    }
+
+    fn noted_at(&self, disk: usize) -> u64 {
+        (Header::BYTES + self.bits.len() + disk * Noted::BYTES) as u64
+    }
+
+    fn encoded_notes(&self) -> Vec<u8> {
+        self.noted.iter().flat_map(Noted::encode).collect()
     }
 
     /// The streams it can be continued from.
@@ -206,21 +142,44 @@ impl DirtyMap {
     /// # Errors
     /// Where the bits can be neither kept nor the map given up: then the blocks must not be written.
     pub(crate) fn set(&mut self, disk: DiskIndex, range: ByteRange) -> io::Result<()> {
-        if self.closed || range.is_empty() {
+        if range.is_empty() {
             return Ok(());
         }
         let (start, blocks) = (self.disks[usize::from(disk.0)], range.units(BLOCK_BYTES));
         if bits::are(&self.bits[start..], &blocks, true) {
             return Ok(());
         }
-        match self.put(start, std::slice::from_ref(&blocks), true) {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                tracing::error!(%error, "the dirty map is given up; after a restart everything is sent");
-                self.closed = true;
-                self.store.discard()
-            }
+        if self.keeping != Keeping::Kept {
+            return self.check_open();
         }
+        self.put(start, std::slice::from_ref(&blocks), true).or_else(|error| self.give_up(&error))
+    }
+
+    /// Whether blocks may be written at all.
+    ///
+    /// # Errors
+    /// Once the map is closed, and while it can be neither kept nor given up.
+    pub(crate) fn check_open(&mut self) -> io::Result<()> {
+        match self.keeping {
+            Keeping::Kept | Keeping::GivenUp => Ok(()),
+            // Perhaps it can be given up by now.
+            Keeping::Stuck => self.discard().map_err(|_| refused(Keeping::Stuck)),
+            Keeping::Closed => Err(refused(Keeping::Closed)),
+        }
+    }
+
+    /// What it says now is older than what will be written: it must not be believed. Until it is sure not to be,
+    /// nothing may be written.
+    fn give_up(&mut self, cause: &io::Error) -> io::Result<()> {
+        tracing::error!(error = %cause, "the dirty map is given up; after a restart everything is compared");
+        self.keeping = Keeping::Stuck;
+        self.discard()
+    }
+
+    fn discard(&mut self) -> io::Result<()> {
+        self.store.discard()?;
+        self.keeping = Keeping::GivenUp;
+        Ok(())
     }
 
     /// Clears the bits of runs of blocks, which ascend, with one write for those that lie near each other. A failure
@@ -229,7 +188,9 @@ impl DirtyMap {
         let start = self.disks[usize::from(disk.0)];
         let is_near = |before: &Blocks, next: &Blocks| next.start - before.end < NEAR_BLOCKS;
         for near in runs.chunk_by(is_near) {
-            if self.closed || near.iter().all(|run| bits::are(&self.bits[start..], run, false)) {
+            if self.keeping != Keeping::Kept
+                || near.iter().all(|run| bits::are(&self.bits[start..], run, false))
+            {
                 continue;
             }
             if let Err(error) = self.put(start, near, false) {
@@ -263,138 +224,47 @@ impl DirtyMap {
     }
 
     fn write_header(&mut self) {
-        if self.closed {
+        if self.keeping != Keeping::Kept {
             return;
         }
-        if let Err(error) = self.store.write_at(0, &self.header.encode(Kind::Blocks)) {
-            tracing::error!(%error, "the dirty map is given up; after a restart everything is sent");
-            self.closed = true;
-            // What it says now is older than what will be cleared: it must not be believed. Nothing is
-            // cleared any more once it is closed, so a failure here only costs a larger sync.
-            let _ = self.store.discard();
+        if let Err(error) = self.store.write_at(0, &self.header.encode(FileKind::Blocks)) {
+            // Where that fails too, the next write is told.
+            let _ = self.give_up(&error);
         }
     }
 
-    /// The agent is there, and whatever is written goes through it.
-    pub(crate) fn note_alive(&mut self, now: WallTime) {
+    /// The agent is there, whatever is written goes through it, and this is what the disks are seen as.
+    pub(crate) fn note_alive(&mut self, now: WallTime, seen: &[Option<DiskIdentity>]) {
+        self.note_disks(seen);
         self.header.seen_at = now;
         self.write_header();
     }
 
-    /// Keeps the map over a reboot: nothing is written to the disks any more.
-    pub(crate) fn close(&mut self, now: WallTime) {
-        if self.closed {
-            return;
+    fn note_disks(&mut self, seen: &[Option<DiskIdentity>]) {
+        debug_assert_eq!(seen.len(), self.noted.len());
+        for (at, identity) in seen.iter().enumerate() {
+            let noted = self.noted[at].seen_as(*identity);
+            if self.keeping != Keeping::Kept || noted == self.noted[at] {
+                continue;
+            }
+            match self.store.write_at(self.noted_at(at), &noted.encode()) {
+                Ok(()) => self.noted[at] = noted,
+                Err(error) => drop(self.give_up(&error)),
+            }
         }
+    }
+
+    /// Keeps the map over a reboot: nothing is written to the disks any more, and this is what they are seen as.
+    pub(crate) fn close(&mut self, now: WallTime, seen: &[Option<DiskIdentity>]) {
+        self.note_disks(seen);
         self.header.seen_at = now;
         self.header.clean = true;
         self.write_header();
-        self.closed = true;
-        if let Err(error) = self.store.sync() {
-            tracing::warn!(%error, "the dirty map is not kept; after a reboot everything is sent");
-            let _ = self.store.discard();
+        if self.keeping == Keeping::Kept
+            && let Err(error) = self.store.sync()
+        {
+            let _ = self.give_up(&error);
         }
+        self.keeping = Keeping::Closed;
     }
-}
-
-impl Header {
-    pub(crate) const BYTES: usize = 112;
-
-    /// Of a map that says nothing yet.
-    pub(crate) fn empty(vm: VmId, boot_id: [u8; 16], disks: &[(u64, Option<DiskIdentity>)]) -> Self {
-        Self {
-            vm,
-            boot_id,
-            current: NOTHING,
-            before: NOTHING,
-            clean: false,
-            suspects: false,
-            disks_crc: crc_of(disks),
-            seen_at: WallTime(0),
-        }
-    }
-
-    /// The header of a map of these disks that nobody else has written to since.
-    pub(crate) fn believed(
-        kind: Kind,
-        kept: &[u8],
-        vm: VmId,
-        disks: &[(u64, Option<DiskIdentity>)],
-        len: usize,
-        slack: Duration,
-    ) -> Option<Self> {
-        Header::decode(kind, kept)
-            .filter(|header| header.vm == vm && header.disks_crc == crc_of(disks))
-            .filter(|header| nobody_else_wrote(disks, header.seen_at, slack))
-            .filter(|_| kept.len() == Header::BYTES + len)
-    }
-
-    /// The streams it can be continued from.
-    pub(crate) fn kept(&self) -> Vec<Kept> {
-        let streams = [self.current, self.before].into_iter();
-        streams.filter(|kept| kept.incarnation != NOTHING.incarnation).collect()
-    }
-
-    pub(crate) fn begin(&mut self, incarnation: Incarnation, floor: WriteSeq) {
-        self.before = Kept { acked: floor, ..self.current };
-        self.current = Kept { incarnation, acked: floor };
-    }
-
-    pub(crate) fn encode(&self, kind: Kind) -> [u8; Header::BYTES] {
-        let mut bytes = [0; Header::BYTES];
-        bytes[..4].copy_from_slice(&kind.magic());
-        bytes[4..8].copy_from_slice(&VERSION.to_le_bytes());
-        bytes[8..24].copy_from_slice(&self.vm.to_bytes());
-        bytes[24..40].copy_from_slice(&self.boot_id);
-        for (at, kept) in [(40, self.current), (64, self.before)] {
-            bytes[at..at + 16].copy_from_slice(&kept.incarnation.to_bytes());
-            bytes[at + 16..at + 24].copy_from_slice(&kept.acked.raw().to_le_bytes());
-        }
-        let flags = if self.clean { FLAG_CLEAN } else { 0 } | if self.suspects { FLAG_SUSPECTS } else { 0 };
-        bytes[88..92].copy_from_slice(&flags.to_le_bytes());
-        bytes[92..96].copy_from_slice(&self.disks_crc.to_le_bytes());
-        bytes[96..104].copy_from_slice(&self.seen_at.0.to_le_bytes());
-        let crc = crc32c::crc32c(&bytes[..108]);
-        bytes[108..].copy_from_slice(&crc.to_le_bytes());
-        bytes
-    }
-
-    fn decode(kind: Kind, bytes: &[u8]) -> Option<Self> {
-        let bytes = bytes.get(..Header::BYTES)?;
-        let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
-        let sixteen = |at: usize| <[u8; 16]>::try_from(&bytes[at..at + 16]).expect("sixteen bytes");
-        let kept = |at: usize| Kept {
-            incarnation: Incarnation::from_bytes(sixteen(at)),
-            acked: WriteSeq::from_raw(u64::from_le_bytes(
-                bytes[at + 16..at + 24].try_into().expect("eight bytes"),
-            )),
-        };
-        let sound = bytes[..4] == kind.magic()
-            && u32_at(4) == VERSION
-            && u32_at(108) == crc32c::crc32c(&bytes[..108]);
-        sound.then(|| Self {
-            vm: VmId::from_bytes(sixteen(8)),
-            boot_id: sixteen(24),
-            current: kept(40),
-            before: kept(64),
-            clean: u32_at(88) & FLAG_CLEAN != 0,
-            suspects: u32_at(88) & FLAG_SUSPECTS != 0,
-            disks_crc: u32_at(92),
-            seen_at: WallTime(i64::from_le_bytes(bytes[96..104].try_into().expect("eight bytes"))),
-        })
-    }
-}
-
-fn crc_of(disks: &[(u64, Option<DiskIdentity>)]) -> u32 {
-    disks.iter().fold(0, |crc, (size, identity)| {
-        let (device, inode) = identity.map_or((0, 0), |identity| (identity.device, identity.inode));
-        [*size, device, inode].iter().fold(crc, |crc, part| crc32c::crc32c_append(crc, &part.to_le_bytes()))
-    })
-}
-
-/// Whether every disk tells when it was changed, and none was after the agent had gone.
-fn nobody_else_wrote(disks: &[(u64, Option<DiskIdentity>)], seen_at: WallTime, slack: Duration) -> bool {
-    disks
-        .iter()
-        .all(|(_, identity)| identity.is_some_and(|identity| identity.changed_at.since(seen_at) <= slack))
 }

@@ -8,6 +8,7 @@
 use crate::bounce::Bounce;
 use crate::capture::Capture;
 use crate::device::{BlockDevice, Extent, ExtentKind};
+use crate::identity::DiskIdentity;
 use crate::range_lock::RangeLock;
 use batch::{BlockHash, Kind};
 use bytes::Bytes;
@@ -72,6 +73,23 @@ pub trait LocalDisk: Send + Sync + fmt::Debug {
     /// # Errors
     /// As the disk says.
     fn sync_data(&self) -> io::Result<()>;
+    /// As [`LocalDisk::sync_data`], and what is known of the disk's file too.
+    ///
+    /// # Errors
+    /// As the disk says.
+    fn sync_all(&self) -> io::Result<()> {
+        self.sync_data()
+    }
+    /// Which file it is, and when it was last changed by anybody; none where nothing tells.
+    ///
+    /// # Errors
+    /// As the file system says.
+    fn identity(&self) -> io::Result<Option<DiskIdentity>> {
+        Ok(None)
+    }
+    /// Has what others left in the page cache written to the disk, where that could come later and change what was
+    /// read. To be said before everything is read.
+    fn settle_others(&self) {}
     /// Which parts of `range` are allocated, in order and without holes between.
     ///
     /// # Errors
@@ -129,6 +147,22 @@ impl ProtectedDisk {
     /// As the disk says.
     pub fn sync(&self) -> io::Result<()> {
         self.local.sync_data()
+    }
+
+    /// As [`ProtectedDisk::sync`], and the times of its file too.
+    ///
+    /// # Errors
+    /// As the disk says.
+    pub fn sync_all(&self) -> io::Result<()> {
+        self.local.sync_all()
+    }
+
+    /// Which file it is, and when it was last changed; none where nothing tells.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn identity(&self) -> io::Result<Option<DiskIdentity>> {
+        self.local.identity()
     }
 
     pub(crate) fn index(&self) -> DiskIndex {

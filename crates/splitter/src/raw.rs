@@ -1,18 +1,26 @@
 //! A raw image file or a block device on this host.
 
 use crate::bounce::{BOUNCE_ALIGN, Bounce};
+use crate::clock;
 use crate::device::{Extent, ExtentKind};
-use crate::dirty_map::DiskIdentity;
 use crate::disk::LocalDisk;
+use crate::identity::{DiskIdentity, FileTime};
 use crate::image_lock;
-use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::fs::{AtFlags, FallocateFlags, SeekFrom, Statx, StatxFlags};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+use types::ByteRange;
 use types::limits::{DISK_BYTES_MAX, SECTOR_BYTES};
-use types::{ByteRange, WallTime};
+
+/// Further back than the last tick of any file system's clock that counts parts of a second.
+const TICK: Duration = Duration::from_millis(20);
+/// As that, of one that counts seconds, or every other second.
+const COARSE_TICK: Duration = Duration::from_millis(2100);
 
 /// A disk's local image, held by this process alone.
 #[derive(Debug)]
@@ -23,6 +31,8 @@ pub struct RawDisk {
     zeroes_fast: bool,
     /// Of direct I/O; 1 where the file is buffered.
     unit_bytes: u64,
+    /// Of a block device: what others had left in the page cache for its partitions is on it.
+    others_settled: Mutex<bool>,
 }
 
 /// Why a local image cannot be used.
@@ -34,6 +44,8 @@ pub enum RawDiskError {
     ReadOnly { path: PathBuf },
     #[error("disk image {} is in use; stop the VM that runs on it, then start it on the agent's socket", path.display())]
     InUse { path: PathBuf },
+    #[error("block device {} is in use: it is mounted, swapped to, or part of a volume group, a RAID or another device (`lsblk` shows it); end that, and protect it then", path.display())]
+    Claimed { path: PathBuf },
     #[error("{} is neither a file nor a block device", path.display())]
     Kind { path: PathBuf },
     #[error("disk image {} has {size_bytes} bytes; whole 512-byte sectors up to 64 TiB are possible", path.display())]
@@ -89,7 +101,8 @@ impl RawDisk {
             }
         };
         let zeroes_fast = has_fast_zeroes(&file);
-        Ok(Self { file, path, size_bytes, zeroes_fast, unit_bytes })
+        let others_settled = Mutex::new(facts.is_file());
+        Ok(Self { file, path, size_bytes, zeroes_fast, unit_bytes, others_settled })
     }
 
     pub fn size_bytes(&self) -> u64 {
@@ -101,17 +114,6 @@ impl RawDisk {
         let address = memory.as_ptr() as usize;
         self.unit_bytes == 1
             || (range.is_multiple_of(self.unit_bytes) && address.is_multiple_of(self.unit_bytes as usize))
-    }
-
-    /// Which file this is and when it was last changed; none for a block device, which does not tell.
-    ///
-    /// # Errors
-    /// As the file system says.
-    pub fn identity(&self) -> io::Result<Option<DiskIdentity>> {
-        let facts = self.file.metadata()?;
-        let changed_at = WallTime(facts.ctime() * 1_000_000 + facts.ctime_nsec() / 1000);
-        let identity = DiskIdentity { device: facts.dev(), inode: facts.ino(), changed_at };
-        Ok(facts.is_file().then_some(identity))
     }
 }
 
@@ -171,6 +173,31 @@ impl LocalDisk for RawDisk {
 
     fn sync_data(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+
+    /// None for a block device, which does not tell when it was changed.
+    fn identity(&self) -> io::Result<Option<DiskIdentity>> {
+        if !self.file.metadata()?.is_file() {
+            return Ok(None);
+        }
+        let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+        let facts = rustix::fs::statx(&self.file, c"", AtFlags::EMPTY_PATH, wanted)?;
+        Ok(Some(identity_of(&facts, clock::wall_nanoseconds())))
+    }
+
+    /// Pages of a block device's partitions are invisible through the device itself, and neither a sync nor a flush of
+    /// the device writes them back: only a sync of everything does. It is waited for once, by whoever is to read
+    /// everything, and nobody can bring more behind that: the device is claimed.
+    fn settle_others(&self) {
+        let mut settled = self.others_settled.lock().expect("a panic aborts the process");
+        if !*settled {
+            rustix::fs::sync();
+            *settled = true;
+        }
     }
 
     /// Makes a range read as zeroes, by hole or by zeroed extents, else by writing zeroes.
@@ -257,15 +284,38 @@ fn foreign_format(path: &Path) -> Option<&'static str> {
 
 /// Opens an image for reading and writing.
 fn open_file(path: &Path, flags: i32) -> Result<File, RawDiskError> {
-    use io::ErrorKind::{NotFound, PermissionDenied, ReadOnlyFilesystem};
+    use io::ErrorKind::{NotFound, PermissionDenied, ReadOnlyFilesystem, ResourceBusy};
     let path = path.to_path_buf();
+    // A block device that is claimed cannot be mounted, nor claimed by anybody else.
+    let is_device = std::fs::metadata(&path).is_ok_and(|facts| facts.file_type().is_block_device());
+    let flags = if is_device { flags | libc::O_EXCL } else { flags };
     match OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path) {
         Ok(file) => Ok(file),
+        Err(error) if error.kind() == ResourceBusy => Err(RawDiskError::Claimed { path }),
         Err(error) if error.kind() == NotFound => Err(RawDiskError::Missing { path }),
         Err(error) if matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem) => {
             Err(RawDiskError::ReadOnly { path })
         }
         Err(source) => Err(RawDiskError::Io { path, source }),
+    }
+}
+
+/// What a file is known by, as it stands at `now`.
+fn identity_of(facts: &Statx, now: i64) -> DiskIdentity {
+    let time = |time: rustix::fs::StatxTimestamp| {
+        FileTime(time.tv_sec.saturating_mul(1_000_000_000).saturating_add(i64::from(time.tv_nsec)))
+    };
+    let (changed_at, modified_at) = (time(facts.stx_ctime), time(facts.stx_mtime));
+    let is_coarse = changed_at.0 % 1_000_000_000 == 0;
+    let tick = if is_coarse { COARSE_TICK } else { TICK };
+    let has_made_at = facts.stx_mask & StatxFlags::BTIME.bits() != 0;
+    DiskIdentity {
+        device: rustix::fs::makedev(facts.stx_dev_major, facts.stx_dev_minor),
+        inode: facts.stx_ino,
+        made_at: if has_made_at { time(facts.stx_btime) } else { FileTime::default() },
+        changed_at,
+        modified_at,
+        is_settled: u128::from(now.abs_diff(changed_at.0)) > tick.as_nanos(),
     }
 }
 

@@ -6,21 +6,19 @@
 //! until both are so, either side may have what the other has lost. After a crash of the host the set bits
 //! are compared, block by block, and nothing else is read.
 //!
-//! It is believed under the same conditions as the dirty map but for the boot it was kept in; the agent says
-//! every [`ALIVE_INTERVAL`] on the disk that it is there. Its file has the dirty map's layout, with the magic
-//! `HFRL` and one bit for each region (`docs/formats/dirty-map.md`).
+//! It is believed where the disks have the very times they were noted with; and after a crash of the host also where
+//! their times lie between those that were durable with the last note and the moment the host came up again: whoever
+//! has written since has left a later one. Before that moment only the agent wrote, and every region it wrote to is
+//! set. Its file has the dirty map's layout, with the magic `HFRL` and one bit for each region
+//! (`docs/formats/dirty-map.md`).
 
 use crate::bits;
-use crate::dirty_map::{DiskIdentity, Header, Kept, Kind, MapStore, places};
+use crate::dirty_map::MapStore;
+use crate::identity::{DiskIdentity, Noted};
+use crate::kept_header::{Boot, FileKind, Header, Keeping, Kept, KeptFile, noted, places, refused};
 use std::io;
 use std::ops::Range;
-use std::time::Duration;
 use types::{ByteRange, DiskIndex, Incarnation, VmId, WallTime, WriteSeq};
-
-/// How often the log says on the disk that the agent is there.
-pub(crate) const ALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// How long after its last sign of life the agent's own last write may have been.
-const SLACK: Duration = Duration::from_secs(20);
 
 /// A run of regions of a disk, by their numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,8 +45,8 @@ pub struct RegionLog {
     disks: Vec<usize>,
     /// Whether what it says can be believed, as it was opened.
     believed: bool,
-    /// It could not be kept, and says nothing any more.
-    given_up: bool,
+    noted: Vec<Noted>,
+    keeping: Keeping,
 }
 
 impl RegionLog {
@@ -62,21 +60,25 @@ impl RegionLog {
         vm: VmId,
         disks: &[(u64, Option<DiskIdentity>)],
         region_bytes: u64,
+        boot: Boot,
     ) -> io::Result<Self> {
         let (places, len) = places(disks, region_bytes);
-        let kept = store.load()?;
-        let header = Header::believed(Kind::Regions, &kept, vm, disks, len, SLACK);
-        let believed = header.is_some();
-        let bits = match believed {
-            true => kept[Header::BYTES..].to_vec(),
-            false => {
+        let (kept, now) = (store.load()?, noted(disks));
+        let kept = KeptFile::of(FileKind::Regions, &kept, vm, disks, len)
+            .filter(|file| file.is_untouched(&now) || file.is_untouched_since_boot(&now, boot));
+        let believed = kept.is_some();
+        let (mut header, bits) = match kept {
+            Some(file) => (file.header, file.bits),
+            None => {
                 store.discard()?;
                 store.write_at(Header::BYTES as u64, &vec![0; len])?;
-                vec![0; len]
+                (Header::empty(vm, boot.id, disks.len()), vec![0; len])
             }
         };
-        let header = header.unwrap_or_else(|| Header::empty(vm, [0; 16], disks));
-        let log = Self { store, header, region_bytes, bits, disks: places, believed, given_up: false };
+        header.boot_id = boot.id;
+        let keeping = Keeping::Kept;
+        let log = Self { store, header, region_bytes, bits, disks: places, believed, noted: now, keeping };
+        log.write_notes()?;
         log.write_header()?;
         Ok(log)
     }
@@ -106,6 +108,9 @@ impl RegionLog {
     /// # Errors
     /// Where it cannot be given up either: then nothing must be written to them.
     pub(crate) fn set(&mut self, regions: &[Regions]) -> io::Result<()> {
+        if self.keeping == Keeping::Stuck {
+            self.discard().map_err(|_| refused(Keeping::Stuck))?;
+        }
         self.put(regions, true).or_else(|error| self.give_up(&error))
     }
 
@@ -121,7 +126,7 @@ impl RegionLog {
     }
 
     fn put(&mut self, regions: &[Regions], set: bool) -> io::Result<()> {
-        if self.given_up {
+        if self.keeping != Keeping::Kept {
             return Ok(());
         }
         let mut changed = false;
@@ -150,26 +155,46 @@ impl RegionLog {
         self.write_header().or_else(|error| self.give_up(&error))
     }
 
-    /// The agent is there, and whatever is written goes through it.
-    pub(crate) fn note_alive(&mut self, now: WallTime) -> io::Result<()> {
-        if now.since(self.header.seen_at) < ALIVE_INTERVAL {
-            return Ok(());
+    /// The agent is there, whatever is written goes through it, and this is what the disks were seen as before their
+    /// files were last synced, times and all.
+    ///
+    /// # Errors
+    /// As the disk says: then what was noted before may be what is kept.
+    pub(crate) fn note_alive(&mut self, now: WallTime, seen: &[Option<DiskIdentity>]) -> io::Result<()> {
+        debug_assert_eq!(seen.len(), self.noted.len());
+        for (noted, identity) in self.noted.iter_mut().zip(seen) {
+            *noted = noted.seen_as(*identity);
         }
+        self.write_notes()?;
         self.header.seen_at = now;
         self.write_header()
     }
 
-    fn write_header(&self) -> io::Result<()> {
-        if self.given_up {
+    fn write_notes(&self) -> io::Result<()> {
+        if self.keeping != Keeping::Kept {
             return Ok(());
         }
-        self.store.write_at(0, &self.header.encode(Kind::Regions))?;
+        let bytes: Vec<u8> = self.noted.iter().flat_map(Noted::encode).collect();
+        self.store.write_at((Header::BYTES + self.bits.len()) as u64, &bytes)
+    }
+
+    fn write_header(&self) -> io::Result<()> {
+        if self.keeping != Keeping::Kept {
+            return Ok(());
+        }
+        self.store.write_at(0, &self.header.encode(FileKind::Regions))?;
         self.store.sync()
     }
 
     fn give_up(&mut self, cause: &io::Error) -> io::Result<()> {
         tracing::error!(%cause, "the dirty-region log is given up; after a crash of the host everything is compared");
-        self.given_up = true;
-        self.store.discard().and_then(|()| self.store.sync())
+        self.keeping = Keeping::Stuck;
+        self.discard()
+    }
+
+    fn discard(&mut self) -> io::Result<()> {
+        self.store.discard().and_then(|()| self.store.sync())?;
+        self.keeping = Keeping::GivenUp;
+        Ok(())
     }
 }

@@ -8,13 +8,13 @@
 //! somebody calls now and then. After a read that failed it is closed at once, and the next read opens it anew.
 
 use crate::device::{Extent, ExtentKind};
-use crate::dirty_map::DiskIdentity;
 use crate::disk::LocalDisk;
+use crate::identity::DiskIdentity;
 use crate::nbd::Client;
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
-use types::{ByteRange, WallTime};
+use types::ByteRange;
 
 /// Flags of `base:allocation`: reads as zeroes.
 const STATE_ZERO: u32 = 1 << 1;
@@ -99,7 +99,7 @@ impl TappedDisk {
     /// hypervisor's change log to tell, not for a file's times.
     pub fn identity(&self) -> DiskIdentity {
         let name = crc32c::crc32c(self.label.as_bytes());
-        DiskIdentity { device: 0, inode: name.into(), changed_at: WallTime(0) }
+        DiskIdentity::without_times(0, name.into())
     }
 
     /// Is read through this door from now on; nothing is opened yet.
@@ -176,6 +176,10 @@ impl LocalDisk for TappedDisk {
 
     fn sync_data(&self) -> io::Result<()> {
         Ok(())
+    }
+
+    fn identity(&self) -> io::Result<Option<DiskIdentity>> {
+        Ok(Some(TappedDisk::identity(self)))
     }
 
     fn extents(&self, range: ByteRange) -> io::Result<Vec<Extent>> {

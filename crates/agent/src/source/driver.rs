@@ -35,8 +35,6 @@ const TICK: Duration = Duration::from_millis(100);
 const GATHER_TIME: Duration = Duration::from_millis(1);
 /// How often a stream without writes of its own tells how far its group has come.
 const WATERMARK_INTERVAL: Duration = Duration::from_secs(1);
-/// How often the dirty map is told that the agent is there.
-const ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often regions that are equal on both sides are cleared from the region log, and trust in the peer is
 /// looked at again.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
@@ -112,7 +110,6 @@ struct Driver {
     inputs: mpsc::Sender<Input>,
     events: VecDeque<SenderEvent>,
     watermark_at: Monotonic,
-    alive_at: Monotonic,
     upkeep_at: Monotonic,
     rates: Rates,
     last_error: Option<String>,
@@ -204,7 +201,6 @@ impl Driver {
             inputs,
             events: VecDeque::new(),
             watermark_at: clock::now(),
-            alive_at: Monotonic::default(),
             upkeep_at: clock::now(),
             rates: Rates::default(),
             last_error: None,
@@ -248,7 +244,6 @@ impl Driver {
     fn on_tick(&mut self) {
         let now = clock::now();
         self.watch_bounds(now);
-        self.note_alive();
         self.place.tick();
         self.send_what_is_granted();
         self.rejoin_sync();
@@ -642,14 +637,6 @@ impl Driver {
             Err(error) => {
                 tracing::error!(vm = record.name, error = format!("{error:#}"), "epoch is not recorded");
             }
-        }
-    }
-
-    fn note_alive(&mut self) {
-        let now = clock::now();
-        if now.since(self.alive_at) >= ALIVE_INTERVAL {
-            self.alive_at = now;
-            self.vm.capture().note_alive(clock::wall());
         }
     }
 

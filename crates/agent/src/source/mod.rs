@@ -9,6 +9,7 @@ mod group;
 #[cfg_attr(not(feature = "ublk"), path = "no_host_devices.rs")]
 mod host_devices;
 mod hosts;
+mod image_watch;
 mod member;
 mod nbd_tls;
 mod outbox;

@@ -4,6 +4,7 @@ use super::HostDevices;
 use super::Source;
 use super::driver::{self, Command, StreamStatus};
 use super::group::Group;
+use super::image_watch;
 use super::record::ProtectionRecord;
 use super::tapped::{NamedBy, VmTap};
 use crate::clock;
@@ -14,15 +15,21 @@ use anyhow::Context;
 use replication::{KeptStream, SyncReason};
 use splitter::nbd::Export;
 use splitter::{
-    BlockDevice, Capture, CaptureConfig, DirtyMap, DiskIdentity, LocalDisk, MapFile, ProtectedDisk, RawDisk,
-    RegionLog,
+    BlockDevice, Boot, Capture, CaptureConfig, DirtyMap, DiskIdentity, LocalDisk, MapFile, ProtectedDisk,
+    RawDisk, RegionLog,
 };
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use types::limits::{BLOCK_BYTES, REGION_LOG_BYTES};
 use types::{DiskIndex, VmId};
+
+/// How often, and how many times at most, a stopped disk is looked at until its last change lies far enough back.
+const SETTLE_INTERVAL: Duration = Duration::from_millis(20);
+const SETTLE_LOOKS_MAX: usize = 110;
 
 /// A VM whose writes are captured.
 #[derive(Debug)]
@@ -109,6 +116,7 @@ impl ProtectedVm {
             tap.watch(source, &name)?;
         }
         tokio::spawn(driver::drive(vm.clone(), source.clone(), wake, inbox));
+        tokio::spawn(image_watch::watch(Arc::downgrade(&vm)));
         Ok(vm)
     }
 
@@ -227,10 +235,28 @@ impl ProtectedVm {
             tap.leave();
         }
         // Nobody writes any more. What the map says is only true of a disk that has it all.
-        match self.disks.iter().try_for_each(|disk| disk.sync()) {
-            Ok(()) => self.capture.close(clock::wall()),
+        let synced = self.disks.iter().try_for_each(|disk| disk.sync_all());
+        match synced.and_then(|()| self.settled_identities()) {
+            Ok(seen) => self.capture.close(clock::wall(), &seen),
             Err(error) => tracing::error!(vm = self.name(), %error, "a disk cannot be synced"),
         }
+    }
+
+    /// What the disks are seen as now.
+    pub(super) fn identities(&self) -> io::Result<Vec<Option<DiskIdentity>>> {
+        self.disks.iter().map(|disk| disk.identity()).collect()
+    }
+
+    /// As [`ProtectedVm::identities`], of disks that nobody writes to, once any change would show.
+    fn settled_identities(&self) -> io::Result<Vec<Option<DiskIdentity>>> {
+        for _ in 0..SETTLE_LOOKS_MAX {
+            let seen = self.identities()?;
+            if seen.iter().flatten().all(|identity| identity.is_settled) {
+                return Ok(seen);
+            }
+            std::thread::sleep(SETTLE_INTERVAL);
+        }
+        self.identities()
     }
 
     /// The VM for the operator.
@@ -310,7 +336,7 @@ fn open_disks(record: &ProtectionRecord, tap: Option<&VmTap>) -> Result<OpenDisk
     }
     for disk in &record.disks {
         let raw = RawDisk::open(&disk.path).map_err(|error| OperationError::invalid(with_sources(&error)))?;
-        facts.push((raw.size_bytes(), raw.identity().context("look at the disks")?));
+        facts.push((raw.size_bytes(), LocalDisk::identity(&raw).context("look at the disks")?));
         locals.push(Box::new(raw));
     }
     Ok((locals, facts))
@@ -331,13 +357,14 @@ impl Tracking {
         id: VmId,
         disks: &[(u64, Option<DiskIdentity>)],
     ) -> Result<Self> {
+        let boot = Boot { id: source.boot_id, at: clock::booted_at() };
         let (map_path, log_path) =
             (source.state.path(&record.map_name()), source.state.path(&record.region_log_name()));
         let map = MapFile::open(&map_path)
-            .and_then(|file| DirtyMap::open(Box::new(file), id, disks, source.boot_id))
+            .and_then(|file| DirtyMap::open(Box::new(file), id, disks, boot.id))
             .with_context(|| format!("open dirty map {}", map_path.display()))?;
         let regions = MapFile::open(&log_path)
-            .and_then(|file| RegionLog::open(Box::new(file), id, disks, REGION_LOG_BYTES))
+            .and_then(|file| RegionLog::open(Box::new(file), id, disks, REGION_LOG_BYTES, boot))
             .with_context(|| format!("open dirty-region log {}", log_path.display()))?;
         let of_map = map.kept();
         // Only a crash of the host takes the map; the log is what is left then.

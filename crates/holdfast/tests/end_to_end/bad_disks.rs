@@ -3,7 +3,7 @@
 //! The disks are real: images on a small file system in memory, and loop devices on one and on memory that is
 //! sealed. Making those takes root.
 
-use crate::stage::{Stage, same_bytes};
+use crate::stage::{Stage, refused, same_bytes};
 use lab::NbdClient;
 use rustix::fs::{MemfdFlags, SealFlags, memfd_create};
 use std::fs::OpenOptions;
@@ -168,4 +168,22 @@ fn an_image_that_shrinks_fails_reads_and_holds_up_nobody() {
     }
     let known = ["request failed", "RPO exceeded", "differ"];
     assert_eq!(stage.a.unannounced(&known).unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_block_device_that_is_mounted_is_refused_and_a_protected_one_cannot_be() {
+    if !is_root() {
+        return;
+    }
+    let stage = Stage::set();
+    let (file, folder) = (stage.path("disk.raw"), stage.path("mounted"));
+    lab::make_disk(&file, 16 * MIB).unwrap();
+    std::fs::create_dir(&folder).unwrap();
+    let device = LoopDevice::on(&file);
+    run(Command::new("mount").arg(&device.0).arg(&folder));
+    let result = stage.try_protect("web", "web", Path::new(&device.0), &[]);
+    run(Command::new("umount").arg(&folder));
+    refused(result, 2, "it is mounted");
+    stage.protect("web", "web", Path::new(&device.0));
+    assert!(!Command::new("mount").arg(&device.0).arg(&folder).status().unwrap().success());
 }

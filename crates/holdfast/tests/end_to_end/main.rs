@@ -6,6 +6,7 @@ mod api;
 mod bad_clients;
 mod bad_disks;
 mod configuration;
+mod disks;
 mod failover;
 mod formats;
 mod guide;

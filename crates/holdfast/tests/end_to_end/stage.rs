@@ -6,7 +6,7 @@ use lab::{
 };
 use serde_json::Value;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -97,6 +97,20 @@ impl Stage {
             let row = self.a.protected(vm)?;
             let empty = row["buffer_bytes"] == 0 && row["dirty_bytes"] == 0;
             Ok((empty && row["state"] == "journaling" && row["link"] == "up").then_some(()))
+        })
+        .unwrap();
+    }
+
+    /// Waits until the agent has noted the VM's only disk as it is: the last note in the dirty map has the image's
+    /// ctime, and is settled.
+    pub(crate) fn noted(&self, vm: &str, disk: &Path) {
+        let id = self.a.protected(vm).unwrap()["id"].as_str().unwrap().to_owned();
+        let map = self.a.folder.join("state/tracking").join(format!("{id}.map"));
+        wait_until("a note of the disk", SOON, || {
+            let (bytes, facts) = (std::fs::read(&map)?, std::fs::metadata(disk)?);
+            let note = &bytes[bytes.len() - 64..];
+            let changed_at = facts.ctime() * 1_000_000_000 + facts.ctime_nsec();
+            Ok((note[32..40] == changed_at.to_le_bytes() && note[48] & 2 != 0).then_some(()))
         })
         .unwrap();
     }

@@ -1,7 +1,9 @@
 //! Order, overflow and sync, by hand.
 
 use super::*;
-use crate::dirty_map::{DiskIdentity, MapStore};
+use crate::dirty_map::MapStore;
+use crate::identity::{DiskIdentity, FileTime};
+use crate::kept_header::Boot;
 use crate::sync_gate::OnTimeout;
 use types::limits::REGION_LOG_BYTES;
 use types::{CheckpointId, CheckpointKind, VmId, WallTime};
@@ -41,10 +43,22 @@ fn open_map(memory: &Memory, boot: u8) -> DirtyMap {
     changed_map(memory, boot, 0)
 }
 
+/// A disk that was last changed at this second.
+fn changed_at(second: i64) -> DiskIdentity {
+    DiskIdentity { changed_at: FileTime(second * 1_000_000_000), ..DiskIdentity::without_times(1, 1) }
+}
+
+/// The region log of a disk that was last changed at this second, after a boot at another.
+fn open_log(log: &Memory, second: i64, boot: u8, booted_at: i64) -> RegionLog {
+    let boot = Boot { id: [boot; 16], at: WallTime(booted_at * 1_000_000) };
+    let disks = [(DISK_BYTES, Some(changed_at(second)))];
+    let vm = VmId::from_bytes([5; 16]);
+    RegionLog::open(Box::new(log.clone()), vm, &disks, REGION_LOG_BYTES, boot).unwrap()
+}
+
 /// The map of a disk that was last changed at this second.
 fn changed_map(memory: &Memory, boot: u8, second: i64) -> DirtyMap {
-    let identity = DiskIdentity { device: 1, inode: 1, changed_at: WallTime(second * 1_000_000) };
-    let disks = [(DISK_BYTES, Some(identity))];
+    let disks = [(DISK_BYTES, Some(changed_at(second)))];
     DirtyMap::open(Box::new(memory.clone()), VmId::from_bytes([5; 16]), &disks, [boot; 16]).unwrap()
 }
 
@@ -57,10 +71,7 @@ fn on_map_and_log(memory: &Memory, log: &Memory, boot: u8, bytes_max: u64) -> Ca
 }
 
 fn of_group(counter: Arc<GroupCounter>, memory: &Memory, log: &Memory, boot: u8, bytes_max: u64) -> Capture {
-    let identity = DiskIdentity { device: 1, inode: 1, changed_at: WallTime(0) };
-    let disks = [(DISK_BYTES, Some(identity))];
-    let log =
-        RegionLog::open(Box::new(log.clone()), VmId::from_bytes([5; 16]), &disks, REGION_LOG_BYTES).unwrap();
+    let log = open_log(log, 0, boot, 0);
     let (pool, gate) = (Arc::new(BufferPool::new(1 << 30)), Arc::default());
     let buffer = CaptureConfig { buffer_bytes_max: bytes_max, pool, sync: None, gate, leaves_out: true };
     Capture::new(counter, &[DISK_BYTES], open_map(memory, boot), log, buffer, Box::new(|| {}))
@@ -208,7 +219,7 @@ fn a_map_is_believed_after_a_reboot_only_if_the_agent_had_stopped_cleanly() {
     let memory = Memory::default();
     let capture = begun(&memory, 1 << 20);
     write(&capture, 65_536, 1);
-    capture.close(WallTime(0));
+    capture.close(WallTime(0), &[Some(changed_at(0))]);
     drop(capture);
     assert_eq!(marked_after_a_kill(&memory, 2), (vec![1], 1), "a clean stop");
     assert_eq!(marked_after_a_kill(&memory, 3), (vec![], 0), "but it counts once");
@@ -224,12 +235,142 @@ fn a_damaged_map_is_not_believed() {
 
 #[test]
 fn a_disk_that_was_changed_while_the_agent_was_away_is_not_believed() {
+    let second = |second: i64| WallTime(second * 1_000_000);
+    for (clean, now) in [(true, 105), (false, 105), (true, 3599), (false, 700), (true, 99)] {
+        let memory = Memory::default();
+        let capture = begun(&memory, 1 << 20);
+        // The clock runs an hour ahead for a while: no distance between two times proves anything.
+        capture.note_alive(second(3600), &[Some(changed_at(100))]);
+        if clean {
+            capture.close(second(3600), &[Some(changed_at(100))]);
+        }
+        drop(capture);
+        let before = Memory(Arc::new(Mutex::new(memory.0.lock().unwrap().clone())));
+        assert_eq!(changed_map(&before, 1, now).kept().len(), 0, "clean: {clean}, changed at {now}");
+        assert_eq!(changed_map(&memory, 1, 100).kept().len(), 1, "clean: {clean}, unchanged");
+    }
+}
+
+#[test]
+fn a_disk_that_was_noted_in_the_tick_of_its_last_change_is_not_believed() {
     let memory = Memory::default();
     let capture = begun(&memory, 1 << 20);
-    capture.note_alive(WallTime(100 * 1_000_000));
+    let in_this_tick = DiskIdentity { is_settled: false, ..changed_at(100) };
+    capture.close(WallTime(0), &[Some(in_this_tick)]);
     drop(capture);
-    assert_eq!(changed_map(&memory, 1, 105).kept().len(), 1, "the agent's own last writes");
-    assert_eq!(changed_map(&memory, 1, 200).kept().len(), 0, "somebody else's");
+    assert_eq!(changed_map(&memory, 1, 100).kept().len(), 0);
+}
+
+#[test]
+fn a_map_of_the_form_before_is_not_believed() {
+    let memory = Memory::default();
+    begun(&memory, 1 << 20).close(WallTime(0), &[Some(changed_at(0))]);
+    {
+        let mut bytes = memory.0.lock().unwrap();
+        bytes[4] = 1;
+        let crc = crc32c::crc32c(&bytes[..108]).to_le_bytes();
+        bytes[108..112].copy_from_slice(&crc);
+    }
+    assert_eq!(marked_after_a_kill(&memory, 1), (vec![], 0));
+}
+
+#[test]
+fn after_a_crash_of_the_host_a_disk_that_was_changed_since_is_compared_whole() {
+    let log = Memory::default();
+    let capture = on_map_and_log(&Memory::default(), &log, 1, 1 << 20);
+    capture.restart(WriteSeq::ZERO);
+    capture.begin_stream(ONE, WriteSeq::ZERO);
+    capture.note_durable(WallTime(110 * 1_000_000), &[Some(changed_at(100))]);
+    drop(capture);
+    let kept = |changed, boot, booted_at| {
+        let copy = Memory(Arc::new(Mutex::new(log.0.lock().unwrap().clone())));
+        open_log(&copy, changed, boot, booted_at).kept().len()
+    };
+    assert_eq!(kept(105, 2, 200), 1, "the agent's own writes until the crash");
+    assert_eq!(kept(205, 2, 200), 0, "somebody's since the host is up again");
+    assert_eq!(kept(99, 2, 200), 0, "the disk is older than it was");
+    assert_eq!(kept(105, 2, 109), 0, "the clock was put back");
+    assert_eq!(kept(105, 1, 200), 0, "the host was not down");
+    assert_eq!(kept(100, 1, 200), 1, "nobody has written");
+}
+
+#[test]
+fn a_closed_map_takes_no_writes() {
+    let memory = Memory::default();
+    let capture = begun(&memory, 1 << 20);
+    write(&capture, 65_536, 1);
+    capture.close(WallTime(0), &[Some(changed_at(0))]);
+    for at in [0, 65_536] {
+        capture.begin_write(DiskIndex(0), ByteRange::new(at, 4096)).expect_err("nobody would know of it");
+        capture.try_begin_write(DiskIndex(0), ByteRange::new(at, 4096)).expect_err("nobody would know of it");
+    }
+}
+
+/// A store of which writes and discards fail while it says so.
+#[derive(Debug, Clone, Default)]
+struct Failing(Memory, Arc<std::sync::atomic::AtomicBool>);
+
+impl Failing {
+    fn check(&self) -> io::Result<()> {
+        let fails = self.1.load(std::sync::atomic::Ordering::SeqCst);
+        if fails { Err(io::ErrorKind::ReadOnlyFilesystem.into()) } else { Ok(()) }
+    }
+}
+
+impl MapStore for Failing {
+    fn load(&self) -> io::Result<Vec<u8>> {
+        self.0.load()
+    }
+
+    fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.check().and_then(|()| self.0.write_at(at, bytes))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.check()
+    }
+
+    fn discard(&self) -> io::Result<()> {
+        self.check().and_then(|()| self.0.discard())
+    }
+}
+
+#[test]
+fn nothing_is_written_while_a_map_can_be_neither_kept_nor_given_up() {
+    for fails_in_log in [false, true] {
+        let (map, log) = (Failing::default(), Failing::default());
+        let failing = if fails_in_log { log.1.clone() } else { map.1.clone() };
+        let (disks, vm) = ([(DISK_BYTES, Some(changed_at(0)))], VmId::from_bytes([5; 16]));
+        let boot = Boot { id: [1; 16], at: WallTime(0) };
+        let opened = DirtyMap::open(Box::new(map.clone()), vm, &disks, boot.id).unwrap();
+        let regions = RegionLog::open(Box::new(log), vm, &disks, REGION_LOG_BYTES, boot).unwrap();
+        let (pool, gate) = (Arc::new(BufferPool::new(1 << 30)), Arc::default());
+        let buffer = CaptureConfig { buffer_bytes_max: 1 << 20, pool, sync: None, gate, leaves_out: true };
+        let counter = Arc::new(GroupCounter::new(WriteSeq::ZERO));
+        let capture = Capture::new(counter, &[DISK_BYTES], opened, regions, buffer, Box::new(|| {}));
+        capture.restart(WriteSeq::ZERO);
+        capture.begin_stream(ONE, WriteSeq::ZERO);
+        if !fails_in_log {
+            write(&capture, 0, 1);
+        }
+        failing.store(true, std::sync::atomic::Ordering::SeqCst);
+        if !fails_in_log {
+            // The header alone is what fails to be written.
+            capture.note_alive(WallTime(1), &[Some(changed_at(0))]);
+        }
+        for _ in 0..2 {
+            capture
+                .begin_write(DiskIndex(0), ByteRange::new(0, 4096))
+                .expect_err("a restarted agent would believe what it says now");
+        }
+        failing.store(false, std::sync::atomic::Ordering::SeqCst);
+        write(&capture, 0, 1);
+        drop(capture);
+        if !fails_in_log {
+            let again = DirtyMap::open(Box::new(map), vm, &disks, boot.id).unwrap();
+            assert_eq!(again.kept().len(), 0, "it was given up");
+        }
+    }
 }
 
 #[test]
@@ -269,12 +410,7 @@ fn a_batch_that_leaves_something_behind_has_a_watermark_of_its_own_end() {
 
 /// The blocks that are suspect after the host went down, and whether a stream can be continued from them.
 fn suspect_after_a_crash(log: &Memory) -> (Vec<u64>, usize) {
-    let identity = DiskIdentity { device: 1, inode: 1, changed_at: WallTime(0) };
-    let disks = [(DISK_BYTES, Some(identity))];
-    let kept = RegionLog::open(Box::new(log.clone()), VmId::from_bytes([5; 16]), &disks, REGION_LOG_BYTES)
-        .unwrap()
-        .kept()
-        .len();
+    let kept = open_log(log, 0, 2, 0).kept().len();
     let capture = on_map_and_log(&Memory::default(), log, 2, 1 << 20);
     let mut blocks = Vec::new();
     while let Some((disk, first, len)) = capture.next_suspects(1 << 20) {

@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use super::*;
-use crate::dirty_map::{Header, MapStore};
+use crate::dirty_map::MapStore;
+use crate::kept_header::Header;
 use proptest::prelude::*;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -132,8 +133,14 @@ impl Pair {
         let opened =
             DirtyMap::open(Box::new(map.clone()), VmId::from_bytes([1; 16]), &disks, [1; 16]).unwrap();
         let region_bytes = REGION_BLOCKS * BLOCK_BYTES;
-        let log = RegionLog::open(Box::<Memory>::default(), VmId::from_bytes([1; 16]), &disks, region_bytes)
-            .unwrap();
+        let log = RegionLog::open(
+            Box::<Memory>::default(),
+            VmId::from_bytes([1; 16]),
+            &disks,
+            region_bytes,
+            crate::Boot { id: [1; 16], at: types::WallTime(0) },
+        )
+        .unwrap();
         Self {
             dirty: Dirty::new(&[BLOCKS * BLOCK_BYTES], opened, &log),
             map,

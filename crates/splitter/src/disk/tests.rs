@@ -75,7 +75,14 @@ impl LocalDisk for Plain {
 fn protected(frees: bool) -> (ProtectedDisk, Plain, Arc<Capture>) {
     let (vm, disks) = (VmId::from_bytes([5; 16]), [(SIZE, None)]);
     let map = DirtyMap::open(Box::new(NoBytes), vm, &disks, [1; 16]).unwrap();
-    let log = RegionLog::open(Box::new(NoBytes), vm, &disks, REGION_LOG_BYTES).unwrap();
+    let log = RegionLog::open(
+        Box::new(NoBytes),
+        vm,
+        &disks,
+        REGION_LOG_BYTES,
+        crate::Boot { id: [1; 16], at: types::WallTime(0) },
+    )
+    .unwrap();
     let pool = Arc::new(BufferPool::new(1 << 30));
     let config = CaptureConfig {
         buffer_bytes_max: 64 << 20,

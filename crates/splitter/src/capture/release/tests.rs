@@ -47,7 +47,14 @@ impl Counting {
 fn capture(map: &Counting, log: &Counting) -> Capture {
     let (vm, disks) = (VmId::from_bytes([5; 16]), [(DISK_BYTES, None)]);
     let kept = DirtyMap::open(Box::new(map.clone()), vm, &disks, [1; 16]).unwrap();
-    let log = RegionLog::open(Box::new(log.clone()), vm, &disks, REGION_LOG_BYTES).unwrap();
+    let log = RegionLog::open(
+        Box::new(log.clone()),
+        vm,
+        &disks,
+        REGION_LOG_BYTES,
+        crate::Boot { id: [1; 16], at: types::WallTime(0) },
+    )
+    .unwrap();
     let config = CaptureConfig {
         buffer_bytes_max: 64 << 20,
         pool: Arc::new(BufferPool::new(1 << 30)),
