@@ -210,7 +210,9 @@ impl Receiver {
                 | Message::AskClock(_)
                 | Message::ClockAnswer(_)
                 | Message::Join(_)
-                | Message::Cut(_),
+                | Message::Cut(_)
+                | Message::Leave(_)
+                | Message::Left(_),
                 _,
             ) => {
                 let detail = "a message that has no place here".to_owned();

@@ -401,7 +401,9 @@ impl Sender {
                 | Message::AskClock(_)
                 | Message::ClockAnswer(_)
                 | Message::Join(_)
-                | Message::Cut(_),
+                | Message::Cut(_)
+                | Message::Leave(_)
+                | Message::Left(_),
                 _,
             ) => self.hang_up(now, effects),
         }

@@ -120,6 +120,16 @@ pub struct Join {
     pub vms: u16,
 }
 
+/// A VM is protected no more: the first and only word of a connection of its own. Said again until it was heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leave {
+    pub vm: VmId,
+    pub group: GroupId,
+    pub epoch: Epoch,
+    /// The last sequence its group had drawn: no later cut has the VM.
+    pub at: WriteSeq,
+}
+
 /// Why a host does not make a cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CutRefusal {
@@ -216,6 +226,9 @@ pub enum Message {
     ClockAnswer(ClockAnswer),
     Join(Join),
     Cut(CutMessage),
+    Leave(Leave),
+    /// The receiver has written down that this VM has left.
+    Left(VmId),
 }
 
 impl Message {
@@ -234,6 +247,8 @@ impl Message {
             Message::ClockAnswer(_) => 11,
             Message::Join(_) => 12,
             Message::Cut(_) => 13,
+            Message::Leave(_) => 14,
+            Message::Left(_) => 15,
         }
     }
 
@@ -279,6 +294,13 @@ impl Message {
                 body.text(&join.group_name).u16(join.vms);
             }
             Message::Cut(message) => encode_cut(message, &mut body),
+            Message::Leave(leave) => {
+                body.bytes(&leave.vm.to_bytes()).bytes(&leave.group.to_bytes());
+                body.u64(leave.epoch.0).u64(leave.at.raw());
+            }
+            Message::Left(vm) => {
+                body.bytes(&vm.to_bytes());
+            }
             Message::AskClock(asked_at) => {
                 body.u64(asked_at.0 as u64);
             }
@@ -307,6 +329,8 @@ impl Message {
             11 => decode_clock_answer(&mut body).map(Message::ClockAnswer),
             12 => decode_join(&mut body).map(Message::Join),
             13 => decode_cut(&mut body).map(Message::Cut),
+            14 => decode_leave(&mut body).map(Message::Leave),
+            15 => body.array().map(|vm| Message::Left(VmId::from_bytes(vm))),
             _ => return Err(WireError::Kind { kind }),
         };
         message
@@ -445,6 +469,15 @@ fn decode_clock_answer(body: &mut BodyReader) -> Result<ClockAnswer, &'static st
 
 fn decode_join(body: &mut BodyReader) -> Result<Join, &'static str> {
     Ok(Join { group_name: body.text(NAME_BYTES_MAX)?, vms: body.u16()? })
+}
+
+fn decode_leave(body: &mut BodyReader) -> Result<Leave, &'static str> {
+    Ok(Leave {
+        vm: VmId::from_bytes(body.array()?),
+        group: GroupId::from_bytes(body.array()?),
+        epoch: Epoch(body.u64()?),
+        at: WriteSeq::from_raw(body.u64()?),
+    })
 }
 
 fn encode_cut(message: &CutMessage, body: &mut BodyWriter) {

@@ -20,7 +20,8 @@
 //! ```
 //!
 //! On a connection of its own, a host of a group that spans several says `Join` to the one that coordinates
-//! it; then `Cut` messages go both ways ([`CutMessage`]).
+//! it; then `Cut` messages go both ways ([`CutMessage`]). On another, a sender says `Leave` of a VM that is protected no
+//! more, and hears `Left`.
 //!
 //! Every message has a fixed header with magic, protocol version, kind, length, its number on this
 //! connection (from 1, no gaps) and a CRC-32C over header and body. The header's shape and the kinds
@@ -33,7 +34,7 @@ mod message;
 pub use frame::{FrameReader, FrameWriter, HEADER_BYTES, Header, VERSION, WireError};
 pub use message::{
     Ack, ArtifactHash, ArtifactOffer, ArtifactPart, ClockAnswer, Compare, Compared, CutMessage, CutRefusal,
-    Hello, Join, Message, Refusal, Refuse, Welcome,
+    Hello, Join, Leave, Message, Refusal, Refuse, Welcome,
 };
 
 #[cfg(test)]

@@ -74,6 +74,13 @@ fn every_message() -> Vec<Message> {
         Message::Cut(CutMessage::Settle { cut: WriteSeq::from_raw(1), mark: None }),
         Message::Cut(CutMessage::Settle { cut: WriteSeq::from_raw(1), mark: Some(Bytes::from_static(b"m")) }),
         Message::Cut(CutMessage::Durable { cut: WriteSeq::from_raw(1) }),
+        Message::Leave(Leave {
+            vm: VmId::from_bytes([1; 16]),
+            group: GroupId::from_bytes([2; 16]),
+            epoch: Epoch(3),
+            at: WriteSeq::from_raw(4),
+        }),
+        Message::Left(VmId::from_bytes([1; 16])),
     ];
     for why in [
         Refusal::Fenced { epoch: Epoch(4), released: false },
