@@ -27,6 +27,25 @@ pub fn booted_at() -> WallTime {
     wall().minus(up)
 }
 
+/// How long the host has been up, also while it slept: it goes on over a restart of the agent.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+pub(crate) struct UpTime(f64);
+
+impl UpTime {
+    pub(crate) fn from_seconds(seconds: f64) -> Self {
+        Self(seconds)
+    }
+
+    pub(crate) fn seconds(self) -> f64 {
+        self.0
+    }
+}
+
+pub(crate) fn up_time() -> UpTime {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    UpTime::from_seconds(time.tv_sec as f64 + time.tv_nsec as f64 / 1e9)
+}
+
 /// A label as RFC 3339 text in UTC.
 pub fn to_text(at: WallTime) -> String {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(at.0) * 1000)

@@ -67,7 +67,7 @@ impl Agent {
         let run = state.next_run()?;
         let artifacts = Arc::new(Artifacts::open(state.path("files"))?);
         let boot_id = boot_id()?;
-        let alerts = Arc::new(Alerts::default());
+        let alerts = Arc::new(Alerts::remembered_in(state.clone()));
         let source = {
             let (run_dir, state, artifacts) = (run_dir.clone(), state.clone(), artifacts.clone());
             Source::new(&config, run_dir, state, artifacts, run, boot_id, alerts.clone())
@@ -103,6 +103,7 @@ impl Agent {
                         alerts.clone(),
                     ));
                 }
+                tokio::spawn(recovery.clone().watch_sources());
                 tokio::spawn(recovery.clone().keep_up_regularly());
                 tokio::spawn(recovery.clone().watch_clock());
                 tokio::spawn(recovery.clone().serve_waiting_images());

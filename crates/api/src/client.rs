@@ -104,6 +104,10 @@ impl Client {
         self.get("/v1/groups").await
     }
 
+    pub async fn alerts(&self) -> Result<Vec<Alert>, ClientError> {
+        self.get("/v1/alerts").await
+    }
+
     pub async fn tag(&self, group: &str, tag: &str) -> Result<Checkpoint, ClientError> {
         let request = TagRequest { tag: tag.to_owned() };
         self.post(&format!("/v1/groups/{}/checkpoints", escape(group)), &request).await
@@ -165,9 +169,8 @@ impl Client {
         self.call(Method::DELETE, &format!("/v1/images/{}", escape(id)), None).await
     }
 
-    pub async fn failover(&self, group: &str, at: &str) -> Result<Failover, ClientError> {
-        let request = FailoverRequest { at: at.to_owned() };
-        self.post(&format!("/v1/groups/{}/failover", escape(group)), &request).await
+    pub async fn failover(&self, group: &str, request: &FailoverRequest) -> Result<Failover, ClientError> {
+        self.post(&format!("/v1/groups/{}/failover", escape(group)), request).await
     }
 
     pub async fn commit(&self, group: &str) -> Result<Failover, ClientError> {

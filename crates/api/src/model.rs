@@ -22,11 +22,29 @@ pub struct Status {
     pub agent: String,
     pub version: String,
     pub run: u32,
-    /// What is wrong with the agent as a whole.
+    /// What is wrong, in words; `/v1/alerts` has more of it.
     pub alerts: Vec<String>,
     pub protected: Vec<ProtectedVm>,
     pub recovered: Vec<RecoveredVm>,
     pub images: Vec<Image>,
+}
+
+/// Something that is wrong and wants somebody, until its cause is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Alert {
+    /// `rpo`, `never-copied`, `history`, `sync-degraded`, `link-down`, `failed`, `fenced`, `protection`, `departure`,
+    /// `source-silent`, `guest` or `agent`.
+    pub kind: String,
+    /// The VM or the part of the agent that it is about.
+    pub subject: String,
+    /// `critical` or `warning`.
+    pub severity: String,
+    /// By the agent's clock, also over its restarts.
+    pub since: String,
+    pub age_seconds: u64,
+    pub text: String,
+    /// What to do about it.
+    pub to_do: String,
 }
 
 /// A request to protect a VM.
@@ -139,9 +157,11 @@ pub struct ProtectedVm {
     /// Connected NBD clients.
     pub clients: usize,
     pub disks: Vec<Disk>,
-    /// Age of the newest checkpoint that is complete at the recovery side.
+    /// Age of the newest checkpoint that is complete at the recovery side; it goes on over restarts. None where none
+    /// ever was.
     pub rpo_now_seconds: Option<f64>,
     pub rpo_seconds: u64,
+    /// Whether a copy younger than the bound is not proven: it is too old, or there never was one.
     pub rpo_exceeded: bool,
     /// Whether the history at the recovery side falls, or is about to fall, short of what was asked for.
     pub history_exceeded: bool,
@@ -156,7 +176,10 @@ pub struct ProtectedVm {
     pub spill_bytes_max: u64,
     /// To be copied or compared.
     pub dirty_bytes: u64,
-    /// How much of a running sync is done, 0 to 1.
+    /// Everything the recovery side does not have for good yet: what is to be copied or compared, and what waits in
+    /// buffer and spill. Nobody knows it of a VM that is not taken up.
+    pub to_sync_bytes: Option<u64>,
+    /// How much of a running sync is done, 0 to 1: durable at the recovery side.
     pub sync_progress: Option<f64>,
     /// Guest writes since the agent started.
     pub writes: u64,
@@ -217,10 +240,15 @@ pub struct Disk {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct RecoveredVm {
     pub id: String,
+    /// Unique among the VMs of a site that are protected now.
     pub name: String,
+    /// The site it is protected at.
+    pub site: String,
     pub group: String,
+    pub group_id: String,
     pub epoch: u64,
-    /// `following`, `failed-over`, `committed`, `moving` or `failed`.
+    /// `initial-sync` (nothing of it can be opened yet), `following`, `left` (it is protected no more; its history
+    /// stays), `failed-over`, `committed`, `moving` or `failed`.
     pub state: String,
     /// How far its journal is on the way to another folder.
     pub moving: Option<Moving>,
@@ -244,6 +272,8 @@ pub struct RecoveredVm {
     pub newest_checkpoint: Option<Checkpoint>,
     /// The newest state that can be opened.
     pub tail: Option<String>,
+    /// Of a VM that has left its group: what the group had drawn by then.
+    pub left_at: Option<String>,
 }
 
 /// A journal that is being copied to another folder.
@@ -258,11 +288,16 @@ pub struct Moving {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Group {
     pub id: String,
+    /// Unique among the groups of a site.
     pub name: String,
+    /// The site it is protected at.
+    pub site: String,
     pub epoch: u64,
     /// `protected` or `recovery`.
     pub side: String,
     pub vms: Vec<String>,
+    /// VMs that have left it and whose journals are kept.
+    pub former: Vec<String>,
     pub failover: Option<Failover>,
     /// The agent that coordinates the group, where it is not this one.
     pub coordinator: Option<String>,
@@ -361,28 +396,50 @@ pub struct ClosedImage {
 pub struct FailoverRequest {
     /// `latest`, a checkpoint's id, a time (RFC 3339) or a tag.
     pub at: String,
+    /// Only these VMs of the group, by name or id. None: all that belong to it at that moment.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vms: Vec<String>,
+    /// All but these: the word that is needed where one of them cannot be opened.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub without: Vec<String>,
 }
 
 /// A failover of a group.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Failover {
     pub group: String,
+    pub group_id: String,
+    /// The site the group is protected at.
+    pub site: String,
     pub epoch: u64,
-    /// `running`, `committed` or `rolled-back`.
+    /// `starting`, `running`, `committed` or `rolled-back`.
     pub phase: String,
     pub cut: String,
     /// The checkpoint at the cut, if it is one.
     pub checkpoint: Option<Checkpoint>,
     pub vms: Vec<FailoverVm>,
+    /// Members of the group that it does without, by the operator's word.
+    pub left_out: Vec<LeftOut>,
+    /// What the operator should know of it.
+    pub notes: Vec<String>,
     /// From the request to images open.
     pub image_open_seconds: f64,
     /// From the request to VMs started.
     pub start_seconds: f64,
 }
 
+/// A member of a group that its failover does without.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LeftOut {
+    pub id: String,
+    pub vm: String,
+    pub why: String,
+}
+
 /// A VM of a failover.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct FailoverVm {
+    pub id: String,
     pub vm: String,
     pub image: String,
     pub socket: String,

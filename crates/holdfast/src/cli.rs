@@ -76,6 +76,8 @@ pub(crate) enum Command {
         #[arg(long)]
         watch: bool,
     },
+    /// What is wrong, since when, and what to do about it.
+    Alerts,
     /// Protection groups and their hosts.
     #[command(subcommand)]
     Group(GroupCommand),
@@ -250,7 +252,7 @@ pub(crate) struct Protect {
 pub(crate) enum CheckpointCommand {
     /// The checkpoints of a VM whose journal is kept here, oldest first.
     List {
-        /// The VM.
+        /// The VM: its name, SITE/NAME or id.
         #[arg(long)]
         vm: String,
         /// The most rows to print.
@@ -277,7 +279,7 @@ pub(crate) enum CheckpointCommand {
     },
     /// Take a checkpoint of a group now, with your words. On the protected side.
     Tag {
-        /// The protection group.
+        /// The protection group: its name, SITE/NAME or id.
         #[arg(long)]
         group: String,
         /// Your words.
@@ -291,7 +293,7 @@ pub(crate) enum GroupCommand {
     List,
     /// Forget a host that will not come back, so that checkpoints are taken without its VMs. At the coordinator.
     RemoveHost {
-        /// The protection group.
+        /// The protection group: its name, SITE/NAME or id.
         #[arg(long)]
         group: String,
         /// The host, as `group list` names it.
@@ -303,7 +305,7 @@ pub(crate) enum GroupCommand {
 pub(crate) enum ImageCommand {
     /// Open an image: prints the NBD socket to attach to.
     Open {
-        /// The VM.
+        /// The VM: its name, SITE/NAME or id.
         #[arg(long)]
         vm: String,
         /// `latest`, a checkpoint's id, a time (RFC 3339) or a tag.
@@ -331,45 +333,52 @@ pub(crate) enum ImageCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum FailoverCommand {
-    /// Fail a group over to this side: fences the other one, opens images, starts the VMs.
+    /// Fail a group over to this side: fences the other one, opens images, starts the VMs. Exit code 8 where some
+    /// of its VMs run and others do not.
     Start {
-        /// The protection group.
+        /// The protection group: its name, SITE/NAME or id.
         #[arg(long)]
         group: String,
         /// `latest`, a checkpoint's id, a time (RFC 3339) or a tag.
         #[arg(long, default_value = "latest")]
         at: String,
+        /// Only this VM of the group; may be given again. All that belonged to it at that moment by default.
+        #[arg(long = "vm", value_name = "VM", conflicts_with = "without")]
+        vms: Vec<String>,
+        /// Do without this VM of the group, which cannot be opened; may be given again.
+        #[arg(long, value_name = "VM")]
+        without: Vec<String>,
     },
     /// Keep it.
     Commit {
-        /// The protection group.
+        /// The protection group: its name, SITE/NAME or id.
         #[arg(long)]
         group: String,
     },
     /// Undo it: VMs stop, what they wrote is thrown away, protection may go on.
     Rollback {
-        /// The protection group.
+        /// The protection group: its name, SITE/NAME or id.
         #[arg(long)]
         group: String,
     },
     /// Have its VMs stand still.
     Pause {
-        /// The protection group.
+        /// The protection group: its name, SITE/NAME or id.
         #[arg(long)]
         group: String,
     },
     /// Let its VMs go on.
     Resume {
-        /// The protection group.
+        /// The protection group: its name, SITE/NAME or id.
         #[arg(long)]
         group: String,
     },
     /// Save what one of its VMs shows on its screen, as PNG.
     Screenshot {
-        /// The protection group.
+        /// The protection group: its name, SITE/NAME or id.
         #[arg(long)]
         group: String,
-        /// The VM.
+        /// The VM: its name, SITE/NAME or id.
         #[arg(long)]
         vm: String,
         /// The file to write.

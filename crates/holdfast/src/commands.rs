@@ -4,14 +4,14 @@ use crate::cli::{
     CheckpointCommand, Cli, Command, Connect, FailoverCommand, GroupCommand, ImageCommand, JournalCommand,
     PkiCommand, Protect, VmCommand,
 };
-use crate::exit::DAMAGED;
+use crate::exit::{DAMAGED, NOT_ALL_RUN};
 use crate::{journal_tools, print, waiting};
 use agent::config::Config;
 use agent::pki::{Pki, operator_client};
 use anyhow::{Context, Result, bail};
 use api::{
-    Client, Endpoint, JournalSettings, OpenImageRequest, PinRequest, PromoteRequest, ProtectDisk,
-    ProtectRequest, ProtectSettings, SeedRequest,
+    Client, Endpoint, FailoverRequest, JournalSettings, OpenImageRequest, PinRequest, PromoteRequest,
+    ProtectDisk, ProtectRequest, ProtectSettings, SeedRequest,
 };
 use clap::CommandFactory;
 use std::path::Path;
@@ -97,9 +97,13 @@ async fn ask(connect: Connect, command: Command, json: bool) -> Result<ExitCode>
         }
         Command::Vm(command) => vm(&client, command, json).await,
         Command::Status { watch } => status(&client, watch, json).await,
+        Command::Alerts => print::one(json, &client.alerts().await?, |alerts| print::alerts(alerts)),
         Command::Checkpoint(command) => checkpoint(&client, command, json).await,
         Command::Image(command) => image(&client, command, json).await,
         Command::Group(command) => group(&client, command, json).await,
+        Command::Failover(FailoverCommand::Start { group, at, vms, without }) => {
+            return fail_over(&client, &group, &FailoverRequest { at, vms, without }, json).await;
+        }
         Command::Failover(command) => failover(&client, command, json).await,
         Command::Journal(command) => journal(&client, command, json).await,
         Command::Agent { .. } | Command::Pki(_) | Command::Completions { .. } | Command::Openapi => {
@@ -334,14 +338,22 @@ async fn group(client: &Client, command: GroupCommand, json: bool) -> Result<()>
     }
 }
 
+async fn fail_over(client: &Client, group: &str, request: &FailoverRequest, json: bool) -> Result<ExitCode> {
+    if !json {
+        eprintln!("failing group {group} over to {} …", request.at);
+    }
+    let failover = client.failover(group, request).await?;
+    print::one(json, &failover, print::failover)?;
+    // Where none of them is defined, the images are all that was wanted.
+    let runs = |vm: &&api::FailoverVm| vm.run_state == "running";
+    let some_do_not = failover.vms.iter().any(|vm| !runs(&vm));
+    let is_partial = some_do_not && failover.vms.iter().any(|vm| vm.run_state != "not-defined");
+    Ok(if is_partial { ExitCode::from(NOT_ALL_RUN) } else { ExitCode::SUCCESS })
+}
+
 async fn failover(client: &Client, command: FailoverCommand, json: bool) -> Result<()> {
     match command {
-        FailoverCommand::Start { group, at } => {
-            if !json {
-                eprintln!("failing group {group} over to {at} …");
-            }
-            print::one(json, &client.failover(&group, &at).await?, print::failover)
-        }
+        FailoverCommand::Start { .. } => unreachable!("has an exit code of its own"),
         FailoverCommand::Commit { group } => print::one(json, &client.commit(&group).await?, print::failover),
         FailoverCommand::Rollback { group } => {
             print::one(json, &client.rollback(&group).await?, print::failover)

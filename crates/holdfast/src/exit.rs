@@ -4,6 +4,7 @@ use api::ClientError;
 use std::process::ExitCode;
 
 pub(crate) const DAMAGED: u8 = 7;
+pub(crate) const NOT_ALL_RUN: u8 = 8;
 
 /// Prints an error and gives the exit code for its kind.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {

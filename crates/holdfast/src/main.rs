@@ -2,7 +2,7 @@
 //!
 //! Exit codes: 0 done; 1 something broke; 2 the command line or the request is wrong; 3 what was named
 //! is not there; 4 it does not fit the present state; 5 not possible now, try again; 6 no agent answers;
-//! 7 a journal is damaged.
+//! 7 a journal is damaged; 8 a group has failed over, and not all of its VMs run.
 
 mod cli;
 mod commands;

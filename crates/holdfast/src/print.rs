@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use api::{
-    CheckpointPage, ClosedImage, Failover, Group, Image, Journal, Moving, Pin, Promotion, ProtectedVm,
+    Alert, CheckpointPage, ClosedImage, Failover, Group, Image, Journal, Moving, Pin, Promotion, ProtectedVm,
     RecoveredVm, Status, Verify,
 };
 use serde::Serialize;
@@ -13,7 +13,16 @@ use std::io::Write as _;
 /// Prints one JSON document.
 pub(crate) fn json(value: &Value) -> Result<()> {
     let text = serde_json::to_string_pretty(value).context("write JSON")?;
-    writeln!(std::io::stdout(), "{text}").context("print")
+    out(&format!("{text}\n"))
+}
+
+/// Prints text. A reader that has had enough, as `head`, is no fault.
+fn out(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        printed => printed.context("print"),
+    }
 }
 
 /// Prints `value` as JSON, or as `text` tells it.
@@ -21,7 +30,7 @@ pub(crate) fn one<T: Serialize>(as_json: bool, value: &T, text: impl FnOnce(&T) 
     if as_json {
         return json(&serde_json::to_value(value).context("write JSON")?);
     }
-    write!(std::io::stdout(), "{}", text(value)).context("print")
+    out(&text(value))
 }
 
 pub(crate) fn status(status: &Status) -> String {
@@ -44,6 +53,19 @@ pub(crate) fn status(status: &Status) -> String {
     out
 }
 
+pub(crate) fn alerts(alerts: &[Alert]) -> String {
+    if alerts.is_empty() {
+        return "nothing is known to be wrong\n".into();
+    }
+    let mut out = String::new();
+    for alert in alerts {
+        let (severity, kind) = (alert.severity.to_uppercase(), &alert.kind);
+        let _ = writeln!(out, "{severity} {kind}: {}", alert.text);
+        let _ = writeln!(out, "  since {} ({}); {}", alert.since, seconds(alert.age_seconds), alert.to_do);
+    }
+    out
+}
+
 pub(crate) fn vm_table(vms: &[ProtectedVm]) -> String {
     if vms.is_empty() {
         return "no VM is protected here\n".into();
@@ -60,7 +82,7 @@ pub(crate) fn vm_table(vms: &[ProtectedVm]) -> String {
         if let Some(progress) = vm.sync_progress {
             let _ = write!(state, " {:.0} %", progress * 100.0);
         }
-        let rpo = vm.rpo_now_seconds.map_or("-".into(), |age| format!("{age:.1} s"));
+        let rpo = vm.rpo_now_seconds.map_or("unknown".into(), |age| format!("{age:.1} s"));
         rows.push([
             vm.name.clone(),
             vm.group.clone(),
@@ -68,7 +90,7 @@ pub(crate) fn vm_table(vms: &[ProtectedVm]) -> String {
             vm.link.clone(),
             if vm.rpo_exceeded { format!("{rpo} !") } else { rpo },
             bytes(vm.buffer_bytes),
-            bytes(vm.dirty_bytes),
+            vm.to_sync_bytes.map_or("unknown".into(), bytes),
             bytes(vm.journal_bytes),
             seconds(vm.history_seconds),
             format!("{}/s", bytes(vm.write_bytes_per_second as u64)),
@@ -86,16 +108,19 @@ pub(crate) fn vm_table(vms: &[ProtectedVm]) -> String {
 
 fn recovered_table(vms: &[RecoveredVm]) -> String {
     let mut rows = vec![
-        ["VM", "GROUP", "STATE", "STREAM", "JOURNAL", "HISTORY", "CHECKPOINTS", "NEWEST"].map(str::to_owned),
+        ["VM", "SITE", "GROUP", "STATE", "STREAM", "JOURNAL", "HISTORY", "CHECKPOINTS", "NEWEST"]
+            .map(str::to_owned),
     ];
     for vm in vms {
         let stream = match (vm.connected, vm.syncing) {
             (true, true) => "syncing",
             (true, false) => "connected",
+            (false, _) if vm.left_at.is_some() => "ended",
             (false, _) => "none",
         };
         rows.push([
             vm.name.clone(),
+            vm.site.clone(),
             vm.group.clone(),
             vm.state.clone(),
             stream.into(),
@@ -127,7 +152,8 @@ pub(crate) fn protected(vm: &ProtectedVm) -> String {
     if let Some(error) = &vm.last_error {
         let _ = writeln!(out, "  trouble  {error}");
     }
-    let rpo = vm.rpo_now_seconds.map_or("no checkpoint yet".into(), |age| format!("{age:.1} s"));
+    let rpo =
+        vm.rpo_now_seconds.map_or("unknown: nothing was ever complete".into(), |age| format!("{age:.1} s"));
     let _ = writeln!(out, "  RPO now  {rpo}, bound {} s", vm.rpo_seconds);
     let _ = writeln!(out, "  mode     {}, priority {}", vm.mode, vm.priority);
     let _ = writeln!(out, "  buffer   {} of {}", bytes(vm.buffer_bytes), bytes(vm.buffer_bytes_max));
@@ -167,7 +193,8 @@ pub(crate) fn sync_line(vm: &ProtectedVm) -> String {
     let Some(progress) = vm.sync_progress else {
         return format!("{}, link {}", vm.state, vm.link);
     };
-    format!("{} {:.0} %, {} left", bar(progress), progress * 100.0, bytes(vm.dirty_bytes))
+    let left = vm.to_sync_bytes.map_or("unknown".into(), bytes);
+    format!("{} {:.0} %, {left} left", bar(progress), progress * 100.0)
 }
 
 /// How far a verification is, in one line.
@@ -351,9 +378,16 @@ pub(crate) fn failover(failover: &Failover) -> String {
             let _ = writeln!(out, "    {} at {}", event.what, event.at);
         }
     }
+    for left_out in &failover.left_out {
+        let _ = writeln!(out, "  {}  LEFT OUT: {}", left_out.vm, left_out.why);
+    }
+    for note in &failover.notes {
+        let _ = writeln!(out, "NOTE: {note}");
+    }
     if failover.phase == "running" {
-        let _ = writeln!(out, "keep it:  holdfast failover commit --group {}", failover.group);
-        let _ = writeln!(out, "undo it:  holdfast failover rollback --group {}", failover.group);
+        let group = format!("{}/{}", failover.site, failover.group);
+        let _ = writeln!(out, "keep it:  holdfast failover commit --group {group}");
+        let _ = writeln!(out, "undo it:  holdfast failover rollback --group {group}");
     }
     out
 }
@@ -362,15 +396,21 @@ pub(crate) fn groups(groups: &[Group]) -> String {
     if groups.is_empty() {
         return "no group is known here\n".into();
     }
-    let mut rows = vec![["GROUP", "SIDE", "EPOCH", "FAILOVER", "VMS", "OTHER HOSTS"].map(str::to_owned)];
+    let mut rows = vec![
+        ["GROUP", "SITE", "SIDE", "EPOCH", "FAILOVER", "VMS", "FORMER", "OTHER HOSTS", "ID"]
+            .map(str::to_owned),
+    ];
     for group in groups {
         rows.push([
             group.name.clone(),
+            group.site.clone(),
             group.side.clone(),
             group.epoch.to_string(),
             group.failover.as_ref().map_or("-".into(), |failover| failover.phase.clone()),
             group.vms.join(" "),
+            if group.former.is_empty() { "-".into() } else { group.former.join(" ") },
             hosts(group),
+            group.id.clone(),
         ]);
     }
     table(&rows)

@@ -3,7 +3,7 @@
 
 use crate::print;
 use anyhow::{Context, Result, bail};
-use api::{Client, Image, Journal, ProtectedVm};
+use api::{Client, Image, Journal, ProtectedVm, RecoveredVm};
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -127,7 +127,10 @@ pub(crate) async fn moved(client: &Client, name: &str, folder: &str) -> Result<J
             continue;
         }
         let status = client.status().await?;
-        let moving = status.recovered.into_iter().find(|vm| vm.name == name).and_then(|vm| vm.moving);
+        let meant = |vm: &RecoveredVm| {
+            vm.id == name || vm.name == name || name.split_once('/') == Some((&vm.site, &vm.name))
+        };
+        let moving = status.recovered.into_iter().filter(meant).find_map(|vm| vm.moving);
         if let Some(moving) = moving {
             eprint!("\r\x1b[2K{}", print::moving_line(&moving));
         }

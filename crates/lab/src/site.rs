@@ -95,7 +95,11 @@ impl Site {
         std::fs::write(self.config(), text).context("write the agent's configuration")
     }
 
-    fn trust(&self, other: &Site) -> Result<()> {
+    /// Lets another site's agents in.
+    ///
+    /// # Errors
+    /// Where the command fails.
+    pub fn trust(&self, other: &Site) -> Result<()> {
         let certificate = other.pki().join("ca.pem");
         let trust = ["pki", "trust", "--site", &other.name, "--dir"];
         run_quietly(self.command().args(trust).arg(self.pki()).arg(certificate))

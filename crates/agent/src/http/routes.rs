@@ -7,7 +7,7 @@ use crate::error::OperationError;
 use crate::recovery::checkpoint_to_api;
 use crate::source::{Command, with_sources};
 use api::{
-    CheckpointPage, ClosedImage, Done, Failover, FailoverRequest, Image, OpenImageRequest, Problem,
+    Alert, CheckpointPage, ClosedImage, Done, Failover, FailoverRequest, Image, OpenImageRequest, Problem,
     ProtectRequest, ProtectedVm, RecoveredVm, SeedRequest, Status,
 };
 use axum::extract::{Path, Query, State};
@@ -33,6 +33,7 @@ struct Document;
 fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(status))
+        .routes(routes!(list_alerts))
         .routes(routes!(list_vms, protect))
         .routes(routes!(show_vm, unprotect))
         .routes(routes!(pause))
@@ -83,6 +84,12 @@ async fn status(State(app): State<App>) -> Answer<Status> {
         })
     });
     status.await.map(Json)
+}
+
+/// What is wrong, since when, and what to do about it.
+#[utoipa::path(get, path = "/v1/alerts", responses((status = 200, body = [Alert])))]
+async fn list_alerts(State(app): State<App>) -> Answer<Vec<Alert>> {
+    Ok(Json(app.alerts.to_api()))
 }
 
 /// The VMs protected by this agent.
@@ -305,7 +312,7 @@ async fn failover(
     Path(group): Path<String>,
     Body(request): Body<FailoverRequest>,
 ) -> Answer<Failover> {
-    beside(move || app.recovery.failover(&group, &request.at)).await.map(Json)
+    beside(move || app.recovery.failover(&group, &request)).await.map(Json)
 }
 
 /// Makes a failover final.

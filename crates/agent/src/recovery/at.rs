@@ -1,76 +1,108 @@
-//! Which cut an operator means by `latest`, a checkpoint's id, a time or a tag.
+//! Which cut of one VM an operator means by `latest`, a checkpoint's id, a time or a tag.
 
 use super::vm::RecoveredVm;
 use crate::clock;
 use crate::error::{OperationError, Result};
 use journal::CheckpointQuery;
 use std::sync::Arc;
-use types::{Checkpoint, CheckpointId, WriteSeq};
+use types::{Checkpoint, CheckpointId, WallTime, WriteSeq};
 
-/// Finds the cut all of `vms` can be opened at.
-pub(super) fn resolve(vms: &[Arc<RecoveredVm>], at: &str) -> Result<WriteSeq> {
-    let across = vms.iter().any(|vm| vm.record().spans_hosts);
-    if at == "latest" && !across {
-        return tail(vms);
+/// A moment as an operator names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Moment {
+    Latest,
+    Id(CheckpointId),
+    /// The newest checkpoint taken at this time or before.
+    At(WallTime, String),
+    /// The newest checkpoint with these words.
+    Tag(String),
+}
+
+impl Moment {
+    pub(super) fn parse(at: &str) -> Self {
+        if at == "latest" {
+            return Self::Latest;
+        }
+        if let Ok(id) = at.parse() {
+            return Self::Id(id);
+        }
+        match clock::from_text(at) {
+            Some(time) => Self::At(time, at.to_owned()),
+            None => Self::Tag(at.to_owned()),
+        }
     }
-    let missing = |what: String| {
-        OperationError::not_found(format!("{what}; `holdfast checkpoint list` shows what there is"))
-    };
-    let newest = CheckpointQuery { newest_first: true, limit: ROWS_AT_ONCE, ..CheckpointQuery::default() };
-    let (query, what) = if let Ok(id) = at.parse::<CheckpointId>() {
-        let after = Some(id.0.previous());
-        let found = newest_common(vms, CheckpointQuery { after, limit: 1, ..CheckpointQuery::default() })?;
-        let found = found.filter(|checkpoint| checkpoint.id == id);
-        return found.map(|checkpoint| checkpoint.cut).ok_or_else(|| missing(format!("no checkpoint {id}")));
-    } else if at == "latest" {
-        // Between checkpoints the hosts of the group have no order among themselves.
-        (newest, "no checkpoint that all hosts of the group have made".to_owned())
-    } else if let Some(time) = clock::from_text(at) {
-        (CheckpointQuery { to: Some(time), ..newest }, format!("no checkpoint at or before {at}"))
-    } else {
-        let what = format!("no checkpoint tagged {at:?} (and it is no id, time or `latest`)");
-        (CheckpointQuery { tag: Some(at.to_owned()), ..newest }, what)
-    };
-    let found = newest_common(vms, query)?.ok_or_else(|| missing(what))?;
-    Ok(found.cut)
+
+    /// Asks a journal for the checkpoints it may be, best first; and what to say where there is none.
+    pub(super) fn query(self) -> (CheckpointQuery, String) {
+        let newest =
+            CheckpointQuery { newest_first: true, limit: ROWS_AT_ONCE, ..CheckpointQuery::default() };
+        match self {
+            // Between checkpoints the hosts of a group have no order among themselves.
+            Self::Latest => (newest, "no checkpoint that all hosts have made".to_owned()),
+            Self::Id(id) => {
+                let after = Some(id.0.previous());
+                let query = CheckpointQuery { after, limit: 1, ..CheckpointQuery::default() };
+                (query, format!("no checkpoint {id}"))
+            }
+            Self::At(time, text) => {
+                (CheckpointQuery { to: Some(time), ..newest }, format!("no checkpoint at or before {text}"))
+            }
+            Self::Tag(tag) => {
+                let what = format!("no checkpoint tagged {tag:?} (and it is no id, time or `latest`)");
+                (CheckpointQuery { tag: Some(tag), ..newest }, what)
+            }
+        }
+    }
+}
+
+/// Finds the cut a VM can be opened at.
+pub(super) fn resolve(vm: &Arc<RecoveredVm>, at: &str) -> Result<WriteSeq> {
+    let moment = Moment::parse(at);
+    if moment == Moment::Latest && !vm.record().spans_hosts {
+        return journal_of(vm)?.newest_consistent(WriteSeq::MAX).ok_or_else(|| {
+            let name = vm.name();
+            OperationError::unavailable(format!(
+                "VM {name} has no consistent state yet: its initial sync is not done"
+            ))
+        });
+    }
+    let id = if let Moment::Id(id) = &moment { Some(*id) } else { None };
+    let (query, what) = moment.query();
+    let fits = |checkpoint: &Checkpoint| id.is_none_or(|id| checkpoint.id == id);
+    let found = first_of(vm, query, |checkpoint| Ok(fits(checkpoint).then_some(checkpoint.cut)))?;
+    found.ok_or_else(|| {
+        OperationError::not_found(format!(
+            "{what}; `holdfast checkpoint list --vm {}` shows what there is",
+            vm.name()
+        ))
+    })
 }
 
 /// Rows looked at before more are asked for.
 const ROWS_AT_ONCE: usize = 64;
 
-/// The first checkpoint in the query's order that every VM has.
-fn newest_common(vms: &[Arc<RecoveredVm>], mut query: CheckpointQuery) -> Result<Option<Checkpoint>> {
-    let journals = vms.iter().map(|vm| journal_of(vm)).collect::<Result<Vec<_>>>()?;
-    let Some((first, others)) = journals.split_first() else { return Ok(None) };
-    let unreadable = |error| OperationError::unavailable(crate::source::with_sources(&error));
+/// What `take` makes of the first checkpoint in the query's order that it takes.
+pub(super) fn first_of<T>(
+    vm: &Arc<RecoveredVm>,
+    mut query: CheckpointQuery,
+    mut take: impl FnMut(&Checkpoint) -> Result<Option<T>>,
+) -> Result<Option<T>> {
+    let journal = journal_of(vm)?;
     loop {
-        let rows = first.checkpoints(&query).map_err(unreadable)?;
+        let rows = journal
+            .checkpoints(&query)
+            .map_err(|error| OperationError::unavailable(crate::source::with_sources(&error)))?;
         let Some(last) = rows.last() else { return Ok(None) };
         query.after = Some(last.checkpoint.cut);
         for row in &rows {
-            let mut everywhere = true;
-            for journal in others {
-                everywhere &= journal.checkpoint(row.checkpoint.id).map_err(unreadable)?.is_some();
-            }
-            if everywhere {
-                return Ok(Some(row.checkpoint.clone()));
+            if let Some(taken) = take(&row.checkpoint)? {
+                return Ok(Some(taken));
             }
         }
         if rows.len() < query.limit || !query.newest_first {
             return Ok(None);
         }
     }
-}
-
-/// The newest cut durable and consistent in every stream.
-fn tail(vms: &[Arc<RecoveredVm>]) -> Result<WriteSeq> {
-    let journals = vms.iter().map(|vm| journal_of(vm)).collect::<Result<Vec<_>>>()?;
-    journal::newest_common_cut(&journals).map_err(|at| {
-        let name = vms[at].name();
-        OperationError::unavailable(format!(
-            "VM {name} has no consistent state yet: its initial sync is not done"
-        ))
-    })
 }
 
 pub(super) fn journal_of(vm: &RecoveredVm) -> Result<Arc<journal::Journal>> {
@@ -81,4 +113,18 @@ pub(super) fn journal_of(vm: &RecoveredVm) -> Result<Arc<journal::Journal>> {
             None => format!("the journal of VM {name} is not open; `holdfast status` says why"),
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_is_latest_an_id_a_time_or_a_tag() {
+        assert_eq!(Moment::parse("latest"), Moment::Latest);
+        assert_eq!(Moment::parse("1-3"), Moment::Id("1-3".parse().unwrap()));
+        let time = "2026-01-31T12:00:00Z";
+        assert_eq!(Moment::parse(time), Moment::At(clock::from_text(time).unwrap(), time.into()));
+        assert_eq!(Moment::parse("before"), Moment::Tag("before".into()));
+    }
 }

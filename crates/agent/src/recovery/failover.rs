@@ -4,7 +4,8 @@
 //! dies in the middle finds the group fenced and the images named when it comes back.
 
 use super::Recovery;
-use super::at::resolve;
+use super::cut;
+use super::groups::{KeptGroup, Pick};
 use super::images::OpenImage;
 use super::vm::{RecoveredVm, checkpoint_to_api};
 use crate::clock;
@@ -15,7 +16,7 @@ use replication::wire::{Refusal, Refuse};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
-use types::{Epoch, GroupId, Monotonic, WriteSeq};
+use types::{Epoch, GroupId, Monotonic, VmId, WriteSeq};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -37,15 +38,38 @@ pub(super) struct FailoverRecord {
     pub(super) phase: Phase,
     pub(super) cut: u64,
     vms: Vec<VmRun>,
+    /// VMs that the operator did without, and why: the id, the name and the reason.
+    #[serde(default)]
+    left_out: Vec<(String, String, String)>,
+    #[serde(default)]
+    notes: Vec<String>,
     image_open_seconds: f64,
     start_seconds: f64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct VmRun {
+    /// Its name then.
     vm: String,
     image: String,
     pid: Option<u32>,
+    /// Empty where an older agent has not written it down.
+    #[serde(default)]
+    id: String,
+    /// What it is called on this host while it runs, where that is not its name.
+    #[serde(default)]
+    key: Option<String>,
+}
+
+impl VmRun {
+    /// What the hypervisor's files of it are named by: no other VM on this host is.
+    fn key(&self) -> &str {
+        self.key.as_deref().unwrap_or(&self.vm)
+    }
+
+    fn answers_to(&self, word: &str) -> bool {
+        self.vm == word || self.id == word
+    }
 }
 
 impl FailoverRecord {
@@ -72,76 +96,104 @@ impl FailoverRecord {
 }
 
 impl Recovery {
-    /// Fails a group over to this side, as of `at`.
-    pub(crate) fn failover(&self, group: &str, at: &str) -> Result<api::Failover> {
+    /// Fails a group over to this side.
+    pub(crate) fn failover(&self, word: &str, request: &api::FailoverRequest) -> Result<api::Failover> {
         let _one = self.failing_over.lock().expect("a panic aborts the process");
         let started = clock::now();
-        let vms = self.members(group)?;
-        let group_id = vms[0].group();
-        let before = self.failovers().get(&group_id).cloned();
+        let group = self.group(word)?;
+        let pick = group.pick(&request.vms, &request.without)?;
+        let label = group.label();
+        let before = self.failovers().get(&group.id).cloned();
         if let Some(before) = before.as_ref().filter(|before| !before.is_released()) {
             return Err(OperationError::conflict(format!(
-                "group {group} has failed over already ({}); commit or roll back first",
+                "group {label} has failed over already ({}); commit or roll back first",
                 before.phase_name()
             )));
         }
-        let definitions = vms.iter().map(|vm| definition_of(vm)).collect::<Result<Vec<_>>>()?;
-        resolve(&vms, at)?;
-        let known = vms.iter().filter_map(|vm| vm.journal()).map(|journal| journal.status().epoch.0).max();
+        // All that can hinder it is found before anything is fenced.
+        let planned = cut::find(&group, &request.at, &pick)?;
+        planned.vms.iter().try_for_each(|vm| definition_of(vm).map(drop))?;
+        let mut notes: Vec<_> = planned.vms.iter().filter(|vm| vm.is_streaming()).map(still_there).collect();
+        let known = group.all().filter_map(|vm| vm.journal()).map(|journal| journal.status().epoch.0).max();
         let epoch = Epoch(known.unwrap_or(0).max(before.map_or(0, |before| before.epoch))).next();
         let mut record = FailoverRecord {
-            group_id: group_id.to_string(),
-            group: group.to_owned(),
+            group_id: group.id.to_string(),
+            group: group.name.clone(),
             epoch: epoch.0,
             phase: Phase::Starting,
             cut: 0,
             vms: Vec::new(),
+            left_out: Vec::new(),
+            notes: Vec::new(),
             image_open_seconds: 0.0,
             start_seconds: 0.0,
         };
         self.keep(&record)?;
-        let done =
-            self.fence(&vms, epoch).and_then(|()| self.start(&vms, &definitions, at, &mut record, started));
+        let done = self
+            .fence(&group, &planned.vms, epoch)
+            .and_then(|()| self.start(&group, &request.at, &pick, &mut record, started));
         if let Err(error) = done {
-            tracing::error!(group, error = error.detail, "failover is taken back");
+            tracing::error!(group = label, error = error.detail, "failover is taken back");
             self.take_back(&mut record)?;
             return Err(error);
         }
-        tracing::info!(group, %epoch, cut = %WriteSeq::from_raw(record.cut), "failed over");
+        tracing::info!(group = label, %epoch, cut = %WriteSeq::from_raw(record.cut), "failed over");
+        notes.append(&mut record.notes);
+        record.notes = notes;
+        self.keep(&record)?;
         Ok(self.failover_to_api(&record))
     }
 
-    /// Nothing of the old epoch is appended from here on.
-    fn fence(&self, vms: &[Arc<RecoveredVm>], epoch: Epoch) -> Result<()> {
-        for vm in vms {
+    /// Nothing of the old epoch is appended from here on: to no journal of the group, for it is the group whose
+    /// authority passes, also where only some of its VMs are opened.
+    fn fence(&self, group: &KeptGroup, meant: &[Arc<RecoveredVm>], epoch: Epoch) -> Result<()> {
+        for vm in group.all() {
             let why = Refusal::Fenced { epoch, released: false };
             vm.stop_stream(Refuse { why, detail: "the group has failed over to this side".into() });
-            let journal = super::at::journal_of(vm)?;
-            journal.raise_epoch(epoch).context("raise the journal's epoch")?;
+            let raised = super::at::journal_of(vm)
+                .and_then(|journal| Ok(journal.raise_epoch(epoch).context("raise the journal's epoch")?));
+            match raised {
+                Err(error) if meant.iter().any(|meant| meant.id() == vm.id()) => return Err(error),
+                // The record of the failover keeps its stream out.
+                Err(error) => {
+                    tracing::warn!(vm = vm.name(), error = error.detail, "fenced without its journal");
+                }
+                Ok(_) => {}
+            }
         }
         Ok(())
     }
 
     fn start(
         &self,
-        vms: &[Arc<RecoveredVm>],
-        definitions: &[Option<VmDefinition>],
+        group: &KeptGroup,
         at: &str,
+        pick: &Pick,
         record: &mut FailoverRecord,
         started: Monotonic,
     ) -> Result<()> {
-        let cut = resolve(vms, at)?;
-        record.cut = cut.raw();
+        // Anew: what arrived until the fence stood counts.
+        let found = cut::find(group, at, pick)?;
+        record.cut = found.cut.raw();
+        record.notes = found.notes;
+        let left_out = found.left_out.iter();
+        record.left_out = left_out.map(|(vm, why)| (vm.id().to_string(), vm.name(), why.clone())).collect();
         let mut images = Vec::new();
-        for vm in vms {
-            let image = self.open_at(vm, cut, true, Some(record.group.clone()), started)?;
-            record.vms.push(VmRun { vm: vm.name(), image: image.record.id.clone(), pid: None });
+        for vm in &found.vms {
+            let image = self.open_at(vm, found.cut, true, Some(record.group.clone()), started)?;
+            record.vms.push(VmRun {
+                vm: vm.name(),
+                image: image.record.id.clone(),
+                pid: None,
+                id: vm.id().to_string(),
+                key: self.is_name_taken(&vm.name(), vm.id(), record).then(|| vm.id().to_string()),
+            });
             self.keep(record)?;
             images.push(image);
         }
         record.image_open_seconds = clock::now().since(started).as_secs_f64();
-        for ((vm, definition), (at, image)) in vms.iter().zip(definitions).zip(images.iter().enumerate()) {
-            let Some(definition) = definition else { continue };
+        for (vm, (at, image)) in found.vms.iter().zip(images.iter().enumerate()) {
+            let Some(definition) = definition_of(vm)? else { continue };
             let kept = vm.record();
             let journal = super::at::journal_of(vm)?;
             let disks = journal.disks().into_iter();
@@ -150,18 +202,28 @@ impl Recovery {
             let file = |name: &str| {
                 kept.file(name).filter(|hash| self.artifacts.has(*hash)).map(|hash| self.artifacts.path(hash))
             };
+            let key = record.vms[at].key().to_owned();
             let run = self
                 .adapter
-                .start(&vm.name(), &format!("{} (failover)", vm.name()), definition, file, &disks)
+                .start(&key, &format!("{} (failover)", vm.name()), &definition, file, &disks)
                 .with_context(|| format!("start VM {}", vm.name()))?;
             record.vms[at].pid = Some(run.pid);
             self.keep(record)?;
-            self.watch_guest(&vm.name());
+            self.watch_guest(&key);
         }
         record.phase = Phase::Running;
         record.start_seconds = clock::now().since(started).as_secs_f64();
         self.keep(record)?;
         Ok(())
+    }
+
+    /// Whether another VM of a failover here goes by this name.
+    fn is_name_taken(&self, name: &str, id: VmId, record: &FailoverRecord) -> bool {
+        let id = id.to_string();
+        let others = self.failovers();
+        let runs = others.values().filter(|other| !other.is_released()).chain([record]);
+        let mut runs = runs.flat_map(|record| &record.vms);
+        runs.any(|run| run.id != id && run.key() == name)
     }
 
     /// Makes a failover final: the images go on, the old protected side stays fenced.
@@ -182,13 +244,13 @@ impl Recovery {
     /// Pauses the VMs of a failover, or lets them go on.
     pub(crate) fn set_paused(&self, group: &str, paused: bool) -> Result<api::Failover> {
         let _one = self.failing_over.lock().expect("a panic aborts the process");
-        let found = self.failovers().values().find(|record| record.group == group).cloned();
+        let found = self.failover_of(group)?;
         let record = found
             .filter(|record| !record.is_released())
             .ok_or_else(|| OperationError::not_found(format!("group {group:?} has not failed over here")))?;
         for run in &record.vms {
-            if run.pid.is_some_and(|pid| self.adapter.state(&run.vm, pid) != RunState::Stopped) {
-                let told = self.adapter.set_paused(&run.vm, paused);
+            if run.pid.is_some_and(|pid| self.adapter.state(run.key(), pid) != RunState::Stopped) {
+                let told = self.adapter.set_paused(run.key(), paused);
                 told.map_err(|error| OperationError::unavailable(format!("VM {}: {error:#}", run.vm)))?;
             }
         }
@@ -208,22 +270,27 @@ impl Recovery {
     fn take_back(&self, record: &mut FailoverRecord) -> Result<()> {
         for run in &mut record.vms {
             if let Some(pid) = run.pid.take() {
-                self.adapter.stop(&run.vm, pid).with_context(|| format!("stop VM {}", run.vm))?;
+                self.adapter.stop(run.key(), pid).with_context(|| format!("stop VM {}", run.vm))?;
             }
             if let Some(image) = self.image(&run.image) {
                 self.end_image(&image)?;
             } else if self.waiting_images().contains_key(&run.image) {
                 self.end_waiting(&run.image)?;
             }
-            self.forget_guest(&run.vm);
+            self.forget_guest(run.key());
         }
         record.phase = Phase::RolledBack;
         self.keep(record)
     }
 
+    /// The failover of the group an operator names, if it ever had one.
+    fn failover_of(&self, word: &str) -> Result<Option<FailoverRecord>> {
+        let id = self.failed_over_group(word)?.id;
+        Ok(self.failovers().get(&id).cloned())
+    }
+
     fn running(&self, group: &str) -> Result<FailoverRecord> {
-        let found = self.failovers().values().find(|record| record.group == group).cloned();
-        match found {
+        match self.failover_of(group)? {
             Some(record) if matches!(record.phase, Phase::Running | Phase::Starting) => Ok(record),
             Some(record) => Err(OperationError::conflict(format!(
                 "the failover of group {group} is {} already",
@@ -253,30 +320,30 @@ impl Recovery {
         }
         let run = record.and_then(|record| record.vms.into_iter().find(|run| run.image == *id));
         if let Some(run) = run {
-            if run.pid.is_some_and(|pid| self.adapter.state(&run.vm, pid) != RunState::Stopped) {
+            if run.pid.is_some_and(|pid| self.adapter.state(run.key(), pid) != RunState::Stopped) {
                 return refuse(format!("VM {} runs on this image: shut it down first", run.vm));
             }
-            self.forget_guest(&run.vm);
+            self.forget_guest(run.key());
         }
         self.end_image(image)
     }
 
-    /// The process of a VM of a failover; none where it has no definition.
-    pub(super) fn pid_of(&self, group: &str, vm: &str) -> Result<Option<u32>> {
-        let found = self.failovers().values().find(|record| record.group == group).cloned();
-        let run = found.and_then(|record| record.vms.into_iter().find(|run| run.vm == vm));
+    /// What a VM of a failover is called on this host, and its process; none where it has no definition.
+    pub(super) fn run_of(&self, group: &str, vm: &str) -> Result<(String, Option<u32>)> {
+        let found = self.failover_of(group)?;
+        let run = found.and_then(|record| record.vms.into_iter().find(|run| run.answers_to(vm)));
         let run = run.ok_or_else(|| {
             OperationError::not_found(format!("group {group:?} has no failover here with a VM {vm:?}"))
         })?;
-        Ok(run.pid)
+        Ok((run.key().to_owned(), run.pid))
     }
 
     /// Listens to every VM that runs on: the agent has begun anew.
     pub(super) fn watch_all(&self) {
         let runs: Vec<_> = self.failovers().values().flat_map(|record| record.vms.clone()).collect();
         for run in runs {
-            if run.pid.is_some_and(|pid| self.adapter.state(&run.vm, pid) != RunState::Stopped) {
-                self.watch_guest(&run.vm);
+            if run.pid.is_some_and(|pid| self.adapter.state(run.key(), pid) != RunState::Stopped) {
+                self.watch_guest(run.key());
             }
         }
     }
@@ -287,38 +354,25 @@ impl Recovery {
         Ok(())
     }
 
-    fn members(&self, group: &str) -> Result<Vec<Arc<RecoveredVm>>> {
-        let vms: Vec<_> = self.list().into_iter().filter(|vm| vm.record().group == group).collect();
-        if vms.is_empty() {
-            return Err(OperationError::not_found(format!(
-                "no journals of a group {group:?} are kept here; fail over at the recovery side"
-            )));
-        }
-        Ok(vms)
-    }
-
     /// Groups whose journals are kept here.
     pub(crate) fn groups(&self) -> Vec<api::Group> {
-        let mut groups: Vec<api::Group> = Vec::new();
-        for vm in self.list() {
-            let record = vm.record();
-            if let Some(group) = groups.iter_mut().find(|group| group.id == record.group_id) {
-                group.vms.push(record.name);
-                continue;
-            }
-            let failover = self.failovers().get(&vm.group()).cloned();
-            let epoch = vm.journal().map_or(0, |journal| journal.status().epoch.0);
-            groups.push(api::Group {
-                id: record.group_id,
-                name: record.group,
+        let to_api = |group: KeptGroup| {
+            let failover = self.failovers().get(&group.id).cloned();
+            let journals = group.all().filter_map(|vm| vm.journal());
+            let epoch = journals.map(|journal| journal.status().epoch.0).max().unwrap_or(0);
+            api::Group {
+                id: group.id.to_string(),
                 epoch: epoch.max(failover.as_ref().map_or(0, |failover| failover.epoch)),
                 side: "recovery".into(),
-                vms: vec![record.name],
+                vms: group.members.iter().map(|vm| vm.name()).collect(),
+                former: group.former.iter().map(|vm| vm.name()).collect(),
                 failover: failover.as_ref().map(|failover| self.failover_to_api(failover)),
+                name: group.name,
+                site: group.site,
                 ..api::Group::default()
-            });
-        }
-        groups
+            }
+        };
+        self.kept_groups().into_iter().map(to_api).collect()
     }
 
     /// Every kept VM for the operator.
@@ -337,14 +391,17 @@ impl Recovery {
 
     fn failover_to_api(&self, record: &FailoverRecord) -> api::Failover {
         let cut = WriteSeq::from_raw(record.cut);
-        let any = self.list().into_iter().find(|vm| vm.record().group_id == record.group_id);
-        let journal = any.and_then(|vm| vm.journal());
+        let kept: Vec<_> =
+            self.list().into_iter().filter(|vm| vm.record().group_id == record.group_id).collect();
+        let opened = kept.iter().find(|vm| record.vms.iter().any(|run| run.id == vm.id().to_string()));
+        let journal = opened.or(kept.first()).and_then(|vm| vm.journal());
         let checkpoint = journal.and_then(|journal| journal.checkpoint(types::CheckpointId(cut)).ok()?);
         let checkpoint = checkpoint.as_ref().map(checkpoint_to_api);
         let vms = record.vms.iter().map(|run| {
-            let state = run.pid.map(|pid| self.adapter.state(&run.vm, pid));
+            let state = run.pid.map(|pid| self.adapter.state(run.key(), pid));
             let alive = run.pid.filter(|_| state != Some(RunState::Stopped));
             api::FailoverVm {
+                id: run.id.clone(),
                 vm: run.vm.clone(),
                 image: run.image.clone(),
                 socket: self
@@ -352,8 +409,8 @@ impl Recovery {
                     .map(|image| image.socket.display().to_string())
                     .unwrap_or_default(),
                 pid: alive,
-                disks: alive.map(|_| self.guest_disks(&run.vm)).unwrap_or_default(),
-                last_event: self.last_event(&run.vm),
+                disks: alive.map(|_| self.guest_disks(run.key())).unwrap_or_default(),
+                last_event: self.last_event(run.key()),
                 run_state: match state {
                     None if record.is_released() => "stopped".into(),
                     None => "not-defined".into(),
@@ -363,8 +420,17 @@ impl Recovery {
                 },
             }
         });
+        let left_out = record.left_out.iter().map(|(id, vm, why)| api::LeftOut {
+            id: id.clone(),
+            vm: vm.clone(),
+            why: why.clone(),
+        });
         api::Failover {
             group: record.group.clone(),
+            group_id: record.group_id.clone(),
+            site: kept.first().map(|vm| vm.site()).unwrap_or_default(),
+            left_out: left_out.collect(),
+            notes: record.notes.clone(),
             epoch: record.epoch,
             phase: record.phase_name().to_owned(),
             cut: cut.to_string(),
@@ -374,6 +440,16 @@ impl Recovery {
             start_seconds: record.start_seconds,
         }
     }
+}
+
+/// What is to be said of a VM whose source is still there.
+fn still_there(vm: &Arc<RecoveredVm>) -> String {
+    format!(
+        "VM {} was still connected and its guest may be running: it is not stopped at site {}, and what it writes \
+         there from now on is not replicated",
+        vm.name(),
+        vm.site()
+    )
 }
 
 fn definition_of(vm: &RecoveredVm) -> Result<Option<VmDefinition>> {

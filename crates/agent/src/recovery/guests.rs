@@ -1,7 +1,7 @@
 //! VMs that run on images: what they do, and what they show.
 
 use super::Recovery;
-use crate::alerts::Alerts;
+use crate::alerts::{AlertKind, Alerts, Cause};
 use crate::clock;
 use crate::error::{OperationError, Result};
 use crate::hypervisor::{RunDisk, RunState, VmEvent};
@@ -28,8 +28,8 @@ impl GuestEvents {
     }
 }
 
-fn alert_of(vm: &str) -> String {
-    format!("guest of {vm}")
+fn alert_of(vm: &str) -> Cause {
+    Cause::new(AlertKind::Guest, vm)
 }
 
 impl Recovery {
@@ -44,7 +44,7 @@ impl Recovery {
     /// Nothing that has happened to a VM matters any more.
     pub(super) fn forget_guest(&self, vm: &str) {
         self.guest_events.lock().remove(vm);
-        self.alerts.clear(&alert_of(vm));
+        self.alerts.clear(alert_of(vm));
     }
 
     pub(super) fn last_event(&self, vm: &str) -> Option<api::GuestEvent> {
@@ -66,13 +66,13 @@ impl Recovery {
 
     /// What a VM of a failover shows on its screen, as PNG.
     pub(crate) fn screenshot(&self, group: &str, vm: &str) -> Result<Vec<u8>> {
-        let pid = self.pid_of(group, vm)?;
-        if pid.is_none_or(|pid| self.adapter.state(vm, pid) == RunState::Stopped) {
+        let (key, pid) = self.run_of(group, vm)?;
+        if pid.is_none_or(|pid| self.adapter.state(&key, pid) == RunState::Stopped) {
             return Err(OperationError::conflict(format!("VM {vm} does not run here")));
         }
         std::fs::create_dir_all(self.run_dir.path()).context("make the run folder")?;
-        let path = self.run_dir.join(&format!("screen-{vm}.png"));
-        let taken = self.adapter.screenshot(vm, &path);
+        let path = self.run_dir.join(&format!("screen-{key}.png"));
+        let taken = self.adapter.screenshot(&key, &path);
         let read = taken.and_then(|()| std::fs::read(&path).context("read the screenshot"));
         let _ = std::fs::remove_file(&path);
         read.map_err(|error| {

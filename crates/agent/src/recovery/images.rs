@@ -90,7 +90,7 @@ impl Recovery {
     pub(crate) fn open_image(&self, request: &api::OpenImageRequest) -> Result<api::Image> {
         let started = clock::now();
         let vm = self.vm(&request.vm)?;
-        let cut = resolve(std::slice::from_ref(&vm), &request.at)?;
+        let cut = resolve(&vm, &request.at)?;
         let image = self.open_at(&vm, cut, request.writable, None, started)?;
         Ok(image.to_api())
     }

@@ -129,6 +129,11 @@ async fn serve(recovery: Arc<Recovery>, source: Arc<Source>, pki: &Pki, stream: 
         timeout(CONNECT_TIMEOUT, inbox.recv()).await.context("the peer does not say what it wants")?;
     let why = match first {
         Some(Ok(Message::Join(join))) => serve_host(&source, &name, &join, outgoing, &mut inbox).await,
+        Some(Ok(Message::Leave(leave))) => {
+            let _ = outgoing.send(block_in_place(|| recovery.on_leave(&leave, &name)).into());
+            drop(outgoing);
+            "it has said who leaves".to_owned()
+        }
         Some(first) => Connection::run(recovery, pki.clone(), peer, first, outgoing, &mut inbox).await,
         None => "the connection was closed".to_owned(),
     };

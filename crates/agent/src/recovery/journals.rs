@@ -91,7 +91,7 @@ impl Recovery {
 
     pub(crate) fn pin(&self, name: &str, request: &api::PinRequest) -> Result<api::Pin> {
         let vm = self.vm(name)?;
-        let cut = resolve(std::slice::from_ref(&vm), &request.at)?;
+        let cut = resolve(&vm, &request.at)?;
         let expiry = request.expires_seconds.map(|seconds| {
             let after = Duration::from_secs(seconds);
             let micros = i64::try_from(after.as_micros()).unwrap_or(i64::MAX);

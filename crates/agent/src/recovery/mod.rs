@@ -3,11 +3,14 @@
 mod at;
 mod clock_watch;
 mod compare;
+mod cut;
 mod failover;
+mod groups;
 mod guests;
 mod images;
 mod incoming;
 mod journals;
+mod leaving;
 mod moving;
 mod policy;
 mod promote;
@@ -15,6 +18,7 @@ mod promoted;
 mod record;
 mod scrub;
 mod seeds;
+mod silence;
 mod turns;
 mod unserved;
 mod upkeep;
@@ -30,6 +34,7 @@ use crate::hypervisor::Adapter;
 use crate::sockets::RunDir;
 use crate::state::{StateDir, random};
 use failover::FailoverRecord;
+use groups::site_of;
 use guests::GuestEvents;
 pub(crate) use incoming::listen;
 use policy::JournalPolicy;
@@ -129,8 +134,9 @@ impl Recovery {
         peer: &str,
     ) -> std::result::Result<(Arc<RecoveredVm>, Arc<journal::Journal>), Refuse> {
         let refuse = |why, detail: String| Refuse { why, detail };
-        self.check_epoch(hello)?;
         let known = self.vms().get(&hello.vm).cloned();
+        self.check_owner(hello, peer, known.as_deref())?;
+        self.check_epoch(hello.group, &hello.group_name, hello.epoch)?;
         let vm = match known {
             Some(vm) => vm,
             None => self.make(hello, peer)?,
@@ -171,17 +177,80 @@ impl Recovery {
         Ok((vm, journal))
     }
 
-    fn check_epoch(&self, hello: &Hello) -> std::result::Result<(), Refuse> {
+    /// What a peer says of a VM counts only where VM, group and name are its own site's: no message changes what
+    /// a record belongs to.
+    fn check_owner(
+        &self,
+        hello: &Hello,
+        peer: &str,
+        known: Option<&RecoveredVm>,
+    ) -> std::result::Result<(), Refuse> {
+        let refuse = |detail: String| Err(Refuse { why: Refusal::NotAccepted, detail });
+        let site = site_of(peer);
+        if let Some(vm) = known {
+            let (owner, record) = (vm.site(), vm.record());
+            if owner != site {
+                return refuse(format!("this VM is kept for site {owner}, and {peer} is not of it"));
+            }
+            if record.group_id != hello.group.to_string() {
+                let detail = format!(
+                    "this VM's journal belongs to group {} ({}), not to {} ({})",
+                    record.group, record.group_id, hello.group_name, hello.group
+                );
+                return refuse(detail);
+            }
+            if record.left.is_some() {
+                return refuse(format!(
+                    "VM {} has left its group and its history has ended: protect it anew",
+                    record.name
+                ));
+            }
+        }
+        for group in self.kept_groups() {
+            if group.id == hello.group && group.site != site {
+                return refuse(format!("the group's id is that of a group of site {}", group.site));
+            }
+            let has_name = group.site == site && group.name == hello.group_name;
+            if has_name && group.id != hello.group && !group.members.is_empty() {
+                return refuse(format!(
+                    "site {site} has another group named {} here ({}): join it with `--coordinator`, give this one \
+                     another name, or unprotect the VMs of the other",
+                    group.name, group.id
+                ));
+            }
+        }
+        self.check_vm_name(hello, site)
+    }
+
+    /// Among the VMs of a site that are protected now a name means one of them.
+    fn check_vm_name(&self, hello: &Hello, site: &str) -> std::result::Result<(), Refuse> {
+        let other = self.list().into_iter().find(|vm| {
+            let record = vm.record();
+            vm.id() != hello.vm && vm.site() == site && record.name == hello.vm_name && record.left.is_none()
+        });
+        let Some(other) = other else { return Ok(()) };
+        let detail = format!(
+            "this side already keeps a VM named {} (from {}): remove its journal with `holdfast vm forget {}`, \
+             or give one of them another name",
+            hello.vm_name,
+            other.record().peer,
+            other.id()
+        );
+        Err(Refuse { why: Refusal::NotAccepted, detail })
+    }
+
+    /// Whether whoever speaks for a group with this epoch has its authority.
+    fn check_epoch(&self, group: GroupId, name: &str, said: Epoch) -> std::result::Result<(), Refuse> {
         let failovers = self.failovers();
-        let Some(record) = failovers.get(&hello.group) else { return Ok(()) };
+        let Some(record) = failovers.get(&group) else { return Ok(()) };
         let (epoch, released) = (Epoch(record.epoch), record.is_released());
-        if hello.epoch >= epoch && released {
+        if said >= epoch && released {
             return Ok(());
         }
         let detail = if released {
             format!("the failover was rolled back, the group goes on with epoch {epoch}")
         } else {
-            format!("group {} has failed over to this side", hello.group_name)
+            format!("group {name} has failed over to this side")
         };
         Err(Refuse { why: Refusal::Fenced { epoch, released }, detail })
     }
@@ -192,16 +261,7 @@ impl Recovery {
         if let Some(vm) = self.vms().get(&hello.vm) {
             return Ok(vm.clone()); // Another connection has made it meanwhile.
         }
-        let same_name = self.list().into_iter().find(|vm| vm.name() == hello.vm_name);
-        if let Some(other) = same_name {
-            let detail = format!(
-                "this side already keeps a VM named {} (from {}): remove its journal with `holdfast vm forget`, \
-                 or give one of them another name",
-                hello.vm_name,
-                other.peer().unwrap_or_default()
-            );
-            return Err(refuse(Refusal::NotAccepted, detail));
-        }
+        self.check_owner(hello, peer, None)?;
         let failed = |detail| refuse(Refusal::JournalFailed, detail);
         let record = RecoveryRecord::from_hello(hello, peer, false);
         let vm = RecoveredVm::new(record, JournalPolicy::default())
@@ -255,14 +315,6 @@ impl Recovery {
         let journal = Arc::new(opened.journal);
         self.rebind_images(vm, &journal);
         Ok(vm.set_journal(journal))
-    }
-
-    pub(crate) fn vm(&self, name: &str) -> Result<Arc<RecoveredVm>> {
-        self.list().into_iter().find(|vm| vm.name() == name).ok_or_else(|| {
-            OperationError::not_found(format!(
-                "no journal of a VM {name:?} is kept here; `holdfast status` shows those that are"
-            ))
-        })
     }
 
     pub(crate) fn list(&self) -> Vec<Arc<RecoveredVm>> {

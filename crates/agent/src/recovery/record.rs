@@ -21,6 +21,12 @@ pub(crate) struct RecoveryRecord {
     /// The group is consistent at its checkpoints and nowhere between.
     #[serde(default)]
     pub(crate) spans_hosts: bool,
+    /// Of a VM that has left its group: the last sequence its group had drawn then.
+    #[serde(default)]
+    pub(crate) left: Option<u64>,
+    /// How old the newest checkpoint may become; 0 where an older agent has not written it down.
+    #[serde(default)]
+    pub(crate) rpo_seconds: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +50,8 @@ impl RecoveryRecord {
             files: files.map(|file| FileRecord { name: file.name.clone(), hash: file.hash.0 }).collect(),
             seeded,
             spans_hosts: hello.spans_hosts,
+            left: None,
+            rpo_seconds: hello.rpo_seconds.into(),
         }
     }
 

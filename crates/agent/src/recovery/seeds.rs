@@ -27,7 +27,7 @@ impl Recovery {
                 )));
             }
         }
-        if self.list().iter().any(|vm| vm.name() == request.vm) {
+        if self.list().iter().any(|vm| vm.name() == request.vm && vm.record().left.is_none()) {
             return Err(OperationError::conflict(format!(
                 "a journal of VM {} is kept here already; what it lacks is found by `holdfast vm verify` on the other side",
                 request.vm

@@ -1,5 +1,6 @@
 //! One kept VM: its record, its journal while it is open, and who streams into it.
 
+use super::groups::{answers_to, site_of};
 use super::moving::Moving;
 use super::policy::JournalPolicy;
 use super::record::RecoveryRecord;
@@ -64,8 +65,10 @@ impl Inner {
     fn own_state(&self) -> &'static str {
         match (&self.moving, &self.journal) {
             (Some(_), _) => "moving",
-            (None, Some(_)) => "following",
             (None, None) => "failed",
+            (None, Some(_)) if self.record.left.is_some() => "left",
+            (None, Some(journal)) if journal.newest_consistent(WriteSeq::MAX).is_none() => "initial-sync",
+            (None, Some(_)) => "following",
         }
     }
 }
@@ -109,8 +112,22 @@ impl RecoveredVm {
         self.lock().record.name.clone()
     }
 
-    pub(crate) fn peer(&self) -> Option<String> {
-        Some(self.lock().record.peer.clone()).filter(|peer| !peer.is_empty())
+    /// The site it is protected at.
+    pub(crate) fn site(&self) -> String {
+        site_of(&self.lock().record.peer).to_owned()
+    }
+
+    /// Its name as it is unique here.
+    pub(crate) fn label(&self) -> String {
+        let inner = self.lock();
+        format!("{}/{}", site_of(&inner.record.peer), inner.record.name)
+    }
+
+    /// Whether an operator's word may mean it: its id, `site/name` or name.
+    pub(crate) fn answers_to(&self, word: &str) -> bool {
+        let inner = self.lock();
+        let record = &inner.record;
+        answers_to(word, &record.vm, site_of(&record.peer), &record.name)
     }
 
     pub(crate) fn record(&self) -> RecoveryRecord {
@@ -255,9 +272,22 @@ impl RecoveredVm {
     /// Takes up what the protected side says of the VM now.
     pub(crate) fn follow(&self, state: &StateDir, hello: &Hello, peer: &str) -> Result<()> {
         let mut inner = self.lock();
-        let record = RecoveryRecord::from_hello(hello, peer, inner.record.seeded);
+        let before = &inner.record;
+        let record =
+            RecoveryRecord { left: before.left, ..RecoveryRecord::from_hello(hello, peer, before.seeded) };
         if inner.record != record {
             state.save(&record.file_name(), &record).context("save what is known of the VM")?;
+            inner.record = record;
+        }
+        Ok(())
+    }
+
+    /// The VM has left its group, which had drawn `at` by then. Once this returns, that is known for good.
+    pub(crate) fn leave(&self, state: &StateDir, at: WriteSeq) -> Result<()> {
+        let mut inner = self.lock();
+        let record = RecoveryRecord { left: inner.record.left.or(Some(at.raw())), ..inner.record.clone() };
+        if inner.record != record {
+            state.save(&record.file_name(), &record).context("save that the VM has left its group")?;
             inner.record = record;
         }
         Ok(())
@@ -315,7 +345,9 @@ impl RecoveredVm {
         api::RecoveredVm {
             id: self.id.to_string(),
             name: record.name.clone(),
+            site: site_of(&record.peer).to_owned(),
             group: record.group.clone(),
+            group_id: record.group_id.clone(),
             epoch: epoch.max(status.map_or(0, |status| status.epoch.0)),
             state: failover.unwrap_or_else(|| inner.own_state()).to_owned(),
             moving: inner.moving.as_ref().map(|moving| moving.to_api()),
@@ -345,6 +377,7 @@ impl RecoveredVm {
             checkpoints: status.map_or(0, |status| status.checkpoints),
             newest_checkpoint: newest_checkpoint.as_ref().map(checkpoint_to_api),
             tail: tail.map(|tail| tail.to_string()),
+            left_at: record.left.map(|at| WriteSeq::from_raw(at).to_string()),
         }
     }
 }

@@ -1,13 +1,14 @@
-//! The bounds a protection has to keep to: its RPO, its history, and synchronous mode where it was chosen.
+//! The bounds a protection has to keep to: its RPO, its history, its link, and synchronous mode where it was chosen.
 //!
-//! The age of the newest checkpoint is measured on this host's monotonic clock alone; no two clocks have to
-//! agree. What is exceeded is an alert with its cause until it is kept to again, and where the operator wants
-//! it, stops the protection.
+//! No two clocks have to agree: ages are measured on this host, and go on over restarts. What is exceeded is an alert
+//! with its cause until it is kept to again, and where the operator wants it, stops the protection. A copy that is
+//! not proven to be fresh is not.
 
-use crate::alerts::Alerts;
+use super::freshness::Freshness;
+use crate::alerts::{AlertKind, Alerts, Cause};
 use crate::policy::Policy;
-use replication::State;
 use replication::wire::Ack;
+use replication::{Failure, State};
 use splitter::SyncState;
 use std::time::Duration;
 use types::Monotonic;
@@ -19,17 +20,31 @@ pub(super) struct Bounds {
     sync_degraded: bool,
     /// What the operator has let go on counts anew from here.
     forgiven_at: Option<Monotonic>,
+    /// When the link was last up, or the protection was taken up.
+    linked_at: Option<Monotonic>,
 }
 
 /// What there is to judge by.
 pub(super) struct Seen {
     pub(super) state: State,
-    /// None where there was no complete checkpoint yet.
-    pub(super) rpo_now: Option<Duration>,
+    pub(super) fresh: Freshness,
+    pub(super) link_up: bool,
+    /// The epoch that has taken over, as far as is known.
+    pub(super) fenced: Option<u64>,
     pub(super) last_ack: Option<Ack>,
     pub(super) sync: SyncState,
     /// What was last wrong with the stream.
     pub(super) cause: Option<String>,
+}
+
+impl Seen {
+    /// Why things are as they are.
+    fn why(&self) -> String {
+        self.cause.clone().unwrap_or_else(|| {
+            let (state, reason) = (self.state.name(), self.state.reason());
+            if reason.is_empty() { format!("state {state}") } else { format!("state {state}: {reason}") }
+        })
+    }
 }
 
 impl Bounds {
@@ -57,38 +72,103 @@ impl Bounds {
     ) -> bool {
         let paused = seen.state == State::Paused;
         let bound = Duration::from_secs(policy.rpo_seconds);
-        self.rpo_exceeded = !paused && seen.rpo_now.is_some_and(|age| age > bound);
+        let age = seen.fresh.age(now);
+        self.rpo_exceeded = age.is_none_or(|age| age > bound);
+        let late = age.is_some_and(|age| age > bound);
+        self.watch_age(now, bound, seen, vm, alerts);
+        self.watch_stream(now, bound, seen, vm, alerts);
+
         let objective = policy.history_seconds;
         let history = seen.last_ack.and_then(|ack| ack.projected_history_seconds);
         self.history_exceeded = history.is_some_and(|projected| projected < objective);
-        self.sync_degraded = seen.sync == SyncState::Degraded && seen.rpo_now.is_some();
-
-        let cause = seen.cause.clone().unwrap_or_else(|| {
-            let (state, reason) = (seen.state.name(), seen.state.reason());
-            if reason.is_empty() { format!("state {state}") } else { format!("state {state}: {reason}") }
-        });
-        let bound = bound.as_secs();
-        set(alerts, format!("rpo of {vm}"), self.rpo_exceeded, || {
-            format!(
-                "VM {vm}: the newest checkpoint at the recovery side is older than its RPO of {bound} s: {cause}"
-            )
-        });
-        set(alerts, format!("history of {vm}"), self.history_exceeded, || {
+        alerts.set(Cause::new(AlertKind::History, vm), self.history_exceeded, || {
             let projected = history.unwrap_or(0);
             format!(
                 "VM {vm}: its journal will hold {projected} s of history, {objective} s are wanted: its limits or the disk at the recovery side are too small"
             )
         });
-        set(alerts, format!("sync of {vm}"), self.sync_degraded && !paused, || {
-            format!("VM {vm}: synchronous mode is degraded, guest writes do not wait: {cause}")
+        self.sync_degraded = seen.sync == SyncState::Degraded && age.is_some();
+        alerts.set(Cause::new(AlertKind::SyncDegraded, vm), self.sync_degraded && !paused, || {
+            format!("VM {vm}: synchronous mode is degraded, guest writes do not wait: {}", seen.why())
         });
 
-        let counts =
-            self.forgiven_at.is_none_or(|at| now.since(at) > Duration::from_secs(policy.rpo_seconds));
-        policy.fail_when_exceeded && counts && (self.rpo_exceeded || self.history_exceeded)
+        let counts = self.forgiven_at.is_none_or(|at| now.since(at) > bound);
+        policy.fail_when_exceeded && counts && !paused && (late || self.history_exceeded)
+    }
+
+    /// Whether a fresh copy is proven. What an operator has paused needs no alert.
+    fn watch_age(&self, now: Monotonic, bound: Duration, seen: &Seen, vm: &str, alerts: &Alerts) {
+        let paused = seen.state == State::Paused;
+        let unproven = seen.fresh.unproven(now);
+        let stands = unproven > bound && !paused;
+        let (late, never) = (seen.fresh.age(now).is_some(), seen.fresh.age(now).is_none());
+        let (bound_seconds, over) = (bound.as_secs(), unproven.saturating_sub(bound));
+        for (kind, stands, what) in [
+            (
+                AlertKind::Rpo,
+                stands && late,
+                "the newest checkpoint at the recovery side is older than its RPO",
+            ),
+            (
+                AlertKind::NeverCopied,
+                stands && never,
+                "nothing of it was ever complete at the recovery side, for longer than its RPO",
+            ),
+        ] {
+            let cause = Cause::new(kind, vm);
+            match stands {
+                true => {
+                    let text = format!("VM {vm}: {what} of {bound_seconds} s: {}", seen.why());
+                    alerts.raise_for(cause, over, text);
+                }
+                false => alerts.clear(cause),
+            }
+        }
+    }
+
+    /// Whether the stream goes on. What stood before a restart stands until the recovery side was heard.
+    fn watch_stream(&mut self, now: Monotonic, bound: Duration, seen: &Seen, vm: &str, alerts: &Alerts) {
+        let linked_at = self.linked_at.get_or_insert(now);
+        if seen.link_up {
+            *linked_at = now;
+        }
+        let down_for = now.since(*linked_at);
+        let paused = seen.state == State::Paused;
+        let fenced = match seen.state {
+            State::Fenced { epoch } => Some(epoch.0),
+            _ => seen.fenced,
+        };
+        alerts.set(Cause::new(AlertKind::Fenced, vm), fenced.is_some(), || {
+            let epoch = fenced.unwrap_or(0);
+            format!(
+                "VM {vm}: fenced: epoch {epoch} has taken over, its group has failed over; its guest is not stopped here, and what it writes is not replicated"
+            )
+        });
+        // Somebody who refuses has been reached.
+        let failed = matches!(seen.state, State::Failed { .. });
+        let down = Cause::new(AlertKind::LinkDown, vm);
+        let stands = !seen.link_up && !paused && fenced.is_none() && !failed;
+        if stands && (down_for > bound || alerts.remembers(&down)) {
+            alerts.raise_for(
+                down,
+                down_for,
+                format!("VM {vm}: the recovery side is not reached: {}", seen.why()),
+            );
+        } else if !stands {
+            alerts.clear(down);
+        }
+        let cause = Cause::new(AlertKind::Failed, vm);
+        match seen.state {
+            State::Failed { why } => alerts.raise(cause, failure(vm, why, seen)),
+            _ if seen.link_up || paused => alerts.clear(cause),
+            _ => {}
+        }
     }
 }
 
-fn set(alerts: &Alerts, cause: String, stands: bool, text: impl FnOnce() -> String) {
-    if stands { alerts.raise(cause, text()) } else { alerts.clear(&cause) }
+fn failure(vm: &str, why: Failure, seen: &Seen) -> String {
+    match why {
+        Failure::Refused(_) => format!("VM {vm}: the recovery side refuses its stream: {}", seen.why()),
+        Failure::BoundExceeded => format!("VM {vm}: its protection has stopped: {}", seen.why()),
+    }
 }

@@ -4,10 +4,13 @@
 
 use super::bounds::Bounds;
 use super::files::send_file;
+use super::freshness::Freshness;
 use super::greeting::hello;
 use super::outbox::{Outbox, compression};
 use super::peers::Place;
 use super::rates::Rates;
+use super::record::{FirstSync, ProtectionRecord};
+use super::sync_end::SyncEnd;
 use super::verify::Verification;
 use super::vm::{ProtectedVm, with_sources};
 use super::{Source, save_record};
@@ -18,7 +21,7 @@ use crate::wire_io::{Outgoing, read_message, write_messages};
 use replication::wire::{ArtifactHash, ClockAnswer, Compare, Compared, FrameReader, Message};
 use replication::{
     CaptureView, CodecChooser, Differs, Failure, Link as LinkState, Sender, SenderConfig, SenderEffect,
-    SenderEvent, State,
+    SenderEvent, State, TrackingReason,
 };
 use splitter::{SyncState, copy_some_blocks, hash_some_blocks, mark_allocated, verify_everything};
 use std::collections::VecDeque;
@@ -73,12 +76,33 @@ pub(crate) struct StreamStatus {
     pub(crate) sent_bytes_per_second: f64,
     pub(crate) write_bytes_per_second: f64,
     pub(crate) sync_total_bytes: u64,
+    /// Age of the newest complete checkpoint; none where none ever was.
+    pub(crate) rpo_now: Option<Duration>,
     pub(crate) rpo_exceeded: bool,
     pub(crate) history_exceeded: bool,
     pub(crate) clock_skew_seconds: Option<f64>,
     pub(crate) spill_bytes: u64,
     pub(crate) spill_bytes_max: u64,
     pub(crate) verify: Option<api::Verify>,
+}
+
+impl StreamStatus {
+    /// Before the driver has had its first say.
+    pub(super) fn before_begin(record: &ProtectionRecord) -> Self {
+        let state = if record.paused {
+            State::Paused
+        } else {
+            State::Tracking { why: TrackingReason::NotYetConnected }
+        };
+        Self {
+            state: if record.fenced.is_some() { "fenced".into() } else { state.name().to_owned() },
+            reason: state.reason(),
+            link: LinkState::Down { tries: 0 }.name().to_owned(),
+            rpo_exceeded: true,
+            spill_bytes_max: record.policy.spill_bytes,
+            ..Self::default()
+        }
+    }
 }
 
 enum Input {
@@ -114,7 +138,9 @@ struct Driver {
     rates: Rates,
     last_error: Option<String>,
     sync_total_bytes: u64,
+    sync_end: SyncEnd,
     bounds: Bounds,
+    fresh: Freshness,
     clock_skew_seconds: Option<f64>,
     verification: Option<Verification>,
 }
@@ -157,6 +183,7 @@ pub(super) async fn drive(
             _ = ticks.tick() => driver.on_tick(),
         }
         driver.run_events();
+        driver.follow_sync();
         driver.publish();
     }
 }
@@ -188,6 +215,7 @@ impl Driver {
         };
         let folder = source.spill_dir.join(&record.vm);
         let spill_bytes = record.policy.spill_bytes;
+        let fresh = Freshness::load(&source.state, &record, source.boot_id);
         let outbox = Outbox::new(vm.capture().clone(), incarnation, vm.id(), &folder, spill_bytes);
         Self {
             sender: Sender::new(config, clock::now()),
@@ -205,7 +233,9 @@ impl Driver {
             rates: Rates::default(),
             last_error: None,
             sync_total_bytes: 0,
+            sync_end: SyncEnd::default(),
             bounds: Bounds::default(),
+            fresh,
             clock_skew_seconds: None,
             verification: None,
         }
@@ -413,6 +443,9 @@ impl Driver {
             SenderEffect::ClockTold(answer) => self.note_clock(&answer),
             SenderEffect::CloseSync => {
                 let closed = self.vm.capture().close_sync();
+                if closed {
+                    self.sync_end.closed(self.vm.capture().status().last, self.sender.state().name());
+                }
                 self.events.push_back(SenderEvent::SyncClosed { closed });
             }
             SenderEffect::AdoptEpoch(epoch) => self.adopt_epoch(epoch),
@@ -431,7 +464,11 @@ impl Driver {
         tracing::info!(vm = self.vm.name(), from = from.name(), to = to.name(), why = to.reason(), "state");
         if to.is_syncing() {
             self.sync_total_bytes = self.to_sync_bytes();
+            if self.vm.first_sync() == FirstSync::NotBegun {
+                self.note_first_sync(FirstSync::Running);
+            }
         }
+        self.note_fenced(from, to);
         if to == State::Journaling {
             self.last_error = None;
         }
@@ -439,6 +476,75 @@ impl Driver {
             let why =
                 "the protection was stopped because a bound is exceeded; `holdfast vm resume` lets it go on";
             self.last_error = Some(why.into());
+        }
+    }
+
+    /// Another side's authority is known until that side says that it has given it back.
+    fn note_fenced(&self, from: State, to: State) {
+        let fenced = match (from, to) {
+            (_, State::Fenced { epoch }) => Some(epoch.0),
+            (State::Fenced { .. }, State::Tracking { .. }) => None,
+            (_, _) if self.sender.link() == LinkState::Up => None,
+            (_, _) => return,
+        };
+        let record = {
+            let mut record = self.vm.lock_record();
+            if record.fenced == fenced {
+                return;
+            }
+            record.fenced = fenced;
+            record.clone()
+        };
+        if let Err(error) = save_record(&self.source.state, &record) {
+            tracing::error!(
+                vm = record.name,
+                error = format!("{error:#}"),
+                "that it is fenced is not recorded"
+            );
+        }
+    }
+
+    /// Once all of the first sync is durable at the other side, the VM belongs to its group.
+    fn follow_sync(&mut self) {
+        let is_there = self.sync_end.acknowledged(self.sender.acked());
+        let complete =
+            is_there && self.sender.state() == State::Journaling && !self.vm.capture().status().gap_open;
+        if complete && self.vm.first_sync() != FirstSync::Done {
+            self.note_first_sync(FirstSync::Done);
+        }
+    }
+
+    fn note_first_sync(&self, how_far: FirstSync) {
+        let record = {
+            let mut record = self.vm.lock_record();
+            record.first_sync = how_far;
+            record.clone()
+        };
+        if let Err(error) = save_record(&self.source.state, &record) {
+            tracing::error!(
+                vm = record.name,
+                error = format!("{error:#}"),
+                "how far the first sync is, is not recorded"
+            );
+        }
+    }
+
+    /// The state as it is shown: a sync is one until all of it is durable at the other side, and the first one is
+    /// the first one, whatever came between.
+    fn shown_state(&self) -> &'static str {
+        let state = self.sender.state();
+        // Nothing was heard since from the side that has taken over.
+        if matches!(state, State::Tracking { .. }) && self.vm.lock_record().fenced.is_some() {
+            return "fenced";
+        }
+        let name = match self.sync_end.name() {
+            Some(name) if state == State::Journaling => name,
+            _ => state.name(),
+        };
+        match self.vm.first_sync() {
+            FirstSync::Done => name,
+            _ if name == State::BitmapSync.name() => State::InitialSync.name(),
+            _ => name,
         }
     }
 
@@ -513,6 +619,7 @@ impl Driver {
 
     fn restart(&mut self, floor: WriteSeq, differs: Differs) {
         self.vm.group().on_restart();
+        self.sync_end.restarted();
         let capture = self.vm.capture();
         capture.restart(floor);
         self.outbox.clear();
@@ -643,9 +750,15 @@ impl Driver {
     fn watch_bounds(&mut self, now: Monotonic) {
         let policy = self.vm.policy();
         let cause = self.last_error.clone();
+        if let Some(taken_at) = self.vm.group().newest_complete(self.vm.id()) {
+            self.fresh.complete_at(taken_at);
+        }
+        self.fresh.save_sometimes(&self.source.state, &self.vm.record(), self.source.boot_id);
         let seen = super::bounds::Seen {
             state: self.sender.state(),
-            rpo_now: self.vm.group().rpo_now(now),
+            fresh: self.fresh,
+            link_up: self.sender.link() == LinkState::Up,
+            fenced: self.vm.record().fenced,
             last_ack: self.sender.last_ack(),
             sync: self.vm.capture().status().sync,
             cause,
@@ -666,7 +779,7 @@ impl Driver {
         let ack = self.sender.last_ack();
         let state = self.sender.state();
         *self.vm.lock_status() = StreamStatus {
-            state: state.name().to_owned(),
+            state: self.shown_state().to_owned(),
             reason: state.reason(),
             link: self.sender.link().name().to_owned(),
             last_error: self.last_error.clone(),
@@ -677,6 +790,7 @@ impl Driver {
             sent_bytes_per_second: self.rates.sent_per_second,
             write_bytes_per_second: self.rates.written_per_second,
             sync_total_bytes: self.sync_total_bytes,
+            rpo_now: self.fresh.age(clock::now()),
             rpo_exceeded: self.bounds.rpo_exceeded(),
             history_exceeded: self.bounds.history_exceeded(),
             clock_skew_seconds: self.clock_skew_seconds,

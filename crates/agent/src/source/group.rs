@@ -53,6 +53,8 @@ const TRIES: usize = 3;
 pub(crate) struct Group {
     id: GroupId,
     name: String,
+    /// The site that protects it: this agent's.
+    site: String,
     counter: Arc<GroupCounter>,
     gate: Arc<AckGate>,
     /// Where another agent coordinates the group.
@@ -74,7 +76,8 @@ struct HostsRecord {
 struct Inner {
     members: BTreeMap<VmId, Weak<ProtectedVm>>,
     pending: VecDeque<Pending>,
-    newest_complete: Option<Monotonic>,
+    /// When the newest complete checkpoint that has a VM was taken, of each VM.
+    newest_complete: BTreeMap<VmId, Monotonic>,
     newest_durable_cut: WriteSeq,
     interval: Duration,
     holds: Holds,
@@ -86,6 +89,8 @@ struct Pending {
     taken_at: Monotonic,
     /// Each VM's mark that is not yet durable.
     waiting: BTreeMap<VmId, WriteSeq>,
+    /// The VMs here that the checkpoint has.
+    members: Vec<VmId>,
     /// Each host whose marks are not.
     hosts: BTreeSet<String>,
 }
@@ -112,6 +117,7 @@ impl Group {
         let group = Arc::new(Self {
             id,
             name,
+            site: source.site.clone(),
             counter: Arc::new(GroupCounter::new(WriteSeq::before_run(source.run))),
             gate: Arc::default(),
             coordinator: coordinator.clone(),
@@ -120,7 +126,7 @@ impl Group {
             inner: Mutex::new(Inner {
                 members: BTreeMap::new(),
                 pending: VecDeque::new(),
-                newest_complete: None,
+                newest_complete: BTreeMap::new(),
                 newest_durable_cut: WriteSeq::ZERO,
                 interval: Duration::from_secs(policy.checkpoint_interval_seconds),
                 holds: Holds::default(),
@@ -210,7 +216,7 @@ impl Group {
     /// Closes the gate and draws the cut's number; what opens the gate again, and why the cut is not made.
     pub(super) fn prepare_here(&self, cut: WriteSeq) -> (u64, Option<CutRefusal>) {
         let time = self.gate.close();
-        if self.members().iter().any(|vm| vm.capture().status().gap_open) {
+        if self.checkpointed().iter().any(|vm| vm.capture().status().gap_open) {
             return (time, Some(CutRefusal::Syncing));
         }
         (time, self.counter.draw_exactly(cut).err().map(CutRefusal::Passed))
@@ -242,6 +248,12 @@ impl Group {
         &self.name
     }
 
+    /// Whether an operator's word means it: its id, `site/name` or name.
+    pub(super) fn answers_to(&self, word: &str) -> bool {
+        let site_and_name = (self.site.as_str(), self.name.as_str());
+        word == self.name || word == self.id.to_string() || word.split_once('/') == Some(site_and_name)
+    }
+
     pub(crate) fn counter(&self) -> &Arc<GroupCounter> {
         &self.counter
     }
@@ -253,6 +265,7 @@ impl Group {
     pub(crate) fn leave(&self, vm: VmId) {
         let mut inner = self.lock();
         inner.members.remove(&vm);
+        inner.newest_complete.remove(&vm);
         inner.pending.clear();
     }
 
@@ -262,6 +275,11 @@ impl Group {
 
     pub(crate) fn members(&self) -> Vec<Arc<ProtectedVm>> {
         self.lock().members.values().filter_map(Weak::upgrade).collect()
+    }
+
+    /// The members whose first sync is done: those that checkpoints have. Who comes to a group does not hold it up.
+    pub(super) fn checkpointed(&self) -> Vec<Arc<ProtectedVm>> {
+        self.members().into_iter().filter(|vm| vm.is_member()).collect()
     }
 
     pub(crate) fn has_several(&self) -> bool {
@@ -277,7 +295,16 @@ impl Group {
             )));
         }
         let _one = self.cutting.lock().expect("a panic aborts the process");
-        let members = self.members();
+        let members = self.checkpointed();
+        if members.is_empty() && self.hosts.is_empty() {
+            let states = self.members();
+            let states: Vec<_> =
+                states.iter().map(|vm| format!("VM {} is {}", vm.name(), vm.state_name())).collect();
+            return Err(OperationError::unavailable(format!(
+                "{}: no checkpoint is consistent until its first sync is done; try again then",
+                states.join(", ")
+            )));
+        }
         for vm in &members {
             if vm.capture().status().gap_open {
                 return Err(OperationError::unavailable(format!(
@@ -369,7 +396,7 @@ impl Group {
 
     /// Puts a checkpoint's mark into every stream here.
     fn mark_streams(&self, checkpoint: &Checkpoint, now: Monotonic, hosts: BTreeSet<String>) -> Result<()> {
-        let members = self.members();
+        let members = self.checkpointed();
         // From here on the lock keeps acknowledgements out until every mark is known.
         let mut inner = self.lock();
         let mut waiting = BTreeMap::new();
@@ -382,7 +409,8 @@ impl Group {
             };
             waiting.insert(vm.id(), mark);
         }
-        inner.pending.push_back(Pending { cut: checkpoint.cut, taken_at: now, waiting, hosts });
+        let members = members.iter().map(|vm| vm.id()).collect();
+        inner.pending.push_back(Pending { cut: checkpoint.cut, taken_at: now, waiting, members, hosts });
         if inner.pending.len() > PENDING_MAX {
             inner.pending.pop_front();
         }
@@ -408,9 +436,9 @@ impl Group {
         self.lock().pending.clear();
     }
 
-    /// Age of the newest checkpoint complete at the recovery side.
-    pub(crate) fn rpo_now(&self, now: Monotonic) -> Option<Duration> {
-        self.lock().newest_complete.map(|at| now.since(at))
+    /// When the newest checkpoint of a VM was taken that is complete at the recovery side, of those of this run.
+    pub(super) fn newest_complete(&self, vm: VmId) -> Option<Monotonic> {
+        self.lock().newest_complete.get(&vm).copied()
     }
 
     /// The group for the operator.
@@ -422,7 +450,9 @@ impl Group {
             name: self.name.clone(),
             epoch: members.iter().map(|vm| vm.record().epoch).max().unwrap_or(0),
             side: "protected".into(),
+            site: self.site.clone(),
             vms: members.iter().map(|vm| vm.name()).collect(),
+            former: Vec::new(),
             failover: None,
             coordinator: self.coordinator.clone(),
             hosts: self.hosts.to_record().into_keys().collect(),
@@ -444,7 +474,8 @@ impl Inner {
     fn complete(&mut self) {
         let done = |pending: &Pending| pending.waiting.is_empty() && pending.hosts.is_empty();
         while self.pending.front().is_some_and(done) {
-            self.newest_complete = self.pending.pop_front().map(|done| done.taken_at);
+            let Some(done) = self.pending.pop_front() else { return };
+            self.newest_complete.extend(done.members.into_iter().map(|vm| (vm, done.taken_at)));
         }
     }
 }

@@ -51,11 +51,18 @@ async fn join(
 /// Follows the coordinator for as long as the group lives.
 pub(super) async fn follow(source: Arc<Source>, group: Weak<Group>, coordinator: String) {
     let mut last_error = None;
+    // Whether the coordinator may think that the group has VMs here that it is to wait for.
+    let mut joined = true;
     loop {
         let Some(alive) = group.upgrade() else { return };
         let name = alive.name().to_owned();
-        let vms = u16::try_from(alive.members().len()).unwrap_or(u16::MAX);
+        let vms = u16::try_from(alive.checkpointed().len()).unwrap_or(u16::MAX);
+        if vms == 0 && joined && !alive.members().is_empty() {
+            // Those that are here are in their first sync: checkpoints are taken without them.
+            joined = ask_to_join(&source, &coordinator, &name, 0).await.is_err();
+        }
         if vms > 0 {
+            joined = true;
             let why = match timeout(CONNECT_TIMEOUT, join(&source, &coordinator, &name, vms)).await {
                 Ok(Ok((connected, frames, _))) => {
                     tracing::info!(group = name, coordinator, "follows the group's coordinator");
@@ -93,7 +100,7 @@ async fn serve(group: &Arc<Group>, connected: Connected, frames: FrameReader) ->
     let (inbox, mut messages) = mpsc::channel(4);
     let reading = tokio::spawn(read_ahead(reader, frames, inbox));
     let mut part = Part { group: group.clone(), queue, hold: None, durable: WriteSeq::ZERO };
-    let vms = group.members().len();
+    let vms = group.checkpointed().len();
     let mut heard_at = clock::now();
     let mut ticks = tokio::time::interval(HEARTBEAT_INTERVAL / 4);
     let why = loop {
@@ -117,7 +124,7 @@ async fn serve(group: &Arc<Group>, connected: Connected, frames: FrameReader) ->
                 if clock::now().since(heard_at) > PEER_SILENCE_MAX {
                     break "the coordinator has gone silent".to_owned();
                 }
-                if group.members().len() != vms {
+                if group.checkpointed().len() != vms {
                     break "the group has other VMs here now".to_owned();
                 }
                 part.tell();

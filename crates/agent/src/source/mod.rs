@@ -2,8 +2,10 @@
 
 mod bounds;
 mod coordinate;
+mod departure;
 mod driver;
 mod files;
+mod freshness;
 mod greeting;
 mod group;
 #[cfg_attr(not(feature = "ublk"), path = "no_host_devices.rs")]
@@ -17,11 +19,12 @@ mod peers;
 mod rates;
 mod record;
 mod stalled;
+mod sync_end;
 mod tapped;
 mod verify;
 mod vm;
 
-use crate::alerts::Alerts;
+use crate::alerts::{AlertKind, Alerts, Cause};
 use crate::artifacts::Artifacts;
 use crate::clock;
 use crate::config::{Compression, Config};
@@ -40,7 +43,7 @@ use group::Group;
 use host_devices::HostDevices;
 pub(crate) use nbd_tls::serve_disks;
 use peers::Peers;
-use record::{DiskRecord, FileRecord, ProtectionRecord};
+use record::{DiskRecord, FileRecord, FirstSync, ProtectionRecord};
 use splitter::BufferPool;
 use splitter::nbd::Export;
 use stalled::Stalled;
@@ -50,7 +53,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tapped::{NamedBy, VmTap, reading_alert};
 use types::limits::{DEFINITION_BYTES_MAX, DISKS_MAX, TAG_BYTES_MAX};
-use types::{CheckpointKind, Epoch, GroupId, RunNumber, VmId, is_plain_name};
+use types::{CheckpointKind, Epoch, GroupId, RunNumber, VmId, WriteSeq, is_plain_name};
 pub(crate) use vm::{ProtectedVm, with_sources};
 
 /// How often a protection that could not be taken up is tried again.
@@ -62,6 +65,7 @@ pub(crate) struct Source {
     pub(crate) state: Arc<StateDir>,
     pub(crate) artifacts: Arc<Artifacts>,
     pub(crate) pki: Pki,
+    pub(crate) site: String,
     pub(crate) run: RunNumber,
     pub(crate) boot_id: [u8; 16],
     pub(crate) run_dir: RunDir,
@@ -92,6 +96,7 @@ impl Source {
             state,
             artifacts,
             pki: Pki::new(&config.pki_dir),
+            site: config.site.clone(),
             run,
             boot_id,
             run_dir,
@@ -112,6 +117,7 @@ impl Source {
     /// Takes up every protection that is recorded. One that cannot be is shown as failed and tried again;
     /// the others go on.
     pub(crate) fn resume_all(self: &Arc<Self>) -> anyhow::Result<()> {
+        self.resume_departures()?;
         for record in self.state.load_each::<ProtectionRecord>("protected")? {
             match record {
                 Ok(record) => self.take_up(record),
@@ -143,12 +149,12 @@ impl Source {
                 if self.stalled().remove(&name).is_some() {
                     tracing::info!(vm = name, "protection taken up after all");
                 }
-                self.alerts.clear(&format!("protection of {name}"));
+                self.alerts.clear(Cause::new(AlertKind::Protection, &name));
             }
             Err(error) => {
                 let error = error.detail;
                 let text = format!("VM {name} is not protected: {error}; tried again by itself");
-                self.alerts.raise(format!("protection of {name}"), text);
+                self.alerts.raise(Cause::new(AlertKind::Protection, &name), text);
                 self.stalled().insert(name, Stalled { record, error });
             }
         }
@@ -213,6 +219,8 @@ impl Source {
             coordinator: request.coordinator.clone(),
             qmp: request.qmp.clone().map(PathBuf::from),
             ublk: if request.ublk { self.device_numbers(request)? } else { Vec::new() },
+            first_sync: FirstSync::NotBegun,
+            fenced: None,
         };
         // Devices of the host outlive the agent: whose they are is written down before they are there.
         if request.ublk {
@@ -256,7 +264,8 @@ impl Source {
             ))),
             (None, None) => Ok(GroupId::from_bytes(random())),
             (None, Some(coordinator)) => {
-                let asking = member::ask_to_join(self, coordinator, group, 1);
+                // It joins with its first VM that is in sync; until then the group goes on as it is.
+                let asking = member::ask_to_join(self, coordinator, group, 0);
                 let id = tokio::runtime::Handle::current().block_on(asking);
                 id.map_err(|error| {
                     OperationError::unavailable(format!(
@@ -348,7 +357,7 @@ impl Source {
     pub(crate) fn unprotect(self: &Arc<Self>, name: &str) -> Result<()> {
         let stalled = self.stalled().remove(name);
         if let Some(stalled) = stalled {
-            self.alerts.clear(&format!("protection of {name}"));
+            self.alerts.forget_protection(name);
             // A VM that cannot be reached has ended, and has no trace of a tap.
             if let Some(control) = stalled.record.qmp.clone()
                 && let Ok(tap) = VmTap::open(self, &mut stalled.record.clone(), &control, NamedBy::Record)
@@ -356,9 +365,9 @@ impl Source {
                 tap.detach()?;
             }
             HostDevices::remove_unserved(&stalled.record)?;
-            self.state.remove(&stalled.record.file_name())?;
-            self.state.remove(&stalled.record.map_name())?;
-            self.state.remove(&stalled.record.region_log_name())?;
+            let departure = self.record_departure(&stalled.record, WriteSeq::before_run(self.run))?;
+            self.remove_records(&stalled.record)?;
+            self.tell_departure(departure);
             return Ok(());
         }
         let vm = self.vm(name)?;
@@ -369,16 +378,23 @@ impl Source {
             )));
         }
         vm.detach()?;
+        let departure = self.record_departure(&record, vm.group().counter().last())?;
         self.state.remove(&record.file_name())?;
         self.end(&vm);
-        self.state.remove(&record.map_name())?;
-        self.state.remove(&record.region_log_name())?;
-        for alert in ["rpo", "history", "sync"] {
-            self.alerts.clear(&format!("{alert} of {name}"));
-        }
+        self.remove_records(&record)?;
+        self.alerts.forget_protection(name);
         self.alerts.clear(&reading_alert(name));
         tracing::info!(vm = name, "unprotected");
+        self.tell_departure(departure);
         Ok(())
+    }
+
+    /// Removes what is recorded of a protection.
+    fn remove_records(&self, record: &ProtectionRecord) -> anyhow::Result<()> {
+        self.state.remove(&record.file_name())?;
+        self.state.remove(&record.freshness_name())?;
+        self.state.remove(&record.map_name())?;
+        self.state.remove(&record.region_log_name())
     }
 
     /// Tells the agent that coordinates a group that no VM of it is here any more.
@@ -403,7 +419,7 @@ impl Source {
     fn lose_tap(self: &Arc<Self>, name: &str, why: &str) {
         let Ok(vm) = self.vm(name) else { return };
         let text = format!("VM {name} is not protected: the tap is lost: {why}; attached again by itself");
-        self.alerts.raise(format!("protection of {name}"), text);
+        self.alerts.raise(Cause::new(AlertKind::Protection, name), text);
         self.alerts.clear(&reading_alert(name));
         vm.group().leave(vm.id());
         vm.stop();
@@ -447,14 +463,15 @@ impl Source {
     /// Every protected VM for the operator.
     pub(crate) fn vms_to_api(&self) -> Vec<api::ProtectedVm> {
         let mut rows: Vec<_> = self.list().iter().map(|vm| vm.to_api()).collect();
-        rows.extend(self.stalled().values().map(Stalled::to_api));
+        let stalled = self.stalled();
+        rows.extend(stalled.values().map(|stalled| stalled.to_api(&self.state, self.boot_id)));
         rows
     }
 
     /// One protected VM for the operator.
     pub(crate) fn vm_to_api(&self, name: &str) -> Result<api::ProtectedVm> {
         if let Some(stalled) = self.stalled().get(name) {
-            return Ok(stalled.to_api());
+            return Ok(stalled.to_api(&self.state, self.boot_id));
         }
         self.vm(name).map(|vm| vm.to_api())
     }
@@ -477,7 +494,8 @@ impl Source {
     }
 
     fn group_here(&self, group: &str) -> Result<Arc<Group>> {
-        self.group_named(group).ok_or_else(|| {
+        let here = self.groups();
+        here.values().find(|here| here.answers_to(group)).cloned().ok_or_else(|| {
             OperationError::not_found(format!(
                 "no group {group:?} is protected here; ask an agent of the protected side"
             ))

@@ -29,6 +29,25 @@ pub(crate) struct ProtectionRecord {
     /// Numbers of the ublk devices that its disks are, in their order; empty where none were asked for.
     #[serde(default)]
     pub(crate) ublk: Vec<u32>,
+    /// Whether the recovery side has ever had a state of the VM that can be opened. Older agents have not written it
+    /// down; what they protected counts as having had one.
+    #[serde(default)]
+    pub(crate) first_sync: FirstSync,
+    /// The epoch that has taken over from here, as far as is known.
+    #[serde(default)]
+    pub(crate) fenced: Option<u64>,
+}
+
+/// How far the first sync of a VM is. It belongs to its group from the end of it on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum FirstSync {
+    /// The recovery side has not heard of the VM.
+    NotBegun,
+    Running,
+    /// All of it was durable at the recovery side.
+    #[default]
+    Done,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +92,11 @@ pub(crate) struct FileRecord {
 impl ProtectionRecord {
     pub(crate) fn file_name(&self) -> String {
         format!("protected/{}.json", self.vm)
+    }
+
+    /// Where the age of its newest checkpoint is kept.
+    pub(crate) fn freshness_name(&self) -> String {
+        format!("freshness/{}.json", self.vm)
     }
 
     /// Where the dirty map is kept.

@@ -1,7 +1,11 @@
 //! Protections that are recorded but cannot be taken up: the image is missing, in use or damaged. They are
 //! shown to the operator, tried again, and can be ended like any other.
 
+use super::freshness::Freshness;
 use super::record::ProtectionRecord;
+use crate::clock;
+use crate::state::StateDir;
+use std::time::Duration;
 
 /// A protection that waits for its cause to go away.
 #[derive(Debug, Clone)]
@@ -13,8 +17,10 @@ pub(super) struct Stalled {
 
 impl Stalled {
     /// The VM for the operator: as `failed`, with what is to be done about it.
-    pub(super) fn to_api(&self) -> api::ProtectedVm {
+    pub(super) fn to_api(&self, state: &StateDir, boot_id: [u8; 16]) -> api::ProtectedVm {
         let record = &self.record;
+        let age = Freshness::load(state, record, boot_id).age(clock::now());
+        let bound = Duration::from_secs(record.policy.rpo_seconds);
         let disks = record.disks.iter().map(|disk| api::Disk {
             name: disk.name.clone(),
             size_bytes: 0,
@@ -36,9 +42,10 @@ impl Stalled {
             qmp: record.qmp.as_ref().map(|path| path.display().to_string()),
             clients: 0,
             disks: disks.collect(),
-            rpo_now_seconds: None,
+            rpo_now_seconds: age.map(|age| age.as_secs_f64()),
             rpo_seconds: record.policy.rpo_seconds,
-            rpo_exceeded: false,
+            // No fresh copy is proven.
+            rpo_exceeded: age.is_none_or(|age| age > bound),
             history_exceeded: false,
             mode: "async".into(),
             priority: record.policy.priority,
@@ -49,6 +56,7 @@ impl Stalled {
             buffer_bytes: 0,
             buffer_bytes_max: record.policy.buffer_bytes,
             dirty_bytes: 0,
+            to_sync_bytes: None,
             sync_progress: None,
             writes: 0,
             write_bytes: 0,

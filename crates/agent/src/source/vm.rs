@@ -5,7 +5,7 @@ use super::Source;
 use super::driver::{self, Command, StreamStatus};
 use super::group::Group;
 use super::image_watch;
-use super::record::ProtectionRecord;
+use super::record::{FirstSync, ProtectionRecord};
 use super::tapped::{NamedBy, VmTap};
 use crate::clock;
 use crate::disk_server::DiskServer;
@@ -98,7 +98,7 @@ impl ProtectedVm {
         let name = record.name.clone();
         let vm = Arc::new(Self {
             id,
-            status: Mutex::new(StreamStatus::default()),
+            status: Mutex::new(StreamStatus::before_begin(&record)),
             record: Mutex::new(record),
             group: group.clone(),
             capture,
@@ -154,6 +154,15 @@ impl ProtectedVm {
 
     pub(crate) fn record(&self) -> ProtectionRecord {
         self.lock_record().clone()
+    }
+
+    pub(super) fn first_sync(&self) -> FirstSync {
+        self.lock_record().first_sync
+    }
+
+    /// Whether checkpoints of its group have it: not before a state of it is at the recovery side.
+    pub(super) fn is_member(&self) -> bool {
+        self.first_sync() == FirstSync::Done
     }
 
     pub(crate) fn lock_record(&self) -> MutexGuard<'_, ProtectionRecord> {
@@ -264,7 +273,7 @@ impl ProtectedVm {
         let record = self.record();
         let capture = self.capture.status();
         let stream = self.lock_status().clone();
-        let rpo_now = self.group.rpo_now(clock::now()).map(|age| age.as_secs_f64());
+        let rpo_now = stream.rpo_now.map(|age| age.as_secs_f64());
         let server = self.server.lock().expect("a panic aborts the process");
         let socket = server.as_ref().map(|server| server.path().display().to_string()).unwrap_or_default();
         let devices = self.devices();
@@ -272,13 +281,18 @@ impl ProtectedVm {
             name: disk.name.clone(),
             size_bytes: BlockDevice::size_bytes(&**open),
             path: disk.path.display().to_string(),
-            vhost_user_socket: server.as_ref().and_then(|server| server.vhost_user_socket(at)),
+            // Of a VM that runs on its own image nobody is to attach to it.
+            vhost_user_socket: server
+                .as_ref()
+                .filter(|_| record.qmp.is_none())
+                .and_then(|server| server.vhost_user_socket(at)),
             ublk_device: devices.path(at),
         });
         let disks = disks.collect();
         drop(server);
         let dirty_bytes = (capture.dirty_blocks + capture.unsettled_blocks) * BLOCK_BYTES;
-        let total = stream.sync_total_bytes.max(dirty_bytes).max(1);
+        let to_sync = dirty_bytes + capture.buffered_bytes + stream.spill_bytes;
+        let total = stream.sync_total_bytes.max(to_sync).max(1);
         let syncing = matches!(stream.state.as_str(), "initial-sync" | "delta-sync" | "bitmap-sync");
         api::ProtectedVm {
             id: record.vm.clone(),
@@ -307,7 +321,8 @@ impl ProtectedVm {
             buffer_bytes: capture.buffered_bytes,
             buffer_bytes_max: capture.buffer_bytes_max,
             dirty_bytes,
-            sync_progress: syncing.then(|| 1.0 - dirty_bytes as f64 / total as f64),
+            to_sync_bytes: Some(to_sync),
+            sync_progress: syncing.then(|| 1.0 - to_sync as f64 / total as f64),
             writes: capture.writes,
             write_bytes: capture.write_bytes,
             left_out_bytes: capture.left_out_bytes,

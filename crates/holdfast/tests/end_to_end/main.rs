@@ -2,6 +2,7 @@
 //! guests, other people's NBD clients. `cargo xtask test` makes the guest these need.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod alerts;
 mod api;
 mod bad_clients;
 mod bad_disks;
@@ -9,6 +10,7 @@ mod configuration;
 mod disks;
 mod failover;
 mod formats;
+mod groups;
 mod guide;
 mod images;
 mod journals;

@@ -1,0 +1,61 @@
+//! Sites that have gone silent: a VM that is protected to here and has sent nothing for longer than its bound.
+//!
+//! Silence is told at this side too, for the other one may be gone with all who would read its alerts.
+
+use super::Recovery;
+use super::vm::RecoveredVm;
+use crate::alerts::{AlertKind, Cause};
+use crate::clock;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use types::{Monotonic, VmId};
+
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Where the protected side has not said what its bound is.
+const BOUND_DEFAULT: Duration = Duration::from_secs(60);
+
+impl Recovery {
+    /// Watches for as long as the agent runs.
+    pub(crate) async fn watch_sources(self: Arc<Self>) {
+        let mut heard = BTreeMap::new();
+        loop {
+            self.look_for_silence(&mut heard);
+            tokio::time::sleep(INTERVAL).await;
+        }
+    }
+
+    fn look_for_silence(&self, heard: &mut BTreeMap<VmId, Monotonic>) {
+        let now = clock::now();
+        let vms = self.list();
+        heard.retain(|id, _| vms.iter().any(|vm| vm.id() == *id));
+        for vm in vms {
+            let failed_over = self.failovers().get(&vm.group()).is_some_and(|record| !record.is_released());
+            let expected = vm.record().left.is_none() && !failed_over;
+            let heard_at = heard.entry(vm.id()).or_insert(now);
+            if vm.is_streaming() {
+                *heard_at = now;
+            }
+            self.tell_silence(&vm, now.since(*heard_at), expected);
+        }
+    }
+
+    fn tell_silence(&self, vm: &RecoveredVm, silent_for: Duration, expected: bool) {
+        let cause = Cause::new(AlertKind::SourceSilent, vm.label());
+        if !expected || vm.is_streaming() {
+            return self.alerts.clear(cause);
+        }
+        let bound = match vm.record().rpo_seconds {
+            0 => BOUND_DEFAULT,
+            seconds => Duration::from_secs(seconds),
+        };
+        if silent_for > bound || self.alerts.remembers(&cause) {
+            let text = format!(
+                "VM {}: nothing arrives of it from {}; its state here grows old",
+                vm.label(),
+                vm.record().peer
+            );
+            self.alerts.raise_for(cause, silent_for, text);
+        }
+    }
+}
