@@ -253,11 +253,7 @@ impl Config {
         };
         let raw: Raw = toml::from_str(text)
             .map_err(|error| at(error.span().map_or(0, |span| span.start), cure(error.message())))?;
-        for (name, value) in [("site", &raw.site), ("agent", &raw.agent)] {
-            if let Err(what) = check_label(value.get_ref()) {
-                return Err(at(value.span().start, format!("{name} = {:?}: {what}", value.get_ref())));
-            }
-        }
+        raw.check_names().map_err(|(offset, what)| at(offset, what))?;
         let base = path.parent().map(Path::to_path_buf).unwrap_or_default();
         let state_dir = base.join(raw.state_dir.get_ref());
         let outside = |given: Option<PathBuf>, default: &str| match given {
@@ -282,11 +278,7 @@ impl Config {
         journal.replica_folder = journal.replica_folder.map(|folder| base.join(folder));
         let run_dir = outside(raw.run_dir, RUN_DIR);
         let socket_mode = raw.sockets.mode().map_err(|(offset, what)| at(offset, what))?;
-        let mut windows = Vec::new();
-        for window in &raw.stream.limit {
-            let parsed = LimitWindow::parse(window.get_ref());
-            windows.push(parsed.map_err(|what| at(window.span().start, what))?);
-        }
+        let windows = raw.stream.windows().map_err(|(offset, what)| at(offset, what))?;
         let dscp = ranged("dscp", &raw.stream.dscp, 0, (0, 63))?;
         let change_log_seconds = ranged(
             "change_log_seconds",
@@ -327,9 +319,30 @@ impl Config {
     }
 }
 
+/// What is wrong, and where in the text.
+type Misplaced = (usize, String);
+
+impl Raw {
+    fn check_names(&self) -> Result<(), Misplaced> {
+        for (name, value) in [("site", &self.site), ("agent", &self.agent)] {
+            check_label(value.get_ref())
+                .map_err(|what| (value.span().start, format!("{name} = {:?}: {what}", value.get_ref())))?;
+        }
+        Ok(())
+    }
+}
+
+impl RawStream {
+    fn windows(&self) -> Result<Vec<LimitWindow>, Misplaced> {
+        let parse = |window: &Spanned<RawLimitWindow>| {
+            LimitWindow::parse(window.get_ref()).map_err(|what| (window.span().start, what))
+        };
+        self.limit.iter().map(parse).collect()
+    }
+}
+
 impl RawSockets {
-    /// The sockets' mode, or where and why not.
-    fn mode(&self) -> Result<u32, (usize, String)> {
+    fn mode(&self) -> Result<u32, Misplaced> {
         let Some(given) = &self.mode else {
             return Ok(if self.group.is_some() { SOCKET_MODE_OF_GROUP } else { SOCKET_MODE_OF_USER });
         };

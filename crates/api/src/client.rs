@@ -35,7 +35,7 @@ pub enum Endpoint {
 /// Why a call did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    #[error("no agent answers at {place}: {source}")]
+    #[error("no agent answers at {place}; start it, or name its socket with `--socket`")]
     Connect {
         place: String,
         #[source]

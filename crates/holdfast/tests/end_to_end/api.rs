@@ -1,6 +1,6 @@
 //! The API: its document, its sockets, and the commands around it.
 
-use crate::stage::{HOLDFAST, Stage, refused};
+use crate::stage::{HOLDFAST, Stage, failed, refused};
 use lab::free_port;
 use serde_json::Value;
 use std::path::Path;
@@ -97,7 +97,9 @@ fn exit_codes_say_what_kind_of_failure_it_was() {
     refused(stage.a.ask(&["vm", "show", "nobody"]), 3, "no VM \"nobody\"");
     refused(stage.a.ask(&["image", "close", "nothing"]), 3, "no image");
     refused(stage.a.ask(&["checkpoint", "tag", "--group", "nobody", "x"]), 3, "no group");
-    refused(stage.a.ask(&["status", "--socket", "/nowhere/agent.sock"]), 6, "no agent answers");
+    let nobody = stage.a.ask(&["status", "--socket", "/nowhere/agent.sock"]).expect_err("nobody is there");
+    assert_eq!(failed(&nobody).message.matches("os error").count(), 1, "{nobody}");
+    refused(Err(nobody), 6, "no agent answers");
     let output = stage.a.command().args(["vm", "protect"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2), "clap's own code for a wrong command line");
     for shell in ["bash", "zsh", "fish"] {
