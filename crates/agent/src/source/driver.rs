@@ -9,7 +9,8 @@ use super::greeting::hello;
 use super::outbox::{Outbox, compression};
 use super::peers::Place;
 use super::rates::Rates;
-use super::record::{FirstSync, ProtectionRecord};
+use super::record::FirstSync;
+use super::stream_status::StreamStatus;
 use super::sync_end::SyncEnd;
 use super::verify::Verification;
 use super::vm::{ProtectedVm, with_sources};
@@ -21,7 +22,7 @@ use crate::wire_io::{Outgoing, read_message, write_messages};
 use replication::wire::{ArtifactHash, ClockAnswer, Compare, Compared, FrameReader, Message};
 use replication::{
     CaptureView, CodecChooser, Differs, Failure, Link as LinkState, Sender, SenderConfig, SenderEffect,
-    SenderEvent, State, TrackingReason,
+    SenderEvent, State,
 };
 use splitter::{SyncState, copy_some_blocks, hash_some_blocks, mark_allocated, verify_everything};
 use std::collections::VecDeque;
@@ -60,49 +61,6 @@ pub(crate) enum Command {
     Verify,
     /// What a greeting says has changed: connect anew.
     GreetAgain,
-}
-
-/// The stream for the operator.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct StreamStatus {
-    pub(crate) state: String,
-    pub(crate) reason: String,
-    pub(crate) link: String,
-    pub(crate) last_error: Option<String>,
-    pub(crate) durable: WriteSeq,
-    pub(crate) journal_bytes: u64,
-    pub(crate) history_seconds: u64,
-    pub(crate) sent_bytes: u64,
-    pub(crate) sent_bytes_per_second: f64,
-    pub(crate) write_bytes_per_second: f64,
-    pub(crate) sync_total_bytes: u64,
-    /// Age of the newest complete checkpoint; none where none ever was.
-    pub(crate) rpo_now: Option<Duration>,
-    pub(crate) rpo_exceeded: bool,
-    pub(crate) history_exceeded: bool,
-    pub(crate) clock_skew_seconds: Option<f64>,
-    pub(crate) spill_bytes: u64,
-    pub(crate) spill_bytes_max: u64,
-    pub(crate) verify: Option<api::Verify>,
-}
-
-impl StreamStatus {
-    /// Before the driver has had its first say.
-    pub(super) fn before_begin(record: &ProtectionRecord) -> Self {
-        let state = if record.paused {
-            State::Paused
-        } else {
-            State::Tracking { why: TrackingReason::NotYetConnected }
-        };
-        Self {
-            state: if record.fenced.is_some() { "fenced".into() } else { state.name().to_owned() },
-            reason: state.reason(),
-            link: LinkState::Down { tries: 0 }.name().to_owned(),
-            rpo_exceeded: true,
-            spill_bytes_max: record.policy.spill_bytes,
-            ..Self::default()
-        }
-    }
 }
 
 enum Input {

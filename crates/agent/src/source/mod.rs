@@ -19,6 +19,7 @@ mod peers;
 mod rates;
 mod record;
 mod stalled;
+mod stream_status;
 mod sync_end;
 mod tapped;
 mod verify;

@@ -2,10 +2,11 @@
 
 use super::HostDevices;
 use super::Source;
-use super::driver::{self, Command, StreamStatus};
+use super::driver::{self, Command};
 use super::group::Group;
 use super::image_watch;
 use super::record::{FirstSync, ProtectionRecord};
+use super::stream_status::StreamStatus;
 use super::tapped::{NamedBy, VmTap};
 use crate::clock;
 use crate::disk_server::DiskServer;

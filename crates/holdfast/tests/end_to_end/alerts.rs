@@ -3,6 +3,7 @@
 use crate::stage::{SOON, Stage};
 use lab::{Site, free_port, wait_until};
 use serde_json::Value;
+use std::process::Stdio;
 
 /// Waits for an alert of a kind about a VM.
 fn wait_for_alert(site: &Site, kind: &str, subject: &str) -> Value {
@@ -97,4 +98,15 @@ fn a_fenced_side_knows_it_over_a_restart_and_a_refusal_is_an_alert() {
     stage.b.ask(&["failover", "rollback", "--group", "web"]).unwrap();
     stage.a.wait_for_state("web", "journaling", SOON).unwrap();
     wait_until_gone(&stage.a, "fenced");
+}
+
+#[test]
+fn a_reader_that_has_had_enough_is_no_fault() {
+    let stage = Stage::set();
+    let mut command = stage.a.command();
+    let mut child = command.args(["status"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{}: {said}", output.status);
 }
