@@ -20,7 +20,7 @@ use batch::{Batch, BatchError};
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex};
-use types::limits::{FROZEN_TABLES_MAX, SEGMENT_BYTES_RANGE, SEGMENT_FILL_SECONDS};
+use types::limits::{FROZEN_TABLES_MAX, SEGMENT_BYTES_RANGE, SEGMENT_FILL_SECONDS, TABLE_ENTRIES_MAX};
 use types::{Epoch, VmId, WallTime, WriteSeq};
 
 /// Why batches were not appended. None of them is published; those before them still are.
@@ -274,8 +274,8 @@ impl Journal {
         framed.gathered.into_spare()
     }
 
-    /// Seals the open segment and begins a new one where the batches do not fit, or where the open one
-    /// has been so for a twelfth of the history window.
+    /// Seals the open segment and begins a new one where the batches do not fit, where its table is full, or where the
+    /// open one has been so for a twelfth of the history window.
     fn roll_if_due(
         &self,
         writer: &mut Writer,
@@ -288,7 +288,8 @@ impl Journal {
             let more: u64 = batches.iter().map(|batch| Envelope::stride(batch.bytes().len())).sum();
             let old = writer.opened_at.is_some_and(|opened| now.since(opened) > settings.history / 12);
             let limit = writer.segment_bytes.min(settings.segment_bytes);
-            let fits = position.at + more <= limit || position.at == FIRST_BATCH_AT;
+            let is_full = self.read_shared().redo_table.len() >= TABLE_ENTRIES_MAX;
+            let fits = (position.at + more <= limit && !is_full) || position.at == FIRST_BATCH_AT;
             // A clock that was set back would keep it open for as long.
             writer.opened_at = Some(writer.opened_at.unwrap_or(now).min(now));
             if fits && !old {

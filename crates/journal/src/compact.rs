@@ -1,6 +1,7 @@
 //! Merging runs: eight of a level become one of the next, so that a look-up has few to ask.
 
 use crate::cover::LogKind;
+use crate::extent::Width;
 use crate::fold::FoldError;
 use crate::journal::Journal;
 use crate::manifest::RunInfo;
@@ -39,18 +40,22 @@ impl Journal {
             let base = segments.iter().find(|info| info.number >= first).map_or(0, |info| info.base_page);
             (manifest.next_file + 1, above, base)
         };
-        let sources = runs.iter().map(|run| Source::of_run(run.clone(), &*self.store));
-        let mut merge = Merge::new(sources.collect::<Result<_, _>>()?)?;
         let name = format!("run-{number:08}");
         let file = self.store.open(&name, true).map_err(FoldError::Footer)?;
         file.set_len(0).map_err(FoldError::Footer)?;
         let stamp = u32::from_le_bytes([entropy[4], entropy[5], entropy[6], entropy[7]]) ^ number as u32;
         let mut writer = RunWriter::begin(&*file, 0, kind, stamp, base_page);
-        while let Some(extent) = merge.next()? {
-            if extent.seq.raw() > above {
-                if !extent.can_be_named_from(base_page) {
+        for width in Width::BOTH {
+            let sources = runs.iter().map(|run| Source::of_run(run.clone(), width, &*self.store));
+            let mut merge = Merge::new(sources.collect::<Result<_, _>>()?)?;
+            while let Some(extent) = merge.next()? {
+                if extent.seq.raw() <= above {
+                    continue;
+                }
+                let fits_width = extent.wide_piece().is_some() == (width == Width::Wide);
+                if !extent.can_be_named_from(base_page) || !fits_width {
                     let (first, last) = (runs[0].name(), runs[runs.len() - 1].name());
-                    let what = "an extent lies outside the segments they are of";
+                    let what = "an extent lies outside the segments they are of, or of its place";
                     return Err(RunError::Damaged { name: format!("{first} to {last}"), what }.into());
                 }
                 writer.push(&extent).map_err(FoldError::Footer)?;

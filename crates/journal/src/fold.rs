@@ -12,7 +12,8 @@
 //! In rollback mode (`undo.rs`) before-images take the place of step (1).
 
 use crate::cover::{Cover, LogKind, Origin, Piece};
-use crate::extent::{Extent, REGION_BYTES};
+use crate::extent::{REGION_BYTES, Width};
+use crate::fold_regions::{Region, Regions, Wanted};
 use crate::journal::Journal;
 use crate::manifest::Manifest;
 use crate::merge::{Merge, Source};
@@ -42,13 +43,6 @@ pub enum FoldError {
     Footer(#[source] io::Error),
     #[error("cannot save the manifest")]
     Manifest(#[source] io::Error),
-}
-
-/// The extents of one region that are to be folded.
-struct Region {
-    disk: DiskIndex,
-    range: ByteRange,
-    extents: Vec<Extent>,
 }
 
 impl Journal {
@@ -84,7 +78,8 @@ impl Journal {
     /// Writes to the replicas what the redo log has above `applied` and at or below `target`, and syncs.
     pub(crate) fn write_replica(&self, target: WriteSeq, how: &Upkeep<'_>) -> Result<u64, FoldError> {
         let above = self.read_shared().manifest.applied();
-        let mut merge = Merge::new(self.sources_between(above, target)?)?;
+        let [narrow, wide] = Width::BOTH.map(|width| self.sources_between(above, target, width));
+        let (narrow, wide) = (Merge::new(narrow?)?, Merge::new(wide?)?);
         let written = AtomicU64::new(0);
         let fold = |region: &Region, buf: &mut PageBuf| {
             let bytes = self.fold_region(region, target, buf, how)?;
@@ -92,7 +87,7 @@ impl Journal {
             Ok(())
         };
         let sizes = self.read_shared().manifest.disks.iter().map(|disk| disk.size_bytes).collect();
-        let mut regions = Regions { merge: &mut merge, sizes, above, target, next: None };
+        let mut regions = Regions::new(narrow, wide, Wanted { sizes, above, target })?;
         if how.threads <= 1 {
             let mut buf = PageBuf::zeroed(REGION_BYTES as usize);
             while let Some(region) = regions.next()? {
@@ -108,15 +103,20 @@ impl Journal {
         Ok(written.into_inner())
     }
 
-    /// The extents of all segments that may hold some in the range, each source in order.
-    pub(crate) fn sources_between(&self, above: WriteSeq, upto: WriteSeq) -> Result<Vec<Source>, RunError> {
+    /// The extents of one width of all segments that may hold some in the range, each source in order.
+    pub(crate) fn sources_between(
+        &self,
+        above: WriteSeq,
+        upto: WriteSeq,
+        width: Width,
+    ) -> Result<Vec<Source>, RunError> {
         let (manifest, mut tables) = {
             let shared = self.read_shared();
             let mut tables = Vec::new();
             for table in &shared.view.redo.frozen {
-                tables.push(table.sorted());
+                tables.push(table.of_width(width));
             }
-            tables.push(shared.redo_table.sorted());
+            tables.push(shared.redo_table.of_width(width));
             (shared.manifest.clone(), tables)
         };
         for table in &mut tables {
@@ -129,7 +129,7 @@ impl Journal {
             let Some(footer) = footer else { continue };
             if footer.last_seq > above.raw() && footer.first_seq <= upto.raw() {
                 let run = Arc::new(Run::new(LogKind::Redo, footer.clone()));
-                sources.push(Source::of_run(run, &*self.store)?);
+                sources.push(Source::of_run(run, width, &*self.store)?);
             }
         }
         Ok(sources)
@@ -159,7 +159,8 @@ impl Journal {
             None => Ok(()),
         };
         let pieces = cover.taken();
-        (how.pace)(pieces.iter().map(|piece| piece.range.len).sum());
+        // A hole costs the disk no more than a region of bytes does.
+        (how.pace)(pieces.iter().map(|piece| piece.range.len.min(REGION_BYTES)).sum());
         let mut left: Vec<(Piece, bool)> = pieces.into_iter().rev().map(|piece| (piece, true)).collect();
         while let Some((piece, is_whole)) = left.pop() {
             let range = piece.range;
@@ -304,65 +305,9 @@ fn drop_what_is_done(manifest: &mut Manifest) -> Gone {
     gone
 }
 
-/// Extents grouped by region, as they come out of a merge.
-struct Regions<'a> {
-    merge: &'a mut Merge,
-    /// Of the disks, in bytes.
-    sizes: Vec<u64>,
-    above: WriteSeq,
-    target: WriteSeq,
-    next: Option<Extent>,
-}
-
-impl Regions<'_> {
-    fn next(&mut self) -> Result<Option<Region>, RunError> {
-        let Some(first) = (match self.next.take() {
-            Some(extent) => Some(extent),
-            None => self.wanted()?,
-        }) else {
-            return Ok(None);
-        };
-        let start = first.range.start / REGION_BYTES * REGION_BYTES;
-        let disk = first.disk;
-        let mut extents = vec![first];
-        let mut end = first.range.end();
-        while let Some(extent) = self.wanted()? {
-            if extent.disk != disk || extent.range.start / REGION_BYTES * REGION_BYTES != start {
-                self.next = Some(extent);
-                break;
-            }
-            end = end.max(extent.range.end());
-            extents.push(extent);
-        }
-        extents.sort_by_key(|extent| extent.seq);
-        Ok(Some(Region { disk, range: ByteRange::new(start, end - start), extents }))
-    }
-
-    fn wanted(&mut self) -> Result<Option<Extent>, RunError> {
-        while let Some(extent) = self.merge.next()? {
-            if extent.seq > self.above && extent.seq <= self.target {
-                self.check(&extent)?;
-                return Ok(Some(extent));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Nothing is written past the end of a replica, whatever an index says.
-    fn check(&self, extent: &Extent) -> Result<(), RunError> {
-        let range = extent.range;
-        let fits = self.sizes.get(usize::from(extent.disk.0)).is_some_and(|size| range.fits(*size));
-        if fits && range.start / REGION_BYTES == (range.end() - 1) / REGION_BYTES {
-            return Ok(());
-        }
-        let what = "the index has an extent that no disk has a place for";
-        Err(RunError::Damaged { name: LogKind::Redo.name().into(), what })
-    }
-}
-
 /// Folds regions in several threads; the first error ends all.
 fn fold_in_threads(
-    regions: &mut Regions<'_>,
+    regions: &mut Regions,
     threads: usize,
     fold: &(impl Fn(&Region, &mut PageBuf) -> Result<(), FoldError> + Sync),
 ) -> Result<(), FoldError> {

@@ -33,6 +33,7 @@ mod damage;
 mod entropy;
 mod extent;
 mod fold;
+mod fold_regions;
 mod fs_store;
 mod gather;
 mod image;

@@ -1,10 +1,11 @@
 //! Merging: extents of several sorted sources as one sorted stream.
 
-use crate::extent::{Extent, SortKey};
+use crate::extent::{Extent, SortKey, Width};
 use crate::run::{Guide, Run, RunError};
 use crate::store::Store;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Pages of a run read at once.
@@ -13,24 +14,26 @@ const PAGES_AHEAD: usize = 64;
 /// A source of extents in the order of a run.
 pub(crate) enum Source {
     Memory(std::vec::IntoIter<Extent>),
-    Run { run: Arc<Run>, guide: Arc<Guide>, next_page: usize, read: VecDeque<Extent> },
+    Run { run: Arc<Run>, guide: Arc<Guide>, pages: Range<usize>, read: VecDeque<Extent> },
 }
 
 impl Source {
-    pub(crate) fn of_run(run: Arc<Run>, store: &dyn Store) -> Result<Self, RunError> {
+    /// The run's extents of one width.
+    pub(crate) fn of_run(run: Arc<Run>, width: Width, store: &dyn Store) -> Result<Self, RunError> {
         let guide = run.guide(store)?;
-        Ok(Self::Run { run, guide, next_page: 0, read: VecDeque::new() })
+        let pages = guide.pages_of(width);
+        Ok(Self::Run { run, guide, pages, read: VecDeque::new() })
     }
 
     fn next(&mut self) -> Result<Option<Extent>, RunError> {
         match self {
             Self::Memory(extents) => Ok(extents.next()),
-            Self::Run { run, guide, next_page, read } => {
-                if read.is_empty() && *next_page < guide.pages() {
-                    let count = PAGES_AHEAD.min(guide.pages() - *next_page);
+            Self::Run { run, guide, pages, read } => {
+                if read.is_empty() && pages.start < pages.end {
+                    let count = PAGES_AHEAD.min(pages.len());
                     let mut extents = Vec::new();
-                    run.read_pages(guide, *next_page, count, &mut extents)?;
-                    *next_page += count;
+                    run.read_pages(guide, pages.start, count, &mut extents)?;
+                    pages.start += count;
                     read.extend(extents);
                 }
                 Ok(read.pop_front())

@@ -178,8 +178,7 @@ impl Journal {
             let view = shared.view.clone();
             shared.redo_table.fill(&mut cover, disk, range, view.applied, cut);
             // Taken along now: by the time the older ones are looked up it may have been sealed.
-            let undo = shared.undo_table.region(disk, range);
-            let undo = undo[undo.partition_point(|extent| extent.seq <= cut)..].to_vec();
+            let undo = shared.undo_table.counted(disk, range, cut, WriteSeq::MAX).into_owned();
             (view, undo)
         };
         for table in view.redo.frozen.iter().rev() {

@@ -1,4 +1,5 @@
-//! A run: extents on disk, sorted by place and then sequence, with a sparse directory and a block bitmap.
+//! A run: extents on disk, sorted by place and then sequence, with a sparse directory and a block bitmap; behind them
+//! the wide ones, in pages of their own.
 //!
 //! Runs are the footers of sealed segments and the files merged from them; the data itself never moves.
 //! Only the directory (16 bytes a page, 0.094 an entry) and the bitmap are in memory, and only once
@@ -6,7 +7,9 @@
 //! `docs/formats/journal.md`.
 
 use crate::cover::{Cover, LogKind};
-use crate::extent::{BASE_PAGE_MAX, ENTRY_BYTES, Extent, REGION_BYTES, place_key, place_of};
+use crate::extent::{
+    BASE_PAGE_MAX, ENTRY_BYTES, Extent, REGION_BYTES, WIDE_BYTES, WidePiece, Width, place_key, place_of,
+};
 use crate::manifest::RunInfo;
 use crate::page::{PAGE_BYTES, PageKind, open_page};
 use crate::store::{Store, StoreFile};
@@ -14,6 +17,7 @@ use crate::table::fill_in_order;
 use roaring::RoaringTreemap;
 use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use types::limits::BLOCK_BYTES;
@@ -22,8 +26,11 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 const MAGIC: [u8; 4] = *b"HFJI";
-/// 1: the first.
-const VERSION: u16 = 1;
+/// 2: the last pages may hold wide entries. 1: the first; what has none is still written as that.
+const VERSION: u16 = 2;
+const VERSION_NARROW: u16 = 1;
+/// Set in the bitmap's keys of wide pieces.
+const WIDE_KEY: u64 = 1 << 40;
 
 /// The first 96 bytes of a run's header page.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -35,7 +42,8 @@ pub(crate) struct RawRunHeader {
     pub(crate) kind: U16,
     /// Random; seeds the checksums of the pages, the directory and the bitmap.
     pub(crate) stamp: U32,
-    pub(crate) reserved: U32,
+    /// How many of the pages, the last ones, hold wide entries; 0 in version 1.
+    pub(crate) wide_pages: U32,
     pub(crate) entries: U64,
     pub(crate) pages: U64,
     pub(crate) base_page: U64,
@@ -57,7 +65,7 @@ impl RawRunHeader {
     pub(crate) fn new(kind: LogKind, stamp: u32, base_page: u64) -> Self {
         let mut header = <Self as FromZeros>::new_zeroed();
         header.magic = MAGIC;
-        header.version = VERSION.into();
+        header.version = VERSION_NARROW.into();
         header.kind = match kind {
             LogKind::Redo => 1.into(),
             LogKind::Undo => 2.into(),
@@ -69,6 +77,12 @@ impl RawRunHeader {
 
     pub(crate) fn checksum(&self) -> u32 {
         crc32c::crc32c(&self.as_bytes()[..92])
+    }
+
+    /// The last pages, this many, hold wide entries.
+    pub(crate) fn set_wide_pages(&mut self, pages: u32) {
+        self.wide_pages = pages.into();
+        self.version = if pages > 0 { VERSION } else { VERSION_NARROW }.into();
     }
 
     /// Bytes of the whole run.
@@ -98,6 +112,8 @@ pub(crate) struct Guide {
     base_page: u64,
     /// Per page: place of its first entry and its longest extent; sequence of its first entry.
     directory: Vec<(u64, u64)>,
+    /// Per page of wide extents, which stand behind the others: its first one's piece and sequence.
+    wide: Vec<(WidePiece, WriteSeq)>,
     blocks: RoaringTreemap,
 }
 
@@ -157,7 +173,8 @@ impl Run {
     pub(crate) fn resident_bytes(&self) -> (usize, usize) {
         let guide = self.guide.lock().expect("a panic aborts the process");
         guide.as_ref().map_or((0, 0), |guide| {
-            (guide.directory.capacity() * size_of::<(u64, u64)>(), guide.blocks.serialized_size())
+            let rows = guide.directory.capacity() + guide.wide.capacity();
+            (rows * size_of::<(u64, u64)>(), guide.blocks.serialized_size())
         })
     }
 
@@ -168,7 +185,7 @@ impl Run {
         if header.magic != MAGIC || !sum_matches(header.checksum(), header.crc.get()) {
             return Err(self.damaged("header: magic or checksum does not match"));
         }
-        if header.version.get() != VERSION {
+        if !(VERSION_NARROW..=VERSION).contains(&header.version.get()) {
             return Err(self.damaged("a run of another format version"));
         }
         if header.entries.get() != self.info.entries || header.last_seq.get() != self.info.last_seq {
@@ -181,6 +198,9 @@ impl Run {
         // Before anything of these sizes is made room for.
         let room = file.len().map_err(|error| self.io(error))?.saturating_sub(self.info.at);
         let fits = pages < room / PAGE_BYTES && header.bitmap_bytes.get() <= room;
+        if u64::from(header.wide_pages.get()) > pages {
+            return Err(self.damaged("header: more pages of wide entries than pages"));
+        }
         if !fits || header.directory_bytes.get() != pages * 16 || header.total_bytes() > room {
             return Err(self.damaged("header: sizes do not fit"));
         }
@@ -208,10 +228,15 @@ impl Run {
         let bitmap =
             section(header.bitmap_bytes.get(), header.bitmap_crc.get(), "bitmap: checksum does not match")?;
         let word = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
+        let rows = directory.chunks_exact(16).map(|row| (word(&row[..8]), word(&row[8..])));
+        let mut directory: Vec<(u64, u64)> = rows.collect();
+        let wide = directory.split_off(directory.len() - header.wide_pages.get() as usize);
+        let wide = wide.into_iter().map(|(place, seq)| (WidePiece(place >> 12), WriteSeq::from_raw(seq)));
         Ok(Guide {
             stamp: header.stamp.get(),
             base_page: header.base_page.get(),
-            directory: directory.chunks_exact(16).map(|row| (word(&row[..8]), word(&row[8..]))).collect(),
+            directory,
+            wide: wide.collect(),
             blocks: RoaringTreemap::deserialize_from(&bitmap[..])
                 .map_err(|_| self.damaged("bitmap: cannot be read"))?,
             file,
@@ -305,15 +330,58 @@ impl Run {
                 }
             }
         }
+        for piece in WidePiece::around(disk, region).filter(|piece| guide.has_piece(*piece)) {
+            found.extend(self.search_wide(&guide, piece, (above, upto))?);
+        }
         found.sort_by_key(|extent| extent.seq);
         fill_in_order(cover, &found, self.kind);
         Ok(())
+    }
+
+    /// Of a wide piece's extents the one that counts first, in the one page or two that may have it: all of them are
+    /// equally long.
+    fn search_wide(
+        &self,
+        guide: &Guide,
+        piece: WidePiece,
+        (above, upto): (WriteSeq, WriteSeq),
+    ) -> Result<Option<Extent>, RunError> {
+        let last_at_or_below = |seq: WriteSeq| guide.wide.partition_point(|first| *first <= (piece, seq));
+        let pages = match self.kind {
+            // Pages begin at or below what is looked for up to this one.
+            LogKind::Redo => last_at_or_below(upto).saturating_sub(1)..last_at_or_below(upto),
+            // What lies above may begin the next page.
+            LogKind::Undo => {
+                let past = last_at_or_below(above);
+                past.saturating_sub(1)..(past + 1).min(guide.wide.len())
+            }
+        };
+        let mut extents = Vec::new();
+        if !pages.is_empty() {
+            self.read_pages(guide, guide.directory.len() + pages.start, pages.len(), &mut extents)?;
+        }
+        let counts =
+            |extent: &Extent| extent.wide_piece() == Some(piece) && extent.seq > above && extent.seq <= upto;
+        let mut counted = extents.into_iter().filter(counts);
+        Ok(if self.kind == LogKind::Redo { counted.next_back() } else { counted.next() })
     }
 }
 
 impl Guide {
     pub(crate) fn pages(&self) -> usize {
-        self.directory.len()
+        self.directory.len() + self.wide.len()
+    }
+
+    /// The pages of one width.
+    pub(crate) fn pages_of(&self, width: Width) -> Range<usize> {
+        match width {
+            Width::Narrow => 0..self.directory.len(),
+            Width::Wide => self.directory.len()..self.pages(),
+        }
+    }
+
+    fn has_piece(&self, piece: WidePiece) -> bool {
+        !self.wide.is_empty() && self.blocks.contains(wide_key(piece))
     }
 
     fn has_blocks_of(&self, disk: DiskIndex, range: ByteRange) -> bool {
@@ -375,6 +443,12 @@ impl Guide {
 /// A block of a disk as the bitmap counts it.
 pub(crate) fn block_key(disk: DiskIndex, at: u64) -> u64 {
     place_key(disk, at) / BLOCK_BYTES
+}
+
+/// A wide piece as the bitmap counts it.
+pub(crate) fn wide_key(piece: WidePiece) -> u64 {
+    let which = piece.0 & (REGION_BYTES - 1);
+    WIDE_KEY | (piece.0 / WIDE_BYTES[0] * WIDE_BYTES.len() as u64 + which)
 }
 
 #[cfg(test)]

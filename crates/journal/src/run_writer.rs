@@ -3,7 +3,7 @@
 use crate::cover::LogKind;
 use crate::extent::{ENTRY_BYTES, Extent};
 use crate::page::{PAGE_BYTES, PageKind, ROWS_BYTES, seal_page};
-use crate::run::{RawRunHeader, block_key};
+use crate::run::{RawRunHeader, block_key, wide_key};
 use crate::store::StoreFile;
 use roaring::RoaringTreemap;
 use std::io;
@@ -24,6 +24,8 @@ pub(crate) struct RunWriter<'a> {
     chunk_at: u64,
     directory: Vec<u8>,
     blocks: RoaringTreemap,
+    /// Pages before the first wide extent.
+    narrow_pages: Option<u64>,
 }
 
 /// What was written.
@@ -48,25 +50,40 @@ impl<'a> RunWriter<'a> {
             chunk_at: at + PAGE_BYTES,
             directory: Vec::new(),
             blocks: RoaringTreemap::new(),
+            narrow_pages: None,
         }
     }
 
     /// Takes the next extent in the order of a run.
     pub(crate) fn push(&mut self, extent: &Extent) -> io::Result<()> {
-        if self.rows.len() + ENTRY_BYTES > ROWS_BYTES {
+        let begins_wide = extent.is_wide() && self.narrow_pages.is_none();
+        if begins_wide || self.rows.len() + ENTRY_BYTES > ROWS_BYTES {
             self.close_page()?;
         }
+        if begins_wide {
+            self.narrow_pages = Some(self.header.pages.get());
+        }
+        assert_eq!(extent.is_wide(), self.narrow_pages.is_some(), "wide extents stand behind the others");
         let (place, seq) = extent.sort_key();
-        let (_, _, longest) = self.page.get_or_insert((place, seq.raw(), 0));
-        *longest = extent.range.len.max(*longest);
+        let (_, _, longest) = self.page.get_or_insert((place, seq.raw(), 1));
+        if !extent.is_wide() {
+            *longest = extent.range.len.max(*longest);
+        }
         self.rows.extend_from_slice(&extent.pack(self.header.base_page.get()));
         let header = &mut self.header;
         let first = if header.entries.get() == 0 { seq.raw() } else { header.first_seq.get().min(seq.raw()) };
         header.first_seq = first.into();
         header.last_seq = header.last_seq.get().max(seq.raw()).into();
         header.entries = (header.entries.get() + 1).into();
-        let last = block_key(extent.disk, extent.range.end() - 1);
-        self.blocks.insert_range(block_key(extent.disk, extent.range.start)..=last);
+        match extent.wide_piece() {
+            Some(piece) => {
+                self.blocks.insert(wide_key(piece));
+            }
+            None => {
+                let last = block_key(extent.disk, extent.range.end() - 1);
+                self.blocks.insert_range(block_key(extent.disk, extent.range.start)..=last);
+            }
+        }
         Ok(())
     }
 
@@ -100,6 +117,8 @@ impl<'a> RunWriter<'a> {
         let mut bitmap = Vec::with_capacity(self.blocks.serialized_size());
         self.blocks.serialize_into(&mut bitmap)?;
         let stamp = self.header.stamp.get();
+        let pages = self.header.pages.get();
+        self.header.set_wide_pages((pages - self.narrow_pages.unwrap_or(pages)) as u32);
         self.header.directory_bytes = (self.directory.len() as u64).into();
         self.header.directory_crc = crc32c::crc32c_append(stamp, &self.directory).into();
         self.header.bitmap_bytes = (bitmap.len() as u64).into();

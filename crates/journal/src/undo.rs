@@ -13,7 +13,7 @@
 //! says is damaged, however its end looks: without its steps older cuts would be read out of the replica.
 
 use crate::cover::LogKind;
-use crate::extent::{Extent, extents_of};
+use crate::extent::{Extent, REGION_BYTES, Width, extents_of};
 use crate::fold::FoldError;
 use crate::journal::Journal;
 use crate::layout::{Envelope, FIRST_BATCH_AT};
@@ -26,7 +26,9 @@ use crate::upkeep::{Kept, Upkeep};
 use batch::{Batch, BatchMeta, Codec, Form, Kind, Record, encode_undo};
 use bytes::Bytes;
 use std::io;
-use types::limits::{BATCH_BYTES_TARGET, BATCH_RECORDS_MAX, UNDO_STEP_BYTES};
+use types::limits::{
+    BATCH_BYTES_TARGET, BATCH_RECORDS_MAX, RANGE_BYTES_MAX, TABLE_ENTRIES_MAX, UNDO_STEP_BYTES,
+};
 use types::{ByteRange, Epoch, Incarnation, VmId, WallTime, WriteSeq};
 
 /// The end of the undo log.
@@ -93,7 +95,8 @@ impl Journal {
         // A clock that was set back would keep it open for as long.
         undo.opened_at = undo.opened_at.map(|opened| opened.min(how.now));
         let old = undo.opened_at.is_some_and(|opened| how.now.since(opened) > settings.history / 12);
-        let full = undo.open.as_ref().is_some_and(|(_, _, end)| end.at >= settings.segment_bytes);
+        let full = undo.open.as_ref().is_some_and(|(_, _, end)| end.at >= settings.segment_bytes)
+            || self.read_shared().undo_table.len() >= TABLE_ENTRIES_MAX;
         if old || full || undo.must_seal {
             self.seal_undo(undo).map_err(FoldError::Undo)?;
         }
@@ -143,11 +146,13 @@ impl Journal {
             ends.find(|end| *end > applied)
         };
         let mut target = ends(&self.read_shared()).unwrap_or(durable).min(durable);
-        let mut merge = Merge::new(self.sources_between(applied, target)?)?;
         let mut extents = Vec::new();
-        while let Some(extent) = merge.next()? {
-            if extent.seq > applied && extent.seq <= target {
-                extents.push(extent);
+        for width in Width::BOTH {
+            let mut merge = Merge::new(self.sources_between(applied, target, width)?)?;
+            while let Some(extent) = merge.next()? {
+                if extent.seq > applied && extent.seq <= target {
+                    extents.push(extent);
+                }
             }
         }
         extents.sort_by_key(|extent| extent.seq);
@@ -180,10 +185,15 @@ impl Journal {
 impl Step<'_> {
     /// Adds what `extent` changed, as it was just before.
     fn push(&mut self, extent: &Extent) -> Result<(), FoldError> {
-        match self.before(extent, extent.range) {
-            Ok(before) => self.add(extent, extent.range, before),
+        extent.range.split_at_multiples(REGION_BYTES).try_for_each(|range| self.push_region(extent, range))
+    }
+
+    /// Adds what `extent` changed of one region.
+    fn push_region(&mut self, extent: &Extent, range: ByteRange) -> Result<(), FoldError> {
+        match self.before(extent, range) {
+            Ok(before) => self.add(extent, range, before),
             Err(error) if error.is_of_a_batch() => {
-                for part in self.still_needed(extent)?.ok_or(error)? {
+                for part in self.still_needed(extent, range)?.ok_or(error)? {
                     let before = self.before(extent, part)?;
                     self.add(extent, part, before)?;
                 }
@@ -201,6 +211,14 @@ impl Step<'_> {
 
     fn add(&mut self, extent: &Extent, range: ByteRange, before: Vec<u8>) -> Result<(), FoldError> {
         let is_zero = before.iter().all(|&byte| byte == 0);
+        // Zeroes of one extent are one record, so that they are as few extents as it was.
+        if let Some(last) = self.records.last_mut().filter(|last| is_zero && last.kind == Kind::Zero)
+            && (last.seq, last.disk, last.range.end()) == (extent.seq, extent.disk, range.start)
+            && last.range.len + range.len <= RANGE_BYTES_MAX
+        {
+            last.range.len += range.len;
+            return Ok(());
+        }
         self.record_bytes += if is_zero { 0 } else { before.len() };
         self.records.push(Record {
             seq: extent.seq,
@@ -215,16 +233,16 @@ impl Step<'_> {
         Ok(())
     }
 
-    /// Of which parts of `extent` some cut that can be opened needs what was there before. In a gap that has ended those
+    /// Of which parts of a region of `extent` some cut that can be opened needs what was there before. In a gap that has ended those
     /// are not needed that were written in it before: older cuts have the before-images of that. None where there is
     /// no such gap.
-    fn still_needed(&self, extent: &Extent) -> Result<Option<Vec<ByteRange>>, ReadError> {
+    fn still_needed(&self, extent: &Extent, range: ByteRange) -> Result<Option<Vec<ByteRange>>, ReadError> {
         let (journal, before) = (self.journal, extent.seq.previous());
         let Some((begin, _)) = journal.with_timeline(|timeline| timeline.closed_gap_at(before)) else {
             return Ok(None);
         };
         let after = begin.previous().max(journal.read_shared().manifest.applied());
-        journal.unwritten_between(extent.disk, extent.range, after, before).map(Some)
+        journal.unwritten_between(extent.disk, range, after, before).map(Some)
     }
 
     /// Writes the batch that has been gathered; the last one of the step says where the step ends.

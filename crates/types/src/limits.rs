@@ -118,6 +118,8 @@ pub const SEGMENT_FILL_SECONDS: u64 = 120;
 pub const SPARE_SEGMENTS_MAX: usize = 2;
 /// Sealed segments whose index is still in memory, of one journal.
 pub const FROZEN_TABLES_MAX: usize = 4;
+/// Index entries in memory after which a segment is sealed, whatever its size: some 50 to 270 bytes each.
+pub const TABLE_ENTRIES_MAX: usize = 1 << 19;
 /// Segment files one journal has open to read from.
 pub const OPEN_SEGMENTS_MAX: usize = 64;
 /// Index runs of one level that are merged into one of the next.
@@ -186,6 +188,8 @@ pub const NBD_REQUESTS_IN_FLIGHT_MAX: usize = 128;
 pub const NBD_REQUEST_BYTES_MAX: u32 = 64 << 20;
 /// Data of one NBD connection's reads and writes that are worked on at once.
 pub const NBD_BYTES_IN_FLIGHT_MAX: u64 = 128 << 20;
+/// Replies that a client has not taken, without the data of reads, after which none of its requests is begun.
+pub const NBD_HEADS_BYTES_MAX: u64 = 1 << 20;
 /// The longest option a client may send while it negotiates, in bytes.
 pub const NBD_OPTION_BYTES_MAX: u32 = 16 << 10;
 /// Queues of one vhost-user disk, and descriptors of one queue.

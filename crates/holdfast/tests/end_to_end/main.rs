@@ -18,6 +18,7 @@ mod kill;
 mod order;
 mod peers;
 mod private;
+mod ranges;
 mod refusals;
 mod remote;
 mod service_manager;

@@ -16,12 +16,18 @@ fn extents() -> impl Strategy<Value = Vec<(u16, u64, u64, bool)>> {
     ];
     let burst = (burst, any::<bool>())
         .prop_map(|((disk, start, len, count), zero)| vec![(disk, start, len, zero); count]);
+    // Zeroes over whole pieces, now and then so often that they fill pages too.
+    let wide = (0u16..2, (0u64..4).prop_map(|at| at << 22), (1u64..40).prop_map(|len| len << 21), 1usize..4);
+    let often = (0u16..2, Just(8u64 << 20), Just(8u64 << 20), 100usize..400);
+    let wide = prop_oneof![4 => wide, 1 => often]
+        .prop_map(|(disk, start, len, count)| vec![(disk, start, len, true); count]);
+    let burst = prop_oneof![3 => burst, 1 => wide];
     proptest::collection::vec(burst, 1..12).prop_map(|bursts| bursts.concat())
 }
 
 /// Places asked for, most of them where the bursts are.
 fn places() -> impl Strategy<Value = Vec<(u16, u64, u64, f64, f64)>> {
-    let start = prop_oneof![3 => 0u64..20_000, 1 => 0u64..(3 << 20)];
+    let start = prop_oneof![3 => 0u64..20_000, 1 => 0u64..(3 << 20), 2 => 0u64..(80 << 20)];
     proptest::collection::vec((0u16..2, start, 1u64..70_000, 0.0f64..1.0, 0.0f64..1.0), 40)
 }
 
@@ -36,7 +42,7 @@ proptest! {
         for kind in [LogKind::Redo, LogKind::Undo] {
             let mut table = Table::new(kind, 1, 0);
             for (seq, &(disk, start, len, zero)) in (1u64..).zip(&writes) {
-                for range in ByteRange::new(start, len).split_at_multiples(REGION_BYTES) {
+                for range in crate::extent::pieces_of(ByteRange::new(start, len), zero) {
                     let payload = (!zero).then(|| crate::extent::PayloadPlace {
                         page: seq,
                         at: (range.start - start) as u32,
@@ -48,7 +54,7 @@ proptest! {
             let store = FsStore::open(folder.path()).expect("a store");
             let file = store.open("run-00000001", true).expect("a file");
             let mut writer = RunWriter::begin(&*file, 0, kind, 7, 0);
-            table.sorted().iter().try_for_each(|extent| writer.push(extent)).expect("written");
+            table.sorted().try_for_each(|extent| writer.push(&extent)).expect("written");
             let written = writer.finish().expect("written");
             let run = Run::new(kind, RunInfo {
                 level: 1, file: Some(1), first_segment: 1, last_segment: 1, at: 0,

@@ -1,0 +1,65 @@
+//! Ranges as long as disks are: what a guest's `mkfs` or `fstrim` costs.
+
+use crate::stage::Stage;
+use lab::NbdClient;
+use std::fs::File;
+use std::process::Command;
+
+const DISK_BYTES: u64 = 1 << 40;
+
+/// Memory that a process holds, in bytes.
+fn resident_bytes(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+/// As Linux does for `mkfs`: 2 GiB at a time, several at once.
+const DISCARD_ALL: &str = "
+import nbd, os
+h = nbd.NBD()
+h.connect_uri(os.environ['URI'])
+size = h.get_size()
+at = 0
+while at < size:
+    while h.aio_in_flight() >= 32:
+        h.poll(-1)
+    h.aio_trim(min(2 << 30, size - at), at, completion=lambda error: 1)
+    at += 2 << 30
+while h.aio_in_flight() > 0:
+    h.poll(-1)
+";
+
+#[test]
+fn discarding_a_disk_of_a_tebibyte_costs_its_records_at_both_sides() {
+    let stage = Stage::set();
+    let disk = stage.path("disk.raw");
+    File::create(&disk).unwrap().set_len(DISK_BYTES).unwrap();
+    let socket = stage.protect("web", "web", &disk);
+    let mut client = NbdClient::connect(&socket, "vda").unwrap();
+    client.write(5 << 30, &[1; 4096]).unwrap();
+    client.write(DISK_BYTES - 4096, &[1; 4096]).unwrap();
+    stage.drained("web");
+    let agents = [&stage.a, &stage.b].map(|site| site.agent_pid().unwrap());
+    let before = agents.map(resident_bytes);
+    let uri = format!("nbd+unix:///vda?socket={socket}");
+    // Debian's own Python, which Debian's libnbd is for, whatever other one there may be.
+    let done = Command::new("/usr/bin/python3").args(["-c", DISCARD_ALL]).env("URI", &uri).status().unwrap();
+    assert!(done.success());
+    client.write(700 << 30, &[2; 4096]).unwrap();
+    stage.drained("web");
+    for ((pid, before), side) in agents.into_iter().zip(before).zip(["A", "B"]) {
+        let more = resident_bytes(pid).saturating_sub(before);
+        assert!(more < 64 << 20, "the agent at {side} holds {} MiB more", more >> 20);
+    }
+    let image = stage.b.ask(&["image", "open", "--vm", "web", "--at", "latest"]).unwrap();
+    let mut image = NbdClient::connect(image["socket"].as_str().unwrap(), "vda").unwrap();
+    for (at, byte) in [(5 << 30, 0), (DISK_BYTES - 4096, 0), (700 << 30, 2)] {
+        let mut found = [9; 4096];
+        image.read(at, &mut found).unwrap();
+        assert_eq!(found, [byte; 4096], "at {at}");
+    }
+    for site in [&stage.a, &stage.b] {
+        assert_eq!(site.unannounced(&[]).unwrap(), Vec::<String>::new());
+    }
+}
