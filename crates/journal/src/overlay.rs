@@ -220,16 +220,24 @@ impl Overlay {
         Ok(())
     }
 
+    /// Makes all blocks of a range the overlay's own, by one write to the map.
     fn mark(&self, bits: &mut Bits, range: ByteRange) -> io::Result<()> {
-        for piece in range.split_at_multiples(BLOCK) {
-            let block = piece.start / BLOCK;
-            if bits.has(block) {
-                continue;
-            }
-            let at = (block / 8) as usize;
-            bits.bytes[at] |= 1 << (block % 8);
-            bits.unsynced.insert(at / MAP_PAGE);
-            self.live.write_at((HEADER_BYTES + at) as u64, &[bits.bytes[at]])?;
+        let blocks = range.units(BLOCK);
+        if blocks.is_empty() {
+            return Ok(());
+        }
+        let bytes = (blocks.start / 8) as usize..((blocks.end - 1) / 8 + 1) as usize;
+        let mut wanted = bits.bytes[bytes.clone()].to_vec();
+        for (at, byte) in bytes.clone().zip(&mut wanted) {
+            let first = at as u64 * 8;
+            let from = blocks.start.max(first) - first;
+            let to = blocks.end.min(first + 8) - first;
+            *byte |= ((0xff_u16 << from) & (0xff_u16 >> (8 - to))) as u8;
+        }
+        if wanted != bits.bytes[bytes.clone()] {
+            self.live.write_at((HEADER_BYTES + bytes.start) as u64, &wanted)?;
+            bits.bytes[bytes.clone()].copy_from_slice(&wanted);
+            bits.unsynced.extend(bytes.start / MAP_PAGE..(bytes.end - 1) / MAP_PAGE + 1);
         }
         Ok(())
     }
