@@ -45,9 +45,9 @@ pub trait BlockDevice: Send + Sync {
     /// As the disk says.
     fn cache(&self, range: ByteRange) -> io::Result<()>;
 
-    /// Which parts of `range` the recovery side may not have yet, in order and without holes between; none
-    /// where that has no meaning, as on an image.
-    fn unsent(&self, range: ByteRange) -> Option<Vec<(ByteRange, bool)>>;
+    /// Which parts of `range` the recovery side may not have yet, in order and without holes between, the first
+    /// `most` of them; none where that has no meaning, as on an image.
+    fn unsent(&self, range: ByteRange, most: usize) -> Option<Vec<(ByteRange, bool)>>;
 
     /// The guest gives a range up.
     ///
@@ -66,6 +66,17 @@ pub trait BlockDevice: Send + Sync {
     /// # Errors
     /// As the disk says.
     fn extents(&self, range: ByteRange) -> io::Result<Vec<Extent>>;
+
+    /// The first `most` of these. A disk that need not look at all of them does not.
+    ///
+    /// # Errors
+    /// As the disk says.
+    fn first_extents(&self, range: ByteRange, most: usize) -> io::Result<Vec<Extent>> {
+        self.extents(range).map(|mut extents| {
+            extents.truncate(most);
+            extents
+        })
+    }
 }
 
 /// A run of bytes of one kind.

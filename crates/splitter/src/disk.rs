@@ -95,6 +95,16 @@ pub trait LocalDisk: Send + Sync + fmt::Debug {
     /// # Errors
     /// As the disk says.
     fn extents(&self, range: ByteRange) -> io::Result<Vec<Extent>>;
+    /// The first `most` of these. A disk that need not look at all of them does not.
+    ///
+    /// # Errors
+    /// As the disk says.
+    fn first_extents(&self, range: ByteRange, most: usize) -> io::Result<Vec<Extent>> {
+        self.extents(range).map(|mut extents| {
+            extents.truncate(most);
+            extents
+        })
+    }
 }
 
 /// What a guest changes of a disk; it lies within it.
@@ -336,8 +346,8 @@ impl BlockDevice for ProtectedDisk {
         self.local.prefetch(range)
     }
 
-    fn unsent(&self, range: ByteRange) -> Option<Vec<(ByteRange, bool)>> {
-        Some(self.capture.unsent(self.index, range, usize::MAX))
+    fn unsent(&self, range: ByteRange, most: usize) -> Option<Vec<(ByteRange, bool)>> {
+        Some(self.capture.unsent(self.index, range, most))
     }
 
     fn discard(&self, range: ByteRange) -> io::Result<()> {
@@ -350,6 +360,10 @@ impl BlockDevice for ProtectedDisk {
 
     fn extents(&self, range: ByteRange) -> io::Result<Vec<Extent>> {
         self.local.extents(range)
+    }
+
+    fn first_extents(&self, range: ByteRange, most: usize) -> io::Result<Vec<Extent>> {
+        self.local.first_extents(range, most)
     }
 }
 

@@ -78,7 +78,7 @@ impl DiskReader for ImageFile {
     }
 
     fn extents(&mut self, range: ByteRange) -> io::Result<Vec<Extent>> {
-        Ok(extents_of(&self.0, range))
+        Ok(extents_of(&self.0, range, usize::MAX))
     }
 }
 

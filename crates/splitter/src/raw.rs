@@ -230,15 +230,20 @@ impl LocalDisk for RawDisk {
     }
 
     fn extents(&self, range: ByteRange) -> io::Result<Vec<Extent>> {
-        Ok(extents_of(&self.file, range))
+        Ok(extents_of(&self.file, range, usize::MAX))
+    }
+
+    fn first_extents(&self, range: ByteRange, most: usize) -> io::Result<Vec<Extent>> {
+        Ok(extents_of(&self.file, range, most))
     }
 }
 
-/// Which parts are allocated, by `SEEK_DATA` and `SEEK_HOLE`; where that is not supported, all.
-pub(crate) fn extents_of(file: &File, range: ByteRange) -> Vec<Extent> {
+/// Which parts are allocated, by `SEEK_DATA` and `SEEK_HOLE`; where that is not supported, all. The first
+/// `most` of them.
+pub(crate) fn extents_of(file: &File, range: ByteRange, most: usize) -> Vec<Extent> {
     let mut extents = Vec::new();
     let mut at = range.start;
-    while at < range.end() {
+    while at < range.end() && extents.len() < most {
         let (kind, end) = match rustix::fs::seek(file, SeekFrom::Data(at)) {
             Ok(data) if data > at => (ExtentKind::Hole, data),
             Ok(_) => match rustix::fs::seek(file, SeekFrom::Hole(at)) {

@@ -336,7 +336,7 @@ impl BlockDevice for ImageDisk {
         Ok(())
     }
 
-    fn unsent(&self, _range: ByteRange) -> Option<Vec<(ByteRange, bool)>> {
+    fn unsent(&self, _range: ByteRange, _most: usize) -> Option<Vec<(ByteRange, bool)>> {
         None
     }
 

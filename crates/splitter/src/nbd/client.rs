@@ -267,7 +267,7 @@ mod tests {
         fn cache(&self, _range: ByteRange) -> io::Result<()> {
             Ok(())
         }
-        fn unsent(&self, _range: ByteRange) -> Option<Vec<(ByteRange, bool)>> {
+        fn unsent(&self, _range: ByteRange, _most: usize) -> Option<Vec<(ByteRange, bool)>> {
             None
         }
         fn discard(&self, _range: ByteRange) -> io::Result<()> {

@@ -175,7 +175,7 @@ impl<'a, S: Read + Write> Session<'_, 'a, S> {
         let listing = option == option::LIST_META_CONTEXT;
         let has = |context: &Context| match context {
             Context::Allocation => true,
-            Context::Unsent => export.device.unsent(ByteRange::new(0, 0)).is_some(),
+            Context::Unsent => export.device.unsent(ByteRange::new(0, 0), 1).is_some(),
         };
         // Listing, no query asks for all, and a namespace for what is in it.
         let wanted = |context: &Context| {

@@ -8,6 +8,8 @@ use std::os::unix::net::UnixStream;
 
 /// Pieces handed to the socket at once.
 const SLICES_MAX: usize = 64;
+/// A head that is as long is closed, so that it goes once it is sent, though the client is never through with the last.
+const HEAD_BYTES_MAX: usize = 64 << 10;
 
 /// What a reply is to.
 #[derive(Debug, Clone, Copy)]
@@ -49,11 +51,13 @@ pub(super) struct Outbox<'a> {
     sent: usize,
     /// Data of reads among it, in bytes.
     pub(super) data_bytes: u64,
+    /// Everything else, in bytes.
+    pub(super) head_bytes: u64,
 }
 
 impl<'a> Outbox<'a> {
     pub(super) fn new(stream: &'a UnixStream, structured: bool) -> Self {
-        Self { stream, structured, pieces: VecDeque::new(), sent: 0, data_bytes: 0 }
+        Self { stream, structured, pieces: VecDeque::new(), sent: 0, data_bytes: 0, head_bytes: 0 }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -63,6 +67,7 @@ impl<'a> Outbox<'a> {
     pub(super) fn push(&mut self, asked: &Asked, outcome: Outcome) {
         let structured = self.structured && matches!(asked.command, command::READ | command::BLOCK_STATUS);
         let head = self.open_head();
+        let before = head.len();
         if !structured {
             let errno = if let Outcome::Failed(errno) = outcome { errno } else { 0 };
             head.extend(SIMPLE_REPLY_MAGIC.to_be_bytes());
@@ -83,6 +88,8 @@ impl<'a> Outbox<'a> {
                 }
             }
         }
+        let more = head.len() - before;
+        self.head_bytes += more as u64;
         if let Outcome::Data(data) = outcome {
             self.data_bytes += data.len() as u64;
             self.pieces.push_back(Piece::Data(data));
@@ -91,7 +98,7 @@ impl<'a> Outbox<'a> {
 
     /// The last piece, where it is a head, or a new one.
     fn open_head(&mut self) -> &mut Vec<u8> {
-        if !matches!(self.pieces.back(), Some(Piece::Head(_))) {
+        if !matches!(self.pieces.back(), Some(Piece::Head(head)) if head.len() < HEAD_BYTES_MAX) {
             self.pieces.push_back(Piece::Head(Vec::with_capacity(64)));
         }
         match self.pieces.back_mut() {
@@ -128,8 +135,10 @@ impl<'a> Outbox<'a> {
                 return;
             }
             self.sent -= len;
-            if let Some(Piece::Data(data)) = self.pieces.pop_front() {
-                self.data_bytes -= data.len() as u64;
+            match self.pieces.pop_front() {
+                Some(Piece::Data(data)) => self.data_bytes -= data.len() as u64,
+                Some(Piece::Head(head)) => self.head_bytes -= head.len() as u64,
+                None => {}
             }
         }
     }

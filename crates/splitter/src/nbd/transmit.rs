@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A client that floods is read no further while its requests stand at their bound; one that takes no replies is
-//! not either, since a reply counts until it is sent.
+//! not either, since a reply counts until it is sent, its head as its data does.
 
 use super::negotiate::Agreed;
 use super::protocol::*;
@@ -20,7 +20,9 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use types::ByteRange;
-use types::limits::{NBD_BYTES_IN_FLIGHT_MAX, NBD_REQUEST_BYTES_MAX, NBD_REQUESTS_IN_FLIGHT_MAX};
+use types::limits::{
+    NBD_BYTES_IN_FLIGHT_MAX, NBD_HEADS_BYTES_MAX, NBD_REQUEST_BYTES_MAX, NBD_REQUESTS_IN_FLIGHT_MAX,
+};
 
 /// The most extents one block status reply tells; the client asks on behind them.
 const EXTENTS_MAX: usize = 4096;
@@ -57,9 +59,12 @@ pub(super) fn transmit(agreed: &Agreed<'_>, stream: &UnixStream) -> io::Result<(
     while !connection.is_over() {
         let has_read = connection.takes_more() && connection.inbox.fill()?;
         connection.begin_requests()?;
+        // What was read may hold more requests than there was room for.
+        let was_full = !connection.takes_more();
         let has_ended = connection.end_requests();
         connection.outbox.flush()?;
-        if !has_read && !has_ended {
+        let has_room_again = was_full && connection.takes_more();
+        if !has_read && !has_ended && !has_room_again {
             connection.wait(stream);
         }
     }
@@ -74,7 +79,10 @@ impl Connection<'_> {
     /// Whether one more request of any size may be worked on.
     fn takes_more(&self) -> bool {
         let room = NBD_BYTES_IN_FLIGHT_MAX - u64::from(NBD_REQUEST_BYTES_MAX);
-        !self.inbox.closed && !self.free.is_empty() && self.data_bytes + self.outbox.data_bytes <= room
+        !self.inbox.closed
+            && !self.free.is_empty()
+            && self.data_bytes + self.outbox.data_bytes <= room
+            && self.outbox.head_bytes <= NBD_HEADS_BYTES_MAX
     }
 
     fn wait(&mut self, stream: &UnixStream) {
@@ -172,11 +180,11 @@ fn extents(
     Ok(match context {
         Context::Allocation => {
             let hole = |kind| if kind == ExtentKind::Hole { STATE_HOLE_ZERO } else { 0 };
-            let extents = device.extents(range)?.into_iter().take(wanted);
+            let extents = device.first_extents(range, wanted)?.into_iter();
             extents.map(|extent| (extent.range.len as u32, hole(extent.kind))).collect()
         }
         Context::Unsent => {
-            let parts = device.unsent(range).unwrap_or_default().into_iter().take(wanted);
+            let parts = device.unsent(range, wanted).unwrap_or_default().into_iter();
             parts.map(|(part, unsent)| (part.len as u32, u32::from(unsent) * STATE_UNSENT)).collect()
         }
     })
@@ -189,3 +197,6 @@ fn to_errno(error: &io::Error) -> u32 {
         _ => errno::EIO,
     }
 }
+
+#[cfg(test)]
+mod tests;
