@@ -52,7 +52,10 @@ impl Journal {
                 if extent.seq.raw() <= above {
                     continue;
                 }
-                let fits_width = extent.wide_piece().is_some() == (width == Width::Wide);
+                let fits_width = match width {
+                    Width::Narrow => !extent.is_wide(),
+                    Width::Wide => extent.wide_piece().is_some(),
+                };
                 if !extent.can_be_named_from(base_page) || !fits_width {
                     let (first, last) = (runs[0].name(), runs[runs.len() - 1].name());
                     let what = "an extent lies outside the segments they are of, or of its place";

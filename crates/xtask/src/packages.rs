@@ -45,6 +45,7 @@ pub(crate) const BENCH: &[Tool] = &[
     tool("qemu-nbd", "qemu-utils", "another project's NBD server"),
     tool("qemu-storage-daemon", "qemu-system-common", "mirrors disks"),
     tool("fio", "fio", "another project's load"),
+    tool("nbdsh", "python3-libnbd", "discards as a guest does"),
 ];
 
 /// For tests against other people's clients.

@@ -4,6 +4,7 @@
 //! NBD clients are fio's; vhost-user clients are the `blkio` crate's driver, in a process of its own.
 
 mod generator;
+mod scale;
 mod targets;
 
 use crate::Run;
@@ -34,7 +35,7 @@ const STREAMED: Workload = workload("128 KiB sequential, depth 8", false, 128 <<
 const STREAMED_LARGE: Workload = workload("1 MiB sequential, depth 8", false, 1 << 20, 8);
 
 pub(crate) fn run(run: &Run) -> Result<Vec<Figure>> {
-    run.sections(&[("nbd", nbd), ("vhost", vhost), ("tap", tap)])
+    run.sections(&[("nbd", nbd), ("vhost", vhost), ("tap", tap), ("scale", scale::scale)])
 }
 
 /// Samples of one target, by workload and round.
