@@ -58,7 +58,7 @@ impl Recovery {
     fn tell_stuck(&self, turns: &Turns, known: &mut BTreeSet<VmId>) {
         let now = turns.stuck(clock::now());
         let cause = |vm: &VmId| format!("upkeep of {vm}");
-        known.extract_if(.., |vm| !now.contains_key(vm)).for_each(|vm| self.alerts.clear(&cause(&vm)));
+        known.extract_if(.., |vm| !now.contains_key(vm)).for_each(|vm| self.alerts.clear(cause(&vm)));
         for vm in now.keys().filter(|vm| !known.contains(*vm)) {
             let name = self.vms().get(vm).map(|vm| vm.name()).unwrap_or_default();
             self.alerts.raise(

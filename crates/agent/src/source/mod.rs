@@ -384,7 +384,7 @@ impl Source {
         self.end(&vm);
         self.remove_records(&record)?;
         self.alerts.forget_protection(name);
-        self.alerts.clear(&reading_alert(name));
+        self.alerts.clear(reading_alert(name));
         tracing::info!(vm = name, "unprotected");
         self.tell_departure(departure);
         Ok(())
@@ -421,7 +421,7 @@ impl Source {
         let Ok(vm) = self.vm(name) else { return };
         let text = format!("VM {name} is not protected: the tap is lost: {why}; attached again by itself");
         self.alerts.raise(Cause::new(AlertKind::Protection, name), text);
-        self.alerts.clear(&reading_alert(name));
+        self.alerts.clear(reading_alert(name));
         vm.group().leave(vm.id());
         vm.stop();
         // What is kept of its blocks is about to be opened again: nobody but this and the list has it then.
