@@ -107,6 +107,7 @@ impl Stage {
             group: Some("shop".into()),
             coordinator,
             qmp: None,
+            format: None,
             ublk: false,
             disks: vec![ProtectDisk { name: "vda".into(), path: path.display().to_string() }],
             peer: self.address("far"),

@@ -64,6 +64,10 @@ pub struct ProtectRequest {
     /// for them; none are all that can be written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qmp: Option<String>,
+    /// `raw` says that disks that look like images of another format are raw nevertheless; without it such a disk is
+    /// refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
     /// Make each disk a block device of the agent's host, through the kernel's ublk driver.
     #[serde(default)]
     pub ublk: bool,

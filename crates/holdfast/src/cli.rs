@@ -188,6 +188,9 @@ pub(crate) struct Protect {
     /// nobody else uses. Disks are NAME=DEVICE then; all that can be written if none is given.
     #[arg(long, value_name = "SOCKET")]
     pub(crate) qmp: Option<PathBuf>,
+    /// `raw`: take the disks for raw ones though they begin as images of another format do, which a guest can write.
+    #[arg(long, value_parser = ["raw"], conflicts_with = "qmp")]
+    pub(crate) format: Option<String>,
     /// Make each disk a block device of this host, /dev/ublkbN, for what runs here without a hypervisor. Needs a
     /// holdfast built with it, and the kernel's ublk driver.
     #[arg(long, conflicts_with = "qmp")]

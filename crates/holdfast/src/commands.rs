@@ -200,6 +200,7 @@ fn request(protect: Protect) -> Result<ProtectRequest> {
     };
     Ok(ProtectRequest {
         qmp: qmp.map(|path| path.display().to_string()),
+        format: protect.format.clone(),
         ublk: protect.ublk,
         name: protect.name,
         group: protect.group,

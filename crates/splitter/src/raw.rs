@@ -50,8 +50,8 @@ pub enum RawDiskError {
     Kind { path: PathBuf },
     #[error("disk image {} has {size_bytes} bytes; whole 512-byte sectors up to 64 TiB are possible", path.display())]
     Size { path: PathBuf, size_bytes: u64 },
-    #[error("disk image {} is in {format} format, which only QEMU writes: protect the running VM with `--qmp`, or convert it with `qemu-img convert -O raw`", path.display())]
-    Format { path: PathBuf, format: &'static str },
+    #[error("disk image {path} is in {format} format, which only QEMU writes: protect the running VM with `--qmp`, or convert it with `qemu-img convert -f {qemu_name} -O raw {path} NEW.raw` if it was you who made it so. If it is a raw disk, on which its guest has written what looks like {format}, say `--format raw`, and never convert it: what it begins with may name other files of this host", path = path.display())]
+    Format { path: PathBuf, format: &'static str, qemu_name: &'static str },
     #[error("cannot open disk image {}", path.display())]
     Io {
         path: PathBuf,
@@ -61,7 +61,7 @@ pub enum RawDiskError {
 }
 
 impl RawDisk {
-    /// Opens the image and takes it for this process.
+    /// Opens the image and takes it for this process. It is raw, whatever it begins with: that is the guest's to write.
     ///
     /// # Errors
     /// [`RawDiskError`] with what the operator can do.
@@ -85,9 +85,6 @@ impl RawDisk {
         if !image_lock::try_lock(&file).map_err(io)? {
             return Err(RawDiskError::InUse { path });
         }
-        if let Some(format) = foreign_format(&path) {
-            return Err(RawDiskError::Format { path, format });
-        }
         let size_bytes = rustix::fs::seek(&file, SeekFrom::End(0)).map_err(|errno| io(errno.into()))?;
         if size_bytes == 0 || size_bytes > DISK_BYTES_MAX || !size_bytes.is_multiple_of(SECTOR_BYTES) {
             return Err(RawDiskError::Size { path, size_bytes });
@@ -103,6 +100,21 @@ impl RawDisk {
         let zeroes_fast = has_fast_zeroes(&file);
         let others_settled = Mutex::new(facts.is_file());
         Ok(Self { file, path, size_bytes, zeroes_fast, unit_bytes, others_settled })
+    }
+
+    /// Whether a file that was never protected may be taken for a raw disk. One that begins as an image of another
+    /// format does is none, and serving it as one would let a guest see the container, not the disk. To be asked
+    /// before a guest has the disk, and never again.
+    ///
+    /// # Errors
+    /// [`RawDiskError::Format`], with what the operator can do. What cannot be read is for [`RawDisk::open`] to say.
+    pub fn check_is_raw(path: &Path) -> Result<(), RawDiskError> {
+        match foreign_format(path) {
+            Some((format, qemu_name)) => {
+                Err(RawDiskError::Format { path: path.to_path_buf(), format, qemu_name })
+            }
+            None => Ok(()),
+        }
     }
 
     pub fn size_bytes(&self) -> u64 {
@@ -272,17 +284,16 @@ fn has_fast_zeroes(file: &File) -> bool {
     is_file && kind.is_ok_and(|kind| [EXT4, XFS, BTRFS, TMPFS].contains(&kind))
 }
 
-/// The name of an image format whose magic stands at the beginning: such a file is not a raw disk, and serving it as
-/// one would let a guest see the container, not the disk.
-fn foreign_format(path: &Path) -> Option<&'static str> {
+/// The name of an image format whose magic stands at the beginning, for people and for QEMU.
+fn foreign_format(path: &Path) -> Option<(&'static str, &'static str)> {
     let mut start = [0; 8];
     // Read as any file is: how long it is, and what direct I/O wants, is not known yet.
     File::open(path).and_then(|file| file.read_exact_at(&mut start, 0)).ok()?;
     match &start {
-        [b'Q', b'F', b'I', 0xfb, ..] => Some("qcow2"),
-        [b'K', b'D', b'M', b'V', ..] => Some("VMDK"),
-        b"vhdxfile" => Some("VHDX"),
-        b"conectix" => Some("VHD"),
+        [b'Q', b'F', b'I', 0xfb, ..] => Some(("qcow2", "qcow2")),
+        [b'K', b'D', b'M', b'V', ..] => Some(("VMDK", "vmdk")),
+        b"vhdxfile" => Some(("VHDX", "vhdx")),
+        b"conectix" => Some(("VHD", "vpc")),
         _ => None,
     }
 }

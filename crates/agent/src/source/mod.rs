@@ -189,6 +189,7 @@ impl Source {
         let group = request.group.clone().unwrap_or_else(|| request.name.clone());
         check_name("group", &group)?;
         check_disks(request)?;
+        check_formats(request)?;
         if split_peer(&request.peer).is_none() {
             return Err(OperationError::invalid(format!("peer {:?}: give HOST:PORT", request.peer)));
         }
@@ -536,6 +537,21 @@ fn check_disks(request: &ProtectRequest) -> Result<()> {
         return Err(OperationError::invalid("two disks have the same name"));
     }
     Ok(())
+}
+
+/// What a disk begins with is looked at once, before a guest of ours can have written it.
+fn check_formats(request: &ProtectRequest) -> Result<()> {
+    match request.format.as_deref() {
+        Some("raw") => Ok(()),
+        Some(other) => {
+            Err(OperationError::invalid(format!("format {other:?}: disks are raw; use raw, or nothing")))
+        }
+        None if request.qmp.is_some() => Ok(()),
+        None => request.disks.iter().try_for_each(|disk| {
+            let checked = splitter::RawDisk::check_is_raw(std::path::Path::new(&disk.path));
+            checked.map_err(|error| OperationError::invalid(with_sources(&error)))
+        }),
+    }
 }
 
 /// A protection's record, saved.

@@ -177,6 +177,7 @@ impl Pair {
             group: None,
             coordinator: None,
             qmp: None,
+            format: None,
             ublk: false,
             disks: vec![ProtectDisk { name: "vda".into(), path: path.display().to_string() }],
             peer: format!("127.0.0.1:{}", self.port),
