@@ -2,6 +2,7 @@
 //! the kernel: nothing is looked for by name. Making one takes root.
 
 use crate::clock::wait_until;
+use crate::guest_files::run_quietly;
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -50,6 +51,27 @@ impl Namespace {
     /// The number of its first process, for tools that want one to find the namespaces by.
     pub fn pid(&self) -> u32 {
         self.init
+    }
+
+    /// Lays a cable from this host to another: a network device of that name at either end.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn lay_cable(&self, other: &Self, name: &str) -> Result<()> {
+        let mut command = Command::new("nsenter");
+        // Of this one the network only: the other one's number is one of this machine.
+        command.args([
+            "--target",
+            &self.init.to_string(),
+            "--net",
+            "ip",
+            "link",
+            "add",
+            name,
+            "type",
+            "veth",
+        ]);
+        run_quietly(command.args(["peer", "name", name, "netns", &other.init.to_string()]))
     }
 
     /// A command that runs in it.

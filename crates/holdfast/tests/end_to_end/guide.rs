@@ -131,7 +131,7 @@ fn every_command_of_the_guide_does_what_it_says() {
         return;
     }
     let (mut berlin, mut munich) = (Host::start("berlin"), Host::start("munich"));
-    berlin.run(&format!("ip link add cable type veth peer name cable netns {}", munich.namespace.pid()));
+    berlin.namespace.lay_cable(&munich.namespace, "cable").unwrap();
     for (host, address) in [(&berlin, "10.0.0.1/24"), (&munich, "10.0.0.2/24")] {
         host.run(&format!("ip addr add {address} dev cable; ip link set cable up"));
     }
