@@ -2,7 +2,7 @@
 //!
 //! Each host is a namespace of this machine: its own `/etc/holdfast`, `/run`, `/var/lib/holdfast` and
 //! `/var/lib/images`, with a cable to the other. A block that begins with `sh HOST` is run there as it stands, line after
-//! line; `stays` behind it: until the end. `sh person` is for a person. `toml FILE` is written to that file on both
+//! line; `stays` behind it: until the end; `soon`: again until it does what it should. `sh person` is for a person. `toml FILE` is written to that file on both
 //! hosts, with each one's own names. Nothing else of the guide is run.
 
 use crate::stage::{HOLDFAST, SOON};
@@ -157,6 +157,9 @@ fn every_command_of_the_guide_does_what_it_says() {
                     host.keep(&block.text);
                     let up = || Ok(host.command("holdfast status").output()?.status.success().then_some(()));
                     wait_until("an agent's answer", SOON, up).unwrap_or_else(|_| panic!("{}", host.logs()));
+                } else if how == ["soon"] {
+                    let done = || Ok(host.command(&block.text).output()?.status.success().then_some(()));
+                    wait_until(&block.text, SOON, done).unwrap();
                 } else {
                     host.run(&block.text);
                 }
