@@ -417,8 +417,9 @@ impl Agent {
                 after = batch.header().last_seq;
             }
         }
+        after = after.max(self.capture.status().spilled);
         loop {
-            let taken = self.capture.take_after(after, BATCH_BYTES_TARGET, false);
+            let taken = self.capture.take_after(after, BATCH_BYTES_TARGET, false)?;
             let Some(last) = taken.records.last() else { return Some(ranges) };
             after = last.seq;
             ranges.extend(taken.records.iter().map(|record| record.range));
@@ -467,6 +468,7 @@ impl Agent {
 
     fn encode_from_buffer(&mut self, after: WriteSeq) -> (Pieces, WriteSeq, WriteSeq) {
         let taken = self.capture.take_after(after, BATCH_BYTES_TARGET, true);
+        let taken = taken.expect("nobody spills meanwhile");
         let left_out = taken.records.iter().filter(|record| record.kind == Kind::LeftOut).count();
         self.writes_left_out += left_out as u64;
         let last = taken.records.last().map_or(after, |record| record.seq);

@@ -345,11 +345,17 @@ impl Capture {
         }
     }
 
-    /// What stands in the buffer above `after`, which is not below what was spilled: as much as `bytes_max` of payload,
-    /// and the watermark that goes with it. The records stay in the buffer until they are released. `lags`: writes wait
-    /// for the link, so that those are left out that need not be sent, if that is allowed; a mark stands for each.
-    pub fn take_after(&self, after: WriteSeq, bytes_max: usize, lags: bool) -> Taken {
+    /// What stands in the buffer above `after`: as much as `bytes_max` of payload, and the watermark that goes with it.
+    /// The records stay in the buffer until they are released. `lags`: writes wait for the link, so that those are left
+    /// out that need not be sent, if that is allowed; a mark stands for each.
+    ///
+    /// None where something above `after` has left the buffer for the spill: what follows lies there. That is looked at
+    /// under the same lock, since others spill meanwhile.
+    pub fn take_after(&self, after: WriteSeq, bytes_max: usize, lags: bool) -> Option<Taken> {
         let mut inner = self.lock();
+        if after < inner.spilled {
+            return None;
+        }
         if lags {
             inner.find_superseded();
         }
@@ -373,7 +379,7 @@ impl Capture {
             Some(last) if from + records.len() < inner.buffer.len() => last.seq,
             _ => self.counter.last(),
         };
-        Taken { records, watermark }
+        Some(Taken { records, watermark })
     }
 
     /// Begins the stream anew above `floor`: what was buffered is marked instead, and a `SyncBegin` says

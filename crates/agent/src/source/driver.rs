@@ -579,8 +579,7 @@ impl Driver {
         self.vm.group().on_restart();
         self.sync_end.restarted();
         let capture = self.vm.capture();
-        capture.restart(floor);
-        self.outbox.clear();
+        block_in_place(|| self.outbox.restart(floor));
         match differs {
             Differs::Marked => {}
             Differs::Suspect => capture.suspect_everything(),

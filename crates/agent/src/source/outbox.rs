@@ -92,10 +92,9 @@ impl Outbox {
         lags: bool,
         tells_watermark: bool,
     ) -> Option<Outgoing> {
-        if after < self.capture.status().spilled {
+        let Some(taken) = self.capture.take_after(after, bytes_max, lags) else {
             return block_in_place(|| self.next_of_spill(after));
-        }
-        let taken = self.capture.take_after(after, bytes_max, lags);
+        };
         if taken.records.is_empty() && !tells_watermark {
             return None;
         }
@@ -132,37 +131,42 @@ impl Outbox {
 
     /// Moves some of the oldest of the buffer into the spill.
     pub(super) fn spill(&self) {
-        let mut state = self.lock();
         for _ in 0..SPILL_BATCHES {
-            let status = self.capture.status();
-            if status.buffered_bytes * 4 < status.buffer_bytes_max {
+            if !self.spill_one() {
                 return;
             }
-            let after = status.spilled;
-            let taken = self.capture.take_after(after, BATCH_BYTES_TARGET, true);
-            let Some(last) = taken.records.last() else { return };
-            let (watermark, taken_at) = (taken.watermark.max(last.seq), clock::wall());
-            let meta = BatchMeta { incarnation: self.incarnation, prev_seq: after, watermark, taken_at };
-            let encoded = batch::encode(&meta, &taken.records, Codec::Lz4);
-            let batch = Batch::parse(encoded).expect("encoded just now");
-            let Some(spill) = &mut state.spill else { return };
-            match spill.append(&batch, random(), taken_at) {
-                Ok(()) => self.capture.spilled(last.seq),
-                Err(SpillError::Full { bytes_max }) => {
-                    tracing::warn!(bytes_max, "the spill is full");
-                    state.full = true;
-                    return;
-                }
-                Err(error) => {
-                    tracing::error!(
-                        error = crate::source::with_sources(&error),
-                        "the spill takes nothing more"
-                    );
-                    state.failed = true;
-                    return;
-                }
+        }
+    }
+
+    /// Moves one batch; whether there may be another. Nothing begins anew between what is taken and what is said to
+    /// have left the buffer: the spill is held over both.
+    fn spill_one(&self) -> bool {
+        let mut state = self.lock();
+        let SpillState { spill: Some(spill), full, failed, lost: false } = &mut *state else { return false };
+        let status = self.capture.status();
+        if *full || *failed || status.buffered_bytes * 4 < status.buffer_bytes_max {
+            return false;
+        }
+        let after = status.spilled;
+        // None: an acknowledgement came in between, and there is less to spill than it seemed.
+        let Some(taken) = self.capture.take_after(after, BATCH_BYTES_TARGET, true) else { return true };
+        let Some(last) = taken.records.last() else { return false };
+        let (watermark, taken_at) = (taken.watermark.max(last.seq), clock::wall());
+        let meta = BatchMeta { incarnation: self.incarnation, prev_seq: after, watermark, taken_at };
+        let encoded = batch::encode(&meta, &taken.records, Codec::Lz4);
+        let batch = Batch::parse(encoded).expect("encoded just now");
+        match spill.append(&batch, random(), taken_at) {
+            Ok(()) => self.capture.spilled(last.seq),
+            Err(SpillError::Full { bytes_max }) => {
+                tracing::warn!(bytes_max, "the spill is full");
+                *full = true;
+            }
+            Err(error) => {
+                tracing::error!(error = crate::source::with_sources(&error), "the spill takes nothing more");
+                *failed = true;
             }
         }
+        true
     }
 
     /// Everything up to here is acknowledged.
@@ -180,19 +184,32 @@ impl Outbox {
         }
     }
 
-    /// The stream begins anew: nothing of what was spilled is needed.
-    pub(super) fn clear(&self) {
+    /// The stream begins anew above `floor`: nothing of what was spilled is needed. Both are emptied while nobody
+    /// spills; what is spilled from then on is of the new stream.
+    pub(super) fn restart(&self, floor: WriteSeq) {
         let mut state = self.lock();
-        if let Some(spill) = &mut state.spill
-            && let Err(error) = spill.clear()
-        {
-            tracing::warn!(%error, "a file of the spill is left behind");
-        }
-        (state.full, state.failed, state.lost) = (false, false, false);
+        self.capture.restart(floor);
+        state.clear();
+    }
+
+    /// The stream ends: nothing of what was spilled is needed.
+    pub(super) fn clear(&self) {
+        self.lock().clear();
     }
 
     fn lock(&self) -> MutexGuard<'_, SpillState> {
         self.spill.lock().expect("a panic aborts the process")
+    }
+}
+
+impl SpillState {
+    fn clear(&mut self) {
+        if let Some(spill) = &mut self.spill
+            && let Err(error) = spill.clear()
+        {
+            tracing::warn!(%error, "a file of the spill is left behind");
+        }
+        (self.full, self.failed, self.lost) = (false, false, false);
     }
 }
 
@@ -215,3 +232,6 @@ pub(super) fn compression(wanted: crate::config::Compression) -> Compression {
         crate::config::Compression::Zstd => Compression::Always(Codec::Zstd),
     }
 }
+
+#[cfg(test)]
+mod tests;

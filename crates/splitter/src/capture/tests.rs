@@ -97,6 +97,10 @@ fn write(capture: &Capture, start: u64, byte: u8) {
     capture.commit(DiskIndex(0), Kind::Write, range, &payload);
 }
 
+fn take(capture: &Capture, after: WriteSeq) -> Taken {
+    capture.take_after(after, 1 << 20, false).expect("nothing above it was spilled")
+}
+
 fn kinds(taken: &Taken) -> Vec<Kind> {
     taken.records.iter().map(|record| record.kind).collect()
 }
@@ -107,11 +111,35 @@ fn writes_come_out_in_the_order_they_were_committed() {
     let before = capture.status().last;
     write(&capture, 0, 1);
     write(&capture, 0, 2);
-    let taken = capture.take_after(before, 1 << 20, false);
+    let taken = take(&capture, before);
     assert_eq!(taken.records.iter().map(|r| r.payload[0]).collect::<Vec<_>>(), [1, 2]);
     assert_eq!(taken.watermark, taken.records[1].seq);
     capture.release(taken.records[0].seq);
-    assert_eq!(capture.take_after(before, 1 << 20, false).records.len(), 1);
+    assert_eq!(take(&capture, capture.status().released).records.len(), 1);
+}
+
+#[test]
+fn what_is_spilled_between_a_look_and_a_take_is_not_passed_over() {
+    let capture = capture(1 << 20);
+    for at in 0..10 {
+        write(&capture, at * 65_536, 1);
+    }
+    let released = capture.status().released;
+    let records = take(&capture, released).records;
+    let after = records[3].seq;
+    assert!(after >= capture.status().spilled, "whoever sends has looked");
+    capture.spilled(records[6].seq);
+    assert!(capture.take_after(after, 1 << 20, false).is_none(), "what follows lies in the spill");
+    assert_eq!(take(&capture, records[6].seq).records[0].seq, records[7].seq);
+}
+
+#[test]
+fn no_watermark_is_told_over_what_was_spilled_meanwhile() {
+    let capture = capture(1 << 20);
+    let before = capture.status().last;
+    write(&capture, 0, 1);
+    capture.spilled(capture.status().last);
+    assert!(capture.take_after(before, 1 << 20, false).is_none());
 }
 
 #[test]
@@ -124,7 +152,7 @@ fn a_full_buffer_turns_into_a_bitmap_and_says_so_in_the_stream() {
     let status = capture.status();
     assert!(status.tracking && status.gap_open);
     assert_eq!(status.dirty_blocks, 2);
-    let taken = capture.take_after(before, 1 << 20, false);
+    let taken = take(&capture, before);
     assert_eq!(kinds(&taken), [Kind::Write, Kind::Write, Kind::SyncBegin]);
     assert!(!capture.close_sync(), "blocks are marked");
 }
@@ -175,7 +203,7 @@ fn sequences_of_two_vms_of_a_group_follow_their_dependence() {
     let first = vms[0].status().last;
     write(&vms[1], 0, 1);
     assert!(vms[1].status().last > first);
-    assert!(vms[0].take_after(first, 1 << 20, false).watermark >= vms[1].status().last);
+    assert!(take(&vms[0], first).watermark >= vms[1].status().last);
 }
 
 /// The blocks that are marked after the agent was killed and has started again.
@@ -401,11 +429,11 @@ fn a_batch_that_leaves_something_behind_has_a_watermark_of_its_own_end() {
     for _ in 0..300 {
         write(&capture, 0, 1);
     }
-    let first = capture.take_after(before, 1 << 20, false);
+    let first = take(&capture, before);
     let last = first.records.last().unwrap().seq;
     assert!(last < capture.status().last, "300 writes of 4 KiB are more than a batch holds");
     assert_eq!(first.watermark, last);
-    assert_eq!(capture.take_after(last, 1 << 20, false).watermark, capture.status().last);
+    assert_eq!(take(&capture, last).watermark, capture.status().last);
 }
 
 /// The blocks that are suspect after the host went down, and whether a stream can be continued from them.
@@ -506,11 +534,11 @@ fn what_was_spilled_leaves_the_buffer_and_stays_unsent_until_it_is_swept() {
     let before = capture.status().last;
     write(&capture, 65_536, 1);
     write(&capture, 2 * 65_536, 1);
-    let taken = capture.take_after(before, 1 << 20, false);
+    let taken = take(&capture, before);
     capture.spilled(taken.records[0].seq);
     let status = capture.status();
     assert_eq!((status.spilled, status.last), (taken.records[0].seq, taken.records[1].seq));
-    assert_eq!(capture.take_after(status.spilled, 1 << 20, false).records.len(), 1);
+    assert_eq!(take(&capture, status.spilled).records.len(), 1);
     capture.release(status.last);
     capture.sweep();
     drop(capture);

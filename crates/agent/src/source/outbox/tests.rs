@@ -1,0 +1,132 @@
+//! Threads that write, spill, send and acknowledge at once: what goes out is what was committed, in order.
+
+use super::*;
+use batch::Kind;
+use bytes::Bytes;
+use splitter::{BufferPool, CaptureConfig, DirtyMap, MapFile, RegionLog};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use types::limits::REGION_LOG_BYTES;
+use types::{ByteRange, DiskIndex, GroupCounter};
+
+const DISK_BYTES: u64 = 1 << 20;
+const BUFFER_BYTES: u64 = 6 << 10;
+const WRITE_BYTES: u64 = 512;
+const WRITES: u64 = 8_000;
+const SPILL_BYTES: u64 = 1 << 30;
+/// So many bytes of payload are sent at a time: a few writes, so that what was sent and what was spilled meet often.
+const SENT_BYTES: usize = 512;
+const ONE: Incarnation = Incarnation::from_bytes([1; 16]);
+
+/// A stream that has begun, with nothing to sync.
+fn outbox(folder: &Path) -> Outbox {
+    let vm = VmId::from_bytes([5; 16]);
+    let disks = [(DISK_BYTES, None)];
+    let file = |name: &str| Box::new(MapFile::open(&folder.join(name)).unwrap());
+    let map = DirtyMap::open(file("map"), vm, &disks, [1; 16]).unwrap();
+    let regions = RegionLog::open(file("regions"), vm, &disks, REGION_LOG_BYTES).unwrap();
+    let config = CaptureConfig {
+        buffer_bytes_max: BUFFER_BYTES,
+        pool: Arc::new(BufferPool::new(1 << 30)),
+        sync: None,
+        gate: Arc::default(),
+        leaves_out: false,
+    };
+    let counter = Arc::new(GroupCounter::new(WriteSeq::ZERO));
+    let capture = Arc::new(Capture::new(counter, &[DISK_BYTES], map, regions, config, Box::new(|| {})));
+    let outbox = Outbox::new(capture, ONE, vm, &folder.join("spill"), SPILL_BYTES);
+    begin(&outbox, WriteSeq::ZERO);
+    outbox
+}
+
+fn begin(outbox: &Outbox, floor: WriteSeq) {
+    outbox.restart(floor);
+    outbox.capture.begin_stream(ONE, floor);
+    assert!(outbox.capture.close_sync());
+}
+
+/// Writes once there is room, so that the buffer never turns into the bitmap.
+fn guest_write(capture: &Capture, number: u64) {
+    while capture.status().buffered_bytes * 8 > BUFFER_BYTES * 7 {
+        thread::yield_now();
+    }
+    let range = ByteRange::new(number % (DISK_BYTES / WRITE_BYTES) * WRITE_BYTES, WRITE_BYTES);
+    let payload = Bytes::from(vec![1 + (number % 250) as u8; WRITE_BYTES as usize]);
+    capture.begin_write(DiskIndex(0), range).unwrap();
+    capture.commit(DiskIndex(0), Kind::Write, range, &payload);
+}
+
+/// Sends and acknowledges until `done` and nothing is left, and checks that each batch follows the one before. The
+/// number of guest writes that went out.
+fn send_all(outbox: &Outbox, done: &AtomicBool) -> u64 {
+    let mut chooser = CodecChooser::new(Compression::Always(Codec::Raw));
+    let (mut after, mut acknowledged, mut writes) = (outbox.capture.status().released, WriteSeq::ZERO, 0);
+    loop {
+        let was_done = done.load(Ordering::SeqCst);
+        let next = outbox.next(after, SENT_BYTES, &mut chooser, false, true).expect("watermarks are told");
+        let batch = Batch::parse(next.batch.joined()).unwrap();
+        assert_eq!(batch.header().prev_seq, after);
+        for entry in batch.entries() {
+            // One counter and one VM: each sequence is of this stream, and none is missing.
+            assert_eq!(entry.seq, after.next(), "writes were passed over");
+            after = entry.seq;
+            writes += u64::from(entry.kind.is_guest_write());
+        }
+        if batch.entries().is_empty() {
+            assert!(next.watermark >= after);
+            if was_done {
+                outbox.release(after);
+                return writes;
+            }
+        }
+        // Acknowledged late, so that the front of the spill overtakes what was sent.
+        if writes % 64 == 0 {
+            outbox.release(acknowledged);
+            acknowledged = after;
+        }
+    }
+}
+
+#[test]
+fn what_goes_out_is_what_was_committed_however_it_is_spilled() {
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = outbox(folder.path());
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            (0..WRITES).for_each(|number| guest_write(&outbox.capture, number));
+            done.store(true, Ordering::SeqCst);
+        });
+        scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                outbox.spill();
+            }
+        });
+        assert_eq!(send_all(&outbox, &done), WRITES);
+    });
+    assert!(!outbox.capture.status().gap_open);
+}
+
+#[test]
+fn a_stream_that_begins_anew_while_it_spills_loses_no_spill() {
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = outbox(folder.path());
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                outbox.spill();
+            }
+        });
+        for round in 0..30 {
+            (0..100).for_each(|number| guest_write(&outbox.capture, round * 100 + number));
+            outbox.restart(outbox.capture.status().last);
+            (0..100).for_each(|number| guest_write(&outbox.capture, round * 100 + number));
+            let released = outbox.capture.status().released;
+            let mut chooser = CodecChooser::new(Compression::Always(Codec::Raw));
+            let next = outbox.next(released, SENT_BYTES, &mut chooser, false, true);
+            assert!(next.is_some() && !outbox.view().lost, "the spill is lost in round {round}");
+        }
+        done.store(true, Ordering::SeqCst);
+    });
+}
