@@ -10,12 +10,13 @@ use crate::cover::LogKind;
 use crate::entropy::sample;
 use crate::extent::extents_of;
 use crate::gather::Gathered;
-use crate::journal::Journal;
+use crate::journal::{Journal, JournalStatus};
 use crate::layout::{Envelope, FIRST_BATCH_AT, SegmentHeader};
 use crate::manifest::{Sealed, SegmentInfo, StreamPoint};
 use crate::page::{PAGE_BYTES, PageBuf};
 use crate::segment::{Position, Segment, hex};
 use crate::table::Table;
+use crate::timeline::{Timeline, begins_anew};
 use batch::{Batch, BatchError};
 use std::io;
 use std::sync::atomic::Ordering;
@@ -38,6 +39,8 @@ pub enum AppendError {
     Epoch { found: Epoch, current: Epoch },
     #[error("a batch that follows {found}, the journal stands at {current}")]
     Order { found: WriteSeq, current: WriteSeq },
+    #[error("writes from {from} on were found damaged: the stream must begin anew")]
+    MustBeginAnew { from: WriteSeq },
     #[error("a record in the batch cannot be kept")]
     Record(#[from] BatchError),
 }
@@ -45,7 +48,10 @@ pub enum AppendError {
 impl AppendError {
     /// Whether the same batches may be appended later, without opening the journal again.
     pub fn is_transient(&self) -> bool {
-        matches!(self, AppendError::Full(_) | AppendError::HardLimit { .. })
+        matches!(
+            self,
+            AppendError::Full(_) | AppendError::HardLimit { .. } | AppendError::MustBeginAnew { .. }
+        )
     }
 }
 
@@ -66,6 +72,16 @@ pub struct AppendMeta {
     pub entropy: [u8; 16],
 }
 
+/// What is taken, while a demand for a resync may stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Takes {
+    Everything,
+    /// Whoever streams has been told: only a stream that begins anew.
+    ANewStream,
+    /// Whoever streams has not been told.
+    NothingMore,
+}
+
 /// The end of the redo log, where batches get their places.
 #[derive(Debug)]
 pub(crate) struct Writer {
@@ -73,6 +89,7 @@ pub(crate) struct Writer {
     /// The open segment and where its next batch goes; none before the first append after a seal.
     open: Option<(Segment, u64, Position)>,
     last_seq: WriteSeq,
+    pub(crate) takes: Takes,
     opened_at: Option<WallTime>,
     /// At which the next segment is closed.
     segment_bytes: u64,
@@ -124,8 +141,20 @@ impl InFlight {
 }
 
 impl Writer {
-    pub(crate) fn resume(vm: VmId, open: Option<(Segment, u64, Position)>, last_seq: WriteSeq) -> Self {
-        Self { vm, open, last_seq, opened_at: None, segment_bytes: SEGMENT_BYTES_RANGE.0 }
+    /// A writer that goes on where `timeline` stands; nobody streams yet.
+    pub(crate) fn resume(vm: VmId, open: Option<(Segment, u64, Position)>, timeline: &Timeline) -> Self {
+        let takes = if timeline.must_resync().is_some() { Takes::ANewStream } else { Takes::Everything };
+        let (last_seq, segment_bytes) = (timeline.last_seq, SEGMENT_BYTES_RANGE.0);
+        Self { vm, open, last_seq, takes, opened_at: None, segment_bytes }
+    }
+
+    /// Whether a stream may go on with `batch` now.
+    fn check_takes(&self, batch: &Batch, from: WriteSeq) -> Result<(), AppendError> {
+        match self.takes {
+            Takes::Everything => Ok(()),
+            Takes::ANewStream if begins_anew(batch) => Ok(()),
+            Takes::ANewStream | Takes::NothingMore => Err(AppendError::MustBeginAnew { from }),
+        }
     }
 }
 
@@ -139,11 +168,13 @@ impl Journal {
     pub fn append(&self, batches: Vec<Batch>, meta: AppendMeta) -> Result<Appended, AppendError> {
         let mut writer = self.lock_writer();
         let before = (writer.open.clone(), writer.last_seq);
+        let takes = writer.takes;
         let framed = self.frame(&mut writer, batches, meta, None)?;
         let segment = framed.segment.header.number;
         let result = self.commit(framed);
         if let Err(AppendError::Full(_)) = &result {
             // Nothing was published: the next group goes to the same place.
+            writer.takes = takes;
             (writer.open, writer.last_seq) = match before {
                 (Some(open), last_seq) if open.0.header.number == segment => (Some(open), last_seq),
                 (_, last_seq) => {
@@ -156,6 +187,16 @@ impl Journal {
             };
         }
         result
+    }
+
+    /// A stream is about to be welcomed, and is told by `status` whether it must begin anew. No other one may append
+    /// any more.
+    pub fn begin_stream(&self) -> JournalStatus {
+        let mut writer = self.lock_writer();
+        if writer.takes == Takes::NothingMore {
+            writer.takes = Takes::ANewStream;
+        }
+        self.status()
     }
 
     /// Waits until every group that was framed is committed or has failed.
@@ -175,6 +216,10 @@ impl Journal {
             return Err(AppendError::Closed);
         }
         let acked = self.check_state(meta.epoch)?;
+        if let Some(first) = batches.first().filter(|_| writer.takes != Takes::Everything) {
+            let from = self.read_shared().timeline.must_resync();
+            writer.check_takes(first, from.unwrap_or(writer.last_seq))?;
+        }
         check_order(&batches, writer.last_seq)?;
         self.roll_if_due(writer, &batches, meta)?;
         let (segment, base_page, position) = writer.open.as_mut().expect("rolled to an open segment");
@@ -200,6 +245,7 @@ impl Journal {
             position.batch_no += 1;
             position.chain = crc;
             writer.last_seq = batch.header().last_seq;
+            writer.takes = Takes::Everything;
             let sample = sample(&batch);
             framed.push((batch, page, sample));
         }

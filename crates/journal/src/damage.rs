@@ -1,7 +1,14 @@
 //! Containing damage: what was found is written down, the cuts it touches cannot be opened, and the source
-//! is asked to send everything again. Nothing is thrown away: older checkpoints stay, newer ones appear
+//! is asked to compare everything. Nothing is thrown away: older checkpoints stay, newer ones appear
 //! once the source's sync has drained.
+//!
+//! The demand for that stands until it is met. How traffic could write it over, if it were no more than what the
+//! stream says of itself: (1) a scrub finds damage, and the stream's incarnation is forgotten, so that the source may
+//! not resume; (2) before its connection is closed its next batch comes, and brings the incarnation with it; (3) the
+//! source resumes, and what was lost never comes again. So the demand is a field of its own, in the manifest too, and
+//! while it stands nothing is taken but a stream that begins anew, on a connection that was told of it.
 
+use crate::append::Takes;
 use crate::journal::Journal;
 use crate::manifest::{DamageEntry, Manifest};
 use crate::payload;
@@ -34,11 +41,11 @@ impl Damage {
             return;
         }
         timeline.open_gap(self.from);
-        timeline.demand_resync();
+        timeline.demand_resync(self.from);
         timeline.write_to(manifest);
         let newest = manifest.redo.segments.iter_mut().rev().find_map(|segment| segment.sealed.as_mut());
         let point = newest.map_or(&mut manifest.base, |sealed| &mut sealed.point);
-        // Without an incarnation the source cannot resume: it sends everything again.
+        // Without an incarnation the source cannot resume, whatever program reads this next.
         point.incarnation = None;
         let (what, from_seq, indexed) = (self.what.clone(), self.from.raw(), self.indexed);
         manifest.damage.push(DamageEntry { what, from_seq, to_seq: None, indexed });
@@ -62,10 +69,12 @@ impl Journal {
             |manifest| damage.record(manifest, &mut timeline),
             |shared, manifest| {
                 shared.timeline.open_gap(damage.from);
-                shared.timeline.demand_resync();
+                shared.timeline.demand_resync(damage.from);
                 shared.set_manifest(manifest, |_| {});
             },
         )?;
+        // Whoever streams now does not know of it.
+        writer.takes = Takes::NothingMore;
         payload::forget(self.uid);
         Ok(true)
     }

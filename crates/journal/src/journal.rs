@@ -115,7 +115,10 @@ pub struct JournalStatus {
     pub applied: WriteSeq,
     pub last_seq: WriteSeq,
     pub watermark: WriteSeq,
+    /// Of the stream that may be resumed; none where there was none yet, or where it must begin anew.
     pub incarnation: Option<Incarnation>,
+    /// Acknowledged writes from here on were found damaged: the stream must begin anew, and everything be compared.
+    pub must_resync: Option<WriteSeq>,
     pub gap_open: bool,
     /// Segments, footers and runs.
     pub journal_bytes: u64,
@@ -283,7 +286,8 @@ impl Journal {
             applied: manifest.applied(),
             last_seq: timeline.last_seq,
             watermark: timeline.watermark,
-            incarnation: timeline.incarnation,
+            incarnation: timeline.incarnation.filter(|_| timeline.must_resync().is_none()),
+            must_resync: timeline.must_resync(),
             gap_open: timeline.is_gap_open(),
             journal_bytes: shared.journal_bytes(),
             open_bytes: shared.open_bytes,

@@ -15,8 +15,10 @@ use std::io;
 use types::{Incarnation, WriteSeq};
 
 const MAGIC: [u8; 4] = *b"HFJM";
-/// 2: both logs, runs, checkpoint files, pins. 1: the first, with segments only.
-const VERSION: u32 = 2;
+/// 3: the demand for a resync stands in a field of its own. 2: both logs, runs, checkpoint files, pins. 1: the first, with segments only.
+const VERSION: u32 = 3;
+/// The oldest version that is read.
+const VERSION_MIN: u32 = 2;
 const NAME: &str = "manifest";
 const NAME_NEW: &str = "manifest.new";
 
@@ -41,6 +43,10 @@ pub struct Manifest {
     /// Where only checkpoints are consistent, because writes were left out that others overwrite before the next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left_out: Option<GapEntry>,
+    /// Acknowledged writes from here on were found damaged, as of the end of the last sealed segment: nothing but a
+    /// stream that begins anew is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub must_resync: Option<u64>,
     /// Where the stream stood at the end of the last segment that was dropped.
     pub base: StreamPoint,
     pub redo: Log,
@@ -289,14 +295,27 @@ impl Manifest {
             return Err(damaged("the magic does not match"));
         }
         let number = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
-        if number(4) != VERSION {
+        if !(VERSION_MIN..=VERSION).contains(&number(4)) {
             return Err(ManifestError::Version { found: number(4) });
         }
         let body = &bytes[16..];
         if body.len() != number(8) as usize || crc32c::crc32c(body) != number(12) {
             return Err(damaged("its length or checksum does not match"));
         }
-        serde_json::from_slice(body).map_err(|error| damaged(&error.to_string()))
+        let mut manifest: Self = serde_json::from_slice(body).map_err(|error| damaged(&error.to_string()))?;
+        if number(4) == 2 {
+            manifest.must_resync = manifest.demand_of_version_2();
+        }
+        Ok(manifest)
+    }
+
+    /// In version 2 a demand for a resync was that no incarnation stood at the end of the last sealed segment.
+    fn demand_of_version_2(&self) -> Option<u64> {
+        let newest = self.redo.segments.iter().rev().find_map(|segment| segment.sealed.as_ref());
+        let point = newest.map_or(&self.base, |sealed| &sealed.point);
+        let is_demanded = point.incarnation.is_none() && point.last_seq > 0;
+        let gap = self.gaps.last().filter(|gap| gap.end.is_none());
+        is_demanded.then(|| gap.map_or(point.last_seq + 1, |gap| gap.begin))
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {

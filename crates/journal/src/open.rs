@@ -125,6 +125,7 @@ impl Journal {
             before_images_upto: 0,
             gaps: vec![GapEntry { begin: 0, end: None }],
             left_out: None,
+            must_resync: None,
             base: StreamPoint::default(),
             redo: log.clone(),
             undo: log,
@@ -169,7 +170,7 @@ impl Journal {
             manifest.save(&*store)?;
         }
         let torn_bytes = redo.torn_bytes;
-        let writer = Writer::resume(vm, redo.open.clone(), redo.timeline.last_seq);
+        let writer = Writer::resume(vm, redo.open.clone(), &redo.timeline);
         let undo_writer =
             UndoWriter { vm, open: undo.open.clone(), upto: undo.upto, opened_at: None, must_seal: false };
         let shared = shared_of(manifest, settings, redo, undo);

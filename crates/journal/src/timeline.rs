@@ -6,6 +6,7 @@ use crate::journal::Journal;
 use crate::manifest::{GapEntry, Manifest, StreamPoint};
 use batch::{Batch, BatchError, Kind, decode_mark};
 use std::sync::Arc;
+use types::limits::LEFT_OUT_REACH_MAX;
 use types::{Incarnation, WallTime, WriteSeq};
 
 /// Cuts at or above `begin` and below `end` miss writes; without an end the sync is still going on.
@@ -31,6 +32,9 @@ pub struct Timeline {
     /// Every write at or below is durable, but for gaps.
     pub(crate) watermark: WriteSeq,
     pub(crate) incarnation: Option<Incarnation>,
+    /// Acknowledged writes from here on are lost: nothing but a stream that begins anew is taken. Nothing else that
+    /// comes, goes or is sealed touches it.
+    must_resync: Option<WriteSeq>,
     gaps: Vec<Gap>,
     /// Where writes were left out that others overwrite before the next checkpoint: in here only checkpoints are
     /// consistent. One stretch over all such places, from the first to the last: a link that is too slow for days
@@ -48,6 +52,7 @@ impl Timeline {
             floor: WriteSeq::from_raw(manifest.retired_below),
             gaps: manifest.gaps.iter().map(Gap::from).collect(),
             left_out: manifest.left_out.as_ref().map(Gap::from),
+            must_resync: manifest.must_resync.map(WriteSeq::from_raw),
             ..Self::default()
         };
         timeline.stand_at(&manifest.base);
@@ -94,6 +99,9 @@ impl Timeline {
                     checkpoints.push(self.close_tally(mark));
                 }
                 Kind::SyncBegin => {
+                    if begins_anew(batch) {
+                        self.must_resync = None;
+                    }
                     let missing_from = WriteSeq::from_raw(entry.range.start);
                     // Up to the watermark nothing is missing: cuts there may have been given out, and stay.
                     self.open_gap(missing_from.min(entry.seq).max(self.watermark.next()));
@@ -139,14 +147,23 @@ impl Timeline {
         }
     }
 
+    /// A write stands for what overwrites it, which comes before the next checkpoint and so is never far.
     fn leave_out(&mut self, begin: WriteSeq, end: WriteSeq) {
+        let farthest = WriteSeq::from_raw(begin.raw().saturating_add(LEFT_OUT_REACH_MAX));
+        let end = end.clamp(begin, farthest);
         let before = self.left_out.unwrap_or(Gap { begin, end: Some(end) });
         self.left_out = Some(Gap { begin: before.begin.min(begin), end: before.end.max(Some(end)) });
     }
 
-    /// The source must send everything again before it may resume.
-    pub(crate) fn demand_resync(&mut self) {
+    /// Acknowledged writes from `from` on are lost: the source must begin anew before anything else is taken.
+    pub(crate) fn demand_resync(&mut self, from: WriteSeq) {
         self.incarnation = None;
+        self.must_resync = Some(self.must_resync.map_or(from, |before| before.min(from)));
+    }
+
+    /// From where on acknowledged writes are lost, until a stream has begun anew.
+    pub fn must_resync(&self) -> Option<WriteSeq> {
+        self.must_resync
     }
 
     /// The newest consistent cut at or below `cut`, if there is one. `newest_checkpoint` tells the newest checkpoint
@@ -218,6 +235,7 @@ impl Timeline {
     pub(crate) fn write_to(&self, manifest: &mut Manifest) {
         manifest.gaps = self.gaps.iter().map(GapEntry::from).collect();
         manifest.left_out = self.left_out.as_ref().map(GapEntry::from);
+        manifest.must_resync = self.must_resync.map(WriteSeq::raw);
     }
 
     /// Moves the oldest end up, never down. The gaps below stay until that is written down: the manifest takes
@@ -231,6 +249,16 @@ impl Timeline {
         self.gaps.retain(|gap| gap.end.is_none_or(|end| end > retired_below));
         self.left_out = self.left_out.filter(|left_out| left_out.end > Some(retired_below));
     }
+}
+
+/// Whether a stream begins anew with this batch: its first word is that everything above what was there before may be
+/// missing.
+pub(crate) fn begins_anew(batch: &Batch) -> bool {
+    let missing_from = |start| WriteSeq::from_raw(start) <= batch.header().prev_seq.next();
+    batch
+        .entries()
+        .first()
+        .is_some_and(|entry| entry.kind == Kind::SyncBegin && missing_from(entry.range.start))
 }
 
 impl From<&GapEntry> for Gap {

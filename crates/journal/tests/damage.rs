@@ -4,12 +4,14 @@
 
 mod stream;
 
-use journal::{Damage, Journal, Manifest, Mode, Scrubbed, Settings, Store, StoreFile, Upkeep, verify};
+use journal::{
+    AppendError, Damage, Journal, Manifest, Mode, Scrubbed, Settings, Store, StoreFile, Upkeep, verify,
+};
 use sim::SimStore;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
-use stream::{SMALL, Stream, append, compare, create, create_in, cuts, keep_up, read_all};
+use stream::{SMALL, Stream, append, compare, create, create_in, cuts, keep_up, read_all, try_append};
 use types::{ByteRange, DiskIndex, WallTime, WriteSeq};
 
 /// A few batches a segment, so that a short history has several of them.
@@ -106,6 +108,7 @@ fn a_sync_after_damage_brings_new_checkpoints_and_keeps_the_old() {
     let journal = open(&store);
     assert_eq!(scrub_all(&journal).damage.len(), 1);
     let old = cuts(&journal).len();
+    journal.begin_stream();
     stream.resync();
     stream.checkpoint();
     append(&journal, stream.batch(), 100, 77);
@@ -117,6 +120,71 @@ fn a_sync_after_damage_brings_new_checkpoints_and_keeps_the_old() {
 }
 
 #[test]
+fn traffic_does_not_write_over_the_demand_for_a_resync() {
+    let (store, mut stream) = sealed(20);
+    assert!(store.rot("segment-00000002", 8192 + 200));
+    let journal = open(&store);
+    assert_eq!(scrub_all(&journal).damage.len(), 1);
+    let old = cuts(&journal).len();
+    // The source has not been told yet.
+    let stands_at = journal.status().last_seq;
+    stream.write(0, &[9; 512]);
+    stream.checkpoint();
+    let on_the_way = stream.batch();
+    let refused = try_append(&journal, on_the_way.clone(), 30, 7);
+    assert!(matches!(refused, Err(AppendError::MustBeginAnew { .. })), "{refused:?}");
+    assert!(refused.unwrap_err().is_transient());
+    // It is told, and does not begin anew all the same; here, and after a restart.
+    let status = journal.begin_stream();
+    assert!(status.incarnation.is_none() && status.must_resync.is_some() && status.last_seq == stands_at);
+    assert!(matches!(
+        try_append(&journal, on_the_way.clone(), 30, 7),
+        Err(AppendError::MustBeginAnew { .. })
+    ));
+    drop(journal);
+    let journal = open(&store);
+    assert!(journal.status().must_resync.is_some());
+    assert!(matches!(try_append(&journal, on_the_way, 30, 7), Err(AppendError::MustBeginAnew { .. })));
+    assert_eq!(cuts(&journal).len(), old);
+}
+
+#[test]
+fn a_stream_that_begins_anew_meets_the_demand_and_nothing_brings_it_back() {
+    let (store, mut stream) = sealed(20);
+    assert!(store.rot("segment-00000002", 8192 + 200));
+    let journal = open(&store);
+    scrub_all(&journal);
+    stream.begin_sync();
+    let begins = stream.batch();
+    let refused = try_append(&journal, begins.clone(), 30, 7);
+    assert!(matches!(refused, Err(AppendError::MustBeginAnew { .. })), "this connection was not told");
+    journal.begin_stream();
+    append(&journal, begins, 30, 7);
+    assert_eq!(journal.status().must_resync, None);
+    assert!(journal.status().incarnation.is_some() && journal.status().gap_open);
+    drop(journal);
+    let journal = open(&store);
+    assert!(journal.status().incarnation.is_some(), "the source may resume its sync");
+    stream.copy_all();
+    stream.end_sync();
+    stream.checkpoint();
+    append(&journal, stream.batch(), 31, 8);
+    keep_up(&journal, 31);
+    assert_eq!(journal.status().damage, Vec::<String>::new());
+}
+
+#[test]
+fn no_word_of_the_source_takes_older_checkpoints_away() {
+    let (store, mut stream) = sealed(20);
+    let journal = open(&store);
+    let old = cuts(&journal).len();
+    stream.mark_missing_from(0);
+    append(&journal, stream.batch(), 30, 7);
+    assert_eq!(cuts(&journal).len(), old, "what is durable here is not missing");
+    assert_eq!(compare(&journal, &stream.states), old);
+}
+
+#[test]
 fn damage_that_was_made_good_costs_nothing_when_it_is_found_again() {
     let rot = |store: &SimStore| assert!(store.rot("segment-00000002", 8192 + 200));
     let loss = |store: &SimStore| Store::remove(store, "segment-00000003").unwrap();
@@ -125,6 +193,7 @@ fn damage_that_was_made_good_costs_nothing_when_it_is_found_again() {
         spoil(&store);
         let journal = open(&store);
         scrub_all(&journal);
+        journal.begin_stream();
         stream.resync();
         stream.checkpoint();
         append(&journal, stream.batch(), 100, 77);

@@ -17,7 +17,7 @@ use batch::Batch;
 use std::collections::VecDeque;
 use types::limits::{
     ARTIFACT_BYTES_MAX, BLOCK_BYTES, COMPARES_MAX, DISK_BYTES_MAX, DISKS_MAX, HEARTBEAT_INTERVAL,
-    PEER_SILENCE_MAX, SECTOR_BYTES,
+    HISTORY_SECONDS_RANGE, JOURNAL_BYTES_RANGE, PEER_SILENCE_MAX, SECTOR_BYTES,
 };
 use types::{Epoch, Incarnation, Monotonic, WallTime, WriteSeq, is_plain_name};
 
@@ -27,6 +27,8 @@ pub struct Opened {
     pub epoch: Epoch,
     pub durable: WriteSeq,
     pub incarnation: Option<Incarnation>,
+    /// Writes that were acknowledged are lost: everything is to be compared.
+    pub must_compare: bool,
     /// The replica was brought here by other means and is to be compared.
     pub seeded: bool,
     pub missing: Vec<ArtifactHash>,
@@ -239,7 +241,8 @@ impl Receiver {
                 effects.push(ReceiverEffect::Send(Message::Welcome(Welcome {
                     epoch: opened.epoch,
                     durable: opened.durable,
-                    incarnation: opened.incarnation,
+                    incarnation: opened.incarnation.filter(|_| !opened.must_compare),
+                    must_compare: opened.must_compare,
                     seeded: opened.seeded,
                     missing: opened.missing,
                 })));
@@ -299,8 +302,26 @@ fn check_hello(hello: &Hello) -> Result<(), String> {
             ));
         }
     }
+    check_wishes(hello)?;
     if let Some(artifact) = hello.artifacts.iter().find(|artifact| artifact.size_bytes > ARTIFACT_BYTES_MAX) {
         return Err(format!("file {} of {} bytes is over 1 GiB", artifact.name, artifact.size_bytes));
+    }
+    Ok(())
+}
+
+/// What is wished for the journal: nothing an operator could not have chosen, for it decides what history is kept.
+fn check_wishes(hello: &Hello) -> Result<(), String> {
+    if hello.epoch > Epoch::FOREIGN_MAX {
+        return Err(format!("an epoch of {}, which no group comes to", hello.epoch));
+    }
+    let (least, most) = HISTORY_SECONDS_RANGE;
+    if !(least..=most).contains(&hello.history_seconds) {
+        return Err(format!("a history of {} s; {least} to {most} s are possible", hello.history_seconds));
+    }
+    let (least, most) = JOURNAL_BYTES_RANGE;
+    let bytes = hello.journal_bytes_max;
+    if bytes != 0 && !(least..=most).contains(&bytes) {
+        return Err(format!("a journal of {bytes} bytes; {least} to {most} are possible, or 0 for no limit"));
     }
     Ok(())
 }
@@ -310,6 +331,9 @@ fn check_batch(bytes: bytes::Bytes, hello: &Hello, accepted: WriteSeq) -> Result
     let header = batch.header();
     if header.prev_seq != accepted {
         return Err(format!("a batch that follows {} where {accepted} was last", header.prev_seq));
+    }
+    if header.last_seq.max(header.watermark) > WriteSeq::FOREIGN_MAX {
+        return Err("a batch with a sequence that no agent comes to".into());
     }
     if header.incarnation != hello.incarnation {
         return Err("a batch of another incarnation".into());

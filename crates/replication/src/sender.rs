@@ -15,16 +15,17 @@
 //! - a comparison is only asked for when everything it is about was sent before it;
 //! - `Release` is only ever said for sequences the peer has acknowledged as durable.
 //!
-//! The price of this design: a sync competes with live writes for the buffer, so it yields at half full.
+//! The price of this design: a sync competes with live writes for the buffer, so it yields at a quarter full, and
+//! while anything lies in the spill.
 
 use crate::state::{Failure, Link, State, SyncReason, TrackingReason, Transition};
 use crate::wire::{Ack, ArtifactHash, ClockAnswer, Compare, Compared, Message, Refusal, Refuse, Welcome};
 use std::collections::VecDeque;
 use types::limits::{
-    CLOCK_INTERVAL, COMPARES_MAX, HEARTBEAT_INTERVAL, PEER_SILENCE_MAX, RECONNECT_DELAY_MAX,
-    RECONNECT_DELAY_MIN, REFUSED_RETRY_DELAY, WINDOW_BYTES,
+    CLOCK_INTERVAL, COMPARES_MAX, COPY_RETRY_DELAY, HEARTBEAT_INTERVAL, PEER_SILENCE_MAX,
+    RECONNECT_DELAY_MAX, RECONNECT_DELAY_MIN, REFUSED_RETRY_DELAY, WINDOW_BYTES,
 };
-use types::{Epoch, Incarnation, Monotonic, VmId, WriteSeq};
+use types::{BlockIndex, DiskIndex, Epoch, Incarnation, Monotonic, VmId, WriteSeq};
 
 /// A stream of before that what is marked can be continued from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +79,8 @@ pub struct CaptureView {
     pub spill_has_room: bool,
     /// What was spilled cannot be read any more.
     pub spill_lost: bool,
+    /// Something lies in the spill.
+    pub spills: bool,
     /// The last sequence freed from buffer and spill.
     pub released: WriteSeq,
     /// The last sequence in the buffer or the spill; `released` where both are empty.
@@ -100,8 +103,11 @@ pub enum SenderEvent {
     },
     /// The buffer had nothing above what was sent.
     NothingToSend,
-    /// The copy asked for is in the buffer, or could not be made and its blocks are marked again.
-    CopyDone,
+    /// The copy asked for is in the buffer; or it is not `taken`, since there was no room or it could not be made,
+    /// and its blocks are marked again.
+    CopyDone {
+        taken: bool,
+    },
     /// `SyncEnd` is in the buffer, or could not be put there because blocks are marked again.
     SyncClosed {
         closed: bool,
@@ -180,6 +186,30 @@ pub enum SenderEffect {
     Refused(Refuse),
 }
 
+/// A comparison that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Asked {
+    disk: DiskIndex,
+    first: BlockIndex,
+    blocks: usize,
+}
+
+impl Asked {
+    fn of(compare: &Compare) -> Self {
+        Self { disk: compare.disk, first: compare.first, blocks: compare.hashes.len() }
+    }
+
+    fn is_answered_by(&self, compared: &Compared) -> bool {
+        (self.disk, self.first) == (compared.disk, compared.first)
+    }
+
+    /// The answer, about nothing but what was asked.
+    fn answer(&self, compared: &Compared) -> Compared {
+        let mask = 1u64.checked_shl(self.blocks as u32).map_or(u64::MAX, |bit| bit - 1);
+        Compared { differs: compared.differs & mask, ..*compared }
+    }
+}
+
 /// Stopped by an exceeded bound.
 const STOPPED: State = State::Failed { why: Failure::BoundExceeded };
 
@@ -202,6 +232,8 @@ pub struct Sender {
     in_flight_bytes: usize,
     building: bool,
     copying: bool,
+    /// There was no room for a copy: none is made before this, or every one of them would read the disk for nothing.
+    copies_at: Monotonic,
     closing: bool,
     hashing: bool,
     /// What is suspect cannot be hashed just now; after an answer or some time it is tried again.
@@ -210,8 +242,8 @@ pub struct Sender {
     hashed_for_another_link: bool,
     /// Wait until everything up to their sequence was sent.
     to_compare: VecDeque<Compare>,
-    /// Asked and not yet answered.
-    asked: usize,
+    /// Asked and not yet answered; no other answer is listened to. At most [`COMPARES_MAX`].
+    asked: Vec<Asked>,
     spilling: bool,
     clock_asked_at: Option<Monotonic>,
     /// Whether this run has been welcomed with its own incarnation.
@@ -240,12 +272,13 @@ impl Sender {
             in_flight_bytes: 0,
             building: false,
             copying: false,
+            copies_at: now,
             closing: false,
             hashing: false,
             hashing_waits: false,
             hashed_for_another_link: false,
             to_compare: VecDeque::new(),
-            asked: 0,
+            asked: Vec::new(),
             spilling: false,
             clock_asked_at: None,
             begun: false,
@@ -306,7 +339,12 @@ impl Sender {
                 }
             }
             SenderEvent::NothingToSend => self.building = false,
-            SenderEvent::CopyDone => self.copying = false,
+            SenderEvent::CopyDone { taken } => {
+                self.copying = false;
+                if !taken {
+                    self.copies_at = now.plus(COPY_RETRY_DELAY);
+                }
+            }
             SenderEvent::SyncClosed { closed } => {
                 self.closing = false;
                 if closed && self.state.is_syncing() {
@@ -362,7 +400,7 @@ impl Sender {
         self.in_flight.clear();
         self.in_flight_bytes = 0;
         self.to_compare.clear();
-        self.asked = 0;
+        self.asked.clear();
         self.hashed_for_another_link |= self.hashing;
         self.clock_asked_at = None;
         effects.push(SenderEffect::ForgetCompares);
@@ -377,15 +415,22 @@ impl Sender {
     ) {
         self.heard_at = now;
         match (message, self.link) {
-            (Message::Welcome(welcome), Link::Greeting { .. }) => self.on_welcome(welcome, view, effects),
+            (Message::Welcome(welcome), Link::Greeting { .. }) if is_within_bounds(&welcome) => {
+                self.on_welcome(welcome, view, effects);
+            }
             (Message::Ack(ack), Link::Up) => self.on_ack(ack, effects),
             (Message::Refuse(refuse), Link::Greeting { .. } | Link::Up) => {
                 self.on_refuse(now, refuse, effects)
             }
-            (Message::Compared(compared), Link::Up) if self.asked > 0 => {
-                self.asked -= 1;
-                self.hashing_waits = false;
-                effects.push(SenderEffect::Settle(compared));
+            (Message::Compared(compared), Link::Up) => {
+                match self.asked.iter().position(|asked| asked.is_answered_by(&compared)) {
+                    Some(at) => {
+                        let asked = self.asked.swap_remove(at);
+                        self.hashing_waits = false;
+                        effects.push(SenderEffect::Settle(asked.answer(&compared)));
+                    }
+                    None => self.hang_up(now, effects),
+                }
             }
             (Message::ClockAnswer(answer), Link::Up) => effects.push(SenderEffect::ClockTold(answer)),
             (Message::Heartbeat, _) => {}
@@ -423,7 +468,7 @@ impl Sender {
         let resumes =
             known && !view.spill_lost && view.released <= welcome.durable && welcome.durable <= view.last;
         if resumes {
-            self.acked = welcome.durable;
+            self.note_acked(welcome.durable);
             effects.push(SenderEffect::Release { up_to: welcome.durable });
             self.settle(view, effects);
         } else {
@@ -431,6 +476,10 @@ impl Sender {
             effects.push(SenderEffect::Restart { floor: welcome.durable, differs });
             self.acked = welcome.durable;
             self.begun = true;
+            // Until the first of the new stream is acknowledged, what is marked is good against the one before too.
+            let before = welcome.incarnation.filter(|incarnation| *incarnation != self.config.incarnation);
+            let kept = before.map(|incarnation| KeptStream { incarnation, acked: welcome.durable });
+            self.config.kept = kept.into_iter().collect();
             self.become_state(next, effects);
         }
         self.sent = welcome.durable;
@@ -444,15 +493,19 @@ impl Sender {
         };
         let suspect = |why| (Differs::Suspect, State::DeltaSync { why });
         match welcome.incarnation {
+            None if welcome.must_compare => suspect(SyncReason::PeerLostWrites),
             None if welcome.seeded => suspect(SyncReason::Preseeded),
+            // A journal that has something is not new, and its replica not zero: what was lost may be zeroes.
+            None if welcome.durable > WriteSeq::ZERO => suspect(SyncReason::PeerLostWrites),
             None => (Differs::Allocated, State::InitialSync),
             // Everything that was not acknowledged is marked, whatever became of the spill.
             Some(_) if known && view.spill_lost && view.released <= welcome.durable => {
                 (Differs::Marked, State::BitmapSync)
             }
             Some(_) if known => suspect(SyncReason::PeerLostWrites),
-            Some(_) if !self.begun && self.config.kept.iter().any(continues) => {
-                let why = self.config.suspects_because;
+            Some(_) if self.config.kept.iter().any(continues) => {
+                let before = if let State::DeltaSync { why } = self.state { Some(why) } else { None };
+                let why = before.unwrap_or(self.config.suspects_because);
                 let next = if view.suspect_blocks > 0 { State::DeltaSync { why } } else { State::BitmapSync };
                 (Differs::Marked, next)
             }
@@ -500,9 +553,17 @@ impl Sender {
             self.in_flight_bytes -= bytes;
         }
         if ack.durable > self.acked {
-            self.acked = ack.durable;
+            self.note_acked(ack.durable);
             effects.push(SenderEffect::Release { up_to: ack.durable });
         }
+    }
+
+    /// The journal has some of this stream now: marks go with its acknowledgements, and are no good against another.
+    fn note_acked(&mut self, durable: WriteSeq) {
+        if durable > self.acked {
+            self.config.kept.clear();
+        }
+        self.acked = durable;
     }
 
     fn on_refuse(&mut self, now: Monotonic, refuse: Refuse, effects: &mut Vec<SenderEffect>) {
@@ -617,7 +678,7 @@ impl Sender {
             effects.push(SenderEffect::Send(Message::Heartbeat));
         }
         self.send_more(view, effects);
-        self.sync_more(view, effects);
+        self.sync_more(now, view, effects);
         self.compare_more(view, effects);
     }
 
@@ -648,13 +709,15 @@ impl Sender {
         }
     }
 
-    fn sync_more(&mut self, view: &CaptureView, effects: &mut Vec<SenderEffect>) {
+    fn sync_more(&mut self, now: Monotonic, view: &CaptureView, effects: &mut Vec<SenderEffect>) {
         let busy = self.copying || self.closing || restarts(effects);
         if !self.state.is_syncing() || busy || view.tracking {
             return;
         }
         if view.dirty_blocks > 0 {
-            if view.buffered_bytes * 2 < view.buffer_bytes_max {
+            // A copy is read as late as it can be: what waits for the link are live writes, and never copies.
+            let room = view.buffered_bytes * 4 < view.buffer_bytes_max && !view.spills;
+            if room && now >= self.copies_at {
                 self.copying = true;
                 effects.push(SenderEffect::CopyBlocks);
             }
@@ -673,13 +736,13 @@ impl Sender {
         while let Some(next) = self.to_compare.front()
             && next.at <= self.sent
         {
-            self.asked += 1;
+            self.asked.push(Asked::of(next));
             effects.extend(
                 self.to_compare.pop_front().map(|compare| SenderEffect::Send(Message::Compare(compare))),
             );
         }
         // Live writes go before: a full buffer leaves the local disk to them.
-        let room = self.asked + self.to_compare.len() < COMPARES_MAX
+        let room = self.asked.len() + self.to_compare.len() < COMPARES_MAX
             && view.buffered_bytes * 2 < view.buffer_bytes_max;
         if view.suspect_blocks > 0 && room && !self.hashing && !self.hashing_waits {
             self.hashing = true;
@@ -700,6 +763,11 @@ impl Sender {
         self.state = to;
         effects.push(SenderEffect::Changed(Transition { from, to }));
     }
+}
+
+/// Whether counters may be lifted to what a welcome says.
+fn is_within_bounds(welcome: &Welcome) -> bool {
+    welcome.durable <= WriteSeq::FOREIGN_MAX && welcome.epoch <= Epoch::FOREIGN_MAX
 }
 
 /// Whether this very step begins the stream anew; what the view says is older than that.

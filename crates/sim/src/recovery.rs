@@ -39,6 +39,8 @@ pub(crate) struct RecoveryVm {
     pub(crate) told: WriteSeq,
     /// A failover's epoch, and whether it was rolled back.
     pub(crate) fence: Option<(Epoch, bool)>,
+    /// Damage was found: after so many steps more the stream is stopped for it. Until then everything goes on.
+    stops_in: Option<u64>,
 }
 
 impl RecoveryVm {
@@ -51,6 +53,7 @@ impl RecoveryVm {
             queue: VecDeque::new(),
             told: WriteSeq::ZERO,
             fence: None,
+            stops_in: None,
         }
     }
 
@@ -132,6 +135,18 @@ impl RecoveryVm {
         }
     }
 
+    /// Damage was found, and sooner or later somebody closes the stream for it.
+    pub(crate) fn stop_soon(&mut self, rng: &mut Rng) {
+        self.stops_in = Some(rng.below(60));
+    }
+
+    /// A step passes; whether the stream is stopped now.
+    pub(crate) fn is_stopped_now(&mut self) -> bool {
+        let left = self.stops_in.take();
+        self.stops_in = left.and_then(|left| left.checked_sub(1));
+        left == Some(0)
+    }
+
     fn has_journal(&self) -> bool {
         self.store.exists("manifest").expect("a store that works")
     }
@@ -209,11 +224,12 @@ impl RecoveryVm {
         }
         journal.raise_epoch(hello.epoch).map_err(|error| failed(error.to_string()))?;
         self.epoch = hello.epoch;
-        let status = journal.status();
+        let status = journal.begin_stream();
         Ok(Opened {
             epoch: hello.epoch,
             durable: status.last_seq,
             incarnation: status.incarnation,
+            must_compare: status.must_resync.is_some(),
             seeded: false,
             missing: Vec::new(),
         })
@@ -250,6 +266,7 @@ impl RecoveryVm {
             Err(error) => {
                 let why = match &error {
                     AppendError::Full(_) => Refusal::JournalFull,
+                    AppendError::MustBeginAnew { .. } => Refusal::Busy,
                     AppendError::Epoch { current, .. } => {
                         Refusal::Fenced { epoch: *current, released: false }
                     }

@@ -345,6 +345,7 @@ impl Agent {
             unsettled_blocks: status.unsettled_blocks,
             spill_has_room: self.spill.is_some() && !self.spill_full && !self.spill_lost,
             spill_lost: self.spill_lost,
+            spills: status.spilled > status.released,
             buffered_bytes: status.buffered_bytes,
             buffer_bytes_max: status.buffer_bytes_max,
             released: status.released,
@@ -375,8 +376,8 @@ impl Agent {
             SenderEffect::StartTracking => self.capture.start_tracking(),
             SenderEffect::LeaveTracking => self.capture.leave_tracking(),
             SenderEffect::CopyBlocks => {
-                copy_some_blocks(&self.capture, &self.disks).expect("a disk that works");
-                self.events.push_back(SenderEvent::CopyDone);
+                let taken = copy_some_blocks(&self.capture, &self.disks).expect("a disk that works");
+                self.events.push_back(SenderEvent::CopyDone { taken });
             }
             SenderEffect::CloseSync => {
                 let closed = self.capture.close_sync();

@@ -212,6 +212,7 @@ impl World {
 
     fn step(&mut self) {
         self.now = self.now.plus(Duration::from_millis(self.rng.below(40)));
+        self.stop_streams();
         let vm = self.rng.below(VMS.into()) as usize;
         match self.rng.below(1000) {
             0..150 => self.guest_write(vm),
@@ -469,7 +470,20 @@ impl World {
         self.fenced_at = Some(journals.iter().map(|journal| journal.status().last_seq).collect());
     }
 
-    /// What is found to be damaged is contained, and the stream begins anew.
+    /// Streams that damage was found under some time ago are closed.
+    fn stop_streams(&mut self) {
+        for vm in 0..usize::from(VMS) {
+            if self.pairs[vm].recovery.is_stopped_now() {
+                self.say(&format!("the stream of {vm} is stopped for its damage"));
+                let refuse = Refuse { why: Refusal::Busy, detail: "damage".into() };
+                self.receiver(vm, ReceiverEvent::Stopped(refuse));
+                self.cut_link(vm);
+            }
+        }
+    }
+
+    /// What is found to be damaged is contained, and the stream begins anew: not at once, for whoever streams goes on
+    /// until it is told.
     fn spoil(&mut self, vm: usize) {
         let wall = self.wall(1);
         let Some(found) = self.pairs[vm].recovery.spoil(wall, &mut self.rng) else { return };
@@ -477,9 +491,7 @@ impl World {
         self.summary.pages_spoilt += 1;
         self.summary.damages += found as u64;
         if found > 0 {
-            let refuse = Refuse { why: Refusal::Busy, detail: "damage".into() };
-            self.receiver(vm, ReceiverEvent::Stopped(refuse));
-            self.cut_link(vm);
+            self.pairs[vm].recovery.stop_soon(&mut self.rng);
         }
     }
 

@@ -529,8 +529,11 @@ impl Capture {
     }
 
     /// The answer for a run. What differs is marked to be copied, and until it has been no cut is
-    /// consistent; how many blocks.
+    /// consistent; how many blocks. An answer that nobody waits for is nothing, and so is what it says of blocks
+    /// behind the run's end.
     pub fn end_compare(&self, disk: DiskIndex, first: BlockIndex, differs: u64) -> u64 {
+        let Some(blocks) = self.lock().dirty.compared_blocks(disk, first) else { return 0 };
+        let differs = differs & 1u64.checked_shl(blocks as u32).map_or(u64::MAX, |bit| bit - 1);
         if differs != 0 {
             let len = u64::from(u64::BITS - differs.leading_zeros());
             let start = first.range(u64::MAX).start;

@@ -18,18 +18,19 @@ pub struct CopyError {
     source: io::Error,
 }
 
-/// Copies one run of marked blocks, at most 1 MiB and at most a quarter of the buffer.
+/// Copies one run of marked blocks, at most 1 MiB and at most a quarter of the buffer. False where there was no room
+/// for it; its marks are set again then.
 ///
 /// # Errors
 /// [`CopyError`] where the local disk cannot be read.
-pub fn copy_some_blocks(capture: &Capture, disks: &[Arc<ProtectedDisk>]) -> Result<(), CopyError> {
+pub fn copy_some_blocks(capture: &Capture, disks: &[Arc<ProtectedDisk>]) -> Result<bool, CopyError> {
     let bytes_max = RECORD_BYTES_MAX.min(capture.status().buffer_bytes_max / 4);
     let Some((disk, first, len)) = capture.next_dirty_run((bytes_max / BLOCK_BYTES).max(1)) else {
-        return Ok(());
+        return Ok(true);
     };
     let disk = &disks[usize::from(disk.0)];
     disk.local().settle_others();
-    disk.copy_run(first, len).map(drop).map_err(|source| CopyError { disk: disk.local().label(), source })
+    disk.copy_run(first, len).map_err(|source| CopyError { disk: disk.local().label(), source })
 }
 
 /// A run of blocks to be compared with the recovery side's.

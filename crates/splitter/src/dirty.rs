@@ -310,6 +310,11 @@ impl Dirty {
         self.comparing.insert((disk, first), len);
     }
 
+    /// The length of the run that is being compared from `first` on, if one is.
+    pub(crate) fn compared_blocks(&self, disk: DiskIndex, first: BlockIndex) -> Option<u64> {
+        self.comparing.get(&(disk, first)).copied()
+    }
+
     /// The answer for the run that begins at `first`, a bit for each block that differs. Those are marked;
     /// how many.
     pub(crate) fn end_compare(&mut self, disk: DiskIndex, first: BlockIndex, differs: u64) -> u64 {

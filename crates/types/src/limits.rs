@@ -219,3 +219,9 @@ pub const IMAGES_MAX: usize = 256;
 /// Rows of one page of a list.
 pub const PAGE_ROWS_MAX: usize = 1000;
 pub const PAGE_ROWS_DEFAULT: usize = 100;
+
+/// So many sequences may lie between a write that was left out of a stream and the one that overwrites it.
+pub const LEFT_OUT_REACH_MAX: u64 = 1 << 32;
+
+/// How long no block is copied where there was no room for the last one.
+pub const COPY_RETRY_DELAY: Duration = Duration::from_millis(200);

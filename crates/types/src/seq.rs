@@ -28,6 +28,9 @@ impl WriteSeq {
     pub const ZERO: WriteSeq = WriteSeq(0);
     /// Above every write.
     pub const MAX: WriteSeq = WriteSeq(u64::MAX);
+    /// The last one a peer or a file may name: as many as a run has are left above it, so that no counter that is
+    /// lifted there comes to its end.
+    pub const FOREIGN_MAX: WriteSeq = WriteSeq::before_run(RunNumber::MAX);
 
     /// The sequence as it stands in files and messages.
     pub const fn from_raw(raw: u64) -> Self {
@@ -93,8 +96,13 @@ impl GroupCounter {
     }
 
     /// Draws the next sequence. To be called under the VM's sequencer lock.
+    ///
+    /// # Panics
+    /// At the end of all numbers, which nothing lifts a counter near to.
     pub fn draw(&self) -> WriteSeq {
-        WriteSeq(self.0.fetch_add(1, Ordering::SeqCst) + 1)
+        let before = self.0.fetch_add(1, Ordering::SeqCst);
+        assert!(before < u64::MAX - 1, "a counter came to its end");
+        WriteSeq(before + 1)
     }
 
     /// The highest sequence drawn so far.
@@ -105,14 +113,21 @@ impl GroupCounter {
     /// Draws exactly `seq`, for a cut that several hosts agree on.
     ///
     /// # Errors
-    /// Where it has been reached already: the highest sequence drawn so far.
+    /// Where it has been reached already, or is above [`WriteSeq::FOREIGN_MAX`]: the highest sequence drawn so far.
     pub fn draw_exactly(&self, seq: WriteSeq) -> Result<(), WriteSeq> {
+        if seq > WriteSeq::FOREIGN_MAX {
+            return Err(self.last());
+        }
         let before = self.0.fetch_max(seq.0, Ordering::SeqCst);
         if before < seq.0 { Ok(()) } else { Err(WriteSeq(before)) }
     }
 
     /// Lifts the counter to at least `floor`: a journal that has seen higher numbers is obeyed.
+    ///
+    /// # Panics
+    /// Above [`WriteSeq::FOREIGN_MAX`]: whoever takes a number from a peer checks it before it is used.
     pub fn raise(&self, floor: WriteSeq) {
+        assert!(floor <= WriteSeq::FOREIGN_MAX, "a counter is lifted to {floor}");
         self.0.fetch_max(floor.0, Ordering::SeqCst);
     }
 }
@@ -124,10 +139,12 @@ pub struct Epoch(pub u64);
 impl Epoch {
     /// The epoch of a group that has never failed over.
     pub const FIRST: Epoch = Epoch(1);
+    /// The highest a peer may name: failovers without number are left above it.
+    pub const FOREIGN_MAX: Epoch = Epoch(1 << 48);
 
     /// The epoch a failover mints.
     pub const fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 }
 
@@ -160,5 +177,16 @@ mod tests {
         assert_eq!(counter.draw_exactly(WriteSeq::from_raw(51)), Err(WriteSeq::from_raw(51)));
         assert_eq!(counter.draw_exactly(WriteSeq::from_raw(60)), Ok(()));
         assert_eq!(counter.draw(), WriteSeq::from_raw(61));
+    }
+
+    #[test]
+    fn no_agreed_cut_brings_a_counter_near_its_end() {
+        let counter = GroupCounter::new(WriteSeq::from_raw(10));
+        for far in [WriteSeq::MAX, WriteSeq::MAX.previous(), WriteSeq::FOREIGN_MAX.next()] {
+            assert_eq!(counter.draw_exactly(far), Err(WriteSeq::from_raw(10)));
+        }
+        counter.raise(WriteSeq::FOREIGN_MAX);
+        assert!(counter.draw() > WriteSeq::FOREIGN_MAX);
+        assert_eq!(Epoch(u64::MAX).next(), Epoch(u64::MAX));
     }
 }

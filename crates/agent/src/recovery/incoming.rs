@@ -318,13 +318,14 @@ impl Connection {
         let journal = if is_the_same { journal } else { block_in_place(|| recovery.admit(hello, &peer))?.1 };
         block_in_place(|| journal.raise_epoch(hello.epoch))
             .map_err(|error| Refuse { why: Refusal::JournalFailed, detail: error.to_string() })?;
-        let status = journal.status();
+        let status = journal.begin_stream();
         let missing =
             hello.artifacts.iter().map(|file| file.hash).filter(|hash| !recovery.artifacts.has(*hash));
         let opened = Opened {
             epoch: hello.epoch,
             durable: status.last_seq,
             incarnation: status.incarnation,
+            must_compare: status.must_resync.is_some(),
             seeded: vm.record().seeded,
             missing: missing.collect(),
         };

@@ -34,7 +34,10 @@ impl Recovery {
             tokio::select! {
                 _ = ticks.tick() => {
                     round += 1;
-                    self.list().iter().for_each(|vm| turns.ask(vm.id(), vm.disk()));
+                    for vm in self.list() {
+                        self.tell_damage(&vm);
+                        turns.ask(vm.id(), vm.disk());
+                    }
                     self.tell_stuck(&turns, &mut stuck);
                 }
                 Some((vm, more)) = ends.recv() => turns.end(vm, more),
@@ -70,6 +73,24 @@ impl Recovery {
             );
         }
         known.extend(now.into_keys());
+    }
+}
+
+impl Recovery {
+    /// Acknowledged writes that are lost are an alert until the source has begun anew.
+    fn tell_damage(&self, vm: &RecoveredVm) {
+        let Some(journal) = vm.journal() else { return };
+        let cause = format!("journal of {}", vm.name());
+        match journal.with_timeline(journal::Timeline::must_resync) {
+            Some(from) => self.alerts.raise(
+                cause,
+                format!(
+                    "VM {}: its journal is damaged, writes from {from} on are missing: no new checkpoint until its source has come and compared everything",
+                    vm.name()
+                ),
+            ),
+            None => self.alerts.clear(cause),
+        }
     }
 }
 

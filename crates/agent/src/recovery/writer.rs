@@ -128,6 +128,8 @@ fn refusal(error: &AppendError) -> Refusal {
         AppendError::Full(_) | AppendError::HardLimit { .. } => Refusal::JournalFull,
         AppendError::Failed(_) | AppendError::Closed => Refusal::JournalFailed,
         AppendError::Epoch { current, .. } => Refusal::Fenced { epoch: *current, released: false },
+        // The source greets again, and is told what it has to do.
+        AppendError::MustBeginAnew { .. } => Refusal::Busy,
         AppendError::Order { .. } | AppendError::Record(_) => Refusal::Protocol,
     }
 }
@@ -137,6 +139,7 @@ fn needs_reopening(error: &AppendError) -> bool {
     match error {
         AppendError::Full(_) | AppendError::Failed(_) | AppendError::Closed => true,
         AppendError::HardLimit { .. }
+        | AppendError::MustBeginAnew { .. }
         | AppendError::Epoch { .. }
         | AppendError::Order { .. }
         | AppendError::Record(_) => false,

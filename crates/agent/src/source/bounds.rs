@@ -8,7 +8,7 @@ use super::freshness::Freshness;
 use crate::alerts::{AlertKind, Alerts, Cause};
 use crate::policy::Policy;
 use replication::wire::Ack;
-use replication::{Failure, State};
+use replication::{Failure, State, SyncReason};
 use splitter::SyncState;
 use std::time::Duration;
 use types::Monotonic;
@@ -90,6 +90,13 @@ impl Bounds {
         self.sync_degraded = seen.sync == SyncState::Degraded && age.is_some();
         alerts.set(Cause::new(AlertKind::SyncDegraded, vm), self.sync_degraded && !paused, || {
             format!("VM {vm}: synchronous mode is degraded, guest writes do not wait: {}", seen.why())
+        });
+
+        let lost = seen.state == (State::DeltaSync { why: SyncReason::PeerLostWrites });
+        alerts.set(Cause::new(AlertKind::Agent, format!("journal of {vm}")), lost, || {
+            format!(
+                "VM {vm}: its journal at the recovery side has lost writes it had acknowledged, by damage or a disk that was set back: everything is compared, and there is no new checkpoint until that is done"
+            )
         });
 
         let counts = self.forgiven_at.is_none_or(|at| now.since(at) > bound);

@@ -67,7 +67,7 @@ enum Input {
     Connected { link: u64, result: anyhow::Result<link::Connected> },
     Message { link: u64, message: Message },
     Lost { link: u64, why: String },
-    CopyDone,
+    CopyDone { taken: bool },
     Hashed(Option<Compare>),
     Spilled,
 }
@@ -282,7 +282,7 @@ impl Driver {
                 self.drop_link();
                 self.events.push_back(SenderEvent::LinkLost);
             }
-            Input::CopyDone => self.events.push_back(SenderEvent::CopyDone),
+            Input::CopyDone { taken } => self.events.push_back(SenderEvent::CopyDone { taken }),
             Input::Hashed(compare) => self.events.push_back(SenderEvent::Hashed(compare)),
             Input::Spilled => self.events.push_back(SenderEvent::Spilled),
             Input::Connected { .. } | Input::Message { .. } | Input::Lost { .. } => {}
@@ -362,6 +362,7 @@ impl Driver {
             unsettled_blocks: status.unsettled_blocks,
             spill_has_room: spill.has_room,
             spill_lost: spill.lost,
+            spills: status.spilled > status.released,
             tracking: status.tracking,
             gap_open: status.gap_open,
             dirty_blocks: status.dirty_blocks,
@@ -598,17 +599,13 @@ impl Driver {
         let (vm, inputs) = (self.vm.clone(), self.inputs.clone());
         tokio::spawn(async move {
             let copied = block_in_place(|| copy_some_blocks(vm.capture(), vm.disks()));
-            if let Err(error) = copied
+            if let Err(error) = &copied
                 && !vm.is_ending()
             {
-                tracing::error!(
-                    vm = vm.name(),
-                    error = with_sources(&error),
-                    "sync waits for the local disk"
-                );
+                tracing::error!(vm = vm.name(), error = with_sources(error), "sync waits for the local disk");
                 tokio::time::sleep(COPY_RETRY_DELAY).await;
             }
-            let _ = inputs.send(Input::CopyDone).await;
+            let _ = inputs.send(Input::CopyDone { taken: copied.unwrap_or(false) }).await;
         });
     }
 

@@ -100,6 +100,12 @@ impl Stream {
         begin.range = ByteRange::new(begin.seq.raw(), 0);
     }
 
+    /// A sync begins, and its source says that writes from `raw` on may be missing.
+    pub(crate) fn mark_missing_from(&mut self, raw: u64) {
+        self.mark(Kind::SyncBegin);
+        self.records.last_mut().unwrap().range = ByteRange::new(raw, 0);
+    }
+
     pub(crate) fn copy_all(&mut self) {
         for range in ByteRange::new(0, DISK_BYTES).split_at_multiples(64 << 10) {
             self.copy(range);
@@ -176,6 +182,10 @@ pub(crate) fn create_in(store: Arc<dyn Store>, settings: Settings) -> Journal {
 
 /// Appends one batch.
 pub(crate) fn append(journal: &Journal, batch: Batch, at_seconds: u64, incarnation: u8) {
+    if batch.entries().first().is_some_and(|entry| entry.kind == Kind::SyncBegin) {
+        // Whoever begins anew was told to.
+        journal.begin_stream();
+    }
     try_append(journal, batch, at_seconds, incarnation).unwrap();
 }
 

@@ -61,6 +61,7 @@ fn streaming(durable: u64) -> Receiver {
         epoch: Epoch::FIRST,
         durable: seq(durable),
         incarnation: Some(MINE),
+        must_compare: false,
         seeded: false,
         missing: Vec::new(),
     };
@@ -183,4 +184,22 @@ fn a_question_for_the_time_is_answered_once_a_second() {
         effects.len()
     };
     assert_eq!([ask(0), ask(1), ask(999), ask(1000)], [1, 0, 0, 1]);
+}
+
+#[test]
+fn wishes_that_no_operator_could_have_are_refused() {
+    let wishes: [&dyn Fn(&mut Hello); 5] = [
+        &|hello| hello.history_seconds = 0,
+        &|hello| hello.history_seconds = u64::MAX,
+        &|hello| hello.journal_bytes_max = 1,
+        &|hello| hello.journal_bytes_max = u64::MAX,
+        &|hello| hello.epoch = Epoch(u64::MAX),
+    ];
+    for wish in wishes {
+        let mut hello = hello();
+        wish(&mut hello);
+        let mut receiver = Receiver::new(Monotonic(Duration::ZERO));
+        let effects = step(&mut receiver, ReceiverEvent::Received(Message::Hello(Box::new(hello))));
+        assert!(is_refused(&effects), "{effects:?}");
+    }
 }

@@ -22,6 +22,7 @@ fn idle() -> CaptureView {
         unsettled_blocks: 0,
         spill_has_room: false,
         spill_lost: false,
+        spills: false,
         buffered_bytes: 0,
         buffer_bytes_max: 1 << 20,
         released: seq(0),
@@ -61,6 +62,7 @@ impl Bench {
             epoch: Epoch::FIRST,
             durable: seq(durable),
             incarnation,
+            must_compare: false,
             seeded: false,
             missing: Vec::new(),
         };
@@ -148,7 +150,7 @@ fn a_lost_link_falls_back_to_the_bitmap_and_comes_back_through_it() {
     bench.view.tracking = false;
     assert!(bench.step(SenderEvent::Tick).contains(&SenderEffect::CopyBlocks));
     bench.view.dirty_blocks = 0;
-    assert!(bench.step(SenderEvent::CopyDone).contains(&SenderEffect::CloseSync));
+    assert!(bench.step(SenderEvent::CopyDone { taken: true }).contains(&SenderEffect::CloseSync));
     bench.view.gap_open = false;
     bench.step(SenderEvent::SyncClosed { closed: true });
     assert_eq!(bench.sender.state(), State::Journaling);
@@ -278,6 +280,107 @@ fn a_comparison_is_asked_for_once_everything_it_is_about_was_sent() {
     assert!(effects.contains(&SenderEffect::Disconnect), "an answer nobody asked for");
 }
 
+/// A sender that has asked for a comparison of blocks 5 and 6 of disk 0.
+fn comparing() -> Bench {
+    let mut bench = Bench::journaling();
+    bench.view = CaptureView { suspect_blocks: 2, unsettled_blocks: 2, ..bench.view };
+    bench.step(SenderEvent::Tick);
+    bench.view.suspect_blocks = 0;
+    let compare = Compare {
+        disk: types::DiskIndex(0),
+        first: types::BlockIndex(5),
+        at: seq(2),
+        hashes: vec![batch::BlockHash([1; 32]); 2],
+    };
+    let effects = bench.step(SenderEvent::Hashed(Some(compare.clone())));
+    assert!(effects.contains(&SenderEffect::Send(Message::Compare(compare))));
+    bench
+}
+
+#[test]
+fn an_answer_about_other_blocks_than_were_asked_for_ends_the_connection() {
+    for (disk, first) in [(65_535, 5), (0, 0), (0, 6), (0, u64::MAX), (1, 5)] {
+        let mut bench = comparing();
+        let compared =
+            Compared { disk: types::DiskIndex(disk), first: types::BlockIndex(first), differs: u64::MAX };
+        let effects = bench.step(SenderEvent::Received(Message::Compared(compared)));
+        assert!(effects.contains(&SenderEffect::Disconnect), "{effects:?}");
+        assert!(!effects.iter().any(|effect| matches!(effect, SenderEffect::Settle(_))), "{effects:?}");
+    }
+}
+
+#[test]
+fn an_answer_says_nothing_of_blocks_behind_the_run() {
+    let mut bench = comparing();
+    let answer = |differs| Compared { disk: types::DiskIndex(0), first: types::BlockIndex(5), differs };
+    let effects = bench.step(SenderEvent::Received(Message::Compared(answer(u64::MAX))));
+    assert!(effects.contains(&SenderEffect::Settle(answer(3))), "{effects:?}");
+}
+
+#[test]
+fn no_counter_is_lifted_to_its_end_by_a_peer() {
+    for durable in [WriteSeq::MAX, WriteSeq::MAX.previous(), WriteSeq::FOREIGN_MAX.next()] {
+        let mut bench = Bench::new();
+        bench.step(SenderEvent::Tick);
+        bench.step(SenderEvent::LinkUp);
+        let effects = bench.welcome(durable.raw(), None);
+        assert!(effects.contains(&SenderEffect::Disconnect), "{effects:?}");
+        assert!(!effects.iter().any(|effect| matches!(effect, SenderEffect::Restart { .. })), "{effects:?}");
+    }
+}
+
+#[test]
+fn a_link_lost_before_the_first_acknowledgement_costs_no_comparison() {
+    let mut bench = Bench::new();
+    let before = Incarnation::from_bytes([7; 16]);
+    bench.sender.config.kept = vec![KeptStream { incarnation: before, acked: seq(50) }];
+    for at_ms in [0, 60_000] {
+        bench.now = at(at_ms);
+        bench.step(SenderEvent::Tick);
+        bench.step(SenderEvent::LinkUp);
+        let effects = bench.welcome(60, Some(before));
+        assert!(effects.contains(&SenderEffect::Restart { floor: seq(60), differs: Differs::Marked }));
+        assert_eq!(bench.sender.state(), State::BitmapSync);
+        bench.view = CaptureView { gap_open: true, last: seq(61), watermark: seq(61), ..idle() };
+        bench.view.released = seq(60);
+        bench.step(SenderEvent::LinkLost);
+    }
+    // Once something of the new stream is durable, a journal without it has lost it.
+    bench.now = at(120_000);
+    bench.step(SenderEvent::Tick);
+    bench.step(SenderEvent::LinkUp);
+    bench.welcome(60, Some(before));
+    bench.step(SenderEvent::BatchSent { last: seq(61), watermark: seq(61), bytes: 10 });
+    bench.ack(61);
+    bench.step(SenderEvent::LinkLost);
+    bench.now = at(180_000);
+    bench.step(SenderEvent::Tick);
+    bench.step(SenderEvent::LinkUp);
+    let effects = bench.welcome(61, Some(before));
+    assert!(effects.contains(&SenderEffect::Restart { floor: seq(61), differs: Differs::Suspect }));
+}
+
+#[test]
+fn copies_are_made_only_where_nothing_waits_for_the_link() {
+    let mut bench = Bench::new();
+    bench.step(SenderEvent::Tick);
+    bench.step(SenderEvent::LinkUp);
+    bench.welcome(0, None);
+    let copies = |bench: &mut Bench, buffered_bytes, spills| {
+        let view = CaptureView { gap_open: true, dirty_blocks: 9, last: seq(1), watermark: seq(1), ..idle() };
+        bench.view = CaptureView { buffered_bytes, spills, ..view };
+        bench.step(SenderEvent::Tick).contains(&SenderEffect::CopyBlocks)
+    };
+    let max = idle().buffer_bytes_max;
+    assert!(!copies(&mut bench, max / 4, false), "a quarter full");
+    assert!(!copies(&mut bench, 0, true), "writes lie in the spill");
+    assert!(copies(&mut bench, 0, false));
+    bench.step(SenderEvent::CopyDone { taken: false });
+    assert!(!copies(&mut bench, 0, false), "there was no room just now");
+    bench.now = at(60_000);
+    assert!(bench.step(SenderEvent::Received(Message::Heartbeat)).contains(&SenderEffect::CopyBlocks));
+}
+
 #[test]
 fn blocks_hashed_for_a_link_that_is_gone_are_suspect_again() {
     let mut bench = Bench::journaling();
@@ -343,10 +446,32 @@ fn a_replica_brought_by_other_means_is_compared_not_sent() {
         epoch: Epoch::FIRST,
         durable: seq(0),
         incarnation: None,
+        must_compare: false,
         seeded: true,
         missing: Vec::new(),
     };
     let effects = bench.step(SenderEvent::Received(Message::Welcome(welcome)));
     assert!(effects.contains(&SenderEffect::Restart { floor: seq(0), differs: Differs::Suspect }));
     assert_eq!(bench.sender.state(), State::DeltaSync { why: SyncReason::Preseeded });
+}
+
+#[test]
+fn what_a_journal_has_lost_is_compared_since_zeroes_are_lost_too() {
+    for (durable, must_compare) in [(50, true), (50, false), (0, true)] {
+        let mut bench = Bench::new();
+        bench.step(SenderEvent::Tick);
+        bench.step(SenderEvent::LinkUp);
+        let welcome = Welcome {
+            epoch: Epoch::FIRST,
+            durable: seq(durable),
+            incarnation: None,
+            must_compare,
+            seeded: false,
+            missing: Vec::new(),
+        };
+        let effects = bench.step(SenderEvent::Received(Message::Welcome(welcome)));
+        let restart = SenderEffect::Restart { floor: seq(durable), differs: Differs::Suspect };
+        assert!(effects.contains(&restart), "{effects:?}");
+        assert_eq!(bench.sender.state(), State::DeltaSync { why: SyncReason::PeerLostWrites });
+    }
 }

@@ -2,6 +2,7 @@
 //! their length in front, each against its limit.
 
 use bytes::Bytes;
+use types::{Epoch, WriteSeq};
 
 /// Writes fields one behind the other.
 #[derive(Debug, Default)]
@@ -70,6 +71,18 @@ impl BodyReader {
 
     pub(super) fn u64(&mut self) -> Result<u64, &'static str> {
         self.array().map(u64::from_le_bytes)
+    }
+
+    /// A sequence that a counter may be lifted to.
+    pub(super) fn seq(&mut self) -> Result<WriteSeq, &'static str> {
+        let seq = WriteSeq::from_raw(self.u64()?);
+        if seq <= WriteSeq::FOREIGN_MAX { Ok(seq) } else { Err("a sequence that no agent comes to") }
+    }
+
+    /// An epoch that more can be minted above.
+    pub(super) fn epoch(&mut self) -> Result<Epoch, &'static str> {
+        let epoch = Epoch(self.u64()?);
+        if epoch <= Epoch::FOREIGN_MAX { Ok(epoch) } else { Err("an epoch that no group comes to") }
     }
 
     pub(super) fn text(&mut self, max: usize) -> Result<String, &'static str> {

@@ -13,8 +13,8 @@ use bytes::Bytes;
 use types::limits::MESSAGE_BYTES_MAX;
 
 const MAGIC: [u8; 4] = *b"HFW1";
-/// The protocol this program speaks. 2: blocks are compared by hash, a replica may be seeded. 1: the first.
-pub const VERSION: u16 = 2;
+/// The protocol this program speaks. 3: a journal that has lost writes is told from a new one. 2: blocks are compared by hash, a replica may be seeded. 1: the first.
+pub const VERSION: u16 = 3;
 /// Bytes of a message's header.
 pub const HEADER_BYTES: usize = 32;
 

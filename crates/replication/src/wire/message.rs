@@ -61,8 +61,11 @@ pub struct Welcome {
     pub epoch: Epoch,
     /// The last sequence durable in the journal.
     pub durable: WriteSeq,
-    /// The incarnation that sequence belongs to; none where the journal is new.
+    /// The incarnation that sequence belongs to; none where the journal is new, or where the stream must begin anew.
     pub incarnation: Option<Incarnation>,
+    /// The journal has lost writes it acknowledged: what it has is to be compared, all of it. Then there is no
+    /// incarnation.
+    pub must_compare: bool,
     /// The replica was brought here by other means: it is to be compared, also where the journal is new.
     pub seeded: bool,
     pub missing: Vec<ArtifactHash>,
@@ -258,7 +261,8 @@ impl Message {
             Message::Hello(hello) => encode_hello(hello, &mut body),
             Message::Welcome(welcome) => {
                 body.u64(welcome.epoch.0).u64(welcome.durable.raw());
-                body.u8(u8::from(welcome.incarnation.is_some()) | u8::from(welcome.seeded) << 1);
+                let flags = u8::from(welcome.incarnation.is_some()) | u8::from(welcome.seeded) << 1;
+                body.u8(flags | u8::from(welcome.must_compare) << 2);
                 body.bytes(&welcome.incarnation.map_or([0; 16], Incarnation::to_bytes));
                 body.u16(welcome.missing.len() as u16);
                 for hash in &welcome.missing {
@@ -362,10 +366,10 @@ fn decode_hello(body: &mut BodyReader) -> Result<Hello, &'static str> {
     let vm_name = body.text(NAME_BYTES_MAX)?;
     let group = GroupId::from_bytes(body.array()?);
     let group_name = body.text(NAME_BYTES_MAX)?;
-    let epoch = Epoch(body.u64()?);
+    let epoch = body.epoch()?;
     let incarnation = Incarnation::from_bytes(body.array()?);
-    let acked = WriteSeq::from_raw(body.u64()?);
-    let last_seq = WriteSeq::from_raw(body.u64()?);
+    let acked = body.seq()?;
+    let last_seq = body.seq()?;
     let sent_at = WallTime(body.u64()? as i64);
     let history_seconds = body.u64()?;
     let journal_bytes_max = body.u64()?;
@@ -404,10 +408,10 @@ fn decode_hello(body: &mut BodyReader) -> Result<Hello, &'static str> {
 }
 
 fn decode_welcome(body: &mut BodyReader) -> Result<Welcome, &'static str> {
-    let epoch = Epoch(body.u64()?);
-    let durable = WriteSeq::from_raw(body.u64()?);
+    let epoch = body.epoch()?;
+    let durable = body.seq()?;
     let flags = body.u8()?;
-    if flags & !3 != 0 {
+    if flags & !7 != 0 || flags & 5 == 5 {
         return Err("unknown flags");
     }
     let incarnation = Incarnation::from_bytes(body.array()?);
@@ -415,22 +419,29 @@ fn decode_welcome(body: &mut BodyReader) -> Result<Welcome, &'static str> {
         .map(|_| body.array().map(ArtifactHash))
         .collect::<Result<_, _>>()?;
     let known = flags & 1 != 0;
-    Ok(Welcome { epoch, durable, incarnation: known.then_some(incarnation), seeded: flags & 2 != 0, missing })
+    Ok(Welcome {
+        epoch,
+        durable,
+        incarnation: known.then_some(incarnation),
+        must_compare: flags & 4 != 0,
+        seeded: flags & 2 != 0,
+        missing,
+    })
 }
 
 fn decode_refuse(body: &mut BodyReader) -> Result<Refuse, &'static str> {
     let _their_version = body.u16()?;
     let code = body.u16()?;
-    let epoch = Epoch(body.u64()?);
+    let epoch = body.epoch()?;
     let detail = body.text(DETAIL_BYTES_MAX)?;
     Ok(Refuse { why: refusal_from_raw(code, epoch)?, detail })
 }
 
 fn decode_ack(body: &mut BodyReader) -> Result<Ack, &'static str> {
     Ok(Ack {
-        durable: WriteSeq::from_raw(body.u64()?),
-        watermark: WriteSeq::from_raw(body.u64()?),
-        applied: WriteSeq::from_raw(body.u64()?),
+        durable: body.seq()?,
+        watermark: body.seq()?,
+        applied: body.seq()?,
         journal_bytes: body.u64()?,
         history_seconds: body.u64()?,
         projected_history_seconds: Some(body.u64()?).filter(|&seconds| seconds != u64::MAX),
@@ -449,7 +460,7 @@ fn decode_artifact_part(body: &mut BodyReader) -> Result<ArtifactPart, &'static 
 fn decode_compare(body: &mut BodyReader) -> Result<Compare, &'static str> {
     let disk = DiskIndex(body.u16()?);
     let first = BlockIndex(body.u64()?);
-    let at = WriteSeq::from_raw(body.u64()?);
+    let at = body.seq()?;
     let hashes = (0..bounded(body.u16()?, COMPARE_BLOCKS_MAX)?)
         .map(|_| body.array::<BLOCK_HASH_BYTES>().map(BlockHash))
         .collect::<Result<Vec<_>, _>>()?;
@@ -501,13 +512,14 @@ fn decode_cut(body: &mut BodyReader) -> Result<CutMessage, &'static str> {
     if what == 1 {
         return Ok(CutMessage::Joined { group: GroupId::from_bytes(body.array()?) });
     }
-    let cut = WriteSeq::from_raw(body.u64()?);
+    let cut = body.seq()?;
     Ok(match what {
         2 => CutMessage::Prepare { cut },
         3 => {
             let refused = match body.u64()? {
                 u64::MAX => None,
                 raw if raw == u64::MAX - 1 => Some(CutRefusal::Syncing),
+                raw if raw > WriteSeq::FOREIGN_MAX.raw() => return Err("a sequence that no agent comes to"),
                 raw => Some(CutRefusal::Passed(WriteSeq::from_raw(raw))),
             };
             CutMessage::Prepared { cut, refused }

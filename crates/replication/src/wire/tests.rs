@@ -34,6 +34,7 @@ fn every_message() -> Vec<Message> {
             epoch: Epoch(1),
             durable: WriteSeq::from_raw(2),
             incarnation: Some(Incarnation::from_bytes([3; 16])),
+            must_compare: false,
             seeded: true,
             missing: vec![ArtifactHash([1; 32])],
         }),
@@ -149,5 +150,33 @@ proptest! {
     #[test]
     fn random_bodies_never_panic(kind in 0u16..16, bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         let _ = Message::decode_body(kind, bytes.into());
+    }
+}
+
+#[test]
+fn numbers_that_no_agent_comes_to_are_no_message() {
+    let far = WriteSeq::FOREIGN_MAX.next();
+    let ack = Ack {
+        durable: far,
+        watermark: WriteSeq::ZERO,
+        applied: WriteSeq::ZERO,
+        journal_bytes: 0,
+        history_seconds: 0,
+        projected_history_seconds: None,
+    };
+    let refusal = Refusal::Fenced { epoch: Epoch(u64::MAX), released: true };
+    let messages = [
+        Message::Ack(ack),
+        Message::Refuse(Refuse { why: refusal, detail: String::new() }),
+        Message::Cut(CutMessage::Prepare { cut: far }),
+        Message::Cut(CutMessage::Prepared { cut: far, refused: None }),
+        Message::Cut(CutMessage::Prepared {
+            cut: WriteSeq::ZERO,
+            refused: Some(CutRefusal::Passed(WriteSeq::from_raw(u64::MAX - 2))),
+        }),
+    ];
+    for message in messages {
+        let body = message.encode_body().joined();
+        assert!(Message::decode_body(message.kind(), body).is_err(), "{message:?}");
     }
 }

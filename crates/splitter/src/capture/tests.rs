@@ -134,6 +134,22 @@ fn what_is_spilled_between_a_look_and_a_take_is_not_passed_over() {
 }
 
 #[test]
+fn an_answer_to_a_comparison_that_nobody_asked_for_is_nothing() {
+    let capture = capture(1 << 20);
+    for first in [0, 3, DISK_BYTES / BLOCK_BYTES, u64::MAX] {
+        for disk in [0, 9, u16::MAX] {
+            assert_eq!(capture.end_compare(DiskIndex(disk), BlockIndex(first), u64::MAX), 0);
+        }
+    }
+    // What is said of blocks behind the end of the run, or of the disk, is nothing as well.
+    let last = BlockIndex(DISK_BYTES / BLOCK_BYTES - 1);
+    capture.mark_suspect(DiskIndex(0), last.range(DISK_BYTES), false);
+    capture.begin_compare(DiskIndex(0), last, 1);
+    assert_eq!(capture.end_compare(DiskIndex(0), last, u64::MAX), 1);
+    assert_eq!(capture.status().dirty_blocks, 1);
+}
+
+#[test]
 fn no_watermark_is_told_over_what_was_spilled_meanwhile() {
     let capture = capture(1 << 20);
     let before = capture.status().last;

@@ -135,7 +135,7 @@ fn a_long_range_is_changed_in_pieces_of_which_each_has_its_record() {
         let pieces = local.zeroed.lock().unwrap().clone();
         assert_eq!(pieces.len(), 3);
         assert!(pieces.iter().all(|made| made.len <= piece));
-        let records = capture.take_after(before, 1 << 20, false).records;
+        let records = capture.take_after(before, 1 << 20, false).expect("nothing is spilled").records;
         assert_eq!(records.iter().map(|record| record.range).collect::<Vec<_>>(), pieces);
         assert!(records.iter().all(|record| record.kind == Kind::Zero));
     }

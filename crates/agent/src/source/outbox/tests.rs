@@ -3,7 +3,7 @@
 use super::*;
 use batch::Kind;
 use bytes::Bytes;
-use splitter::{BufferPool, CaptureConfig, DirtyMap, MapFile, RegionLog};
+use splitter::{Boot, BufferPool, CaptureConfig, DirtyMap, MapFile, RegionLog};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use types::limits::REGION_LOG_BYTES;
@@ -23,8 +23,9 @@ fn outbox(folder: &Path) -> Outbox {
     let vm = VmId::from_bytes([5; 16]);
     let disks = [(DISK_BYTES, None)];
     let file = |name: &str| Box::new(MapFile::open(&folder.join(name)).unwrap());
-    let map = DirtyMap::open(file("map"), vm, &disks, [1; 16]).unwrap();
-    let regions = RegionLog::open(file("regions"), vm, &disks, REGION_LOG_BYTES).unwrap();
+    let boot = Boot { id: [1; 16], at: types::WallTime(0) };
+    let map = DirtyMap::open(file("map"), vm, &disks, boot.id).unwrap();
+    let regions = RegionLog::open(file("regions"), vm, &disks, REGION_LOG_BYTES, boot).unwrap();
     let config = CaptureConfig {
         buffer_bytes_max: BUFFER_BYTES,
         pool: Arc::new(BufferPool::new(1 << 30)),

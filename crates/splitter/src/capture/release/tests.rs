@@ -85,7 +85,8 @@ fn a_whole_disk_that_is_discarded_costs_its_records_not_its_blocks() {
     assert!(map.so_far() - maps <= asked, "one store for a range: {}", map.so_far() - maps);
     assert!(log.so_far() - logs <= asked, "one store for its regions: {}", log.so_far() - logs);
     let last = capture.status().last;
-    let records = capture.take_after(WriteSeq::ZERO, 1 << 20, false).records.len();
+    let records =
+        capture.take_after(WriteSeq::ZERO, 1 << 20, false).expect("nothing is spilled").records.len();
     assert!(capture.lock().dirty.on_the_way_runs() <= records);
     assert_eq!(
         capture.unsent(DISK, ByteRange::new(0, DISK_BYTES), 2),
