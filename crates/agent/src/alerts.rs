@@ -43,6 +43,10 @@ pub(crate) enum AlertKind {
     Fenced,
     /// A protection is recorded and cannot be taken up.
     Protection,
+    /// A VM has disks that are not protected, or not any more.
+    Disks,
+    /// A VM under the tap cannot be read for a sync.
+    Reading,
     /// The recovery side does not know yet that a VM has left.
     Departure,
     /// At the recovery side: a VM's site has sent nothing for longer than the bound.
@@ -55,7 +59,7 @@ pub(crate) enum AlertKind {
 
 impl AlertKind {
     /// What is said of a VM that is protected here.
-    const OF_A_PROTECTION: [Self; 8] = [
+    const OF_A_PROTECTION: [Self; 10] = [
         Self::Rpo,
         Self::NeverCopied,
         Self::History,
@@ -64,6 +68,8 @@ impl AlertKind {
         Self::Failed,
         Self::Fenced,
         Self::Protection,
+        Self::Disks,
+        Self::Reading,
     ];
 
     /// The word for it in log, API and screens.
@@ -77,6 +83,8 @@ impl AlertKind {
             Self::Failed => "failed",
             Self::Fenced => "fenced",
             Self::Protection => "protection",
+            Self::Disks => "disks",
+            Self::Reading => "reading",
             Self::Departure => "departure",
             Self::SourceSilent => "source-silent",
             Self::Guest => "guest",
@@ -92,6 +100,8 @@ impl AlertKind {
             | Self::Failed
             | Self::Fenced
             | Self::Protection
+            | Self::Disks
+            | Self::Reading
             | Self::SourceSilent
             | Self::Guest
             | Self::Agent => Severity::Critical,
@@ -115,6 +125,8 @@ impl AlertKind {
                 "the VM may run at both sites: stop it here, or roll the failover back at the recovery side"
             }
             Self::Protection => "do what the alert says; it is tried again by itself",
+            Self::Disks => "do what the alert says, or plug the disk in again",
+            Self::Reading => "do what the alert says; it is tried again by itself",
             Self::Departure => "see that the recovery side can be reached; it is told again by itself",
             Self::SourceSilent => {
                 "look at the VM's site: its host, its agent and the link; if it is gone for good, fail over or `holdfast vm forget`"

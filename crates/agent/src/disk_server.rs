@@ -3,7 +3,7 @@
 use crate::error::{OperationError, Result};
 use crate::sockets::RunDir;
 use crate::source::with_sources;
-use splitter::nbd::{Export, Server};
+use splitter::nbd::{Export, Private, Server};
 use splitter::vhost_user::{DiskSocket, VhostServer};
 use std::path::{Path, PathBuf};
 
@@ -46,6 +46,24 @@ impl DiskServer {
         let vhost_user = VhostServer::bind(sockets).map_err(|error| conflict(&error))?;
         paths.iter().try_for_each(|path| run_dir.give(path))?;
         Ok(Self { nbd, vhost_user: Some(vhost_user), vhost_user_sockets: paths })
+    }
+
+    /// Serves disks at `folder/NAME.sock` to one client, over NBD only.
+    ///
+    /// # Errors
+    /// As [`DiskServer::serve`].
+    pub(crate) fn serve_private(
+        run_dir: &RunDir,
+        folder: &str,
+        name: &str,
+        exports: Vec<Export>,
+        private: Private,
+    ) -> Result<Self> {
+        let path = run_dir.served(folder)?.join(format!("{name}.sock"));
+        let nbd = Server::bind_private(&path, exports, private)
+            .map_err(|error| OperationError::conflict(with_sources(&error)))?;
+        run_dir.give(nbd.path())?;
+        Ok(Self { nbd, vhost_user: None, vhost_user_sockets: Vec::new() })
     }
 
     /// The NBD socket.

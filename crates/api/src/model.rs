@@ -153,11 +153,14 @@ pub struct ProtectedVm {
     pub link: String,
     /// What the peer or the link said last when something was wrong.
     pub last_error: Option<String>,
-    /// The NBD socket to start the VM on.
+    /// The NBD socket to start the VM on; empty where it runs on its own image.
     pub socket: String,
     /// The QMP socket, where the VM runs on its own image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qmp: Option<String>,
+    /// What a VM that runs on its own image is doing, in QEMU's word: `running`, `paused`, `io-error` and others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<String>,
     /// Connected NBD clients.
     pub clients: usize,
     pub disks: Vec<Disk>,

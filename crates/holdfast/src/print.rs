@@ -174,6 +174,13 @@ pub(crate) fn protected(vm: &ProtectedVm) -> String {
     match &vm.qmp {
         Some(qmp) => {
             let _ = writeln!(out, "  tapped   runs on its own image; its QMP socket is {qmp}");
+            if let Some(guest) = &vm.guest {
+                let _ = writeln!(out, "  guest    {guest}");
+            }
+            let _ = writeln!(
+                out,
+                "  note     QEMU drops the guest's discards under the tap: trim after `vm unprotect`"
+            );
         }
         None => {
             let _ = writeln!(out, "  socket   {} (NBD; each disk is an export by its name)", vm.socket);

@@ -60,6 +60,8 @@ struct Inner {
     tracking: bool,
     sync: SyncGate,
     gap_open: bool,
+    /// Writes are made that nobody tells of: no cut of this capture is consistent any more.
+    is_deaf: bool,
     /// The last `SyncEnd`: no image has a write of the stream before this is durable.
     sync_end: WriteSeq,
     dirty: Dirty,
@@ -144,6 +146,7 @@ impl Capture {
             sync: SyncGate::new(config.sync),
             tracking: true,
             gap_open: true,
+            is_deaf: false,
             sync_end: WriteSeq::ZERO,
             dirty: Dirty::new(disk_sizes, map, &regions),
             writes: 0,
@@ -446,6 +449,17 @@ impl Capture {
         self.tell_held();
     }
 
+    /// The hypervisor does not tell of the guest's writes any more. No cut is consistent from here on, for as long as
+    /// this capture lasts: what was missed is known only to the next.
+    pub fn lose_writes(&self) {
+        let mut inner = self.lock();
+        inner.is_deaf = true;
+        inner.begin_gap(&self.counter, &self.pool);
+        drop(inner);
+        self.tell_held();
+        (self.wake)();
+    }
+
     /// Buffers writes again. What was marked stays marked until it is copied.
     pub fn leave_tracking(&self) {
         self.lock().tracking = false;
@@ -475,6 +489,12 @@ impl Capture {
     /// [`Capture::end_copy`].
     pub(crate) fn begin_copy(&self, disk: DiskIndex, first: BlockIndex, len: u64) {
         self.lock().dirty.begin_copy(disk, first, len);
+    }
+
+    /// A run of a disk that its VM has no more is neither to be copied nor compared.
+    pub(crate) fn forget_run(&self, disk: DiskIndex, first: BlockIndex, len: u64) {
+        self.lock().dirty.forget_run(disk, first, len);
+        (self.wake)();
     }
 
     /// Takes the copy of a run into the stream, in pieces of bytes or zeroes. False where there was none,
@@ -562,7 +582,11 @@ impl Capture {
     /// Ends a sync with a `SyncEnd`; false where blocks are marked or suspect, or writes are not buffered.
     pub fn close_sync(&self) -> bool {
         let mut inner = self.lock();
-        if inner.tracking || inner.dirty.marked_blocks() > 0 || inner.dirty.unsettled_blocks() > 0 {
+        if inner.is_deaf
+            || inner.tracking
+            || inner.dirty.marked_blocks() > 0
+            || inner.dirty.unsettled_blocks() > 0
+        {
             return false;
         }
         inner.gap_open = false;

@@ -28,7 +28,12 @@ pub fn copy_some_blocks(capture: &Capture, disks: &[Arc<ProtectedDisk>]) -> Resu
     let Some((disk, first, len)) = capture.next_dirty_run((bytes_max / BLOCK_BYTES).max(1)) else {
         return Ok(true);
     };
-    let disk = &disks[usize::from(disk.0)];
+    let device = &disks[usize::from(disk.0)];
+    if device.local().is_gone() {
+        capture.forget_run(disk, first, len);
+        return Ok(true);
+    }
+    let disk = device;
     disk.local().settle_others();
     disk.copy_run(first, len).map_err(|source| CopyError { disk: disk.local().label(), source })
 }
@@ -56,6 +61,10 @@ pub fn hash_some_blocks(
         return Ok(None);
     };
     let device = &disks[usize::from(disk.0)];
+    if device.local().is_gone() {
+        capture.forget_run(disk, first, len);
+        return Ok(None);
+    }
     device.local().settle_others();
     match device.hash_run(first, len) {
         Ok((at, hashes)) => Ok(Some(HashedRun { disk, first, at, hashes })),

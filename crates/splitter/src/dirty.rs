@@ -278,6 +278,16 @@ impl Dirty {
         self.bitmaps[usize::from(disk.0)].clear_run(first, len);
     }
 
+    /// The blocks of a disk that its VM has no more are neither copied nor compared: what is known of them stays.
+    pub(crate) fn forget_run(&mut self, disk: DiskIndex, first: BlockIndex, len: u64) {
+        self.begin_copy(disk, first, len);
+        let idle = self.on_the_way.end(disk, first.0..first.0 + len, None);
+        self.settle(disk, &idle);
+        if self.unsettled_blocks() == 0 {
+            self.map.note_suspects(false);
+        }
+    }
+
     /// A range is to be compared, because it may differ.
     pub(crate) fn suspect(&mut self, disk: DiskIndex, range: ByteRange) {
         self.map.note_suspects(true);

@@ -38,6 +38,10 @@ pub trait LocalDisk: Send + Sync + fmt::Debug {
     fn is_written_elsewhere(&self) -> bool {
         false
     }
+    /// Whether its VM has it no more, so that nothing is written to it and it cannot be read: what is known of it stays.
+    fn is_gone(&self) -> bool {
+        false
+    }
     /// Fills `buf` from `at`.
     ///
     /// # Errors

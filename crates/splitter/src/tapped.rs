@@ -62,6 +62,7 @@ struct Reading {
     is_used: bool,
     /// Why the last read failed.
     trouble: Option<String>,
+    is_gone: bool,
 }
 
 impl Reading {
@@ -124,6 +125,13 @@ impl TappedDisk {
         reading.door = None;
     }
 
+    /// The VM has it no more.
+    pub fn lose(&self) {
+        let mut reading = self.lock();
+        reading.close();
+        *reading = Reading { is_gone: true, ..Reading::default() };
+    }
+
     /// Why it could not be read when that was last tried.
     pub fn trouble(&self) -> Option<String> {
         self.lock().trouble.clone()
@@ -152,6 +160,10 @@ impl LocalDisk for TappedDisk {
 
     fn is_written_elsewhere(&self) -> bool {
         true
+    }
+
+    fn is_gone(&self) -> bool {
+        self.lock().is_gone
     }
 
     fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {

@@ -52,7 +52,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tapped::{NamedBy, VmTap, reading_alert};
+use tapped::{NamedBy, VmTap, clear_alerts};
 use types::limits::{DEFINITION_BYTES_MAX, DISKS_MAX, TAG_BYTES_MAX};
 use types::{CheckpointKind, Epoch, GroupId, RunNumber, VmId, WriteSeq, is_plain_name};
 pub(crate) use vm::{ProtectedVm, with_sources};
@@ -81,6 +81,8 @@ pub(crate) struct Source {
     vms: Mutex<BTreeMap<String, Arc<ProtectedVm>>>,
     groups: Mutex<BTreeMap<String, Arc<Group>>>,
     stalled: Mutex<BTreeMap<String, Stalled>>,
+    /// Held while a protection is taken up again or ended: one that is ended is not taken up meanwhile.
+    changing: Mutex<()>,
 }
 
 impl Source {
@@ -112,6 +114,7 @@ impl Source {
             vms: Mutex::default(),
             groups: Mutex::default(),
             stalled: Mutex::default(),
+            changing: Mutex::default(),
         })
     }
 
@@ -137,7 +140,12 @@ impl Source {
             tokio::time::sleep(RETRY_INTERVAL).await;
             let waiting: Vec<_> = self.stalled().values().map(|stalled| stalled.record.clone()).collect();
             for record in waiting {
-                tokio::task::block_in_place(|| self.take_up(record));
+                tokio::task::block_in_place(|| {
+                    let _changing = self.changing.lock().expect("a panic aborts the process");
+                    if self.stalled().contains_key(&record.name) {
+                        self.take_up(record);
+                    }
+                });
             }
         }
     }
@@ -220,6 +228,7 @@ impl Source {
             paused: false,
             coordinator: request.coordinator.clone(),
             qmp: request.qmp.clone().map(PathBuf::from),
+            left_out: Vec::new(),
             ublk: if request.ublk { self.device_numbers(request)? } else { Vec::new() },
             first_sync: FirstSync::NotBegun,
             fenced: None,
@@ -282,7 +291,7 @@ impl Source {
     fn remote_exports(&self) -> (Vec<Export>, Vec<Arc<ProtectedVm>>) {
         let mut exports = Vec::new();
         let mut vms = Vec::new();
-        for vm in self.list() {
+        for vm in self.list().into_iter().filter(|vm| !vm.is_tapped()) {
             for mut export in vm.exports() {
                 export.name = format!("{}/{}", vm.name(), export.name);
                 exports.push(export);
@@ -357,15 +366,12 @@ impl Source {
 
     /// Ends a protection. The VM's image stays as it is; its socket goes.
     pub(crate) fn unprotect(self: &Arc<Self>, name: &str) -> Result<()> {
+        let _changing = self.changing.lock().expect("a panic aborts the process");
         let stalled = self.stalled().remove(name);
         if let Some(stalled) = stalled {
             self.alerts.forget_protection(name);
-            // A VM that cannot be reached has ended, and has no trace of a tap.
-            if let Some(control) = stalled.record.qmp.clone()
-                && let Ok(tap) = VmTap::open(self, &mut stalled.record.clone(), &control, NamedBy::Record)
-            {
-                tap.detach()?;
-            }
+            clear_alerts(self, name);
+            self.leave_stalled(&stalled.record);
             HostDevices::remove_unserved(&stalled.record)?;
             let departure = self.record_departure(&stalled.record, WriteSeq::before_run(self.run))?;
             self.remove_records(&stalled.record)?;
@@ -385,7 +391,7 @@ impl Source {
         self.end(&vm);
         self.remove_records(&record)?;
         self.alerts.forget_protection(name);
-        self.alerts.clear(reading_alert(name));
+        clear_alerts(self, name);
         tracing::info!(vm = name, "unprotected");
         self.tell_departure(departure);
         Ok(())
@@ -397,6 +403,16 @@ impl Source {
         self.state.remove(&record.freshness_name())?;
         self.state.remove(&record.map_name())?;
         self.state.remove(&record.region_log_name())
+    }
+
+    /// Leaves a VM that is not tapped now without a trace, where it can be reached. One that has ended has none; in one
+    /// that does not answer a change log is left, which costs it nothing.
+    fn leave_stalled(&self, record: &ProtectionRecord) {
+        let Some(control) = &record.qmp else { return };
+        let tap = VmTap::open(self, &mut record.clone(), control, NamedBy::Record);
+        if let Err(error) = tap.and_then(|tap| tap.detach()) {
+            tracing::info!(vm = record.name, error = error.detail, "unprotected without asking the VM");
+        }
     }
 
     /// Tells the agent that coordinates a group that no VM of it is here any more.
@@ -422,7 +438,7 @@ impl Source {
         let Ok(vm) = self.vm(name) else { return };
         let text = format!("VM {name} is not protected: the tap is lost: {why}; attached again by itself");
         self.alerts.raise(Cause::new(AlertKind::Protection, name), text);
-        self.alerts.clear(reading_alert(name));
+        clear_alerts(self, name);
         vm.group().leave(vm.id());
         vm.stop();
         // What is kept of its blocks is about to be opened again: nobody but this and the list has it then.

@@ -26,6 +26,9 @@ pub(crate) struct ProtectionRecord {
     /// The control socket of a VM that runs on its own image; then the paths of disks are its own names for them.
     #[serde(default)]
     pub(crate) qmp: Option<PathBuf>,
+    /// Images of disks that the operator of a VM that runs on its own image has left out.
+    #[serde(default)]
+    pub(crate) left_out: Vec<String>,
     /// Numbers of the ublk devices that its disks are, in their order; empty where none were asked for.
     #[serde(default)]
     pub(crate) ublk: Vec<u32>,

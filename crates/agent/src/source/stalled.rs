@@ -23,7 +23,7 @@ impl Stalled {
         let bound = Duration::from_secs(record.policy.rpo_seconds);
         let disks = record.disks.iter().map(|disk| api::Disk {
             name: disk.name.clone(),
-            size_bytes: 0,
+            size_bytes: disk.tapped.as_ref().map_or(0, |tapped| tapped.size_bytes),
             path: disk.path.display().to_string(),
             vhost_user_socket: None,
             ublk_device: None,
@@ -40,6 +40,7 @@ impl Stalled {
             last_error: Some(self.error.clone()),
             socket: String::new(),
             qmp: record.qmp.as_ref().map(|path| path.display().to_string()),
+            guest: None,
             clients: 0,
             disks: disks.collect(),
             rpo_now_seconds: age.map(|age| age.as_secs_f64()),

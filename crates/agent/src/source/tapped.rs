@@ -3,13 +3,15 @@
 
 use super::Source;
 use super::record::{DiskRecord, ProtectionRecord, TappedRecord};
+use crate::alerts::{AlertKind, Cause};
 use crate::clock;
 use crate::error::{OperationError, Result};
-use crate::hypervisor::{Missed, Tap, Wanted};
-use splitter::{Capture, TappedDisk};
+use crate::hypervisor::{Missed, Seen, Tap, Wanted};
+use splitter::nbd::Private;
+use splitter::{Capture, LocalDisk, TappedDisk};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use types::{ByteRange, DiskIndex, Monotonic};
 
@@ -18,8 +20,16 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// The tap of a protected VM.
 #[derive(Debug)]
 pub(super) struct VmTap {
-    tap: Tap,
+    tap: Mutex<Tap>,
     disks: Vec<TappedDisk>,
+    /// Images that the operator has left out.
+    left_out: Vec<String>,
+    /// The VM's process, where it can be told.
+    process: Option<u32>,
+    /// What the guest was doing when it was last looked at, in QEMU's word.
+    guest: Mutex<String>,
+    /// Connections that are about to end because their disks are gone.
+    leaving: AtomicUsize,
     /// How often the VM's change logs are begun anew.
     change_log_interval: Duration,
     ended: AtomicBool,
@@ -54,6 +64,9 @@ impl VmTap {
             };
             record.disks = tap.disks().iter().map(name_by_image).collect();
         }
+        if record.disks.iter().all(|disk| disk.tapped.is_none()) {
+            record.left_out = tap.left_out().map_err(unavailable)?;
+        }
         for (disk, found) in record.disks.iter_mut().zip(tap.disks()) {
             disk.tapped.get_or_insert_with(|| TappedRecord::of(&found.facts));
         }
@@ -62,7 +75,16 @@ impl VmTap {
             .map(|(disk, found)| TappedDisk::new(found.facts.size_bytes, disk.path.display().to_string()));
         let disks = disks.collect();
         let change_log_interval = source.change_log_interval;
-        Ok(Self { tap, disks, change_log_interval, ended: AtomicBool::new(false) })
+        Ok(Self {
+            process: tap.process(),
+            tap: Mutex::new(tap),
+            disks,
+            left_out: record.left_out.clone(),
+            guest: Mutex::default(),
+            leaving: AtomicUsize::new(0),
+            change_log_interval,
+            ended: AtomicBool::new(false),
+        })
     }
 
     pub(super) fn disks(&self) -> &[TappedDisk] {
@@ -71,12 +93,12 @@ impl VmTap {
 
     /// Attaches, and has compared what was written while nobody listened. To be done before the stream begins.
     pub(super) fn attach(&self, capture: &Capture, target: &std::path::Path) -> Result<()> {
-        let attached = self.tap.attach(target, |at, missed, door| {
+        let attached = self.lock().attach(target, |at, missed, door| {
             let (index, disk) = (DiskIndex(at as u16), &self.disks[at]);
             disk.read_by(door);
             match missed {
                 Missed::Unknown => {
-                    let whole = ByteRange::new(0, splitter::LocalDisk::size_bytes(disk));
+                    let whole = ByteRange::new(0, disk.size_bytes());
                     capture.mark_suspect(index, whole, false);
                 }
                 Missed::Ranges(ranges) => {
@@ -85,7 +107,33 @@ impl VmTap {
                 }
             }
         });
-        attached.map_err(unavailable)
+        attached.map_err(unavailable)?;
+        for (disk, found) in self.disks.iter().zip(self.lock().disks()) {
+            if !found.is_tapped() {
+                disk.lose();
+            }
+        }
+        Ok(())
+    }
+
+    /// Our server's only client, and what its leaving means: a write may have been made by now that we do not hear of.
+    pub(super) fn private(self: &Arc<Self>, capture: &Arc<Capture>) -> Private {
+        let (tap, capture) = (Arc::downgrade(self), capture.clone());
+        let left = move || {
+            let Some(tap) = tap.upgrade() else { return };
+            let leaves = |count: usize| count.checked_sub(1);
+            let expected = tap.leaving.fetch_update(Ordering::SeqCst, Ordering::SeqCst, leaves).is_ok();
+            if !expected && !tap.ended.load(Ordering::SeqCst) {
+                capture.lose_writes();
+            }
+        };
+        Private { process: self.process, left: Box::new(left) }
+    }
+
+    /// What the guest is doing, in QEMU's word.
+    pub(super) fn guest(&self) -> Option<String> {
+        let guest = self.guest.lock().expect("a panic aborts the process").clone();
+        (!guest.is_empty()).then_some(guest)
     }
 
     /// Watches the tap of a VM until it is lost or given up.
@@ -97,43 +145,57 @@ impl VmTap {
             let mut rotated_at = clock::now();
             while !tap.ended.load(Ordering::SeqCst) {
                 std::thread::sleep(CHECK_INTERVAL);
-                if let Err(error) = tap.look(&mut rotated_at)
-                    && !tap.ended.load(Ordering::SeqCst)
-                {
-                    source.lose_tap(&vm, &format!("{error:#}"));
+                let seen = tap.look(&mut rotated_at);
+                if tap.ended.load(Ordering::SeqCst) {
                     return;
                 }
-                tap.tell_of_reading(&source, &vm);
+                match seen {
+                    Ok(seen) => tap.tell(&source, &vm, &seen),
+                    Err(error) => return source.lose_tap(&vm, &format!("{error:#}")),
+                }
             }
         });
         watching.map(drop).map_err(|error| anyhow::anyhow!("start a thread: {error}").into())
     }
 
-    fn look(&self, rotated_at: &mut Monotonic) -> anyhow::Result<()> {
+    fn look(&self, rotated_at: &mut Monotonic) -> anyhow::Result<Seen> {
         self.disks.iter().for_each(TappedDisk::close_idle);
-        self.tap.check()?;
+        let mut tap = self.lock();
+        let seen = tap.check(&self.left_out)?;
+        for &at in &seen.gone {
+            tracing::warn!(disk = self.disks[at].label(), "the VM has this disk no more; the others go on");
+            self.leaving.fetch_add(1, Ordering::SeqCst);
+            self.disks[at].lose();
+            tap.lose_disk(at);
+        }
         let now = clock::now();
         if now.since(*rotated_at) >= self.change_log_interval {
             *rotated_at = now;
-            self.tap.rotate_logs()?;
+            tap.rotate_logs()?;
         }
-        Ok(())
+        Ok(seen)
     }
 
-    /// Says so while the VM cannot be read: then its syncs wait.
-    fn tell_of_reading(&self, source: &Source, vm: &str) {
-        let cause = reading_alert(vm);
-        if self.ended.load(Ordering::SeqCst) {
-            return;
-        }
-        match self.disks.iter().find_map(|disk| Some((splitter::LocalDisk::label(disk), disk.trouble()?))) {
-            Some((disk, why)) => {
-                let text =
-                    format!("disk {disk} of VM {vm} cannot be read for a sync: {why}; tried again by itself");
-                source.alerts.raise(cause, text);
+    /// Raises or clears what an operator has to know of a VM that is tapped.
+    fn tell(&self, source: &Source, vm: &str, seen: &Seen) {
+        let alert = |kind: AlertKind, text: Option<String>| {
+            let cause = Cause::new(kind, vm);
+            match text {
+                Some(text) => source.alerts.raise(cause, text),
+                None => source.alerts.clear(cause),
             }
-            None => source.alerts.clear(&cause),
-        }
+        };
+        let trouble = |disk: &TappedDisk| Some((disk.label(), disk.trouble()?));
+        let reading = self.disks.iter().find_map(trouble).map(|(disk, why)| {
+            format!("disk {disk} of VM {vm} cannot be read for a sync: {why}; tried again by itself")
+        });
+        alert(AlertKind::Reading, reading);
+        let unprotected =
+            (!seen.unprotected.is_empty()).then(|| format!("VM {vm}: {}", seen.unprotected.join("; ")));
+        alert(AlertKind::Disks, unprotected);
+        let stands = matches!(&*seen.guest, "io-error" | "guest-panicked" | "internal-error" | "watchdog");
+        alert(AlertKind::Guest, stands.then(|| format!("VM {vm} stands still: QEMU says {}", seen.guest)));
+        self.guest.lock().expect("a panic aborts the process").clone_from(&seen.guest);
     }
 
     /// It is not watched and not read any more. The VM goes on as it is until [`VmTap::leave`].
@@ -145,7 +207,7 @@ impl VmTap {
     /// Takes away what the tap has in the VM, but for its change logs, which go on. To be said when nobody waits for
     /// our server any more.
     pub(super) fn leave(&self) {
-        if let Err(error) = self.tap.clear() {
+        if let Err(error) = self.lock().clear() {
             // A VM that is gone or does not answer; where it comes back, the next tap clears it.
             tracing::debug!(error = format!("{error:#}"), "the VM keeps what it has of the tap");
         }
@@ -154,13 +216,19 @@ impl VmTap {
     /// Leaves the VM without a trace. A VM that is gone has none.
     pub(super) fn detach(&self) -> Result<()> {
         self.end();
-        self.tap.detach().map_err(unavailable)
+        self.lock().detach().map_err(unavailable)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Tap> {
+        self.tap.lock().expect("a panic aborts the process")
     }
 }
 
-/// The alert of a VM that cannot be read.
-pub(super) fn reading_alert(vm: &str) -> String {
-    format!("reading of {vm}")
+/// The alerts of a VM under the tap, beside that it is not protected.
+pub(super) fn clear_alerts(source: &Source, vm: &str) {
+    for kind in [AlertKind::Reading, AlertKind::Disks, AlertKind::Guest] {
+        source.alerts.clear(Cause::new(kind, vm));
+    }
 }
 
 fn wanted(disk: &DiskRecord, named_by: NamedBy) -> Wanted {

@@ -90,7 +90,13 @@ impl ProtectedVm {
             .enumerate()
             .map(|(at, local)| Arc::new(ProtectedDisk::new(DiskIndex(at as u16), local, capture.clone())))
             .collect();
-        let server = DiskServer::serve(&source.run_dir, "vms", &record.name, exports(&record, &disks))?;
+        let (folder, served) = (&source.run_dir, exports(&record, &disks));
+        let server = match &tap {
+            Some(tap) => {
+                DiskServer::serve_private(folder, "vms", &record.name, served, tap.private(&capture))?
+            }
+            None => DiskServer::serve(folder, "vms", &record.name, served)?,
+        };
         if let Some(tap) = &tap {
             tap.attach(&capture, server.path())?;
         }
@@ -209,7 +215,15 @@ impl ProtectedVm {
             return Err(OperationError::conflict(format!("{path} is in use: unmount it first")));
         }
         std::mem::take(&mut *devices).remove()?;
-        self.tap.as_ref().map_or(Ok(()), |tap| tap.detach())
+        let Some(tap) = &self.tap else { return Ok(()) };
+        // A job is only ended while its target answers: what is held for the recovery side must not keep it.
+        self.capture.lose_writes();
+        tap.detach()
+    }
+
+    /// Whether it runs on its own image: then its disks are for its hypervisor only.
+    pub(super) fn is_tapped(&self) -> bool {
+        self.tap.is_some()
     }
 
     /// The disks by their names.
@@ -276,7 +290,9 @@ impl ProtectedVm {
         let stream = self.lock_status().clone();
         let rpo_now = stream.rpo_now.map(|age| age.as_secs_f64());
         let server = self.server.lock().expect("a panic aborts the process");
-        let socket = server.as_ref().map(|server| server.path().display().to_string()).unwrap_or_default();
+        // The socket of a VM under the tap is nobody else's business.
+        let shown = server.as_ref().filter(|_| self.tap.is_none());
+        let socket = shown.map(|server| server.path().display().to_string()).unwrap_or_default();
         let devices = self.devices();
         let disks = record.disks.iter().zip(&self.disks).enumerate().map(|(at, (disk, open))| api::Disk {
             name: disk.name.clone(),
@@ -307,6 +323,7 @@ impl ProtectedVm {
             last_error: stream.last_error,
             socket,
             qmp: record.qmp.as_ref().map(|path| path.display().to_string()),
+            guest: self.tap.as_ref().and_then(|tap| tap.guest()),
             clients: self.clients(),
             disks,
             rpo_now_seconds: rpo_now,

@@ -29,6 +29,7 @@ mod suite_libvirt;
 mod suite_ublk;
 mod synchronous;
 mod tap;
+mod tap_changes;
 mod tap_harmless;
 mod tap_identity;
 mod ublk;

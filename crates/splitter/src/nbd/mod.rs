@@ -20,4 +20,4 @@ mod transmit;
 pub use before_tls::{BeforeTls, Next, Step};
 pub use client::Client;
 pub(crate) use server::bind_socket;
-pub use server::{BindError, Export, Server, serve_greeted};
+pub use server::{BindError, Export, Private, Server, serve_greeted};

@@ -40,8 +40,17 @@ pub struct Server {
     accepting: Option<Acceptor>,
 }
 
+/// For whom a socket is that is nobody else's business.
+pub struct Private {
+    /// The only process that is let in; where it is not known, whoever may open the socket.
+    pub process: Option<u32>,
+    /// Told whenever a client has left.
+    pub left: Box<dyn Fn() + Send + Sync>,
+}
+
 struct Shared {
     exports: Vec<Export>,
+    private: Option<Private>,
     connections: Mutex<Connections>,
 }
 
@@ -57,9 +66,21 @@ impl Server {
     /// # Errors
     /// [`BindError::InUse`] where somebody answers there.
     pub fn bind(path: &Path, exports: Vec<Export>) -> Result<Self, BindError> {
+        Self::serve(path, exports, None)
+    }
+
+    /// As [`Server::bind`], for one client only.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn bind_private(path: &Path, exports: Vec<Export>, private: Private) -> Result<Self, BindError> {
+        Self::serve(path, exports, Some(private))
+    }
+
+    fn serve(path: &Path, exports: Vec<Export>, private: Option<Private>) -> Result<Self, BindError> {
         let io = |source| BindError::Io { path: path.to_path_buf(), source };
         let listener = bind_socket(path)?;
-        let shared = Arc::new(Shared { exports, connections: Mutex::new(Connections::default()) });
+        let shared = Arc::new(Shared { exports, private, connections: Mutex::new(Connections::default()) });
         let accepting = {
             let shared = shared.clone();
             let take = move |_, stream| shared.clone().accept(stream);
@@ -117,6 +138,14 @@ impl Shared {
     }
 
     fn start(self: Arc<Self>, stream: UnixStream) -> io::Result<()> {
+        if let Some(process) = self.private.as_ref().and_then(|private| private.process) {
+            let peer = rustix::net::sockopt::socket_peercred(&stream)?.pid.as_raw_nonzero().get();
+            if u32::try_from(peer) != Ok(process) {
+                return Err(io::Error::other(format!(
+                    "process {peer} is not the VM whose disks these are; a VM under the tap has no socket for others"
+                )));
+            }
+        }
         let mut connections = self.connections.lock().expect("a panic aborts the process");
         if connections.open.len() >= NBD_CONNECTIONS_MAX * self.exports.len() {
             return Err(io::Error::other("too many connections"));
@@ -128,6 +157,9 @@ impl Shared {
         let serving = std::thread::Builder::new().name("nbd".into()).spawn(move || {
             if let Err(error) = shared.serve(stream) {
                 tracing::debug!(%error, "NBD connection ended");
+            }
+            if let Some(private) = &shared.private {
+                (private.left)();
             }
             shared.connections.lock().expect("a panic aborts the process").open.remove(&number);
         })?;

@@ -56,8 +56,32 @@ pub(crate) struct TapDisk {
     /// Our name for it.
     pub(crate) name: String,
     pub(crate) facts: DiskFacts,
+    /// Where it stands in the VM; else why it is not tapped.
+    place: Result<Place, NotThere>,
+}
+
+/// Where a disk stands in the VM as long as that runs.
+#[derive(Debug, Clone)]
+struct Place {
     node: String,
     way: Way,
+}
+
+impl TapDisk {
+    pub(crate) fn is_tapped(&self) -> bool {
+        self.place.is_ok()
+    }
+}
+
+/// What a look at the VM has found, beside that every write arrives.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// Disks that the VM has no more, by their place among the tap's; just now.
+    pub(crate) gone: Vec<usize>,
+    /// What an operator has to know of disks that are not protected, or not any more.
+    pub(crate) unprotected: Vec<String>,
+    /// What the guest is doing, in QEMU's word.
+    pub(crate) guest: String,
 }
 
 /// A VM under the tap, or about to be.
@@ -78,15 +102,27 @@ impl Tap {
         let qmp = Qmp::connect(control)
             .with_context(|| format!("connect to the VM's control socket {}", control.display()))?;
         let monitor = Monitor::new(qmp);
+        is_here(&status_of_vm(&monitor)?)?;
         let found = find_disks(&monitor)?;
         let readable = Readable::ask(&monitor)?;
-        let chosen = choose(wanted, &found)?;
         let qemu = monitor.peer_pid();
-        let disks = chosen.into_iter().map(|(name, disk)| {
-            let way = readable.way(disk, qemu)?;
-            Ok(TapDisk { name, facts: disk.facts.clone(), node: disk.node.clone(), way })
-        });
-        let disks: Vec<TapDisk> = disks.collect::<Result<_>>()?;
+        let mut disks = Vec::new();
+        for (name, known, chosen) in choose(wanted, &found)? {
+            let (facts, place) = match (chosen, known) {
+                (Ok(disk), _) => {
+                    let place = Place { node: disk.node.clone(), way: readable.way(disk, qemu)? };
+                    (disk.facts.clone(), Ok(place))
+                }
+                (Err(why), Some(facts)) => (facts, Err(why)),
+                (Err(why), None) => bail!("disk {name} is not there as it was: {why}"),
+            };
+            disks.push(TapDisk { name, facts, place });
+        }
+        if let Some((disk, why)) = disks.first().and_then(|disk| Some((disk, disk.place.as_ref().err()?)))
+            && disks.iter().all(|disk| disk.place.is_err())
+        {
+            bail!("disk {} is not there as it was: {why}", disk.name);
+        }
         let room = Arc::new(ExportRoom::new(monitor.clone(), reader_socket));
         Ok(Self { monitor, disks, room })
     }
@@ -121,40 +157,46 @@ impl Tap {
         take: &mut impl FnMut(usize, &Missed, Arc<dyn ReadDoor>),
     ) -> Result<()> {
         let mut old_logs = Vec::new();
-        for disk in &self.disks {
-            old_logs.push(self.logs(disk).begin()?);
-            self.begin_mirror(disk, target)?;
+        for (at, disk, place) in self.placed() {
+            old_logs.push((at, disk, place, self.logs(place).begin()?));
+            self.begin_mirror(disk, place, target)?;
         }
-        for (at, (disk, logs)) in self.disks.iter().zip(&old_logs).enumerate() {
-            let missed = self.logs(disk).read(logs, &disk.way, &self.room, disk.facts.size_bytes)?;
-            let door = self.door(disk);
+        for (at, disk, place, logs) in old_logs {
+            let missed = self.logs(place).read(&logs, &place.way, &self.room, disk.facts.size_bytes)?;
+            let door = self.door(disk, place);
             // A VM that cannot be read is better refused now than found out in the middle of a sync.
             door.close(door.open().context("read the VM's disk")?);
             take(at, &missed, door);
-            for log in logs {
-                self.logs(disk).remove(log)?;
+            for log in &logs {
+                self.logs(place).remove(log)?;
             }
         }
         Ok(())
     }
 
-    fn door(&self, disk: &TapDisk) -> Arc<dyn ReadDoor> {
-        match &disk.way {
+    /// The disks that are tapped, by their places among all.
+    fn placed(&self) -> impl Iterator<Item = (usize, &TapDisk, &Place)> {
+        let disks = self.disks.iter().enumerate();
+        disks.filter_map(|(at, disk)| disk.place.as_ref().ok().map(|place| (at, disk, place)))
+    }
+
+    fn door(&self, disk: &TapDisk, place: &Place) -> Arc<dyn ReadDoor> {
+        match &place.way {
             Way::File(file) => Arc::new(file.clone()),
             Way::Export => Arc::new(ExportDoor {
                 room: self.room.clone(),
                 name: disk.name.clone(),
-                node: disk.node.clone(),
+                node: place.node.clone(),
                 size_bytes: disk.facts.size_bytes,
             }),
         }
     }
 
-    fn logs<'a>(&'a self, disk: &'a TapDisk) -> ChangeLogs<'a> {
-        ChangeLogs { monitor: &self.monitor, node: &disk.node }
+    fn logs<'a>(&'a self, place: &'a Place) -> ChangeLogs<'a> {
+        ChangeLogs { monitor: &self.monitor, node: &place.node }
     }
 
-    fn begin_mirror(&self, disk: &TapDisk, target: &Path) -> Result<()> {
+    fn begin_mirror(&self, disk: &TapDisk, place: &Place, target: &Path) -> Result<()> {
         let far = format!("{PREFIX}{}", disk.name);
         let server = json!({ "type": "unix", "path": target });
         let node = json!({
@@ -163,7 +205,7 @@ impl Tap {
         });
         self.monitor.ask("blockdev-add", &node).context("have the VM connect to the agent")?;
         let job = json!({
-            "job-id": far, "device": disk.node, "target": far, "sync": "none",
+            "job-id": far, "device": place.node, "target": far, "sync": "none",
             "copy-mode": "write-blocking", "on-target-error": "report",
             "filter-node-name": format!("{PREFIX}{}-filter", disk.name)
         });
@@ -203,20 +245,84 @@ impl Tap {
         bail!("the mirror {job} does not end")
     }
 
-    /// Whether every write still arrives.
+    /// Whether every write still arrives, and what else an operator has to know. `left_out`: images that need no
+    /// protection.
     ///
     /// # Errors
     /// With what has ended.
-    pub(crate) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self, left_out: &[String]) -> Result<Seen> {
+        let guest = status_of_vm(&self.monitor)?;
+        is_here(&guest)?;
         let jobs = self.monitor.rows("query-block-jobs", &json!({}))?;
-        for disk in &self.disks {
-            let job = format!("{PREFIX}{}", disk.name);
-            let is_well = |row: &Value| row["device"] == job && row["io-status"].as_str() != Some("failed");
-            if !jobs.iter().any(is_well) {
-                bail!("the mirror of disk {} has ended", disk.name);
+        let found = find_disks(&self.monitor)?;
+        let mut seen = Seen { guest, ..Seen::default() };
+        for (at, disk) in self.disks.iter().enumerate() {
+            let now = recognise(&disk.facts, &found);
+            match (&disk.place, now) {
+                (Ok(_), Ok(_)) => self.check_mirror(disk, &jobs)?,
+                (Ok(_), Err(NotThere::Gone)) => seen.gone.push(at),
+                (Ok(_), Err(why)) => bail!("disk {}: {why}", disk.name),
+                (Err(_), Ok(_)) => bail!("disk {} is there again", disk.name),
+                (Err(_), Err(why)) => {
+                    seen.unprotected.push(format!("disk {} is not protected any more: {why}", disk.name));
+                }
             }
         }
+        let is_known = |found: &&FoundDisk| {
+            left_out.contains(&found.facts.image)
+                || self.placed().any(|(_, disk, _)| disk.facts.image == found.facts.image)
+        };
+        for disk in found.iter().filter(|disk| !is_known(disk)) {
+            let which = disk.describe();
+            seen.unprotected
+                .push(format!("disk {which} is not protected: `vm unprotect` and `vm protect` take it in"));
+        }
+        Ok(seen)
+    }
+
+    fn check_mirror(&self, disk: &TapDisk, jobs: &[Value]) -> Result<()> {
+        let job = format!("{PREFIX}{}", disk.name);
+        let is_well = |row: &Value| row["device"] == job && row["io-status"].as_str() != Some("failed");
+        if !jobs.iter().any(is_well) {
+            bail!("the mirror of disk {} has ended", disk.name);
+        }
         Ok(())
+    }
+
+    /// The VM has a disk no more: ends its tap, and takes away what the disk has left in the VM because of it.
+    pub(crate) fn lose_disk(&mut self, at: usize) {
+        let disk = &mut self.disks[at];
+        let Ok(place) = std::mem::replace(&mut disk.place, Err(NotThere::Gone)) else { return };
+        let name = format!("{PREFIX}{}", disk.name);
+        let ended = self.monitor.ask("block-job-cancel", &json!({ "device": name, "force": true }));
+        let ended = ended.map_err(Into::into).and_then(|_| self.wait_for_job_end(&name));
+        if let Err(error) = ended.and_then(|()| Ok(self.logs(&place).remove_all()?)) {
+            tracing::warn!(
+                disk = name,
+                error = format!("{error:#}"),
+                "something of a disk's tap is left in the VM"
+            );
+        }
+        // libvirt does not try again to remove the nodes of a disk whose job was in the way.
+        let storage = place.node.strip_suffix("-format").map(|node| format!("{node}-storage"));
+        let orphans = storage.filter(|_| place.node.starts_with("libvirt-"));
+        let orphans = orphans.into_iter().flat_map(|storage| [place.node.clone(), storage]);
+        for node in [name].into_iter().chain(orphans) {
+            if let Err(error) = self.monitor.ask("blockdev-del", &json!({ "node-name": node })) {
+                tracing::debug!(%error, node, "not removed");
+            }
+        }
+    }
+
+    /// Images of disks that the operator has left out.
+    pub(crate) fn left_out(&self) -> Result<Vec<String>> {
+        let found = find_disks(&self.monitor)?.into_iter().map(|disk| disk.facts.image);
+        Ok(found.filter(|image| !self.disks.iter().any(|disk| disk.facts.image == *image)).collect())
+    }
+
+    /// The VM's process, where it can be told.
+    pub(crate) fn process(&self) -> Option<u32> {
+        self.monitor.peer_pid()
     }
 
     /// Begins every change log anew, and forgets those from before the last time.
@@ -224,12 +330,12 @@ impl Tap {
     /// # Errors
     /// As the VM says.
     pub(crate) fn rotate_logs(&self) -> Result<()> {
-        for disk in &self.disks {
-            let mut old = self.logs(disk).begin()?;
+        for (_, _, place) in self.placed() {
+            let mut old = self.logs(place).begin()?;
             // Writes that were under way when the last one of these was begun stand in the one before it.
             old.pop();
             for log in old {
-                self.logs(disk).remove(&log)?;
+                self.logs(place).remove(&log)?;
             }
         }
         Ok(())
@@ -241,8 +347,8 @@ impl Tap {
     /// As the VM says.
     pub(crate) fn detach(&self) -> Result<()> {
         self.clear()?;
-        for disk in &self.disks {
-            self.logs(disk).remove_all()?;
+        for (_, _, place) in self.placed() {
+            self.logs(place).remove_all()?;
         }
         Ok(())
     }
@@ -254,34 +360,50 @@ fn ours(rows: &[Value], key: &str) -> Vec<String> {
     names.filter(|name| name.starts_with(PREFIX)).map(str::to_owned).collect()
 }
 
+/// What the VM is doing, in QEMU's word.
+fn status_of_vm(monitor: &Monitor) -> Result<String> {
+    let status = monitor.execute("query-status")?;
+    Ok(status["status"].as_str().unwrap_or("unknown").to_owned())
+}
+
+/// A VM that has moved on leaves a process behind that says all is well.
+fn is_here(status: &str) -> Result<()> {
+    match status {
+        "postmigrate" => bail!(
+            "the VM was migrated or saved, and runs on elsewhere or not at all: nothing it writes there is protected.              Protect it where it runs; `vm unprotect` ends this protection"
+        ),
+        "inmigrate" => bail!("the VM is still on its way in from another host or a save file"),
+        _ => Ok(()),
+    }
+}
+
+/// Our name for a disk, what it was known by, and the disk.
+type Chosen<'a> = (String, Option<DiskFacts>, Result<&'a FoundDisk, NotThere>);
+
 /// The disks that are wanted, under our names.
-fn choose<'a>(wanted: &[Wanted], found: &'a [FoundDisk]) -> Result<Vec<(String, &'a FoundDisk)>> {
+fn choose<'a>(wanted: &[Wanted], found: &'a [FoundDisk]) -> Result<Vec<Chosen<'a>>> {
     if wanted.is_empty() {
         let letter = |at: usize| char::from(b'a' + at.min(25) as u8);
-        let all: Vec<_> =
-            found.iter().enumerate().map(|(at, disk)| (format!("vd{}", letter(at)), disk)).collect();
+        let all: Vec<_> = found
+            .iter()
+            .enumerate()
+            .map(|(at, disk)| (format!("vd{}", letter(at)), None, Ok(disk)))
+            .collect();
         if all.is_empty() {
             bail!("the VM has no disk that can be written");
         }
         return Ok(all);
     }
-    let not_there = |name: &str, why: &NotThere| format!("disk {name} is not there as it was: {why}");
     let one = |wanted: &Wanted| match wanted {
         Wanted::Called { name, called } => {
             let Some(disk) = found.iter().find(|disk| disk.is_called(called)) else {
                 let known: Vec<String> = found.iter().map(FoundDisk::describe).collect();
                 bail!("the VM has no disk {called:?} that can be written; it has {}", known.join(", "));
             };
-            Ok((name.clone(), disk))
+            Ok((name.clone(), None, Ok(disk)))
         }
-        Wanted::Named { name, was } => {
-            let disk = recognise_by_name(was, found);
-            Ok((name.clone(), disk.map_err(|why| anyhow::anyhow!(not_there(name, &why)))?))
-        }
-        Wanted::Known { name, facts } => {
-            let disk = recognise(facts, found);
-            Ok((name.clone(), disk.map_err(|why| anyhow::anyhow!(not_there(name, &why)))?))
-        }
+        Wanted::Named { name, was } => Ok((name.clone(), None, recognise_by_name(was, found))),
+        Wanted::Known { name, facts } => Ok((name.clone(), Some(facts.clone()), recognise(facts, found))),
     };
     wanted.iter().map(one).collect()
 }
