@@ -67,6 +67,8 @@ pub struct CaptureView {
     pub tracking: bool,
     /// Writes are missing since a `SyncBegin`.
     pub gap_open: bool,
+    /// Writes are made that nobody tells of: what is missing is known to the next capture only.
+    pub deaf: bool,
     pub dirty_blocks: u64,
     /// Blocks that are still to be compared.
     pub suspect_blocks: u64,
@@ -235,6 +237,8 @@ pub struct Sender {
     /// There was no room for a copy: none is made before this, or every one of them would read the disk for nothing.
     copies_at: Monotonic,
     closing: bool,
+    /// A sync could not be closed: it is not tried before this, or it would be tried without an end.
+    closes_at: Monotonic,
     hashing: bool,
     /// What is suspect cannot be hashed just now; after an answer or some time it is tried again.
     hashing_waits: bool,
@@ -274,6 +278,7 @@ impl Sender {
             copying: false,
             copies_at: now,
             closing: false,
+            closes_at: now,
             hashing: false,
             hashing_waits: false,
             hashed_for_another_link: false,
@@ -347,7 +352,9 @@ impl Sender {
             }
             SenderEvent::SyncClosed { closed } => {
                 self.closing = false;
-                if closed && self.state.is_syncing() {
+                if !closed {
+                    self.closes_at = now.plus(COPY_RETRY_DELAY);
+                } else if self.state.is_syncing() {
                     self.become_state(State::Journaling, effects);
                 }
             }
@@ -721,7 +728,7 @@ impl Sender {
                 self.copying = true;
                 effects.push(SenderEffect::CopyBlocks);
             }
-        } else if view.unsettled_blocks == 0 && !self.hashing {
+        } else if view.unsettled_blocks == 0 && !self.hashing && !view.deaf && now >= self.closes_at {
             self.closing = true;
             effects.push(SenderEffect::CloseSync);
         }

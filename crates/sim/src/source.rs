@@ -340,6 +340,7 @@ impl Agent {
         CaptureView {
             tracking: status.tracking,
             gap_open: status.gap_open,
+            deaf: status.deaf,
             dirty_blocks: status.dirty_blocks,
             suspect_blocks: status.suspect_blocks,
             unsettled_blocks: status.unsettled_blocks,

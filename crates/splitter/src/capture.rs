@@ -93,6 +93,8 @@ pub struct CaptureStatus {
     pub tracking: bool,
     /// Writes are missing from the stream since a `SyncBegin`.
     pub gap_open: bool,
+    /// Writes are made that nobody tells of, see [`Capture::lose_writes`].
+    pub deaf: bool,
     pub dirty_blocks: u64,
     /// Blocks that are to be compared, or are being compared.
     pub unsettled_blocks: u64,
@@ -332,6 +334,7 @@ impl Capture {
         CaptureStatus {
             tracking: inner.tracking,
             gap_open: inner.gap_open,
+            deaf: inner.is_deaf,
             dirty_blocks: inner.dirty.marked_blocks(),
             unsettled_blocks: inner.dirty.unsettled_blocks(),
             suspect_blocks: inner.dirty.suspect_blocks(),

@@ -223,5 +223,5 @@ pub const PAGE_ROWS_DEFAULT: usize = 100;
 /// So many sequences may lie between a write that was left out of a stream and the one that overwrites it.
 pub const LEFT_OUT_REACH_MAX: u64 = 1 << 32;
 
-/// How long no block is copied where there was no room for the last one.
+/// How long no block is copied where there was no room for the last one, and no sync closed that could not be.
 pub const COPY_RETRY_DELAY: Duration = Duration::from_millis(200);

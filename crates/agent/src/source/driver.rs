@@ -365,6 +365,7 @@ impl Driver {
             spills: status.spilled > status.released,
             tracking: status.tracking,
             gap_open: status.gap_open,
+            deaf: status.deaf,
             dirty_blocks: status.dirty_blocks,
             buffered_bytes: status.buffered_bytes,
             buffer_bytes_max: status.buffer_bytes_max,

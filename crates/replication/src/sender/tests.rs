@@ -17,6 +17,7 @@ fn idle() -> CaptureView {
     CaptureView {
         tracking: false,
         gap_open: false,
+        deaf: false,
         dirty_blocks: 0,
         suspect_blocks: 0,
         unsettled_blocks: 0,
@@ -379,6 +380,34 @@ fn copies_are_made_only_where_nothing_waits_for_the_link() {
     assert!(!copies(&mut bench, 0, false), "there was no room just now");
     bench.now = at(60_000);
     assert!(bench.step(SenderEvent::Received(Message::Heartbeat)).contains(&SenderEffect::CopyBlocks));
+}
+
+#[test]
+fn a_sync_that_could_not_be_closed_is_not_closed_again_at_once() {
+    let mut bench = Bench::journaling();
+    bench.view = CaptureView { gap_open: true, ..bench.view };
+    assert!(bench.step(SenderEvent::Tick).contains(&SenderEffect::CloseSync));
+    // Who carries out effects answers at once: another one here, and nothing else is ever done.
+    for event in [SenderEvent::SyncClosed { closed: false }, SenderEvent::Tick] {
+        assert!(!bench.step(event).contains(&SenderEffect::CloseSync));
+    }
+    bench.view.dirty_blocks = 1;
+    assert!(bench.step(SenderEvent::Tick).contains(&SenderEffect::CopyBlocks), "what was marked meanwhile");
+    bench.view.dirty_blocks = 0;
+    bench.step(SenderEvent::CopyDone { taken: true });
+    bench.now = at(5_000);
+    assert!(bench.step(SenderEvent::Received(Message::Heartbeat)).contains(&SenderEffect::CloseSync));
+}
+
+#[test]
+fn the_sync_of_a_vm_that_is_not_heard_any_more_is_not_closed() {
+    let mut bench = Bench::journaling();
+    bench.view = CaptureView { gap_open: true, deaf: true, ..bench.view };
+    for at_ms in [0, 5_000] {
+        bench.now = at(at_ms);
+        assert!(!bench.step(SenderEvent::Received(Message::Heartbeat)).contains(&SenderEffect::CloseSync));
+    }
+    assert_eq!(bench.sender.state(), State::BitmapSync);
 }
 
 #[test]
