@@ -47,6 +47,10 @@ pub(crate) enum AlertKind {
     Disks,
     /// A VM under the tap cannot be read for a sync.
     Reading,
+    /// A disk image that is open is not what is protected.
+    Image,
+    /// Somebody else than the VM has written to a disk image.
+    WrittenBeside,
     /// The recovery side does not know yet that a VM has left.
     Departure,
     /// At the recovery side: a VM's site has sent nothing for longer than the bound.
@@ -59,7 +63,7 @@ pub(crate) enum AlertKind {
 
 impl AlertKind {
     /// What is said of a VM that is protected here.
-    const OF_A_PROTECTION: [Self; 10] = [
+    const OF_A_PROTECTION: [Self; 12] = [
         Self::Rpo,
         Self::NeverCopied,
         Self::History,
@@ -70,6 +74,8 @@ impl AlertKind {
         Self::Protection,
         Self::Disks,
         Self::Reading,
+        Self::Image,
+        Self::WrittenBeside,
     ];
 
     /// The word for it in log, API and screens.
@@ -85,6 +91,8 @@ impl AlertKind {
             Self::Protection => "protection",
             Self::Disks => "disks",
             Self::Reading => "reading",
+            Self::Image => "image",
+            Self::WrittenBeside => "written-beside",
             Self::Departure => "departure",
             Self::SourceSilent => "source-silent",
             Self::Guest => "guest",
@@ -102,6 +110,8 @@ impl AlertKind {
             | Self::Protection
             | Self::Disks
             | Self::Reading
+            | Self::Image
+            | Self::WrittenBeside
             | Self::SourceSilent
             | Self::Guest
             | Self::Agent => Severity::Critical,
@@ -127,6 +137,8 @@ impl AlertKind {
             Self::Protection => "do what the alert says; it is tried again by itself",
             Self::Disks => "do what the alert says, or plug the disk in again",
             Self::Reading => "do what the alert says; it is tried again by itself",
+            Self::Image => "do what the alert says; it is tried again by itself",
+            Self::WrittenBeside => "find out who writes to the image beside the VM, and end that",
             Self::Departure => "see that the recovery side can be reached; it is told again by itself",
             Self::SourceSilent => {
                 "look at the VM's site: its host, its agent and the link; if it is gone for good, fail over or `holdfast vm forget`"

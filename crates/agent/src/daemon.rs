@@ -80,6 +80,7 @@ impl Agent {
         }
         // The protected side first: guests wait for their disks, journals can wait.
         source.resume_all()?;
+        tokio::spawn(source.clone().retry_regularly());
         let app = App {
             site: config.site.clone(),
             agent: config.agent.clone(),
@@ -117,7 +118,6 @@ impl Agent {
         }
         tokio::spawn(watch_certificate(pki.clone(), alerts));
         serve(app, &config.api_socket, config.api_listen, &pki).await?;
-        tokio::spawn(source.clone().retry_regularly());
         tracing::info!(socket = %config.api_socket.display(), "ready");
         Ok(Self { source, api_socket: config.api_socket })
     }

@@ -11,6 +11,8 @@ pub enum ErrorKind {
     NotFound,
     /// It does not fit the state things are in.
     Conflict,
+    /// Somebody has what it needs, perhaps an agent that is just ending.
+    InUse,
     /// It may succeed later.
     Unavailable,
     /// Something broke.
@@ -36,6 +38,10 @@ impl OperationError {
 
     pub fn conflict(detail: impl Into<String>) -> Self {
         Self { kind: ErrorKind::Conflict, detail: detail.into() }
+    }
+
+    pub fn in_use(detail: impl Into<String>) -> Self {
+        Self { kind: ErrorKind::InUse, detail: detail.into() }
     }
 
     pub fn unavailable(detail: impl Into<String>) -> Self {

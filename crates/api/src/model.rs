@@ -32,8 +32,8 @@ pub struct Status {
 /// Something that is wrong and wants somebody, until its cause is gone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Alert {
-    /// `rpo`, `never-copied`, `history`, `sync-degraded`, `link-down`, `failed`, `fenced`, `protection`, `departure`,
-    /// `source-silent`, `guest` or `agent`.
+    /// `rpo`, `never-copied`, `history`, `sync-degraded`, `link-down`, `failed`, `fenced`, `protection`, `image`,
+    /// `written-beside`, `departure`, `source-silent`, `guest` or `agent`.
     pub kind: String,
     /// The VM or the part of the agent that it is about.
     pub subject: String,

@@ -25,6 +25,7 @@ use bytes::Bytes;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use types::limits::{BATCH_RECORDS_MAX, BLOCK_BYTES, RANGE_BYTES_MAX, RECORD_BYTES_MAX};
 use types::{BlockIndex, ByteRange, Checkpoint, DiskIndex, GroupCounter, Incarnation, WallTime, WriteSeq};
@@ -49,6 +50,9 @@ pub struct Capture {
     released: Condvar,
     /// Told whenever there is something new to send or a state to follow.
     wake: Box<dyn Fn() + Send + Sync>,
+    /// Guest writes that were begun, and that have ended in whatever way, since the agent started.
+    begun: AtomicU64,
+    ended: AtomicU64,
 }
 
 struct Inner {
@@ -167,6 +171,8 @@ impl Capture {
             inner: PoliteLock::new(inner),
             released: Condvar::new(),
             wake,
+            begun: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
         }
     }
 
@@ -183,7 +189,9 @@ impl Capture {
             let mut inner = self.lock();
             let cold = inner.dirty.cold(disk, range);
             if cold.is_empty() {
-                return inner.dirty.begin_write(disk, range);
+                inner.dirty.begin_write(disk, range)?;
+                self.begun.fetch_add(1, Ordering::SeqCst);
+                return Ok(());
             }
             drop(inner);
             self.heat(&cold)?;
@@ -200,7 +208,17 @@ impl Capture {
         if !inner.dirty.cold(disk, range).is_empty() {
             return Ok(false);
         }
-        inner.dirty.begin_write(disk, range).map(|()| true)
+        inner.dirty.begin_write(disk, range)?;
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        Ok(true)
+    }
+
+    /// How many guest writes were begun, none of them being under way; none while one is. As long as it stays the same,
+    /// whoever changes a disk is somebody else.
+    pub fn quiet_since(&self) -> Option<u64> {
+        let ended = self.ended.load(Ordering::SeqCst);
+        let begun = self.begun.load(Ordering::SeqCst);
+        (begun == ended).then_some(begun)
     }
 
     /// What held writes wait for may have come.
@@ -219,6 +237,7 @@ impl Capture {
     /// with the range lock let go, [`Capture::hold`] has too. What is returned is for that.
     pub fn commit(&self, disk: DiskIndex, kind: Kind, range: ByteRange, payload: &Bytes) -> WriteSeq {
         debug_assert!(kind.is_guest_write());
+        self.ended.fetch_add(1, Ordering::SeqCst);
         let mut inner = self.lock();
         inner.writes += 1;
         inner.write_bytes += range.len;
@@ -296,6 +315,7 @@ impl Capture {
 
     /// A local write that was begun has failed: what the range holds now is unknown, so it is to be copied.
     pub fn suspect(&self, disk: DiskIndex, range: ByteRange) {
+        self.ended.fetch_add(1, Ordering::SeqCst);
         let mut inner = self.lock();
         inner.begin_gap(&self.counter, &self.pool);
         inner.dirty.end_write(disk, range, None);
@@ -306,6 +326,7 @@ impl Capture {
 
     /// A local write that was begun has changed nothing.
     pub fn abandon(&self, disk: DiskIndex, range: ByteRange) {
+        self.ended.fetch_add(1, Ordering::SeqCst);
         self.lock().dirty.abandon_write(disk, range);
     }
 

@@ -91,6 +91,17 @@ pub trait LocalDisk: Send + Sync + fmt::Debug {
     fn identity(&self) -> io::Result<Option<DiskIdentity>> {
         Ok(None)
     }
+    /// Whether the mtime of its file changes at once with a write, and with nothing else.
+    fn has_prompt_times(&self) -> bool {
+        false
+    }
+    /// Whether its name still leads to it.
+    ///
+    /// # Errors
+    /// As the file system says.
+    fn look(&self) -> io::Result<Look> {
+        Ok(Look::Named { size_bytes: self.size_bytes() })
+    }
     /// Has what others left in the page cache written to the disk, where that could come later and change what was
     /// read. To be said before everything is read.
     fn settle_others(&self) {}
@@ -109,6 +120,17 @@ pub trait LocalDisk: Send + Sync + fmt::Debug {
             extents
         })
     }
+}
+
+/// What has become of a disk that is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// Its name leads to it, and it has this size now.
+    Named { size_bytes: u64 },
+    /// Its name leads to another file.
+    Replaced,
+    /// Nothing has its name.
+    Gone,
 }
 
 /// What a guest changes of a disk; it lies within it.
@@ -177,6 +199,19 @@ impl ProtectedDisk {
     /// As the file system says.
     pub fn identity(&self) -> io::Result<Option<DiskIdentity>> {
         self.local.identity()
+    }
+
+    /// Whether its name still leads to it.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn look(&self) -> io::Result<Look> {
+        self.local.look()
+    }
+
+    /// Whether the mtime of its file changes at once with a write, and with nothing else.
+    pub fn has_prompt_times(&self) -> bool {
+        self.local.has_prompt_times()
     }
 
     pub(crate) fn index(&self) -> DiskIndex {

@@ -47,7 +47,7 @@ pub use capture::{Capture, CaptureConfig, CaptureStatus, Taken};
 pub use copy::{CopyError, HashedRun, copy_some_blocks, hash_some_blocks, mark_allocated, verify_everything};
 pub use device::{BlockDevice, Extent, ExtentKind};
 pub use dirty_map::{DirtyMap, MapStore};
-pub use disk::{Change, LocalDisk, ProtectedDisk};
+pub use disk::{Change, LocalDisk, Look, ProtectedDisk};
 pub use identity::{DiskIdentity, FileTime};
 pub use image_file::ImageFile;
 pub use kept_header::{Boot, Kept};

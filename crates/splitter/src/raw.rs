@@ -3,14 +3,14 @@
 use crate::bounce::{BOUNCE_ALIGN, Bounce};
 use crate::clock;
 use crate::device::{Extent, ExtentKind};
-use crate::disk::LocalDisk;
+use crate::disk::{LocalDisk, Look};
 use crate::identity::{DiskIdentity, FileTime};
 use crate::image_lock;
 use rustix::fs::{AtFlags, FallocateFlags, SeekFrom, Statx, StatxFlags};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -121,6 +121,11 @@ impl RawDisk {
         self.size_bytes
     }
 
+    /// Serves no more than the first `size_bytes` of an image that has grown.
+    pub fn limit_to(&mut self, size_bytes: u64) {
+        self.size_bytes = self.size_bytes.min(size_bytes);
+    }
+
     /// Whether direct I/O takes it as it is.
     fn is_aligned(&self, range: ByteRange, memory: &[u8]) -> bool {
         let address = memory.as_ptr() as usize;
@@ -199,6 +204,28 @@ impl LocalDisk for RawDisk {
         let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
         let facts = rustix::fs::statx(&self.file, c"", AtFlags::EMPTY_PATH, wanted)?;
         Ok(Some(identity_of(&facts, clock::wall_nanoseconds())))
+    }
+
+    /// The file systems that make holes fast are those of this host.
+    fn has_prompt_times(&self) -> bool {
+        self.zeroes_fast
+    }
+
+    fn look(&self) -> io::Result<Look> {
+        let named = match std::fs::metadata(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Look::Gone),
+            other => other?,
+        };
+        let open = self.file.metadata()?;
+        let file = |facts: &std::fs::Metadata| {
+            if facts.is_file() { (facts.dev(), facts.ino()) } else { (0, facts.rdev()) }
+        };
+        if named.is_file() != open.is_file() || file(&named) != file(&open) {
+            return Ok(Look::Replaced);
+        }
+        let size_bytes =
+            if open.is_file() { open.len() } else { rustix::fs::seek(&self.file, SeekFrom::End(0))? };
+        Ok(Look::Named { size_bytes })
     }
 
     /// Pages of a block device's partitions are invisible through the device itself, and neither a sync nor a flush of

@@ -43,7 +43,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let (status, kind, title) = match self.0.kind {
-            ErrorKind::Invalid => (StatusCode::UNPROCESSABLE_ENTITY, "invalid", "The request is not valid"),
+            ErrorKind::Invalid | ErrorKind::InUse => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "invalid", "The request is not valid")
+            }
             ErrorKind::NotFound => (StatusCode::NOT_FOUND, "not-found", "There is no such thing"),
             ErrorKind::Conflict => (StatusCode::CONFLICT, "conflict", "It does not fit the present state"),
             ErrorKind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Not possible now"),

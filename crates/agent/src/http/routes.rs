@@ -158,8 +158,11 @@ async fn resume(State(app): State<App>, Path(name): Path<String>) -> Answer<Prot
     (status = 404, body = Problem, content_type = "application/problem+json"),
 ))]
 async fn resync(State(app): State<App>, Path(name): Path<String>) -> Answer<ProtectedVm> {
+    {
+        let (source, name) = (app.source.clone(), name.clone());
+        beside(move || source.resync(&name)).await?;
+    }
     let vm = app.source.vm(&name)?;
-    vm.command(Command::Resync);
     settle(|| vm.state_name() == "delta-sync").await;
     Ok(Json(vm.to_api()))
 }

@@ -1,61 +1,141 @@
-//! Looks at the images of a protected VM each second: what they are seen as is noted beside the dirty map, by which the
-//! next agent tells whether anybody else wrote to them.
+//! Looks at the images of a protected VM each second.
+//!
+//! - What they are seen as is noted beside the dirty map, by which the next agent tells whether anybody else wrote to
+//!   them.
+//! - A name that leads to another file or to none, or a size that is another, is an alert, and the VM counts as failed. As
+//!   long as somebody uses the disk it stays open, for a guest must not lose it, and what is written is still sent; once
+//!   nobody does, it is closed, so that nobody begins to write to what is gone at the agent's next start.
+//! - An image that changes while nobody of ours writes to it was changed by somebody else: everything is compared.
 //!
 //! A look never waits for another: one that hangs on a disk that hangs is followed by none.
 
+use super::driver::Command;
 use super::vm::ProtectedVm;
+use super::{ProtectionRecord, Source};
+use crate::alerts::{AlertKind, Cause};
 use crate::clock;
-use splitter::DiskIdentity;
+use splitter::{DiskIdentity, FileTime};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Every so many looks what the images are seen as is made durable, for the time after a crash of the host.
 const LOOKS_PER_DURABLE_NOTE: u64 = 10;
+/// For so many looks others' writes are told of.
+const LOOKS_TOLD: u64 = 60;
+
+type Seen = Vec<Option<DiskIdentity>>;
+
+/// What the looks so far have found.
+#[derive(Debug, Default)]
+struct Watch {
+    looks: u64,
+    /// What was last made durable.
+    durable: Option<Seen>,
+    /// How many writes of ours had been made when nothing was under way, and what the images were then.
+    quiet: Option<(u64, Vec<FileTime>)>,
+    /// When others' writes were last found.
+    others_at: Option<u64>,
+}
 
 /// Watches until the VM is stopped or forgotten.
-pub(super) async fn watch(vm: Weak<ProtectedVm>) {
-    let mut durable: Option<Vec<Option<DiskIdentity>>> = None;
-    for look in 0u64.. {
+pub(super) async fn watch(source: Arc<Source>, vm: Weak<ProtectedVm>) {
+    let mut watch = Watch::default();
+    loop {
         tokio::time::sleep(LOOK_INTERVAL).await;
         let Some(vm) = vm.upgrade().filter(|vm| !vm.is_ending()) else { return };
-        let last = durable.take();
+        let source = source.clone();
         let looking = tokio::task::spawn_blocking(move || {
-            let seen = note(&vm);
-            if look % LOOKS_PER_DURABLE_NOTE == 0 { note_durably(&vm, seen, last) } else { last }
+            let (name, let_go) = (vm.name(), watch.look(&source, &vm));
+            drop(vm);
+            let_go.iter().for_each(|why| source.let_image_go(&name, why));
+            watch
         });
-        durable = looking.await.expect("a panic aborts the process");
+        watch = looking.await.expect("a panic aborts the process");
     }
 }
 
-/// Notes what the disks are seen as, none where one cannot be looked at.
-fn note(vm: &Arc<ProtectedVm>) -> Option<Vec<Option<DiskIdentity>>> {
-    match vm.identities() {
-        Ok(seen) => {
-            vm.capture().note_alive(clock::wall(), &seen);
-            Some(seen)
+impl Watch {
+    /// Looks once. Why the images are to be let go, if they are.
+    fn look(&mut self, source: &Source, vm: &Arc<ProtectedVm>) -> Option<String> {
+        let quiet_before = vm.capture().quiet_since();
+        let looked = vm.identities().and_then(|seen| Ok((seen, vm.trouble_with_images()?)));
+        let (seen, trouble) = match looked {
+            Ok(looked) => looked,
+            Err(error) => {
+                tracing::warn!(vm = vm.name(), %error, "a disk cannot be looked at");
+                return None;
+            }
+        };
+        vm.capture().note_alive(clock::wall(), &seen);
+        self.find_others(source, vm, quiet_before, &seen);
+        if self.looks.is_multiple_of(LOOKS_PER_DURABLE_NOTE) {
+            self.note_durably(vm, seen);
         }
-        Err(error) => {
-            tracing::warn!(vm = vm.name(), %error, "a disk cannot be looked at");
-            None
+        self.looks += 1;
+        let cause = Cause::new(AlertKind::Image, vm.name());
+        match trouble {
+            None => {
+                vm.set_trouble(None);
+                source.alerts.clear(cause);
+            }
+            Some(trouble) if trouble.may_stay_open || vm.is_used() => {
+                let text = format!("VM {} is not protected: {}", vm.name(), trouble.text);
+                source.alerts.raise(cause, text);
+                vm.set_trouble(Some(trouble.text));
+            }
+            Some(trouble) => {
+                source.alerts.clear(cause);
+                return Some(trouble.text);
+            }
         }
+        None
     }
-}
 
-/// Notes what was `seen` where it is new since the `last` such note, once the disks have it as well. What was noted
-/// last then.
-fn note_durably(
-    vm: &Arc<ProtectedVm>,
-    seen: Option<Vec<Option<DiskIdentity>>>,
-    last: Option<Vec<Option<DiskIdentity>>>,
-) -> Option<Vec<Option<DiskIdentity>>> {
-    let Some(seen) = seen else { return last };
-    if last.as_ref() != Some(&seen)
-        && let Err(error) = vm.disks().iter().try_for_each(|disk| disk.sync_all())
-    {
-        tracing::warn!(vm = vm.name(), %error, "a disk cannot be synced: after a crash of the host more is compared");
-        return last;
+    /// Notes what was seen where it is new since the last such note, once the disks have it as well.
+    fn note_durably(&mut self, vm: &ProtectedVm, seen: Seen) {
+        if self.durable.as_ref() != Some(&seen)
+            && let Err(error) = vm.disks().iter().try_for_each(|disk| disk.sync_all())
+        {
+            let text = "a disk cannot be synced: after a crash of the host more is compared";
+            tracing::warn!(vm = vm.name(), %error, "{text}");
+            return;
+        }
+        vm.capture().note_durable(clock::wall(), &seen);
+        self.durable = Some(seen);
     }
-    vm.capture().note_durable(clock::wall(), &seen);
-    Some(seen)
+
+    /// Finds images that have changed between two looks though nothing of ours was written, or under way, from before
+    /// the first until after the second.
+    fn find_others(&mut self, source: &Source, vm: &ProtectedVm, quiet_before: Option<u64>, seen: &Seen) {
+        let prompt = vm.disks().iter().map(|disk| disk.has_prompt_times());
+        let times = seen.iter().zip(prompt).map(|(identity, prompt)| {
+            identity.filter(|_| prompt).map_or(FileTime::default(), |identity| identity.modified_at)
+        });
+        let times: Vec<FileTime> = times.collect();
+        let still_quiet = quiet_before.is_some() && vm.capture().quiet_since() == quiet_before;
+        let quiet = quiet_before.filter(|_| still_quiet).map(|writes| (writes, times));
+        let cause = Cause::new(AlertKind::WrittenBeside, vm.name());
+        if let (Some((writes, times)), Some((writes_now, times_now))) = (&self.quiet, &quiet)
+            && writes == writes_now
+            && times != times_now
+        {
+            let at = times.iter().zip(times_now).position(|(then, now)| then != now).unwrap_or(0);
+            let record: ProtectionRecord = vm.record();
+            let path = record.disks.get(at).map(|disk| disk.path.display().to_string()).unwrap_or_default();
+            let text = format!(
+                "VM {}: disk image {path} was written to by somebody else, not through the agent: everything is compared. \
+                 Find out who did; `fuser --verbose {path}` shows who has it open",
+                record.name
+            );
+            source.alerts.raise(cause.clone(), text);
+            vm.command(Command::Resync);
+            self.others_at = Some(self.looks);
+        }
+        if self.others_at.is_some_and(|at| self.looks > at + LOOKS_TOLD) {
+            self.others_at = None;
+            source.alerts.clear(cause);
+        }
+        self.quiet = quiet;
+    }
 }

@@ -12,6 +12,7 @@ mod group;
 mod host_devices;
 mod hosts;
 mod image_watch;
+mod images;
 mod member;
 mod nbd_tls;
 mod outbox;
@@ -29,7 +30,7 @@ use crate::alerts::{AlertKind, Alerts, Cause};
 use crate::artifacts::Artifacts;
 use crate::clock;
 use crate::config::{Compression, Config};
-use crate::error::{OperationError, Result};
+use crate::error::{ErrorKind, OperationError, Result};
 use crate::hypervisor::VmDefinition;
 use crate::link::split_peer;
 use crate::pki::Pki;
@@ -45,11 +46,11 @@ use host_devices::HostDevices;
 pub(crate) use nbd_tls::serve_disks;
 use peers::Peers;
 use record::{DiskRecord, FileRecord, FirstSync, ProtectionRecord};
-use splitter::BufferPool;
 use splitter::nbd::Export;
+use splitter::{BufferPool, RawDisk};
 use stalled::Stalled;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tapped::{NamedBy, VmTap, clear_alerts};
@@ -57,6 +58,8 @@ use types::limits::{DEFINITION_BYTES_MAX, DISKS_MAX, TAG_BYTES_MAX};
 use types::{CheckpointKind, Epoch, GroupId, RunNumber, VmId, WriteSeq, is_plain_name};
 pub(crate) use vm::{ProtectedVm, with_sources};
 
+/// When what was found in use is tried again, the first time; each time after that is twice as long away.
+const RETRY_SOON: Duration = Duration::from_millis(50);
 /// How often a protection that could not be taken up is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -136,8 +139,9 @@ impl Source {
 
     /// Tries again, for ever, what could not be taken up.
     pub(crate) async fn retry_regularly(self: Arc<Self>) {
+        let mut delay = RETRY_SOON;
         loop {
-            tokio::time::sleep(RETRY_INTERVAL).await;
+            tokio::time::sleep(delay).await;
             let waiting: Vec<_> = self.stalled().values().map(|stalled| stalled.record.clone()).collect();
             for record in waiting {
                 tokio::task::block_in_place(|| {
@@ -147,11 +151,16 @@ impl Source {
                     }
                 });
             }
+            let is_soon = self.stalled().values().any(|stalled| stalled.may_come_free());
+            delay = if is_soon { (delay * 2).min(RETRY_INTERVAL) } else { RETRY_INTERVAL };
         }
     }
 
     fn take_up(self: &Arc<Self>, record: ProtectionRecord) {
         let name = record.name.clone();
+        if self.vms().contains_key(&name) {
+            return;
+        }
         match self.begin(record.clone(), NamedBy::Record) {
             Ok(vm) => {
                 self.save_changed(&vm, &record);
@@ -160,11 +169,21 @@ impl Source {
                 }
                 self.alerts.clear(Cause::new(AlertKind::Protection, &name));
             }
+            // Somebody else, the operator or the one who tries again, was faster.
+            Err(_) if self.vms().contains_key(&name) => {}
             Err(error) => {
-                let error = error.detail;
-                let text = format!("VM {name} is not protected: {error}; tried again by itself");
-                self.alerts.raise(Cause::new(AlertKind::Protection, &name), text);
-                self.stalled().insert(name, Stalled { record, error });
+                let is_in_use = error.kind == ErrorKind::InUse;
+                let before = self.stalled().get(&name).map_or(0, |stalled| stalled.found_in_use);
+                let found_in_use = if is_in_use { before + 1 } else { 0 };
+                let stalled = Stalled::new(record, error.detail, found_in_use);
+                if stalled.may_come_free() {
+                    tracing::info!(vm = name, error = stalled.error, "not taken up yet");
+                } else {
+                    let text =
+                        format!("VM {name} is not protected: {}; tried again by itself", stalled.error);
+                    self.alerts.raise(Cause::new(AlertKind::Protection, &name), text);
+                }
+                self.stalled().insert(name, stalled);
             }
         }
     }
@@ -213,6 +232,7 @@ impl Source {
             name: disk.name.clone(),
             path: disk.path.clone().into(),
             tapped: None,
+            file: None,
         });
         let record = ProtectionRecord {
             vm: VmId::from_bytes(random()).to_string(),
@@ -229,6 +249,7 @@ impl Source {
             coordinator: request.coordinator.clone(),
             qmp: request.qmp.clone().map(PathBuf::from),
             left_out: Vec::new(),
+            let_go: false,
             ublk: if request.ublk { self.device_numbers(request)? } else { Vec::new() },
             first_sync: FirstSync::NotBegun,
             fenced: None,
@@ -435,9 +456,28 @@ impl Source {
     /// The writes of a VM that runs on its own image do not arrive any more: it is taken up anew as soon as it can
     /// be reached.
     fn lose_tap(self: &Arc<Self>, name: &str, why: &str) {
-        let Ok(vm) = self.vm(name) else { return };
         let text = format!("VM {name} is not protected: the tap is lost: {why}; attached again by itself");
-        self.alerts.raise(Cause::new(AlertKind::Protection, name), text);
+        self.lose(name, why, text, |_| ());
+    }
+
+    /// An image is not what it was, and nobody uses it: it is closed, and taken up again once it is what it was, or
+    /// the operator says that it is meant.
+    fn let_image_go(self: &Arc<Self>, name: &str, why: &str) {
+        // Not while it is being unprotected, which this would undo.
+        let _changing = self.changing.lock().expect("a panic aborts the process");
+        let text = format!("VM {name} is not protected: {why}");
+        self.lose(name, why, text, |record| record.let_go = true);
+    }
+
+    fn lose(
+        self: &Arc<Self>,
+        name: &str,
+        why: &str,
+        alert: String,
+        note: impl FnOnce(&mut ProtectionRecord),
+    ) {
+        let Ok(vm) = self.vm(name) else { return };
+        self.alerts.raise(Cause::new(AlertKind::Protection, name), alert);
         clear_alerts(self, name);
         vm.group().leave(vm.id());
         vm.stop();
@@ -448,11 +488,40 @@ impl Source {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        let stalled = Stalled { record: vm.record(), error: why.to_owned() };
+        let mut record = vm.record();
+        let before = record.clone();
+        note(&mut record);
+        if record != before
+            && let Err(error) = save_record(&self.state, &record)
+        {
+            tracing::error!(
+                vm = name,
+                error = format!("{error:#}"),
+                "that its image was let go is not recorded"
+            );
+        }
+        let stalled = Stalled::new(record, why.to_owned(), 0);
         // In one step, so that an operator always finds it in one of the two.
         let mut vms = self.vms();
         self.stalled().insert(name.to_owned(), stalled);
         vms.remove(name);
+    }
+
+    /// Has everything of a VM compared. Of one whose image was let go it says that the image that is there now is
+    /// meant.
+    pub(crate) fn resync(self: &Arc<Self>, name: &str) -> Result<()> {
+        let _changing = self.changing.lock().expect("a panic aborts the process");
+        let stalled = self.stalled().get(name).cloned();
+        let Some(stalled) = stalled.filter(|stalled| stalled.record.let_go) else {
+            self.vm(name)?.command(Command::Resync);
+            return Ok(());
+        };
+        let mut record = stalled.record;
+        record.let_go = false;
+        save_record(&self.state, &record)?;
+        self.take_up(record);
+        let error = self.stalled().get(name).map(|stalled| stalled.error.clone());
+        error.map_or(Ok(()), |error| Err(OperationError::conflict(error)))
     }
 
     fn end(self: &Arc<Self>, vm: &Arc<ProtectedVm>) {
@@ -564,7 +633,7 @@ fn check_formats(request: &ProtectRequest) -> Result<()> {
         }
         None if request.qmp.is_some() => Ok(()),
         None => request.disks.iter().try_for_each(|disk| {
-            let checked = splitter::RawDisk::check_is_raw(std::path::Path::new(&disk.path));
+            let checked = RawDisk::check_is_raw(Path::new(&disk.path));
             checked.map_err(|error| OperationError::invalid(with_sources(&error)))
         }),
     }

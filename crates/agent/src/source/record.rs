@@ -29,6 +29,9 @@ pub(crate) struct ProtectionRecord {
     /// Images of disks that the operator of a VM that runs on its own image has left out.
     #[serde(default)]
     pub(crate) left_out: Vec<String>,
+    /// An image was closed because its path led elsewhere: only the file that it was is taken up.
+    #[serde(default)]
+    pub(crate) let_go: bool,
     /// Numbers of the ublk devices that its disks are, in their order; empty where none were asked for.
     #[serde(default)]
     pub(crate) ublk: Vec<u32>,
@@ -61,6 +64,24 @@ pub(crate) struct DiskRecord {
     /// path is the name that QEMU had for it.
     #[serde(default)]
     pub(crate) tapped: Option<TappedRecord>,
+    /// What its path led to when it was last taken up; none of a VM that runs on its own image.
+    #[serde(default)]
+    pub(crate) file: Option<ImageFile>,
+}
+
+/// Which file or block device a disk is. Nothing here changes with a boot of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ImageFile {
+    pub(crate) size_bytes: u64,
+    /// Both 0 of a block device.
+    pub(crate) inode: u64,
+    pub(crate) made_at_nanoseconds: i64,
+}
+
+impl ImageFile {
+    pub(crate) fn is_same_file(&self, other: &ImageFile) -> bool {
+        (self.inode, self.made_at_nanoseconds) == (other.inode, other.made_at_nanoseconds)
+    }
 }
 
 /// See [`crate::hypervisor::DiskFacts`].

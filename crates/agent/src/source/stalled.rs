@@ -13,9 +13,30 @@ pub(super) struct Stalled {
     pub(super) record: ProtectionRecord,
     /// Why it could not be taken up last time.
     pub(super) error: String,
+    /// How often it was found in use, one time after the other.
+    pub(super) found_in_use: u32,
 }
 
+/// So often, in about a second and a half, an image may be found in use by an agent that is just ending.
+const FOUND_IN_USE_MAX: u32 = 5;
+
 impl Stalled {
+    pub(super) fn new(record: ProtectionRecord, error: String, found_in_use: u32) -> Self {
+        let mut stalled = Self { record, error, found_in_use };
+        if stalled.may_come_free() {
+            stalled.error = format!(
+                "{}. If an agent that had it has just ended, or was killed, the system gives it back in a moment: tried again at once",
+                stalled.error
+            );
+        }
+        stalled
+    }
+
+    /// Whether whoever has the image may be about to end.
+    pub(super) fn may_come_free(&self) -> bool {
+        (1..=FOUND_IN_USE_MAX).contains(&self.found_in_use)
+    }
+
     /// The VM for the operator: as `failed`, with what is to be done about it.
     pub(super) fn to_api(&self, state: &StateDir, boot_id: [u8; 16]) -> api::ProtectedVm {
         let record = &self.record;

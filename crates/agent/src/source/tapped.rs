@@ -61,6 +61,7 @@ impl VmTap {
                 name: disk.name.clone(),
                 path: PathBuf::from(&disk.facts.image),
                 tapped: None,
+                file: None,
             };
             record.disks = tap.disks().iter().map(name_by_image).collect();
         }

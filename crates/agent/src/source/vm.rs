@@ -5,6 +5,7 @@ use super::Source;
 use super::driver::{self, Command};
 use super::group::Group;
 use super::image_watch;
+use super::images::{Trouble, check_at_start, image_file, trouble};
 use super::record::{FirstSync, ProtectionRecord};
 use super::stream_status::StreamStatus;
 use super::tapped::{NamedBy, VmTap};
@@ -17,7 +18,7 @@ use replication::{KeptStream, SyncReason};
 use splitter::nbd::Export;
 use splitter::{
     BlockDevice, Boot, Capture, CaptureConfig, DirtyMap, DiskIdentity, LocalDisk, MapFile, ProtectedDisk,
-    RawDisk, RegionLog,
+    RawDisk, RawDiskError, RegionLog,
 };
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -48,6 +49,8 @@ pub(crate) struct ProtectedVm {
     tap: Option<Arc<VmTap>>,
     /// It is being stopped.
     ending: AtomicBool,
+    /// What is wrong with an image that somebody uses.
+    trouble: Mutex<Option<String>>,
     commands: mpsc::UnboundedSender<Command>,
     status: Mutex<StreamStatus>,
     /// The streams that what is marked was kept for when the agent last ended.
@@ -68,7 +71,7 @@ impl ProtectedVm {
             Some(control) => Some(Arc::new(VmTap::open(source, &mut record, &control, named_by)?)),
             None => None,
         };
-        let (locals, facts) = open_disks(&record, tap.as_deref())?;
+        let (locals, facts) = open_disks(&mut record, tap.as_deref())?;
         let wake = Arc::new(Notify::new());
         let sizes: Vec<u64> = facts.iter().map(|(size, _)| *size).collect();
         let waker = {
@@ -115,6 +118,7 @@ impl ProtectedVm {
             remote: Mutex::default(),
             tap: tap.clone(),
             ending: AtomicBool::new(false),
+            trouble: Mutex::default(),
             commands,
             kept,
             suspects_because,
@@ -123,7 +127,7 @@ impl ProtectedVm {
             tap.watch(source, &name)?;
         }
         tokio::spawn(driver::drive(vm.clone(), source.clone(), wake, inbox));
-        tokio::spawn(image_watch::watch(Arc::downgrade(&vm)));
+        tokio::spawn(image_watch::watch(source.clone(), Arc::downgrade(&vm)));
         Ok(vm)
     }
 
@@ -181,13 +185,39 @@ impl ProtectedVm {
     }
 
     pub(crate) fn state_name(&self) -> String {
-        self.lock_status().state.clone()
+        if self.lock_trouble().is_some() { "failed".into() } else { self.lock_status().state.clone() }
+    }
+
+    fn lock_trouble(&self) -> MutexGuard<'_, Option<String>> {
+        self.trouble.lock().expect("a panic aborts the process")
+    }
+
+    /// Says that an image is not what is protected, though what is written is still sent; none where all are.
+    pub(super) fn set_trouble(&self, trouble: Option<String>) {
+        *self.lock_trouble() = trouble;
+    }
+
+    /// What is wrong with the first image that is not what it was when it was opened.
+    pub(super) fn trouble_with_images(&self) -> io::Result<Option<Trouble>> {
+        let record = self.record();
+        for (disk, open) in record.disks.iter().zip(&self.disks) {
+            let found = trouble(open.look()?, &disk.path, &record.name, BlockDevice::size_bytes(&**open));
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
     }
 
     /// How many clients are connected, of any kind.
     pub(crate) fn clients(&self) -> usize {
         let server = self.server.lock().expect("a panic aborts the process");
         server.as_ref().map_or(0, DiskServer::connections) + self.remote_clients()
+    }
+
+    /// Whether somebody may be about to write. Who uses a block device of this host cannot be told.
+    pub(super) fn is_used(&self) -> bool {
+        self.clients() > 0 || !self.lock_record().ublk.is_empty()
     }
 
     fn remote_clients(&self) -> usize {
@@ -287,7 +317,12 @@ impl ProtectedVm {
     pub(crate) fn to_api(&self) -> api::ProtectedVm {
         let record = self.record();
         let capture = self.capture.status();
-        let stream = self.lock_status().clone();
+        let mut stream = self.lock_status().clone();
+        if let Some(trouble) = self.lock_trouble().clone() {
+            stream.state = "failed".into();
+            stream.reason = "a disk image is not what it was".into();
+            stream.last_error = Some(trouble);
+        }
         let rpo_now = stream.rpo_now.map(|age| age.as_secs_f64());
         let server = self.server.lock().expect("a panic aborts the process");
         // The socket of a VM under the tap is nobody else's business.
@@ -358,7 +393,7 @@ impl ProtectedVm {
 /// Disks to be protected, with their sizes and which files they are.
 type OpenDisks = (Vec<Box<dyn LocalDisk>>, Vec<(u64, Option<DiskIdentity>)>);
 
-fn open_disks(record: &ProtectionRecord, tap: Option<&VmTap>) -> Result<OpenDisks> {
+fn open_disks(record: &mut ProtectionRecord, tap: Option<&VmTap>) -> Result<OpenDisks> {
     let (mut locals, mut facts) = (Vec::<Box<dyn LocalDisk>>::new(), Vec::new());
     if let Some(tap) = tap {
         for disk in tap.disks() {
@@ -367,12 +402,27 @@ fn open_disks(record: &ProtectionRecord, tap: Option<&VmTap>) -> Result<OpenDisk
         }
         return Ok((locals, facts));
     }
-    for disk in &record.disks {
-        let raw = RawDisk::open(&disk.path).map_err(|error| OperationError::invalid(with_sources(&error)))?;
-        facts.push((raw.size_bytes(), LocalDisk::identity(&raw).context("look at the disks")?));
+    for at in 0..record.disks.len() {
+        let disk = &record.disks[at];
+        let mut raw = RawDisk::open(&disk.path).map_err(cannot_open)?;
+        let identity = LocalDisk::identity(&raw).context("look at the disks")?;
+        let mut file = image_file(raw.size_bytes(), identity);
+        file.size_bytes = check_at_start(record, disk, &file)?;
+        raw.limit_to(file.size_bytes);
+        facts.push((raw.size_bytes(), identity));
         locals.push(Box::new(raw));
+        record.disks[at].file = Some(file);
     }
+    record.let_go = false;
     Ok((locals, facts))
+}
+
+fn cannot_open(error: RawDiskError) -> OperationError {
+    let text = with_sources(&error);
+    match error {
+        RawDiskError::InUse { .. } | RawDiskError::Claimed { .. } => OperationError::in_use(text),
+        _ => OperationError::invalid(text),
+    }
 }
 
 /// What is kept of a VM's blocks over the agent's death, and what can be continued from it.

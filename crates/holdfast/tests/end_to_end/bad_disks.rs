@@ -3,7 +3,7 @@
 //! The disks are real: images on a small file system in memory, and loop devices on one and on memory that is
 //! sealed. Making those takes root.
 
-use crate::stage::{Stage, refused, same_bytes};
+use crate::stage::{SOON, Stage, refused, same_bytes};
 use lab::NbdClient;
 use rustix::fs::{MemfdFlags, SealFlags, memfd_create};
 use std::fs::OpenOptions;
@@ -160,13 +160,15 @@ fn an_image_that_shrinks_fails_reads_and_holds_up_nobody() {
     // A write makes room again, as on any file; and a file of the old size is a whole disk again.
     clients[0].write(12 * MIB, &noise(4096)).unwrap();
     file.set_len(16 * MIB).unwrap();
+    stage.a.wait_for_state("web", "journaling", SOON).unwrap();
     stage.a.ask(&["vm", "verify", "web"]).unwrap_err();
     stage.drained("web");
     stage.drained("db");
     for (vm, disk) in [("web", &shrinking), ("db", &whole)] {
         assert!(same_bytes(&stage.copy_image(vm, "latest", &format!("{vm}.image")), disk), "{vm}");
     }
-    let known = ["request failed", "RPO exceeded", "differ"];
+    let known =
+        ["request failed", "RPO exceeded", "differ", "is not protected", "written to by somebody else"];
     assert_eq!(stage.a.unannounced(&known).unwrap(), Vec::<String>::new());
 }
 
