@@ -6,13 +6,39 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::path::Path;
+
+/// The byte that QEMU locks for "nobody else may write", which it looks for before it writes itself.
+const UNSHARED_WRITE_AT: libc::off_t = 201;
 
 /// Takes the file for this process alone; `Ok(false)` where somebody else uses it.
 pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
+    try_lock_bytes(file, libc::F_WRLCK, 0, 0)
+}
+
+/// A file that nobody but its holder may write to, as long as this lives: neither QEMU, nor a protection of this agent or
+/// of another, since locks of two open files conflict within one process too. Everybody may read it.
+#[derive(Debug)]
+pub struct WriterLock(#[allow(dead_code, reason = "the lock is gone with it")] File);
+
+impl WriterLock {
+    /// None where somebody else writes to the file.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn take(path: &Path) -> io::Result<Option<Self>> {
+        let file = File::open(path)?;
+        let is_ours = try_lock_bytes(&file, libc::F_RDLCK, UNSHARED_WRITE_AT, 1)?;
+        Ok(is_ours.then(|| Self(file)))
+    }
+}
+
+fn try_lock_bytes(file: &File, kind: i32, at: libc::off_t, len: libc::off_t) -> io::Result<bool> {
     // SAFETY: all-zero is a valid `flock`.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    lock.l_type = libc::F_WRLCK as libc::c_short;
+    lock.l_type = kind as libc::c_short;
     lock.l_whence = libc::SEEK_SET as libc::c_short;
+    (lock.l_start, lock.l_len) = (at, len);
     // SAFETY: the descriptor is open for the length of the call and `lock` outlives it.
     let done = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) };
     if done == 0 {
@@ -22,5 +48,25 @@ pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
     match error.raw_os_error() {
         Some(libc::EAGAIN | libc::EACCES) => Ok(false),
         _ => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{RawDisk, RawDiskError};
+
+    #[test]
+    fn a_file_that_is_kept_from_writers_is_in_use_within_the_same_process_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.raw");
+        std::fs::write(&path, vec![1; 1 << 20]).unwrap();
+        let lock = WriterLock::take(&path).unwrap().unwrap();
+        assert!(WriterLock::take(&path).unwrap().is_some(), "two that do not write");
+        assert!(matches!(RawDisk::open(&path), Err(RawDiskError::InUse { .. })));
+        assert_eq!(std::fs::read(&path).unwrap().len(), 1 << 20);
+        drop(lock);
+        let _disk = RawDisk::open(&path).unwrap();
+        assert!(WriterLock::take(&path).unwrap().is_none());
     }
 }

@@ -50,6 +50,7 @@ pub use dirty_map::{DirtyMap, MapStore};
 pub use disk::{Change, LocalDisk, Look, ProtectedDisk};
 pub use identity::{DiskIdentity, FileTime};
 pub use image_file::ImageFile;
+pub use image_lock::WriterLock;
 pub use kept_header::{Boot, Kept};
 pub use map_file::MapFile;
 pub use raw::{RawDisk, RawDiskError};

@@ -42,7 +42,7 @@ pub enum RawDiskError {
     Missing { path: PathBuf },
     #[error("disk image {} cannot be written: it is read-only for this agent", path.display())]
     ReadOnly { path: PathBuf },
-    #[error("disk image {} is in use; stop the VM that runs on it, then start it on the agent's socket", path.display())]
+    #[error("disk image {} is in use; stop the VM that runs on it, then start it on the agent's socket (a disk of an image that is open here is in use by that: `holdfast image list`)", path.display())]
     InUse { path: PathBuf },
     #[error("block device {} is in use: it is mounted, swapped to, or part of a volume group, a RAID or another device (`lsblk` shows it); end that, and protect it then", path.display())]
     Claimed { path: PathBuf },

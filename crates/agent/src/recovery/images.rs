@@ -15,9 +15,9 @@ use bytes::Bytes;
 use journal::{Image, ImageError};
 use serde::{Deserialize, Serialize};
 use splitter::nbd::Export;
-use splitter::{BlockDevice, Extent, ExtentKind};
+use splitter::{BlockDevice, Extent, ExtentKind, WriterLock};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use types::limits::IMAGES_MAX;
 use types::{ByteRange, DiskIndex, DiskSpec, WriteSeq};
@@ -55,6 +55,8 @@ pub(super) struct OpenImage {
     disks: Vec<DiskSpec>,
     folder: PathBuf,
     server: Mutex<Option<DiskServer>>,
+    /// Of the files that the image is written to: nobody takes them for disks of their own meanwhile.
+    locks: Mutex<Vec<WriterLock>>,
     pub(super) socket: PathBuf,
     pub(super) promotion: PromotionRun,
 }
@@ -152,6 +154,7 @@ impl Recovery {
             device: Arc::new(ImageDisk { image: image.clone(), disk: DiskIndex(at as u16) })
                 as Arc<dyn BlockDevice>,
         });
+        let locks = lock_files(&vm.folder(&self.journal_config.folder), record, &disks)?;
         let server = DiskServer::serve(&self.run_dir, "images", &record.id, exports.collect())?;
         let socket = server.path().to_path_buf();
         Ok(OpenImage {
@@ -160,6 +163,7 @@ impl Recovery {
             disks,
             folder: vm.folder(&self.journal_config.folder),
             server: Mutex::new(Some(server)),
+            locks: Mutex::new(locks),
             socket,
             // A promotion takes the pin away.
             promotion: PromotionRun::begin(record.promoted || (record.writable && has_all && !has_pin)),
@@ -182,6 +186,7 @@ impl Recovery {
             let error = with_sources(&error);
             tracing::error!(vm = vm.name(), image = image.record.id, error, "image is not served any more");
             drop(image.server.lock().expect("a panic aborts the process").take());
+            image.locks.lock().expect("a panic aborts the process").clear();
             self.wait_for_image(image.record.clone(), error);
             self.images().remove(&image.record.id);
         }
@@ -225,12 +230,29 @@ impl Recovery {
         }
         record.closing = Some(Closing { keep_in });
         let ended = self.finish_image(&image.image.journal(), &image.folder, &record);
+        // Whoever still has this image writes nothing any more: the disks are the operator's from here on.
+        image.locks.lock().expect("a panic aborts the process").clear();
         if let Err(error) = &ended {
             self.wait_for_image(record.clone(), error.detail.clone());
         }
         self.images().remove(&record.id);
         ended
     }
+}
+
+/// The file that what is written to a disk of an image lies in.
+fn data_file(folder: &Path, record: &ImageRecord, disk: &str) -> PathBuf {
+    folder.join(record.overlay_folder()).join(format!("{disk}.data"))
+}
+
+fn lock_files(folder: &Path, record: &ImageRecord, disks: &[DiskSpec]) -> Result<Vec<WriterLock>> {
+    let files = disks.iter().map(|disk| data_file(folder, record, &disk.name)).filter(|_| record.writable);
+    let lock = |path: PathBuf| match WriterLock::take(&path) {
+        Ok(Some(lock)) => Ok(lock),
+        Ok(None) => Err(OperationError::conflict(format!("{} is in use by somebody else", path.display()))),
+        Err(error) => Err(anyhow::Error::new(error).context(format!("lock {}", path.display())).into()),
+    };
+    files.map(lock).collect()
 }
 
 impl OpenImage {
@@ -251,8 +273,7 @@ impl OpenImage {
 
     /// The file of a disk that is promoted: the plain disk, which needs nothing else.
     fn own_path(&self, disk: &str) -> String {
-        let folder = self.record.overlay_folder();
-        self.folder.join(folder).join(format!("{disk}.data")).display().to_string()
+        data_file(&self.folder, &self.record, disk).display().to_string()
     }
 
     fn disks_to_api(&self, is_promoted: bool) -> Vec<api::Disk> {

@@ -167,3 +167,31 @@ fn a_change_by_somebody_else_while_the_agent_runs_is_noticed() {
     let known = ["written to by somebody else", "RPO exceeded"];
     assert_eq!(stage.a.unannounced(&known).unwrap(), Vec::<String>::new());
 }
+
+#[test]
+fn a_disk_that_an_image_of_ours_is_written_to_is_in_use() {
+    let stage = Stage::set();
+    let disk = stage.disk("disk.raw", 16 * MIB);
+    stage.protect("web", "web", &disk);
+    stage.drained("web");
+    let image = stage.b.ask(&["image", "open", "--vm", "web", "--at", "latest", "--writable"]).unwrap();
+    let (id, socket) = (image["id"].as_str().unwrap(), image["socket"].as_str().unwrap());
+    stage.b.ask(&["image", "promote", id, "--wait"]).unwrap();
+    let images = stage.b.ask(&["image", "list"]).unwrap().to_string();
+    let promoted =
+        images.split('"').find(|word| word.ends_with("vda.data")).expect("its own disk").to_owned();
+    let mut client = NbdClient::connect(socket, "vda").unwrap();
+    client.write(0, &[5; 4096]).unwrap();
+    let peer = stage.a.peer();
+    let protect = |path: &str| {
+        let disk = format!("vda={path}");
+        stage.b.ask(&["vm", "protect", "back", "--disk", &disk, "--peer", &peer])
+    };
+    refused(protect(&promoted), 2, "is in use");
+    let qemu =
+        std::process::Command::new("qemu-io").args(["-f", "raw", "-c", "write 0 4k", &promoted]).output();
+    assert!(String::from_utf8_lossy(&qemu.unwrap().stderr).contains("lock"), "QEMU finds it in use too");
+    let replica = Path::new(&promoted).ancestors().nth(2).unwrap().join("replica/vda.raw");
+    refused(protect(&replica.display().to_string()), 4, "is the replica of a journal");
+    client.write(0, &[6; 4096]).unwrap();
+}
