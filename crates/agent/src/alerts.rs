@@ -51,6 +51,8 @@ pub(crate) enum AlertKind {
     Image,
     /// Somebody else than the VM has written to a disk image.
     WrittenBeside,
+    /// A second client wanted to write to a disk that another writes to.
+    SecondWriter,
     /// The recovery side does not know yet that a VM has left.
     Departure,
     /// At the recovery side: a VM's site has sent nothing for longer than the bound.
@@ -63,7 +65,7 @@ pub(crate) enum AlertKind {
 
 impl AlertKind {
     /// What is said of a VM that is protected here.
-    const OF_A_PROTECTION: [Self; 12] = [
+    const OF_A_PROTECTION: [Self; 13] = [
         Self::Rpo,
         Self::NeverCopied,
         Self::History,
@@ -76,6 +78,7 @@ impl AlertKind {
         Self::Reading,
         Self::Image,
         Self::WrittenBeside,
+        Self::SecondWriter,
     ];
 
     /// The word for it in log, API and screens.
@@ -93,6 +96,7 @@ impl AlertKind {
             Self::Reading => "reading",
             Self::Image => "image",
             Self::WrittenBeside => "written-beside",
+            Self::SecondWriter => "second-writer",
             Self::Departure => "departure",
             Self::SourceSilent => "source-silent",
             Self::Guest => "guest",
@@ -112,6 +116,7 @@ impl AlertKind {
             | Self::Reading
             | Self::Image
             | Self::WrittenBeside
+            | Self::SecondWriter
             | Self::SourceSilent
             | Self::Guest
             | Self::Agent => Severity::Critical,
@@ -138,6 +143,7 @@ impl AlertKind {
             Self::Disks => "do what the alert says, or plug the disk in again",
             Self::Reading => "do what the alert says; it is tried again by itself",
             Self::Image => "do what the alert says; it is tried again by itself",
+            Self::SecondWriter => "end whichever of the two is not meant",
             Self::WrittenBeside => "find out who writes to the image beside the VM, and end that",
             Self::Departure => "see that the recovery side can be reached; it is told again by itself",
             Self::SourceSilent => {

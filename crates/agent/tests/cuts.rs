@@ -108,6 +108,7 @@ impl Stage {
             coordinator,
             qmp: None,
             format: None,
+            shared: false,
             ublk: false,
             disks: vec![ProtectDisk { name: "vda".into(), path: path.display().to_string() }],
             peer: self.address("far"),

@@ -33,7 +33,7 @@ pub struct Status {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Alert {
     /// `rpo`, `never-copied`, `history`, `sync-degraded`, `link-down`, `failed`, `fenced`, `protection`, `image`,
-    /// `written-beside`, `departure`, `source-silent`, `guest` or `agent`.
+    /// `written-beside`, `second-writer`, `departure`, `source-silent`, `guest` or `agent`.
     pub kind: String,
     /// The VM or the part of the agent that it is about.
     pub subject: String,
@@ -64,6 +64,10 @@ pub struct ProtectRequest {
     /// for them; none are all that can be written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qmp: Option<String>,
+    /// Several clients may write to the disks at once, as the nodes of a cluster do; without it the first that writes to
+    /// a disk has it until it is gone, and others can only read.
+    #[serde(default)]
+    pub shared: bool,
     /// `raw` says that disks that look like images of another format are raw nevertheless; without it such a disk is
     /// refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -188,6 +188,10 @@ pub(crate) struct Protect {
     /// nobody else uses. Disks are NAME=DEVICE then; all that can be written if none is given.
     #[arg(long, value_name = "SOCKET")]
     pub(crate) qmp: Option<PathBuf>,
+    /// Let several clients write to the disks at once, as the nodes of a cluster do; else one VM has a disk until it is
+    /// gone.
+    #[arg(long, conflicts_with = "qmp")]
+    pub(crate) shared: bool,
     /// `raw`: take the disks for raw ones though they begin as images of another format do, which a guest can write.
     #[arg(long, value_parser = ["raw"], conflicts_with = "qmp")]
     pub(crate) format: Option<String>,

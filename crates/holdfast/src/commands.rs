@@ -201,6 +201,7 @@ fn request(protect: Protect) -> Result<ProtectRequest> {
     Ok(ProtectRequest {
         qmp: qmp.map(|path| path.display().to_string()),
         format: protect.format.clone(),
+        shared: protect.shared,
         ublk: protect.ublk,
         name: protect.name,
         group: protect.group,

@@ -1,8 +1,10 @@
 //! What a front end serves: bytes at places, whatever is behind them.
 
 use crate::disk::ProtectedDisk;
+use crate::writers::Writers;
 use bytes::Bytes;
 use std::io;
+use std::sync::Arc;
 use types::ByteRange;
 
 /// A disk as a front end sees it. Calls may come from several threads at once; ranges lie within
@@ -15,6 +17,11 @@ pub trait BlockDevice: Send + Sync {
 
     /// The protected disk this is, where requests need not be waited for.
     fn as_protected(&self) -> Option<&ProtectedDisk> {
+        None
+    }
+
+    /// Who may write to it; none where everybody may, or nobody.
+    fn writers(&self) -> Option<&Arc<Writers>> {
         None
     }
 

@@ -10,6 +10,7 @@ use crate::capture::Capture;
 use crate::device::{BlockDevice, Extent, ExtentKind};
 use crate::identity::DiskIdentity;
 use crate::range_lock::RangeLock;
+use crate::writers::Writers;
 use batch::{BlockHash, Kind};
 use bytes::Bytes;
 use std::fmt;
@@ -166,11 +167,18 @@ pub struct ProtectedDisk {
     local: Box<dyn LocalDisk>,
     writing: RangeLock,
     capture: Arc<Capture>,
+    writers: Arc<Writers>,
 }
 
 impl ProtectedDisk {
     pub fn new(index: DiskIndex, local: Box<dyn LocalDisk>, capture: Arc<Capture>) -> Self {
-        Self { index, local, writing: RangeLock::default(), capture }
+        Self { index, local, writing: RangeLock::default(), capture, writers: Arc::default() }
+    }
+
+    /// The disk, for several clients that agree among themselves who writes where.
+    #[must_use]
+    pub fn shared(self) -> Self {
+        Self { writers: Arc::new(Writers::shared()), ..self }
     }
 
     pub(crate) fn local(&self) -> &dyn LocalDisk {
@@ -363,6 +371,10 @@ impl BlockDevice for ProtectedDisk {
 
     fn as_protected(&self) -> Option<&ProtectedDisk> {
         Some(self)
+    }
+
+    fn writers(&self) -> Option<&Arc<Writers>> {
+        Some(&self.writers)
     }
 
     fn read(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {

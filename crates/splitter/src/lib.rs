@@ -25,6 +25,7 @@ mod kept_header;
 mod map_file;
 pub mod nbd;
 mod on_the_way;
+mod peer_process;
 mod polite_lock;
 mod precedence;
 mod queue;
@@ -39,6 +40,7 @@ mod tapped;
 mod ublk;
 pub mod vhost_user;
 mod workers;
+mod writers;
 
 pub use ack_gate::AckGate;
 pub use bitmap::Bitmap;
@@ -59,3 +61,4 @@ pub use sync_gate::{OnTimeout, SyncPolicy, SyncState};
 pub use tapped::{DiskReader, ReadDoor, TappedDisk, status_of};
 #[cfg(feature = "ublk")]
 pub use ublk::{UblkDevice, UblkServeError};
+pub use writers::{Client, Refusal, Writers};

@@ -17,6 +17,7 @@ use crate::disk::ProtectedDisk;
 use crate::precedence;
 use crate::ring::{Ended, Ring, Transfer};
 use crate::workers::Workers;
+use crate::writers::Writer;
 use bytes::Bytes;
 use rustix::event::{PollFd, PollFlags};
 use std::collections::VecDeque;
@@ -49,6 +50,12 @@ pub(crate) enum Action {
     Ask(Question),
 }
 
+impl Action {
+    fn changes_disk(&self) -> bool {
+        matches!(self, Action::Write { .. } | Action::Zero { .. } | Action::Discard { .. })
+    }
+}
+
 pub(crate) struct Job {
     /// The front end's own number for it.
     pub(crate) token: u64,
@@ -73,6 +80,8 @@ pub(crate) struct Done {
 
 pub(crate) struct DiskQueue {
     device: Arc<dyn BlockDevice>,
+    /// Whoever asks, where somebody else may have the disk.
+    writer: Option<Arc<Writer>>,
     ring: Option<Ring>,
     workers: Workers,
     done: VecDeque<Done>,
@@ -85,7 +94,7 @@ impl DiskQueue {
     ///
     /// # Errors
     /// Where the process has no descriptors left.
-    pub(crate) fn new(device: Arc<dyn BlockDevice>) -> io::Result<Self> {
+    pub(crate) fn new(device: Arc<dyn BlockDevice>, writer: Option<Arc<Writer>>) -> io::Result<Self> {
         let protected = device.as_protected();
         if protected.is_some() {
             precedence::take();
@@ -93,7 +102,7 @@ impl DiskQueue {
         let has_file = protected.is_some_and(|disk| disk.local().descriptor().is_some());
         let ring = if has_file { Ring::new().inspect_err(say_once).ok() } else { None };
         let workers = Workers::new(device.clone())?;
-        Ok(Self { device, ring, workers, done: VecDeque::new(), waiting: VecDeque::new() })
+        Ok(Self { device, writer, ring, workers, done: VecDeque::new(), waiting: VecDeque::new() })
     }
 
     pub(crate) fn device(&self) -> &dyn BlockDevice {
@@ -111,6 +120,10 @@ impl DiskQueue {
 
     fn begin(&mut self, job: Job) {
         let Job { token, action, durable } = job;
+        if action.changes_disk() && self.writer.as_ref().is_some_and(|writer| !writer.may_write()) {
+            let result = Err(io::ErrorKind::PermissionDenied.into());
+            return self.done.push_back(Done { token, result });
+        }
         let begun = match action {
             Action::Read { at, len } => self.begin_read(token, at, len),
             Action::Write { at, bytes } => self.begin_write(token, at, bytes, durable),

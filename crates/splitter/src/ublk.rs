@@ -9,6 +9,7 @@
 use crate::bounce::Bounce;
 use crate::device::BlockDevice;
 use crate::queue::{Action, Answer, DiskQueue, Done, Job};
+use crate::writers::{Client, Writer};
 use libublk::ctrl::{UblkCtrl, UblkCtrlBuilder};
 use libublk::helpers::IoBuf;
 use libublk::io::{BufDescList, UblkDev, UblkIOCtx, UblkQueue};
@@ -235,7 +236,8 @@ impl<'a> Queue<'a> {
         stop: Arc<Stop>,
     ) -> Result<Self, UblkError> {
         let buffers = of.alloc_queue_io_bufs();
-        let disk = DiskQueue::new(device).map_err(UblkError::IOError)?;
+        let writer = Writer::connect(&*device, Client::named("this host's own block device"));
+        let disk = DiskQueue::new(device, writer).map_err(UblkError::IOError)?;
         let kernel =
             UblkQueue::new(number, of)?.submit_fetch_commands_unified(BufDescList::Slices(Some(&buffers)))?;
         Ok(Self { kernel, buffers, disk, in_flight: 0, stop })

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use journal::{Image, ImageError};
 use serde::{Deserialize, Serialize};
 use splitter::nbd::Export;
-use splitter::{BlockDevice, Extent, ExtentKind, WriterLock};
+use splitter::{BlockDevice, Extent, ExtentKind, WriterLock, Writers};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -151,8 +151,11 @@ impl Recovery {
         let exports = disks.iter().enumerate().map(|(at, disk)| Export {
             name: disk.name.clone(),
             description: format!("disk {} of {} as of {}", disk.name, record.vm_name, image.cut()),
-            device: Arc::new(ImageDisk { image: image.clone(), disk: DiskIndex(at as u16) })
-                as Arc<dyn BlockDevice>,
+            device: Arc::new(ImageDisk {
+                image: image.clone(),
+                disk: DiskIndex(at as u16),
+                writers: Arc::default(),
+            }) as Arc<dyn BlockDevice>,
         });
         let locks = lock_files(&vm.folder(&self.journal_config.folder), record, &disks)?;
         let server = DiskServer::serve(&self.run_dir, "images", &record.id, exports.collect())?;
@@ -315,6 +318,7 @@ impl OpenImage {
 struct ImageDisk {
     image: Arc<Image>,
     disk: DiskIndex,
+    writers: Arc<Writers>,
 }
 
 impl ImageDisk {
@@ -335,6 +339,10 @@ impl BlockDevice for ImageDisk {
 
     fn is_read_only(&self) -> bool {
         !self.image.is_writable()
+    }
+
+    fn writers(&self) -> Option<&Arc<Writers>> {
+        Some(&self.writers)
     }
 
     fn read(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {

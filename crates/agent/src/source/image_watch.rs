@@ -36,6 +36,8 @@ struct Watch {
     quiet: Option<(u64, Vec<FileTime>)>,
     /// When others' writes were last found.
     others_at: Option<u64>,
+    /// When a second client was last found that wanted to write.
+    refused_at: Option<u64>,
 }
 
 /// Watches until the VM is stopped or forgotten.
@@ -68,6 +70,7 @@ impl Watch {
             }
         };
         vm.capture().note_alive(clock::wall(), &seen);
+        self.find_refused(source, vm);
         self.find_others(source, vm, quiet_before, &seen);
         if self.looks.is_multiple_of(LOOKS_PER_DURABLE_NOTE) {
             self.note_durably(vm, seen);
@@ -103,6 +106,29 @@ impl Watch {
         }
         vm.capture().note_durable(clock::wall(), &seen);
         self.durable = Some(seen);
+    }
+
+    /// Finds clients that wanted to write to a disk that another writes to.
+    fn find_refused(&mut self, source: &Source, vm: &ProtectedVm) {
+        let cause = Cause::new(AlertKind::SecondWriter, vm.name());
+        let record = vm.record();
+        for (disk, open) in record.disks.iter().zip(vm.disks()) {
+            let refusals = splitter::BlockDevice::writers(&**open).map(|writers| writers.take_refusals());
+            for refusal in refusals.unwrap_or_default() {
+                let text = format!(
+                    "{} wanted to write to disk {} of VM {}, which {} writes to, and was refused: two VMs on one disk \
+                     destroy its file system. End the one that is not meant; disks of a cluster are protected with \
+                     `--shared`",
+                    refusal.client, disk.name, record.name, refusal.owner
+                );
+                source.alerts.raise(cause.clone(), text);
+                self.refused_at = Some(self.looks);
+            }
+        }
+        if self.refused_at.is_some_and(|at| self.looks > at + LOOKS_TOLD) {
+            self.refused_at = None;
+            source.alerts.clear(cause);
+        }
     }
 
     /// Finds images that have changed between two looks though nothing of ours was written, or under way, from before

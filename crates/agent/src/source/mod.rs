@@ -251,6 +251,7 @@ impl Source {
             qmp: request.qmp.clone().map(PathBuf::from),
             left_out: Vec::new(),
             let_go: false,
+            shared: request.shared,
             ublk: if request.ublk { self.device_numbers(request)? } else { Vec::new() },
             first_sync: FirstSync::NotBegun,
             fenced: None,

@@ -8,9 +8,10 @@
 
 use super::Source;
 use crate::alerts::Alerts;
-use crate::pki::Pki;
+use crate::pki::{Pki, agent_name};
 use anyhow::{Context, Result};
 use rustix::net::sockopt;
+use splitter::Client;
 use splitter::nbd::{BeforeTls, Next, serve_greeted};
 use std::collections::HashMap;
 use std::io;
@@ -157,6 +158,7 @@ fn find_out_if_gone(stream: &TcpStream) -> io::Result<()> {
 }
 
 async fn serve(source: &Arc<Source>, mut stream: TlsStream<TcpStream>, flags: u32) -> Result<()> {
+    let client = Client::named(client_name(&stream));
     let (ours, theirs) = PairedStream::pair().context("make a socket pair")?;
     let source = source.clone();
     std::thread::Builder::new()
@@ -169,7 +171,7 @@ async fn serve(source: &Arc<Source>, mut stream: TlsStream<TcpStream>, flags: u3
                     vms[at].note_remote(kept);
                 }
             };
-            if let Err(error) = serve_greeted(&theirs, flags, &exports, chosen) {
+            if let Err(error) = serve_greeted(&theirs, flags, &exports, client, chosen) {
                 tracing::debug!(%error, "NBD connection over TLS ended");
             }
             let _ = theirs.shutdown(std::net::Shutdown::Both);
@@ -180,6 +182,18 @@ async fn serve(source: &Arc<Source>, mut stream: TlsStream<TcpStream>, flags: u3
     // How it ends is told by the thread; a client that hangs up is nothing to tell of.
     let _ = tokio::io::copy_bidirectional_with_sizes(&mut stream, &mut ours, 256 << 10, 256 << 10).await;
     Ok(())
+}
+
+/// Whoever has shown a certificate: by the name in it, or by its hash where it names none.
+fn client_name(stream: &TlsStream<TcpStream>) -> String {
+    let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    match shown {
+        Some(certificate) => match agent_name(certificate) {
+            Ok(name) => format!("the holder of {name}'s certificate"),
+            Err(_) => format!("the holder of certificate {}", blake3::hash(certificate).to_hex()),
+        },
+        None => "a client without a certificate".into(),
+    }
 }
 
 #[cfg(test)]

@@ -29,6 +29,9 @@ pub(crate) struct ProtectionRecord {
     /// Images of disks that the operator of a VM that runs on its own image has left out.
     #[serde(default)]
     pub(crate) left_out: Vec<String>,
+    /// Several clients may write to its disks at once: they agree among themselves.
+    #[serde(default)]
+    pub(crate) shared: bool,
     /// An image was closed because its path led elsewhere: only the file that it was is taken up.
     #[serde(default)]
     pub(crate) let_go: bool,

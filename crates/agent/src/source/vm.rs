@@ -91,7 +91,10 @@ impl ProtectedVm {
         let disks: Vec<_> = locals
             .into_iter()
             .enumerate()
-            .map(|(at, local)| Arc::new(ProtectedDisk::new(DiskIndex(at as u16), local, capture.clone())))
+            .map(|(at, local)| {
+                let disk = ProtectedDisk::new(DiskIndex(at as u16), local, capture.clone());
+                Arc::new(if record.shared { disk.shared() } else { disk })
+            })
             .collect();
         let (folder, served) = (&source.run_dir, exports(&record, &disks));
         let server = match &tap {
@@ -280,11 +283,12 @@ impl ProtectedVm {
         }
         self.command(Command::Stop);
         self.devices().leave();
-        let server = self.server.lock().expect("a panic aborts the process").take();
-        drop(server);
+        // Before the socket, where a client's first write may wait for one of these to go.
         for connection in self.remote.lock().expect("a panic aborts the process").drain(..) {
             let _ = connection.shutdown(std::net::Shutdown::Both);
         }
+        let server = self.server.lock().expect("a panic aborts the process").take();
+        drop(server);
         if let Some(tap) = &self.tap {
             tap.leave();
         }

@@ -178,6 +178,7 @@ impl Pair {
             coordinator: None,
             qmp: None,
             format: None,
+            shared: false,
             ublk: false,
             disks: vec![ProtectDisk { name: "vda".into(), path: path.display().to_string() }],
             peer: format!("127.0.0.1:{}", self.port),

@@ -15,6 +15,7 @@ mod guide;
 mod images;
 mod journals;
 mod kill;
+mod one_writer;
 mod order;
 mod peers;
 mod private;

@@ -118,7 +118,7 @@ impl<'a, S: Read + Write> Session<'_, 'a, S> {
         for export in self.exports {
             let mut row = (export.name.len() as u32).to_be_bytes().to_vec();
             row.extend(export.name.as_bytes());
-            row.extend(export.description.as_bytes());
+            row.extend(description(export).as_bytes());
             self.reply(option::LIST, reply::SERVER, &row)?;
         }
         self.reply(option::LIST, reply::ACK, &[])
@@ -146,7 +146,7 @@ impl<'a, S: Read + Write> Session<'_, 'a, S> {
         let mut row = info::BLOCK_SIZE.to_be_bytes().to_vec();
         [1u32, 4096, NBD_REQUEST_BYTES_MAX].iter().for_each(|size| row.extend(size.to_be_bytes()));
         self.reply(option, reply::INFO, &row)?;
-        for (kind, text) in [(info::NAME, &export.name), (info::DESCRIPTION, &export.description)] {
+        for (kind, text) in [(info::NAME, &export.name), (info::DESCRIPTION, &description(export))] {
             if kinds.contains(&kind) {
                 let row = [&kind.to_be_bytes(), text.as_bytes()].concat();
                 self.reply(option, reply::INFO, &row)?;
@@ -196,6 +196,15 @@ impl<'a, S: Read + Write> Session<'_, 'a, S> {
             self.contexts = Some((export.name.clone(), found));
         }
         self.reply(option, reply::ACK, &[])
+    }
+}
+
+/// What the export is, and who has it.
+fn description(export: &Export) -> String {
+    let owner = export.device.writers().and_then(|writers| writers.owner());
+    match owner {
+        Some(owner) => format!("{}; {owner} writes to it, and others can only read", export.description),
+        None => export.description.clone(),
     }
 }
 

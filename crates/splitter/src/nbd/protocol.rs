@@ -31,6 +31,7 @@ pub(super) mod reply {
     pub(in crate::nbd) const INFO: u32 = 3;
     pub(in crate::nbd) const META_CONTEXT: u32 = 4;
     pub(in crate::nbd) const ERR_UNSUP: u32 = 0x8000_0001;
+    pub(in crate::nbd) const ERR_POLICY: u32 = 0x8000_0002;
     pub(in crate::nbd) const ERR_INVALID: u32 = 0x8000_0003;
     pub(in crate::nbd) const ERR_TLS_REQD: u32 = 0x8000_0005;
     pub(in crate::nbd) const ERR_UNKNOWN: u32 = 0x8000_0006;

@@ -1,16 +1,26 @@
 //! The socket, its exports, and the connections to them.
 
 use super::negotiate::{Agreed, negotiate, negotiate_greeted};
+use super::protocol::{greet, option, read_option_head, reply, write_reply};
 use super::transmit::transmit;
 use crate::acceptor::Acceptor;
 use crate::device::BlockDevice;
+use crate::writers::Client;
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use types::limits::NBD_CONNECTIONS_MAX;
+use std::time::Duration;
+use types::limits::{NBD_CONNECTIONS_MAX, NBD_OPTION_BYTES_MAX};
+
+/// So many clients are told at once that there is no place; others are hung up on.
+const REFUSING_MAX: usize = 4;
+/// So many things it may ask for.
+const REFUSING_OPTIONS_MAX: usize = 4;
+/// How long such a client may take to listen.
+const REFUSING_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A disk under a name.
 #[derive(Clone)]
@@ -57,6 +67,8 @@ struct Shared {
 #[derive(Default)]
 struct Connections {
     next: u64,
+    /// Clients that are just being told that there is no place.
+    refusing: usize,
     open: HashMap<u64, (UnixStream, Option<JoinHandle<()>>)>,
 }
 
@@ -120,11 +132,12 @@ impl Drop for Server {
             let mut connections = self.shared.connections.lock().expect("a panic aborts the process");
             connections.open.drain().map(|(_, entry)| entry).collect()
         };
-        for (stream, serving) in open {
+        // All of them first: one may wait for another to go.
+        for (stream, _) in &open {
             let _ = stream.shutdown(std::net::Shutdown::Both);
-            if let Some(serving) = serving {
-                let _ = serving.join();
-            }
+        }
+        for serving in open.into_iter().filter_map(|(_, serving)| serving) {
+            let _ = serving.join();
         }
         let _ = std::fs::remove_file(&self.path);
     }
@@ -147,8 +160,21 @@ impl Shared {
             }
         }
         let mut connections = self.connections.lock().expect("a panic aborts the process");
-        if connections.open.len() >= NBD_CONNECTIONS_MAX * self.exports.len() {
-            return Err(io::Error::other("too many connections"));
+        let places = NBD_CONNECTIONS_MAX * self.exports.len();
+        if connections.open.len() >= places {
+            connections.refusing += 1;
+            if connections.refusing > REFUSING_MAX {
+                connections.refusing -= 1;
+                return Err(io::Error::other("too many connections"));
+            }
+            let shared = self.clone();
+            let refusing = std::thread::Builder::new().name("nbd-refuse".into()).spawn(move || {
+                let client = Client::of_process(&stream).to_string();
+                tracing::warn!(client, connections = places, "NBD connection refused: all places are taken");
+                let _ = refuse(stream, places);
+                shared.connections.lock().expect("a panic aborts the process").refusing -= 1;
+            });
+            return refusing.map(drop).inspect_err(|_| connections.refusing -= 1);
         }
         let number = connections.next;
         connections.next += 1;
@@ -171,13 +197,31 @@ impl Shared {
 
     fn serve(&self, mut stream: UnixStream) -> io::Result<()> {
         match negotiate(&mut stream, &self.exports)? {
-            Some(agreed) => serve_agreed(&stream, &agreed),
+            Some(agreed) => serve_agreed(&stream, &agreed, Client::of_process(&stream)),
             None => Ok(()),
         }
     }
 }
 
-/// Serves a client whom somebody else has greeted, until it leaves. `chosen` is told which of the exports it
+/// Says to a client that asks for something that there is no place for it.
+fn refuse(mut stream: UnixStream, places: usize) -> io::Result<()> {
+    stream.set_read_timeout(Some(REFUSING_PATIENCE))?;
+    stream.set_write_timeout(Some(REFUSING_PATIENCE))?;
+    greet(&mut stream)?;
+    let text = format!("{places} clients are connected, which is as many as may be");
+    // The first thing it asks may be whether replies can be structured: then it goes on.
+    for _ in 0..REFUSING_OPTIONS_MAX {
+        let (option, len) = read_option_head(&mut stream)?;
+        io::copy(&mut Read::take(&mut stream, u64::from(len.min(NBD_OPTION_BYTES_MAX))), &mut io::sink())?;
+        match option {
+            option::EXPORT_NAME | option::ABORT => return Ok(()),
+            _ => write_reply(&mut stream, option, reply::ERR_POLICY, text.as_bytes())?,
+        }
+    }
+    Ok(())
+}
+
+/// Serves a client whom somebody else has greeted and knows, until it leaves. `chosen` is told which of the exports it
 /// has picked.
 ///
 /// # Errors
@@ -186,16 +230,17 @@ pub fn serve_greeted(
     mut stream: &UnixStream,
     flags: u32,
     exports: &[Export],
+    client: Client,
     chosen: impl FnOnce(usize),
 ) -> io::Result<()> {
     let Some(agreed) = negotiate_greeted(&mut stream, flags, exports)? else { return Ok(()) };
     let at = exports.iter().position(|export| export.name == agreed.export.name);
     chosen(at.expect("one of those that were offered"));
-    serve_agreed(stream, &agreed)
+    serve_agreed(stream, &agreed, client)
 }
 
-fn serve_agreed(stream: &UnixStream, agreed: &Agreed<'_>) -> io::Result<()> {
-    let served = transmit(agreed, stream);
+fn serve_agreed(stream: &UnixStream, agreed: &Agreed<'_>, client: Client) -> io::Result<()> {
+    let served = transmit(agreed, stream, client);
     let _ = stream.shutdown(std::net::Shutdown::Both);
     served
 }

@@ -15,6 +15,7 @@ use super::reply::{Asked, Outbox, Outcome, extent_chunks};
 use super::request::{Inbox, Request};
 use crate::device::{BlockDevice, ExtentKind};
 use crate::queue::{Action, Answer, DiskQueue, Done, Job};
+use crate::writers::{Client, Writer};
 use rustix::event::PollFlags;
 use std::io;
 use std::os::fd::AsFd;
@@ -45,13 +46,14 @@ struct Connection<'a> {
 }
 
 /// Serves requests until the client disconnects.
-pub(super) fn transmit(agreed: &Agreed<'_>, stream: &UnixStream) -> io::Result<()> {
+pub(super) fn transmit(agreed: &Agreed<'_>, stream: &UnixStream, client: Client) -> io::Result<()> {
     stream.set_nonblocking(true)?;
+    let device = &agreed.export.device;
     let mut connection = Connection {
         contexts: agreed.contexts.clone(),
         inbox: Inbox::new(stream, agreed.structured, !agreed.contexts.is_empty()),
         outbox: Outbox::new(stream, agreed.structured),
-        queue: DiskQueue::new(agreed.export.device.clone())?,
+        queue: DiskQueue::new(device.clone(), Writer::connect(&**device, client))?,
         pending: (0..NBD_REQUESTS_IN_FLIGHT_MAX).map(|_| None).collect(),
         free: (0..NBD_REQUESTS_IN_FLIGHT_MAX).collect(),
         data_bytes: 0,

@@ -5,6 +5,7 @@ use super::in_flight::Region;
 use super::memory::Memory;
 use super::vring::{Running, Setup};
 use crate::nbd::Export;
+use crate::writers::{Client, Writer};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -22,6 +23,8 @@ use vm_memory::GuestMemoryBackend;
 pub(super) struct Device {
     export: Export,
     label: String,
+    /// Kept over a reset of the device: the guest behind it is the same.
+    writer: Option<Arc<Writer>>,
     features: u64,
     memory: Memory,
     queues: Vec<QueueState>,
@@ -47,9 +50,10 @@ fn refused(why: impl Into<String>) -> Error {
 }
 
 impl Device {
-    pub(super) fn new(export: Export, label: String) -> Self {
+    pub(super) fn new(export: Export, label: String, client: Client) -> Self {
+        let writer = Writer::connect(&*export.device, client);
         let queues = (0..VIRTIO_QUEUES_MAX).map(|_| QueueState::default()).collect();
-        Self { export, label, features: 0, memory: Memory::default(), queues, in_flight: None }
+        Self { export, label, writer, features: 0, memory: Memory::default(), queues, in_flight: None }
     }
 
     fn queue(&mut self, index: u32) -> Result<&mut QueueState> {
@@ -84,6 +88,7 @@ impl Device {
             queue,
             memory: self.memory.clone(),
             device: self.export.device.clone(),
+            writer: self.writer.clone(),
             serial: serial(&self.export.name),
             kick: kick.try_clone().map_err(Error::ReqHandlerError)?,
             call: state.call.clone(),

@@ -3,6 +3,7 @@
 use super::device::Device;
 use crate::acceptor::Acceptor;
 use crate::nbd::{BindError, Export, bind_socket};
+use crate::writers::Client;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -106,7 +107,12 @@ impl Shared {
         let before = {
             let mut place = place.lock().expect("a panic aborts the process");
             if place.as_ref().is_some_and(Connection::is_alive) {
-                tracing::warn!(disk = label, "vhost-user connection refused: somebody is connected already");
+                let client = Client::of_process(&stream).to_string();
+                tracing::warn!(
+                    disk = label,
+                    client,
+                    "vhost-user connection refused: somebody is connected already"
+                );
                 return;
             }
             place.take()
@@ -130,7 +136,8 @@ impl Shared {
 }
 
 fn serve(stream: UnixStream, export: Export, label: String) {
-    let device = Arc::new(Mutex::new(Device::new(export, label.clone())));
+    let client = Client::of_process(&stream);
+    let device = Arc::new(Mutex::new(Device::new(export, label.clone(), client)));
     let mut handler = BackendReqHandler::from_stream(stream, device.clone());
     loop {
         match handler.handle_request() {

@@ -8,6 +8,7 @@ use crate::bounce::Bounce;
 use crate::clock::spin;
 use crate::device::BlockDevice;
 use crate::queue::{Action, Answer, DiskQueue, Done, Job};
+use crate::writers::Writer;
 use rustix::event::{EventfdFlags, PollFlags, eventfd};
 use std::collections::VecDeque;
 use std::fs::File;
@@ -29,6 +30,7 @@ pub(super) struct Setup {
     pub(super) queue: Queue,
     pub(super) memory: Memory,
     pub(super) device: Arc<dyn BlockDevice>,
+    pub(super) writer: Option<Arc<Writer>>,
     pub(super) serial: [u8; SERIAL_BYTES],
     pub(super) kick: File,
     pub(super) call: Arc<Mutex<Option<File>>>,
@@ -73,7 +75,7 @@ impl Running {
 }
 
 fn run(mut setup: Setup, stop: &Stop) -> Queue {
-    let disk = match DiskQueue::new(setup.device.clone()) {
+    let disk = match DiskQueue::new(setup.device.clone(), setup.writer.clone()) {
         Ok(disk) => disk,
         Err(error) => {
             tracing::error!(disk = setup.label, %error, "a queue cannot be served");

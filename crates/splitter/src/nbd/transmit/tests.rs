@@ -78,7 +78,11 @@ fn flood(contexts: Vec<Context>, one: &[u8], mut answer: impl FnMut(&mut UnixStr
     let server = std::thread::spawn(move || {
         let device = Arc::new(Fragmented);
         let export = Export { name: "vda".into(), description: String::new(), device };
-        transmit(&Agreed { export: &export, structured: true, contexts }, &theirs)
+        transmit(
+            &Agreed { export: &export, structured: true, contexts },
+            &theirs,
+            Client::of_process(&theirs),
+        )
     });
     let mut client = ours;
     client.set_write_timeout(Some(std::time::Duration::from_secs(2))).unwrap();

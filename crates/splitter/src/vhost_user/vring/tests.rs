@@ -88,6 +88,7 @@ fn start() -> (Driver, Running) {
     queue.set_ready(true);
     let (kick, call) = (event(), event());
     let setup = Setup {
+        writer: None,
         queue,
         memory: memory.clone(),
         device: Arc::new(Blank),
