@@ -84,7 +84,7 @@ pub use run::RunError;
 pub use scrub::{ScrubPlace, Scrubbed};
 pub use segment::SegmentError;
 pub use shard::{AppendStream, Report, Shards};
-pub use spill::{Spill, SpillError};
+pub use spill::{Released, Spill, SpillError};
 pub use store::{Store, StoreFile};
 pub use timeline::{Gap, Timeline, newest_common_cut};
 pub use upkeep::{Clock, Kept, Upkeep};

@@ -141,32 +141,37 @@ impl Spill {
         file.read(row).map(Some)
     }
 
-    /// Removes the files in which everything is acknowledged. True where there were any.
-    ///
-    /// # Errors
-    /// As the file system says; what could not be removed is when the spill is made anew.
-    pub fn release(&mut self, up_to: WriteSeq) -> io::Result<bool> {
-        let mut removed = false;
-        while let Some(file) = self.files.front()
-            && file.rows.last().is_some_and(|row| row.last <= up_to)
-        {
-            let file = self.files.pop_front().expect("looked at just now");
-            removed = true;
-            self.store.remove(&file.segment.name)?;
-        }
-        Ok(removed)
+    /// Removes the files in which everything is acknowledged.
+    pub fn release(&mut self, up_to: WriteSeq) -> Released {
+        let is_done = |file: &SpillFile| file.rows.last().is_some_and(|row| row.last <= up_to);
+        let done = self.files.iter().take_while(|file| is_done(file)).count();
+        let files: Vec<SpillFile> = self.files.drain(..done).collect();
+        self.remove(files)
     }
 
     /// Removes everything.
-    ///
-    /// # Errors
-    /// As [`Spill::release`].
-    pub fn clear(&mut self) -> io::Result<()> {
-        while let Some(file) = self.files.pop_front() {
-            self.store.remove(&file.segment.name)?;
-        }
-        Ok(())
+    pub fn clear(&mut self) -> Released {
+        let files: Vec<SpillFile> = self.files.drain(..).collect();
+        self.remove(files)
     }
+
+    /// Files that the spill has forgotten already, so that none it holds is out of order however this ends.
+    fn remove(&self, files: Vec<SpillFile>) -> Released {
+        let any = !files.is_empty();
+        let removed = files.iter().map(|file| self.store.remove(&file.segment.name));
+        // Each of them is tried: that one cannot be removed says nothing of the others.
+        Released { any, left_behind: removed.filter_map(Result::err).last() }
+    }
+}
+
+/// What has left the spill.
+#[must_use]
+#[derive(Debug)]
+pub struct Released {
+    /// Whether anything has.
+    pub any: bool,
+    /// Why a file of it still lies there. It is removed when the spill is made anew.
+    pub left_behind: Option<io::Error>,
 }
 
 impl SpillFile {

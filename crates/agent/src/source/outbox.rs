@@ -7,7 +7,7 @@ use crate::clock;
 use crate::state::random;
 use anyhow::{Context, Result};
 use batch::{Batch, BatchMeta, Codec, Pieces};
-use journal::{FsStore, Spill, SpillError};
+use journal::{FsStore, Released, Spill, SpillError};
 use replication::{CodecChooser, Compression};
 use splitter::Capture;
 use std::path::Path;
@@ -174,13 +174,11 @@ impl Outbox {
         self.capture.release(up_to);
         let mut state = self.lock();
         let Some(spill) = &mut state.spill else { return };
-        match spill.release(up_to) {
-            Ok(false) => {}
-            Ok(true) => {
-                state.full = false;
-                self.capture.sweep();
-            }
-            Err(error) => tracing::warn!(%error, "a file of the spill is left behind"),
+        let released = spill.release(up_to);
+        warn_of(&released);
+        if released.any {
+            state.full = false;
+            self.capture.sweep();
         }
     }
 
@@ -202,12 +200,16 @@ impl Outbox {
     }
 }
 
+fn warn_of(released: &Released) {
+    if let Some(error) = &released.left_behind {
+        tracing::warn!(%error, "a file of the spill is left behind");
+    }
+}
+
 impl SpillState {
     fn clear(&mut self) {
-        if let Some(spill) = &mut self.spill
-            && let Err(error) = spill.clear()
-        {
-            tracing::warn!(%error, "a file of the spill is left behind");
+        if let Some(spill) = &mut self.spill {
+            warn_of(&spill.clear());
         }
         (self.full, self.failed, self.lost) = (false, false, false);
     }
