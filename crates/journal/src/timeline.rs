@@ -103,8 +103,10 @@ impl Timeline {
                         self.must_resync = None;
                     }
                     let missing_from = WriteSeq::from_raw(entry.range.start);
-                    // Up to the watermark nothing is missing: cuts there may have been given out, and stay.
-                    self.open_gap(missing_from.min(entry.seq).max(self.watermark.next()));
+                    // Up to the watermark nothing is missing: cuts there may have been given out, and stay. Where the
+                    // source has forgotten what it drew, and begins below it, cuts from there on would show half a sync.
+                    let held = if entry.seq > self.watermark { self.watermark } else { self.last_seq };
+                    self.open_gap(missing_from.min(entry.seq).max(held.next()));
                 }
                 Kind::SyncEnd => self.close_gap(entry.seq),
                 Kind::LeftOut => self.leave_out(entry.seq, WriteSeq::from_raw(entry.range.start)),

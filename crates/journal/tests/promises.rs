@@ -184,3 +184,21 @@ fn a_promotion_does_not_end_under_a_read() {
     assert!(promoting.join().unwrap().is_done());
     assert_eq!(read(&image, 4096, 4096).unwrap(), [1; 4096]);
 }
+
+/// A source that was set back, as by a backup of its state folder, draws numbers again that are below the watermark.
+#[test]
+fn a_source_that_has_forgotten_what_it_drew_gives_no_half_synced_cut() {
+    let store = SimStore::new();
+    let journal = Arc::new(create(&store, SETTINGS));
+    let mut stream = Stream::begin();
+    stream.write(0, &[1; 9000]);
+    append(&journal, stream.batch(), 1, 1);
+    let (last, tail) = (stream.sent(), stream.pass(1000));
+    append(&journal, stream.batch(), 2, 2);
+    assert_eq!(journal.newest_consistent(WriteSeq::MAX), Some(tail));
+    stream.set_back_to(last);
+    stream.begin_sync_from(last.next());
+    stream.write(0, &[2; 9000]);
+    append(&journal, stream.batch(), 3, 3);
+    assert_eq!(journal.newest_consistent(WriteSeq::MAX), Some(last), "half of a sync is no state");
+}

@@ -66,6 +66,11 @@ impl Stream {
         WriteSeq::from_raw(self.seq)
     }
 
+    /// Forgets what was drawn above a sequence.
+    pub(crate) fn set_back_to(&mut self, seq: WriteSeq) {
+        self.seq = seq.raw();
+    }
+
     /// From `begin` on writes may be missing.
     pub(crate) fn begin_sync_from(&mut self, begin: WriteSeq) {
         self.mark(Kind::SyncBegin);
