@@ -58,11 +58,7 @@ impl Agent {
         let state = Arc::new(StateDir::open(&config.state_dir)?);
         std::fs::create_dir_all(&config.journal_dir)
             .with_context(|| format!("make {}", config.journal_dir.display()))?;
-        let kept =
-            [&config.state_dir, &config.journal_dir, &config.spill_dir, &config.pki_dir, &config.run_dir];
-        for folder in kept.into_iter().chain(&config.journal.replica_folder) {
-            privacy::close(folder)?;
-        }
+        privacy::close(&config)?;
         let run_dir = RunDir::make(&config.run_dir, sockets)?;
         let run = state.next_run()?;
         let artifacts = Arc::new(Artifacts::open(state.path("files"))?);
