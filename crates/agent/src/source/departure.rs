@@ -109,12 +109,21 @@ impl Source {
                     continue;
                 }
             };
-            let unfinished = format!("protected/{}.json", departure.vm);
-            if let Some(record) = self.state.load::<ProtectionRecord>(&unfinished)? {
-                self.remove_records(&record)?;
-                tracing::info!(vm = record.name, "unprotected, as was asked for before the agent ended");
+            if let Err(error) = self.end_unfinished(&departure) {
+                let text = format!("VM {} is unprotected in part only: {error:#}", departure.name);
+                self.alerts.raise(&format!("departure of {}", departure.vm), text);
             }
             tokio::spawn(tell(self.clone(), departure));
+        }
+        Ok(())
+    }
+
+    /// Ends a protection that an operator had ended, where the agent's end came between.
+    fn end_unfinished(&self, departure: &DepartureRecord) -> Result<()> {
+        let unfinished = format!("protected/{}.json", departure.vm);
+        if let Some(record) = self.state.load::<ProtectionRecord>(&unfinished)? {
+            self.remove_records(&record)?;
+            tracing::info!(vm = record.name, "unprotected, as was asked for before the agent ended");
         }
         Ok(())
     }
