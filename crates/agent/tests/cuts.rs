@@ -100,6 +100,7 @@ impl Stage {
     }
 
     async fn protect(&self, host: &str, vm: &str, coordinator: Option<String>) -> Arc<Capture> {
+        let joins = coordinator.is_some();
         let path = self.folder.join(format!("{vm}.raw"));
         std::fs::File::create(&path).unwrap().set_len(DISK_BYTES).unwrap();
         let request = ProtectRequest {
@@ -118,7 +119,11 @@ impl Stage {
         let client = self.client(host);
         client.protect(&request).await.unwrap();
         for _ in 0..TRIES {
-            if client.protected_vm(vm).await.unwrap().state == "journaling" {
+            // A host is one of the group's once its first VM has all of its disks at the other side.
+            let hosts =
+                if joins { self.client("one").groups().await.unwrap()[0].hosts.clone() } else { vec![] };
+            let is_in = !joins || hosts.contains(&format!("{host}.here"));
+            if is_in && client.protected_vm(vm).await.unwrap().state == "journaling" {
                 return self.agents[host].agent.capture(vm).unwrap();
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
