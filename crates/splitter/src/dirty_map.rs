@@ -219,7 +219,7 @@ impl DirtyMap {
 
     /// The stream is acknowledged up to here; to be said before bits are cleared for it.
     pub(crate) fn note_acked(&mut self, up_to: WriteSeq) {
-        self.header.current.acked = up_to;
+        self.header.acknowledged(up_to);
         self.write_header();
     }
 

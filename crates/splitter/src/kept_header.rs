@@ -3,7 +3,7 @@
 //! ```text
 //! 0   [4]  magic "HFDM" or "HFRL"   4  u32  version, 2      8   [16] VM          24  [16] boot id
 //! 40  [16] incarnation      56  u64  acknowledged up to
-//! 64  [16] the incarnation before   80  u64  acknowledged up to in that one
+//! 64  [16] the incarnation before, until this one is acknowledged   80  u64  acknowledged up to in that one
 //! 88  u32  flags: 1 stopped cleanly, 2 some of the bits say no more than that a block is suspect
 //! 92  u32  number of disks
 //! 96  i64  the agent was last there, microseconds since 1970      104 u32  reserved
@@ -123,6 +123,15 @@ impl Header {
     pub(crate) fn begin(&mut self, incarnation: Incarnation, floor: WriteSeq) {
         self.before = Kept { acked: floor, ..self.current };
         self.current = Kept { incarnation, acked: floor };
+    }
+
+    /// The stream is acknowledged up to here. With its first acknowledgement the stream before is forgotten: bits are
+    /// cleared from then on for writes that a journal which is still at that one does not have.
+    pub(crate) fn acknowledged(&mut self, up_to: WriteSeq) {
+        if up_to > self.current.acked {
+            self.current.acked = up_to;
+            self.before = NOTHING;
+        }
     }
 
     pub(crate) fn encode(&self, kind: FileKind) -> [u8; Header::BYTES] {

@@ -120,7 +120,7 @@ impl RegionLog {
     /// # Errors
     /// As the disk says: then the bits may be set or not.
     pub(crate) fn clear(&mut self, regions: &[Regions], acked: WriteSeq) -> io::Result<()> {
-        self.header.current.acked = self.header.current.acked.max(acked);
+        self.header.acknowledged(acked);
         self.write_header()?;
         self.put(regions, false)
     }

@@ -509,6 +509,31 @@ fn a_region_is_cold_only_once_its_writes_are_durable_there_and_flushed_here() {
 }
 
 #[test]
+fn the_stream_before_is_continued_only_until_the_new_one_is_acknowledged() {
+    const TWO: Incarnation = Incarnation::from_bytes([2; 16]);
+    let (map, log) = (Memory::default(), Memory::default());
+    let names = |kept: Vec<crate::Kept>| kept.iter().map(|kept| kept.incarnation).collect::<Vec<_>>();
+    let copy = |memory: &Memory| Memory(Arc::new(Mutex::new(memory.0.lock().unwrap().clone())));
+    let kept = || (names(open_map(&copy(&map), 1).kept()), names(open_log(&copy(&log), 0, 1, 0).kept()));
+    let capture = on_map_and_log(&map, &log, 1, 1 << 20);
+    capture.restart(WriteSeq::ZERO);
+    capture.begin_stream(ONE, WriteSeq::ZERO);
+    write(&capture, 0, 1);
+    capture.release(capture.status().last);
+    capture.cool_regions(|| Ok(())).unwrap();
+    let floor = capture.status().last;
+    capture.restart(floor);
+    capture.begin_stream(TWO, floor);
+    capture.release(floor);
+    assert_eq!(kept(), (vec![TWO, ONE], vec![TWO, ONE]), "the journal may still be at the stream before");
+    write(&capture, 0, 2);
+    capture.release(capture.status().last);
+    assert_eq!(kept(), (vec![TWO], vec![TWO, ONE]), "the log has not cleared anything yet");
+    capture.cool_regions(|| Ok(())).unwrap();
+    assert_eq!(kept(), (vec![TWO], vec![TWO]), "a journal without the new stream's writes would never get them");
+}
+
+#[test]
 fn a_comparison_that_finds_no_difference_leaves_no_mark_and_one_that_does_opens_a_gap() {
     let memory = Memory::default();
     let capture = begun(&memory, 1 << 20);
