@@ -459,9 +459,11 @@ impl Capture {
     }
 
     /// The agent stops, and nothing is written any more: the dirty map is kept over a reboot too, with what the
-    /// disks are seen as.
+    /// disks are seen as, and it and the region log are believed only of disks that nobody changes from here on.
     pub fn close(&self, now: WallTime, seen: &[Option<DiskIdentity>]) {
+        let mut log = self.lock_regions();
         self.lock().dirty.close(now, seen);
+        log.close(now, seen);
     }
 
     /// Stops buffering: from here on writes only mark the bitmap.

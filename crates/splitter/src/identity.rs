@@ -1,7 +1,7 @@
 //! Which file a disk is and when it was last changed: what tells whether somebody else wrote to it meanwhile.
 //!
-//! Times are compared for equality and never by how far they lie apart: a clock may have been put back, and a
-//! second is long enough to write a whole disk. What equality cannot tell is left as unknown:
+//! Times are compared for equality, and how far they lie apart never proves a disk unchanged: a clock may have been put
+//! back, and a second is long enough to write a whole disk. What equality cannot tell is left as unknown:
 //!
 //! - Two changes within one tick of the file system's clock leave the same time. So a disk is noted as *settled* only
 //!   when its last change lies further back than a tick is long; what was noted before that proves nothing.
@@ -85,15 +85,15 @@ impl Noted {
             && (then.changed_at, then.modified_at) == (of_now.changed_at, of_now.modified_at)
     }
 
-    /// Whether nobody has changed the disk since the host came up at `booted_at`, this note being of the time before
-    /// and durable together with the file it is of.
-    pub(crate) fn is_untouched_since_boot(&self, now: &Noted, booted_at: WallTime) -> bool {
+    /// Whether nobody has changed the disk from `end` on, this note being of the time before and durable together with
+    /// the file it is of.
+    pub(crate) fn is_untouched_from(&self, now: &Noted, end: WallTime) -> bool {
         let (Some(then), Some(of_now)) = (self.identity, now.identity) else { return false };
         self.size_bytes == now.size_bytes
             && then.is_same_file(&of_now)
             // Older than what was durable: the clock was put back, or another content.
             && then.changed_at <= of_now.changed_at
-            && of_now.changed_at.is_before(booted_at)
+            && of_now.changed_at.is_before(end)
     }
 
     pub(crate) fn encode(&self) -> [u8; Noted::BYTES] {
@@ -180,11 +180,11 @@ mod tests {
     }
 
     #[test]
-    fn after_a_crash_of_the_host_a_disk_is_untouched_only_if_its_time_lies_between_the_note_and_the_boot() {
+    fn a_disk_is_untouched_from_an_end_on_only_if_its_time_lies_between_the_note_and_that_end() {
         let then = noted(changed(5_000_000));
-        let untouched = |at| then.is_untouched_since_boot(&noted(changed(at)), WallTime(9_000));
+        let untouched = |at| then.is_untouched_from(&noted(changed(at)), WallTime(9_000));
         assert!(untouched(5_000_000) && untouched(8_999_999));
-        assert!(!untouched(9_000_000) && !untouched(10_000_000), "changed since the host came up");
+        assert!(!untouched(9_000_000) && !untouched(10_000_000), "changed since");
         assert!(!untouched(4_999_999), "the clock was put back");
     }
 }

@@ -14,6 +14,7 @@
 
 use crate::identity::{DiskIdentity, Noted};
 use std::io;
+use types::limits::REGION_LOG_NOTE_LATE_MAX;
 use types::{Incarnation, VmId, WallTime, WriteSeq};
 
 /// 2: what each disk was noted as lies behind the bits, and is compared for equality.
@@ -213,12 +214,20 @@ impl KeptFile {
         self.all(now, Noted::is_untouched)
     }
 
-    /// Whether the host has been down since, and nobody has changed any disk since it is up again.
-    pub(crate) fn is_untouched_since_boot(&self, now: &[Noted], boot: Boot) -> bool {
-        self.header.boot_id != boot.id
+    /// Whether the host has been down since, in the middle of the agent's work as far as anything tells, and nobody has
+    /// changed any disk since the agent was there.
+    ///
+    /// That it was not killed first, and somebody else wrote right after, nothing tells: an agent that is there notes the
+    /// disks every [`REGION_LOG_NOTE_INTERVAL`](types::limits::REGION_LOG_NOTE_INTERVAL), so a change long after the
+    /// last note is somebody else's; but one soon after it may be either's.
+    pub(crate) fn is_untouched_but_by_the_agent(&self, now: &[Noted], boot: Boot) -> bool {
+        let end = boot.at.min(self.header.seen_at.plus(REGION_LOG_NOTE_LATE_MAX));
+        // Who has stopped writes nothing more.
+        !self.header.clean
+            && self.header.boot_id != boot.id
             // A clock that says that the host came up before the agent was last there has been put back.
             && self.header.seen_at <= boot.at
-            && self.all(now, |then, now| then.is_untouched_since_boot(now, boot.at))
+            && self.all(now, |then, now| then.is_untouched_from(now, end))
     }
 }
 

@@ -6,11 +6,13 @@
 //! until both are so, either side may have what the other has lost. After a crash of the host the set bits
 //! are compared, block by block, and nothing else is read.
 //!
-//! It is believed where the disks have the very times they were noted with; and after a crash of the host also where
-//! their times lie between those that were durable with the last note and the moment the host came up again: whoever
-//! has written since has left a later one. Before that moment only the agent wrote, and every region it wrote to is
-//! set. Its file has the dirty map's layout, with the magic `HFRL` and one bit for each region
-//! (`docs/formats/dirty-map.md`).
+//! It is believed where the disks have the very times they were noted with. After a clean stop, which is noted durably,
+//! that is all: whatever was written then, before the host went down or after, was not written by the agent. Where the
+//! host went down without one, times are explained by the agent's own writes, each of whose regions is set, if they lie
+//! between those that were durable with the last note and the moment the host came up again, and not so long after the
+//! note that the agent would have made another: whoever has written later has left a later one. That is a bound and no
+//! proof: what somebody wrote right after the agent was killed, before the host went down too, is taken for its own.
+//! Its file has the dirty map's layout, with the magic `HFRL` and one bit for each region (`docs/formats/dirty-map.md`).
 
 use crate::bits;
 use crate::dirty_map::MapStore;
@@ -65,7 +67,7 @@ impl RegionLog {
         let (places, len) = places(disks, region_bytes);
         let (kept, now) = (store.load()?, noted(disks));
         let kept = KeptFile::of(FileKind::Regions, &kept, vm, disks, len)
-            .filter(|file| file.is_untouched(&now) || file.is_untouched_since_boot(&now, boot));
+            .filter(|file| file.is_untouched(&now) || file.is_untouched_but_by_the_agent(&now, boot));
         let believed = kept.is_some();
         let (mut header, bits) = match kept {
             Some(file) => (file.header, file.bits),
@@ -76,6 +78,8 @@ impl RegionLog {
             }
         };
         header.boot_id = boot.id;
+        // A clean stop counts once: from here on the agent writes.
+        header.clean = false;
         let keeping = Keeping::Kept;
         let log = Self { store, header, region_bytes, bits, disks: places, believed, noted: now, keeping };
         log.write_notes()?;
@@ -168,6 +172,17 @@ impl RegionLog {
         self.write_notes()?;
         self.header.seen_at = now;
         self.write_header()
+    }
+
+    /// Says durably that the agent writes nothing more, and as what the disks are seen. Who writes nevertheless is
+    /// refused by the dirty map, which is closed first.
+    pub(crate) fn close(&mut self, now: WallTime, seen: &[Option<DiskIdentity>]) {
+        self.header.clean = true;
+        if let Err(error) = self.note_alive(now, seen) {
+            // What it said before may be what is kept: that would be believed of times that are not the agent's.
+            let _ = self.give_up(&error);
+        }
+        self.keeping = Keeping::Closed;
     }
 
     fn write_notes(&self) -> io::Result<()> {

@@ -6,6 +6,10 @@ use std::time::Duration;
 pub const BLOCK_BYTES: u64 = 64 << 10;
 /// A region of the dirty-region log, in bytes.
 pub const REGION_LOG_BYTES: u64 = 16 << 20;
+/// What the disks are seen as is noted in the dirty-region log so often.
+pub const REGION_LOG_NOTE_INTERVAL: Duration = Duration::from_secs(10);
+/// A change of a disk later than this after the last such note is not taken for the agent's own.
+pub const REGION_LOG_NOTE_LATE_MAX: Duration = Duration::from_secs(20);
 /// The smallest unit a guest addresses, in bytes.
 pub const SECTOR_BYTES: u64 = 512;
 

@@ -12,6 +12,11 @@ impl WallTime {
         Self(self.0.saturating_sub(i64::try_from(back.as_micros()).unwrap_or(i64::MAX)))
     }
 
+    /// This label moved `on` into the future.
+    pub fn plus(self, on: Duration) -> Self {
+        Self(self.0.saturating_add(i64::try_from(on.as_micros()).unwrap_or(i64::MAX)))
+    }
+
     /// From `earlier` to this, zero where it would be negative.
     pub fn since(self, earlier: WallTime) -> Duration {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))

@@ -17,10 +17,11 @@ use crate::clock;
 use splitter::{DiskIdentity, FileTime};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
+use types::limits::REGION_LOG_NOTE_INTERVAL;
 
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Every so many looks what the images are seen as is made durable, for the time after a crash of the host.
-const LOOKS_PER_DURABLE_NOTE: u64 = 10;
+const LOOKS_PER_DURABLE_NOTE: u64 = REGION_LOG_NOTE_INTERVAL.as_secs() / LOOK_INTERVAL.as_secs();
 /// For so many looks others' writes are told of.
 const LOOKS_TOLD: u64 = 60;
 
@@ -97,12 +98,16 @@ impl Watch {
 
     /// Notes what was seen where it is new since the last such note, once the disks have it as well.
     fn note_durably(&mut self, vm: &ProtectedVm, seen: Seen) {
-        if self.durable.as_ref() != Some(&seen)
-            && let Err(error) = vm.disks().iter().try_for_each(|disk| disk.sync_all())
-        {
-            let text = "a disk cannot be synced: after a crash of the host more is compared";
-            tracing::warn!(vm = vm.name(), %error, "{text}");
-            return;
+        if self.durable.as_ref() != Some(&seen) {
+            if let Some(durable) = &self.durable {
+                // The sync may take its time, and the agent is there meanwhile.
+                vm.capture().note_durable(clock::wall(), durable);
+            }
+            if let Err(error) = vm.disks().iter().try_for_each(|disk| disk.sync_all()) {
+                let text = "a disk cannot be synced: after a crash of the host more is compared";
+                tracing::warn!(vm = vm.name(), %error, "{text}");
+                return;
+            }
         }
         vm.capture().note_durable(clock::wall(), &seen);
         self.durable = Some(seen);

@@ -88,6 +88,9 @@ impl ProtectedVm {
             leaves_out: record.policy.leaves_out(),
         };
         let capture = Arc::new(Capture::new(counter, &sizes, map, regions, buffer, waker));
+        // Before the first write: from this note on changes of the disks are the agent's own.
+        let seen: Vec<_> = facts.iter().map(|(_, identity)| *identity).collect();
+        capture.note_durable(clock::wall(), &seen);
         let disks: Vec<_> = locals
             .into_iter()
             .enumerate()
@@ -296,7 +299,11 @@ impl ProtectedVm {
         let synced = self.disks.iter().try_for_each(|disk| disk.sync_all());
         match synced.and_then(|()| self.settled_identities()) {
             Ok(seen) => self.capture.close(clock::wall(), &seen),
-            Err(error) => tracing::error!(vm = self.name(), %error, "a disk cannot be synced"),
+            Err(error) => {
+                tracing::error!(vm = self.name(), %error, "a disk cannot be synced");
+                // What it was seen as before tells nothing of what others write from here on.
+                self.capture.close(clock::wall(), &vec![None; self.disks.len()]);
+            }
         }
     }
 

@@ -330,12 +330,66 @@ fn after_a_crash_of_the_host_a_disk_that_was_changed_since_is_compared_whole() {
         let copy = Memory(Arc::new(Mutex::new(log.0.lock().unwrap().clone())));
         open_log(&copy, changed, boot, booted_at).kept().len()
     };
-    assert_eq!(kept(105, 2, 200), 1, "the agent's own writes until the crash");
+    assert_eq!(kept(105, 2, 200), 1, "as the agent's own writes until the crash leave it");
     assert_eq!(kept(205, 2, 200), 0, "somebody's since the host is up again");
     assert_eq!(kept(99, 2, 200), 0, "the disk is older than it was");
     assert_eq!(kept(105, 2, 109), 0, "the clock was put back");
     assert_eq!(kept(105, 1, 200), 0, "the host was not down");
     assert_eq!(kept(100, 1, 200), 1, "nobody has written");
+}
+
+/// Ends an agent's stream of a disk that was last changed in second 100, and says as what a disk is seen that was last
+/// changed at some second by the next one, after a boot in second 200.
+fn kept_after_a_reboot(clean: bool) -> impl Fn(i64) -> usize {
+    let log = Memory::default();
+    let capture = on_map_and_log(&Memory::default(), &log, 1, 1 << 20);
+    capture.restart(WriteSeq::ZERO);
+    capture.begin_stream(ONE, WriteSeq::ZERO);
+    write(&capture, 17 << 20, 1);
+    capture.note_durable(WallTime(100 * 1_000_000), &[Some(changed_at(100))]);
+    if clean {
+        capture.close(WallTime(101 * 1_000_000), &[Some(changed_at(100))]);
+        // A look that was under way, and a region that was about to be cooled.
+        capture.note_durable(WallTime(102 * 1_000_000), &[Some(changed_at(102))]);
+        capture.cool_regions(|| Ok(())).unwrap();
+    }
+    drop(capture);
+    move |changed| {
+        let copy = Memory(Arc::new(Mutex::new(log.0.lock().unwrap().clone())));
+        open_log(&copy, changed, 2, 200).kept().len()
+    }
+}
+
+#[test]
+fn what_others_wrote_between_a_clean_stop_and_a_reboot_is_compared() {
+    let kept = kept_after_a_reboot(true);
+    for changed in [99, 101, 102, 150, 199, 201] {
+        assert_eq!(kept(changed), 0, "no write of the agent's explains a change in second {changed}");
+    }
+    assert_eq!(kept(100), 1, "nobody has written");
+}
+
+#[test]
+fn what_others_wrote_long_after_a_kill_and_before_a_reboot_is_compared() {
+    let kept = kept_after_a_reboot(false);
+    assert_eq!((kept(100), kept(119)), (1, 1), "the agent's own writes until the host went down");
+    for changed in [121, 150, 199] {
+        assert_eq!(kept(changed), 0, "the agent would have noted second {changed}");
+    }
+}
+
+#[test]
+fn a_closed_log_is_closed_once() {
+    let log = Memory::default();
+    let capture = on_map_and_log(&Memory::default(), &log, 1, 1 << 20);
+    capture.restart(WriteSeq::ZERO);
+    capture.begin_stream(ONE, WriteSeq::ZERO);
+    capture.close(WallTime(0), &[Some(changed_at(0))]);
+    drop(capture);
+    let capture = on_map_and_log(&Memory::default(), &log, 2, 1 << 20);
+    capture.note_durable(WallTime(100 * 1_000_000), &[Some(changed_at(100))]);
+    drop(capture);
+    assert_eq!(open_log(&log, 105, 3, 200).kept().len(), 1, "the next agent's writes explain it");
 }
 
 #[test]
@@ -530,7 +584,11 @@ fn the_stream_before_is_continued_only_until_the_new_one_is_acknowledged() {
     capture.release(capture.status().last);
     assert_eq!(kept(), (vec![TWO], vec![TWO, ONE]), "the log has not cleared anything yet");
     capture.cool_regions(|| Ok(())).unwrap();
-    assert_eq!(kept(), (vec![TWO], vec![TWO]), "a journal without the new stream's writes would never get them");
+    assert_eq!(
+        kept(),
+        (vec![TWO], vec![TWO]),
+        "a journal without the new stream's writes would never get them"
+    );
 }
 
 #[test]
