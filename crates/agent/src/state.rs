@@ -7,12 +7,15 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use types::RunNumber;
 
 /// The agent's state folder, locked while this lives.
 #[derive(Debug)]
 pub(crate) struct StateDir {
     store: FsStore,
+    /// The run that the folder has: the next start begins above it.
+    reached: Mutex<RunNumber>,
 }
 
 /// Every file says which version of its form it has.
@@ -35,7 +38,7 @@ impl StateDir {
         let store = FsStore::open(root).context(
             "open state folder: only one agent may use it; stop the other one or give this one its own state_dir",
         )?;
-        Ok(Self { store })
+        Ok(Self { store, reached: Mutex::new(RunNumber(0)) })
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -50,7 +53,19 @@ impl StateDir {
             bail!("the agent has started {last} times, which is as often as its sequences have room for");
         }
         self.save("run.json", &RunFile { run })?;
+        *self.reached.lock().expect("a panic aborts the process") = RunNumber(run);
         Ok(RunNumber(run))
+    }
+
+    /// A counter was lifted into a later run: the agent's next one is to be above that too, durably, before anybody
+    /// hears of a sequence of it. Or a journal would have what this agent no longer knows to be its own.
+    pub(crate) fn reach_run(&self, run: RunNumber) -> Result<()> {
+        let mut reached = self.reached.lock().expect("a panic aborts the process");
+        if run > *reached {
+            self.save("run.json", &RunFile { run: run.0 })?;
+            *reached = run;
+        }
+        Ok(())
     }
 
     /// Reads a file; none where it does not exist.
@@ -136,4 +151,20 @@ pub(crate) fn boot_id() -> Result<[u8; 16]> {
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
     let id: types::Incarnation = digits.parse().map_err(|_| anyhow::anyhow!("boot id {text:?} is no id"))?;
     Ok(id.to_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_above_every_one_that_a_counter_was_lifted_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(folder.path()).unwrap();
+        let first = state.next_run().unwrap();
+        state.reach_run(RunNumber(50)).unwrap();
+        state.reach_run(first).unwrap();
+        drop(state);
+        assert_eq!(StateDir::open(folder.path()).unwrap().next_run().unwrap(), RunNumber(51));
+    }
 }

@@ -18,6 +18,10 @@
 //! The price of this design: a sync competes with live writes for the buffer, so it yields at a quarter full, and
 //! while anything lies in the spill.
 
+mod asked;
+mod belief;
+
+use self::asked::Asked;
 use crate::state::{Failure, Link, State, SyncReason, TrackingReason, Transition};
 use crate::wire::{Ack, ArtifactHash, ClockAnswer, Compare, Compared, Message, Refusal, Refuse, Welcome};
 use std::collections::VecDeque;
@@ -25,7 +29,7 @@ use types::limits::{
     CLOCK_INTERVAL, COMPARES_MAX, COPY_RETRY_DELAY, HEARTBEAT_INTERVAL, PEER_SILENCE_MAX,
     RECONNECT_DELAY_MAX, RECONNECT_DELAY_MIN, REFUSED_RETRY_DELAY, WINDOW_BYTES,
 };
-use types::{BlockIndex, DiskIndex, Epoch, Incarnation, Monotonic, VmId, WriteSeq};
+use types::{Epoch, Incarnation, Monotonic, VmId, WriteSeq};
 
 /// A stream of before that what is marked can be continued from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +91,8 @@ pub struct CaptureView {
     pub released: WriteSeq,
     /// The last sequence in the buffer or the spill; `released` where both are empty.
     pub last: WriteSeq,
+    /// The last sequence drawn for the group.
+    pub drawn: WriteSeq,
     /// Every write of the VM at or below it is in the buffer, freed, or missing.
     pub watermark: WriteSeq,
 }
@@ -186,30 +192,8 @@ pub enum SenderEffect {
     Changed(Transition),
     /// The peer refuses, in its own words.
     Refused(Refuse),
-}
-
-/// A comparison that was asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Asked {
-    disk: DiskIndex,
-    first: BlockIndex,
-    blocks: usize,
-}
-
-impl Asked {
-    fn of(compare: &Compare) -> Self {
-        Self { disk: compare.disk, first: compare.first, blocks: compare.hashes.len() }
-    }
-
-    fn is_answered_by(&self, compared: &Compared) -> bool {
-        (self.disk, self.first) == (compared.disk, compared.first)
-    }
-
-    /// The answer, about nothing but what was asked.
-    fn answer(&self, compared: &Compared) -> Compared {
-        let mask = 1u64.checked_shl(self.blocks as u32).map_or(u64::MAX, |bit| bit - 1);
-        Compared { differs: compared.differs & mask, ..*compared }
-    }
+    /// The peer is not believed, and why.
+    Disbelieved(String),
 }
 
 /// Stopped by an exceeded bound.
@@ -422,8 +406,13 @@ impl Sender {
     ) {
         self.heard_at = now;
         match (message, self.link) {
-            (Message::Welcome(welcome), Link::Greeting { .. }) if is_within_bounds(&welcome) => {
-                self.on_welcome(welcome, view, effects);
+            (Message::Welcome(welcome), Link::Greeting { .. }) => {
+                let believed = belief::check_seq(welcome.durable, view.drawn)
+                    .and_then(|()| belief::check_epoch(welcome.epoch, self.config.epoch));
+                match believed {
+                    Ok(()) => self.on_welcome(welcome, view, effects),
+                    Err(why) => self.on_disbelief(now, why, effects),
+                }
             }
             (Message::Ack(ack), Link::Up) => self.on_ack(ack, effects),
             (Message::Refuse(refuse), Link::Greeting { .. } | Link::Up) => {
@@ -576,6 +565,9 @@ impl Sender {
     fn on_refuse(&mut self, now: Monotonic, refuse: Refuse, effects: &mut Vec<SenderEffect>) {
         match refuse.why {
             Refusal::Fenced { epoch, released: true } => {
+                if let Err(why) = belief::check_epoch(epoch, self.config.epoch) {
+                    return self.on_disbelief(now, why, effects);
+                }
                 if epoch > self.config.epoch {
                     self.config.epoch = epoch;
                     effects.push(SenderEffect::AdoptEpoch(epoch));
@@ -605,6 +597,15 @@ impl Sender {
             }
         }
         effects.push(SenderEffect::Refused(refuse));
+        self.hang_up(now, effects);
+    }
+
+    /// Nothing of what it has said is taken over; it is heard again later.
+    fn on_disbelief(&mut self, now: Monotonic, why: String, effects: &mut Vec<SenderEffect>) {
+        if !matches!(self.state, State::Paused) {
+            self.become_state(State::Failed { why: Failure::Disbelieved }, effects);
+        }
+        effects.push(SenderEffect::Disbelieved(why));
         self.hang_up(now, effects);
     }
 
@@ -770,11 +771,6 @@ impl Sender {
         self.state = to;
         effects.push(SenderEffect::Changed(Transition { from, to }));
     }
-}
-
-/// Whether counters may be lifted to what a welcome says.
-fn is_within_bounds(welcome: &Welcome) -> bool {
-    welcome.durable <= WriteSeq::FOREIGN_MAX && welcome.epoch <= Epoch::FOREIGN_MAX
 }
 
 /// Whether this very step begins the stream anew; what the view says is older than that.

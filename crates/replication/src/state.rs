@@ -65,6 +65,8 @@ pub enum SyncReason {
 pub enum Failure {
     /// The peer refuses the stream.
     Refused(Refusal),
+    /// What the peer says of order and authority cannot be.
+    Disbelieved,
     /// A bound is exceeded, and the operator wants the protection to stop then.
     BoundExceeded,
 }
@@ -171,6 +173,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Refused(why) => why.fmt(f),
+            Failure::Disbelieved => f.write_str("the recovery side says what cannot be"),
             Failure::BoundExceeded => f.write_str("a bound is exceeded"),
         }
     }

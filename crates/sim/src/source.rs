@@ -351,6 +351,7 @@ impl Agent {
             buffer_bytes_max: status.buffer_bytes_max,
             released: status.released,
             last: status.last,
+            drawn: status.watermark,
             watermark: if tell { status.watermark } else { status.last },
         }
     }
@@ -404,6 +405,7 @@ impl Agent {
             SenderEffect::ClockTold(_)
             | SenderEffect::SendArtifact(_)
             | SenderEffect::AdoptEpoch(_)
+            | SenderEffect::Disbelieved(_)
             | SenderEffect::Changed(_)
             | SenderEffect::Refused(_) => {}
         }

@@ -227,5 +227,9 @@ pub const PAGE_ROWS_DEFAULT: usize = 100;
 /// So many sequences may lie between a write that was left out of a stream and the one that overwrites it.
 pub const LEFT_OUT_REACH_MAX: u64 = 1 << 32;
 
+/// How many failovers a peer may know of that this side has not heard of, where the epoch is one that no peer may lift
+/// it to otherwise. Too few for a peer that lies to come to the end of all epochs by it.
+pub const EPOCHS_AHEAD_MAX: u64 = 1024;
+
 /// How long no block is copied where there was no room for the last one, and no sync closed that could not be.
 pub const COPY_RETRY_DELAY: Duration = Duration::from_millis(200);

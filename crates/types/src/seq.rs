@@ -28,8 +28,13 @@ impl WriteSeq {
     pub const ZERO: WriteSeq = WriteSeq(0);
     /// Above every write.
     pub const MAX: WriteSeq = WriteSeq(u64::MAX);
-    /// The last one a peer or a file may name: as many as a run has are left above it, so that no counter that is
-    /// lifted there comes to its end.
+    /// The last one that a recovery side may lift a counter here to. Half of all runs are left above it: what is drawn
+    /// from there on is still far from what an honest peer refuses to hear.
+    pub const LIFT_MAX: WriteSeq = WriteSeq::before_run(RunNumber(1 << 23));
+    /// The last one that hosts of a site may agree on for a cut: above all that a recovery side can bring about, and
+    /// still a quarter of all runs away from what is refused.
+    pub const CUT_MAX: WriteSeq = WriteSeq::before_run(RunNumber(3 << 22));
+    /// The last one that is heard at all, from a peer or a file. Nothing lifts a counter near to it.
     pub const FOREIGN_MAX: WriteSeq = WriteSeq::before_run(RunNumber::MAX);
 
     /// The sequence as it stands in files and messages.
@@ -45,6 +50,11 @@ impl WriteSeq {
     /// The place just before the first write of `run`.
     pub const fn before_run(run: RunNumber) -> Self {
         Self((run.0 as u64) << COUNT_BITS)
+    }
+
+    /// The run of the agent that it is of.
+    pub const fn run(self) -> RunNumber {
+        RunNumber((self.0 >> COUNT_BITS) as u32)
     }
 
     /// The place just before this one; zero stays zero.
@@ -113,9 +123,9 @@ impl GroupCounter {
     /// Draws exactly `seq`, for a cut that several hosts agree on.
     ///
     /// # Errors
-    /// Where it has been reached already, or is above [`WriteSeq::FOREIGN_MAX`]: the highest sequence drawn so far.
+    /// Where it has been reached already, or is above [`WriteSeq::CUT_MAX`]: the highest sequence drawn so far.
     pub fn draw_exactly(&self, seq: WriteSeq) -> Result<(), WriteSeq> {
-        if seq > WriteSeq::FOREIGN_MAX {
+        if seq > WriteSeq::CUT_MAX {
             return Err(self.last());
         }
         let before = self.0.fetch_max(seq.0, Ordering::SeqCst);
@@ -139,8 +149,11 @@ pub struct Epoch(pub u64);
 impl Epoch {
     /// The epoch of a group that has never failed over.
     pub const FIRST: Epoch = Epoch(1);
-    /// The highest a peer may name: failovers without number are left above it.
+    /// The highest that is heard at all, from a peer. Nothing lifts an epoch near to it.
     pub const FOREIGN_MAX: Epoch = Epoch(1 << 48);
+    /// The highest that a peer may lift an epoch here to: failovers without number are left above it that an honest
+    /// peer still hears.
+    pub const LIFT_MAX: Epoch = Epoch(1 << 47);
 
     /// The epoch a failover mints.
     pub const fn next(self) -> Self {
@@ -182,7 +195,8 @@ mod tests {
     #[test]
     fn no_agreed_cut_brings_a_counter_near_its_end() {
         let counter = GroupCounter::new(WriteSeq::from_raw(10));
-        for far in [WriteSeq::MAX, WriteSeq::MAX.previous(), WriteSeq::FOREIGN_MAX.next()] {
+        for far in [WriteSeq::MAX, WriteSeq::MAX.previous(), WriteSeq::FOREIGN_MAX, WriteSeq::CUT_MAX.next()]
+        {
             assert_eq!(counter.draw_exactly(far), Err(WriteSeq::from_raw(10)));
         }
         counter.raise(WriteSeq::FOREIGN_MAX);

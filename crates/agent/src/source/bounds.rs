@@ -176,6 +176,7 @@ impl Bounds {
 fn failure(vm: &str, why: Failure, seen: &Seen) -> String {
     match why {
         Failure::Refused(_) => format!("VM {vm}: the recovery side refuses its stream: {}", seen.why()),
+        Failure::Disbelieved => format!("VM {vm}: its stream is not taken up: {}", seen.why()),
         Failure::BoundExceeded => format!("VM {vm}: its protection has stopped: {}", seen.why()),
     }
 }

@@ -8,6 +8,11 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use types::limits::{HEARTBEAT_INTERVAL, PEER_SILENCE_MAX};
 
+/// Whether an agent, which is known by its certificate as `AGENT.SITE`, is of this site.
+fn is_of_site(agent: &str, site: &str) -> bool {
+    agent.split_once('.').is_some_and(|(_, its)| its == site)
+}
+
 /// Serves a host until its connection is lost; why it ended.
 pub(crate) async fn serve_host(
     source: &Arc<Source>,
@@ -21,6 +26,10 @@ pub(crate) async fn serve_host(
             queue.send(Message::Refuse(Refuse { why: Refusal::NotAccepted, detail: detail.clone() }).into());
         detail
     };
+    if !is_of_site(host, &source.site) {
+        let site = &source.site;
+        return refuse(format!("{host} is of another site: only agents of site {site} join a group of it"));
+    }
     let Some(group) = source.group_named(&join.group_name) else {
         return refuse(format!(
             "no group {:?} is coordinated here; protect its first VM here",
@@ -44,7 +53,10 @@ pub(crate) async fn serve_host(
                 heard_at = clock::now();
                 match message {
                     Some(Ok(Message::Cut(CutMessage::Prepared { cut, refused }))) => {
-                        group.hosts().on_prepared(host, cut, refused);
+                        if let Err(why) = group.hosts().on_prepared(host, cut, refused) {
+                            tracing::warn!(group = join.group_name, host, why, "the host is not believed");
+                            break why;
+                        }
                     }
                     Some(Ok(Message::Cut(CutMessage::Durable { cut }))) => group.on_host_durable(host, cut),
                     Some(Ok(Message::Heartbeat)) => {}
@@ -63,4 +75,17 @@ pub(crate) async fn serve_host(
     };
     group.hosts().leave(host, session);
     why
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_agents_of_the_own_site_join() {
+        assert!(is_of_site("beta.berlin", "berlin"));
+        for other in ["beta.munich", "berlin", "berlin.munich", "beta.berlin.munich", "beta.x.berlin"] {
+            assert!(!is_of_site(other, "berlin"), "{other}");
+        }
+    }
 }

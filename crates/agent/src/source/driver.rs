@@ -371,6 +371,7 @@ impl Driver {
             buffer_bytes_max: status.buffer_bytes_max,
             released: status.released,
             last: status.last,
+            drawn: status.watermark,
             watermark: if tell { status.watermark } else { status.last },
         }
     }
@@ -414,6 +415,15 @@ impl Driver {
                 let why = format!("{}: {}", refuse.why, refuse.detail);
                 if self.last_error.as_ref() != Some(&why) {
                     tracing::warn!(vm = self.vm.name(), why, "refused by the peer");
+                }
+                self.last_error = Some(why);
+            }
+            SenderEffect::Disbelieved(why) => {
+                let peer = self.link.peer.as_ref().map_or("the peer", |peer| &peer.name);
+                let why =
+                    format!("{peer} is not believed: {why}; look at its agent and its journal of this VM");
+                if self.last_error.as_ref() != Some(&why) {
+                    tracing::warn!(vm = self.vm.name(), why, "the peer is not believed");
                 }
                 self.last_error = Some(why);
             }
@@ -555,6 +565,10 @@ impl Driver {
             self.events.push_back(SenderEvent::NothingToSend);
             return;
         };
+        if let Err(error) = block_in_place(|| self.source.state.reach_run(next.last.run())) {
+            let error = format!("{error:#}");
+            tracing::error!(vm = self.vm.name(), error, "the run that sequences are of is not recorded");
+        }
         let bytes = next.batch.len();
         self.place.sent(granted, bytes as u64);
         self.rates.sent_bytes += bytes as u64;

@@ -135,7 +135,20 @@ impl Hosts {
         }
     }
 
-    pub(super) fn on_prepared(&self, name: &str, cut: WriteSeq, refused: Option<CutRefusal>) {
+    /// What a host says to a cut.
+    ///
+    /// # Errors
+    /// Where it says what no counter here may be lifted to.
+    pub(super) fn on_prepared(
+        &self,
+        name: &str,
+        cut: WriteSeq,
+        refused: Option<CutRefusal>,
+    ) -> Result<(), String> {
+        let told = if let Some(CutRefusal::Passed(last)) = refused { cut.max(last) } else { cut };
+        if told > WriteSeq::CUT_MAX {
+            return Err(format!("host {name} says that it has drawn {told}, which no agent comes to"));
+        }
         if let Some(host) = self.lock().get_mut(name) {
             host.last = host.last.max(match refused {
                 Some(CutRefusal::Passed(last)) => last,
@@ -145,6 +158,7 @@ impl Hosts {
             host.prepared = Some((cut, refused));
         }
         self.answered.notify_all();
+        Ok(())
     }
 
     /// Waits until all hosts have made the cut, at most `within` from `begun` on.
@@ -179,5 +193,24 @@ impl Hosts {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Host>> {
         self.inner.lock().expect("a panic aborts the process")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_host_lifts_the_next_cut_to_what_is_refused() {
+        let hosts = Hosts::known(&BTreeMap::from([("beta.site".to_owned(), 1)]));
+        let far = WriteSeq::CUT_MAX.next();
+        for (cut, refused) in [(WriteSeq::ZERO, Some(CutRefusal::Passed(far))), (far, None)] {
+            let why = hosts.on_prepared("beta.site", cut, refused).unwrap_err();
+            assert!(why.contains("beta.site"), "{why}");
+            assert_eq!(hosts.highest(), WriteSeq::ZERO);
+        }
+        let passed = Some(CutRefusal::Passed(WriteSeq::from_raw(7)));
+        assert_eq!(hosts.on_prepared("beta.site", WriteSeq::ZERO, passed), Ok(()));
+        assert_eq!(hosts.highest(), WriteSeq::from_raw(7));
     }
 }

@@ -28,6 +28,7 @@ fn idle() -> CaptureView {
         buffer_bytes_max: 1 << 20,
         released: seq(0),
         last: seq(0),
+        drawn: seq(0),
         watermark: seq(0),
     }
 }
@@ -319,8 +320,9 @@ fn an_answer_says_nothing_of_blocks_behind_the_run() {
 }
 
 #[test]
-fn no_counter_is_lifted_to_its_end_by_a_peer() {
-    for durable in [WriteSeq::MAX, WriteSeq::MAX.previous(), WriteSeq::FOREIGN_MAX.next()] {
+fn no_counter_is_lifted_by_a_peer_to_what_others_refuse_to_hear() {
+    let near = WriteSeq::from_raw(WriteSeq::FOREIGN_MAX.raw() - 1000);
+    for durable in [WriteSeq::MAX, WriteSeq::MAX.previous(), near, WriteSeq::LIFT_MAX.next()] {
         let mut bench = Bench::new();
         bench.step(SenderEvent::Tick);
         bench.step(SenderEvent::LinkUp);
@@ -328,6 +330,47 @@ fn no_counter_is_lifted_to_its_end_by_a_peer() {
         assert!(effects.contains(&SenderEffect::Disconnect), "{effects:?}");
         assert!(!effects.iter().any(|effect| matches!(effect, SenderEffect::Restart { .. })), "{effects:?}");
     }
+}
+
+#[test]
+fn what_was_drawn_here_may_be_in_a_journal_however_high_it_is() {
+    let mut bench = Bench::new();
+    bench.view.drawn = seq(WriteSeq::LIFT_MAX.raw() + 9);
+    bench.step(SenderEvent::Tick);
+    bench.step(SenderEvent::LinkUp);
+    let durable = WriteSeq::LIFT_MAX.raw() + 9;
+    let restart = SenderEffect::Restart { floor: seq(durable), differs: Differs::Suspect };
+    assert!(bench.welcome(durable, None).contains(&restart));
+}
+
+#[test]
+fn no_epoch_is_lifted_by_a_peer_to_what_others_refuse_to_hear() {
+    let welcome = |epoch| {
+        let (durable, incarnation, must_compare, seeded) = (seq(0), None, false, false);
+        Message::Welcome(Welcome { epoch, durable, incarnation, must_compare, seeded, missing: Vec::new() })
+    };
+    let released = |epoch| {
+        let why = Refusal::Fenced { epoch, released: true };
+        Message::Refuse(Refuse { why, detail: String::new() })
+    };
+    let said = |ours, message| {
+        let mut bench = Bench::new();
+        bench.sender.config.epoch = ours;
+        bench.step(SenderEvent::Tick);
+        bench.step(SenderEvent::LinkUp);
+        let effects = bench.step(SenderEvent::Received(message));
+        let adopts = effects.iter().any(|effect| matches!(effect, SenderEffect::AdoptEpoch(_)));
+        let told = effects.iter().any(|effect| matches!(effect, SenderEffect::Disbelieved(_)));
+        assert_eq!(told, bench.sender.state() == State::Failed { why: Failure::Disbelieved });
+        assert_eq!(told, effects.contains(&SenderEffect::Disconnect) && !adopts, "{effects:?}");
+        adopts
+    };
+    for far in [Epoch::FOREIGN_MAX, Epoch::LIFT_MAX.next()] {
+        assert!(!said(Epoch::FIRST, welcome(far)));
+        assert!(!said(Epoch::FIRST, released(far)));
+    }
+    assert!(said(Epoch::FIRST, welcome(Epoch::LIFT_MAX)));
+    assert!(said(Epoch::LIFT_MAX, welcome(Epoch::LIFT_MAX.next())), "an honest failover after one that lied");
 }
 
 #[test]
