@@ -8,6 +8,7 @@ mod files;
 mod freshness;
 mod greeting;
 mod group;
+mod heard;
 #[cfg_attr(not(feature = "ublk"), path = "no_host_devices.rs")]
 mod host_devices;
 mod hosts;

@@ -2,6 +2,7 @@
 //! lost the whole protection is taken up anew, which finds out what was missed.
 
 use super::Source;
+use super::heard::Heard;
 use super::record::{DiskRecord, ProtectionRecord, TappedRecord};
 use crate::alerts::{AlertKind, Cause};
 use crate::clock;
@@ -10,7 +11,7 @@ use crate::hypervisor::{Missed, Seen, Tap, Wanted};
 use splitter::nbd::Private;
 use splitter::{Capture, LocalDisk, TappedDisk};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use types::{ByteRange, DiskIndex, Monotonic};
@@ -28,8 +29,7 @@ pub(super) struct VmTap {
     process: Option<u32>,
     /// What the guest was doing when it was last looked at, in QEMU's word.
     guest: Mutex<String>,
-    /// Connections that are about to end because their disks are gone.
-    leaving: AtomicUsize,
+    heard: Heard,
     /// How often the VM's change logs are begun anew.
     change_log_interval: Duration,
     ended: AtomicBool,
@@ -77,12 +77,12 @@ impl VmTap {
         let disks = disks.collect();
         let change_log_interval = source.change_log_interval;
         Ok(Self {
+            heard: Heard::new(record.disks.len()),
             process: tap.process(),
             tap: Mutex::new(tap),
             disks,
             left_out: record.left_out.clone(),
             guest: Mutex::default(),
-            leaving: AtomicUsize::new(0),
             change_log_interval,
             ended: AtomicBool::new(false),
         })
@@ -120,11 +120,9 @@ impl VmTap {
     /// Our server's only client, and what its leaving means: a write may have been made by now that we do not hear of.
     pub(super) fn private(self: &Arc<Self>, capture: &Arc<Capture>) -> Private {
         let (tap, capture) = (Arc::downgrade(self), capture.clone());
-        let left = move || {
+        let left = move |at| {
             let Some(tap) = tap.upgrade() else { return };
-            let leaves = |count: usize| count.checked_sub(1);
-            let expected = tap.leaving.fetch_update(Ordering::SeqCst, Ordering::SeqCst, leaves).is_ok();
-            if !expected && !tap.ended.load(Ordering::SeqCst) {
+            if !tap.ended.load(Ordering::SeqCst) && tap.heard.on_left(at) {
                 capture.lose_writes();
             }
         };
@@ -165,9 +163,12 @@ impl VmTap {
         let seen = tap.check(&self.left_out)?;
         for &at in &seen.gone {
             tracing::warn!(disk = self.disks[at].label(), "the VM has this disk no more; the others go on");
-            self.leaving.fetch_add(1, Ordering::SeqCst);
+            self.heard.on_gone(at);
             self.disks[at].lose();
             tap.lose_disk(at);
+        }
+        if self.heard.has_lost() {
+            anyhow::bail!("the VM has left a disk's socket, and its writes are not told of any more");
         }
         let now = clock::now();
         if now.since(*rotated_at) >= self.change_log_interval {

@@ -283,6 +283,23 @@ mod tests {
     }
 
     #[test]
+    fn a_private_server_tells_which_export_was_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("nbd.sock");
+        let export =
+            |name: &str| Export { name: name.into(), description: String::new(), device: Arc::new(Half) };
+        let (tell, told) = std::sync::mpsc::channel();
+        let left = Box::new(move |at| tell.send(at).unwrap());
+        let private = crate::nbd::Private { process: None, left };
+        let server = Server::bind_private(&socket, vec![export("vda"), export("vdb")], private).unwrap();
+        drop(UnixStream::connect(&socket).unwrap());
+        drop(Client::connect(&socket, "vdb", "base:allocation").unwrap());
+        assert_eq!(told.recv(), Ok(1));
+        drop(server);
+        assert!(told.try_recv().is_err(), "who picked none has left nothing");
+    }
+
+    #[test]
     fn the_client_reads_what_the_server_serves() {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("nbd.sock");

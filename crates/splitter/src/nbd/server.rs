@@ -54,8 +54,8 @@ pub struct Server {
 pub struct Private {
     /// The only process that is let in; where it is not known, whoever may open the socket.
     pub process: Option<u32>,
-    /// Told whenever a client has left.
-    pub left: Box<dyn Fn() + Send + Sync>,
+    /// Told whenever a client has left, and which of the exports it had. Who has picked none is nothing.
+    pub left: Box<dyn Fn(usize) + Send + Sync>,
 }
 
 struct Shared {
@@ -181,11 +181,12 @@ impl Shared {
         connections.open.insert(number, (stream.try_clone()?, None));
         let shared = self.clone();
         let serving = std::thread::Builder::new().name("nbd".into()).spawn(move || {
-            if let Err(error) = shared.serve(stream) {
+            let mut had = None;
+            if let Err(error) = shared.serve(stream, |at| had = at) {
                 tracing::debug!(%error, "NBD connection ended");
             }
-            if let Some(private) = &shared.private {
-                (private.left)();
+            if let (Some(private), Some(at)) = (&shared.private, had) {
+                (private.left)(at);
             }
             shared.connections.lock().expect("a panic aborts the process").open.remove(&number);
         })?;
@@ -195,11 +196,10 @@ impl Shared {
         Ok(())
     }
 
-    fn serve(&self, mut stream: UnixStream) -> io::Result<()> {
-        match negotiate(&mut stream, &self.exports)? {
-            Some(agreed) => serve_agreed(&stream, &agreed, Client::of_process(&stream)),
-            None => Ok(()),
-        }
+    fn serve(&self, mut stream: UnixStream, chosen: impl FnOnce(Option<usize>)) -> io::Result<()> {
+        let Some(agreed) = negotiate(&mut stream, &self.exports)? else { return Ok(()) };
+        chosen(self.exports.iter().position(|export| export.name == agreed.export.name));
+        serve_agreed(&stream, &agreed, Client::of_process(&stream))
     }
 }
 
