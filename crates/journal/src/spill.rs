@@ -157,10 +157,14 @@ impl Spill {
 
     /// Files that the spill has forgotten already, so that none it holds is out of order however this ends.
     fn remove(&self, files: Vec<SpillFile>) -> Released {
-        let any = !files.is_empty();
-        let removed = files.iter().map(|file| self.store.remove(&file.segment.name));
+        let mut released = Released { any: !files.is_empty(), left_behind: None };
         // Each of them is tried: that one cannot be removed says nothing of the others.
-        Released { any, left_behind: removed.filter_map(Result::err).last() }
+        for file in files {
+            if let Err(error) = self.store.remove(&file.segment.name) {
+                released.left_behind = Some(error);
+            }
+        }
+        released
     }
 }
 

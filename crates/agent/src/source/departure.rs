@@ -111,7 +111,7 @@ impl Source {
             };
             if let Err(error) = self.end_unfinished(&departure) {
                 let text = format!("VM {} is unprotected in part only: {error:#}", departure.name);
-                self.alerts.raise(&format!("departure of {}", departure.vm), text);
+                self.alerts.raise(format!("departure of {}", departure.vm), text);
             }
             tokio::spawn(tell(self.clone(), departure));
         }
