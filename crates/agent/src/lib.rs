@@ -22,11 +22,15 @@ pub mod pki;
 mod policy;
 pub mod privacy;
 mod recovery;
+mod refusals;
 mod service;
 mod sockets;
 mod source;
 mod state;
+mod tls;
+mod waiting_room;
 mod wire_io;
 
 pub use daemon::{Agent, run};
 pub use state::random;
+pub use tls::operator_client;

@@ -4,19 +4,16 @@
 //! The stream trusts the CAs in `trust`, the API on TCP trusts the site's own. An agent's name stands in
 //! its certificate as `AGENT.SITE.holdfast.internal`, beside the hosts it is reached at.
 
-use crate::claimed::{Claimed, NotesName};
 use crate::config::check_label;
+use crate::tls::TlsCache;
 use anyhow::{Context, Result, bail};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime};
-use rustls::server::WebPkiClientVerifier;
-use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
-use std::io::Write;
+use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime, pem};
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,20 +26,28 @@ const CA_DAYS: i64 = 3650;
 /// Files of the folder that no certificate may be written over.
 const KEPT_NAMES: [&str; 1] = ["ca"];
 
-/// Where both ends are Holdfast.
-const TLS_OF_OURS: &[&SupportedProtocolVersion] = &[&TLS13];
-/// Where the client is anybody's: NBD's document asks every server to take 1.2.
-const TLS_OF_NBD: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
-
 /// A site's folder of keys and certificates.
 #[derive(Debug, Clone)]
 pub struct Pki {
     folder: PathBuf,
+    pub(crate) tls: Arc<TlsCache>,
+}
+
+/// A peer's site may be trusted or not: what says so cannot be read just now.
+#[derive(Debug, thiserror::Error)]
+#[error("whether site {site} is trusted cannot be told")]
+pub(crate) struct CannotTell {
+    site: String,
 }
 
 impl Pki {
     pub fn new(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: folder.into() }
+        Self { folder: folder.into(), tls: Arc::default() }
+    }
+
+    /// The path of a file in the folder.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
     }
 
     /// Makes the site's certificate authority; the path of its certificate.
@@ -127,65 +132,6 @@ impl Pki {
         Ok(self.read("site")?.trim().to_owned())
     }
 
-    /// TLS for connecting to peers: they must be of a trusted site, and we show our certificate.
-    ///
-    /// # Errors
-    /// Where keys or certificates are missing or damaged.
-    pub fn client(&self) -> Result<Arc<ClientConfig>> {
-        let mut roots = self.trusted_roots()?;
-        self.add_own(&mut roots)?;
-        let config = ClientConfig::builder_with_protocol_versions(TLS_OF_OURS)
-            .with_root_certificates(roots)
-            .with_client_auth_cert(self.certificates("agent.pem")?, self.key("agent.key")?)
-            .context("use the agent's certificate")?;
-        Ok(Arc::new(config))
-    }
-
-    /// TLS for a peer that connects: of a trusted site, with a certificate. Who it says it is goes into `claimed`.
-    ///
-    /// # Errors
-    /// Where keys or certificates are missing or damaged, or nobody is trusted yet.
-    pub fn stream_server(&self, claimed: &Claimed) -> Result<Arc<ServerConfig>> {
-        let mut roots = self.trusted_roots()?;
-        if roots.is_empty() {
-            bail!("no site is trusted: run `holdfast pki trust` with the CA certificate of the other site");
-        }
-        self.add_own(&mut roots)?;
-        self.server(roots, claimed, TLS_OF_OURS)
-    }
-
-    /// A group may have VMs on several hosts of this site, whose agents talk to each other.
-    fn add_own(&self, roots: &mut RootCertStore) -> Result<()> {
-        for certificate in self.certificates("ca.pem").unwrap_or_default() {
-            roots.add(certificate).context("use the site's own CA")?;
-        }
-        Ok(())
-    }
-
-    /// TLS for operators that connect: certified by the site itself.
-    ///
-    /// # Errors
-    /// Where keys or certificates are missing or damaged.
-    pub fn api_server(&self) -> Result<Arc<ServerConfig>> {
-        self.server(self.own_roots()?, &Claimed::default(), TLS_OF_OURS)
-    }
-
-    /// TLS for NBD clients: certified by the site itself.
-    ///
-    /// # Errors
-    /// Where keys or certificates are missing or damaged.
-    pub(crate) fn nbd_server(&self) -> Result<Arc<ServerConfig>> {
-        self.server(self.own_roots()?, &Claimed::default(), TLS_OF_NBD)
-    }
-
-    fn own_roots(&self) -> Result<RootCertStore> {
-        let mut roots = RootCertStore::empty();
-        for certificate in self.certificates("ca.pem")? {
-            roots.add(certificate).context("use the CA certificate")?;
-        }
-        Ok(roots)
-    }
-
     /// The name of a peer whose certificate some trusted site has issued, `AGENT.SITE`: but only where
     /// that is the site it names. Each site vouches for its own agents and for nobody else's.
     ///
@@ -200,8 +146,14 @@ impl Pki {
         check_label(site).map_err(|what| anyhow::anyhow!("the peer's site {site:?}: {what}"))?;
         let ours = self.site().is_ok_and(|ours| ours == site);
         let path = if ours { "ca.pem".into() } else { format!("trust/{site}.pem") };
-        let trusted = read_certificates(&self.folder.join(path))
-            .with_context(|| format!("the peer calls itself {name}, but site {site} is not trusted"))?;
+        let trusted = read_certificates(&self.folder.join(path)).map_err(|error| {
+            match error.downcast_ref::<io::Error>() {
+                Some(io) if io.kind() != io::ErrorKind::NotFound => {
+                    error.context(CannotTell { site: site.to_owned() })
+                }
+                _ => error.context(format!("the peer calls itself {name}, but site {site} is not trusted")),
+            }
+        })?;
         let anchors = anchors(&trusted).context("use a trusted CA")?;
         verify_at(&leaf, &anchors, now(), role).map_err(|error| {
             let why = match error {
@@ -244,40 +196,6 @@ impl Pki {
         bail!("this agent's certificate expires within {} days: {cure}", ahead.whole_days());
     }
 
-    fn server(
-        &self,
-        roots: RootCertStore,
-        claimed: &Claimed,
-        versions: &[&'static SupportedProtocolVersion],
-    ) -> Result<Arc<ServerConfig>> {
-        let verifier =
-            WebPkiClientVerifier::builder(Arc::new(roots)).build().context("use the trusted CAs")?;
-        let verifier = Arc::new(NotesName { verifier, claimed: claimed.clone() });
-        let config = ServerConfig::builder_with_protocol_versions(versions)
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(self.certificates("agent.pem")?, self.key("agent.key")?)
-            .context("use the agent's certificate")?;
-        Ok(Arc::new(config))
-    }
-
-    fn trusted_roots(&self) -> Result<RootCertStore> {
-        let mut roots = RootCertStore::empty();
-        let folder = self.folder.join("trust");
-        let rows = match std::fs::read_dir(&folder) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(roots),
-            other => other.with_context(|| format!("list {}", folder.display()))?,
-        };
-        for row in rows {
-            let path = row.context("list trusted sites")?.path();
-            if path.extension().is_some_and(|extension| extension == "pem") {
-                for certificate in read_certificates(&path)? {
-                    roots.add(certificate).with_context(|| format!("use {}", path.display()))?;
-                }
-            }
-        }
-        Ok(roots)
-    }
-
     fn read(&self, name: &str) -> Result<String> {
         let path = self.folder.join(name);
         std::fs::read_to_string(&path).with_context(|| {
@@ -285,34 +203,9 @@ impl Pki {
         })
     }
 
-    fn certificates(&self, name: &str) -> Result<Vec<CertificateDer<'static>>> {
+    pub(crate) fn certificates(&self, name: &str) -> Result<Vec<CertificateDer<'static>>> {
         read_certificates(&self.folder.join(name))
     }
-
-    fn key(&self, name: &str) -> Result<PrivateKeyDer<'static>> {
-        let path = self.folder.join(name);
-        PrivateKeyDer::from_pem_file(&path).map_err(|error| {
-            anyhow::anyhow!("read key {}: {error}; run `holdfast pki issue`", path.display())
-        })
-    }
-}
-
-/// TLS for the operator's commands: our own site's agents, shown an operator's certificate.
-///
-/// # Errors
-/// Where a file is missing or damaged.
-pub fn operator_client(ca: &Path, certificate: &Path, key: &Path) -> Result<Arc<ClientConfig>> {
-    let mut roots = RootCertStore::empty();
-    for root in read_certificates(ca)? {
-        roots.add(root).context("use the CA certificate")?;
-    }
-    let key = PrivateKeyDer::from_pem_file(key)
-        .map_err(|error| anyhow::anyhow!("read key {}: {error}", key.display()))?;
-    let config = ClientConfig::builder_with_protocol_versions(TLS_OF_OURS)
-        .with_root_certificates(roots)
-        .with_client_auth_cert(read_certificates(certificate)?, key)
-        .context("use the operator's certificate")?;
-    Ok(Arc::new(config))
 }
 
 /// The agent's name in a certificate, `AGENT.SITE`, whoever has issued it.
@@ -364,9 +257,16 @@ fn now() -> OffsetDateTime {
         .unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
-fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
-    let failed =
-        |error| anyhow::anyhow!("read certificate {}: {error}; run `holdfast pki issue`", path.display());
+/// The certificates in a file.
+///
+/// # Errors
+/// Where it cannot be read, with the system's own error below, or holds none.
+pub(crate) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+    let what = || format!("read certificate {}; run `holdfast pki issue`", path.display());
+    let failed = |error| match error {
+        pem::Error::Io(error) => anyhow::Error::new(error).context(what()),
+        other => anyhow::anyhow!("{}: {other}", what()),
+    };
     let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).map_err(failed)?.collect();
     let found = found.map_err(failed)?;
     if found.is_empty() {
@@ -423,6 +323,29 @@ mod tests {
         let wrong = shown(ours).expect_err("the other site speaks for ours");
         assert!(format!("{wrong:#}").contains("has not issued its certificate"), "{wrong:#}");
     }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_no_trust_withdrawn() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [ours, theirs] = ["ours", "theirs"].map(|site| {
+            let pki = Pki::new(folder.path().join(site));
+            pki.init(site).expect("an authority");
+            pki
+        });
+        theirs.issue("a", "agent", &[], 30).expect("a certificate");
+        let trusted = ours.trust("theirs", &theirs.file("ca.pem")).expect("a CA");
+        let certificates = theirs.certificates("agent.pem").expect("a certificate");
+        let look = || ours.peer_name(Some(&certificates), PeerRole::Connects);
+        assert_eq!(look().expect("a trusted one"), "a.theirs");
+        std::fs::remove_file(&trusted).expect("a file");
+        let withdrawn = look().expect_err("nobody trusts it any more");
+        assert!(!withdrawn.is::<CannotTell>(), "{withdrawn:#}");
+        // As good as a system without descriptors: something is there, and cannot be read.
+        std::fs::create_dir(&trusted).expect("a folder");
+        let unknown = look().expect_err("nothing can be read there");
+        assert!(unknown.is::<CannotTell>(), "{unknown:#}");
+    }
+
     #[test]
     fn an_agents_own_certificate_is_told_of_before_it_expires() {
         let folder = tempfile::tempdir().expect("a folder");

@@ -7,7 +7,8 @@ use crate::cli::{
 use crate::exit::{DAMAGED, NOT_ALL_RUN};
 use crate::{journal_tools, print, waiting};
 use agent::config::Config;
-use agent::pki::{Pki, operator_client};
+use agent::operator_client;
+use agent::pki::Pki;
 use anyhow::{Context, Result, bail};
 use api::{
     Client, Endpoint, FailoverRequest, JournalSettings, OpenImageRequest, PinRequest, PromoteRequest,

@@ -160,11 +160,24 @@ pub const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(200);
 pub const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(5);
 /// The wait before a peer that refused us is asked again.
 pub const REFUSED_RETRY_DELAY: Duration = Duration::from_secs(5);
-/// TCP connect and TLS handshake together may take this long.
+/// TCP connect and TLS handshake together may take this long; of one who connects, all until it is known.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections to one port that have not shown yet who they are: in all, and of one address.
+pub const UNKNOWN_CONNECTIONS_MAX: usize = 256;
+pub const UNKNOWN_CONNECTIONS_OF_ADDRESS_MAX: usize = 64;
+/// After a connection could not be accepted, as where there are no descriptors left.
+pub const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(500);
+/// A TCP connection on which nothing comes is asked after this long, and then so often, whether anybody is there.
+pub const TCP_PROBE_AFTER: Duration = Duration::from_secs(15);
+pub const TCP_PROBE_INTERVAL: Duration = Duration::from_secs(5);
+/// One whose other end acknowledges nothing this long is ended.
+pub const TCP_SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// Streams one agent accepts at once.
 pub const STREAMS_MAX: usize = 4096;
+/// Connections over TCP to the API of one agent, and how long a request's head may take.
+pub const API_CONNECTIONS_MAX: usize = 256;
+pub const API_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Freed memory of guests' requests that is kept to be used again, in bytes.
 pub const BOUNCE_KEPT_BYTES: usize = 128 << 20;
 /// Requests of one queue that the disk works on at once.
@@ -175,17 +188,6 @@ pub const QUEUE_WORKERS_MAX: usize = 8;
 pub const NBD_CONNECTIONS_MAX: usize = 16;
 /// NBD connections over TCP to all disks of an agent.
 pub const NBD_TLS_CONNECTIONS_MAX: usize = 1024;
-/// Of clients over TCP that have not shown a certificate yet: so many, and of one address so many.
-pub const NBD_TLS_GREETINGS_MAX: usize = 64;
-pub const NBD_TLS_GREETINGS_OF_ADDRESS_MAX: usize = 16;
-/// A client over TCP that says nothing for so long is asked whether it is there, so many times at this interval.
-pub const NBD_KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
-pub const NBD_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-pub const NBD_KEEPALIVE_TRIES: u32 = 3;
-/// What was sent to it must be acknowledged within this.
-pub const NBD_UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
-/// The wait after a connection could not be accepted.
-pub const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(500);
 /// Requests of one NBD connection that are worked on at once.
 pub const NBD_REQUESTS_IN_FLIGHT_MAX: usize = 128;
 /// The largest NBD read or write, in bytes.

@@ -2,23 +2,24 @@
 
 use super::App;
 use super::routes::router;
+use crate::link::notice_death;
 use crate::pki::Pki;
+use crate::refusals::Refusals;
+use crate::waiting_room::WaitingRoom;
 use anyhow::{Context, Result, bail};
 use axum::Router;
-use axum::serve::Listener;
-use std::io;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use types::limits::CONNECT_TIMEOUT;
-
-/// Handshakes done but not yet taken up.
-const ACCEPTED_AHEAD: usize = 16;
+use types::limits::{ACCEPT_RETRY_DELAY, API_CONNECTIONS_MAX, API_HEAD_TIMEOUT};
 
 /// Serves the API on a unix socket, for the agent's own user only, and on TCP if an address is given.
 pub(crate) async fn serve(app: App, socket: &Path, listen: Option<SocketAddr>, pki: &Pki) -> Result<()> {
@@ -34,7 +35,12 @@ pub(crate) async fn serve(app: App, socket: &Path, listen: Option<SocketAddr>, p
         .context("protect the API socket")?;
     let alerts = app.alerts.clone();
     let router = router(app);
-    spawn(listener, router.clone());
+    let local = router.clone();
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, local).await {
+            tracing::error!(%error, "the API is not served any more");
+        }
+    });
     if let Some(address) = listen
         && let Err(error) = serve_tls(router, address, pki).await
     {
@@ -49,70 +55,53 @@ async fn serve_tls(router: Router, address: SocketAddr, pki: &Pki) -> Result<()>
     pki.api_server().context("prepare TLS for the API")?;
     let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
     tracing::info!(%address, "API listening");
-    let (accepted, ready) = mpsc::channel(ACCEPTED_AHEAD);
-    tokio::spawn(shake_hands(listener, pki.clone(), accepted));
-    spawn(TlsListener { address, ready }, router);
+    tokio::spawn(accept(listener, router, pki.clone()));
     Ok(())
 }
 
-fn spawn<L: Listener<Addr: std::fmt::Debug>>(listener: L, router: Router) {
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, "the API is not served any more");
-        }
-    });
-}
-
-/// Connections whose handshake is done; a slow one holds up nobody.
-struct TlsListener {
-    address: SocketAddr,
-    ready: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
-}
-
-impl Listener for TlsListener {
-    type Io = TlsStream<TcpStream>;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        match self.ready.recv().await {
-            Some(accepted) => accepted,
-            None => std::future::pending().await,
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<Self::Addr> {
-        Ok(self.address)
-    }
-}
-
-async fn shake_hands(
-    listener: TcpListener,
-    pki: Pki,
-    accepted: mpsc::Sender<(TlsStream<TcpStream>, SocketAddr)>,
-) {
+async fn accept(listener: TcpListener, router: Router, pki: Pki) {
+    let room = Arc::new(WaitingRoom::default());
+    let places = Arc::new(Semaphore::new(API_CONNECTIONS_MAX));
+    let refusals = Arc::new(Refusals::default());
     loop {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "accepting an API connection failed");
-                tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                 continue;
             }
         };
-        let acceptor = match pki.api_server() {
-            Ok(config) => TlsAcceptor::from(config),
-            Err(error) => {
-                tracing::error!(error = format!("{error:#}"), "API connection refused");
-                continue;
-            }
-        };
-        let accepted = accepted.clone();
+        let (router, pki, places) = (router.clone(), pki.clone(), places.clone());
+        let (place, refusals) = (room.enter(from.ip()), refusals.clone());
         tokio::spawn(async move {
-            match timeout(CONNECT_TIMEOUT, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => drop(accepted.send((stream, from)).await),
-                Ok(Err(error)) => tracing::warn!(%from, %error, "API connection refused"),
-                Err(_) => tracing::warn!(%from, "an API connection did not finish its handshake"),
+            let served = async {
+                let stream = place.within(shake_hands(&pki, stream)).await?;
+                let _place = places.try_acquire().context("there are too many connections already")?;
+                answer(stream, router).await;
+                Ok::<_, anyhow::Error>(())
+            };
+            match served.await {
+                Ok(()) => refusals.forget(from.ip()),
+                Err(error) => refusals.log("API connection", from, &format!("{error:#}")),
             }
         });
+    }
+}
+
+async fn shake_hands(pki: &Pki, stream: TcpStream) -> Result<TlsStream<TcpStream>> {
+    notice_death(&stream)?;
+    TlsAcceptor::from(pki.api_server()?).accept(stream).await.context("TLS handshake")
+}
+
+/// Answers an operator's requests until it leaves, or does not finish the head of one in time.
+async fn answer(stream: TlsStream<TcpStream>, router: Router) {
+    let service = TowerToHyperService::new(router);
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(API_HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "API connection ended");
     }
 }

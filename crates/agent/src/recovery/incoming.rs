@@ -9,7 +9,9 @@ use crate::claimed::Claimed;
 use crate::clock;
 use crate::link::{PeerIdentity, prepare};
 use crate::pki::{PeerRole, Pki};
+use crate::refusals::Refusals;
 use crate::source::{Source, serve_host};
+use crate::waiting_room::WaitingRoom;
 use crate::wire_io::{Outgoing, ReadError, read_ahead, write_messages};
 use anyhow::{Context, Result};
 use journal::Journal;
@@ -17,29 +19,27 @@ use replication::wire::{
     ClockAnswer, Compare, Compared, FrameReader, FrameWriter, Hello, Message, Refusal, Refuse,
 };
 use replication::{Opened, Receiver, ReceiverEffect, ReceiverEvent};
-use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::block_in_place;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
-use types::limits::{CONNECT_TIMEOUT, STREAMS_MAX};
+use tokio_rustls::server::TlsStream;
+use types::limits::{ACCEPT_RETRY_DELAY, CONNECT_TIMEOUT, STREAMS_MAX};
 
 const TICK: Duration = Duration::from_millis(500);
 /// How often trust in a connected peer is looked at again.
 const TRUST_INTERVAL: Duration = Duration::from_secs(5);
-/// Addresses whose last refusal is known.
-const REFUSALS_KNOWN_MAX: usize = 1024;
 const LISTEN_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// Messages read ahead of the machine that takes them.
 const MESSAGES_AHEAD: usize = 4;
 
 /// Accepts streams on `address`, as soon as it can be listened on: what hinders it is an alert, and the VMs
-/// protected here do not wait for it. Certificates and trust are read anew for each connection.
+/// protected here do not wait for it. Certificates and trust that have changed are read anew.
 pub(crate) async fn listen(
     recovery: Arc<Recovery>,
     source: Arc<Source>,
@@ -70,7 +70,10 @@ pub(crate) async fn listen(
 async fn watch_tls(pki: Pki, alerts: Arc<Alerts>) {
     loop {
         match pki.stream_server(&Claimed::default()) {
-            Ok(_) => alerts.clear("stream TLS"),
+            Ok(_) => match pki.unreadable_trust() {
+                None => alerts.clear("stream TLS"),
+                Some(why) => alerts.raise("stream TLS", format!("peers of some sites are refused: {why}")),
+            },
             Err(error) => alerts.raise("stream TLS", format!("no streams are accepted: {error:#}")),
         }
         tokio::time::sleep(LISTEN_RETRY_INTERVAL).await;
@@ -79,45 +82,52 @@ async fn watch_tls(pki: Pki, alerts: Arc<Alerts>) {
 
 async fn accept(recovery: Arc<Recovery>, source: Arc<Source>, pki: Pki, listener: TcpListener) {
     let refusals = Arc::new(Refusals::default());
-    let open = Arc::new(AtomicUsize::new(0));
+    let room = Arc::new(WaitingRoom::default());
+    let places = Arc::new(Semaphore::new(STREAMS_MAX));
     loop {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "accepting a stream failed");
-                tokio::time::sleep(TICK).await;
+                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                 continue;
             }
         };
-        if open.fetch_add(1, Ordering::SeqCst) >= STREAMS_MAX {
-            open.fetch_sub(1, Ordering::SeqCst);
-            tracing::warn!(%from, limit = STREAMS_MAX, "too many streams: refused");
-            continue;
-        }
-        let (recovery, source, pki, open) = (recovery.clone(), source.clone(), pki.clone(), open.clone());
-        let refusals = refusals.clone();
+        let (recovery, source, pki, places) = (recovery.clone(), source.clone(), pki.clone(), places.clone());
+        let (place, refusals) = (room.enter(from.ip()), refusals.clone());
         tokio::spawn(async move {
-            match serve(recovery, source, &pki, stream).await {
+            let served = async {
+                let (stream, peer) = place.within(shake_hands(&pki, stream, recovery.dscp)).await?;
+                let _place = places.try_acquire().context("there are too many streams already")?;
+                serve(recovery, source, &pki, stream, peer).await
+            };
+            match served.await {
                 Ok(()) => refusals.forget(from.ip()),
-                Err(error) => refusals.log(from, &format!("{error:#}")),
+                Err(error) => refusals.log("connection", from, &format!("{error:#}")),
             }
-            open.fetch_sub(1, Ordering::SeqCst);
         });
     }
 }
 
-async fn serve(recovery: Arc<Recovery>, source: Arc<Source>, pki: &Pki, stream: TcpStream) -> Result<()> {
-    prepare(&stream, recovery.dscp)?;
+async fn shake_hands(pki: &Pki, stream: TcpStream, dscp: u8) -> Result<(TlsStream<TcpStream>, PeerIdentity)> {
+    prepare(&stream, dscp)?;
     let claimed = Claimed::default();
     let acceptor = TlsAcceptor::from(pki.stream_server(&claimed)?);
-    let stream = timeout(CONNECT_TIMEOUT, acceptor.accept(stream))
-        .await
-        .context("the peer does not finish its TLS handshake")?
-        .with_context(|| match claimed.name() {
-            Some(name) => format!("TLS handshake with a peer that calls itself {name}"),
-            None => "TLS handshake".to_owned(),
-        })?;
+    let stream = acceptor.accept(stream).await.with_context(|| match claimed.name() {
+        Some(name) => format!("TLS handshake with a peer that calls itself {name}"),
+        None => "TLS handshake".to_owned(),
+    })?;
     let peer = PeerIdentity::of(pki, stream.get_ref().1.peer_certificates(), PeerRole::Connects)?;
+    Ok((stream, peer))
+}
+
+async fn serve(
+    recovery: Arc<Recovery>,
+    source: Arc<Source>,
+    pki: &Pki,
+    stream: TlsStream<TcpStream>,
+    peer: PeerIdentity,
+) -> Result<()> {
     let name = peer.name.clone();
     let (reader, writer) = tokio::io::split(stream);
     let (outgoing, queue) = mpsc::unbounded_channel();
@@ -141,26 +151,6 @@ async fn serve(recovery: Arc<Recovery>, source: Arc<Source>, pki: &Pki, stream: 
     let _ = timeout(CONNECT_TIMEOUT, writing).await;
     tracing::info!(peer = name, why, "connection ended");
     Ok(())
-}
-
-/// Who was refused last, and why: the same again is not worth a line of the log.
-#[derive(Debug, Default)]
-struct Refusals(Mutex<BTreeMap<IpAddr, String>>);
-
-impl Refusals {
-    fn log(&self, from: SocketAddr, why: &str) {
-        let mut known = self.0.lock().expect("a panic aborts the process");
-        if known.len() >= REFUSALS_KNOWN_MAX {
-            known.clear();
-        }
-        if known.insert(from.ip(), why.to_owned()).is_none_or(|before| before != why) {
-            tracing::warn!(%from, error = why, "connection refused");
-        }
-    }
-
-    fn forget(&self, from: IpAddr) {
-        self.0.lock().expect("a panic aborts the process").remove(&from);
-    }
 }
 
 struct Connection {

@@ -3,32 +3,28 @@
 //! Exports are called `VM/DISK`. A client shows a certificate of this site, as at the API. What comes out of TLS
 //! goes to the same server that unix sockets have, over a socket pair: one copy more than a local guest pays.
 //!
-//! Who has shown no certificate yet gets no thread, one of few places, of which an address has fewer, and one time limit
-//! for all of its greeting and handshake. A client that goes away without a word is found out by TCP itself.
+//! Until a client has shown who it is it has no thread and no place but one in the [`WaitingRoom`].
 
 use super::Source;
 use crate::alerts::Alerts;
+use crate::link::notice_death;
 use crate::pki::{Pki, agent_name};
+use crate::refusals::Refusals;
+use crate::waiting_room::WaitingRoom;
 use anyhow::{Context, Result};
-use rustix::net::sockopt;
 use splitter::Client;
 use splitter::nbd::{BeforeTls, Next, serve_greeted};
-use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream as PairedStream;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use types::limits::{
-    ACCEPT_RETRY_DELAY, CONNECT_TIMEOUT, NBD_KEEPALIVE_IDLE, NBD_KEEPALIVE_INTERVAL, NBD_KEEPALIVE_TRIES,
-    NBD_TLS_CONNECTIONS_MAX, NBD_TLS_GREETINGS_MAX, NBD_TLS_GREETINGS_OF_ADDRESS_MAX, NBD_UNACKNOWLEDGED_MAX,
-};
+use types::limits::{ACCEPT_RETRY_DELAY, NBD_TLS_CONNECTIONS_MAX};
 
 const LISTEN_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -48,11 +44,10 @@ pub(crate) async fn serve_disks(source: Arc<Source>, pki: Pki, address: SocketAd
     };
     alerts.clear("NBD listener");
     tracing::info!(%address, "disks are served over TCP");
-    let greetings = Arc::new(Semaphore::new(NBD_TLS_GREETINGS_MAX));
-    let served = Arc::new(Semaphore::new(NBD_TLS_CONNECTIONS_MAX));
-    let callers = Callers::default();
+    let room = Arc::new(WaitingRoom::default());
+    let places = Arc::new(Semaphore::new(NBD_TLS_CONNECTIONS_MAX));
+    let refusals = Arc::new(Refusals::default());
     loop {
-        let place = greetings.clone().acquire_owned().await.expect("never closed");
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -61,68 +56,25 @@ pub(crate) async fn serve_disks(source: Arc<Source>, pki: Pki, address: SocketAd
                 continue;
             }
         };
-        let Some(share) = callers.admit(from.ip()) else {
-            tracing::debug!(%from, "NBD connection refused: too many of this address have not begun");
-            continue;
-        };
-        let (source, pki, served) = (source.clone(), pki.clone(), served.clone());
+        let (source, pki, places) = (source.clone(), pki.clone(), places.clone());
+        let (place, refusals) = (room.enter(from.ip()), refusals.clone());
         tokio::spawn(async move {
-            let begun = timeout(CONNECT_TIMEOUT, begin(&pki, stream)).await;
-            drop((place, share));
-            let done = match begun {
-                Ok(Ok(None)) => Ok(()),
-                Ok(Ok(Some((stream, flags)))) => match served.try_acquire_owned() {
-                    Ok(_place) => serve(&source, stream, flags).await,
-                    Err(_) => Err(anyhow::anyhow!("{NBD_TLS_CONNECTIONS_MAX} connections are open already")),
-                },
-                Ok(Err(error)) => Err(error),
-                Err(_) => Err(anyhow::anyhow!("the client does not finish its greeting and TLS handshake")),
+            let served = async {
+                let Some((stream, flags)) = place.within(begin(&pki, stream)).await? else { return Ok(()) };
+                let _place = places.try_acquire().context("there are too many connections already")?;
+                serve(&source, stream, flags).await
             };
-            if let Err(error) = done {
-                tracing::warn!(%from, error = format!("{error:#}"), "NBD connection ended");
+            match served.await {
+                Ok(()) => refusals.forget(from.ip()),
+                Err(error) => refusals.log("NBD connection", from, &format!("{error:#}")),
             }
         });
     }
 }
 
-/// How many connections of each address have not shown a certificate yet.
-#[derive(Debug, Clone, Default)]
-struct Callers(Arc<Mutex<HashMap<IpAddr, usize>>>);
-
-/// One of them, until it is dropped.
-struct Share {
-    callers: Callers,
-    address: IpAddr,
-}
-
-impl Callers {
-    fn admit(&self, address: IpAddr) -> Option<Share> {
-        let mut open = self.0.lock().expect("a panic aborts the process");
-        let count = open.entry(address).or_default();
-        if *count == NBD_TLS_GREETINGS_OF_ADDRESS_MAX {
-            return None;
-        }
-        *count += 1;
-        Some(Share { callers: self.clone(), address })
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        let mut open = self.callers.0.lock().expect("a panic aborts the process");
-        if let Some(count) = open.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                open.remove(&self.address);
-            }
-        }
-    }
-}
-
 /// Greets and shakes hands; none where the client leaves before.
 async fn begin(pki: &Pki, mut stream: TcpStream) -> Result<Option<(TlsStream<TcpStream>, u32)>> {
-    stream.set_nodelay(true).context("set TCP_NODELAY")?;
-    find_out_if_gone(&stream).context("set TCP's keepalive")?;
+    notice_death(&stream)?;
     let Some(flags) = greet(&mut stream).await.context("greet")? else { return Ok(None) };
     let acceptor = TlsAcceptor::from(pki.nbd_server()?);
     let stream = acceptor.accept(stream).await.context("TLS handshake")?;
@@ -145,16 +97,6 @@ async fn greet(stream: &mut TcpStream) -> io::Result<Option<u32>> {
             Next::Leave => return Ok(None),
         }
     }
-}
-
-/// A client whose host or link is gone says no farewell: its connection would count as one that is there for ever.
-fn find_out_if_gone(stream: &TcpStream) -> io::Result<()> {
-    sockopt::set_socket_keepalive(stream, true)?;
-    sockopt::set_tcp_keepidle(stream, NBD_KEEPALIVE_IDLE)?;
-    sockopt::set_tcp_keepintvl(stream, NBD_KEEPALIVE_INTERVAL)?;
-    sockopt::set_tcp_keepcnt(stream, NBD_KEEPALIVE_TRIES)?;
-    let limit = u32::try_from(NBD_UNACKNOWLEDGED_MAX.as_millis()).expect("half a minute");
-    Ok(sockopt::set_tcp_user_timeout(stream, limit)?)
 }
 
 async fn serve(source: &Arc<Source>, mut stream: TlsStream<TcpStream>, flags: u32) -> Result<()> {
@@ -193,24 +135,5 @@ fn client_name(stream: &TlsStream<TcpStream>) -> String {
             Err(_) => format!("the holder of certificate {}", blake3::hash(certificate).to_hex()),
         },
         None => "a client without a certificate".into(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_has_its_share_of_those_not_known_yet_and_gets_it_back() {
-        let (callers, here, there) =
-            (Callers::default(), IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
-        let mut shares: Vec<Share> =
-            (0..NBD_TLS_GREETINGS_OF_ADDRESS_MAX).map(|_| callers.admit(here).expect("a share")).collect();
-        assert!(callers.admit(here).is_none());
-        assert!(callers.admit(there).is_some());
-        shares.pop();
-        shares.push(callers.admit(here).expect("a share again"));
-        drop(shares);
-        assert!(callers.0.lock().expect("no panic").is_empty());
     }
 }

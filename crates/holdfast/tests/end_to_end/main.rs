@@ -8,6 +8,7 @@ mod bad_clients;
 mod bad_disks;
 mod configuration;
 mod disks;
+mod doors;
 mod failover;
 mod formats;
 mod groups;
