@@ -162,7 +162,11 @@ fn a_vm_that_has_failed_over_is_looked_at_paused_and_goes_on() {
     let paused = stage.b.ask(&["failover", "pause", "--group", "web"]).unwrap();
     assert_eq!(paused["vms"][0]["run_state"], "paused");
     let last = |console: &mut Console| Ticks::reported(console).unwrap().last().unwrap().number;
-    assert_eq!(paused["vms"][0]["last_event"]["what"], "paused");
+    wait_until("the event", SOON, || {
+        let groups = stage.b.ask(&["failover", "list"])?;
+        Ok((groups[0]["failover"]["vms"][0]["last_event"]["what"] == "paused").then_some(()))
+    })
+    .unwrap();
     let disks = paused["vms"][0]["disks"].as_array().unwrap();
     assert_eq!(
         (disks.len(), &disks[0]["name"], &disks[0]["size_bytes"]),
