@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use splitter::nbd::{BeforeTls, Export, Next, serve_greeted};
-use splitter::{BlockDevice, Extent, ExtentKind};
+use splitter::{BlockDevice, Client, Extent, ExtentKind};
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
@@ -48,7 +48,7 @@ impl BlockDevice for Memory {
         Ok(())
     }
 
-    fn unsent(&self, range: ByteRange) -> Option<Vec<(ByteRange, bool)>> {
+    fn unsent(&self, range: ByteRange, _most: usize) -> Option<Vec<(ByteRange, bool)>> {
         Some(vec![(range, true)])
     }
 
@@ -104,7 +104,7 @@ fuzz_target!(|bytes: &[u8]| {
         let _ = client.write_all(&message);
         let _ = client.shutdown(std::net::Shutdown::Write);
     });
-    let _ = serve_greeted(&server, 3, &exports, |_| {});
+    let _ = serve_greeted(&server, 3, &exports, Client::named("a fuzzer"), |_| {});
     drop(server);
     speaking.join().unwrap();
     let _ = taking.join();
