@@ -315,7 +315,7 @@ fn disks_that_changed_are_refused_until_the_vm_is_protected_anew() {
     let row = stage.a.wait_for_state("web", "failed", SOON).unwrap();
     let why = row["last_error"].as_str().unwrap();
     assert!(
-        why.contains("disks differ") && why.contains("4194304") && why.contains("protect it anew"),
+        why.contains("has grown to 8388608") && why.contains("4194304") && why.contains("protect it again"),
         "{why}"
     );
 
