@@ -1,7 +1,8 @@
 //! Failover of a group, its commit and its rollback, and what becomes of the old protected side.
 
 use crate::stage::{SOON, Stage, refused, same_bytes};
-use lab::{Console, GuestFiles, Ticks, Work, make_disk, wait_until};
+use lab::{Console, GuestFiles, Site, Ticks, Work, make_disk, wait_until};
+use serde_json::Value;
 use std::process::Command;
 use std::time::Duration;
 
@@ -102,6 +103,51 @@ fn what_cannot_be_failed_over_is_refused() {
     refused(stage.b.ask(&["failover", "start", "--group", "web", "--at", "9-9"]), 3, "no checkpoint 9-9");
     refused(stage.b.ask(&["failover", "commit", "--group", "web"]), 3, "has not failed over");
     assert_eq!(stage.a.protected("web").unwrap()["state"], "journaling", "and nothing was fenced");
+}
+
+/// A command's exit code, and what it printed as JSON.
+fn asked(site: &Site, arguments: &[&str]) -> (Option<i32>, Value) {
+    let output = site.command().args(arguments).arg("--json").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let answer = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"));
+    (output.status.code(), answer)
+}
+
+#[test]
+fn a_failover_of_which_not_all_vms_run_says_so_with_exit_code_8() {
+    let stage = Stage::set();
+    let definition = stage.path("web.toml");
+    std::fs::write(&definition, "vcpus = 1\nmemory_mib = 32\naccelerator = \"tcg\"\n").unwrap();
+    let definition = definition.display().to_string();
+    let (web, db) = (stage.disk("web.raw", 1 << 20), stage.disk("db.raw", 1 << 20));
+    stage.try_protect("web", "shop", &web, &["--definition", &definition]).unwrap();
+    stage.protect("db", "shop", &db);
+    stage.tag("shop", "db", "good");
+    stage.tag("shop", "web", "good");
+
+    let start = ["failover", "start", "--group", "shop", "--at", "good"];
+    let (code, failover) = asked(&stage.b, &start);
+    let states = |failover: &Value| {
+        let rows = failover["vms"].as_array().unwrap().clone();
+        let mut states: Vec<_> =
+            rows.iter().map(|vm| format!("{} {}", vm["vm"], vm["run_state"]).replace('"', "")).collect();
+        states.sort();
+        states
+    };
+    assert_eq!(states(&failover), ["db not-defined", "web running"]);
+    assert_eq!(
+        (code, &failover["phase"]),
+        (Some(8), &"running".into()),
+        "the answer is printed all the same"
+    );
+    stage.b.ask(&["failover", "rollback", "--group", "shop"]).unwrap();
+
+    // Where all that was asked for runs, or none is to run, nothing is missing.
+    for (vm, state) in [("web", "running"), ("db", "not-defined")] {
+        let (code, failover) = asked(&stage.b, &[&start[..], &["--vm", vm]].concat());
+        assert_eq!((code, states(&failover)), (Some(0), vec![format!("{vm} {state}")]));
+        stage.b.ask(&["failover", "rollback", "--group", "shop"]).unwrap();
+    }
 }
 
 #[test]
