@@ -43,6 +43,63 @@ impl PeerIdentity {
     }
 }
 
+/// Which end does not take the other's certificate. That does not mend itself, as a link that is down may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TurnedAway {
+    /// We do not take the peer's.
+    Here,
+    /// The peer does not take ours.
+    There,
+}
+
+/// Who shows a certificate that is good, and may not be let in with it.
+#[derive(Debug, thiserror::Error)]
+#[error("the peer is not let in")]
+struct NotLetIn;
+
+impl TurnedAway {
+    /// Whether a connection failed by that.
+    pub(crate) fn of(error: &anyhow::Error) -> Option<Self> {
+        if error.is::<NotLetIn>() {
+            return Some(Self::Here);
+        }
+        error.chain().find_map(|cause| Self::of_io(cause.downcast_ref()?))
+    }
+
+    /// The same of a connection that had begun: with TLS 1.3 a peer looks at our certificate only then.
+    pub(crate) fn of_io(error: &std::io::Error) -> Option<Self> {
+        use rustls::AlertDescription as Alert;
+        match error.get_ref()?.downcast_ref()? {
+            rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => Some(Self::Here),
+            rustls::Error::AlertReceived(
+                Alert::BadCertificate
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateRevoked
+                | Alert::CertificateExpired
+                | Alert::CertificateUnknown
+                | Alert::CertificateRequired
+                | Alert::UnknownCA
+                | Alert::AccessDenied,
+            ) => Some(Self::There),
+            _ => None,
+        }
+    }
+
+    /// What that means, before the words of whoever found it.
+    pub(crate) fn meaning(self) -> &'static str {
+        match self {
+            Self::Here => {
+                "the recovery side's certificate is not taken here: see that its site is trusted (`holdfast pki trust`), \
+                 and that `--peer` is a name its certificate was issued for"
+            }
+            Self::There => {
+                "the recovery side does not take this agent's certificate: see that its site trusts this one (`holdfast \
+                 pki trust` there), and that the certificate has not expired"
+            }
+        }
+    }
+}
+
 /// A connection that stands.
 pub(crate) struct Connected {
     pub(crate) reader: ReadHalf<TlsStream<TcpStream>>,
@@ -73,7 +130,7 @@ pub(crate) async fn connect(pki: &Pki, peer: &str, dscp: u8) -> Result<Connected
         .await
         .with_context(|| format!("{peer} does not answer within {} s", CONNECT_TIMEOUT.as_secs()))??;
     let shown = stream.get_ref().1.peer_certificates();
-    let peer = PeerIdentity::of(pki, shown, PeerRole::IsConnectedTo)?;
+    let peer = PeerIdentity::of(pki, shown, PeerRole::IsConnectedTo).context(NotLetIn)?;
     let (reader, writer) = tokio::io::split(stream);
     Ok(Connected { reader, writer, first: FrameWriter::default(), peer })
 }

@@ -6,6 +6,7 @@
 
 use super::freshness::Freshness;
 use crate::alerts::{AlertKind, Alerts, Cause};
+use crate::link::TurnedAway;
 use crate::policy::Policy;
 use replication::wire::Ack;
 use replication::{Failure, State, SyncReason};
@@ -33,6 +34,8 @@ pub(super) struct Seen {
     pub(super) fenced: Option<u64>,
     pub(super) last_ack: Option<Ack>,
     pub(super) sync: SyncState,
+    /// How the last connection failed, where it was by a certificate.
+    pub(super) turned_away: Option<TurnedAway>,
     /// What was last wrong with the stream.
     pub(super) cause: Option<String>,
 }
@@ -152,7 +155,8 @@ impl Bounds {
             )
         });
         // Somebody who refuses has been reached.
-        let failed = matches!(seen.state, State::Failed { .. });
+        let turned_away = seen.turned_away.is_some() && !seen.link_up && !paused && fenced.is_none();
+        let failed = matches!(seen.state, State::Failed { .. }) || turned_away;
         let down = Cause::new(AlertKind::LinkDown, vm);
         let stands = !seen.link_up && !paused && fenced.is_none() && !failed;
         if stands && (down_for > bound || alerts.remembers(&down)) {
@@ -167,6 +171,7 @@ impl Bounds {
         let cause = Cause::new(AlertKind::Failed, vm);
         match seen.state {
             State::Failed { why } => alerts.raise(cause, failure(vm, why, seen)),
+            _ if turned_away => alerts.raise(cause, format!("VM {vm}: {}", seen.why())),
             _ if seen.link_up || paused => alerts.clear(cause),
             _ => {}
         }

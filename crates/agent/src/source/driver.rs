@@ -16,9 +16,9 @@ use super::verify::Verification;
 use super::vm::{ProtectedVm, with_sources};
 use super::{Source, save_record};
 use crate::clock;
-use crate::link;
+use crate::link::{self, TurnedAway};
 use crate::state::random;
-use crate::wire_io::{Outgoing, read_message, write_messages};
+use crate::wire_io::{Outgoing, ReadError, read_message, write_messages};
 use replication::wire::{ArtifactHash, ClockAnswer, Compare, Compared, FrameReader, Message};
 use replication::{
     CaptureView, CodecChooser, Differs, Failure, Link as LinkState, Sender, SenderConfig, SenderEffect,
@@ -66,7 +66,7 @@ pub(crate) enum Command {
 enum Input {
     Connected { link: u64, result: anyhow::Result<link::Connected> },
     Message { link: u64, message: Message },
-    Lost { link: u64, why: String },
+    Lost { link: u64, why: String, turned_away: Option<TurnedAway> },
     CopyDone { taken: bool },
     Hashed(Option<Compare>),
     Spilled,
@@ -95,6 +95,8 @@ struct Driver {
     upkeep_at: Monotonic,
     rates: Rates,
     last_error: Option<String>,
+    /// How the last connection failed, where it was by a certificate.
+    turned_away: Option<TurnedAway>,
     sync_total_bytes: u64,
     sync_end: SyncEnd,
     bounds: Bounds,
@@ -190,6 +192,7 @@ impl Driver {
             upkeep_at: clock::now(),
             rates: Rates::default(),
             last_error: None,
+            turned_away: None,
             sync_total_bytes: 0,
             sync_end: SyncEnd::default(),
             bounds: Bounds::default(),
@@ -265,28 +268,32 @@ impl Driver {
             Input::Connected { link, result } if link == self.link.number => match result {
                 Ok(connected) => self.begin_link(connected),
                 Err(error) => {
-                    let why = format!("{error:#}");
-                    if self.last_error.as_ref() != Some(&why) {
-                        tracing::warn!(vm = self.vm.name(), error = why, "peer not reached");
-                    }
-                    self.last_error = Some(why);
-                    self.events.push_back(SenderEvent::LinkLost);
+                    self.note_lost(TurnedAway::of(&error), format!("{error:#}"), "peer not reached");
                 }
             },
             Input::Message { link, message } if link == self.link.number => {
                 self.events.push_back(SenderEvent::Received(message));
             }
-            Input::Lost { link, why } if link == self.link.number => {
-                tracing::warn!(vm = self.vm.name(), why, "link lost");
-                self.last_error = Some(why);
+            Input::Lost { link, why, turned_away } if link == self.link.number => {
                 self.drop_link();
-                self.events.push_back(SenderEvent::LinkLost);
+                self.note_lost(turned_away, why, "link lost");
             }
             Input::CopyDone { taken } => self.events.push_back(SenderEvent::CopyDone { taken }),
             Input::Hashed(compare) => self.events.push_back(SenderEvent::Hashed(compare)),
             Input::Spilled => self.events.push_back(SenderEvent::Spilled),
             Input::Connected { .. } | Input::Message { .. } | Input::Lost { .. } => {}
         }
+    }
+
+    /// The same again is not worth a line.
+    fn note_lost(&mut self, turned_away: Option<TurnedAway>, why: String, what: &str) {
+        let why = turned_away.map_or(why.clone(), |turned_away| format!("{}: {why}", turned_away.meaning()));
+        if self.last_error.as_ref() != Some(&why) {
+            tracing::warn!(vm = self.vm.name(), error = why, "{what}");
+        }
+        self.last_error = Some(why);
+        self.turned_away = turned_away;
+        self.events.push_back(SenderEvent::LinkLost);
     }
 
     fn begin_link(&mut self, connected: link::Connected) {
@@ -299,22 +306,25 @@ impl Driver {
         let inputs = self.inputs.clone();
         tokio::spawn(async move {
             let mut frames = FrameReader::default();
-            let why = loop {
+            let error = loop {
                 match read_message(&mut reader, &mut frames).await {
                     Ok(message) => {
                         if inputs.send(Input::Message { link: number, message }).await.is_err() {
                             return;
                         }
                     }
-                    Err(error) => break error.to_string(),
+                    Err(error) => break error,
                 }
             };
-            let _ = inputs.send(Input::Lost { link: number, why }).await;
+            let turned_away = if let ReadError::Io(error) = &error { TurnedAway::of_io(error) } else { None };
+            let _ = inputs.send(Input::Lost { link: number, why: error.to_string(), turned_away }).await;
         });
         let inputs = self.inputs.clone();
         tokio::spawn(async move {
             if let Err(error) = write_messages(writer, first, outgoing).await {
-                let _ = inputs.send(Input::Lost { link: number, why: error.to_string() }).await;
+                // Where a peer says why, whoever reads is told.
+                let lost = Input::Lost { link: number, why: error.to_string(), turned_away: None };
+                let _ = inputs.send(lost).await;
             }
         });
         self.events.push_back(SenderEvent::LinkUp);
@@ -694,11 +704,8 @@ impl Driver {
     fn check_trust(&mut self) {
         let Some(peer) = &self.link.peer else { return };
         if let Err(error) = block_in_place(|| peer.check(&self.source.pki)) {
-            let why = format!("the peer is not trusted any more: {error:#}");
-            tracing::warn!(vm = self.vm.name(), why, "link ended");
-            self.last_error = Some(why);
             self.drop_link();
-            self.events.push_back(SenderEvent::LinkLost);
+            self.note_lost(Some(TurnedAway::Here), format!("{error:#}"), "link ended");
         }
     }
 
@@ -730,6 +737,7 @@ impl Driver {
             fenced: self.vm.record().fenced,
             last_ack: self.sender.last_ack(),
             sync: self.vm.capture().status().sync,
+            turned_away: self.turned_away,
             cause,
         };
         let stops = self.bounds.watch(now, &policy, &seen, &self.vm.name(), &self.source.alerts);
