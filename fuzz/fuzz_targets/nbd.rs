@@ -104,7 +104,7 @@ fuzz_target!(|bytes: &[u8]| {
         let _ = client.write_all(&message);
         let _ = client.shutdown(std::net::Shutdown::Write);
     });
-    let _ = serve_greeted(&server, 3, &exports, Client::named("a fuzzer"), |_| {});
+    let _ = serve_greeted(&server, 3, &exports, Client::named("a fuzzer"), |_| Ok(()));
     drop(server);
     speaking.join().unwrap();
     let _ = taking.join();

@@ -126,9 +126,7 @@ impl Agent {
     /// Ends the protections cleanly; to be called last.
     pub fn stop(&self) {
         tracing::info!("agent stops");
-        for vm in self.source.list() {
-            vm.stop();
-        }
+        self.source.stop_all();
         let _ = std::fs::remove_file(&self.api_socket);
     }
 }

@@ -66,6 +66,14 @@ impl DiskServer {
         Ok(Self { nbd, vhost_user: None, vhost_user_sockets: Vec::new() })
     }
 
+    /// Hangs up on all clients at once. Whoever then drops this waits until what they have begun is done.
+    pub(crate) fn hang_up(&self) {
+        self.nbd.hang_up();
+        if let Some(vhost_user) = &self.vhost_user {
+            vhost_user.hang_up();
+        }
+    }
+
     /// The NBD socket.
     pub(crate) fn path(&self) -> &Path {
         self.nbd.path()

@@ -19,9 +19,10 @@ use crate::identity::DiskIdentity;
 use crate::polite_lock::PoliteLock;
 use crate::region_log::{RegionLog, Regions};
 use crate::superseded::Superseded;
-use crate::sync_gate::{Hold, SyncGate, SyncPolicy, SyncState};
+use crate::sync_gate::{SyncGate, SyncPolicy, SyncState};
 use batch::{Kind, Record, encode_mark, is_zero};
 use bytes::Bytes;
+pub(crate) use held::Patience;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
@@ -68,6 +69,8 @@ struct Inner {
     is_deaf: bool,
     /// The last `SyncEnd`: no image has a write of the stream before this is durable.
     sync_end: WriteSeq,
+    /// Somebody who was leaving has waited in vain when this was released.
+    waited_in_vain: Option<WriteSeq>,
     dirty: Dirty,
     /// Where writes may be left out that others overwrite before the next checkpoint.
     superseded: Option<Superseded>,
@@ -154,6 +157,7 @@ impl Capture {
             gap_open: true,
             is_deaf: false,
             sync_end: WriteSeq::ZERO,
+            waited_in_vain: None,
             dirty: Dirty::new(disk_sizes, map, &regions),
             writes: 0,
             write_bytes: 0,
@@ -221,13 +225,6 @@ impl Capture {
         (begun == ended).then_some(begun)
     }
 
-    /// What held writes wait for may have come.
-    fn tell_held(&self) {
-        if self.is_sync {
-            self.released.notify_all();
-        }
-    }
-
     fn lock_regions(&self) -> MutexGuard<'_, RegionLog> {
         self.regions.lock().expect("a panic aborts the process")
     }
@@ -259,58 +256,6 @@ impl Capture {
         }
         (self.wake)();
         seq
-    }
-
-    /// Waits while the group's hosts agree on a cut. In synchronous mode it also waits until everything of
-    /// this VM up to `seq` is durable at the recovery side, or the policy lets the guest go on without.
-    pub fn hold(&self, seq: WriteSeq) {
-        self.gate.pass();
-        if !self.is_sync {
-            return;
-        }
-        let mut inner = self.lock();
-        loop {
-            match inner.hold(seq) {
-                Hold::No => return,
-                Hold::UntilReleased => {
-                    inner = self.released.wait(inner).expect("a panic aborts the process");
-                }
-                Hold::AtMost(timeout) => {
-                    let since = inner.released;
-                    let waited = self.released.wait_timeout_while(inner, timeout, |inner| {
-                        inner.released < seq.max(inner.sync_end)
-                            && !inner.gap_open
-                            && !inner.tracking
-                            && !inner.sync.is_degraded()
-                    });
-                    let result;
-                    (inner, result) = waited.expect("a panic aborts the process");
-                    if result.timed_out() && inner.released < seq.max(inner.sync_end) {
-                        tracing::warn!(waits_for = %seq, durable = %since, "synchronous mode: no answer in time");
-                        inner.sync.on_timeout();
-                        self.tell_held();
-                    }
-                }
-            }
-        }
-    }
-
-    /// Whether [`Capture::hold`] would return at once.
-    pub fn may_acknowledge(&self, seq: WriteSeq) -> bool {
-        if self.gate.is_closed() {
-            return false;
-        }
-        if !self.is_sync {
-            return true;
-        }
-        self.lock().hold(seq) == Hold::No
-    }
-
-    /// Everything is well: guest writes wait for the recovery side again. To be said when the stream has
-    /// caught up; true where that is news.
-    pub fn return_to_sync(&self) -> bool {
-        let mut inner = self.lock();
-        !inner.gap_open && !inner.tracking && inner.sync.rejoin()
     }
 
     /// A local write that was begun has failed: what the range holds now is unknown, so it is to be copied.
@@ -680,13 +625,6 @@ impl Inner {
         }
     }
 
-    /// What a write is to do that was committed as `seq`: one from before a sync, or in it, is in an image once
-    /// the sync has ended.
-    fn hold(&self, seq: WriteSeq) -> Hold {
-        let counts = !self.gap_open && !self.tracking;
-        self.sync.hold(seq.max(self.sync_end), self.released, counts)
-    }
-
     fn last(&self) -> WriteSeq {
         self.buffer.back().map_or(self.spilled, |record| record.seq.max(self.spilled))
     }
@@ -736,6 +674,7 @@ fn pieces(kind: Kind, range: ByteRange, payload: &Bytes) -> Vec<(Kind, ByteRange
     pieces
 }
 
+mod held;
 mod regions;
 mod release;
 #[cfg(test)]

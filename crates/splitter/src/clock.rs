@@ -3,6 +3,21 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+/// A moment after which something is not waited for any more.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Deadline(Instant);
+
+impl Deadline {
+    pub(crate) fn after(limit: Duration) -> Self {
+        Self(Instant::now() + limit)
+    }
+
+    /// How long that is from now; nothing, once it is over.
+    pub(crate) fn left(&self) -> Duration {
+        self.0.saturating_duration_since(Instant::now())
+    }
+}
+
 /// Looks again and again until `look` finds something; false after `limit`.
 pub(crate) fn spin(limit: Duration, mut look: impl FnMut() -> bool) -> bool {
     let begun = Instant::now();

@@ -18,6 +18,9 @@ mod device;
 mod dirty;
 mod dirty_map;
 mod disk;
+#[cfg(test)]
+mod disks_in_tests;
+mod hung_up;
 mod identity;
 mod image_file;
 mod image_lock;

@@ -70,6 +70,9 @@ pub(crate) enum Answer {
     Nothing,
     Read(Bounce),
     Told(Vec<u8>),
+    /// Of a write that is made and has its place in the stream, but whoever asked for it has left before he could be
+    /// told: he must not be, and asks again.
+    Abandoned,
 }
 
 #[derive(Debug)]
@@ -256,6 +259,11 @@ impl DiskQueue {
             Some(seq) => self.workers.hold(token, seq),
             None => self.done.push_back(Done { token, result: written.map(|()| Answer::Nothing) }),
         }
+    }
+
+    /// Whoever gives the jobs is leaving: writes that are held for the recovery side end soon, with or without it.
+    pub(crate) fn end_patience(&self) {
+        self.workers.end_patience();
     }
 
     /// Waits until a job is done or one of `watched` is ready. It may return for nothing.

@@ -90,10 +90,6 @@ impl SyncGate {
         std::mem::replace(&mut self.degraded, false) && self.policy.is_some()
     }
 
-    pub(crate) fn is_degraded(&self) -> bool {
-        self.degraded
-    }
-
     pub(crate) fn state(&self) -> SyncState {
         match self.policy {
             None => SyncState::Asynchronous,

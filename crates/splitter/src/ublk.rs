@@ -261,6 +261,9 @@ impl<'a> Queue<'a> {
             if !leaving {
                 asked.iter().for_each(|tag| self.begin(*tag));
             }
+            if leaving {
+                self.disk.end_patience();
+            }
             let has_ended = self.end_all();
             if leaving && self.in_flight == 0 {
                 let _ = is_quiet.send(());
@@ -339,6 +342,8 @@ impl<'a> Queue<'a> {
                     bytes.unwrap_or(i32::MAX)
                 }
                 Ok(Answer::Nothing | Answer::Told(_)) => bytes.unwrap_or(i32::MAX),
+                // The kernel asks again of whoever serves the device next.
+                Ok(Answer::Abandoned) => continue,
                 Err(error) => {
                     tracing::warn!(%error, "request of a ublk device failed");
                     -error.raw_os_error().unwrap_or(libc::EIO)

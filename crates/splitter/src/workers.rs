@@ -2,7 +2,9 @@
 //! holder of writes that may not be acknowledged yet.
 
 use crate::bounce::Bounce;
+use crate::capture::Patience;
 use crate::device::BlockDevice;
+use crate::disk::{Change, ProtectedDisk};
 use crate::queue::{Action, Answer, Done, Job};
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::VecDeque;
@@ -25,6 +27,8 @@ struct Shared {
     inner: Mutex<Inner>,
     more_work: Condvar,
     more_held: Condvar,
+    /// With writes that may not be acknowledged yet.
+    patience: Patience,
     /// Counts up when something is done.
     wake: OwnedFd,
 }
@@ -45,6 +49,7 @@ impl Workers {
             inner: Mutex::default(),
             more_work: Condvar::new(),
             more_held: Condvar::new(),
+            patience: Patience::default(),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         });
         Ok(Self { shared, threads: Vec::new(), workers: 0, has_holder: false })
@@ -91,6 +96,13 @@ impl Workers {
         true
     }
 
+    /// Whoever gave the work is leaving: writes that are held end soon, some of them as [`Answer::Abandoned`].
+    pub(crate) fn end_patience(&self) {
+        if let Some(disk) = self.shared.device.as_protected() {
+            disk.capture().end_patience(&self.shared.patience);
+        }
+    }
+
     pub(crate) fn next_done(&self) -> Option<Done> {
         self.shared.lock().done.pop_front()
     }
@@ -109,6 +121,7 @@ impl Workers {
 
 impl Drop for Workers {
     fn drop(&mut self) {
+        self.end_patience();
         self.shared.lock().ending = true;
         self.shared.more_work.notify_all();
         self.shared.more_held.notify_all();
@@ -142,24 +155,23 @@ impl Shared {
         let Some(Job { token, action, durable }) = self.lock().work.pop_front() else { return };
         let is_change = matches!(action, Action::Write { .. } | Action::Zero { .. } | Action::Discard { .. });
         let mut result = self.perform(action);
-        if result.is_ok() && durable && is_change {
+        if matches!(result, Ok(Answer::Nothing)) && durable && is_change {
             result = self.device.flush().map(|()| Answer::Nothing);
         }
         self.finish(Done { token, result });
     }
 
     fn perform(&self, action: Action) -> io::Result<Answer> {
-        let nothing = |done: io::Result<()>| done.map(|()| Answer::Nothing);
         match action {
             Action::Read { at, len } => {
                 let mut buffer = Bounce::take(len);
                 self.device.read(at, &mut buffer)?;
                 Ok(Answer::Read(buffer))
             }
-            Action::Write { at, bytes } => nothing(self.device.write(at, bytes)),
-            Action::Zero { range, unmap } => nothing(self.device.write_zeroes(range, unmap)),
-            Action::Discard { range } => nothing(self.device.discard(range)),
-            Action::Flush => nothing(self.device.flush()),
+            Action::Write { at, bytes } => self.change(Change::Write { at, bytes }),
+            Action::Zero { range, unmap } => self.change(Change::Zero { range, unmap }),
+            Action::Discard { range } => self.change(Change::Discard { range }),
+            Action::Flush => self.device.flush().map(|()| Answer::Nothing),
             Action::Ask(ask) => ask(&*self.device).map(Answer::Told),
         }
     }
@@ -180,8 +192,28 @@ impl Shared {
     fn hold_once(&self) {
         let Some((token, seq)) = self.lock().held.pop_front() else { return };
         let disk = self.device.as_protected().expect("only a protected disk's writes are held");
-        disk.capture().hold(seq);
-        self.finish(Done { token, result: Ok(Answer::Nothing) });
+        let answer = self.wait_for(disk, seq);
+        self.finish(Done { token, result: Ok(answer) });
+    }
+
+    /// Waits until whoever asked may be told of a write, or leaves.
+    fn wait_for(&self, disk: &ProtectedDisk, seq: WriteSeq) -> Answer {
+        match disk.capture().hold_for(seq, &self.patience) {
+            true => Answer::Nothing,
+            false => Answer::Abandoned,
+        }
+    }
+
+    fn change(&self, change: Change) -> io::Result<Answer> {
+        let Some(disk) = self.device.as_protected() else {
+            return match change {
+                Change::Write { at, bytes } => self.device.write(at, bytes),
+                Change::Zero { range, unmap } => self.device.write_zeroes(range, unmap),
+                Change::Discard { range } => self.device.discard(range),
+            }
+            .map(|()| Answer::Nothing);
+        };
+        Ok(disk.change(&change)?.map_or(Answer::Nothing, |seq| self.wait_for(disk, seq)))
     }
 
     fn finish(&self, done: Done) {

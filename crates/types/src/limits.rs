@@ -94,6 +94,12 @@ pub const SPILL_FILE_BYTES: u64 = 64 << 20;
 pub const SYNC_TIMEOUT_SECONDS_DEFAULT: u64 = 5;
 pub const SYNC_TIMEOUT_SECONDS_RANGE: (u64, u64) = (1, 300);
 
+/// How long somebody who leaves waits for the recovery side to have the writes he holds, all of them together. What it
+/// does not have by then stays unanswered: whoever asked for it asks again.
+pub const HELD_AT_END_MAX: Duration = Duration::from_millis(500);
+/// How long a VM may take to stop before the agent ends without it.
+pub const VM_STOP_MAX: Duration = Duration::from_secs(30);
+
 /// Automatic checkpoints: default and range of the interval, in seconds.
 pub const CHECKPOINT_INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
 pub const CHECKPOINT_INTERVAL_SECONDS_RANGE: (u64, u64) = (1, 60);

@@ -106,13 +106,8 @@ async fn serve(source: &Arc<Source>, mut stream: TlsStream<TcpStream>, flags: u3
     std::thread::Builder::new()
         .name("nbd-tls".into())
         .spawn(move || {
-            let kept = theirs.try_clone();
             let (exports, vms) = source.remote_exports();
-            let chosen = |at: usize| {
-                if let Ok(kept) = kept {
-                    vms[at].note_remote(kept);
-                }
-            };
+            let chosen = |at: usize| vms[at].admit_remote(theirs.try_clone()?);
             if let Err(error) = serve_greeted(&theirs, flags, &exports, client, chosen) {
                 tracing::debug!(%error, "NBD connection over TLS ended");
             }

@@ -7,6 +7,7 @@ use super::group::Group;
 use super::image_watch;
 use super::images::{Trouble, check_at_start, image_file, trouble};
 use super::record::{FirstSync, ProtectionRecord};
+use super::remote_clients::{RemoteClient, RemoteClients};
 use super::stream_status::StreamStatus;
 use super::tapped::{NamedBy, VmTap};
 use crate::clock;
@@ -43,8 +44,8 @@ pub(crate) struct ProtectedVm {
     disks: Vec<Arc<ProtectedDisk>>,
     server: Mutex<Option<DiskServer>>,
     devices: Mutex<HostDevices>,
-    /// Clients over TCP: their connections, for as long as they last.
-    remote: Mutex<Vec<UnixStream>>,
+    /// Clients over TCP.
+    remote: Arc<RemoteClients>,
     /// Of a VM that runs on its own image.
     tap: Option<Arc<VmTap>>,
     /// It is being stopped.
@@ -121,7 +122,7 @@ impl ProtectedVm {
             disks,
             server: Mutex::new(Some(server)),
             devices: Mutex::new(devices),
-            remote: Mutex::default(),
+            remote: Arc::default(),
             tap: tap.clone(),
             ending: AtomicBool::new(false),
             trouble: Mutex::default(),
@@ -218,7 +219,7 @@ impl ProtectedVm {
     /// How many clients are connected, of any kind.
     pub(crate) fn clients(&self) -> usize {
         let server = self.server.lock().expect("a panic aborts the process");
-        server.as_ref().map_or(0, DiskServer::connections) + self.remote_clients()
+        server.as_ref().map_or(0, DiskServer::connections) + self.remote.count()
     }
 
     /// Whether somebody may be about to write. Who uses a block device of this host cannot be told.
@@ -226,17 +227,12 @@ impl ProtectedVm {
         self.clients() > 0 || !self.lock_record().ublk.is_empty()
     }
 
-    fn remote_clients(&self) -> usize {
-        let mut remote = self.remote.lock().expect("a panic aborts the process");
-        remote.retain(is_connected);
-        remote.len()
-    }
-
-    /// A client over TCP has picked a disk of this VM.
-    pub(super) fn note_remote(&self, connection: UnixStream) {
-        let mut remote = self.remote.lock().expect("a panic aborts the process");
-        remote.retain(is_connected);
-        remote.push(connection);
+    /// A client over TCP has picked a disk of this VM. It is served until what is returned is dropped.
+    ///
+    /// # Errors
+    /// Where the VM is being stopped.
+    pub(super) fn admit_remote(&self, connection: UnixStream) -> io::Result<RemoteClient> {
+        self.remote.admit(connection)
     }
 
     fn devices(&self) -> MutexGuard<'_, HostDevices> {
@@ -249,6 +245,10 @@ impl ProtectedVm {
         let mut devices = self.devices();
         if let Some(path) = devices.in_use() {
             return Err(OperationError::conflict(format!("{path} is in use: unmount it first")));
+        }
+        if !self.lock_record().ublk.is_empty() {
+            // A device only goes once all that was asked of it is answered.
+            self.capture.start_tracking();
         }
         std::mem::take(&mut *devices).remove()?;
         let Some(tap) = &self.tap else { return Ok(()) };
@@ -278,20 +278,25 @@ impl ProtectedVm {
     }
 
     /// Ends the stream and closes the socket. Open disks are released once nobody uses them.
+    ///
+    /// Front ends go first, while the stream still brings acknowledgements for the writes they hold: what a guest is told
+    /// until the end is as true as ever, and what it is not told it asks for again.
     pub(crate) fn stop(&self) {
         self.ending.store(true, Ordering::SeqCst);
         // First of all: whatever happens to the agent from here on, the VM has no export of ours.
         if let Some(tap) = &self.tap {
             tap.end();
         }
-        self.command(Command::Stop);
-        self.devices().leave();
-        // Before the socket, where a client's first write may wait for one of these to go.
-        for connection in self.remote.lock().expect("a panic aborts the process").drain(..) {
-            let _ = connection.shutdown(std::net::Shutdown::Both);
-        }
+        // All of them first: a client's first write may wait for one of the others to go.
+        self.remote.hang_up();
         let server = self.server.lock().expect("a panic aborts the process").take();
+        if let Some(server) = &server {
+            server.hang_up();
+        }
+        self.devices().leave();
         drop(server);
+        self.remote.end();
+        self.command(Command::Stop);
         if let Some(tap) = &self.tap {
             tap.leave();
         }
@@ -478,13 +483,6 @@ fn exports(record: &ProtectionRecord, disks: &[Arc<ProtectedDisk>]) -> Vec<Expor
         device: device.clone() as Arc<dyn BlockDevice>,
     });
     disks.collect()
-}
-
-/// Whether the other end of a socket pair is still there.
-fn is_connected(stream: &UnixStream) -> bool {
-    let mut byte = [0];
-    let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
-    !matches!(rustix::net::recv(stream, &mut byte[..], flags), Ok((0, _)) | Err(rustix::io::Errno::CONNRESET))
 }
 
 /// An error with all that caused it, in one line.

@@ -2,6 +2,7 @@
 
 use crate::stage::{SOON, Stage, same_bytes};
 use lab::{NbdClient, wait_until};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// How often the site is lost; `HOLDFAST_KILLS` sets another number.
@@ -100,5 +101,70 @@ fn a_write_is_held_for_as_long_as_it_takes_where_that_was_chosen() {
     assert!(!writing.is_finished(), "it was let go after its time limit");
     stage.b.start_agent().unwrap();
     writing.join().unwrap().unwrap();
+    in_sync(&stage);
+}
+
+type Writing = JoinHandle<anyhow::Result<()>>;
+
+/// The other side is away, and a write of a client waits for it.
+fn held_write(stage: &mut Stage, socket: &str) -> Writing {
+    stage.b.kill_agent().unwrap();
+    let before = stage.a.protected("web").unwrap()["writes"].as_u64().unwrap();
+    let mut guest = NbdClient::connect(socket, "vda").unwrap();
+    let writing = std::thread::spawn(move || guest.write(0, &sector(2)));
+    wait_until("a write of which the guest is not told", SOON, || {
+        Ok((stage.a.protected("web")?["writes"].as_u64() > Some(before)).then_some(()))
+    })
+    .unwrap();
+    assert!(!writing.is_finished(), "it is held");
+    writing
+}
+
+#[test]
+fn a_clean_stop_answers_no_write_that_the_other_side_does_not_have() {
+    for on_timeout in ["hold", "degrade"] {
+        let mut stage = Stage::set();
+        let socket = protect(&stage, &["--sync-timeout", "300", "--on-timeout", on_timeout]);
+        let writing = held_write(&mut stage, &socket);
+        // It ends by itself; that is an error where it does not.
+        stage.a.stop_agent().unwrap();
+        let said = format!("{:#}", writing.join().unwrap().expect_err("the guest was told of it"));
+        assert!(said.contains("read the reply"), "it is hung up on, and has no answer: {said}");
+        // Nothing has to be compared, and the client asks again, as QEMU does.
+        stage.b.start_agent().unwrap();
+        stage.a.start_agent().unwrap();
+        NbdClient::connect(&socket, "vda").unwrap().write(0, &sector(2)).unwrap();
+        in_sync(&stage);
+        stage.drained("web");
+        assert!(same_bytes(&stage.copy_image("web", "latest", "image.raw"), &stage.path("disk.raw")));
+        let known = ["link lost", "peer not reached", "RPO exceeded"];
+        assert_eq!(stage.a.unannounced(&known).unwrap(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_client_that_leaves_a_held_write_behind_keeps_nobody_from_ending_the_protection() {
+    let mut stage = Stage::set();
+    let socket = protect(&stage, &["--sync-timeout", "300", "--on-timeout", "hold"]);
+    stage.b.kill_agent().unwrap();
+    let mut guest = NbdClient::connect(&socket, "vda").unwrap();
+    guest.set_patience(Some(Duration::from_millis(500))).unwrap();
+    guest.write(0, &sector(2)).expect_err("it is held");
+    drop(guest);
+    wait_until("the client's end", SOON, || Ok((stage.a.protected("web")?["clients"] == 0).then_some(())))
+        .unwrap();
+    stage.a.ask(&["vm", "unprotect", "web"]).unwrap();
+    stage.a.stop_agent().unwrap();
+}
+
+#[test]
+fn a_pause_lets_go_of_writes_that_are_held() {
+    let mut stage = Stage::set();
+    let socket = protect(&stage, &["--sync-timeout", "300", "--on-timeout", "hold"]);
+    let writing = held_write(&mut stage, &socket);
+    stage.a.ask(&["vm", "pause", "web"]).unwrap();
+    writing.join().unwrap().unwrap();
+    stage.b.start_agent().unwrap();
+    stage.a.ask(&["vm", "resume", "web"]).unwrap();
     in_sync(&stage);
 }

@@ -29,7 +29,12 @@ pub(crate) fn monitors(stage: &Stage) -> Vec<String> {
 
 /// What QEMU says to a command on the administrator's own monitor.
 pub(crate) fn ask(stage: &Stage, command: &str, arguments: &Value) -> Value {
-    let mut stream = UnixStream::connect(stage.path("own.qmp")).unwrap();
+    ask_at(&stage.path("own.qmp"), command, arguments)
+}
+
+/// What QEMU says to a command on a monitor.
+pub(crate) fn ask_at(monitor: &Path, command: &str, arguments: &Value) -> Value {
+    let mut stream = UnixStream::connect(monitor).unwrap();
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
     let mut next = || serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).unwrap();
     next();

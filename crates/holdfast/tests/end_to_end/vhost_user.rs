@@ -2,7 +2,9 @@
 
 use crate::kill::more_ticks;
 use crate::stage::{SOON, Stage, same_bytes};
+use crate::tap::{ask, ask_at, monitors};
 use lab::{Guest, GuestDisk, Ticks, Work, check_file_system, make_disk, read_file, wait_until};
+use serde_json::json;
 use std::path::Path;
 use std::time::Duration;
 
@@ -78,6 +80,38 @@ fn held_writes_that_reads_have_overtaken_are_done_again_after_a_kill() {
     let log = std::fs::read_to_string(stage.a.log()).unwrap();
     assert!(log.contains("requests that were cut short are done again"), "nothing was in flight at any kill");
     assert_nothing_lost(&stage, &mut guest, &disk);
+}
+
+/// QEMU waits for the queues of a guest that it stops or ends, in its main loop.
+#[test]
+fn a_guest_whose_writes_are_held_is_stopped_and_goes_on() {
+    let mut stage = Stage::set();
+    let disk = stage.path("disk.raw");
+    make_disk(&disk, 96 << 20).unwrap();
+    let hold = ["--mode", "sync", "--sync-timeout", "300", "--on-timeout", "hold"];
+    stage.try_protect("web", "web", &disk, &hold).unwrap();
+    stage.a.wait_for_state("web", "journaling", SOON).unwrap();
+    let (on, more) = on_two_queues(&stage);
+    let more = [&more[..], &monitors(&stage)].concat();
+    let mut guest = stage.guest(Work::Load, on, &more);
+    wait_until("synchronous mode", SOON, || Ok((stage.a.protected("web")?["mode"] == "sync").then_some(())))
+        .unwrap();
+    more_ticks(&mut guest, 5);
+    stage.b.kill_agent().unwrap();
+    // The guest's next writes are held by now.
+    std::thread::sleep(Duration::from_secs(1));
+    for command in ["stop", "cont", "stop"] {
+        let (monitor, asked) = (stage.path("own.qmp"), command.to_owned());
+        let asking = std::thread::spawn(move || ask_at(&monitor, &asked, &json!({})));
+        wait_until(command, SOON, || Ok(asking.is_finished().then_some(()))).unwrap();
+        asking.join().unwrap();
+    }
+    stage.b.start_agent().unwrap();
+    ask(&stage, "cont", &json!({}));
+    more_ticks(&mut guest, 5);
+    assert_nothing_lost(&stage, &mut guest, &disk);
+    let known = ["link lost", "peer not reached", "connection refused", "RPO exceeded"];
+    assert_eq!(stage.a.unannounced(&known).unwrap(), Vec::<String>::new());
 }
 
 #[test]

@@ -4,7 +4,6 @@ use super::*;
 use crate::dirty_map::MapStore;
 use crate::identity::{DiskIdentity, FileTime};
 use crate::kept_header::Boot;
-use crate::sync_gate::OnTimeout;
 use types::limits::REGION_LOG_BYTES;
 use types::{CheckpointId, CheckpointKind, VmId, WallTime};
 
@@ -86,7 +85,7 @@ fn begun(memory: &Memory, buffer_bytes_max: u64) -> Capture {
     capture
 }
 
-fn capture(buffer_bytes_max: u64) -> Capture {
+pub(super) fn capture(buffer_bytes_max: u64) -> Capture {
     begun(&Memory::default(), buffer_bytes_max)
 }
 
@@ -642,55 +641,6 @@ fn what_was_spilled_leaves_the_buffer_and_stays_unsent_until_it_is_swept() {
     capture.sweep();
     drop(capture);
     assert_eq!(marked_after_a_kill(&memory, 1).0, Vec::<u64>::new());
-}
-
-fn synchronous(on_timeout: OnTimeout) -> Arc<Capture> {
-    let mut capture = capture(1 << 20);
-    let policy = SyncPolicy { timeout: std::time::Duration::from_millis(20), on_timeout };
-    capture.is_sync = true;
-    capture.lock().sync = SyncGate::new(Some(policy));
-    assert!(capture.return_to_sync());
-    Arc::new(capture)
-}
-
-/// Writes on a thread of its own, as a guest does; it ends when the guest is told.
-fn write_and_hold(capture: &Arc<Capture>) -> std::thread::JoinHandle<()> {
-    let capture = capture.clone();
-    std::thread::spawn(move || {
-        let payload = Bytes::from(vec![7; 4096]);
-        let range = ByteRange::new(0, 4096);
-        capture.begin_write(DiskIndex(0), range).unwrap();
-        let seq = capture.commit(DiskIndex(0), Kind::Write, range, &payload);
-        capture.hold(seq);
-        assert!(capture.status().released >= seq || capture.status().sync != SyncState::Synchronous);
-    })
-}
-
-#[test]
-fn in_synchronous_mode_the_guest_is_told_once_the_write_is_durable() {
-    let capture = synchronous(OnTimeout::Hold);
-    let before = capture.status().last;
-    let guest = write_and_hold(&capture);
-    while capture.status().last == before {
-        std::thread::yield_now();
-    }
-    std::thread::sleep(std::time::Duration::from_millis(60));
-    assert!(!guest.is_finished(), "held beyond the time limit");
-    capture.release(capture.status().last);
-    guest.join().unwrap();
-    assert_eq!(capture.status().sync, SyncState::Synchronous);
-}
-
-#[test]
-fn a_stalled_link_degrades_and_the_stream_rejoins_when_it_has_caught_up() {
-    let capture = synchronous(OnTimeout::Degrade);
-    write_and_hold(&capture).join().unwrap();
-    assert_eq!(capture.status().sync, SyncState::Degraded);
-    write_and_hold(&capture).join().unwrap();
-    capture.release(capture.status().last);
-    assert!(capture.return_to_sync());
-    assert!(!capture.return_to_sync(), "news only once");
-    assert_eq!(capture.status().sync, SyncState::Synchronous);
 }
 
 #[test]

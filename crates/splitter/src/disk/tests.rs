@@ -3,101 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use super::*;
-use crate::buffer_pool::BufferPool;
-use crate::capture::CaptureConfig;
-use crate::dirty_map::{DirtyMap, MapStore};
-use crate::region_log::RegionLog;
-use std::sync::Mutex;
-use types::limits::REGION_LOG_BYTES;
-use types::{GroupCounter, Incarnation, VmId};
+use crate::disks_in_tests::{self, Plain};
 
 const SIZE: u64 = 8 << 30;
 
-#[derive(Debug)]
-struct NoBytes;
-
-impl MapStore for NoBytes {
-    fn load(&self) -> io::Result<Vec<u8>> {
-        Ok(Vec::new())
-    }
-    fn write_at(&self, _at: u64, _bytes: &[u8]) -> io::Result<()> {
-        Ok(())
-    }
-    fn sync(&self) -> io::Result<()> {
-        Ok(())
-    }
-    fn discard(&self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// A disk that has no cheap way to make zeroes and cannot give room back, or has and can.
-#[derive(Debug, Clone, Default)]
-struct Plain {
-    frees: bool,
-    zeroed: Arc<Mutex<Vec<ByteRange>>>,
-}
-
-impl LocalDisk for Plain {
-    fn size_bytes(&self) -> u64 {
-        SIZE
-    }
-    fn label(&self) -> String {
-        "a disk in a test".into()
-    }
-    fn read_at(&self, _at: u64, _buf: &mut [u8]) -> io::Result<()> {
-        Ok(())
-    }
-    fn write_at(&self, _at: u64, _bytes: &[u8]) -> io::Result<()> {
-        Ok(())
-    }
-    fn zero(&self, range: ByteRange, _unmap: bool) -> io::Result<()> {
-        self.zeroed.lock().unwrap().push(range);
-        Ok(())
-    }
-    fn discard(&self, range: ByteRange) -> io::Result<bool> {
-        if self.frees { self.zero(range, true).map(|()| true) } else { Ok(false) }
-    }
-    fn zeroes_fast(&self) -> bool {
-        self.frees
-    }
-    fn prefetch(&self, _range: ByteRange) -> io::Result<()> {
-        Ok(())
-    }
-    fn sync_data(&self) -> io::Result<()> {
-        Ok(())
-    }
-    fn extents(&self, _range: ByteRange) -> io::Result<Vec<Extent>> {
-        Ok(Vec::new())
-    }
-}
-
 fn protected(frees: bool) -> (ProtectedDisk, Plain, Arc<Capture>) {
-    let (vm, disks) = (VmId::from_bytes([5; 16]), [(SIZE, None)]);
-    let map = DirtyMap::open(Box::new(NoBytes), vm, &disks, [1; 16]).unwrap();
-    let log = RegionLog::open(
-        Box::new(NoBytes),
-        vm,
-        &disks,
-        REGION_LOG_BYTES,
-        crate::Boot { id: [1; 16], at: types::WallTime(0) },
-    )
-    .unwrap();
-    let pool = Arc::new(BufferPool::new(1 << 30));
-    let config = CaptureConfig {
-        buffer_bytes_max: 64 << 20,
-        pool,
-        sync: None,
-        gate: Arc::default(),
-        leaves_out: false,
-    };
-    let counter = Arc::new(GroupCounter::new(WriteSeq::ZERO));
-    let capture = Arc::new(Capture::new(counter, &[SIZE], map, log, config, Box::new(|| {})));
-    capture.restart(WriteSeq::ZERO);
-    capture.begin_stream(Incarnation::from_bytes([1; 16]), WriteSeq::ZERO);
-    assert!(capture.close_sync());
-    let local = Plain { frees, zeroed: Arc::default() };
-    (ProtectedDisk::new(DiskIndex(0), Box::new(local.clone()), capture.clone()), local, capture)
+    let local = Plain { size_bytes: SIZE, frees, zeroed: Arc::default() };
+    let (disk, capture) = disks_in_tests::protected(Box::new(local.clone()), None);
+    (disk, local, capture)
 }
 
 #[test]

@@ -105,6 +105,14 @@ impl Server {
         &self.path
     }
 
+    /// Hangs up on all clients, without waiting for what they have begun.
+    pub fn hang_up(&self) {
+        let connections = self.shared.connections.lock().expect("a panic aborts the process");
+        for (stream, _) in connections.open.values() {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
     /// How many clients are connected.
     pub fn connections(&self) -> usize {
         self.shared.connections.lock().expect("a panic aborts the process").open.len()
@@ -222,20 +230,20 @@ fn refuse(mut stream: UnixStream, places: usize) -> io::Result<()> {
 }
 
 /// Serves a client whom somebody else has greeted and knows, until it leaves. `chosen` is told which of the exports it
-/// has picked.
+/// has picked, and may refuse it; what it returns is dropped once everything the client has begun is done.
 ///
 /// # Errors
-/// Where the connection fails or the client does not follow the protocol.
-pub fn serve_greeted(
+/// Where it is refused, the connection fails or the client does not follow the protocol.
+pub fn serve_greeted<T>(
     mut stream: &UnixStream,
     flags: u32,
     exports: &[Export],
     client: Client,
-    chosen: impl FnOnce(usize),
+    chosen: impl FnOnce(usize) -> io::Result<T>,
 ) -> io::Result<()> {
     let Some(agreed) = negotiate_greeted(&mut stream, flags, exports)? else { return Ok(()) };
     let at = exports.iter().position(|export| export.name == agreed.export.name);
-    chosen(at.expect("one of those that were offered"));
+    let _served = chosen(at.expect("one of those that were offered"))?;
     serve_agreed(stream, &agreed, client)
 }
 

@@ -14,6 +14,7 @@ use super::protocol::*;
 use super::reply::{Asked, Outbox, Outcome, extent_chunks};
 use super::request::{Inbox, Request};
 use crate::device::{BlockDevice, ExtentKind};
+use crate::hung_up::has_hung_up;
 use crate::queue::{Action, Answer, DiskQueue, Done, Job};
 use crate::writers::{Client, Writer};
 use rustix::event::PollFlags;
@@ -43,6 +44,8 @@ struct Connection<'a> {
     free: Vec<usize>,
     /// Data of the reads and writes that are pending.
     data_bytes: u64,
+    /// The client sends nothing more.
+    is_leaving: bool,
 }
 
 /// Serves requests until the client disconnects.
@@ -57,6 +60,7 @@ pub(super) fn transmit(agreed: &Agreed<'_>, stream: &UnixStream, client: Client)
         pending: (0..NBD_REQUESTS_IN_FLIGHT_MAX).map(|_| None).collect(),
         free: (0..NBD_REQUESTS_IN_FLIGHT_MAX).collect(),
         data_bytes: 0,
+        is_leaving: false,
     };
     while !connection.is_over() {
         let has_read = connection.takes_more() && connection.inbox.fill()?;
@@ -66,6 +70,7 @@ pub(super) fn transmit(agreed: &Agreed<'_>, stream: &UnixStream, client: Client)
         let has_ended = connection.end_requests();
         connection.outbox.flush()?;
         let has_room_again = was_full && connection.takes_more();
+        connection.notice_leaving(stream);
         if !has_read && !has_ended && !has_room_again {
             connection.wait(stream);
         }
@@ -87,9 +92,19 @@ impl Connection<'_> {
             && self.outbox.head_bytes <= NBD_HEADS_BYTES_MAX
     }
 
+    /// A client that leaves asks again for what it has no answer to, so that nothing is held for it any more. Where
+    /// every place is taken its leaving is not read, and has to be looked for.
+    fn notice_leaving(&mut self, stream: &UnixStream) {
+        if !self.is_leaving && (self.inbox.closed || (!self.takes_more() && has_hung_up(stream))) {
+            self.is_leaving = true;
+            self.queue.end_patience();
+        }
+    }
+
     fn wait(&mut self, stream: &UnixStream) {
         let mut flags = PollFlags::empty();
         flags.set(PollFlags::IN, self.takes_more());
+        flags.set(PollFlags::RDHUP, !self.takes_more() && !self.is_leaving);
         flags.set(PollFlags::OUT, !self.outbox.is_empty());
         let watched = [(stream.as_fd(), flags)];
         self.queue.wait(if flags.is_empty() { &[] } else { &watched });
@@ -161,6 +176,7 @@ impl Connection<'_> {
                 Ok(Answer::Read(data)) => Outcome::Data(data),
                 Ok(Answer::Told(chunks)) if asked.command == command::BLOCK_STATUS => Outcome::Chunks(chunks),
                 Ok(Answer::Nothing | Answer::Told(_)) => Outcome::Done,
+                Ok(Answer::Abandoned) => continue,
                 Err(error) => {
                     tracing::warn!(command = asked.command, at = asked.start, %error, "request failed");
                     Outcome::Failed(to_errno(&error))

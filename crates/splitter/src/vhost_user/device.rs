@@ -113,6 +113,7 @@ impl Device {
 
     /// Finishes everything that was taken, and takes no more.
     pub(super) fn stop_all(&mut self) {
+        self.queues.iter().filter_map(|state| state.running.as_ref()).for_each(Running::begin_stop);
         (0..self.queues.len()).for_each(|index| self.stop(index));
     }
 

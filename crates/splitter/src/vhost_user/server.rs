@@ -2,10 +2,9 @@
 
 use super::device::Device;
 use crate::acceptor::Acceptor;
+use crate::hung_up::has_hung_up;
 use crate::nbd::{BindError, Export, bind_socket};
 use crate::writers::Client;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -49,13 +48,6 @@ impl Connection {
     }
 }
 
-/// The other end, or this one, says and hears nothing more, whether or not that was noticed.
-fn has_hung_up(stream: &UnixStream) -> bool {
-    let mut looked_at = [PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::RDHUP)];
-    let looked = poll(&mut looked_at, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
-    looked.is_ok() && looked_at[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP)
-}
-
 impl VhostServer {
     /// Listens on every disk's socket. One left behind by a process that died is replaced.
     ///
@@ -72,6 +64,15 @@ impl VhostServer {
         };
         let accepting = accepting.map_err(|source| BindError::Io { path: first, source })?;
         Ok(Self { shared, accepting: Some(accepting) })
+    }
+
+    /// Hangs up on all clients, without waiting for what they have begun.
+    pub fn hang_up(&self) {
+        for place in &self.shared.connected {
+            if let Some(connection) = &*place.lock().expect("a panic aborts the process") {
+                let _ = connection.stream.shutdown(std::net::Shutdown::Both);
+            }
+        }
     }
 
     /// How many clients are connected, or have gone with something of theirs still under way.

@@ -65,11 +65,17 @@ impl Running {
         Ok(Self { thread, stop })
     }
 
-    /// Takes no more requests, finishes those that were taken, and gives the queue back.
-    pub(super) fn stop(self) -> Queue {
+    /// As [`Running::stop`], without waiting for it.
+    pub(super) fn begin_stop(&self) {
         self.stop.wanted.store(true, Ordering::SeqCst);
         // Full is as good as written.
         let _ = rustix::io::write(&self.stop.wake, &1u64.to_ne_bytes());
+    }
+
+    /// Takes no more requests, finishes those that were taken, and gives the queue back. A write that waits for the
+    /// recovery side is waited for shortly only.
+    pub(super) fn stop(self) -> Queue {
+        self.begin_stop();
         self.thread.join().expect("a panic aborts the process")
     }
 }
@@ -152,6 +158,9 @@ impl Vring {
             let stopping = stop.wanted.load(Ordering::SeqCst);
             if stopping && self.in_flight == 0 && self.again.is_empty() {
                 return;
+            }
+            if stopping {
+                self.disk.end_patience();
             }
             let has_ended = self.end_all();
             // In this order: a kick behind the look at the queue ends the next wait.
@@ -324,6 +333,7 @@ impl Vring {
                 }
             }
             Ok(Answer::Nothing | Answer::Told(_)) => self.end(head, Status::Ok, 0),
+            Ok(Answer::Abandoned) => self.abandon(head),
             Err(error) => {
                 tracing::warn!(disk = self.setup.label, %error, "request failed");
                 self.end(head, Status::IoError, 0)
@@ -331,10 +341,25 @@ impl Vring {
         }
     }
 
-    fn end(&mut self, head: u16, status: Status, data_written: u32) -> Result<(), TakeError> {
+    /// A write is made that the guest must not be told of. Its mark stays: whoever serves the queue next does it again.
+    /// Where nobody keeps marks, the guest is told that it has failed, which nothing else can be made of.
+    fn abandon(&mut self, head: u16) -> Result<(), TakeError> {
+        if self.setup.in_flight.is_none() {
+            return self.end(head, Status::IoError, 0);
+        }
+        self.forget(head);
+        Ok(())
+    }
+
+    fn forget(&mut self, head: u16) -> Pending {
         let pending = self.pending[usize::from(head)].take().expect("begun and not ended");
         self.in_flight -= 1;
         self.data_bytes -= pending.data_bytes;
+        pending
+    }
+
+    fn end(&mut self, head: u16, status: Status, data_written: u32) -> Result<(), TakeError> {
+        let pending = self.forget(head);
         let memory = &self.setup.memory.guest;
         memory.write_obj(status as u8, pending.status).map_err(|_| BrokenChain::Unmapped)?;
         if let Some(in_flight) = &self.setup.in_flight {

@@ -1,11 +1,11 @@
-//! Clients that ask and do not take the answers.
+//! Clients that ask and do not take the answers, or leave before there are any.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use super::*;
 use crate::device::Extent;
+use crate::disks_in_tests::{Blank, held};
 use crate::nbd::server::Export;
-use bytes::Bytes;
 use std::io::{ErrorKind, Read, Write};
 use std::sync::Arc;
 
@@ -14,50 +14,11 @@ const SIZE: u64 = 1 << 30;
 const ASKED_MAX: usize = 1 << 20;
 
 /// Every second 64 KiB is a hole.
-#[derive(Debug)]
-struct Fragmented;
-
-impl BlockDevice for Fragmented {
-    fn size_bytes(&self) -> u64 {
-        SIZE
-    }
-    fn is_read_only(&self) -> bool {
-        false
-    }
-    fn read(&self, _at: u64, buf: &mut [u8]) -> io::Result<()> {
-        buf.fill(0);
-        Ok(())
-    }
-    fn write(&self, _at: u64, _bytes: Bytes) -> io::Result<()> {
-        Ok(())
-    }
-    fn write_zeroes(&self, _range: ByteRange, _unmap: bool) -> io::Result<()> {
-        Ok(())
-    }
-    fn zeroes_fast(&self) -> bool {
-        true
-    }
-    fn cache(&self, _range: ByteRange) -> io::Result<()> {
-        Ok(())
-    }
-    fn unsent(&self, _range: ByteRange, _most: usize) -> Option<Vec<(ByteRange, bool)>> {
-        None
-    }
-    fn discard(&self, _range: ByteRange) -> io::Result<()> {
-        Ok(())
-    }
-    fn flush(&self) -> io::Result<()> {
-        Ok(())
-    }
-    fn extents(&self, range: ByteRange) -> io::Result<Vec<Extent>> {
-        let kind = |at: u64| if at.is_multiple_of(1 << 17) { ExtentKind::Hole } else { ExtentKind::Data };
-        let pieces = range.split_at_multiples(1 << 16);
-        Ok(pieces.map(|range| Extent { range, kind: kind(range.start) }).collect())
-    }
-    fn first_extents(&self, range: ByteRange, most: usize) -> io::Result<Vec<Extent>> {
-        assert!(most <= EXTENTS_MAX, "no more is looked at than is told");
-        Ok(self.extents(range)?.into_iter().take(most).collect())
-    }
+fn fragmented(range: ByteRange, most: usize) -> Vec<Extent> {
+    assert!(most <= EXTENTS_MAX, "no more is looked at than is told");
+    let kind = |at: u64| if at.is_multiple_of(1 << 17) { ExtentKind::Hole } else { ExtentKind::Data };
+    let pieces = range.split_at_multiples(1 << 16).take(most);
+    pieces.map(|range| Extent { range, kind: kind(range.start) }).collect()
 }
 
 fn request(command: u16, cookie: u64, start: u64, len: u32) -> Vec<u8> {
@@ -76,7 +37,7 @@ fn request(command: u16, cookie: u64, start: u64, len: u32) -> Vec<u8> {
 fn flood(contexts: Vec<Context>, one: &[u8], mut answer: impl FnMut(&mut UnixStream)) -> usize {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let server = std::thread::spawn(move || {
-        let device = Arc::new(Fragmented);
+        let device = Arc::new(Blank { size_bytes: SIZE, extents: fragmented });
         let export = Export { name: "vda".into(), description: String::new(), device };
         transmit(
             &Agreed { export: &export, structured: true, contexts },
@@ -134,4 +95,36 @@ fn a_client_that_takes_no_block_status_is_read_no_further_and_goes_on_when_it_do
     });
     // As many as fill the socket and the inbox, which is more than are worked on.
     assert!(asked < ASKED_MAX / 16, "{asked} requests are worked on, and none of the answers taken");
+}
+
+#[test]
+fn a_client_that_leaves_with_every_place_taken_by_held_writes_is_let_go_and_told_nothing() {
+    let (mut client, theirs) = UnixStream::pair().unwrap();
+    let hanging_up = theirs.try_clone().unwrap();
+    let (device, capture) = held();
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let export = Export { name: "vda".into(), description: String::new(), device };
+        let agreed = Agreed { export: &export, structured: false, contexts: Vec::new() };
+        let served = transmit(&agreed, &theirs, Client::of_process(&theirs));
+        drop(theirs);
+        tell.send(served.is_ok())
+    });
+    for cookie in 0..NBD_REQUESTS_IN_FLIGHT_MAX as u64 {
+        let mut write = request(command::WRITE, cookie, cookie << 16, 512);
+        write.resize(write.len() + 512, 7);
+        client.write_all(&write).unwrap();
+    }
+    while capture.status().writes == 0 {
+        std::thread::yield_now();
+    }
+    // As the agent does when it ends. Nothing more is read from this client, which would tell.
+    hanging_up.shutdown(std::net::Shutdown::Both).unwrap();
+    assert!(told.recv_timeout(std::time::Duration::from_secs(30)).unwrap(), "it ends, and in order");
+    drop(hanging_up);
+    let mut said = Vec::new();
+    client.read_to_end(&mut said).unwrap();
+    assert!(said.is_empty(), "no write is answered that the other side does not have");
+    let status = capture.status();
+    assert_eq!(status.writes, NBD_REQUESTS_IN_FLIGHT_MAX as u64, "all are made and in the stream");
 }

@@ -3,9 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use super::*;
-use crate::device::{BlockDevice, Extent};
+use crate::disks_in_tests::{Blank, held};
+use crate::vhost_user::in_flight::Region;
 use rustix::event::{PollFd, Timespec, poll};
-use types::ByteRange;
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
@@ -21,46 +21,6 @@ const SLOTS: u16 = 16;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 
-#[derive(Debug)]
-struct Blank;
-
-impl BlockDevice for Blank {
-    fn size_bytes(&self) -> u64 {
-        1 << 20
-    }
-    fn is_read_only(&self) -> bool {
-        false
-    }
-    fn read(&self, _at: u64, buf: &mut [u8]) -> io::Result<()> {
-        buf.fill(0);
-        Ok(())
-    }
-    fn write(&self, _at: u64, _bytes: bytes::Bytes) -> io::Result<()> {
-        Ok(())
-    }
-    fn write_zeroes(&self, _range: ByteRange, _unmap: bool) -> io::Result<()> {
-        Ok(())
-    }
-    fn zeroes_fast(&self) -> bool {
-        true
-    }
-    fn cache(&self, _range: ByteRange) -> io::Result<()> {
-        Ok(())
-    }
-    fn unsent(&self, _range: ByteRange, _most: usize) -> Option<Vec<(ByteRange, bool)>> {
-        None
-    }
-    fn discard(&self, _range: ByteRange) -> io::Result<()> {
-        Ok(())
-    }
-    fn flush(&self) -> io::Result<()> {
-        Ok(())
-    }
-    fn extents(&self, _range: ByteRange) -> io::Result<Vec<Extent>> {
-        Ok(Vec::new())
-    }
-}
-
 /// The driver's side of a queue.
 struct Driver {
     memory: Memory,
@@ -74,34 +34,61 @@ fn event() -> File {
 }
 
 fn start() -> (Driver, Running) {
-    let file = File::from(rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
-    file.set_len(1 << 20).unwrap();
-    let region =
-        VhostUserMemoryRegion { guest_phys_addr: 0, memory_size: 1 << 20, user_addr: 0, mmap_offset: 0 };
-    let memory = Memory::map(&[region], vec![file]).unwrap();
-    let mut queue = Queue::new(SLOTS).unwrap();
-    queue.set_size(SLOTS);
-    queue.try_set_desc_table_address(GuestAddress(TABLE)).unwrap();
-    queue.try_set_avail_ring_address(GuestAddress(AVAIL)).unwrap();
-    queue.try_set_used_ring_address(GuestAddress(USED)).unwrap();
-    queue.set_event_idx(true);
-    queue.set_ready(true);
-    let (kick, call) = (event(), event());
-    let setup = Setup {
-        writer: None,
-        queue,
-        memory: memory.clone(),
-        device: Arc::new(Blank),
-        serial: *b"a disk in a test\0\0\0\0",
-        kick: kick.try_clone().unwrap(),
-        call: Arc::new(Mutex::new(Some(call.try_clone().unwrap()))),
-        in_flight: None,
-        label: "a test's disk".into(),
-    };
-    (Driver { memory, kick, call, asked: 0 }, Running::start(setup).unwrap())
+    let driver = Driver::new();
+    let running = driver.serve(Arc::new(Blank::of(1 << 20)), driver.queue(), None);
+    (driver, running)
+}
+
+/// The in-flight region of one queue, which outlives those who serve it.
+fn region() -> Arc<Region> {
+    let file = File::from(rustix::fs::memfd_create("in-flight", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+    file.set_len(Region::bytes(1, SLOTS)).unwrap();
+    Arc::new(Region::map(&file, 0, 1, SLOTS).unwrap())
+}
+
+/// Stops a queue; it must come to its end.
+fn stop(running: Running) -> Queue {
+    let (tell, stopped) = std::sync::mpsc::channel();
+    std::thread::spawn(move || drop(tell.send(running.stop())));
+    stopped.recv_timeout(Duration::from_secs(30)).expect("it does not stop")
 }
 
 impl Driver {
+    fn new() -> Self {
+        let file = File::from(rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(1 << 20).unwrap();
+        let region =
+            VhostUserMemoryRegion { guest_phys_addr: 0, memory_size: 1 << 20, user_addr: 0, mmap_offset: 0 };
+        let memory = Memory::map(&[region], vec![file]).unwrap();
+        Self { memory, kick: event(), call: event(), asked: 0 }
+    }
+
+    fn queue(&self) -> Queue {
+        let mut queue = Queue::new(SLOTS).unwrap();
+        queue.set_size(SLOTS);
+        queue.try_set_desc_table_address(GuestAddress(TABLE)).unwrap();
+        queue.try_set_avail_ring_address(GuestAddress(AVAIL)).unwrap();
+        queue.try_set_used_ring_address(GuestAddress(USED)).unwrap();
+        queue.set_event_idx(true);
+        queue.set_ready(true);
+        queue
+    }
+
+    fn serve(&self, device: Arc<dyn BlockDevice>, queue: Queue, region: Option<&Arc<Region>>) -> Running {
+        let setup = Setup {
+            writer: None,
+            queue,
+            memory: self.memory.clone(),
+            device,
+            serial: *b"a disk in a test\0\0\0\0",
+            kick: self.kick.try_clone().unwrap(),
+            call: Arc::new(Mutex::new(Some(self.call.try_clone().unwrap()))),
+            in_flight: region.map(|region| region.queue(0, SLOTS).unwrap()),
+            label: "a test's disk".into(),
+        };
+        Running::start(setup).unwrap()
+    }
+
     fn write(&self, bytes: &[u8], at: u64) {
         self.memory.guest.write_slice(bytes, GuestAddress(at)).unwrap();
     }
@@ -116,6 +103,11 @@ impl Driver {
     /// Asks for one thing, and sleeps until it is interrupted; the status. `data` is written by the device where
     /// `fetches`.
     fn ask(&mut self, kind: u32, sector: u64, data: u32, fetches: bool) -> u8 {
+        self.submit(kind, sector, data, fetches);
+        self.sleep()
+    }
+
+    fn submit(&mut self, kind: u32, sector: u64, data: u32, fetches: bool) {
         self.write(&[&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat(), HEADER);
         self.write(&[0xff], STATUS);
         self.descriptor(0, HEADER, 16, NEXT);
@@ -132,13 +124,23 @@ impl Driver {
         self.asked += 1;
         self.write(&self.asked.to_le_bytes(), AVAIL + 2);
         rustix::io::write(&self.kick, &1u64.to_ne_bytes()).unwrap();
+    }
+
+    fn used(&self) -> u16 {
+        self.memory.guest.read_obj(GuestAddress(USED + 2)).unwrap()
+    }
+
+    fn status(&self) -> u8 {
+        self.memory.guest.read_obj(GuestAddress(STATUS)).unwrap()
+    }
+
+    fn sleep(&self) -> u8 {
         let patience = Timespec { tv_sec: 10, tv_nsec: 0 };
         let mut interrupt = [PollFd::new(&self.call, PollFlags::IN)];
-        assert_eq!(poll(&mut interrupt, Some(&patience)).unwrap(), 1, "command {kind}: never interrupted");
+        assert_eq!(poll(&mut interrupt, Some(&patience)).unwrap(), 1, "never interrupted");
         rustix::io::read(&self.call, &mut [0u8; 8]).unwrap();
-        let used: u16 = self.memory.guest.read_obj(GuestAddress(USED + 2)).unwrap();
-        assert_eq!(used, self.asked, "interrupted for nothing");
-        self.memory.guest.read_obj(GuestAddress(STATUS)).unwrap()
+        assert_eq!(self.used(), self.asked, "interrupted for nothing");
+        self.status()
     }
 }
 
@@ -160,4 +162,37 @@ fn a_request_that_needs_no_disk_interrupts_as_any_other_does() {
     assert_eq!(driver.ask(VIRTIO_BLK_T_IN, 0, 512, true), 0);
     let queue = running.stop();
     assert_eq!(queue.next_avail(), driver.asked);
+}
+
+#[test]
+fn a_queue_that_is_stopped_leaves_a_held_write_to_whoever_serves_it_next() {
+    let (device, capture) = held();
+    let (mut driver, region) = (Driver::new(), region());
+    let running = driver.serve(device.clone(), driver.queue(), Some(&region));
+    driver.submit(VIRTIO_BLK_T_OUT, 0, 512, false);
+    while capture.status().writes == 0 {
+        std::thread::yield_now();
+    }
+    let queue = stop(running);
+    assert_eq!((queue.next_avail(), driver.used(), driver.status()), (1, 0, 0xff), "taken, and not answered");
+    let running = driver.serve(device, queue, Some(&region));
+    while capture.status().writes == 1 {
+        std::thread::yield_now();
+    }
+    capture.release(capture.status().last);
+    assert_eq!(driver.sleep(), 0, "done again, and answered once the other side has it");
+    assert_eq!(stop(running).next_avail(), 1);
+}
+
+#[test]
+fn without_marks_a_held_write_fails_when_its_queue_is_stopped() {
+    let (device, capture) = held();
+    let mut driver = Driver::new();
+    let running = driver.serve(device, driver.queue(), None);
+    driver.submit(VIRTIO_BLK_T_OUT, 0, 512, false);
+    while capture.status().writes == 0 {
+        std::thread::yield_now();
+    }
+    stop(running);
+    assert_eq!((driver.used(), driver.status()), (1, Status::IoError as u8));
 }

@@ -1,0 +1,130 @@
+//! Writes that wait for the recovery side, and those who hold them.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use super::*;
+use crate::capture::tests::capture;
+use crate::sync_gate::{OnTimeout, SyncGate, SyncPolicy, SyncState};
+use batch::Kind;
+use bytes::Bytes;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+use types::{ByteRange, DiskIndex};
+
+/// Where the test would hang without it.
+const FOR_EVER: Duration = Duration::from_secs(30);
+
+fn synchronous(on_timeout: OnTimeout) -> Arc<Capture> {
+    let mut capture = capture(1 << 20);
+    let policy = SyncPolicy { timeout: std::time::Duration::from_millis(20), on_timeout };
+    capture.is_sync = true;
+    capture.lock().sync = SyncGate::new(Some(policy));
+    assert!(capture.return_to_sync());
+    Arc::new(capture)
+}
+
+/// Writes on a thread of its own, as a guest does; it ends when the guest is told.
+fn write_and_hold(capture: &Arc<Capture>) -> std::thread::JoinHandle<()> {
+    let capture = capture.clone();
+    std::thread::spawn(move || {
+        let payload = Bytes::from(vec![7; 4096]);
+        let range = ByteRange::new(0, 4096);
+        capture.begin_write(DiskIndex(0), range).unwrap();
+        let seq = capture.commit(DiskIndex(0), Kind::Write, range, &payload);
+        capture.hold(seq);
+        assert!(capture.status().released >= seq || capture.status().sync != SyncState::Synchronous);
+    })
+}
+
+#[test]
+fn in_synchronous_mode_the_guest_is_told_once_the_write_is_durable() {
+    let capture = synchronous(OnTimeout::Hold);
+    let before = capture.status().last;
+    let guest = write_and_hold(&capture);
+    while capture.status().last == before {
+        std::thread::yield_now();
+    }
+    std::thread::sleep(std::time::Duration::from_millis(60));
+    assert!(!guest.is_finished(), "held beyond the time limit");
+    capture.release(capture.status().last);
+    guest.join().unwrap();
+    assert_eq!(capture.status().sync, SyncState::Synchronous);
+}
+
+#[test]
+fn a_stalled_link_degrades_and_the_stream_rejoins_when_it_has_caught_up() {
+    let capture = synchronous(OnTimeout::Degrade);
+    write_and_hold(&capture).join().unwrap();
+    assert_eq!(capture.status().sync, SyncState::Degraded);
+    write_and_hold(&capture).join().unwrap();
+    capture.release(capture.status().last);
+    assert!(capture.return_to_sync());
+    assert!(!capture.return_to_sync(), "news only once");
+    assert_eq!(capture.status().sync, SyncState::Synchronous);
+}
+
+/// A write that is held with a patience; what becomes of it.
+fn hold_with(capture: &Arc<Capture>, patience: &Arc<Patience>, seq: WriteSeq) -> Receiver<bool> {
+    let (capture, patience) = (capture.clone(), patience.clone());
+    let (tell, told) = channel();
+    std::thread::spawn(move || tell.send(capture.hold_for(seq, &patience)));
+    told
+}
+
+fn committed(capture: &Capture, byte: u8) -> WriteSeq {
+    let range = ByteRange::new(0, 4096);
+    capture.begin_write(DiskIndex(0), range).unwrap();
+    capture.commit(DiskIndex(0), Kind::Write, range, &Bytes::from(vec![byte; 4096]))
+}
+
+#[test]
+fn whoever_leaves_is_not_told_of_writes_that_the_other_side_does_not_have() {
+    for on_timeout in [OnTimeout::Hold, OnTimeout::Degrade] {
+        let capture = synchronous(on_timeout);
+        // Not so soon that it could be this that ends the wait.
+        capture.lock().sync = SyncGate::new(Some(SyncPolicy { timeout: FOR_EVER, on_timeout }));
+        capture.return_to_sync();
+        let patience = Arc::new(Patience::default());
+        let told: Vec<_> =
+            [1, 2].map(|byte| hold_with(&capture, &patience, committed(&capture, byte))).into();
+        std::thread::sleep(Duration::from_millis(50));
+        capture.end_patience(&patience);
+        assert!(told.iter().all(|told| !told.recv_timeout(FOR_EVER).unwrap()));
+        assert!(!capture.hold_for(committed(&capture, 3), &patience), "it has left");
+        // They are what they were: in the stream, and marked until the other side has them.
+        let status = capture.status();
+        assert_eq!((status.sync, status.gap_open), (SyncState::Synchronous, false));
+        assert!(status.buffered_bytes > 3 * 4096);
+        // Another who stays is told when it may be.
+        let staying = Arc::new(Patience::default());
+        let told = hold_with(&capture, &staying, committed(&capture, 4));
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(told.try_recv().is_err());
+        capture.release(capture.status().last);
+        assert!(told.recv_timeout(FOR_EVER).unwrap());
+    }
+}
+
+#[test]
+fn whoever_leaves_is_told_of_what_comes_soon() {
+    let capture = synchronous(OnTimeout::Hold);
+    let patience = Arc::new(Patience::default());
+    let told = hold_with(&capture, &patience, committed(&capture, 1));
+    patience.ends_at.set(Deadline::after(FOR_EVER)).unwrap();
+    capture.end_patience(&patience);
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(told.try_recv().is_err(), "it waits for a little");
+    capture.release(capture.status().last);
+    assert!(told.recv_timeout(FOR_EVER).unwrap());
+}
+
+#[test]
+fn a_gap_lets_go_of_what_is_held() {
+    for end in [Capture::start_tracking, Capture::lose_writes, Capture::suspect_everything] {
+        let capture = synchronous(OnTimeout::Hold);
+        let told = hold_with(&capture, &Arc::default(), committed(&capture, 1));
+        end(&capture);
+        assert!(told.recv_timeout(FOR_EVER).unwrap());
+    }
+}
