@@ -156,9 +156,6 @@ impl Vring {
     fn serve(&mut self, stop: &Stop) {
         loop {
             let stopping = stop.wanted.load(Ordering::SeqCst);
-            if stopping && self.in_flight == 0 && self.again.is_empty() {
-                return;
-            }
             if stopping {
                 self.disk.end_patience();
             }
@@ -168,6 +165,10 @@ impl Vring {
                 let _ = rustix::io::read(&self.setup.kick, &mut [0u8; 8]);
             }
             let has_taken = (!stopping || !self.again.is_empty()) && self.take_all();
+            // Behind both: what there was to be done again may just have been given up.
+            if stopping && self.in_flight == 0 && self.again.is_empty() {
+                return;
+            }
             if !has_taken && !has_ended {
                 if !stopping && self.is_asked_at_once() {
                     continue;
@@ -219,6 +220,8 @@ impl Vring {
         };
         if let Err(error) = taken {
             self.broken = true;
+            // Nobody takes anything any more. Their marks stay.
+            self.again.clear();
             tracing::error!(disk = self.setup.label, %error, "the guest's driver misbehaves: its queue is served no more until it is reset");
         }
         // What needs no disk has ended already.

@@ -196,3 +196,24 @@ fn without_marks_a_held_write_fails_when_its_queue_is_stopped() {
     stop(running);
     assert_eq!((driver.used(), driver.status()), (1, Status::IoError as u8));
 }
+
+#[test]
+fn a_queue_whose_recovered_requests_are_broken_stops_before_and_after_that_is_found() {
+    for finds_out in [true, false] {
+        let region = region();
+        let marks = region.queue(0, SLOTS).unwrap();
+        marks.recover(0);
+        let driver = Driver::new();
+        for head in [1, 2] {
+            marks.taken(head, head.into());
+            // Outside of the guest's memory.
+            driver.descriptor(head.into(), 1 << 40, 16, NEXT);
+        }
+        let running = driver.serve(Arc::new(Blank::of(1 << 20)), driver.queue(), Some(&region));
+        if finds_out {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        stop(running);
+        assert_eq!(marks.recover(0).0, [1, 2], "they are not done");
+    }
+}
