@@ -39,6 +39,7 @@ mod ring;
 mod superseded;
 mod sync_gate;
 mod tapped;
+mod thread_start;
 #[cfg(feature = "ublk")]
 mod ublk;
 pub mod vhost_user;
@@ -58,6 +59,7 @@ pub use image_file::ImageFile;
 pub use image_lock::WriterLock;
 pub use kept_header::{Boot, Kept};
 pub use map_file::MapFile;
+pub use peer_process::peer_process;
 pub use raw::{RawDisk, RawDiskError};
 pub use region_log::RegionLog;
 pub use sync_gate::{OnTimeout, SyncPolicy, SyncState};

@@ -24,7 +24,11 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
+use std::time::Duration;
 use types::{ByteRange, WriteSeq};
+
+/// Before it is tried again to start a thread that the system had not left.
+const THREAD_RETRY_DELAY: Duration = Duration::from_millis(10);
 
 pub(crate) type Question = Box<dyn FnOnce(&dyn BlockDevice) -> io::Result<Vec<u8>> + Send>;
 
@@ -268,6 +272,13 @@ impl DiskQueue {
 
     /// Waits until a job is done or one of `watched` is ready. It may return for nothing.
     pub(crate) fn wait(&mut self, watched: &[(BorrowedFd<'_>, PollFlags)]) {
+        if self.workers.lacks_threads() {
+            std::thread::sleep(THREAD_RETRY_DELAY);
+            if let Some(ring) = &mut self.ring {
+                ring.look();
+            }
+            return;
+        }
         let wake = self.workers.wake_descriptor();
         match &mut self.ring {
             Some(ring) => {
@@ -315,3 +326,6 @@ fn say_once(error: &io::Error) {
         tracing::warn!(%error, "io_uring cannot be used here: disks are served by threads, which is slower");
     });
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@ use crate::capture::Patience;
 use crate::device::BlockDevice;
 use crate::disk::{Change, ProtectedDisk};
 use crate::queue::{Action, Answer, Done, Job};
+use crate::thread_start;
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::VecDeque;
 use std::io;
@@ -20,6 +21,8 @@ pub(crate) struct Workers {
     threads: Vec<JoinHandle<()>>,
     workers: usize,
     has_holder: bool,
+    /// The system has refused one, which was said.
+    was_refused: bool,
 }
 
 struct Shared {
@@ -52,7 +55,7 @@ impl Workers {
             patience: Patience::default(),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         });
-        Ok(Self { shared, threads: Vec::new(), workers: 0, has_holder: false })
+        Ok(Self { shared, threads: Vec::new(), workers: 0, has_holder: false, was_refused: false })
     }
 
     /// Gives a job to a worker.
@@ -61,11 +64,8 @@ impl Workers {
         inner.work.push_back(job);
         let is_short = inner.idle_workers < inner.work.len();
         drop(inner);
-        if is_short && self.workers < QUEUE_WORKERS_MAX && self.spawn("disk-worker", Shared::run_worker) {
-            self.workers += 1;
-        }
-        if self.workers == 0 {
-            self.shared.work_once();
+        if is_short && self.workers < QUEUE_WORKERS_MAX {
+            self.start_worker();
         }
         self.shared.more_work.notify_one();
     }
@@ -73,26 +73,48 @@ impl Workers {
     /// Says that a write is done once it may be acknowledged.
     pub(crate) fn hold(&mut self, token: u64, seq: WriteSeq) {
         self.shared.lock().held.push_back((token, seq));
-        if !self.has_holder {
-            self.has_holder = self.spawn("disk-holder", Shared::run_holder);
-        }
-        if !self.has_holder {
-            self.shared.hold_once();
-        }
+        self.start_holder();
         self.shared.more_held.notify_one();
     }
 
-    /// False where the system has no thread left: then the caller does the work itself.
+    fn start_worker(&mut self) {
+        if self.spawn("disk-worker", Shared::run_worker) {
+            self.workers += 1;
+        }
+    }
+
+    fn start_holder(&mut self) {
+        self.has_holder = self.has_holder || self.spawn("disk-holder", Shared::run_holder);
+    }
+
+    /// Whether something waits for which there is still no thread. It is never done by the queue's own: what it might
+    /// wait for could be what that one has to end.
+    pub(crate) fn lacks_threads(&mut self) -> bool {
+        let inner = self.shared.lock();
+        let (has_work, has_held) = (!inner.work.is_empty(), !inner.held.is_empty());
+        drop(inner);
+        if has_work && self.workers == 0 {
+            self.start_worker();
+        }
+        if has_held {
+            self.start_holder();
+        }
+        (has_work && self.workers == 0) || (has_held && !self.has_holder)
+    }
+
+    /// False where the system has no thread left.
     fn spawn(&mut self, name: &str, run: fn(&Shared)) -> bool {
         let shared = self.shared.clone();
-        let thread = std::thread::Builder::new().name(name.into()).spawn(move || run(&shared));
-        match thread {
+        match thread_start::start(name, move || run(&shared)) {
             Ok(thread) => self.threads.push(thread),
             Err(error) => {
-                tracing::error!(%error, "no thread can be started for a disk");
+                if !std::mem::replace(&mut self.was_refused, true) {
+                    tracing::error!(%error, "no thread can be started for a disk; tried again by itself");
+                }
                 return false;
             }
         }
+        self.was_refused = false;
         true
     }
 

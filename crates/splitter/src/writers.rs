@@ -6,7 +6,7 @@
 //! comes from has gone: its first write waits a while for that.
 
 use crate::device::BlockDevice;
-use crate::peer_process::pid_of;
+use crate::peer_process::peer_process;
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -33,7 +33,7 @@ pub struct Client {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Key {
-    Process(i32),
+    Process(u32),
     Named(String),
     /// Processes that the system does not name, as those of another container: they are one client, for a VM that has
     /// several connections must not be kept from its own disk.
@@ -43,7 +43,7 @@ enum Key {
 impl Client {
     /// The process that has connected to a unix socket.
     pub fn of_process(stream: &UnixStream) -> Self {
-        let Some(pid) = pid_of(stream) else {
+        let Some(pid) = peer_process(stream) else {
             return Self { key: Key::Unnamed, label: "a process of another container".into() };
         };
         let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
@@ -260,8 +260,8 @@ mod tests {
             drop(before);
             assert!(taking_over.join().unwrap());
         });
-        let this = Client { key: Key::Process(std::process::id() as i32), label: String::new() };
-        assert!(this.is_there() && !Client { key: Key::Process(i32::MAX), ..this }.is_there());
+        let this = Client { key: Key::Process(std::process::id()), label: String::new() };
+        assert!(this.is_there() && !Client { key: Key::Process(u32::MAX), ..this }.is_there());
     }
 
     #[test]

@@ -85,8 +85,7 @@ impl Qmp {
 
     /// The process that listens at the other end, where it can be told.
     pub(super) fn peer_pid(&self) -> Option<u32> {
-        let credentials = rustix::net::sockopt::socket_peercred(&self.writer).ok()?;
-        u32::try_from(credentials.pid.as_raw_nonzero().get()).ok()
+        splitter::peer_process(&self.writer)
     }
 
     /// The return value of a command without arguments.

@@ -5,6 +5,8 @@ use super::protocol::{greet, option, read_option_head, reply, write_reply};
 use super::transmit::transmit;
 use crate::acceptor::Acceptor;
 use crate::device::BlockDevice;
+use crate::peer_process::peer_process;
+use crate::thread_start;
 use crate::writers::Client;
 use std::collections::HashMap;
 use std::io::{self, Read};
@@ -69,7 +71,7 @@ struct Connections {
     next: u64,
     /// Clients that are just being told that there is no place.
     refusing: usize,
-    open: HashMap<u64, (UnixStream, Option<JoinHandle<()>>)>,
+    open: HashMap<u64, (UnixStream, JoinHandle<()>)>,
 }
 
 impl Server {
@@ -144,7 +146,7 @@ impl Drop for Server {
         for (stream, _) in &open {
             let _ = stream.shutdown(std::net::Shutdown::Both);
         }
-        for serving in open.into_iter().filter_map(|(_, serving)| serving) {
+        for (_, serving) in open {
             let _ = serving.join();
         }
         let _ = std::fs::remove_file(&self.path);
@@ -160,10 +162,10 @@ impl Shared {
 
     fn start(self: Arc<Self>, stream: UnixStream) -> io::Result<()> {
         if let Some(process) = self.private.as_ref().and_then(|private| private.process) {
-            let peer = rustix::net::sockopt::socket_peercred(&stream)?.pid.as_raw_nonzero().get();
-            if u32::try_from(peer) != Ok(process) {
+            if peer_process(&stream) != Some(process) {
+                let client = Client::of_process(&stream);
                 return Err(io::Error::other(format!(
-                    "process {peer} is not the VM whose disks these are; a VM under the tap has no socket for others"
+                    "{client} is not the VM whose disks these are; a VM under the tap has no socket for others"
                 )));
             }
         }
@@ -176,7 +178,7 @@ impl Shared {
                 return Err(io::Error::other("too many connections"));
             }
             let shared = self.clone();
-            let refusing = std::thread::Builder::new().name("nbd-refuse".into()).spawn(move || {
+            let refusing = thread_start::start("nbd-refuse", move || {
                 let client = Client::of_process(&stream).to_string();
                 tracing::warn!(client, connections = places, "NBD connection refused: all places are taken");
                 let _ = refuse(stream, places);
@@ -186,9 +188,9 @@ impl Shared {
         }
         let number = connections.next;
         connections.next += 1;
-        connections.open.insert(number, (stream.try_clone()?, None));
+        let kept = stream.try_clone()?;
         let shared = self.clone();
-        let serving = std::thread::Builder::new().name("nbd".into()).spawn(move || {
+        let serving = thread_start::start("nbd", move || {
             let mut had = None;
             if let Err(error) = shared.serve(stream, |at| had = at) {
                 tracing::debug!(%error, "NBD connection ended");
@@ -198,9 +200,8 @@ impl Shared {
             }
             shared.connections.lock().expect("a panic aborts the process").open.remove(&number);
         })?;
-        if let Some(entry) = connections.open.get_mut(&number) {
-            entry.1 = Some(serving);
-        }
+        // Whoever serves it waits for the lock before it takes this away again.
+        connections.open.insert(number, (kept, serving));
         Ok(())
     }
 
@@ -252,3 +253,6 @@ fn serve_agreed(stream: &UnixStream, agreed: &Agreed<'_>, client: Client) -> io:
     let _ = stream.shutdown(std::net::Shutdown::Both);
     served
 }
+
+#[cfg(test)]
+mod tests;

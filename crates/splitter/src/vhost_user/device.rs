@@ -74,6 +74,13 @@ impl Device {
         let state = &mut self.queues[index];
         let is_ready = state.running.is_none() && state.has_addresses && (state.enabled || always);
         let Some(kick) = state.kick.as_ref().filter(|_| is_ready) else { return Ok(()) };
+        let kick = kick.try_clone().map_err(Error::ReqHandlerError)?;
+        rustix::io::ioctl_fionbio(&kick, true).map_err(|errno| Error::ReqHandlerError(errno.into()))?;
+        let in_flight = self.in_flight.as_ref().map(|region| {
+            region.queue(index as u16, state.size).ok_or_else(|| refused("the in-flight region is too small"))
+        });
+        let in_flight = in_flight.transpose()?;
+        // From here on it is put back on every way out.
         let Some(mut queue) = state.queue.take() else { return Ok(()) };
         queue.set_event_idx(self.features & EVENT_INDEX != 0);
         queue.set_ready(true);
@@ -81,24 +88,28 @@ impl Device {
             state.queue = Some(queue);
             return Err(refused(format!("queue {index} does not lie in the guest's memory")));
         }
-        let in_flight = self.in_flight.as_ref().map(|region| {
-            region.queue(index as u16, state.size).ok_or_else(|| refused("the in-flight region is too small"))
-        });
         let setup = Setup {
             queue,
             memory: self.memory.clone(),
             device: self.export.device.clone(),
             writer: self.writer.clone(),
             serial: serial(&self.export.name),
-            kick: kick.try_clone().map_err(Error::ReqHandlerError)?,
+            kick,
             call: state.call.clone(),
-            in_flight: in_flight.transpose()?,
+            in_flight,
             label: self.label.clone(),
         };
-        rustix::io::ioctl_fionbio(&setup.kick, true).map_err(|errno| Error::ReqHandlerError(errno.into()))?;
-        state.running = Some(Running::start(setup).map_err(Error::ReqHandlerError)?);
+        match Running::start(setup) {
+            Ok(running) => state.running = Some(running),
+            Err((queue, error)) => {
+                state.queue = Some(queue);
+                return Err(Error::ReqHandlerError(error));
+            }
+        }
         // What lies in the queue already is not kicked for any more.
-        let _ = rustix::io::write(kick, &1u64.to_ne_bytes());
+        if let Some(kick) = &state.kick {
+            let _ = rustix::io::write(kick, &1u64.to_ne_bytes());
+        }
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use crate::bounce::Bounce;
 use crate::clock::spin;
 use crate::device::BlockDevice;
 use crate::queue::{Action, Answer, DiskQueue, Done, Job};
+use crate::thread_start;
 use crate::writers::Writer;
 use rustix::event::{EventfdFlags, PollFlags, eventfd};
 use std::collections::VecDeque;
@@ -15,6 +16,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -54,15 +56,26 @@ impl Running {
     /// Starts a queue's thread.
     ///
     /// # Errors
-    /// Where the system has no thread or descriptor left.
-    pub(super) fn start(setup: Setup) -> io::Result<Self> {
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+    /// Where the system has no thread or descriptor left; the queue is given back.
+    pub(super) fn start(setup: Setup) -> Result<Self, (Queue, io::Error)> {
+        let wake = match eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK) {
+            Ok(wake) => wake,
+            Err(errno) => return Err((setup.queue, errno.into())),
+        };
         let stop = Arc::new(Stop { wanted: AtomicBool::new(false), wake });
+        let (give, given) = channel::<Setup>();
         let thread = {
             let stop = stop.clone();
-            std::thread::Builder::new().name("vhost-queue".into()).spawn(move || run(setup, &stop))?
+            let run = move || run(given.recv().expect("it is given behind this"), &stop);
+            thread_start::start("vhost-queue", run)
         };
-        Ok(Self { thread, stop })
+        match thread {
+            Ok(thread) => {
+                give.send(setup).unwrap_or_else(|_| unreachable!("its thread waits for it"));
+                Ok(Self { thread, stop })
+            }
+            Err(error) => Err((setup.queue, error)),
+        }
     }
 
     /// As [`Running::stop`], without waiting for it.

@@ -4,6 +4,7 @@
 
 use super::*;
 use crate::disks_in_tests::{Blank, held};
+use crate::thread_start::refusing;
 use crate::vhost_user::in_flight::Region;
 use rustix::event::{PollFd, Timespec, poll};
 use vhost::vhost_user::message::VhostUserMemoryRegion;
@@ -75,7 +76,11 @@ impl Driver {
     }
 
     fn serve(&self, device: Arc<dyn BlockDevice>, queue: Queue, region: Option<&Arc<Region>>) -> Running {
-        let setup = Setup {
+        Running::start(self.setup(device, queue, region)).map_err(|(_, error)| error).unwrap()
+    }
+
+    fn setup(&self, device: Arc<dyn BlockDevice>, queue: Queue, region: Option<&Arc<Region>>) -> Setup {
+        Setup {
             writer: None,
             queue,
             memory: self.memory.clone(),
@@ -85,8 +90,7 @@ impl Driver {
             call: Arc::new(Mutex::new(Some(self.call.try_clone().unwrap()))),
             in_flight: region.map(|region| region.queue(0, SLOTS).unwrap()),
             label: "a test's disk".into(),
-        };
-        Running::start(setup).unwrap()
+        }
     }
 
     fn write(&self, bytes: &[u8], at: u64) {
@@ -216,4 +220,17 @@ fn a_queue_whose_recovered_requests_are_broken_stops_before_and_after_that_is_fo
         stop(running);
         assert_eq!(marks.recover(0).0, [1, 2], "they are not done");
     }
+}
+
+#[test]
+fn a_queue_for_which_there_is_no_thread_is_given_back() {
+    let mut driver = Driver::new();
+    let device = Arc::new(Blank::of(1 << 20));
+    refusing::set(true);
+    let refused = Running::start(driver.setup(device.clone(), driver.queue(), None));
+    refusing::set(false);
+    let (queue, _) = refused.err().unwrap();
+    let running = driver.serve(device, queue, None);
+    assert_eq!(driver.ask(VIRTIO_BLK_T_FLUSH, 0, 0, false), 0);
+    stop(running);
 }
