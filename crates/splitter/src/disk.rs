@@ -16,7 +16,7 @@ use bytes::Bytes;
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, TryLockError};
 use types::limits::{RANGE_BYTES_MAX, SLOW_ZERO_BYTES_MAX};
 use types::{BlockIndex, ByteRange, DiskIndex, WriteSeq};
 
@@ -168,11 +168,14 @@ pub struct ProtectedDisk {
     writing: RangeLock,
     capture: Arc<Capture>,
     writers: Arc<Writers>,
+    /// A sync that no client had asked for has failed, and no client knows. Locked while such a sync lasts.
+    failed_unheard: Mutex<bool>,
 }
 
 impl ProtectedDisk {
     pub fn new(index: DiskIndex, local: Box<dyn LocalDisk>, capture: Arc<Capture>) -> Self {
-        Self { index, local, writing: RangeLock::default(), capture, writers: Arc::default() }
+        let (writing, writers) = (RangeLock::default(), Arc::default());
+        Self { index, local, writing, capture, writers, failed_unheard: Mutex::default() }
     }
 
     /// The disk, for several clients that agree among themselves who writes where.
@@ -185,12 +188,12 @@ impl ProtectedDisk {
         &*self.local
     }
 
-    /// Makes every write to the local disk durable.
+    /// Makes every write to the local disk durable, where no client asks for it.
     ///
     /// # Errors
-    /// As the disk says.
+    /// As the disk says. The next client that flushes is told so too.
     pub fn sync(&self) -> io::Result<()> {
-        self.local.sync_data()
+        self.sync_unasked(|local| local.sync_data())
     }
 
     /// As [`ProtectedDisk::sync`], and the times of its file too.
@@ -198,7 +201,26 @@ impl ProtectedDisk {
     /// # Errors
     /// As the disk says.
     pub fn sync_all(&self) -> io::Result<()> {
-        self.local.sync_all()
+        self.sync_unasked(|local| local.sync_all())
+    }
+
+    /// The system tells of what it could not write once, to whoever syncs next. Where that is not the client that has
+    /// written, its own flush would say that all is well.
+    fn sync_unasked(&self, sync: impl FnOnce(&dyn LocalDisk) -> io::Result<()>) -> io::Result<()> {
+        let mut failed = self.failed_unheard.lock().expect("a panic aborts the process");
+        let synced = sync(&*self.local);
+        *failed |= synced.is_err();
+        synced
+    }
+
+    /// To be asked behind a client's own flush: whether a sync that was not its own has failed before. None while that
+    /// cannot be told, since one lasts.
+    pub(crate) fn heard_elsewhere(&self) -> Option<io::Result<()>> {
+        match self.failed_unheard.try_lock() {
+            Ok(mut failed) => Some(as_error(&mut failed)),
+            Err(TryLockError::WouldBlock) => None,
+            Err(TryLockError::Poisoned(_)) => unreachable!("a panic aborts the process"),
+        }
     }
 
     /// Which file it is, and when it was last changed; none where nothing tells.
@@ -360,6 +382,13 @@ impl ProtectedDisk {
     }
 }
 
+fn as_error(failed: &mut bool) -> io::Result<()> {
+    match std::mem::take(failed) {
+        true => Err(io::Error::from_raw_os_error(libc::EIO)),
+        false => Ok(()),
+    }
+}
+
 impl BlockDevice for ProtectedDisk {
     fn size_bytes(&self) -> u64 {
         self.local.size_bytes()
@@ -406,7 +435,9 @@ impl BlockDevice for ProtectedDisk {
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.local.sync_data()
+        self.local.sync_data()?;
+        // Behind it: one that began before this may have been told what is this one's to tell.
+        as_error(&mut self.failed_unheard.lock().expect("a panic aborts the process"))
     }
 
     fn extents(&self, range: ByteRange) -> io::Result<Vec<Extent>> {

@@ -10,7 +10,10 @@ use crate::kept_header::Boot;
 use crate::region_log::RegionLog;
 use crate::sync_gate::{OnTimeout, SyncPolicy};
 use bytes::Bytes;
+use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use types::limits::REGION_LOG_BYTES;
@@ -89,11 +92,15 @@ impl MapStore for NoBytes {
 }
 
 /// A local disk without content. It has no cheap way to make zeroes and cannot give room back, or has and can.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Plain {
     pub(crate) size_bytes: u64,
     pub(crate) frees: bool,
     pub(crate) zeroed: Arc<Mutex<Vec<ByteRange>>>,
+    /// What a ring works on.
+    pub(crate) file: Option<Arc<File>>,
+    /// The next sync fails, as that of a file does whose pages could not be written.
+    pub(crate) fails_sync: Arc<AtomicBool>,
 }
 
 impl LocalDisk for Plain {
@@ -102,6 +109,9 @@ impl LocalDisk for Plain {
     }
     fn label(&self) -> String {
         "a disk in a test".into()
+    }
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.file.as_ref().map(|file| file.as_fd())
     }
     fn read_at(&self, _at: u64, buf: &mut [u8]) -> io::Result<()> {
         buf.fill(0);
@@ -124,7 +134,10 @@ impl LocalDisk for Plain {
         Ok(())
     }
     fn sync_data(&self) -> io::Result<()> {
-        Ok(())
+        match self.fails_sync.swap(false, Ordering::SeqCst) {
+            true => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+            false => Ok(()),
+        }
     }
     fn extents(&self, _range: ByteRange) -> io::Result<Vec<Extent>> {
         Ok(Vec::new())
@@ -158,7 +171,7 @@ pub(crate) fn protected(
 
 /// A disk in synchronous mode whose other side says nothing, and whose guest waits for it for ever.
 pub(crate) fn held() -> (Arc<ProtectedDisk>, Arc<Capture>) {
-    let local = Plain { size_bytes: 1 << 30, frees: true, zeroed: Arc::default() };
+    let local = Plain { size_bytes: 1 << 30, frees: true, ..Plain::default() };
     let policy = SyncPolicy { timeout: Duration::from_secs(1), on_timeout: OnTimeout::Hold };
     let (disk, capture) = protected(Box::new(local), Some(policy));
     capture.release(capture.status().last);

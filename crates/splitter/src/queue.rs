@@ -250,7 +250,13 @@ impl DiskQueue {
                 let seq = disk.end_write(range, &for_the_stream(bytes), written.is_ok());
                 return self.end_write(token, seq, written);
             }
-            Transfer::Sync => result.map(|_| Answer::Nothing),
+            Transfer::Sync => match (result, disk.heard_elsewhere()) {
+                (Err(error), _) => Err(error),
+                (Ok(_), Some(heard)) => heard.map(|()| Answer::Nothing),
+                (Ok(_), None) => {
+                    return self.workers.work(Job { token, action: Action::Flush, durable: false });
+                }
+            },
         };
         self.done.push_back(Done { token, result });
     }

@@ -1,4 +1,4 @@
-//! Ranges on a disk of which the calls are counted.
+//! Ranges on a disk of which the calls are counted, and syncs that fail.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -8,7 +8,7 @@ use crate::disks_in_tests::{self, Plain};
 const SIZE: u64 = 8 << 30;
 
 fn protected(frees: bool) -> (ProtectedDisk, Plain, Arc<Capture>) {
-    let local = Plain { size_bytes: SIZE, frees, zeroed: Arc::default() };
+    let local = Plain { size_bytes: SIZE, frees, ..Plain::default() };
     let (disk, capture) = disks_in_tests::protected(Box::new(local.clone()), None);
     (disk, local, capture)
 }
@@ -51,5 +51,17 @@ fn a_long_range_is_changed_in_pieces_of_which_each_has_its_record() {
         let records = capture.take_after(before, 1 << 20, false).expect("nothing is spilled").records;
         assert_eq!(records.iter().map(|record| record.range).collect::<Vec<_>>(), pieces);
         assert!(records.iter().all(|record| record.kind == Kind::Zero));
+    }
+}
+
+#[test]
+fn what_a_sync_of_the_agents_own_was_told_fails_the_clients_next_flush() {
+    let (disk, local, _) = protected(true);
+    for unasked in [ProtectedDisk::sync, ProtectedDisk::sync_all] {
+        local.fails_sync.store(true, std::sync::atomic::Ordering::SeqCst);
+        unasked(&disk).unwrap_err();
+        unasked(&disk).unwrap();
+        assert_eq!(disk.flush().unwrap_err().raw_os_error(), Some(libc::EIO));
+        disk.flush().unwrap();
     }
 }

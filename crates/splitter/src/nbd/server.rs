@@ -161,13 +161,13 @@ impl Shared {
     }
 
     fn start(self: Arc<Self>, stream: UnixStream) -> io::Result<()> {
-        if let Some(process) = self.private.as_ref().and_then(|private| private.process) {
-            if peer_process(&stream) != Some(process) {
-                let client = Client::of_process(&stream);
-                return Err(io::Error::other(format!(
-                    "{client} is not the VM whose disks these are; a VM under the tap has no socket for others"
-                )));
-            }
+        if let Some(process) = self.private.as_ref().and_then(|private| private.process)
+            && peer_process(&stream) != Some(process)
+        {
+            let client = Client::of_process(&stream);
+            return Err(io::Error::other(format!(
+                "{client} is not the VM whose disks these are; a VM under the tap has no socket for others"
+            )));
         }
         let mut connections = self.connections.lock().expect("a panic aborts the process");
         let places = NBD_CONNECTIONS_MAX * self.exports.len();

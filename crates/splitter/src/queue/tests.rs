@@ -1,9 +1,9 @@
-//! A queue whose threads the system refuses.
+//! A queue whose threads the system refuses, and flushes beside syncs of the agent's own.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use super::*;
-use crate::disks_in_tests::held;
+use crate::disks_in_tests::{Plain, held, protected};
 use crate::thread_start::refusing;
 
 fn write(token: u64) -> Job {
@@ -45,4 +45,20 @@ fn what_has_no_thread_waits_for_one_and_is_never_done_by_the_queues_own() {
     tokens.sort_unstable();
     assert_eq!(tokens, [1, 2]);
     released.join().unwrap();
+}
+
+#[test]
+fn a_flush_through_the_ring_is_told_what_a_sync_of_the_agents_own_was() {
+    let file = Arc::new(tempfile::tempfile().unwrap());
+    let local = Plain { size_bytes: 1 << 30, file: Some(file), ..Plain::default() };
+    let (disk, _) = protected(Box::new(local.clone()), None);
+    let disk = Arc::new(disk);
+    local.fails_sync.store(true, std::sync::atomic::Ordering::SeqCst);
+    disk.sync().unwrap_err();
+    let mut queue = DiskQueue::new(disk, None).unwrap();
+    let flush = |token| Job { token, action: Action::Flush, durable: false };
+    queue.submit(flush(1));
+    assert_eq!(finish(&mut queue, 1)[0].result.as_ref().unwrap_err().raw_os_error(), Some(libc::EIO));
+    queue.submit(flush(2));
+    finish(&mut queue, 1)[0].result.as_ref().unwrap();
 }
