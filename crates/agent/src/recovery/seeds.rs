@@ -52,16 +52,15 @@ impl Recovery {
         Ok(api::Done { done: true })
     }
 
-    /// Makes what waits for a VM its replicas; true where there was something. Disks of another size are
-    /// refused, disks without a seed are sent.
-    pub(super) fn take_seeds(
+    /// What waits for the disks of a VM. Disks of another size are refused, disks without a seed are sent.
+    pub(super) fn find_seeds(
         &self,
         vm: &RecoveredVm,
         store: &FsStore,
         disks: &[DiskSpec],
-    ) -> anyhow::Result<bool> {
+    ) -> anyhow::Result<Seeds> {
         let folder = self.seeds_folder(&vm.name());
-        let mut taken = false;
+        let mut waiting = Vec::new();
         for disk in disks {
             let seed = folder.join(format!("{}.raw", disk.name));
             let Ok(facts) = std::fs::metadata(&seed) else { continue };
@@ -72,16 +71,49 @@ impl Recovery {
                 facts.len(),
                 disk.size_bytes
             );
-            let replica = store.replica_path(&disk.name);
+            waiting.push((seed, store.replica_path(&disk.name)));
+        }
+        Ok(Seeds { folder, waiting, taken: Vec::new() })
+    }
+}
+
+/// The seeds of one VM: each with the replica it becomes.
+#[derive(Debug, Default)]
+pub(super) struct Seeds {
+    folder: PathBuf,
+    waiting: Vec<(PathBuf, PathBuf)>,
+    taken: Vec<(PathBuf, PathBuf)>,
+}
+
+impl Seeds {
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.taken.is_empty()
+    }
+
+    /// Makes all of them replicas.
+    pub(super) fn take(&mut self) -> anyhow::Result<()> {
+        for (seed, replica) in std::mem::take(&mut self.waiting) {
             if let Some(parent) = replica.parent() {
                 std::fs::create_dir_all(parent).with_context(|| format!("make {}", parent.display()))?;
             }
             std::fs::rename(&seed, &replica).with_context(|| format!("take the seed {}", seed.display()))?;
-            taken = true;
+            self.taken.push((seed, replica));
         }
-        if taken {
-            let _ = std::fs::remove_dir(&folder);
+        if !self.taken.is_empty() {
+            let _ = std::fs::remove_dir(&self.folder);
         }
-        Ok(taken)
+        Ok(())
+    }
+
+    /// Puts back to where it lay what was taken.
+    pub(super) fn give_back(&mut self) -> anyhow::Result<()> {
+        for (seed, replica) in self.taken.drain(..) {
+            let put_back = || {
+                std::fs::create_dir_all(&self.folder)?;
+                std::fs::rename(&replica, &seed)
+            };
+            put_back().with_context(|| format!("put {} back to {}", replica.display(), seed.display()))?;
+        }
+        Ok(())
     }
 }

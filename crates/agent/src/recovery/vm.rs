@@ -197,6 +197,17 @@ impl RecoveredVm {
         moved.unwrap_or_else(|| journal_dir.join(self.id.to_string()))
     }
 
+    /// Where its replicas lie, if not in the journal's folder.
+    fn replica_folder(&self, config: &JournalConfig) -> Option<PathBuf> {
+        let own = self.lock().policy.replica_folder.clone();
+        own.or_else(|| Some(config.replica_folder.as_ref()?.join(self.id.to_string())))
+    }
+
+    /// All that is kept of it on disks, but for its record.
+    pub(super) fn folders(&self, config: &JournalConfig) -> Vec<PathBuf> {
+        [Some(self.folder(&config.folder)), self.replica_folder(config)].into_iter().flatten().collect()
+    }
+
     pub(crate) fn policy(&self) -> JournalPolicy {
         self.lock().policy.clone()
     }
@@ -209,12 +220,11 @@ impl RecoveredVm {
     /// The journal's folder, taken for this process the first time.
     pub(crate) fn take_folder(&self, config: &JournalConfig) -> Result<Arc<FsStore>> {
         let folder = self.folder(&config.folder);
+        let replicas = self.replica_folder(config);
         let mut inner = self.lock();
         if let Some(store) = &inner.store {
             return Ok(store.clone());
         }
-        let replicas = inner.policy.replica_folder.clone();
-        let replicas = replicas.or_else(|| Some(config.replica_folder.as_ref()?.join(self.id.to_string())));
         let store = Arc::new(FsStore::open(folder)?.with_replicas_in(replicas));
         inner.disk = std::fs::metadata(store.root()).context("look at the journal's folder")?.dev();
         inner.store = Some(store.clone());

@@ -9,7 +9,7 @@ use super::greeting::hello;
 use super::outbox::{Outbox, compression};
 use super::peers::Place;
 use super::rates::Rates;
-use super::record::FirstSync;
+use super::record::{FirstSync, ProtectionRecord};
 use super::stream_status::StreamStatus;
 use super::sync_end::SyncEnd;
 use super::verify::Verification;
@@ -391,6 +391,10 @@ impl Driver {
             SenderEffect::Connect => self.connect(),
             SenderEffect::Disconnect => self.drop_link(),
             SenderEffect::SayHello { epoch, incarnation, acked, last } => {
+                if !self.note_greeting() {
+                    self.drop_link();
+                    return self.events.push_back(SenderEvent::LinkLost);
+                }
                 let hello = hello(&self.vm, epoch, incarnation, acked, last);
                 self.say(Message::Hello(Box::new(hello)));
             }
@@ -444,7 +448,7 @@ impl Driver {
         tracing::info!(vm = self.vm.name(), from = from.name(), to = to.name(), why = to.reason(), "state");
         if to.is_syncing() {
             self.sync_total_bytes = self.to_sync_bytes();
-            if self.vm.first_sync() == FirstSync::NotBegun {
+            if matches!(self.vm.first_sync(), FirstSync::NotBegun | FirstSync::Greeted) {
                 self.note_first_sync(FirstSync::Running);
             }
         }
@@ -492,6 +496,30 @@ impl Driver {
         if complete && self.vm.first_sync() != FirstSync::Done {
             self.note_first_sync(FirstSync::Done);
         }
+    }
+
+    /// Before the recovery side may hear of the VM that is written down, and of one that is being unprotected it does
+    /// not hear any more: whoever leaves knows by that whether there is somebody to tell. False where nothing may be
+    /// said.
+    fn note_greeting(&self) -> bool {
+        let mut record = self.vm.lock_record();
+        if record.first_sync != FirstSync::NotBegun {
+            return true;
+        }
+        if self.vm.is_ending() {
+            return false;
+        }
+        let noted = ProtectionRecord { first_sync: FirstSync::Greeted, ..record.clone() };
+        // With the record held: an older one is not saved over it.
+        match save_record(&self.source.state, &noted) {
+            Ok(()) => *record = noted,
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::error!(vm = noted.name, error, "that it is protected is not recorded; tried again");
+                return false;
+            }
+        }
+        true
     }
 
     fn note_first_sync(&self, how_far: FirstSync) {

@@ -270,11 +270,12 @@ impl Source {
         }
         let vm = begun?;
         // The VM may have told which disks it has.
-        let record = vm.record();
-        if let Err(error) = self.state.save(&record.file_name(), &record) {
+        let saved = vm.save_record(&self.state);
+        if let Err(error) = saved {
             self.end(&vm);
             return Err(error.into());
         }
+        let record = vm.record();
         tracing::info!(vm = record.name, group = record.group, peer = record.peer, "protected");
         Ok(vm)
     }
@@ -412,9 +413,15 @@ impl Source {
             )));
         }
         vm.detach()?;
-        let departure = self.record_departure(&record, vm.group().counter().last())?;
+        let left_at = vm.group().counter().last();
+        let departure = self.record_departure(&record, left_at)?;
         self.state.remove(&record.file_name())?;
         self.end(&vm);
+        // It may have been told of the VM until just now, and is not any more.
+        let departure = match departure {
+            None => self.record_departure(&vm.record(), left_at)?,
+            departure => departure,
+        };
         self.remove_records(&record)?;
         self.alerts.forget_protection(name);
         clear_alerts(self, name);

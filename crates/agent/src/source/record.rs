@@ -53,6 +53,8 @@ pub(crate) struct ProtectionRecord {
 pub(crate) enum FirstSync {
     /// The recovery side has not heard of the VM.
     NotBegun,
+    /// It may have heard of it, and may keep something of it: it is told when the VM leaves.
+    Greeted,
     Running,
     /// All of it was durable at the recovery side.
     #[default]

@@ -1,7 +1,6 @@
 //! One protected VM: its disks, its capture, its socket, and the task that drives its stream.
 
 use super::HostDevices;
-use super::Source;
 use super::driver::{self, Command};
 use super::group::Group;
 use super::image_watch;
@@ -10,10 +9,12 @@ use super::record::{FirstSync, ProtectionRecord};
 use super::remote_clients::{RemoteClient, RemoteClients};
 use super::stream_status::StreamStatus;
 use super::tapped::{NamedBy, VmTap};
+use super::{Source, save_record};
 use crate::clock;
 use crate::disk_server::DiskServer;
 use crate::error::{OperationError, Result};
 use crate::policy::Policy;
+use crate::state::StateDir;
 use anyhow::Context;
 use replication::{KeptStream, SyncReason};
 use splitter::nbd::Export;
@@ -172,6 +173,11 @@ impl ProtectedVm {
 
     pub(crate) fn record(&self) -> ProtectionRecord {
         self.lock_record().clone()
+    }
+
+    /// Writes the record down as it is; nobody changes it meanwhile.
+    pub(super) fn save_record(&self, state: &StateDir) -> anyhow::Result<()> {
+        save_record(state, &self.lock_record())
     }
 
     pub(super) fn first_sync(&self) -> FirstSync {

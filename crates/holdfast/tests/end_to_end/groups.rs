@@ -185,3 +185,50 @@ fn a_member_in_its_first_sync_is_told_apart_and_holds_nobody_back() {
     assert_eq!(names(&failover["left_out"]), ["new"]);
     assert_eq!(first_byte(&failover["vms"][0]["socket"]), 0x22);
 }
+
+#[test]
+fn a_vm_that_was_refused_leaves_nothing_behind_and_holds_nobody_back() {
+    let mut stage = Stage::set();
+    let (one, two) = (stage.disk("one.raw", 2 << 20), stage.disk("two.raw", 2 << 20));
+    let socket = stage.protect("one", "g", &one);
+    write(&socket, 0x11);
+    stage.drained("one");
+
+    // No machine has so much room: from now on B takes nothing.
+    stage.b.kill_agent().unwrap();
+    stage.b.configure(&format!("[journal]\nfree_bytes_min = {}\n", 1u64 << 50)).unwrap();
+    stage.b.start_agent().unwrap();
+    // Seeds are not used up by it either.
+    std::fs::copy(&two, stage.path("seed.raw")).unwrap();
+    let seed = format!("vda={}", stage.path("seed.raw").display());
+    stage.b.ask(&["journal", "seed", "two", "--disk", &seed]).unwrap();
+    stage.try_protect("two", "g", &two, &[]).unwrap();
+    wait_until("the refusal", SOON, || {
+        let why = stage.a.protected("two")?["last_error"].as_str().unwrap_or_default().to_owned();
+        Ok(why.contains("are needed").then_some(()))
+    })
+    .unwrap();
+    assert!(stage.b.recovered("two").is_err(), "nothing is kept of a VM that was refused");
+    let folders = std::fs::read_dir(stage.b.folder.join("state/journals")).unwrap();
+    let kept: Vec<_> = folders.map(|row| row.unwrap().file_name()).filter(|name| name != "seeds").collect();
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    assert!(stage.b.folder.join("state/journals/seeds/two/vda.raw").exists());
+
+    // B may have heard of it: it is told, and until it knows that is an alert.
+    stage.b.kill_agent().unwrap();
+    stage.a.ask(&["vm", "unprotect", "two"]).unwrap();
+    let told = |stage: &Stage| {
+        let alerts = stage.a.ask(&["alerts"])?;
+        anyhow::Ok(alerts.as_array().unwrap().iter().any(|alert| alert["kind"] == "departure"))
+    };
+    assert!(told(&stage).unwrap());
+    stage.b.configure("").unwrap();
+    stage.b.start_agent().unwrap();
+    wait_until("B knows it", SOON, || Ok((!told(&stage)?).then_some(()))).unwrap();
+    stage.a.wait_for_state("one", "journaling", SOON).unwrap();
+    write(&socket, 0x22);
+    stage.drained("one");
+    let failover = stage.b.ask(&["failover", "start", "--group", "g"]).unwrap();
+    assert_eq!(names(&failover["vms"]), ["one"]);
+    assert_eq!(first_byte(&failover["vms"][0]["socket"]), 0x22);
+}
