@@ -32,6 +32,9 @@ impl Recovery {
         peer: &str,
     ) -> Result<(Arc<RecoveredVm>, Arc<journal::Journal>), Refuse> {
         let known = self.vms().get(&hello.vm).cloned();
+        if known.as_ref().is_some_and(|vm| vm.is_forgotten()) {
+            return Err(refuse(Refusal::Busy, "what was kept of this VM before is being deleted".into()));
+        }
         self.check_owner(hello, peer, known.as_deref())?;
         self.check_epoch(hello.group, &hello.group_name, hello.epoch)?;
         let vm = match known {

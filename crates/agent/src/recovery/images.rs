@@ -129,6 +129,11 @@ impl Recovery {
         record.open_seconds = clock::now().since(started).as_secs_f64();
         let image = Arc::new(OpenImage { record: record.clone(), ..opened? });
         self.images().insert(record.id.clone(), image.clone());
+        // Whoever forgets a VM says so before looking for images: one of the two sees the other.
+        if let Err(error) = vm.check_is_kept() {
+            self.end_image(&image)?;
+            return Err(OperationError::conflict(error.to_string()));
+        }
         tracing::info!(vm = record.vm_name, image = record.id, %cut, writable, "image opened");
         Ok(image)
     }

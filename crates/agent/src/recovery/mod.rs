@@ -6,6 +6,7 @@ mod clock_watch;
 mod compare;
 mod cut;
 mod failover;
+mod forget;
 mod groups;
 mod guests;
 mod images;
@@ -17,6 +18,7 @@ mod policy;
 mod promote;
 mod promoted;
 mod record;
+mod reopen;
 mod scrub;
 mod seeds;
 mod silence;
@@ -30,7 +32,7 @@ use crate::alerts::Alerts;
 use crate::artifacts::Artifacts;
 use crate::clock;
 use crate::config::{Config, JournalConfig};
-use crate::error::{OperationError, Result};
+use crate::error::Result;
 use crate::hypervisor::Adapter;
 use crate::sockets::RunDir;
 use crate::state::{StateDir, random};
@@ -111,11 +113,12 @@ impl Recovery {
         for record in self.state.load_all::<RecoveryRecord>("recovered")? {
             let policy = self.state.load(&policy::file_name(&record.vm))?.unwrap_or_default();
             let vm = RecoveredVm::new(record, policy)?;
-            if let Err(error) = self.open_journal(&vm) {
-                tracing::error!(vm = vm.name(), error = error.detail, "journal cannot be opened");
-                vm.set_error(error.detail);
+            self.vms().insert(vm.id(), vm.clone());
+            if vm.is_forgotten() {
+                self.forget_the_rest(&vm);
+            } else {
+                self.reopen(&vm);
             }
-            self.vms().insert(vm.id(), vm);
         }
         for record in self.state.load_all::<FailoverRecord>("failovers")? {
             self.failovers().insert(record.group_id()?, record);
@@ -131,6 +134,7 @@ impl Recovery {
         if let Some(journal) = vm.journal() {
             return Ok(journal); // Another connection has opened it meanwhile.
         }
+        vm.check_is_kept()?;
         let store = vm.take_folder(&self.journal_config)?;
         let opened = journal::Journal::open(store, vm.settings(&self.journal_config)).map_err(|error| {
             anyhow::anyhow!("open the journal of {}: {}", vm.name(), crate::source::with_sources(&error))
@@ -142,7 +146,6 @@ impl Recovery {
                 "a torn end, never acknowledged, was cut off"
             );
         }
-        vm.clear_error();
         for damage in &opened.damage {
             vm.report_damage(damage);
         }
@@ -151,27 +154,11 @@ impl Recovery {
         Ok(vm.set_journal(journal))
     }
 
+    /// All that are kept; those that are being forgotten are not.
     pub(crate) fn list(&self) -> Vec<Arc<RecoveredVm>> {
-        self.vms().values().cloned().collect()
-    }
-
-    /// Forgets a VM and its journal, for good.
-    pub(crate) fn forget(&self, name: &str) -> Result<()> {
-        let vm = self.vm(name)?;
-        if self.has_images(&vm) {
-            return Err(OperationError::conflict(format!("images of VM {name} are open; close them first")));
-        }
-        if vm.is_streaming() {
-            return Err(OperationError::conflict(format!(
-                "VM {name} is still being sent; unprotect it on the other side first"
-            )));
-        }
-        self.state.remove(&vm.record().file_name())?;
-        self.vms().remove(&vm.id());
-        let folder = vm.folder(&self.journal_dir);
-        drop(vm);
-        std::fs::remove_dir_all(&folder)
-            .map_err(|error| anyhow::anyhow!("remove {}: {error}", folder.display()).into())
+        let mut vms: Vec<_> = self.vms().values().cloned().collect();
+        vms.retain(|vm| !vm.is_forgotten());
+        vms
     }
 
     fn vms(&self) -> MutexGuard<'_, BTreeMap<VmId, Arc<RecoveredVm>>> {
@@ -190,3 +177,6 @@ impl Recovery {
         self.failovers.lock().expect("a panic aborts the process")
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,6 +45,7 @@ impl Recovery {
             return Err(OperationError::conflict(format!("images of VM {name} are open; close them first")));
         }
         let alone = vm.lock_opening();
+        vm.check_is_kept()?;
         let source = vm.folder(&self.journal_config.folder);
         let bytes_total = bytes_in(&source).with_context(|| format!("look at {}", source.display()))?;
         let moving = Arc::new(Moving { target: target.clone(), bytes_total, bytes_done: AtomicU64::new(0) });

@@ -24,6 +24,9 @@ pub(crate) struct RecoveryRecord {
     /// Of a VM that has left its group: the last sequence its group had drawn then.
     #[serde(default)]
     pub(crate) left: Option<u64>,
+    /// It is being deleted, see `forget.rs`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) forgotten: bool,
     /// How old the newest checkpoint may become; 0 where an older agent has not written it down.
     #[serde(default)]
     pub(crate) rpo_seconds: u64,
@@ -51,6 +54,7 @@ impl RecoveryRecord {
             seeded,
             spans_hosts: hello.spans_hosts,
             left: None,
+            forgotten: false,
             rpo_seconds: hello.rpo_seconds.into(),
         }
     }

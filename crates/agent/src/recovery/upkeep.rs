@@ -49,7 +49,10 @@ impl Recovery {
                 };
                 let (pace, ended, rests) =
                     (fold_pace.clone(), ended.clone(), round.is_multiple_of(REST_EVERY));
+                let recovery = self.clone();
                 tokio::task::spawn_blocking(move || {
+                    // A disk that hangs holds up its own journals only, as in their other turns.
+                    recovery.reopen(&vm);
                     let more = keep_up(&vm, &pace, &progress, rests);
                     let _ = ended.send((id, more)); // Nobody is there when the agent ends.
                 });

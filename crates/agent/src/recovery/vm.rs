@@ -4,6 +4,7 @@ use super::groups::{answers_to, site_of};
 use super::moving::Moving;
 use super::policy::JournalPolicy;
 use super::record::RecoveryRecord;
+use super::reopen::Reopening;
 use crate::clock;
 use crate::config::JournalConfig;
 use crate::state::StateDir;
@@ -44,6 +45,8 @@ struct Inner {
     stream: Option<Stream>,
     /// While the journal is being moved.
     moving: Option<Arc<Moving>>,
+    /// While the journal is closed.
+    reopening: Reopening,
 }
 
 /// The connection that holds a VM's stream.
@@ -61,6 +64,11 @@ pub(crate) struct StreamHold {
 }
 
 impl Inner {
+    fn check_is_kept(&self) -> Result<()> {
+        anyhow::ensure!(!self.record.forgotten, "VM {} is being forgotten", self.record.name);
+        Ok(())
+    }
+
     /// The state where no failover says another.
     fn own_state(&self) -> &'static str {
         match (&self.moving, &self.journal) {
@@ -87,6 +95,7 @@ impl RecoveredVm {
             scrubbed_at: None,
             stream: None,
             moving: None,
+            reopening: Reopening::default(),
         };
         Ok(Arc::new(Self { id, group, inner: Mutex::new(inner), opening: Mutex::default() }))
     }
@@ -144,7 +153,9 @@ impl RecoveredVm {
     }
 
     pub(crate) fn set_journal(&self, journal: Arc<Journal>) -> Arc<Journal> {
-        self.lock().journal = Some(journal.clone());
+        let mut inner = self.lock();
+        inner.journal = Some(journal.clone());
+        inner.reopening = Reopening::default();
         journal
     }
 
@@ -170,6 +181,14 @@ impl RecoveredVm {
 
     pub(crate) fn moving(&self) -> Option<Arc<Moving>> {
         self.lock().moving.clone()
+    }
+
+    pub(super) fn with_reopening<T>(&self, change: impl FnOnce(&mut Reopening) -> T) -> T {
+        change(&mut self.lock().reopening)
+    }
+
+    pub(super) fn last_error(&self) -> Option<String> {
+        self.lock().last_error.clone()
     }
 
     pub(crate) fn set_error(&self, error: String) {
@@ -282,6 +301,7 @@ impl RecoveredVm {
     /// Takes up what the protected side says of the VM now.
     pub(crate) fn follow(&self, state: &StateDir, hello: &Hello, peer: &str) -> Result<()> {
         let mut inner = self.lock();
+        inner.check_is_kept()?;
         let before = &inner.record;
         let record =
             RecoveryRecord { left: before.left, ..RecoveryRecord::from_hello(hello, peer, before.seeded) };
@@ -295,11 +315,47 @@ impl RecoveredVm {
     /// The VM has left its group, which had drawn `at` by then. Once this returns, that is known for good.
     pub(crate) fn leave(&self, state: &StateDir, at: WriteSeq) -> Result<()> {
         let mut inner = self.lock();
+        if inner.record.forgotten {
+            return Ok(());
+        }
         let record = RecoveryRecord { left: inner.record.left.or(Some(at.raw())), ..inner.record.clone() };
         if inner.record != record {
             state.save(&record.file_name(), &record).context("save that the VM has left its group")?;
             inner.record = record;
         }
+        Ok(())
+    }
+
+    /// Whether it is being forgotten, and must not be used any more.
+    pub(super) fn is_forgotten(&self) -> bool {
+        self.lock().record.forgotten
+    }
+
+    pub(super) fn check_is_kept(&self) -> Result<()> {
+        self.lock().check_is_kept()
+    }
+
+    /// Writes down that it is forgotten: from here on no stream begins. Not while there is one.
+    pub(super) fn begin_forgetting(&self, state: &StateDir) -> crate::error::Result<()> {
+        let mut inner = self.lock();
+        let name = &inner.record.name;
+        if inner.stream.as_ref().is_some_and(|stream| stream.ended.has_changed().is_ok()) {
+            return Err(crate::error::OperationError::conflict(format!(
+                "VM {name} is still being sent; unprotect it on the other side first"
+            )));
+        }
+        let record = RecoveryRecord { forgotten: true, ..inner.record.clone() };
+        state.save(&record.file_name(), &record).context("save that the VM is forgotten")?;
+        inner.record = record;
+        Ok(())
+    }
+
+    /// Takes back that it is forgotten; its journal is as it was.
+    pub(super) fn keep_after_all(&self, state: &StateDir) -> Result<()> {
+        let mut inner = self.lock();
+        let record = RecoveryRecord { forgotten: false, ..inner.record.clone() };
+        state.save(&record.file_name(), &record).context("save that the VM is kept")?;
+        inner.record = record;
         Ok(())
     }
 
@@ -318,7 +374,11 @@ impl RecoveredVm {
         }
         let (stop, stops) = mpsc::unbounded_channel();
         let (end, ended) = watch::channel(false);
-        self.lock().stream = Some(Stream { stop, ended });
+        let mut inner = self.lock();
+        if inner.record.forgotten {
+            return None;
+        }
+        inner.stream = Some(Stream { stop, ended });
         Some(StreamHold { stops, _ended: end })
     }
 

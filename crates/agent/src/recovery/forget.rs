@@ -1,0 +1,89 @@
+//! Forgetting a VM and its journal, for good.
+//!
+//! 1. Nobody sends it and no image of it is open: its record says that it is forgotten. From here on no stream is let in
+//!    and its journal is not opened: whoever greets for it is told to come again.
+//! 2. Its journal is closed, and what was opened of it just before is looked for once more.
+//! 3. Its folders go.
+//! 4. Its record goes: whoever greets now gets a new journal.
+//!
+//! So there is never a journal of which a part is deleted, and none is deleted that was made meanwhile. An agent that dies
+//! between 1 and 4 goes on with 3 when it comes back.
+
+use super::Recovery;
+use super::policy::file_name;
+use super::vm::RecoveredVm;
+use crate::alerts::Alerts;
+use crate::error::{OperationError, Result};
+use anyhow::Context;
+use std::io::ErrorKind;
+use std::sync::Arc;
+
+impl Recovery {
+    /// Forgets a VM and its journal, for good.
+    pub(crate) fn forget(&self, word: &str) -> Result<()> {
+        let half_forgotten = self.vms().values().find(|vm| vm.is_forgotten() && vm.answers_to(word)).cloned();
+        let vm = match self.vm(word) {
+            Ok(vm) => vm,
+            Err(error) => half_forgotten.ok_or(error)?,
+        };
+        if self.has_images(&vm) {
+            return Err(images_are_open(&vm));
+        }
+        if vm.moving().is_some() {
+            let name = vm.name();
+            return Err(OperationError::conflict(format!(
+                "the journal of VM {name} is being moved: wait until it is there"
+            )));
+        }
+        vm.begin_forgetting(&self.state)?;
+        self.finish_forgetting(&vm)?;
+        tracing::info!(vm = vm.label(), "forgotten");
+        Ok(())
+    }
+
+    /// Steps 2 to 4.
+    fn finish_forgetting(&self, vm: &Arc<RecoveredVm>) -> Result<()> {
+        let _alone = vm.lock_opening();
+        vm.close_journal();
+        if self.has_images(vm) {
+            vm.keep_after_all(&self.state)?;
+            return Err(images_are_open(vm));
+        }
+        for folder in vm.folders(&self.journal_config) {
+            match std::fs::remove_dir_all(&folder) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(anyhow::Error::new(error)
+                        .context(format!("remove {}; `vm forget` again removes the rest", folder.display()))
+                        .into());
+                }
+                _ => {}
+            }
+        }
+        vm.let_go_of_folder();
+        self.state.remove(&file_name(&vm.id().to_string())).context("remove the journal's settings")?;
+        self.state.remove(&vm.record().file_name())?;
+        self.vms().remove(&vm.id());
+        clear_alerts(&self.alerts, vm);
+        Ok(())
+    }
+
+    /// Goes on with what the agent's end has interrupted.
+    pub(super) fn forget_the_rest(&self, vm: &Arc<RecoveredVm>) {
+        match self.finish_forgetting(vm) {
+            Ok(()) => tracing::info!(vm = vm.label(), "forgotten, as was asked for before the agent ended"),
+            Err(error) => {
+                let text = format!("VM {} is forgotten in part only: {}", vm.label(), error.detail);
+                self.alerts.raise(format!("forgetting of {}", vm.id()), text);
+            }
+        }
+    }
+}
+
+fn images_are_open(vm: &RecoveredVm) -> OperationError {
+    OperationError::conflict(format!("images of VM {} are open; close them first", vm.name()))
+}
+
+fn clear_alerts(alerts: &Alerts, vm: &RecoveredVm) {
+    alerts.clear(format!("journal of {}", vm.name()));
+    alerts.clear(format!("forgetting of {}", vm.id()));
+}

@@ -1,0 +1,167 @@
+//! The recovery side by itself: who is let in, and what is left of whom.
+
+use super::*;
+use crate::sockets::SocketAccess;
+use replication::wire::{Hello, Refusal, Refuse};
+use std::path::Path;
+use std::thread;
+use types::{DiskSpec, Epoch, Incarnation, WallTime, WriteSeq};
+
+const PEER: &str = "agent-1.paris";
+const DISK_BYTES: u64 = 1 << 20;
+
+/// A recovery side in a folder, without threads or sockets of its own.
+fn recovery(folder: &Path) -> Arc<Recovery> {
+    let text = "site = \"rome\"\nagent = \"agent-1\"\nstate_dir = \"state\"\nrun_dir = \"run\"\n";
+    let config = Config::parse(text, &folder.join("agent.toml")).unwrap();
+    let state = Arc::new(StateDir::open(&config.state_dir).unwrap());
+    std::fs::create_dir_all(&config.journal_dir).unwrap();
+    let run_dir = RunDir::make(&config.run_dir, SocketAccess::new(None, 0o600).unwrap()).unwrap();
+    let artifacts = Arc::new(Artifacts::open(state.path("files")).unwrap());
+    let alerts = Arc::new(Alerts::remembered_in(state.clone()));
+    Recovery::new(&config, run_dir, state, artifacts, [7; 16], alerts)
+}
+
+fn hello(vm: u8) -> Hello {
+    Hello {
+        vm: VmId::from_bytes([vm; 16]),
+        vm_name: format!("vm-{vm}"),
+        group: GroupId::from_bytes([1; 16]),
+        group_name: "web".into(),
+        epoch: Epoch::FIRST,
+        incarnation: Incarnation::from_bytes([3; 16]),
+        acked: WriteSeq::ZERO,
+        last_seq: WriteSeq::ZERO,
+        sent_at: WallTime(0),
+        history_seconds: 3600,
+        journal_bytes_max: 0,
+        rpo_seconds: 60,
+        checkpoint_interval_seconds: 5,
+        spans_hosts: false,
+        disks: vec![DiskSpec { name: "vda".into(), size_bytes: DISK_BYTES }],
+        definition: String::new(),
+        artifacts: Vec::new(),
+    }
+}
+
+fn farewell() -> Refuse {
+    Refuse { why: Refusal::Busy, detail: "another has come".into() }
+}
+
+fn hold(vm: &RecoveredVm) -> Option<vm::StreamHold> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(vm.hold_stream(farewell()))
+}
+
+#[test]
+fn whoever_was_let_in_before_a_vm_is_forgotten_does_not_use_what_is_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let recovery = recovery(folder.path());
+    let (vm, journal) = recovery.admit(&hello(1), PEER).unwrap();
+    let files = vm.folder(&recovery.journal_dir);
+    recovery.forget("vm-1").unwrap();
+    assert!(!files.exists());
+    assert!(journal.is_closed(), "nothing is written there any more");
+    assert!(hold(&vm).is_none(), "no stream of what is deleted");
+    assert!(recovery.open_journal(&vm).is_err());
+    assert!(vm.follow(&recovery.state, &hello(1), PEER).is_err());
+    vm.leave(&recovery.state, WriteSeq::ZERO).unwrap();
+    assert_eq!(recovery.state.load::<RecoveryRecord>(&vm.record().file_name()).unwrap(), None);
+    assert!(!files.exists(), "nothing of it has come back");
+
+    // Whoever comes then gets a journal of its own, which lasts.
+    let (again, journal) = recovery.admit(&hello(1), PEER).unwrap();
+    assert!(hold(&again).is_some() && !journal.is_closed() && files.join("manifest").exists());
+}
+
+#[test]
+fn a_vm_whose_stream_is_let_in_is_not_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let recovery = recovery(folder.path());
+    let (vm, _) = recovery.admit(&hello(1), PEER).unwrap();
+    let held = hold(&vm).unwrap();
+    let refused = recovery.forget("vm-1").unwrap_err();
+    assert!(refused.detail.contains("is still being sent"), "{}", refused.detail);
+    drop(held);
+    recovery.forget("vm-1").unwrap();
+}
+
+#[test]
+fn greetings_and_forgetting_at_once_leave_a_whole_journal_or_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let recovery = recovery(folder.path());
+    let done = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                let _ = recovery.forget("vm-1");
+            }
+        });
+        for _ in 0..100 {
+            // As a connection does it: let in, take the stream, look again.
+            let Ok((vm, journal)) = recovery.admit(&hello(1), PEER) else { continue };
+            let Some(_held) = hold(&vm) else { continue };
+            let same = vm.journal().is_some_and(|now| Arc::ptr_eq(&now, &journal) && !now.is_closed());
+            let journal = if same { journal } else { recovery.admit(&hello(1), PEER).unwrap().1 };
+            journal.raise_epoch(Epoch::FIRST.next()).unwrap();
+            assert!(vm.folder(&recovery.journal_dir).join("manifest").exists());
+            assert!(recovery.list().iter().any(|kept| Arc::ptr_eq(kept, &vm)), "who streams is kept");
+        }
+        done.store(true, std::sync::atomic::Ordering::SeqCst);
+    });
+}
+
+#[test]
+fn forgetting_that_was_interrupted_goes_on_at_the_next_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = {
+        let recovery = recovery(folder.path());
+        let (vm, _) = recovery.admit(&hello(1), PEER).unwrap();
+        recovery.admit(&hello(2), PEER).unwrap();
+        vm.begin_forgetting(&recovery.state).unwrap();
+        let greeted = recovery.admit(&hello(1), PEER).unwrap_err();
+        assert_eq!(greeted.why, Refusal::Busy, "{}", greeted.detail);
+        assert_eq!(recovery.list().len(), 1);
+        vm.folder(&recovery.journal_dir)
+    };
+    // As if the agent had died when a part of it was gone.
+    std::fs::remove_file(files.join("manifest")).unwrap();
+    let recovery = recovery(folder.path());
+    recovery.resume_all().unwrap();
+    assert!(!files.exists());
+    assert_eq!(recovery.vms().len(), 1);
+    assert!(recovery.list()[0].journal().is_some(), "the other one is kept");
+}
+
+#[test]
+fn a_journal_that_could_not_be_opened_is_opened_once_its_disk_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = {
+        let recovery = recovery(folder.path());
+        recovery.admit(&hello(1), PEER).unwrap().0.folder(&recovery.journal_dir)
+    };
+    let aside = files.join("aside");
+    std::fs::rename(files.join("manifest"), &aside).unwrap();
+    let recovery = recovery(folder.path());
+    recovery.resume_all().unwrap();
+    let vm = recovery.list()[0].clone();
+    assert!(vm.journal().is_none() && vm.last_error().is_some());
+    std::fs::rename(&aside, files.join("manifest")).unwrap();
+    // Nobody comes for it.
+    vm.with_reopening(|tries| tries.hurry());
+    recovery.reopen(&vm);
+    assert!(vm.journal().is_some());
+    assert_eq!(vm.last_error(), None);
+}
+
+#[test]
+fn what_stopped_a_journal_is_told_until_a_stream_begins() {
+    let folder = tempfile::tempdir().unwrap();
+    let recovery = recovery(folder.path());
+    let (vm, _) = recovery.admit(&hello(1), PEER).unwrap();
+    vm.set_error("no space left for the journal".into());
+    vm.close_journal();
+    recovery.reopen(&vm);
+    assert!(vm.journal().is_some());
+    assert_eq!(vm.last_error().as_deref(), Some("no space left for the journal"));
+}
