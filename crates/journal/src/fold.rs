@@ -9,6 +9,9 @@
 //! before (3) repeats (2) with the same bytes; a crash after it leaves files that no manifest names, which
 //! are removed when the journal is opened.
 //!
+//! Step (2) may be long: it is done in parts, each by a turn of upkeep of its own, and goes on at the place where the part
+//! before has ended. Each part is synced, so that nothing is known of the replica that is not so on the disk.
+//!
 //! In rollback mode (`undo.rs`) before-images take the place of step (1).
 
 use crate::cover::{Cover, LogKind, Origin, Piece};
@@ -20,12 +23,15 @@ use crate::merge::{Merge, Source};
 use crate::page::PageBuf;
 use crate::payload::ReadError;
 use crate::run::{Run, RunError};
+use crate::store::StoreFile;
 use crate::table::fill_in_order;
 use crate::upkeep::Upkeep;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Mutex, atomic::AtomicU64, atomic::Ordering};
+use std::sync::{Mutex, MutexGuard};
+use types::limits::FOLD_STEP_BYTES;
 use types::{ByteRange, DiskIndex, WriteSeq};
 
 /// Why a fold stopped. It can be tried again.
@@ -45,9 +51,36 @@ pub enum FoldError {
     Manifest(#[source] io::Error),
 }
 
+/// How far the writing of a replica is that was begun, and goes on in the next turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Begun {
+    above: WriteSeq,
+    pub(crate) target: WriteSeq,
+    /// Every place that begins below is done.
+    below: u64,
+}
+
+/// What a turn has brought to the replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Written {
+    pub(crate) bytes: u64,
+    /// Whether the replica has all of it now.
+    pub(crate) is_whole: bool,
+}
+
 impl Journal {
-    /// Folds everything at or below `target`, the end of a sealed segment. False where a pin holds it.
-    pub(crate) fn fold_to(&self, target: WriteSeq, how: &Upkeep<'_>) -> Result<Option<u64>, FoldError> {
+    /// Up to where a fold is under way; none where none is.
+    pub(crate) fn fold_begun(&self) -> Option<WriteSeq> {
+        let applied = self.read_shared().manifest.applied();
+        self.lock_fold_begun().filter(|begun| begun.above == applied).map(|begun| begun.target)
+    }
+
+    fn lock_fold_begun(&self) -> MutexGuard<'_, Option<Begun>> {
+        self.fold_begun.lock().expect("a panic aborts the process")
+    }
+
+    /// Folds everything at or below `target`, the end of a sealed segment. None where a pin holds it.
+    pub(crate) fn fold_to(&self, target: WriteSeq, how: &Upkeep<'_>) -> Result<Option<Written>, FoldError> {
         if !self.retire(target).map_err(FoldError::Manifest)? {
             return Ok(None);
         }
@@ -75,9 +108,13 @@ impl Journal {
         Ok(true)
     }
 
-    /// Writes to the replicas what the redo log has above `applied` and at or below `target`, and syncs.
-    pub(crate) fn write_replica(&self, target: WriteSeq, how: &Upkeep<'_>) -> Result<u64, FoldError> {
+    /// Writes to the replicas what the redo log has above `applied` and at or below `target`, or a part of that, and
+    /// syncs.
+    pub(crate) fn write_replica(&self, target: WriteSeq, how: &Upkeep<'_>) -> Result<Written, FoldError> {
         let above = self.read_shared().manifest.applied();
+        // Nothing is known of how far a part got that fails.
+        let begun =
+            self.lock_fold_begun().take().filter(|begun| (begun.above, begun.target) == (above, target));
         let [narrow, wide] = Width::BOTH.map(|width| self.sources_between(above, target, width));
         let (narrow, wide) = (Merge::new(narrow?)?, Merge::new(wide?)?);
         let written = AtomicU64::new(0);
@@ -87,20 +124,24 @@ impl Journal {
             Ok(())
         };
         let sizes = self.read_shared().manifest.disks.iter().map(|disk| disk.size_bytes).collect();
-        let mut regions = Regions::new(narrow, wide, Wanted { sizes, above, target })?;
+        let regions = Regions::new(narrow, wide, Wanted { sizes, above, target })?;
+        let from = begun.map_or(0, |begun| begun.below);
+        let makes_holes = &self.makes_holes;
+        let mut part = Part { regions, from, makes_holes, spent: 0, next: None };
         if how.threads <= 1 {
             let mut buf = PageBuf::zeroed(REGION_BYTES as usize);
-            while let Some(region) = regions.next()? {
+            while let Some(region) = part.next()? {
                 fold(&region, &mut buf)?;
             }
         } else {
-            fold_in_threads(&mut regions, how.threads, &fold)?;
+            fold_in_threads(&mut part, how.threads, &fold)?;
         }
         for disk in 0..self.read_shared().manifest.disks.len() {
             let replica = self.replica(DiskIndex(disk as u16)).map_err(FoldError::Replica)?;
             replica.sync_data().map_err(FoldError::Replica)?;
         }
-        Ok(written.into_inner())
+        *self.lock_fold_begun() = part.next.map(|below| Begun { above, target, below });
+        Ok(Written { bytes: written.into_inner(), is_whole: part.next.is_none() })
     }
 
     /// The extents of one width of all segments that may hold some in the range, each source in order.
@@ -165,7 +206,7 @@ impl Journal {
         while let Some((piece, is_whole)) = left.pop() {
             let range = piece.range;
             if piece.origin == Origin::Zero {
-                replica.zero(range).map_err(FoldError::Replica)?;
+                self.zero_replica(&*replica, range, how).map_err(FoldError::Replica)?;
                 total += range.len;
                 continue;
             }
@@ -190,6 +231,24 @@ impl Journal {
         }
         write(run, buf)?;
         Ok(total)
+    }
+
+    /// Makes a range of a replica zeroes. Where that is no hole it is written, region by region at the pace of what is
+    /// written; the first was counted already.
+    fn zero_replica(&self, replica: &dyn StoreFile, range: ByteRange, how: &Upkeep<'_>) -> io::Result<()> {
+        let is_hole = replica.punch(range)?;
+        self.makes_holes.store(is_hole, Ordering::Relaxed);
+        if is_hole {
+            return Ok(());
+        }
+        for part in range.split_at_multiples(REGION_BYTES) {
+            if part.start != range.start {
+                self.check_life()?;
+                (how.pace)(part.len);
+            }
+            replica.zero(part)?;
+        }
+        Ok(())
     }
 
     /// Which parts of a range some cut that can be opened needs as they are at `target`. In a gap that has ended those are
@@ -305,9 +364,39 @@ fn drop_what_is_done(manifest: &mut Manifest) -> Gone {
     gone
 }
 
+/// The regions of one turn: from where the turn before has ended, until there is enough to write.
+struct Part<'a> {
+    regions: Regions,
+    from: u64,
+    makes_holes: &'a AtomicBool,
+    /// Bytes that the regions so far cost.
+    spent: u64,
+    /// Where the next turn begins, once this one has ended before the last region.
+    next: Option<u64>,
+}
+
+impl Part<'_> {
+    fn next(&mut self) -> Result<Option<Region>, RunError> {
+        while let Some(region) = self.regions.next()? {
+            if region.place() < self.from {
+                continue;
+            }
+            if self.spent >= FOLD_STEP_BYTES {
+                self.next = Some(region.place());
+                return Ok(None);
+            }
+            // A hole costs the disk no more than a region of bytes does.
+            let most = if self.makes_holes.load(Ordering::Relaxed) { REGION_BYTES } else { u64::MAX };
+            self.spent += region.range.len.min(most);
+            return Ok(Some(region));
+        }
+        Ok(None)
+    }
+}
+
 /// Folds regions in several threads; the first error ends all.
 fn fold_in_threads(
-    regions: &mut Regions,
+    regions: &mut Part<'_>,
     threads: usize,
     fold: &(impl Fn(&Region, &mut PageBuf) -> Result<(), FoldError> + Sync),
 ) -> Result<(), FoldError> {

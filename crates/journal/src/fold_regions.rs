@@ -17,6 +17,13 @@ pub(crate) struct Region {
     pub(crate) extents: Vec<Extent>,
 }
 
+impl Region {
+    /// Where it begins, as [`place_key`] counts.
+    pub(crate) fn place(&self) -> u64 {
+        place_key(self.disk, self.range.start)
+    }
+}
+
 /// Which extents are.
 #[derive(Debug)]
 pub(crate) struct Wanted {

@@ -224,17 +224,22 @@ impl StoreFile for FsFile {
         self.0.set_len(len)
     }
 
-    fn zero(&self, range: ByteRange) -> io::Result<()> {
+    fn punch(&self, range: ByteRange) -> io::Result<bool> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match rustix::fs::fallocate(&self.0, flags, range.start, range.len) {
-            Err(rustix::io::Errno::OPNOTSUPP) => {
-                let zeroes = vec![0; 64 << 10];
-                range
-                    .split_at_multiples(zeroes.len() as u64)
-                    .try_for_each(|piece| self.0.write_all_at(&zeroes[..piece.len as usize], piece.start))
-            }
-            other => other.map_err(Into::into),
+            Err(rustix::io::Errno::OPNOTSUPP) => Ok(false),
+            other => other.map(|()| true).map_err(Into::into),
         }
+    }
+
+    fn zero(&self, range: ByteRange) -> io::Result<()> {
+        if self.punch(range)? {
+            return Ok(());
+        }
+        let zeroes = vec![0; 64 << 10];
+        range
+            .split_at_multiples(zeroes.len() as u64)
+            .try_for_each(|piece| self.0.write_all_at(&zeroes[..piece.len as usize], piece.start))
     }
 }
 
@@ -302,6 +307,10 @@ impl StoreFile for DirectFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.buffered.set_len(len)
+    }
+
+    fn punch(&self, range: ByteRange) -> io::Result<bool> {
+        self.buffered.punch(range)
     }
 
     fn zero(&self, range: ByteRange) -> io::Result<()> {

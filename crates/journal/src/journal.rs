@@ -8,6 +8,7 @@ use crate::age::AgeClock;
 use crate::append::{InFlight, Writer};
 use crate::checkpoints::{CheckpointError, CheckpointFacts, CheckpointQuery, Files, Thinning};
 use crate::cover::LogKind;
+use crate::fold::Begun;
 use crate::life::Life;
 use crate::manifest::Manifest;
 use crate::read::SegmentFiles;
@@ -69,6 +70,10 @@ pub struct Journal {
     pub(crate) gate: RwLock<()>,
     pub(crate) files: SegmentFiles,
     pub(crate) replicas: RwLock<Vec<Option<Arc<dyn StoreFile>>>>,
+    /// Of a fold whose replica is written in part; held shortly, by whoever holds `upkeep`.
+    pub(crate) fold_begun: Mutex<Option<Begun>>,
+    /// Whether the file system of the replicas has made a hole when it was last asked to.
+    pub(crate) makes_holes: AtomicBool,
 }
 
 /// What readers look at. Everything in it is durable.
@@ -221,6 +226,8 @@ impl Journal {
             gate: RwLock::default(),
             files: SegmentFiles::default(),
             replicas: RwLock::new(replicas),
+            fold_begun: Mutex::default(),
+            makes_holes: AtomicBool::new(false),
         }
     }
 

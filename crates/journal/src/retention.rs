@@ -158,14 +158,21 @@ impl Journal {
         let applied = self.read_shared().manifest.applied();
         let last_good = self.last_good();
         let due = self.read_shared().due(last_good);
-        let Some(target) = due else { return Ok(Kept { applied, ..Kept::default() }) };
+        let Some(due) = due else { return Ok(Kept { applied, ..Kept::default() }) };
+        // What was begun is ended first: what is due grows while it is written.
+        let target = self.fold_begun().filter(|begun| *begun < due).unwrap_or(due);
         let mut folded_bytes = 0;
         if target > applied {
             if undo.has_unfinished_step(self) {
                 return Ok(Kept { applied, more: true, ..Kept::default() });
             }
             match self.fold_to(target, how)? {
-                Some(bytes) => folded_bytes = bytes,
+                Some(written) => {
+                    folded_bytes = written.bytes;
+                    if !written.is_whole {
+                        return Ok(Kept { applied, folded_bytes, more: true, ..Kept::default() });
+                    }
+                }
                 None => return Ok(Kept { applied, ..Kept::default() }),
             }
         } else if !self.retire(target).map_err(FoldError::Manifest)? {

@@ -105,7 +105,16 @@ pub trait StoreFile: Send + Sync + fmt::Debug {
     /// # Errors
     /// As the file system says.
     fn set_len(&self, len: u64) -> io::Result<()>;
-    /// Makes a range read as zeroes, giving its room back where the file system can.
+    /// Makes a hole of a range, which costs next to nothing however long it is. False, and nothing is done, where the file
+    /// system makes no holes.
+    ///
+    /// # Errors
+    /// As the file system says.
+    fn punch(&self, range: ByteRange) -> io::Result<bool> {
+        self.zero(range).map(|()| true)
+    }
+    /// Makes a range read as zeroes, giving its room back where the file system can; it is written where it cannot, so
+    /// that a long range takes long.
     ///
     /// # Errors
     /// As the file system says.

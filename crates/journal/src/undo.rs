@@ -73,7 +73,11 @@ impl Journal {
         }
         self.note_before_images(undo.upto).map_err(FoldError::Manifest)?;
         self.wait_for_readers();
-        kept.folded_bytes = self.write_replica(undo.upto, how)?;
+        let written = self.write_replica(undo.upto, how)?;
+        kept.folded_bytes = written.bytes;
+        if !written.is_whole {
+            return Ok(Kept { more: true, ..kept });
+        }
         kept.segments = self.finish_fold(undo.upto).map_err(FoldError::Manifest)?;
         Ok(kept)
     }

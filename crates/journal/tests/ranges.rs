@@ -3,10 +3,11 @@
 
 use batch::{Batch, BatchMeta, Codec, Kind, Record, encode, encode_mark};
 use bytes::Bytes;
-use journal::{AppendMeta, FsStore, Journal, Mode, Settings, Store, Thinning, Upkeep};
+use journal::{AppendMeta, FsStore, Journal, Mode, Settings, Store, StoreFile, Thinning, Upkeep};
 use proptest::prelude::*;
 use sim::SimStore;
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use types::{
     ByteRange, Checkpoint, CheckpointId, CheckpointKind, DiskIndex, DiskSpec, Epoch, Incarnation, VmId,
@@ -154,6 +155,125 @@ fn a_disk_of_a_tebibyte_that_is_discarded_costs_its_records() {
         assert_eq!(
             (source.byte(last, places[3]), source.byte(last, places[4]), source.byte(last, 0)),
             (2, 0, 3)
+        );
+    }
+}
+
+/// A folder on a file system without holes: zeroes of a replica are written. Each stretch of it is noted.
+#[derive(Debug)]
+struct NoHoles {
+    below: FsStore,
+    written: Arc<Mutex<Vec<u64>>>,
+}
+
+#[derive(Debug)]
+struct NoHolesFile {
+    below: Arc<dyn StoreFile>,
+    written: Arc<Mutex<Vec<u64>>>,
+}
+
+impl Store for NoHoles {
+    fn open(&self, name: &str, create: bool) -> io::Result<Arc<dyn StoreFile>> {
+        let below = self.below.open(name, create)?;
+        Ok(Arc::new(NoHolesFile { below, written: self.written.clone() }))
+    }
+    fn exists(&self, name: &str) -> io::Result<bool> {
+        self.below.exists(name)
+    }
+    fn names(&self) -> io::Result<Vec<String>> {
+        self.below.names()
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.below.rename(from, to)
+    }
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.below.remove(name)
+    }
+    fn sync_folder(&self) -> io::Result<()> {
+        self.below.sync_folder()
+    }
+    fn free_bytes(&self) -> io::Result<u64> {
+        self.below.free_bytes()
+    }
+}
+
+impl StoreFile for NoHolesFile {
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.below.read_at(at, buf)
+    }
+    fn write_at(&self, at: u64, buf: &[u8]) -> io::Result<()> {
+        self.below.write_at(at, buf)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.below.sync_data()
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.below.len()
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.below.set_len(len)
+    }
+    fn punch(&self, _range: ByteRange) -> io::Result<bool> {
+        Ok(false)
+    }
+    fn zero(&self, range: ByteRange) -> io::Result<()> {
+        self.written.lock().unwrap().push(range.len);
+        self.below.zero(range)
+    }
+}
+
+#[test]
+fn zeroes_that_have_to_be_written_keep_to_the_pace_and_take_several_turns() {
+    const SIZE: u64 = 4 << 30;
+    for threads in [1, 4] {
+        let folder = tempfile::tempdir().unwrap();
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let store = NoHoles { below: FsStore::open(folder.path()).unwrap(), written: written.clone() };
+        let mut source = Source::begin(Arc::new(store), SIZE, SETTINGS);
+        source.write(0, vec![1; 4096]);
+        source.write(SIZE - 4096, vec![1; 4096]);
+        ByteRange::new(4096, SIZE - 8192).split_at_multiples(1 << 30).for_each(|range| source.discard(range));
+        let before = source.checkpoint();
+        source.send();
+        source.seconds = 400;
+        source.write(8192, vec![2; 512]);
+        let last = source.checkpoint();
+        source.send();
+
+        let paced = Mutex::new(Vec::new());
+        let pace = |bytes| paced.lock().unwrap().push(bytes);
+        let how = |seconds: i64| Upkeep {
+            threads,
+            pace: &pace,
+            ..Upkeep::plain(WallTime(seconds * 1_000_000), [9; 16])
+        };
+        while source.journal.keep_up(&how(400)).unwrap().more {}
+        let mut turns = 0;
+        for turn in 1.. {
+            let kept = source.journal.keep_up(&how(100_000 + turn)).unwrap();
+            turns += u32::from(kept.folded_bytes > 0);
+            assert!(kept.folded_bytes <= 2 << 30, "one turn wrote {}", kept.folded_bytes);
+            if turns == 1 {
+                assert!(source.journal.status().applied < before, "not before all of it is there");
+                assert_eq!(
+                    (source.byte(last, 0), source.byte(last, 8192), source.byte(last, SIZE / 2)),
+                    (1, 2, 0)
+                );
+            }
+            if !kept.more {
+                break;
+            }
+        }
+        assert!(source.journal.status().applied >= before);
+        assert!(turns >= 4, "{turns} turns");
+        let (paced, written) = (paced.into_inner().unwrap(), written.lock().unwrap());
+        assert!(paced.iter().chain(written.iter()).all(|bytes| *bytes <= 1 << 20), "in pieces");
+        let (told, done) = (paced.iter().sum::<u64>(), written.iter().sum::<u64>());
+        assert_eq!(done, SIZE - 8192, "no place is written twice");
+        assert!(told >= done, "{told} bytes were told of {done}");
+        assert_eq!(
+            (source.byte(last, 0), source.byte(last, SIZE - 4096), source.byte(last, SIZE / 2)),
+            (1, 1, 0)
         );
     }
 }

@@ -136,6 +136,8 @@ pub const OPEN_SEGMENTS_MAX: usize = 64;
 pub const RUN_FAN_OUT: usize = 8;
 /// Segments folded in one go.
 pub const FOLD_SEGMENTS_MAX: usize = 16;
+/// Bytes written to replicas in one step of a fold, about; what is left is another step's.
+pub const FOLD_STEP_BYTES: u64 = 1 << 30;
 /// Guest bytes whose before-images are written in one step, about.
 pub const UNDO_STEP_BYTES: u64 = 64 << 20;
 /// Caches of all journals of a process: batches' tables, and decompressed frames, in bytes.
