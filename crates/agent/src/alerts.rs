@@ -145,7 +145,9 @@ impl AlertKind {
             Self::Image => "do what the alert says; it is tried again by itself",
             Self::SecondWriter => "end whichever of the two is not meant",
             Self::WrittenBeside => "find out who writes to the image beside the VM, and end that",
-            Self::Departure => "see that the recovery side can be reached; it is told again by itself",
+            Self::Departure => {
+                "see that the recovery side can be reached, which is told again by itself; if it is gone for good, `holdfast vm forget`"
+            }
             Self::SourceSilent => {
                 "look at the VM's site: its host, its agent and the link; if it is gone for good, fail over or `holdfast vm forget`"
             }

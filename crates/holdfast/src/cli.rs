@@ -174,7 +174,8 @@ pub(crate) enum VmCommand {
     },
     /// End a protection. The VM's image stays; the journal at the other side stays too.
     Unprotect { name: String },
-    /// At the recovery side: forget a VM and remove its journal, for good.
+    /// At the recovery side: forget a VM and remove its journal, for good. At the protected side: no longer tell a recovery
+    /// side that is gone for good that a VM was unprotected.
     Forget { name: String },
 }
 

@@ -204,14 +204,29 @@ async fn list_recovered(State(app): State<App>) -> Answer<Vec<RecoveredVm>> {
 }
 
 /// Forgets a kept VM and removes its journal, for good.
+///
+/// Of a VM that was unprotected here, and whose recovery side is gone for good, that side is told no more.
 #[utoipa::path(delete, path = "/v1/recovered/{name}", params(("name" = String, Path)), responses(
     (status = 200, body = Done),
     (status = 404, body = Problem, content_type = "application/problem+json"),
     (status = 409, body = Problem, content_type = "application/problem+json"),
 ))]
 async fn forget(State(app): State<App>, Path(name): Path<String>) -> Answer<Done> {
-    beside(move || app.recovery.forget(&name)).await?;
+    beside(move || forget_one(&app, &name)).await?;
     Ok(Json(Done { done: true }))
+}
+
+fn forget_one(app: &App, name: &str) -> crate::error::Result<()> {
+    let Some(departed) = app.source.departure(name) else { return app.recovery.forget(name) };
+    match app.recovery.vm(name) {
+        Ok(kept) if name != departed => Err(OperationError::conflict(format!(
+            "VM {name:?} may be {} ({}), which is kept here, or {departed}, which was protected here and whose recovery \
+             side is not told yet: name it by its id",
+            kept.label(),
+            kept.id()
+        ))),
+        _ => app.source.forget_departure(&departed),
+    }
 }
 
 #[derive(Debug, Deserialize, IntoParams)]

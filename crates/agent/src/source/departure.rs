@@ -6,18 +6,22 @@
 //! 4. It has written that down and says so.
 //! 5. The departure's record goes.
 //!
+//! Where that side is gone for good, the operator ends step 3 with `holdfast vm forget`.
+//!
 //! An agent that dies between 1 and 2 ends the protection when it comes back, as the operator wanted; one that dies
 //! later tells it again, which changes nothing.
 
 use super::Source;
 use super::record::{FirstSync, ProtectionRecord};
 use crate::alerts::{AlertKind, Cause};
+use crate::error::OperationError;
 use crate::link;
 use crate::wire_io::{read_message, write_message};
 use anyhow::{Context, Result, bail};
 use replication::wire::{FrameReader, Leave, Message, Refusal};
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::time::timeout;
 use types::limits::CONNECT_TIMEOUT;
@@ -40,6 +44,26 @@ pub(super) struct DepartureRecord {
     peer: String,
     /// The last sequence its group had drawn.
     left_at: u64,
+}
+
+/// The departures that are being told, by the VM's id. What is not here any more is neither told again nor written down.
+#[derive(Debug, Default)]
+pub(super) struct Departures(Mutex<BTreeMap<String, DepartureRecord>>);
+
+impl Departures {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, DepartureRecord>> {
+        self.0.lock().expect("a panic aborts the process")
+    }
+
+    /// That of the VM that an operator means by its id or the name it had; of several of that name none.
+    fn find(&self, word: &str) -> Option<DepartureRecord> {
+        let all = self.lock();
+        if let Some(one) = all.get(word) {
+            return Some(one.clone());
+        }
+        let mut named = all.values().filter(|departure| departure.name == word);
+        named.next().filter(|_| named.next().is_none()).cloned()
+    }
 }
 
 /// What the recovery side says to a departure.
@@ -93,6 +117,7 @@ impl Source {
     /// Tells the recovery side, in the background for as long as it takes; waits shortly for that.
     pub(super) fn tell_departure(self: &Arc<Self>, departure: Option<DepartureRecord>) {
         let Some(departure) = departure else { return };
+        self.departures.lock().insert(departure.vm.clone(), departure.clone());
         let telling = tokio::spawn(tell(self.clone(), departure));
         let waiting = async { timeout(PATIENCE, telling).await.is_ok() };
         tokio::runtime::Handle::current().block_on(waiting);
@@ -104,7 +129,10 @@ impl Source {
             let departure = match departure {
                 Ok(departure) => departure,
                 Err(error) => {
-                    let text = format!("the recovery side is not told of a VM that has left: {error:#}");
+                    let text = format!(
+                        "the recovery side is not told of a VM that has left: {error:#}; remove that file once it is \
+                         known there, or mend it, and start the agent anew"
+                    );
                     self.alerts.raise("departures", text);
                     continue;
                 }
@@ -113,8 +141,31 @@ impl Source {
                 let text = format!("VM {} is unprotected in part only: {error:#}", departure.name);
                 self.alerts.raise(format!("departure of {}", departure.vm), text);
             }
+            self.departures.lock().insert(departure.vm.clone(), departure.clone());
             tokio::spawn(tell(self.clone(), departure));
         }
+        Ok(())
+    }
+
+    /// The VM whose departure an operator means, by its id.
+    pub(crate) fn departure(&self, word: &str) -> Option<String> {
+        self.departures.find(word).map(|departure| departure.vm)
+    }
+
+    /// Tells of a departure no more: the operator says that the recovery side is gone for good, or need not know.
+    pub(crate) fn forget_departure(&self, vm: &str) -> crate::error::Result<()> {
+        let mut telling = self.departures.lock();
+        let departure = telling
+            .get(vm)
+            .ok_or_else(|| OperationError::not_found(format!("nobody is told that VM {vm} has left")))?;
+        self.state.remove(&departure.file_name())?;
+        tracing::info!(
+            vm = departure.name,
+            peer = departure.peer,
+            "the recovery side is not told that it has left"
+        );
+        telling.remove(vm);
+        self.alerts.clear(departure_cause(vm));
         Ok(())
     }
 
@@ -129,14 +180,21 @@ impl Source {
     }
 }
 
-/// Tells of a departure until it is known.
+fn departure_cause(vm: &str) -> Cause {
+    Cause::new(AlertKind::Departure, vm)
+}
+
+/// Tells of a departure until it is known, or the operator says that it need not be.
 async fn tell(source: Arc<Source>, mut departure: DepartureRecord) {
-    let alert = Cause::new(AlertKind::Departure, departure.vm.clone());
+    let alert = departure_cause(&departure.vm);
     loop {
         let why = match timeout(CONNECT_TIMEOUT, say(&source, &departure)).await {
             Ok(Ok(Answer::Known)) => break,
             Ok(Ok(Answer::Fenced { epoch, released: true })) if epoch.0 > departure.epoch => {
                 departure.epoch = epoch.0;
+                let mut telling = source.departures.lock();
+                let Some(told) = telling.get_mut(&departure.vm) else { return };
+                told.epoch = epoch.0;
                 if let Err(error) = source.state.save(&departure.file_name(), &departure) {
                     tracing::warn!(
                         vm = departure.name,
@@ -152,11 +210,25 @@ async fn tell(source: Arc<Source>, mut departure: DepartureRecord) {
         };
         let text = format!(
             "VM {} is protected no more, which the recovery side at {} does not know yet ({why}): the newest state of \
-             group {} is held back there until it does; tried again by itself",
-            departure.name, departure.peer, departure.group
+             group {} is held back there until it does; tried again by itself. If that side is gone for good: \
+             `holdfast vm forget {}`",
+            departure.name, departure.peer, departure.group, departure.vm
         );
-        source.alerts.raise(alert.clone(), text);
+        {
+            let telling = source.departures.lock();
+            if !telling.contains_key(&departure.vm) {
+                return;
+            }
+            source.alerts.raise(alert.clone(), text);
+        }
         tokio::time::sleep(RETRY_INTERVAL).await;
+        if !source.departures.lock().contains_key(&departure.vm) {
+            return;
+        }
+    }
+    let mut telling = source.departures.lock();
+    if telling.remove(&departure.vm).is_none() {
+        return;
     }
     source.alerts.clear(alert);
     match source.state.remove(&departure.file_name()) {

@@ -43,6 +43,7 @@ use crate::state::{StateDir, random};
 use anyhow::Context;
 use api::ProtectRequest;
 pub(crate) use coordinate::serve_host;
+use departure::Departures;
 pub(crate) use driver::Command;
 use group::Group;
 use host_devices::HostDevices;
@@ -87,6 +88,7 @@ pub(crate) struct Source {
     vms: Mutex<BTreeMap<String, Arc<ProtectedVm>>>,
     groups: Mutex<BTreeMap<String, Arc<Group>>>,
     stalled: Mutex<BTreeMap<String, Stalled>>,
+    departures: Departures,
     /// Held while a protection is taken up again or ended: one that is ended is not taken up meanwhile.
     changing: Mutex<()>,
 }
@@ -120,6 +122,7 @@ impl Source {
             vms: Mutex::default(),
             groups: Mutex::default(),
             stalled: Mutex::default(),
+            departures: Departures::default(),
             changing: Mutex::default(),
         })
     }

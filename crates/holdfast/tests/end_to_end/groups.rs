@@ -85,7 +85,15 @@ fn a_vm_that_left_is_a_former_member_and_holds_nobody_back() {
     stage.b.kill_agent().unwrap();
     stage.a.ask(&["vm", "unprotect", "two"]).unwrap();
     stage.a.kill_agent().unwrap();
+    // One record that cannot be read costs neither the others nor a protection.
+    let bad = stage.a.folder.join("state/departures/bad.json");
+    std::fs::write(&bad, "{ no record").unwrap();
     stage.a.start_agent().unwrap();
+    let alerts = stage.a.ask(&["alerts"]).unwrap();
+    let told =
+        |words: &str| alerts.as_array().unwrap().iter().any(|row| row["text"].to_string().contains(words));
+    assert!(told("departures/bad.json") && told("remove that file"), "{alerts:#}");
+    std::fs::remove_file(&bad).unwrap();
     stage.b.start_agent().unwrap();
     wait_until("B knows that two has left", SOON, || {
         Ok((stage.b.recovered("two")?["state"] == "left").then_some(()))
@@ -214,9 +222,25 @@ fn a_vm_that_was_refused_leaves_nothing_behind_and_holds_nobody_back() {
     assert_eq!(kept.len(), 1, "{kept:?}");
     assert!(stage.b.folder.join("state/journals/seeds/two/vda.raw").exists());
 
-    // B may have heard of it: it is told, and until it knows that is an alert.
+    // A VM that was protected to a side that is gone for good.
+    stage.try_protect("three", "g", &stage.disk("three.raw", 1 << 20), &[]).unwrap();
+    wait_until("another refusal", SOON, || {
+        Ok(stage.a.protected("three")?["last_error"].is_string().then_some(()))
+    })
+    .unwrap();
+
+    // B may have heard of them: it is told, and until it knows that is an alert.
     stage.b.kill_agent().unwrap();
+    stage.a.ask(&["vm", "unprotect", "three"]).unwrap();
+    let alerts = stage.a.ask(&["alerts"]).unwrap();
+    let alert = alerts.as_array().unwrap().iter().find(|row| row["kind"] == "departure").unwrap().clone();
+    let id = alert["subject"].as_str().unwrap();
+    assert!(alert["text"].as_str().unwrap().contains(&format!("`holdfast vm forget {id}`")), "{alert:#}");
+    refused(stage.a.ask(&["vm", "forget", "four"]), 3, "no journal of a VM");
+    stage.a.ask(&["vm", "forget", "three"]).unwrap();
     stage.a.ask(&["vm", "unprotect", "two"]).unwrap();
+    let departures = std::fs::read_dir(stage.a.folder.join("state/departures")).unwrap();
+    assert_eq!(departures.count(), 1, "of the other one nothing is told");
     let told = |stage: &Stage| {
         let alerts = stage.a.ask(&["alerts"])?;
         anyhow::Ok(alerts.as_array().unwrap().iter().any(|alert| alert["kind"] == "departure"))
