@@ -81,6 +81,8 @@ pub struct CaptureView {
     /// In memory.
     pub buffered_bytes: u64,
     pub buffer_bytes_max: u64,
+    /// Records in memory that are copies of a sync.
+    pub copies: u64,
     /// The spill takes more.
     pub spill_has_room: bool,
     /// What was spilled cannot be read any more.
@@ -729,7 +731,12 @@ impl Sender {
                 self.copying = true;
                 effects.push(SenderEffect::CopyBlocks);
             }
-        } else if view.unsettled_blocks == 0 && !self.hashing && !view.deaf && now >= self.closes_at {
+        } else if view.unsettled_blocks == 0
+            && view.copies == 0 // Until then they can still be taken out of the stream, and made again.
+            && !self.hashing
+            && !view.deaf
+            && now >= self.closes_at
+        {
             self.closing = true;
             effects.push(SenderEffect::CloseSync);
         }

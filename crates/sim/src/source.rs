@@ -14,7 +14,8 @@ use replication::{
 };
 use splitter::{
     BlockDevice, Boot, BufferPool, Capture, CaptureConfig, Change, DirtyMap, DiskIdentity, OnTimeout,
-    ProtectedDisk, RegionLog, SyncPolicy, SyncState, copy_some_blocks, hash_some_blocks, mark_allocated,
+    ProtectedDisk, RegionLog, SyncPolicy, SyncState, Taken, copy_some_blocks, hash_some_blocks,
+    mark_allocated,
 };
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -349,6 +350,7 @@ impl Agent {
             spills: status.spilled > status.released,
             buffered_bytes: status.buffered_bytes,
             buffer_bytes_max: status.buffer_bytes_max,
+            copies: status.copies,
             released: status.released,
             last: status.last,
             drawn: status.watermark,
@@ -456,7 +458,13 @@ impl Agent {
 
     fn spill_some(&mut self) {
         let after = self.capture.status().spilled;
-        let pieces = self.encode_from_buffer(after).0;
+        let taken = self.capture.take_to_spill(after, BATCH_BYTES_TARGET).expect("nobody spills meanwhile");
+        if taken.records.is_empty() {
+            return self.events.push_back(SenderEvent::Spilled);
+        }
+        let is_copy = |record: &batch::Record| matches!(record.kind, Kind::Sync | Kind::SyncZero);
+        assert!(!taken.records.iter().any(is_copy), "a sync's copies do not go through the spill");
+        let pieces = self.encode(after, taken).0;
         let batch = Batch::parse(pieces.joined()).expect("our own batch");
         let spill = self.spill.as_mut().expect("asked for where there is one");
         match spill.append(&batch, self.rng.sixteen(), WallTime(0)) {
@@ -472,7 +480,10 @@ impl Agent {
 
     fn encode_from_buffer(&mut self, after: WriteSeq) -> (Pieces, WriteSeq, WriteSeq) {
         let taken = self.capture.take_after(after, BATCH_BYTES_TARGET, true);
-        let taken = taken.expect("nobody spills meanwhile");
+        self.encode(after, taken.expect("nobody spills meanwhile"))
+    }
+
+    fn encode(&mut self, after: WriteSeq, taken: Taken) -> (Pieces, WriteSeq, WriteSeq) {
         let left_out = taken.records.iter().filter(|record| record.kind == Kind::LeftOut).count();
         self.writes_left_out += left_out as u64;
         let last = taken.records.last().map_or(after, |record| record.seq);

@@ -59,6 +59,8 @@ pub struct Capture {
 struct Inner {
     buffer: VecDeque<Record>,
     buffered_bytes: u64,
+    /// Records in the buffer that are copies of a sync.
+    copies: u64,
     released: WriteSeq,
     /// What lies between `released` and here has left the buffer for the spill.
     spilled: WriteSeq,
@@ -109,6 +111,8 @@ pub struct CaptureStatus {
     pub suspect_blocks: u64,
     pub buffered_bytes: u64,
     pub buffer_bytes_max: u64,
+    /// Records in the buffer that are copies of a sync.
+    pub copies: u64,
     pub released: WriteSeq,
     /// What lies between `released` and here has left the buffer for the spill.
     pub spilled: WriteSeq,
@@ -150,6 +154,7 @@ impl Capture {
         let inner = Inner {
             buffer: VecDeque::new(),
             buffered_bytes: 0,
+            copies: 0,
             released: WriteSeq::ZERO,
             spilled: WriteSeq::ZERO,
             sync: SyncGate::new(config.sync),
@@ -306,6 +311,7 @@ impl Capture {
             suspect_blocks: inner.dirty.suspect_blocks(),
             buffered_bytes: inner.buffered_bytes,
             buffer_bytes_max: self.buffer_bytes_max,
+            copies: inner.copies,
             released: inner.released,
             spilled: inner.spilled,
             last: inner.last(),
@@ -360,6 +366,7 @@ impl Capture {
     pub fn restart(&self, floor: WriteSeq) {
         let mut inner = self.lock();
         inner.buffer.clear();
+        inner.copies = 0;
         let all = inner.buffered_bytes;
         inner.free(all, &self.pool);
         inner.dirty.forget_stream();
@@ -601,6 +608,7 @@ impl Inner {
     fn push(&mut self, record: Record, pool: &BufferPool) {
         debug_assert!(record.seq > self.last());
         self.buffered_bytes += cost(&record);
+        self.copies += u64::from(is_copy(&record));
         pool.take(cost(&record));
         self.buffer.push_back(record);
     }
@@ -640,6 +648,10 @@ impl Inner {
     }
 }
 
+fn is_copy(record: &Record) -> bool {
+    matches!(record.kind, Kind::Sync | Kind::SyncZero)
+}
+
 fn cost(record: &Record) -> u64 {
     record.payload.len() as u64 + RECORD_OVERHEAD_BYTES
 }
@@ -674,6 +686,7 @@ fn pieces(kind: Kind, range: ByteRange, payload: &Bytes) -> Vec<(Kind, ByteRange
     pieces
 }
 
+mod copies;
 mod held;
 mod regions;
 mod release;

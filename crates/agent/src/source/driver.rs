@@ -379,6 +379,7 @@ impl Driver {
             dirty_blocks: status.dirty_blocks,
             buffered_bytes: status.buffered_bytes,
             buffer_bytes_max: status.buffer_bytes_max,
+            copies: status.copies,
             released: status.released,
             last: status.last,
             drawn: status.watermark,

@@ -1,7 +1,8 @@
 //! What a stream sends next: the spill first, then the buffer, each batch encoded once.
 //!
 //! What holds: the spill's batches all lie below the buffer's records, and together they follow what the
-//! peer has acknowledged without a hole. Spilling moves the oldest of the buffer to the spill's end.
+//! peer has acknowledged without a hole. Spilling moves the oldest of the buffer to the spill's end, but for copies of a
+//! sync, which are made again.
 
 use crate::clock;
 use crate::state::random;
@@ -149,7 +150,7 @@ impl Outbox {
         }
         let after = status.spilled;
         // None: an acknowledgement came in between, and there is less to spill than it seemed.
-        let Some(taken) = self.capture.take_after(after, BATCH_BYTES_TARGET, true) else { return true };
+        let Some(taken) = self.capture.take_to_spill(after, BATCH_BYTES_TARGET) else { return true };
         let Some(last) = taken.records.last() else { return false };
         let (watermark, taken_at) = (taken.watermark.max(last.seq), clock::wall());
         let meta = BatchMeta { incarnation: self.incarnation, prev_seq: after, watermark, taken_at };

@@ -25,6 +25,7 @@ fn idle() -> CaptureView {
         spill_lost: false,
         spills: false,
         buffered_bytes: 0,
+        copies: 0,
         buffer_bytes_max: 1 << 20,
         released: seq(0),
         last: seq(0),
@@ -100,6 +101,18 @@ impl Bench {
         };
         self.step(SenderEvent::Received(Message::Ack(ack)))
     }
+}
+
+#[test]
+fn a_sync_ends_once_no_copy_waits_in_memory() {
+    let mut bench = Bench::new();
+    bench.step(SenderEvent::Tick);
+    bench.step(SenderEvent::LinkUp);
+    bench.welcome(0, None);
+    bench.view = CaptureView { gap_open: true, copies: 2, last: seq(1), watermark: seq(1), ..idle() };
+    assert!(!bench.step(SenderEvent::Tick).contains(&SenderEffect::CloseSync));
+    bench.view.copies = 0;
+    assert!(bench.step(SenderEvent::Tick).contains(&SenderEffect::CloseSync));
 }
 
 #[test]

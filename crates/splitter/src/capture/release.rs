@@ -1,6 +1,6 @@
 //! Letting go of what is durable at the recovery side, in turns: whoever waits for the sequencer gets it in between.
 
-use super::{Capture, cost};
+use super::{Capture, cost, is_copy};
 use crate::on_the_way::{Blocks, Place};
 use types::limits::{BLOCK_BYTES, RELEASE_RECORDS_A_TURN, RUNS_A_TURN, UNSENT_BLOCKS_A_TURN};
 use types::{ByteRange, DiskIndex, WriteSeq};
@@ -24,6 +24,7 @@ impl Capture {
         for _ in 0..RELEASE_RECORDS_A_TURN {
             let Some(record) = inner.buffer.pop_front_if(|record| record.seq <= up_to) else { break };
             freed += cost(&record);
+            inner.copies -= u64::from(is_copy(&record));
             released = Some(record.seq);
             if record.kind.changes_disk() {
                 inner.dirty.released(record.disk, record.range, record.seq);
@@ -44,8 +45,9 @@ impl Capture {
         let mut guard = self.lock();
         let inner = &mut *guard;
         let mut freed = 0;
-        while inner.buffer.front().is_some_and(|record| record.seq <= up_to) {
-            freed += cost(&inner.buffer.pop_front().expect("looked at just now"));
+        while let Some(record) = inner.buffer.pop_front_if(|record| record.seq <= up_to) {
+            freed += cost(&record);
+            inner.copies -= u64::from(is_copy(&record));
         }
         inner.free(freed, &self.pool);
         inner.forget_superseded(up_to);

@@ -659,3 +659,5 @@ fn while_writes_are_not_heard_of_no_cut_is_consistent() {
     assert!(capture.status().gap_open && capture.status().deaf);
     assert!(!capture.close_sync(), "it is known only to the next capture what was missed");
 }
+
+mod copies;
