@@ -10,9 +10,12 @@
 //! A quarter of the runs are in synchronous mode: whatever the guest was told of while the mode was kept is in
 //! the newest image. In an eighth pages of sealed segments change by themselves.
 //!
-//! Not simulated: local writes of one guest that end in another order than they began, groups with VMs on
-//! several hosts, and damage of what is still written to: open segments, the manifest, the replica.
+//! [`run_cuts`] plays the cuts of groups on several hosts, by themselves.
+//!
+//! Not simulated: local writes of one guest that end in another order than they began, the streams of groups
+//! with VMs on several hosts, and damage of what is still written to: open segments, the manifest, the replica.
 
+mod hosts;
 mod invariants;
 mod link;
 mod local_disk;
@@ -22,6 +25,7 @@ mod source;
 mod store;
 mod world;
 
+pub use hosts::{CutSummary, run_cuts};
 pub use rng::Rng;
 pub use store::SimStore;
 pub use world::{Summary, run};

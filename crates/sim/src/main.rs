@@ -1,7 +1,7 @@
 //! `cargo xtask sim`.
 
 use clap::Parser;
-use sim::{Summary, run};
+use sim::{CutSummary, Summary, run, run_cuts};
 
 /// Simulate both sides by seed.
 #[derive(Debug, Parser)]
@@ -20,16 +20,17 @@ struct Cli {
 fn main() {
     let cli = Cli::parse();
     if let Some(seed) = cli.seed {
-        println!("{}", run(seed, true));
+        println!("{}\n{}", run(seed, true), run_cuts(seed));
         return;
     }
-    let mut total = Summary::default();
+    let (mut total, mut cuts) = (Summary::default(), CutSummary::default());
     for seed in cli.from..cli.from + cli.runs {
         // A violation panics, and panics name the seed.
         total.add(&run(seed, false));
+        cuts.add(&run_cuts(seed));
         if (seed + 1) % 100 == 0 {
             eprintln!("{} seeds", seed + 1 - cli.from);
         }
     }
-    println!("{} seeds without a violation\n{total}", cli.runs);
+    println!("{} seeds without a violation\n{total}\n{cuts}", cli.runs);
 }

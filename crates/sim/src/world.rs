@@ -149,7 +149,7 @@ pub fn run(seed: u64, tell: bool) -> Summary {
 }
 
 /// Says the seed if the run does not get to its end.
-struct NameOnPanic(u64);
+pub(crate) struct NameOnPanic(pub(crate) u64);
 
 impl Drop for NameOnPanic {
     fn drop(&mut self) {

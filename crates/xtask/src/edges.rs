@@ -13,10 +13,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("splitter", &["types", "batch"]),
     ("replication", &["types", "batch"]),
     ("journal", &["types", "batch"]),
-    ("agent", &["types", "batch", "api", "splitter", "replication", "journal"]),
+    ("joint", &["types", "batch", "replication"]),
+    ("agent", &["types", "batch", "api", "splitter", "replication", "journal", "joint"]),
     ("holdfast", &["types", "api", "agent", "journal"]),
     ("lab", &[]),
-    ("sim", &["types", "batch", "splitter", "replication", "journal"]),
+    ("sim", &["types", "batch", "splitter", "replication", "journal", "joint"]),
     ("bench", &["types", "batch", "journal", "agent", "api", "splitter"]),
     ("xtask", &["lab"]),
 ];

@@ -53,9 +53,9 @@ pub(crate) async fn serve_host(
                 heard_at = clock::now();
                 match message {
                     Some(Ok(Message::Cut(CutMessage::Prepared { cut, refused }))) => {
-                        if let Err(why) = group.hosts().on_prepared(host, cut, refused) {
-                            tracing::warn!(group = join.group_name, host, why, "the host is not believed");
-                            break why;
+                        if let Err(why) = group.hosts().on_prepared(&group, host, session, (cut, refused)) {
+                            tracing::warn!(group = join.group_name, host, %why, "the host is not believed");
+                            break why.to_string();
                         }
                     }
                     Some(Ok(Message::Cut(CutMessage::Durable { cut }))) => group.on_host_durable(host, cut),
@@ -73,7 +73,7 @@ pub(crate) async fn serve_host(
             }
         }
     };
-    group.hosts().leave(host, session);
+    group.hosts().leave(&group, host, session);
     why
 }
 

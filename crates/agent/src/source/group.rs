@@ -5,26 +5,10 @@
 //! complete once every stream's mark is durable at the recovery side; only this host's monotonic clock
 //! says how long ago the cut was.
 //!
-//! Where the group has VMs on other hosts too, all draw the same number, while each holds its guests'
-//! acknowledgements: a write that depends on one of another host was begun after that one was acknowledged,
-//! and so has either both or none below the cut.
-//!
-//! ```text
-//!   coordinator                                     each host
-//!     │ Prepare (cut, above all that was drawn)       │
-//!     ├──────────────────────────────────────────────▶│ 1. close the gate
-//!     │ does the same here                            │ 2. draw exactly that number
-//!     │ Prepared                                      │
-//!     │◀──────────────────────────────────────────────┤
-//!     │ Settle (the mark, if all were in time)        │
-//!     ├──────────────────────────────────────────────▶│ 3. open the gate, mark the streams
-//! ```
-//!
-//! Nothing is marked before all are known to have cut, and every gate stays closed longer than the
-//! coordinator waits: so a cut that is marked was made while all gates were closed.
+//! Where the group has VMs on other hosts too, all make the same cut ([`joint::cut`]).
 
 use super::Source;
-use super::hosts::{Hosts, NotPrepared, NotRemoved};
+use super::hosts::Hosts;
 use super::member;
 use super::vm::ProtectedVm;
 use crate::clock;
@@ -32,21 +16,16 @@ use crate::error::{OperationError, Result};
 use crate::policy::Policy;
 use crate::state::StateDir;
 use crate::wire_io::Outgoing;
-use batch::{decode_mark, encode_mark};
+use joint::cut::{Ask, CannotBegin, Completion, HostSession, NotRemoved, Outcome, Part, Why};
 use replication::wire::CutRefusal;
 use serde::{Deserialize, Serialize};
 use splitter::AckGate;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
-use types::limits::{CUT_DECIDE_MAX, CUT_MARGIN};
+use types::limits::CUT_DECIDE_MAX;
 use types::{Checkpoint, CheckpointId, CheckpointKind, GroupCounter, GroupId, Monotonic, VmId, WriteSeq};
-
-/// Cuts that are on their way; older ones are forgotten, they will not be the newest.
-const PENDING_MAX: usize = 1024;
-/// A host that is further than was thought costs another try.
-const TRIES: usize = 3;
 
 /// A group of VMs protected on this host.
 #[derive(Debug)]
@@ -75,24 +54,13 @@ struct HostsRecord {
 #[derive(Debug)]
 struct Inner {
     members: BTreeMap<VmId, Weak<ProtectedVm>>,
-    pending: VecDeque<Pending>,
-    /// When the newest complete checkpoint that has a VM was taken, of each VM.
-    newest_complete: BTreeMap<VmId, Monotonic>,
-    newest_durable_cut: WriteSeq,
+    completion: Completion,
+    /// The hold that acknowledgements wait for, by its number.
+    hold: Option<u64>,
+    /// When the last hold began, which is before the cut.
+    hold_began: Monotonic,
     interval: Duration,
     holds: Holds,
-}
-
-#[derive(Debug)]
-struct Pending {
-    cut: WriteSeq,
-    taken_at: Monotonic,
-    /// Each VM's mark that is not yet durable.
-    waiting: BTreeMap<VmId, WriteSeq>,
-    /// The VMs here that the checkpoint has.
-    members: Vec<VmId>,
-    /// Each host whose marks are not.
-    hosts: BTreeSet<String>,
 }
 
 /// How long acknowledgements were held for cuts across hosts.
@@ -125,9 +93,9 @@ impl Group {
             cutting: Mutex::default(),
             inner: Mutex::new(Inner {
                 members: BTreeMap::new(),
-                pending: VecDeque::new(),
-                newest_complete: BTreeMap::new(),
-                newest_durable_cut: WriteSeq::ZERO,
+                completion: Completion::default(),
+                hold: None,
+                hold_began: Monotonic::default(),
                 interval: Duration::from_secs(policy.checkpoint_interval_seconds),
                 holds: Holds::default(),
             }),
@@ -167,12 +135,9 @@ impl Group {
         host: &str,
         vms: u16,
         queue: UnboundedSender<Outgoing>,
-    ) -> anyhow::Result<u64> {
+    ) -> anyhow::Result<HostSession> {
         let spanned = self.spans_hosts();
-        let session = self
-            .hosts
-            .join(host, vms, queue)
-            .ok_or_else(|| anyhow::anyhow!("the group has too many hosts"))?;
+        let session = self.hosts.join(self, host, vms, queue)?;
         self.hosts_changed(state, spanned)?;
         Ok(session)
     }
@@ -180,7 +145,7 @@ impl Group {
     /// Forgets a host that will not come back: checkpoints are taken without it from now on.
     pub(super) fn remove_host(&self, state: &StateDir, host: &str) -> Result<()> {
         let spanned = self.spans_hosts();
-        self.hosts.remove(host).map_err(|why| match why {
+        self.hosts.remove(self, host).map_err(|why| match why {
             NotRemoved::Unknown => OperationError::not_found(format!(
                 "group {} has no host {host:?} beside this one; `holdfast group list` shows its hosts",
                 self.name
@@ -196,7 +161,7 @@ impl Group {
     /// Writes the hosts down; `spanned`: whether there were others before.
     fn hosts_changed(&self, state: &StateDir, spanned: bool) -> Result<()> {
         state.save(&hosts_file(self.id), &HostsRecord { hosts: self.hosts.to_record() })?;
-        self.lock().pending.clear();
+        self.lock().completion.restarted();
         if spanned != self.spans_hosts() {
             // The recovery side has to know whether cuts between checkpoints mean something from now on.
             self.members().iter().for_each(|vm| vm.command(super::Command::GreetAgain));
@@ -206,38 +171,12 @@ impl Group {
 
     /// The marks of a cut are durable in all streams of a host.
     pub(super) fn on_host_durable(&self, host: &str, cut: WriteSeq) {
-        let mut inner = self.lock();
-        for pending in inner.pending.iter_mut().filter(|pending| pending.cut <= cut) {
-            pending.hosts.remove(host);
-        }
-        inner.complete();
-    }
-
-    /// Closes the gate and draws the cut's number; what opens the gate again, and why the cut is not made.
-    pub(super) fn prepare_here(&self, cut: WriteSeq) -> (u64, Option<CutRefusal>) {
-        let time = self.gate.close();
-        if self.checkpointed().iter().any(|vm| vm.capture().status().gap_open) {
-            return (time, Some(CutRefusal::Syncing));
-        }
-        (time, self.counter.draw_exactly(cut).err().map(CutRefusal::Passed))
-    }
-
-    pub(super) fn let_go(&self, time: u64) {
-        self.gate.open(time);
-    }
-
-    /// Puts the mark of a cut that all hosts have made into every stream here.
-    pub(super) fn mark_here(&self, cut: WriteSeq, mark: &[u8]) -> std::result::Result<(), String> {
-        let checkpoint = decode_mark(mark).map_err(|error| error.to_string())?;
-        if checkpoint.cut != cut {
-            return Err(format!("the mark is of cut {}", checkpoint.cut));
-        }
-        self.mark_streams(&checkpoint, clock::now(), BTreeSet::new()).map_err(|error| error.detail)
+        self.lock().completion.host_durable(host, cut);
     }
 
     /// The newest cut whose marks are durable in all streams of this host.
     pub(super) fn newest_durable_cut(&self) -> WriteSeq {
-        self.lock().newest_durable_cut
+        self.lock().completion.newest_durable()
     }
 
     pub(crate) fn id(&self) -> GroupId {
@@ -265,8 +204,7 @@ impl Group {
     pub(crate) fn leave(&self, vm: VmId) {
         let mut inner = self.lock();
         inner.members.remove(&vm);
-        inner.newest_complete.remove(&vm);
-        inner.pending.clear();
+        inner.completion.left(vm);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -314,92 +252,56 @@ impl Group {
                 )));
             }
         }
-        let vms = u16::try_from(members.len()).unwrap_or(u16::MAX).saturating_add(self.hosts.vms());
-        let checkpoint = |cut| Checkpoint {
-            id: CheckpointId(cut),
-            cut,
-            kind,
-            taken_at: clock::wall(),
-            members: vms,
-            tag: tag.to_owned(),
-        };
+        let members_here = u16::try_from(members.len()).unwrap_or(u16::MAX);
+        let (tag, taken_at) = (tag.to_owned(), clock::wall());
         if !self.hosts.is_empty() {
-            return self.take_across(checkpoint, now);
+            return self.take_across(Ask { kind, tag, taken_at, members_here });
         }
-        let checkpoint = checkpoint(self.counter.draw());
-        self.mark_streams(&checkpoint, now, BTreeSet::new())?;
+        let cut = self.counter.draw();
+        let checkpoint =
+            Checkpoint { id: CheckpointId(cut), cut, kind, taken_at, members: members_here, tag };
+        self.mark_streams(&checkpoint, now, &[])?;
         Ok(checkpoint)
     }
 
     /// Takes a cut that all hosts of the group make.
-    fn take_across(&self, checkpoint: impl Fn(WriteSeq) -> Checkpoint, now: Monotonic) -> Result<Checkpoint> {
-        let away = self.hosts.away();
-        if !away.is_empty() {
-            return Err(OperationError::unavailable(format!(
-                "no checkpoint of group {}: these hosts of it are not connected: {}; \
-                 one that will not come back is forgotten with `holdfast group remove-host`",
-                self.name,
-                away.join(", ")
-            )));
+    fn take_across(&self, ask: Ask) -> Result<Checkpoint> {
+        let outcome = self.hosts.cut(self, ask);
+        if let Ok(Outcome::GivenUp(_)) = outcome {
+            self.lock().holds.given_up += 1;
         }
-        let mut floor = self.counter.last().max(self.hosts.highest());
-        for _ in 0..TRIES {
-            let cut = WriteSeq::from_raw(floor.raw() + CUT_MARGIN);
-            let checkpoint = checkpoint(cut);
-            let begun = clock::now();
-            self.hosts.prepare(cut);
-            let (time, passed) = self.prepare_here(cut);
-            let all = match passed {
-                Some(CutRefusal::Passed(last)) => Err(NotPrepared::Behind(last)),
-                Some(CutRefusal::Syncing) => Err(NotPrepared::Syncing("this host".into())),
-                None => self.hosts.wait_prepared(cut, begun, CUT_DECIDE_MAX),
-            };
-            self.hosts.settle(cut, all.is_ok().then(|| encode_mark(&checkpoint)));
-            self.let_go(time);
-            self.note_hold(clock::now().since(begun), all.is_ok());
-            match all {
-                Ok(()) => {
-                    let hosts = self.hosts.to_record().into_keys().collect();
-                    self.mark_streams(&checkpoint, now, hosts)?;
-                    return Ok(checkpoint);
-                }
-                Err(NotPrepared::Behind(last)) => floor = last.max(self.counter.last()),
-                Err(NotPrepared::Syncing(host)) => {
-                    return Err(OperationError::unavailable(format!(
-                        "no checkpoint of group {}: a VM of it on {host} is not in sync; try again then",
-                        self.name
-                    )));
-                }
-                Err(NotPrepared::Late(hosts)) => {
-                    return Err(OperationError::unavailable(format!(
-                        "no checkpoint of group {}: {} did not answer within {} ms; the guests went on",
-                        self.name,
-                        hosts.join(", "),
-                        CUT_DECIDE_MAX.as_millis()
-                    )));
-                }
+        let why = match outcome {
+            Ok(Outcome::Stands(checkpoint)) => return Ok(checkpoint),
+            Ok(Outcome::GivenUp(Why::Syncing(host))) => format!(
+                "a VM of it on {} is not in sync; try again then",
+                host.as_deref().unwrap_or("this host")
+            ),
+            Ok(Outcome::GivenUp(Why::Late(hosts))) => format!(
+                "{} did not answer within {} ms; the guests went on",
+                hosts.join(", "),
+                CUT_DECIDE_MAX.as_millis()
+            ),
+            Ok(Outcome::GivenUp(Why::Changed)) => "its hosts became others meanwhile; try again".to_owned(),
+            Ok(Outcome::GivenUp(Why::Overtaken)) => {
+                "its hosts write faster than they agree; try again".to_owned()
             }
-        }
-        Err(OperationError::unavailable(format!(
-            "no checkpoint of group {}: its hosts write faster than they agree; try again",
-            self.name
-        )))
-    }
-
-    fn note_hold(&self, held: Duration, stands: bool) {
-        let mut inner = self.lock();
-        inner.holds.count += 1;
-        inner.holds.given_up += u64::from(!stands);
-        inner.holds.last = held;
-        inner.holds.longest = inner.holds.longest.max(held);
+            Ok(Outcome::GivenUp(Why::NotMarked(why))) => why,
+            Err(CannotBegin::Away(hosts)) => format!(
+                "these hosts of it are not connected: {}; one that will not come back is forgotten with `holdfast group \
+                 remove-host`",
+                hosts.join(", ")
+            ),
+            Err(CannotBegin::Busy) => "another one is being taken; try again".to_owned(),
+        };
+        Err(OperationError::unavailable(format!("no checkpoint of group {}: {why}", self.name)))
     }
 
     /// Puts a checkpoint's mark into every stream here.
-    fn mark_streams(&self, checkpoint: &Checkpoint, now: Monotonic, hosts: BTreeSet<String>) -> Result<()> {
+    fn mark_streams(&self, checkpoint: &Checkpoint, now: Monotonic, hosts: &[String]) -> Result<()> {
         let members = self.checkpointed();
         // From here on the lock keeps acknowledgements out until every mark is known.
         let mut inner = self.lock();
-        let mut waiting = BTreeMap::new();
+        let mut marks = BTreeMap::new();
         for vm in &members {
             let Some(mark) = vm.capture().mark_checkpoint(checkpoint) else {
                 return Err(OperationError::unavailable(format!(
@@ -407,38 +309,25 @@ impl Group {
                     vm.name()
                 )));
             };
-            waiting.insert(vm.id(), mark);
+            marks.insert(vm.id(), mark);
         }
-        let members = members.iter().map(|vm| vm.id()).collect();
-        inner.pending.push_back(Pending { cut: checkpoint.cut, taken_at: now, waiting, members, hosts });
-        if inner.pending.len() > PENDING_MAX {
-            inner.pending.pop_front();
-        }
+        inner.completion.marked(checkpoint.cut, now, marks, hosts.iter().cloned());
         Ok(())
     }
 
     /// A VM's stream is durable so far.
     pub(crate) fn on_durable(&self, vm: VmId, up_to: WriteSeq) {
-        let mut inner = self.lock();
-        for pending in &mut inner.pending {
-            if pending.waiting.get(&vm).is_some_and(|&mark| mark <= up_to) {
-                pending.waiting.remove(&vm);
-            }
-        }
-        let here = inner.pending.iter().filter(|pending| pending.waiting.is_empty());
-        let newest = here.map(|pending| pending.cut).max().unwrap_or(WriteSeq::ZERO);
-        inner.newest_durable_cut = inner.newest_durable_cut.max(newest);
-        inner.complete();
+        self.lock().completion.durable(vm, up_to);
     }
 
     /// A VM's stream began anew: marks of before will never be acknowledged as such.
     pub(crate) fn on_restart(&self) {
-        self.lock().pending.clear();
+        self.lock().completion.restarted();
     }
 
     /// When the newest checkpoint of a VM was taken that is complete at the recovery side, of those of this run.
     pub(super) fn newest_complete(&self, vm: VmId) -> Option<Monotonic> {
-        self.lock().newest_complete.get(&vm).copied()
+        self.lock().completion.newest_complete(vm)
     }
 
     /// The group for the operator.
@@ -469,14 +358,41 @@ impl Group {
     }
 }
 
-impl Inner {
-    /// Takes note of the checkpoints that are complete now.
-    fn complete(&mut self) {
-        let done = |pending: &Pending| pending.waiting.is_empty() && pending.hosts.is_empty();
-        while self.pending.front().is_some_and(done) {
-            let Some(done) = self.pending.pop_front() else { return };
-            self.newest_complete.extend(done.members.into_iter().map(|vm| (vm, done.taken_at)));
+/// This host's part of the group, as a cut across hosts touches it.
+pub(super) struct Here<'a>(pub(super) &'a Group);
+
+impl Part for Here<'_> {
+    fn hold(&mut self) -> u64 {
+        let mut inner = self.0.lock();
+        inner.hold_began = clock::now();
+        *inner.hold.insert(self.0.gate.close())
+    }
+
+    fn release(&mut self, hold: u64) {
+        self.0.gate.open(hold);
+        let mut inner = self.0.lock();
+        if inner.hold.take_if(|now| *now == hold).is_some() {
+            let held = clock::now().since(inner.hold_began);
+            inner.holds.count += 1;
+            inner.holds.last = held;
+            inner.holds.longest = inner.holds.longest.max(held);
         }
+    }
+
+    fn draw(&mut self, cut: WriteSeq) -> std::result::Result<(), CutRefusal> {
+        if self.0.checkpointed().iter().any(|vm| vm.capture().status().gap_open) {
+            return Err(CutRefusal::Syncing);
+        }
+        self.0.counter.draw_exactly(cut).map_err(CutRefusal::Passed)
+    }
+
+    fn mark(&mut self, checkpoint: &Checkpoint, hosts: &[String]) -> std::result::Result<(), String> {
+        let taken_at = self.0.lock().hold_began;
+        let marked = self.0.mark_streams(checkpoint, taken_at, hosts).map_err(|error| error.detail);
+        if let Err(why) = &marked {
+            tracing::warn!(group = self.0.name, cut = %checkpoint.cut, why, "the cut is not marked here");
+        }
+        marked
     }
 }
 

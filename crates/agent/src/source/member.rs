@@ -1,21 +1,19 @@
-//! This host's part in a group that another agent coordinates: it holds, cuts and marks when it is told to.
-//!
-//! The hold ends by itself after [`CUT_HOLD_MAX`], and when the connection is lost: a coordinator that is
-//! slow or dead costs a checkpoint, not the guests.
+//! The connection to the agent that coordinates a group which has VMs here.
 
 use super::Source;
-use super::group::Group;
+use super::group::{Group, Here};
 use crate::clock;
 use crate::link::{self, Connected};
 use crate::wire_io::{Outgoing, ReadError, read_ahead, read_message, write_message, write_messages};
 use anyhow::{Context, Result, bail};
+use joint::cut::Follower;
 use replication::wire::{CutMessage, FrameReader, Join, Message};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use types::limits::{CONNECT_TIMEOUT, CUT_HOLD_MAX, HEARTBEAT_INTERVAL, PEER_SILENCE_MAX};
-use types::{GroupId, WriteSeq};
+use types::limits::{CONNECT_TIMEOUT, HEARTBEAT_INTERVAL, PEER_SILENCE_MAX};
+use types::{GroupId, Monotonic};
 
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -53,6 +51,7 @@ pub(super) async fn follow(source: Arc<Source>, group: Weak<Group>, coordinator:
     let mut last_error = None;
     // Whether the coordinator may think that the group has VMs here that it is to wait for.
     let mut joined = true;
+    let mut follower = Follower::default();
     loop {
         let Some(alive) = group.upgrade() else { return };
         let name = alive.name().to_owned();
@@ -67,7 +66,7 @@ pub(super) async fn follow(source: Arc<Source>, group: Weak<Group>, coordinator:
                 Ok(Ok((connected, frames, _))) => {
                     tracing::info!(group = name, coordinator, "follows the group's coordinator");
                     last_error = None;
-                    serve(&alive, connected, frames).await
+                    serve(&alive, &mut follower, connected, frames).await
                 }
                 Ok(Err(error)) => format!("{error:#}"),
                 Err(_) => "the coordinator does not answer".to_owned(),
@@ -83,34 +82,26 @@ pub(super) async fn follow(source: Arc<Source>, group: Weak<Group>, coordinator:
 }
 
 /// What this host does for one connection to the coordinator.
-struct Part {
-    group: Arc<Group>,
+struct Part<'a> {
+    group: &'a Group,
+    follower: &'a mut Follower,
     queue: mpsc::UnboundedSender<Outgoing>,
-    /// What opens the gate that is closed now.
-    hold: Option<u64>,
-    /// The newest cut the coordinator was told is durable here.
-    durable: WriteSeq,
 }
 
 /// Does what the coordinator says until the connection is lost, or the group's VMs here are others.
-async fn serve(group: &Arc<Group>, connected: Connected, frames: FrameReader) -> String {
+async fn serve(group: &Group, follower: &mut Follower, connected: Connected, frames: FrameReader) -> String {
     let Connected { reader, writer, first, .. } = connected;
     let (queue, outgoing) = mpsc::unbounded_channel();
     let writing = tokio::spawn(write_messages(writer, first, outgoing));
     let (inbox, mut messages) = mpsc::channel(4);
     let reading = tokio::spawn(read_ahead(reader, frames, inbox));
-    let mut part = Part { group: group.clone(), queue, hold: None, durable: WriteSeq::ZERO };
+    follower.connected();
+    let mut part = Part { group, follower, queue };
     let vms = group.checkpointed().len();
     let mut heard_at = clock::now();
     let mut ticks = tokio::time::interval(HEARTBEAT_INTERVAL / 4);
     let why = loop {
-        let holds = part.hold.is_some();
-        let hold_ends = async {
-            match holds {
-                true => tokio::time::sleep(CUT_HOLD_MAX).await,
-                false => std::future::pending().await,
-            }
-        };
+        let hold_ends = part.follower.due();
         tokio::select! {
             biased;
             message = messages.recv() => {
@@ -119,7 +110,7 @@ async fn serve(group: &Arc<Group>, connected: Connected, frames: FrameReader) ->
                     break why;
                 }
             }
-            () = hold_ends => part.let_go(),
+            () = until(hold_ends) => part.follower.tick(clock::now(), &mut Here(group)),
             _ = ticks.tick() => {
                 if clock::now().since(heard_at) > PEER_SILENCE_MAX {
                     break "the coordinator has gone silent".to_owned();
@@ -131,29 +122,31 @@ async fn serve(group: &Arc<Group>, connected: Connected, frames: FrameReader) ->
             }
         }
     };
-    part.let_go();
+    let hold_ends = part.follower.due();
     drop(part);
     reading.abort();
     let _ = timeout(RETRY_INTERVAL, writing).await;
+    until(hold_ends.or(Some(Monotonic::default()))).await;
+    follower.tick(clock::now(), &mut Here(group));
     why
 }
 
-impl Part {
+/// Waits until then, or for ever.
+async fn until(then: Option<Monotonic>) {
+    match then {
+        Some(then) => tokio::time::sleep(then.since(clock::now())).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Part<'_> {
     /// Does what it says; the reason where the connection ends with it.
     fn on_message(&mut self, message: Option<Result<Message, ReadError>>) -> Option<String> {
         match message {
-            Some(Ok(Message::Cut(CutMessage::Prepare { cut }))) => {
-                self.let_go();
-                let (time, refused) = self.group.prepare_here(cut);
-                self.hold = Some(time);
-                self.say(Message::Cut(CutMessage::Prepared { cut, refused }));
-            }
-            Some(Ok(Message::Cut(CutMessage::Settle { cut, mark }))) => {
-                self.let_go();
-                if let Some(mark) = mark
-                    && let Err(error) = self.group.mark_here(cut, &mark)
-                {
-                    tracing::warn!(group = self.group.name(), %cut, error, "the cut is not marked here");
+            Some(Ok(Message::Cut(message))) => {
+                match self.follower.heard(clock::now(), message, &mut Here(self.group)) {
+                    Ok(answer) => answer.into_iter().for_each(|answer| self.say(Message::Cut(answer))),
+                    Err(why) => return Some(why.to_string()),
                 }
             }
             Some(Ok(Message::Heartbeat)) => {}
@@ -164,18 +157,10 @@ impl Part {
         None
     }
 
-    fn let_go(&mut self) {
-        if let Some(time) = self.hold.take() {
-            self.group.let_go(time);
-        }
-    }
-
     /// Says that the host is there, and what is durable.
     fn tell(&mut self) {
-        let newest = self.group.newest_durable_cut();
-        if newest > self.durable {
-            self.durable = newest;
-            self.say(Message::Cut(CutMessage::Durable { cut: newest }));
+        if let Some(durable) = self.follower.durable(self.group.newest_durable_cut()) {
+            self.say(Message::Cut(durable));
         }
         self.say(Message::Heartbeat);
     }

@@ -1,0 +1,8 @@
+//! What joins splitter, replication and journal on each side: decided here, done by the agent and by the simulator.
+//!
+//! Nothing in here has a thread, a clock, a socket or a task. Time comes in with each call, and what is to be done goes
+//! out as a value or through a seam that the caller implements.
+//!
+//! - [`cut`]: one cut of a group whose VMs are on several hosts.
+
+pub mod cut;
