@@ -339,9 +339,10 @@ pub struct Checkpoint {
     /// Bytes of them.
     #[serde(default)]
     pub write_bytes: u64,
-    /// Shannon entropy of a sample of them, in bits a byte: text is near 4, encrypted data near 8.
+    /// Shannon entropy of a sample of them, in bits a byte: text is near 4, encrypted data near 8. None where no data was
+    /// written, or this side does not know.
     #[serde(default)]
-    pub entropy_bits: f64,
+    pub entropy_bits: Option<f64>,
 }
 
 /// A page of checkpoints, oldest first.

@@ -150,7 +150,7 @@ fn to_json(report: &VerifyReport) -> Value {
             "tag": facts.checkpoint.tag,
             "writes": facts.writes,
             "write_bytes": facts.bytes,
-            "entropy_bits": f64::from(facts.entropy) / 4096.0,
+            "entropy_bits": facts.entropy_bits(),
         })
     });
     json!({

@@ -236,7 +236,7 @@ pub(crate) fn checkpoints(page: &CheckpointPage) -> String {
             checkpoint.kind.clone(),
             checkpoint.writes.to_string(),
             bytes(checkpoint.write_bytes),
-            format!("{:.2}", checkpoint.entropy_bits),
+            checkpoint.entropy_bits.map_or("-".into(), |bits| format!("{bits:.2}")),
             checkpoint.tag.clone(),
         ]);
     }

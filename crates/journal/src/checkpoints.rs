@@ -5,7 +5,8 @@
 //! ```text
 //! 0  u64 id    8  u64 cut    16 i64 taken at    24 u64 bytes written since the one before
 //! 32 u32 writes since the one before    36 u16 members    38 u16 entropy (1/4096 bit a byte)
-//! 40 u8 kind   41 u8 flags: 1 first of its minute, 2 first of its quarter of an hour    42 [6] reserved
+//! 40 u8 kind   41 u8 flags: 1 first of its minute, 2 first of its quarter of an hour, 4 its entropy is not known
+//! 42 [6] reserved
 //! ```
 //! Words of tags are in the manifest. Thinning asks the flags, so that it needs nothing but the row.
 
@@ -25,6 +26,8 @@ const MINUTE: i64 = 60_000_000;
 const QUARTER: i64 = 15 * MINUTE;
 const FIRST_OF_MINUTE: u8 = 1;
 const FIRST_OF_QUARTER: u8 = 2;
+/// Of rows that an older version wrote, those without a write are meant as well.
+const ENTROPY_UNKNOWN: u8 = 4;
 
 /// A checkpoint and what is known of the time since the one before it.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,8 +37,8 @@ pub struct CheckpointFacts {
     pub writes: u64,
     /// Bytes the guest wrote since the one before.
     pub bytes: u64,
-    /// Shannon entropy of a sample of them, in 1/4096 bit a byte: 0 to 32768.
-    pub entropy: u16,
+    /// Shannon entropy of a sample of them, in 1/4096 bit a byte: 0 to 32768. None where they held no data.
+    pub entropy: Option<u16>,
     pub(crate) flags: u8,
 }
 
@@ -79,11 +82,16 @@ impl Default for CheckpointFacts {
             members: 0,
             tag: String::new(),
         };
-        Self { checkpoint, writes: 0, bytes: 0, entropy: 0, flags: 0 }
+        Self { checkpoint, writes: 0, bytes: 0, entropy: None, flags: 0 }
     }
 }
 
 impl CheckpointFacts {
+    /// Shannon entropy of a sample of what the guest wrote, in bits a byte; none where it wrote no data.
+    pub fn entropy_bits(&self) -> Option<f64> {
+        self.entropy.map(|entropy| f64::from(entropy) / 4096.0)
+    }
+
     pub(crate) fn cut(&self) -> WriteSeq {
         self.checkpoint.cut
     }
@@ -111,12 +119,12 @@ impl CheckpointFacts {
         row[24..32].copy_from_slice(&self.bytes.to_le_bytes());
         row[32..36].copy_from_slice(&u32::try_from(self.writes).unwrap_or(u32::MAX).to_le_bytes());
         row[36..38].copy_from_slice(&self.checkpoint.members.to_le_bytes());
-        row[38..40].copy_from_slice(&self.entropy.to_le_bytes());
+        row[38..40].copy_from_slice(&self.entropy.unwrap_or(0).to_le_bytes());
         row[40] = match self.checkpoint.kind {
             CheckpointKind::Automatic => 1,
             CheckpointKind::Tagged => 2,
         };
-        row[41] = self.flags;
+        row[41] = self.flags | if self.entropy.is_none() { ENTROPY_UNKNOWN } else { 0 };
         row
     }
 
@@ -141,7 +149,9 @@ impl CheckpointFacts {
             tag,
         };
         let writes = u64::from(u32::from_le_bytes(row[32..36].try_into().expect("four bytes")));
-        Ok(Self { checkpoint, writes, bytes: number(24), entropy: half(38), flags: row[41] })
+        let is_known = row[41] & ENTROPY_UNKNOWN == 0 && writes > 0;
+        let (entropy, flags) = (is_known.then(|| half(38)), row[41] & !ENTROPY_UNKNOWN);
+        Ok(Self { checkpoint, writes, bytes: number(24), entropy, flags })
     }
 }
 
@@ -305,13 +315,26 @@ mod tests {
 
     #[test]
     fn a_row_reads_back() {
-        let mut facts =
-            CheckpointFacts { writes: 7, bytes: 1 << 40, entropy: 32_768, flags: 3, ..Default::default() };
+        let mut facts = CheckpointFacts {
+            writes: 7,
+            bytes: 1 << 40,
+            entropy: Some(32_768),
+            flags: 3,
+            ..Default::default()
+        };
         facts.checkpoint.cut = WriteSeq::from_raw(99);
         facts.checkpoint.kind = CheckpointKind::Tagged;
         facts.checkpoint.tag = "before".into();
         let tags = [TagEntry { cut: 99, tag: "before".into(), taken_at: 0 }];
-        assert_eq!(CheckpointFacts::decode(&facts.encode(), &tags), Ok(facts));
+        assert_eq!(CheckpointFacts::decode(&facts.encode(), &tags), Ok(facts.clone()));
+        let unknown = CheckpointFacts { entropy: None, ..facts.clone() };
+        assert_eq!(CheckpointFacts::decode(&unknown.encode(), &tags), Ok(unknown));
+        // Older versions took what was not written into account.
+        let nothing_written = CheckpointFacts { writes: 0, ..facts };
+        assert_eq!(
+            CheckpointFacts::decode(&nothing_written.encode(), &tags).map(|facts| facts.entropy),
+            Ok(None)
+        );
         assert!(CheckpointFacts::decode(&[9; ROW_BYTES], &tags).is_err());
     }
 

@@ -456,7 +456,7 @@ pub(crate) fn checkpoint_to_api(facts: &CheckpointFacts) -> api::Checkpoint {
     api::Checkpoint {
         writes: facts.writes,
         write_bytes: facts.bytes,
-        entropy_bits: f64::from(facts.entropy) / 4096.0,
+        entropy_bits: facts.entropy_bits(),
         ..mark_to_api(&facts.checkpoint)
     }
 }
@@ -466,7 +466,7 @@ pub(crate) fn mark_to_api(checkpoint: &Checkpoint) -> api::Checkpoint {
     api::Checkpoint {
         writes: 0,
         write_bytes: 0,
-        entropy_bits: 0.0,
+        entropy_bits: None,
         id: checkpoint.id.to_string(),
         cut: checkpoint.cut.to_string(),
         kind: match checkpoint.kind {

@@ -122,6 +122,9 @@ fn checkpoints_are_found_by_time_kind_and_tag() {
         noisy["writes"].as_u64().unwrap() > 0 && noisy["entropy_bits"].as_f64().unwrap() > 1.0,
         "{noisy}"
     );
+    // A checkpoint, and what a sync copied, are nobody's writes.
+    let quiet = list(&[]).into_iter().filter(|row| row["writes"] == 0).collect::<Vec<_>>();
+    assert!(!quiet.is_empty() && quiet.iter().all(|row| row["entropy_bits"].is_null()), "{quiet:?}");
     let first = list(&["--tag", "first"]).remove(0);
     let at = first["taken_at"].as_str().unwrap();
     assert!(list(&["--to", at]).iter().all(|row| row["taken_at"].as_str().unwrap() <= at));
