@@ -183,9 +183,10 @@ pub const TCP_SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// Streams one agent accepts at once.
 pub const STREAMS_MAX: usize = 4096;
-/// Connections over TCP to the API of one agent, and how long a request's head may take.
+/// Connections over TCP to the API of one agent, and how long a request's head and its body may take to arrive.
 pub const API_CONNECTIONS_MAX: usize = 256;
 pub const API_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+pub const API_BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Freed memory of guests' requests that is kept to be used again, in bytes.
 pub const BOUNCE_KEPT_BYTES: usize = 128 << 20;
 /// Requests of one queue that the disk works on at once.

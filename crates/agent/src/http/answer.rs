@@ -1,4 +1,4 @@
-//! Errors as problem documents, and operations run beside the sockets.
+//! Errors as problem documents, bodies that have to arrive in time, and operations run beside the sockets.
 
 use crate::error::{ErrorKind, OperationError};
 use api::Problem;
@@ -8,6 +8,8 @@ use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
+use tokio::time::timeout;
+use types::limits::API_BODY_TIMEOUT;
 
 /// An operation's error on its way out.
 #[derive(Debug)]
@@ -27,7 +29,7 @@ impl From<JsonRejection> for ApiError {
     }
 }
 
-/// A JSON body whose faults are problem documents too.
+/// A JSON body whose faults are problem documents too. It arrives in time, or its connection is given up.
 #[derive(Debug)]
 pub(super) struct Body<T>(pub(super) T);
 
@@ -35,7 +37,11 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let Json(body) = Json::<T>::from_request(request, state).await?;
+        let arrived = timeout(API_BODY_TIMEOUT, Json::<T>::from_request(request, state)).await;
+        let Json(body) = arrived.map_err(|_| {
+            let seconds = API_BODY_TIMEOUT.as_secs();
+            OperationError::invalid(format!("the request's body did not arrive within {seconds} s"))
+        })??;
         Ok(Self(body))
     }
 }

@@ -4,6 +4,7 @@ use crate::stage::{SOON, Stage};
 use lab::wait_until;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -64,6 +65,9 @@ struct Loiterers(Vec<TcpStream>);
 /// What they begin with: TLS, of which one long message is announced, or NBD.
 const TLS: &[u8] = &[0x16, 3, 1, 0x40, 0];
 const NBD: &[u8] = &[0, 0, 0];
+/// Of its body a part is sent.
+const SLOW_REQUEST: &[u8] = b"POST /v1/vms HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+                              content-length: 100\r\n\r\n{\"name\":";
 
 impl Loiterers {
     fn at(port: u16, count: usize, say: &[u8]) -> Self {
@@ -112,6 +116,9 @@ fn connections_that_do_not_show_who_they_are_hold_up_nobody_and_end() {
     assert!(!log[before..].contains("peer not reached"), "{}", &log[before..]);
     loiterers.push(Loiterers::at(port, 600, NBD));
     loiterers.push(Loiterers::at(api, 600, TLS));
+    // One who is let in, and never comes to the end of what he asks.
+    let mut slow = UnixStream::connect(stage.a.api_socket()).unwrap();
+    slow.write_all(SLOW_REQUEST).unwrap();
     // An operator, on the socket and over TCP, and a client of a disk.
     stage.tag("web", "web", "while they wait");
     let mut remote = stage.a.command();
@@ -131,5 +138,9 @@ fn connections_that_do_not_show_who_they_are_hold_up_nobody_and_end() {
         Ok((left == 0).then_some(()))
     })
     .unwrap();
+    slow.set_read_timeout(Some(SOON)).unwrap();
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 422") && answer.contains("did not arrive within"), "{answer}");
     stage.drained("web");
 }
