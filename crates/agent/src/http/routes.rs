@@ -105,7 +105,14 @@ async fn list_vms(State(app): State<App>) -> Answer<Vec<ProtectedVm>> {
     (status = 422, body = Problem, content_type = "application/problem+json"),
 ))]
 async fn protect(State(app): State<App>, Body(request): Body<ProtectRequest>) -> Answer<ProtectedVm> {
-    beside(move || app.source.protect(&request).map(|vm| vm.to_api())).await.map(Json)
+    beside(move || {
+        if request.qmp.is_none() {
+            app.recovery.check_not_replicas(&request.disks)?;
+        }
+        app.source.protect(&request).map(|vm| vm.to_api())
+    })
+    .await
+    .map(Json)
 }
 
 /// One protected VM.

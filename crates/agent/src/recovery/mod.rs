@@ -19,6 +19,7 @@ mod promote;
 mod promoted;
 mod record;
 mod reopen;
+mod replicas;
 mod scrub;
 mod seeds;
 mod silence;

@@ -223,7 +223,6 @@ impl Source {
         check_name("group", &group)?;
         check_disks(request)?;
         check_formats(request)?;
-        check_not_replicas(request)?;
         if split_peer(&request.peer).is_none() {
             return Err(OperationError::invalid(format!("peer {:?}: give HOST:PORT", request.peer)));
         }
@@ -652,22 +651,6 @@ fn check_formats(request: &ProtectRequest) -> Result<()> {
             checked.map_err(|error| OperationError::invalid(with_sources(&error)))
         }),
     }
-}
-
-/// A journal goes on writing to its replica whatever else does.
-fn check_not_replicas(request: &ProtectRequest) -> Result<()> {
-    for disk in request.disks.iter().filter(|_| request.qmp.is_none()) {
-        let path = std::fs::canonicalize(&disk.path).unwrap_or_else(|_| PathBuf::from(&disk.path));
-        let folder = path.parent().filter(|folder| folder.ends_with("replica"));
-        if folder.and_then(Path::parent).is_some_and(|journal| journal.join("manifest").exists()) {
-            return Err(OperationError::conflict(format!(
-                "{} is the replica of a journal, which writes to it: a VM runs on an image of the journal (`holdfast \
-                 image open`, `holdfast failover start`), and is protected by that one's disk once it is promoted",
-                path.display()
-            )));
-        }
-    }
-    Ok(())
 }
 
 /// A protection's record, saved.

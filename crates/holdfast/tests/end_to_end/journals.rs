@@ -199,6 +199,15 @@ fn replicas_lie_in_a_folder_of_their_own_and_stay_there_when_the_journal_is_move
     let replicas = PathBuf::from(journal["replica_folder"].as_str().unwrap());
     assert!(replicas.starts_with(stage.b.folder.join("replicas")), "{}", replicas.display());
     let replica = replicas.join("vda.raw");
+    // Nobody may protect it, under whatever name.
+    let (link, other) = (stage.path("soft.raw"), stage.path("hard.raw"));
+    std::os::unix::fs::symlink(&replica, &link).unwrap();
+    std::fs::hard_link(&replica, &other).unwrap();
+    for path in [&replica, &link, &other] {
+        let disk = format!("vda={}", path.display());
+        let protect = ["vm", "protect", "circle", "--disk", &disk, "--peer", &stage.a.peer()];
+        refused(stage.b.ask(&protect), 4, "is the replica of a journal");
+    }
     let is_followed = |what: &str| {
         wait_until(what, SOON, || {
             let journal = stage.b.ask(&["journal", "show", "web"])?;
