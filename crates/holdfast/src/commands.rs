@@ -130,7 +130,9 @@ async fn vm(client: &Client, command: VmCommand, json: bool) -> Result<()> {
     match command {
         VmCommand::Protect(protect) => {
             let wait = protect.wait;
-            let vm = client.protect(&request(*protect)?).await?;
+            let request = request(*protect)?;
+            let vm =
+                waiting::answered(&format!("protecting {}", request.name), client.protect(&request)).await?;
             let vm = if wait {
                 eprintln!("VM {} is protected here; its disks are served on {}", vm.name, vm.socket);
                 waiting::synced(client, &vm.name).await?
@@ -154,11 +156,12 @@ async fn vm(client: &Client, command: VmCommand, json: bool) -> Result<()> {
             print::one(json, &vm, print::protected)
         }
         VmCommand::Unprotect { name } => {
-            let done = client.unprotect(&name).await?;
+            let done = waiting::answered(&format!("unprotecting {name}"), client.unprotect(&name)).await?;
             print::one(json, &done, |_| format!("{name} is not protected any more\n"))
         }
         VmCommand::Forget { name } => {
-            let done = client.forget(&name).await?;
+            let removing = format!("removing the journal of {name}");
+            let done = waiting::answered(&removing, client.forget(&name)).await?;
             print::one(json, &done, |_| format!("the journal of {name} is removed\n"))
         }
     }
@@ -281,7 +284,9 @@ async fn checkpoint(client: &Client, command: CheckpointCommand, json: bool) -> 
 async fn image(client: &Client, command: ImageCommand, json: bool) -> Result<()> {
     match command {
         ImageCommand::Open { vm, at, writable } => {
-            let image = client.open_image(&OpenImageRequest { vm, at, writable }).await?;
+            let opening = format!("opening an image of {vm} as of {at}");
+            let request = OpenImageRequest { vm, at, writable };
+            let image = waiting::answered(&opening, client.open_image(&request)).await?;
             print::one(json, &image, print::image)
         }
         ImageCommand::Promote { id, rate, wait } => {
@@ -291,7 +296,8 @@ async fn image(client: &Client, command: ImageCommand, json: bool) -> Result<()>
         }
         ImageCommand::List => print::one(json, &client.images().await?, |images| print::image_table(images)),
         ImageCommand::Close { id } => {
-            print::one(json, &client.close_image(&id).await?, |closed| print::closed_image(&id, closed))
+            let closed = waiting::answered(&format!("closing image {id}"), client.close_image(&id)).await?;
+            print::one(json, &closed, |closed| print::closed_image(&id, closed))
         }
     }
 }
@@ -307,14 +313,17 @@ async fn journal(client: &Client, command: JournalCommand, json: bool) -> Result
                 keep_minutely_seconds: set.keep_minutely,
                 keep_tagged_seconds: set.keep_tagged,
             };
-            print::one(json, &client.set_journal(&set.vm, &settings).await?, print::journal)
+            let setting = format!("setting the journal of {}", set.vm);
+            let journal = waiting::answered(&setting, client.set_journal(&set.vm, &settings)).await?;
+            print::one(json, &journal, print::journal)
         }
         JournalCommand::Move { vm, to } => {
             print::one(json, &waiting::moved(client, &vm, &to).await?, print::journal)
         }
         JournalCommand::Seed { vm, disks } => {
             let request = SeedRequest { vm: vm.clone(), disks: named_disks(&disks)? };
-            print::one(json, &client.seed(&request).await?, |_| {
+            let done = waiting::answered(&format!("taking replicas of {vm}"), client.seed(&request)).await?;
+            print::one(json, &done, |_| {
                 format!("the replicas of {vm} wait here; protect it on the other side\n")
             })
         }
@@ -345,7 +354,7 @@ async fn fail_over(client: &Client, group: &str, request: &FailoverRequest, json
     if !json {
         eprintln!("failing group {group} over to {} …", request.at);
     }
-    let failover = client.failover(group, request).await?;
+    let failover = waiting::failed_over(client, group, request).await?;
     print::one(json, &failover, print::failover)?;
     // Where none of them is defined, the images are all that was wanted.
     let runs = |vm: &&api::FailoverVm| vm.run_state == "running";
@@ -359,7 +368,8 @@ async fn failover(client: &Client, command: FailoverCommand, json: bool) -> Resu
         FailoverCommand::Start { .. } => unreachable!("has an exit code of its own"),
         FailoverCommand::Commit { group } => print::one(json, &client.commit(&group).await?, print::failover),
         FailoverCommand::Rollback { group } => {
-            print::one(json, &client.rollback(&group).await?, print::failover)
+            let undoing = format!("rolling the failover of group {group} back");
+            print::one(json, &waiting::answered(&undoing, client.rollback(&group)).await?, print::failover)
         }
         FailoverCommand::Pause { group } => {
             print::one(json, &client.pause_failover(&group).await?, print::failover)

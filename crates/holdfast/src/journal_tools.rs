@@ -1,5 +1,6 @@
 //! `holdfast journal`: looking into a journal's folder while no agent has it.
 
+use crate::waiting::ReadingThrough;
 use crate::{exit, print};
 use anyhow::{Context, Result, bail};
 use journal::{FsStore, Journal, RecordRow, Settings, Upkeep, VerifyReport, verify};
@@ -8,6 +9,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use types::limits::RECORD_BYTES_MAX;
 
 /// Reads a journal through and prints what it holds.
 pub(crate) fn read_through(folder: &Path, deep: bool, with_records: bool, as_json: bool) -> Result<ExitCode> {
@@ -35,17 +37,21 @@ pub(crate) fn read_through(folder: &Path, deep: bool, with_records: bool, as_jso
 /// Makes damaged indexes again, and contains what else is damaged.
 pub(crate) fn repair(folder: &Path, as_json: bool) -> Result<ExitCode> {
     let store = Arc::new(take(folder)?);
+    let mut told = ReadingThrough::new("reading the journal".into(), Some(bytes_in(folder)));
     let opened = Journal::open(store, Settings::for_repair()).context("open the journal")?;
     let (journal, mut damage) = (opened.journal, opened.damage);
-    let mut rebuilt = 0;
+    let (mut rebuilt, mut read_bytes) = (0, 0);
     let mut place = None;
     loop {
         let how = Upkeep::plain(agent::clock::wall(), agent::random());
         let step = journal.scrub(place, &how).context("read the journal")?;
         damage.extend(step.damage);
         rebuilt += step.rebuilt;
+        read_bytes += step.bytes;
+        told.tell(read_bytes, &format!(", {} places damaged", damage.len()));
         place = step.place;
         if place.is_none() {
+            told.end();
             break;
         }
     }
@@ -69,8 +75,30 @@ pub(crate) fn repair(folder: &Path, as_json: bool) -> Result<ExitCode> {
     Ok(if damage.is_empty() && rebuilt == 0 { ExitCode::SUCCESS } else { ExitCode::from(exit::DAMAGED) })
 }
 
-fn read(folder: &Path, deep: bool, on_record: impl FnMut(RecordRow)) -> Result<VerifyReport> {
-    verify(&take(folder)?, deep, on_record).context("read the journal")
+/// Records between two looks at the clock.
+const RECORDS_A_LOOK: u64 = 4096;
+
+fn read(folder: &Path, deep: bool, mut on_record: impl FnMut(RecordRow)) -> Result<VerifyReport> {
+    let store = take(folder)?;
+    let mut told = ReadingThrough::new("reading the journal".into(), None);
+    let (mut records, mut bytes) = (0u64, 0);
+    let report = verify(&store, deep, |row| {
+        records += 1;
+        // What stands for a range without data may be as long as a disk.
+        bytes += if row.range.len <= RECORD_BYTES_MAX { row.range.len } else { 0 };
+        if records.is_multiple_of(RECORDS_A_LOOK) {
+            told.tell(bytes, &format!(", {records} records, up to {}", row.seq));
+        }
+        on_record(row);
+    });
+    told.end();
+    report.context("read the journal")
+}
+
+/// Bytes of the files that a scrub reads.
+fn bytes_in(folder: &Path) -> u64 {
+    let rows = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    rows.filter_map(|row| row.metadata().ok()).filter(|facts| facts.is_file()).map(|facts| facts.len()).sum()
 }
 
 fn take(folder: &Path) -> Result<FsStore> {

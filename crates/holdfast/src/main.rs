@@ -9,6 +9,7 @@ mod commands;
 mod exit;
 mod journal_tools;
 mod print;
+mod telling;
 mod waiting;
 
 use clap::Parser;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use api::{
-    Alert, CheckpointPage, ClosedImage, Failover, Group, Image, Journal, Moving, Pin, Promotion, ProtectedVm,
+    Alert, CheckpointPage, ClosedImage, Failover, Group, Image, Journal, Pin, Promotion, ProtectedVm,
     RecoveredVm, Status, Verify,
 };
 use serde::Serialize;
@@ -190,7 +190,7 @@ pub(crate) fn protected(vm: &ProtectedVm) -> String {
 }
 
 /// A bar that is filled by a share of its length.
-fn bar(share: f64) -> String {
+pub(crate) fn bar(share: f64) -> String {
     let bar: String = (0..30).map(|at| if f64::from(at) < share * 30.0 { '#' } else { '.' }).collect();
     format!("[{bar}]")
 }
@@ -202,13 +202,6 @@ pub(crate) fn sync_line(vm: &ProtectedVm) -> String {
     };
     let left = vm.to_sync_bytes.map_or("unknown".into(), bytes);
     format!("{} {:.0} %, {left} left", bar(progress), progress * 100.0)
-}
-
-/// How far a verification is, in one line.
-pub(crate) fn verify_line(verify: &Verify) -> String {
-    let progress = verify.compared_bytes as f64 / verify.total_bytes.max(1) as f64;
-    let differing = bytes(verify.differing_bytes);
-    format!("{} {:.0} %, {}, {differing} differ", bar(progress), progress * 100.0, verify.state)
 }
 
 pub(crate) fn verify(name: &str, verify: &Verify) -> String {
@@ -288,13 +281,6 @@ pub(crate) fn promotion_line(promotion: &Promotion) -> String {
     let (own, total) = (bytes(promotion.own_bytes), bytes(promotion.total_bytes));
     let error = promotion.error.as_ref().map_or(String::new(), |error| format!(": {error}"));
     format!("{} {}, {own} of {total}{error}", bar(share), promotion.state)
-}
-
-/// How far the moving of a journal is, in one line.
-pub(crate) fn moving_line(moving: &Moving) -> String {
-    let share = moving.bytes_done as f64 / moving.bytes_total.max(1) as f64;
-    let (done, total) = (bytes(moving.bytes_done), bytes(moving.bytes_total));
-    format!("{} {done} of {total} copied to {}", bar(share), moving.folder)
 }
 
 pub(crate) fn journal(journal: &Journal) -> String {

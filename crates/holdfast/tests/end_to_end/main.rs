@@ -34,5 +34,6 @@ mod tap;
 mod tap_changes;
 mod tap_harmless;
 mod tap_identity;
+mod telling;
 mod ublk;
 mod vhost_user;
