@@ -15,6 +15,7 @@ use crate::ack_gate::AckGate;
 use crate::buffer_pool::BufferPool;
 use crate::dirty::Dirty;
 use crate::dirty_map::DirtyMap;
+use crate::doubts::Doubts;
 use crate::identity::DiskIdentity;
 use crate::polite_lock::PoliteLock;
 use crate::region_log::{RegionLog, Regions};
@@ -74,6 +75,7 @@ struct Inner {
     /// Somebody who was leaving has waited in vain when this was released.
     waited_in_vain: Option<WriteSeq>,
     dirty: Dirty,
+    doubts: Doubts,
     /// Where writes may be left out that others overwrite before the next checkpoint.
     superseded: Option<Superseded>,
     writes: u64,
@@ -164,6 +166,7 @@ impl Capture {
             sync_end: WriteSeq::ZERO,
             waited_in_vain: None,
             dirty: Dirty::new(disk_sizes, map, &regions),
+            doubts: Doubts::default(),
             writes: 0,
             write_bytes: 0,
             superseded: config.leaves_out.then(|| Superseded::above(WriteSeq::ZERO)),
@@ -531,7 +534,7 @@ impl Capture {
     /// behind the run's end.
     pub fn end_compare(&self, disk: DiskIndex, first: BlockIndex, differs: u64) -> u64 {
         let Some(blocks) = self.lock().dirty.compared_blocks(disk, first) else { return 0 };
-        let differs = differs & 1u64.checked_shl(blocks as u32).map_or(u64::MAX, |bit| bit - 1);
+        let differs = differs & first_bits(blocks);
         if differs != 0 {
             let len = u64::from(u64::BITS - differs.leading_zeros());
             let start = first.range(u64::MAX).start;
@@ -550,6 +553,17 @@ impl Capture {
         self.tell_held();
         (self.wake)();
         differing
+    }
+
+    /// What is believed of the answer for a run of a disk whose writes come here only after they were made; the rest is
+    /// compared again. To be asked before [`Capture::end_compare`], which is told what this returns.
+    pub fn believed(&self, disk: DiskIndex, first: BlockIndex, differs: u64) -> u64 {
+        let mut inner = self.lock();
+        let Some(blocks) = inner.dirty.compared_blocks(disk, first) else { return 0 };
+        let differs = differs & first_bits(blocks);
+        let believed = inner.doubts.believed(disk, first, blocks, differs);
+        inner.dirty.compare_again(disk, first, differs & !believed);
+        believed
     }
 
     /// The link is lost: what was being compared is to be compared anew.
@@ -650,6 +664,10 @@ impl Inner {
 
 fn is_copy(record: &Record) -> bool {
     matches!(record.kind, Kind::Sync | Kind::SyncZero)
+}
+
+fn first_bits(count: u64) -> u64 {
+    1u64.checked_shl(count as u32).map_or(u64::MAX, |bit| bit - 1)
 }
 
 fn cost(record: &Record) -> u64 {

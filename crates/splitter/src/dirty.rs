@@ -320,6 +320,16 @@ impl Dirty {
         self.comparing.insert((disk, first), len);
     }
 
+    /// Blocks of a run that is being compared are to be compared once more when it has been, a bit for each. What is kept
+    /// of them stays as it is until then.
+    pub(crate) fn compare_again(&mut self, disk: DiskIndex, first: BlockIndex, which: u64) {
+        for at in (0..64).filter(|at| which & (1 << at) != 0) {
+            let block = first.0 + at;
+            self.touch(disk, block..block + 1);
+            self.suspects[usize::from(disk.0)].set(block..block + 1);
+        }
+    }
+
     /// The length of the run that is being compared from `first` on, if one is.
     pub(crate) fn compared_blocks(&self, disk: DiskIndex, first: BlockIndex) -> Option<u64> {
         self.comparing.get(&(disk, first)).copied()

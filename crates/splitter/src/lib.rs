@@ -20,6 +20,7 @@ mod dirty_map;
 mod disk;
 #[cfg(test)]
 mod disks_in_tests;
+mod doubts;
 mod hung_up;
 mod identity;
 mod image_file;

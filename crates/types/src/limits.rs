@@ -62,6 +62,8 @@ pub const COMPARE_BLOCKS_MAX: usize = 16;
 pub const COMPARES_MAX: usize = 64;
 /// Places a verification lists; what differs beside them is counted.
 pub const VERIFY_PLACES_MAX: usize = 1000;
+/// Blocks of one VM that have differed, and are looked at again before that is believed.
+pub const DOUBTED_BLOCKS_MAX: usize = 4096;
 /// Batches read from a stream but not yet written to the journal.
 pub const RECEIVE_QUEUE_BATCHES: usize = 16;
 

@@ -660,4 +660,32 @@ fn while_writes_are_not_heard_of_no_cut_is_consistent() {
     assert!(!capture.close_sync(), "it is known only to the next capture what was missed");
 }
 
+#[test]
+fn a_difference_that_is_doubted_is_compared_again_and_breaks_no_cut() {
+    for keeps in [false, true] {
+        let memory = Memory::default();
+        let capture = begun(&memory, 1 << 20);
+        let (disk, first) = (DiskIndex(0), BlockIndex(4));
+        capture.mark_suspect(disk, ByteRange::new(4 << 16, 2 << 16), true);
+        for look in 1.. {
+            let (_, at, len) = capture.next_suspects(16).expect("it is to be compared");
+            assert_eq!((at, len), (first, if look == 1 { 2 } else { 1 }));
+            capture.begin_compare(disk, first, len);
+            // As a block that is written all the time, which differs twice, or one that is damaged.
+            let differs = u64::from(keeps || look < 3);
+            let believed = capture.believed(disk, first, differs);
+            assert_eq!(capture.end_compare(disk, first, believed), believed);
+            if believed != 0 || differs == 0 {
+                break;
+            }
+            assert_eq!(marked_after_a_kill(&memory, 1).0, Vec::<u64>::new(), "it counts as equal until then");
+        }
+        let status = capture.status();
+        assert_eq!(
+            (status.gap_open, status.dirty_blocks, status.unsettled_blocks),
+            (keeps, u64::from(keeps), 0)
+        );
+    }
+}
+
 mod copies;
