@@ -14,6 +14,7 @@ mod host_devices;
 mod hosts;
 mod image_watch;
 mod images;
+mod log_rotation;
 mod member;
 mod nbd_tls;
 mod outbox;

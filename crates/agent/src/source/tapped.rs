@@ -3,6 +3,7 @@
 
 use super::Source;
 use super::heard::Heard;
+use super::log_rotation::LogRotation;
 use super::record::{DiskRecord, ProtectionRecord, TappedRecord};
 use crate::alerts::{AlertKind, Cause};
 use crate::clock;
@@ -14,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use types::{ByteRange, DiskIndex, Monotonic};
+use types::{ByteRange, DiskIndex, WriteSeq};
 
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -136,15 +137,25 @@ impl VmTap {
     }
 
     /// Watches the tap of a VM until it is lost or given up.
-    pub(super) fn watch(self: &Arc<Self>, source: &Arc<Source>, vm: &str) -> Result<()> {
-        let (tap, source, vm) = (self.clone(), source.clone(), vm.to_owned());
+    pub(super) fn watch(
+        self: &Arc<Self>,
+        source: &Arc<Source>,
+        vm: &str,
+        capture: &Arc<Capture>,
+    ) -> Result<()> {
+        let (tap, source, vm, capture) =
+            (self.clone(), source.clone(), vm.to_owned(), Arc::downgrade(capture));
         let runtime = tokio::runtime::Handle::current();
         let watching = std::thread::Builder::new().name("tap".into()).spawn(move || {
             let _entered = runtime.enter();
-            let mut rotated_at = clock::now();
+            let mut rotation = LogRotation::begin(clock::now(), tap.change_log_interval);
+            let mut last_seen = WriteSeq::ZERO;
             while !tap.ended.load(Ordering::SeqCst) {
                 std::thread::sleep(CHECK_INTERVAL);
-                let seen = tap.look(&mut rotated_at);
+                let Some(capture) = capture.upgrade() else { return };
+                let holds = capture.is_held(std::mem::replace(&mut last_seen, capture.status().last));
+                drop(capture);
+                let seen = tap.look(rotation.is_due(clock::now(), holds));
                 if tap.ended.load(Ordering::SeqCst) {
                     return;
                 }
@@ -157,7 +168,7 @@ impl VmTap {
         watching.map(drop).map_err(|error| anyhow::anyhow!("start a thread: {error}").into())
     }
 
-    fn look(&self, rotated_at: &mut Monotonic) -> anyhow::Result<Seen> {
+    fn look(&self, rotates: bool) -> anyhow::Result<Seen> {
         self.disks.iter().for_each(TappedDisk::close_idle);
         let mut tap = self.lock();
         let seen = tap.check(&self.left_out)?;
@@ -170,9 +181,7 @@ impl VmTap {
         if self.heard.has_lost() {
             anyhow::bail!("the VM has left a disk's socket, and its writes are not told of any more");
         }
-        let now = clock::now();
-        if now.since(*rotated_at) >= self.change_log_interval {
-            *rotated_at = now;
+        if rotates {
             tap.rotate_logs()?;
         }
         Ok(seen)

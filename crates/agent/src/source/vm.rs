@@ -132,7 +132,7 @@ impl ProtectedVm {
             suspects_because,
         });
         if let Some(tap) = &tap {
-            tap.watch(source, &name)?;
+            tap.watch(source, &name, &vm.capture)?;
         }
         tokio::spawn(driver::drive(vm.clone(), source.clone(), wake, inbox));
         tokio::spawn(image_watch::watch(source.clone(), Arc::downgrade(&vm)));

@@ -101,6 +101,11 @@ impl Capture {
         self.lock().hold(seq) == Hold::No
     }
 
+    /// Whether a write that was committed as `seq` waits for the recovery side.
+    pub fn is_held(&self, seq: WriteSeq) -> bool {
+        self.is_sync && self.lock().hold(seq) != Hold::No
+    }
+
     /// Everything is well: guest writes wait for the recovery side again. To be said when the stream has
     /// caught up; true where that is news.
     pub fn return_to_sync(&self) -> bool {
