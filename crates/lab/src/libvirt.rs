@@ -3,6 +3,10 @@
 //!
 //! Its `/dev` has no KVM: where the device is there and guests do not run by it, libvirt looks for seconds at each
 //! question for what it can do.
+//!
+//! Where a newer libvirt lies over the installed one, its folder of modules stands alone: libvirtd loads whatever it finds
+//! there and ends with the first module of another version, and the installed version has some that come in packages of
+//! their own now.
 
 use crate::clock::wait_until;
 use crate::guest_files::guest_folder;
@@ -23,6 +27,9 @@ pub enum LibvirtVersion {
     Eleven,
 }
 
+/// Where libvirtd has its modules, below `/usr`.
+const MODULES: &str = "lib/x86_64-linux-gnu/libvirt";
+
 /// A running libvirtd. Its VMs end with it.
 #[derive(Debug)]
 pub struct Libvirt {
@@ -31,14 +38,18 @@ pub struct Libvirt {
     daemon: std::process::Child,
 }
 
-/// `$H` is the site's folder, `$ETC` where its configuration is from, `$USR` what lies over `/usr`, if anything does.
+/// `$H` is the site's folder, `$ETC` where its configuration is from, `$USR` what lies over `/usr`, if anything does,
+/// and `$MODULES` where libvirtd's are below it.
 const SETUP: &str = r#"
 for name in etc run lib cache log dev; do mkdir -p "$H/$name"; done
 cp -a "$ETC/." "$H/etc/"
 printf 'user = "root"\ngroup = "root"\nsecurity_driver = "none"\nstdio_handler = "file"\ncgroup_controllers = [ ]\nnamespaces = [ ]\n' > "$H/etc/qemu.conf"
 printf 'host_uuid = "%s"\nauth_unix_rw = "none"\n' "$(cat /proc/sys/kernel/random/uuid)" > "$H/etc/libvirtd.conf"
 ip link set lo up
-[ -z "$USR" ] || mount -t overlay overlay -o "lowerdir=$USR:/usr" /usr
+if [ -n "$USR" ]; then
+    mount -t overlay overlay -o "lowerdir=$USR:/usr" /usr
+    mount --bind "$USR/$MODULES" "/usr/$MODULES"
+fi
 mount -t tmpfs -o mode=755 dev "$H/dev"
 mkdir -p "$H/dev/pts" "$H/dev/shm" "$H/dev/net"
 for node in null zero full random urandom tty ptmx net/tun; do
@@ -78,7 +89,7 @@ impl Libvirt {
                 bail!("no libvirt 11 in {}: run `cargo xtask test --suite libvirt`", unpacked.display())
             }
         };
-        let setup = format!("ETC='{}'\nUSR='{usr}'\n{SETUP}", etc.display());
+        let setup = format!("ETC='{}'\nUSR='{usr}'\nMODULES='{MODULES}'\n{SETUP}", etc.display());
         let namespace = Namespace::start(folder, &setup)?;
         let log = File::create(folder.join("libvirtd.log")).context("make libvirtd's log")?;
         let mut daemon = namespace.command("/usr/sbin/libvirtd");
