@@ -2,12 +2,15 @@
 //! <https://www.qemu.org/docs/master/interop/qmp-spec.html>
 //!
 //! Every command has a number, and only the answer with that number is its answer: one that comes after its command
-//! was given up is passed over. A command has one deadline for all that is said until its answer.
+//! was given up is passed over. A command has one deadline for all that is said until its answer. A monitor that let one
+//! pass is not asked again: whoever waits for this connection waits once, not once for each question.
 //!
 //! The `qapi` crate's client is not used: it panics where the monitor hangs up instead of greeting, which would end
 //! the agent, and it cannot read an event that was not known when it was generated.
 
 use crate::clock;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use serde_json::{Value, json};
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
@@ -25,6 +28,8 @@ pub(super) struct Qmp {
     /// The beginning of a line whose end has not come yet.
     partial: Vec<u8>,
     last_number: u64,
+    /// It has let a deadline pass.
+    is_silent: bool,
 }
 
 /// Why a command has no answer.
@@ -69,12 +74,31 @@ fn explained(said: String) -> String {
     )
 }
 
+/// Connects without waiting to be let in: a process that stands still takes in nobody, and where a few have waited
+/// already the system would have the next one wait for ever.
+fn connect_at_once(socket: &Path) -> Result<UnixStream, QmpError> {
+    let connect = || -> rustix::io::Result<_> {
+        let address = SocketAddrUnix::new(socket)?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let ours = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        rustix::net::connect(&ours, &address)?;
+        Ok(ours)
+    };
+    let stream = match connect() {
+        Ok(ours) => UnixStream::from(ours),
+        Err(Errno::AGAIN) => return Err(QmpError::Silent),
+        Err(error) => return Err(QmpError::Connect(error.into())),
+    };
+    stream.set_nonblocking(false).map_err(QmpError::Io)?;
+    Ok(stream)
+}
+
 impl Qmp {
     pub(super) fn connect(socket: &Path) -> Result<Self, QmpError> {
-        let writer = UnixStream::connect(socket).map_err(QmpError::Connect)?;
+        let writer = connect_at_once(socket)?;
         writer.set_write_timeout(Some(QMP_ANSWER_PATIENCE)).map_err(QmpError::Io)?;
         let reader = BufReader::new(writer.try_clone().map_err(QmpError::Io)?);
-        let mut qmp = Self { reader, writer, partial: Vec::new(), last_number: 0 };
+        let mut qmp = Self { reader, writer, partial: Vec::new(), last_number: 0, is_silent: false };
         let greeting = qmp.read(Some(clock::now().plus(QMP_ANSWER_PATIENCE)))?;
         if greeting.get("QMP").is_none() {
             return Err(QmpError::NotQmp);
@@ -95,6 +119,15 @@ impl Qmp {
 
     /// The return value of a command; events in between are passed over.
     pub(super) fn ask(&mut self, command: &str, arguments: &Value) -> Result<Value, QmpError> {
+        if self.is_silent {
+            return Err(QmpError::Silent);
+        }
+        let answer = self.ask_now(command, arguments);
+        self.is_silent = matches!(answer, Err(QmpError::Silent));
+        answer
+    }
+
+    fn ask_now(&mut self, command: &str, arguments: &Value) -> Result<Value, QmpError> {
         let deadline = clock::now().plus(QMP_ANSWER_PATIENCE);
         self.last_number += 1;
         let number = self.last_number;
@@ -213,6 +246,37 @@ mod tests {
         let mut qmp = Qmp::connect(&socket).unwrap();
         assert_eq!(qmp.execute("query-status").unwrap(), 8);
         assert_eq!(qmp.peer_pid(), Some(std::process::id()));
+    }
+
+    #[test]
+    fn a_monitor_that_was_silent_is_not_waited_for_again() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let reader = BufReader::new(ours.try_clone().unwrap());
+        let mut qmp = Qmp { reader, writer: ours, partial: Vec::new(), last_number: 0, is_silent: false };
+        assert!(matches!(qmp.execute("query-status"), Err(QmpError::Silent)));
+        // Its answer comes after all.
+        theirs.write_all(b"{\"return\": {}, \"id\": 1}\n").unwrap();
+        assert!(matches!(qmp.execute("query-block"), Err(QmpError::Silent)));
+        let mut asked = vec![0; 1 << 12];
+        let len = std::io::Read::read(&mut theirs, &mut asked).unwrap();
+        let asked = String::from_utf8_lossy(&asked[..len]);
+        assert!(asked.contains("query-status") && !asked.contains("query-block"), "{asked}");
+    }
+
+    #[test]
+    fn a_monitor_that_takes_in_nobody_is_silent() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("monitor");
+        let _listener = UnixListener::bind(&socket).unwrap();
+        // As many as the system has wait.
+        let mut waiting = Vec::new();
+        let refused = loop {
+            match connect_at_once(&socket) {
+                Ok(stream) => waiting.push(stream),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(refused, QmpError::Silent), "{refused:?}");
     }
 
     #[test]

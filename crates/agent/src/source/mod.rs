@@ -132,13 +132,21 @@ impl Source {
     /// the others go on.
     pub(crate) fn resume_all(self: &Arc<Self>) -> anyhow::Result<()> {
         self.resume_departures()?;
+        let mut tapped = Vec::new();
         for record in self.state.load_each::<ProtectionRecord>("protected")? {
             match record {
+                Ok(record) if record.qmp.is_some() => tapped.push(record),
                 Ok(record) => self.take_up(record),
                 // Its guest has no disk until this is mended; the others must have theirs.
                 Err(error) => {
                     self.alerts.raise("protections", format!("a protection is left out: {error:#}"))
                 }
+            }
+        }
+        for (record, answers) in asked(tapped) {
+            match answers {
+                Ok(()) => self.take_up(record),
+                Err(error) => self.stall(record, error),
             }
         }
         Ok(())
@@ -150,14 +158,18 @@ impl Source {
         loop {
             tokio::time::sleep(delay).await;
             let waiting: Vec<_> = self.stalled().values().map(|stalled| stalled.record.clone()).collect();
-            for record in waiting {
-                tokio::task::block_in_place(|| {
+            tokio::task::block_in_place(|| {
+                for (record, answers) in asked(waiting) {
                     let _changing = self.changing.lock().expect("a panic aborts the process");
-                    if self.stalled().contains_key(&record.name) {
-                        self.take_up(record);
+                    if !self.stalled().contains_key(&record.name) {
+                        continue;
                     }
-                });
-            }
+                    match answers {
+                        Ok(()) => self.take_up(record),
+                        Err(error) => self.stall(record, error),
+                    }
+                }
+            });
             let is_soon = self.stalled().values().any(|stalled| stalled.may_come_free());
             delay = if is_soon { (delay * 2).min(RETRY_INTERVAL) } else { RETRY_INTERVAL };
         }
@@ -178,21 +190,24 @@ impl Source {
             }
             // Somebody else, the operator or the one who tries again, was faster.
             Err(_) if self.vms().contains_key(&name) => {}
-            Err(error) => {
-                let is_in_use = error.kind == ErrorKind::InUse;
-                let before = self.stalled().get(&name).map_or(0, |stalled| stalled.found_in_use);
-                let found_in_use = if is_in_use { before + 1 } else { 0 };
-                let stalled = Stalled::new(record, error.detail, found_in_use);
-                if stalled.may_come_free() {
-                    tracing::info!(vm = name, error = stalled.error, "not taken up yet");
-                } else {
-                    let text =
-                        format!("VM {name} is not protected: {}; tried again by itself", stalled.error);
-                    self.alerts.raise(Cause::new(AlertKind::Protection, &name), text);
-                }
-                self.stalled().insert(name, stalled);
-            }
+            Err(error) => self.stall(record, error),
         }
+    }
+
+    /// A protection that cannot be taken up waits for the next try.
+    fn stall(&self, record: ProtectionRecord, error: OperationError) {
+        let name = record.name.clone();
+        let is_in_use = error.kind == ErrorKind::InUse;
+        let before = self.stalled().get(&name).map_or(0, |stalled| stalled.found_in_use);
+        let found_in_use = if is_in_use { before + 1 } else { 0 };
+        let stalled = Stalled::new(record, error.detail, found_in_use);
+        if stalled.may_come_free() {
+            tracing::info!(vm = name, error = stalled.error, "not taken up yet");
+        } else {
+            let text = format!("VM {name} is not protected: {}; tried again by itself", stalled.error);
+            self.alerts.raise(Cause::new(AlertKind::Protection, &name), text);
+        }
+        self.stalled().insert(name, stalled);
     }
 
     /// A monitor has one client: a VM that is protected by it is found by its name, not by silence.
@@ -396,16 +411,18 @@ impl Source {
 
     /// Ends a protection. The VM's image stays as it is; its socket goes.
     pub(crate) fn unprotect(self: &Arc<Self>, name: &str) -> Result<()> {
-        let _changing = self.changing.lock().expect("a panic aborts the process");
+        let changing = self.changing.lock().expect("a panic aborts the process");
         let stalled = self.stalled().remove(name);
         if let Some(stalled) = stalled {
             self.alerts.forget_protection(name);
             clear_alerts(self, name);
-            self.leave_stalled(&stalled.record);
             HostDevices::remove_unserved(&stalled.record)?;
             let departure = self.record_departure(&stalled.record, WriteSeq::before_run(self.run))?;
             self.remove_records(&stalled.record)?;
             self.tell_departure(departure);
+            // The VM may not answer: nobody else waits for that.
+            drop(changing);
+            self.leave_stalled(&stalled.record);
             return Ok(());
         }
         let vm = self.vm(name)?;
@@ -615,6 +632,23 @@ impl Source {
     fn groups(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Group>>> {
         self.groups.lock().expect("a panic aborts the process")
     }
+}
+
+/// Records of protections, and whether the VM of each can be asked for its disks, where it has to be. All are asked at
+/// once: one that does not answer takes its time.
+fn asked(records: Vec<ProtectionRecord>) -> Vec<(ProtectionRecord, Result<()>)> {
+    let answers: Vec<_> = std::thread::scope(|scope| {
+        let ask = |record: &ProtectionRecord| {
+            let control = record.qmp.clone()?;
+            Some(scope.spawn(move || VmTap::answers(&control)))
+        };
+        let asking: Vec<_> = records.iter().map(ask).collect();
+        let answer = |asking: std::thread::ScopedJoinHandle<'_, Result<()>>| {
+            asking.join().expect("a panic aborts the process")
+        };
+        asking.into_iter().map(|asking| asking.map_or(Ok(()), answer)).collect()
+    });
+    records.into_iter().zip(answers).collect()
 }
 
 fn check_name(what: &str, name: &str) -> Result<()> {

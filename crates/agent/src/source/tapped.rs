@@ -89,6 +89,11 @@ impl VmTap {
         })
     }
 
+    /// Whether a VM answers at its control socket; what does not is waited for.
+    pub(super) fn answers(control: &std::path::Path) -> Result<()> {
+        Tap::answers(control).map_err(unavailable)
+    }
+
     pub(super) fn disks(&self) -> &[TappedDisk] {
         &self.disks
     }

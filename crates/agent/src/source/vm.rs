@@ -248,19 +248,27 @@ impl ProtectedVm {
     /// Leaves a VM that runs on its own image, and this host, without a trace; a VM that runs on our sockets is not
     /// changed.
     pub(super) fn detach(&self) -> Result<()> {
-        let mut devices = self.devices();
-        if let Some(path) = devices.in_use() {
-            return Err(OperationError::conflict(format!("{path} is in use: unmount it first")));
+        {
+            // Not longer: whoever asks for the VM's state waits for this.
+            let mut devices = self.devices();
+            if let Some(path) = devices.in_use() {
+                return Err(OperationError::conflict(format!("{path} is in use: unmount it first")));
+            }
+            if !self.lock_record().ublk.is_empty() {
+                // A device only goes once all that was asked of it is answered.
+                self.capture.start_tracking();
+            }
+            std::mem::take(&mut *devices).remove()?;
         }
-        if !self.lock_record().ublk.is_empty() {
-            // A device only goes once all that was asked of it is answered.
-            self.capture.start_tracking();
-        }
-        std::mem::take(&mut *devices).remove()?;
         let Some(tap) = &self.tap else { return Ok(()) };
+        self.ending.store(true, Ordering::SeqCst);
         // A job is only ended while its target answers: what is held for the recovery side must not keep it.
         self.capture.lose_writes();
-        tap.detach()
+        if let Err(error) = tap.detach() {
+            // Its connections end with our server, and a change log costs it nothing.
+            tracing::info!(vm = self.name(), error = error.detail, "unprotected without the VM's answer");
+        }
+        Ok(())
     }
 
     /// Whether it runs on its own image: then its disks are for its hypervisor only.

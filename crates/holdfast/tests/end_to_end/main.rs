@@ -28,6 +28,7 @@ mod stage;
 mod streams;
 mod suite_away;
 mod suite_libvirt;
+mod suite_tap;
 mod suite_ublk;
 mod synchronous;
 mod tap;

@@ -93,15 +93,21 @@ pub(crate) struct Tap {
 }
 
 impl Tap {
+    /// Whether a VM answers at its control socket. What does not is found out by waiting for it.
+    ///
+    /// # Errors
+    /// As it says, or does not.
+    pub(crate) fn answers(control: &Path) -> Result<()> {
+        connect(control).map(drop)
+    }
+
     /// Connects to a VM's control socket and finds its disks; `wanted` names them, or none for all that can be
     /// written. `reader_socket` is where the VM will let itself be read.
     ///
     /// # Errors
     /// Where the VM does not answer, has no such disk, or cannot be read without danger for it.
     pub(crate) fn open(control: &Path, wanted: &[Wanted], reader_socket: PathBuf) -> Result<Self> {
-        let qmp = Qmp::connect(control)
-            .with_context(|| format!("connect to the VM's control socket {}", control.display()))?;
-        let monitor = Monitor::new(qmp);
+        let monitor = Monitor::new(connect(control)?);
         is_here(&status_of_vm(&monitor)?)?;
         let found = find_disks(&monitor)?;
         let readable = Readable::ask(&monitor)?;
@@ -352,6 +358,10 @@ impl Tap {
         }
         Ok(())
     }
+}
+
+fn connect(control: &Path) -> Result<Qmp> {
+    Qmp::connect(control).with_context(|| format!("connect to the VM's control socket {}", control.display()))
 }
 
 /// The names that are ours in a column.
