@@ -179,7 +179,7 @@ pub(crate) fn protected(vm: &ProtectedVm) -> String {
             }
             let _ = writeln!(
                 out,
-                "  note     QEMU drops the guest's discards under the tap: trim after `vm unprotect`"
+                "  note     QEMU drops the guest's discards under the tap: trim after `vm unprotect` and a remount"
             );
         }
         None => {
