@@ -1,29 +1,22 @@
 //! Long ranges: what they cost is told by records, and what is under and over them is right at every checkpoint.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod stream;
+
 use batch::{Batch, BatchMeta, Codec, Kind, Record, encode, encode_mark};
 use bytes::Bytes;
-use journal::{AppendMeta, FsStore, Journal, Mode, Settings, Store, StoreFile, Thinning, Upkeep};
+use journal::{AppendMeta, FsStore, Journal, Mode, Settings, Store, StoreFile, Upkeep};
 use proptest::prelude::*;
 use sim::SimStore;
 use std::io;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use stream::SMALL;
 use types::{
     ByteRange, Checkpoint, CheckpointId, CheckpointKind, DiskIndex, DiskSpec, Epoch, Incarnation, VmId,
     WallTime, WriteSeq,
 };
 
 const DISK: DiskIndex = DiskIndex(0);
-const SETTINGS: Settings = Settings {
-    history: Duration::from_secs(3600),
-    bytes_soft: 0,
-    bytes_hard: 0,
-    segment_bytes: 1 << 20,
-    mode: Mode::RollForward,
-    thinning: Thinning { all: Duration::from_secs(86_400), minutely: Duration::from_secs(604_800) },
-    tagged_history: Duration::ZERO,
-};
 
 /// A source that only counts.
 struct Source {
@@ -110,7 +103,7 @@ fn a_disk_of_a_tebibyte_that_is_discarded_costs_its_records() {
     const SIZE: u64 = 1 << 40;
     for offset in [0, 1 << 20] {
         let folder = tempfile::tempdir().unwrap();
-        let mut source = Source::begin(Arc::new(FsStore::open(folder.path()).unwrap()), SIZE, SETTINGS);
+        let mut source = Source::begin(Arc::new(FsStore::open(folder.path()).unwrap()), SIZE, SMALL);
         let places = [0, 4096, (1 << 30) - 4096, (3 << 30) + (17 << 20), (700 << 30) + 12_345, SIZE - 4096];
         places.iter().for_each(|at| source.write(*at, vec![1; 4096]));
         let before = source.checkpoint();
@@ -229,7 +222,7 @@ fn zeroes_that_have_to_be_written_keep_to_the_pace_and_take_several_turns() {
         let folder = tempfile::tempdir().unwrap();
         let written = Arc::new(Mutex::new(Vec::new()));
         let store = NoHoles { below: FsStore::open(folder.path()).unwrap(), written: written.clone() };
-        let mut source = Source::begin(Arc::new(store), SIZE, SETTINGS);
+        let mut source = Source::begin(Arc::new(store), SIZE, SMALL);
         source.write(0, vec![1; 4096]);
         source.write(SIZE - 4096, vec![1; 4096]);
         ByteRange::new(4096, SIZE - 8192).split_at_multiples(1 << 30).for_each(|range| source.discard(range));
@@ -358,7 +351,7 @@ proptest! {
 
     #[test]
     fn long_ranges_and_writes_among_them_are_as_a_plain_disk_has_them(steps in steps()) {
-        let small = Settings { segment_bytes: 512 << 10, ..SETTINGS };
+        let small = Settings { segment_bytes: 512 << 10, ..SMALL };
         let store = SimStore::new();
         let mut source = Source::begin(Arc::new(store), BLOCKS * BLOCK, small);
         let mut disk = vec![0; BLOCKS as usize];

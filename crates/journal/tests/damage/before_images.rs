@@ -1,0 +1,82 @@
+//! Rot in the before-images of a journal in rollback mode.
+
+use crate::stream::{Stream, append, compare, create, cuts, keep_up, read_all};
+use crate::{SEGMENTS, open, scrub_all, written};
+use journal::{Journal, Manifest, Mode, Settings, Upkeep, verify};
+use sim::SimStore;
+use std::sync::Arc;
+use types::WallTime;
+
+/// A journal in rollback mode, whose replica has all of twelve writes.
+fn with_before_images() -> (SimStore, Stream, Settings) {
+    let store = SimStore::new();
+    let settings = Settings { mode: Mode::Rollback, ..SEGMENTS };
+    let journal = create(&store, settings);
+    let mut stream = Stream::begin();
+    for number in 0..12u64 {
+        stream.write(number * 512, &[number as u8 + 1; 6000]);
+        stream.checkpoint();
+        append(&journal, stream.batch(), number, number as u8 + 1);
+        keep_up(&journal, number);
+    }
+    assert_eq!(compare(&journal, &stream.states), 12);
+    (store, stream, settings)
+}
+
+#[test]
+fn rot_in_before_images_is_never_given_out() {
+    let (store, stream, settings) = with_before_images();
+    // The last of them is still written to.
+    let names: Vec<String> = store.names().into_iter().filter(|name| name.starts_with("undo-")).collect();
+    assert!(names.len() > 1, "{names:?}");
+    for (name, at) in names
+        .iter()
+        .flat_map(|name| (8192..store.len_of(name).unwrap()).step_by(1013).map(move |at| (name, at)))
+    {
+        let rotten = store.fork();
+        assert!(rotten.rot(name, at));
+        let is_found = verify(&rotten, true, |_| {}).unwrap().damage.iter().any(|what| what.contains(name));
+        let opened = Journal::open(Arc::new(rotten), settings).unwrap();
+        // Sealed ones are not read on opening.
+        let at_open = opened.damage.iter().any(|damage| damage.what.contains(name));
+        assert_eq!(
+            at_open,
+            is_found && names.last() == Some(name),
+            "byte {at} of {name}: {:?}",
+            opened.damage
+        );
+        for cut in cuts(&opened.journal) {
+            let (_, expected) = stream.states.iter().find(|(seen, _)| *seen == cut).unwrap();
+            if let Ok(found) = read_all(&opened.journal, cut) {
+                assert!(found == *expected, "byte {at} of {name}: checkpoint {cut} is given out wrong");
+            }
+        }
+    }
+}
+
+/// A fold that retires cuts only in memory, because the manifest cannot be saved, takes no cut from what a crash brings
+/// back: rot in before-images is contained for those too.
+#[test]
+fn rot_in_before_images_is_contained_for_cuts_that_a_crash_brings_back() {
+    let (store, stream, settings) = with_before_images();
+    let mut brought_back = 0;
+    for syncs in 0..8 {
+        let store = store.fork();
+        let journal = Journal::open(Arc::new(store.clone()), settings).unwrap().journal;
+        let before = cuts(&journal).len();
+        journal.set(Settings { bytes_soft: 1, ..SEGMENTS });
+        store.fail_sync_after(Some(syncs));
+        let failed = journal.keep_up(&Upkeep::plain(WallTime(0), [6; 16])).is_err();
+        store.fail_sync_after(None);
+        let retired = before - cuts(&journal).len();
+        assert!(store.rot("undo-00000001", 8192 + 3 * 4096 + 100));
+        let found = scrub_all(&journal).damage;
+        assert_eq!(found.len(), 1, "{found:?}");
+        let not_saved = failed && Manifest::load(&store).unwrap().retired_below == 0;
+        drop(journal);
+        let journal = Journal::open(Arc::new(store), settings).unwrap().journal;
+        compare(&journal, &stream.states);
+        brought_back += usize::from(retired > 0 && not_saved);
+    }
+    assert!(brought_back > 0);
+}
