@@ -17,6 +17,8 @@ pub enum Work {
     Load,
     /// The same, while the disk is read all the time past the guest's cache.
     LoadAndRead,
+    /// As `Load`, while the second disk is written all over too.
+    LoadOnTwo,
     /// A few rounds of the same writers, then powers off; with one request to the disk at a time.
     Burst,
     /// Reports what it finds and powers off.
@@ -32,6 +34,7 @@ impl Work {
             Work::Tick => "holdfast.work=tick",
             Work::Load => "holdfast.work=load",
             Work::LoadAndRead => "holdfast.work=load holdfast.read=1",
+            Work::LoadOnTwo => "holdfast.work=load holdfast.second=1",
             Work::Burst => "holdfast.work=burst holdfast.depth=1",
             Work::Report => "holdfast.work=report",
             Work::Host => "rdinit=/host.sh",
@@ -163,6 +166,11 @@ impl Guest {
             .spawn()
             .context("start qemu-system-x86_64; is it installed?")?;
         Ok(Self { child, console: Console::new(Path::new(&console)) })
+    }
+
+    /// The guest's process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Kills the guest's process at once, as a power cut would.

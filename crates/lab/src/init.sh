@@ -81,6 +81,17 @@ load() {
     done
 }
 
+# Random bytes all over the second disk, which has no file system.
+write_second() {
+    round=0
+    while true; do
+        round=$((round + 1))
+        dd if=/dev/urandom of=/dev/vdb bs=64k count=4 seek=$((round * 37 % 200)) conv=notrunc,fsync 2> /dev/null
+        usleep 20000
+    done
+}
+
+[ -n "$(option second)" ] && write_second &
 [ -n "$(option read)" ] && while true; do dd if=$disk of=/dev/null bs=64k iflag=direct 2> /dev/null; done &
 
 case "$(option work)" in

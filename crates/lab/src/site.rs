@@ -151,9 +151,26 @@ impl Site {
     /// # Errors
     /// Where it ends instead; the error holds its log.
     pub fn start_agent(&mut self) -> Result<()> {
+        self.spawn_agent()?;
+        let mut child = self.agent.take().context("the agent was just started")?;
+        wait_until("the agent's answer", READY_LIMIT, || {
+            if let Some(status) = child.try_wait().context("ask for the agent")? {
+                bail!("the agent ended with {status}; its log ends with:\n{}", self.log_end());
+            }
+            Ok(self.ask(&["status"]).ok())
+        })?;
+        self.agent = Some(child);
+        Ok(())
+    }
+
+    /// Starts the agent and waits for nothing.
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub fn spawn_agent(&mut self) -> Result<()> {
         let log =
             OpenOptions::new().create(true).append(true).open(self.log()).context("open the agent's log")?;
-        let mut child = self
+        let child = self
             .command()
             .args(["agent", "--config"])
             .arg(self.config())
@@ -161,12 +178,6 @@ impl Site {
             .stderr(log)
             .spawn()
             .context("start the agent")?;
-        wait_until("the agent's answer", READY_LIMIT, || {
-            if let Some(status) = child.try_wait().context("ask for the agent")? {
-                bail!("the agent ended with {status}; its log ends with:\n{}", self.log_end());
-            }
-            Ok(self.ask(&["status"]).ok())
-        })?;
         self.agent = Some(child);
         Ok(())
     }

@@ -35,6 +35,7 @@ mod tap;
 mod tap_changes;
 mod tap_harmless;
 mod tap_identity;
+mod tap_reader;
 mod telling;
 mod ublk;
 mod vhost_user;

@@ -34,6 +34,12 @@ pub(crate) fn ask(stage: &Stage, command: &str, arguments: &Value) -> Value {
 
 /// What QEMU says to a command on a monitor.
 pub(crate) fn ask_at(monitor: &Path, command: &str, arguments: &Value) -> Value {
+    let answer = try_to_ask(monitor, command, arguments);
+    answer.unwrap_or_else(|error| panic!("{command}: {error}"))
+}
+
+/// The same, where QEMU may refuse it.
+pub(crate) fn try_to_ask(monitor: &Path, command: &str, arguments: &Value) -> Result<Value, Value> {
     let mut stream = UnixStream::connect(monitor).unwrap();
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
     let mut next = || serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).unwrap();
@@ -50,8 +56,7 @@ pub(crate) fn ask_at(monitor: &Path, command: &str, arguments: &Value) -> Value 
             }
         };
     }
-    assert!(answer.get("error").is_none(), "{command}: {answer}");
-    answer["return"].clone()
+    answer.get("error").map_or_else(|| Ok(answer["return"].clone()), |error| Err(error.clone()))
 }
 
 /// Everything in the VM that a tap could leave behind.

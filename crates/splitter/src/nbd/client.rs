@@ -3,6 +3,8 @@
 //! One request at a time, structured replies, one context. A server that does not follow the protocol is an error.
 
 use super::protocol::*;
+use crate::peer_process::peer_process;
+use crate::writers;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -26,12 +28,22 @@ fn broken(what: &str) -> io::Error {
 }
 
 impl Client {
-    /// Connects to an export, and has block status tell of `context`.
+    /// Connects to an export, and has block status tell of `context`. Only `process` may be the one that serves it;
+    /// where that is not known, whoever listens there.
     ///
     /// # Errors
-    /// Where nobody answers in time, or there is no such export or context.
-    pub fn connect(socket: &Path, export: &str, context: &str) -> io::Result<Self> {
+    /// Where another process listens there, nobody answers in time, or there is no such export or context.
+    pub fn connect(socket: &Path, process: Option<u32>, export: &str, context: &str) -> io::Result<Self> {
         let stream = UnixStream::connect(socket)?;
+        if let Some(process) = process
+            && peer_process(&stream) != Some(process)
+        {
+            let (peer, socket) = (writers::Client::of_process(&stream), socket.display());
+            return Err(io::Error::other(format!(
+                "{peer} listens at {socket} where process {process} should, the VM's hypervisor: nothing is read from \
+                 it. End it, and look who may write to that folder"
+            )));
+        }
         stream.set_read_timeout(Some(NBD_REPLY_PATIENCE))?;
         stream.set_write_timeout(Some(Duration::from_secs(10)))?;
         let mut client = Self { stream, size_bytes: 0, cookie: 0 };
@@ -293,7 +305,7 @@ mod tests {
         let private = crate::nbd::Private { process: None, left };
         let server = Server::bind_private(&socket, vec![export("vda"), export("vdb")], private).unwrap();
         drop(UnixStream::connect(&socket).unwrap());
-        drop(Client::connect(&socket, "vdb", "base:allocation").unwrap());
+        drop(Client::connect(&socket, None, "vdb", "base:allocation").unwrap());
         assert_eq!(told.recv(), Ok(1));
         drop(server);
         assert!(told.try_recv().is_err(), "who picked none has left nothing");
@@ -305,7 +317,8 @@ mod tests {
         let socket = folder.path().join("nbd.sock");
         let export = Export { name: "vda".into(), description: String::new(), device: Arc::new(Half) };
         let _server = Server::bind(&socket, vec![export]).unwrap();
-        let mut client = Client::connect(&socket, "vda", "base:allocation").unwrap();
+        let this = Some(std::process::id());
+        let mut client = Client::connect(&socket, this, "vda", "base:allocation").unwrap();
         assert_eq!(client.size_bytes(), SIZE);
         let mut bytes = vec![0; 65536];
         client.read(3 << 16, &mut bytes).unwrap();
@@ -313,8 +326,11 @@ mod tests {
         assert_eq!(client.read(4096, &mut bytes).unwrap_err().kind(), io::ErrorKind::StorageFull);
         let status = client.block_status(ByteRange::new(0, SIZE)).unwrap();
         assert_eq!(status, vec![(SIZE / 2, 0), (SIZE / 2, STATE_HOLE_ZERO)]);
-        let refused = |export, context| Client::connect(&socket, export, context).unwrap_err().to_string();
+        let refused =
+            |export, context| Client::connect(&socket, this, export, context).unwrap_err().to_string();
         assert!(refused("vdb", "base:allocation").contains("refuses"));
         assert!(refused("vda", "qemu:dirty-bitmap:b").contains("has no"));
+        let other = Client::connect(&socket, Some(1), "vda", "base:allocation").unwrap_err().to_string();
+        assert!(other.contains("where process 1 should"), "{other}");
     }
 }

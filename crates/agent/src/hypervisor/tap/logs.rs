@@ -1,11 +1,10 @@
 //! Change logs: bitmaps in QEMU's memory of the blocks that were written, which go on when the agent does not.
 
 use super::disks::PREFIX;
-use super::reading::{ExportRoom, Way};
+use super::reading::ExportRoom;
 use crate::hypervisor::qmp::{Monitor, QmpError};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use splitter::nbd::Client;
 use splitter::status_of;
 use types::ByteRange;
 use types::limits::BLOCK_BYTES;
@@ -29,15 +28,13 @@ pub(super) struct ChangeLogs<'a> {
 }
 
 impl ChangeLogs<'_> {
-    /// Their names and how many bytes they name, oldest first.
-    fn list(&self) -> Result<Vec<(u64, String, u64)>, QmpError> {
+    /// Their names, oldest first.
+    fn list(&self) -> Result<Vec<(u64, String)>, QmpError> {
         let nodes = self.monitor.rows("query-named-block-nodes", &json!({ "flat": true }))?;
         let node = nodes.iter().find(|row| row["node-name"] == self.node);
         let number_of = |row: &Value| {
             let name = row["name"].as_str()?;
-            // One that does not say how much it names is not empty.
-            let bytes = row["count"].as_u64().unwrap_or(u64::MAX);
-            Some((name.strip_prefix(PREFIX)?.parse().ok()?, name.to_owned(), bytes))
+            Some((name.strip_prefix(PREFIX)?.parse().ok()?, name.to_owned()))
         };
         let bitmaps = node.and_then(|node| node["dirty-bitmaps"].as_array());
         let mut logs: Vec<_> = bitmaps.into_iter().flatten().filter_map(number_of).collect();
@@ -48,7 +45,7 @@ impl ChangeLogs<'_> {
     /// Begins one; the names of those that were there.
     pub(super) fn begin(&self) -> Result<Vec<String>> {
         let logs = self.list()?;
-        let number = logs.last().map_or(1, |(number, ..)| number + 1);
+        let number = logs.last().map_or(1, |(number, _)| number + 1);
         let name = format!("{PREFIX}{number}");
         self.monitor
             .ask(
@@ -56,7 +53,7 @@ impl ChangeLogs<'_> {
                 &json!({ "node": self.node, "name": name, "granularity": BLOCK_BYTES }),
             )
             .context("begin a change log")?;
-        Ok(logs.into_iter().map(|(_, name, _)| name).collect())
+        Ok(logs.into_iter().map(|(_, name)| name).collect())
     }
 
     pub(super) fn remove(&self, log: &str) -> Result<(), QmpError> {
@@ -64,17 +61,11 @@ impl ChangeLogs<'_> {
     }
 
     pub(super) fn remove_all(&self) -> Result<(), QmpError> {
-        self.list()?.iter().try_for_each(|(_, log, _)| self.remove(log))
+        self.list()?.iter().try_for_each(|(_, log)| self.remove(log))
     }
 
     /// What logs of before say.
-    pub(super) fn read(
-        &self,
-        logs: &[String],
-        way: &Way,
-        room: &ExportRoom,
-        size_bytes: u64,
-    ) -> Result<Missed> {
+    pub(super) fn read(&self, logs: &[String], room: &ExportRoom, size_bytes: u64) -> Result<Missed> {
         if logs.is_empty() {
             return Ok(Missed::Unknown);
         }
@@ -83,20 +74,14 @@ impl ChangeLogs<'_> {
                 .ask("block-dirty-bitmap-disable", &json!({ "node": self.node, "name": log }))
                 .context("end a change log")?;
         }
-        if matches!(way, Way::File(_)) {
-            // Which blocks a log names is told by an export only. How many is not.
-            let is_empty = |(_, log, bytes): &(u64, String, u64)| !logs.contains(log) || *bytes == 0;
-            let nothing = self.list()?.iter().all(is_empty);
-            return Ok(if nothing { Missed::Ranges(Vec::new()) } else { Missed::Unknown });
-        }
         let id = format!("{PREFIX}log");
         let export = json!({
             "type": "nbd", "id": id, "node-name": self.node, "name": id, "writable": false, "bitmaps": logs
         });
-        let ranges = room.with(&export, |socket| {
+        let ranges = room.with(&export, || {
             let mut ranges = Vec::new();
             for log in logs {
-                let mut reader = Client::connect(socket, &id, &format!("qemu:dirty-bitmap:{log}"))?;
+                let mut reader = room.connect(&id, &format!("qemu:dirty-bitmap:{log}"))?;
                 let status = status_of(&mut reader, ByteRange::new(0, size_bytes))?;
                 let dirty = status.into_iter().filter(|(_, flags)| flags & STATE_DIRTY != 0);
                 ranges.extend(dirty.map(|(range, _)| range));

@@ -8,7 +8,7 @@
 //! 3. the change logs of taps before this one say what was written while nobody listened: the caller marks that,
 //!    and only then are they removed.
 //!
-//! The disk is read for a sync in one of the ways of [`reading`]: nothing is open for that while nobody reads.
+//! The disk is read for a sync through [`reading`]: nothing is open for that while nobody reads.
 //!
 //! When the agent dies the mirror ends with an error, and the guest goes on at once; the change log goes on too.
 //! It is begun anew now and then, so that it says little when it is needed: the one before is kept until the next
@@ -24,7 +24,7 @@ pub(crate) use disks::{DiskFacts, NotThere};
 use disks::{FoundDisk, PREFIX, find_disks, recognise, recognise_by_name};
 use logs::ChangeLogs;
 pub(crate) use logs::Missed;
-use reading::{ExportDoor, ExportRoom, Readable, STEP_TRIES, TRY_INTERVAL, Way};
+use reading::{ExportDoor, ExportRoom, Readable, STEP_TRIES, TRY_INTERVAL};
 use serde_json::{Value, json};
 use splitter::ReadDoor;
 use std::path::{Path, PathBuf};
@@ -64,7 +64,6 @@ pub(crate) struct TapDisk {
 #[derive(Debug, Clone)]
 struct Place {
     node: String,
-    way: Way,
 }
 
 impl TapDisk {
@@ -110,15 +109,11 @@ impl Tap {
         let monitor = Monitor::new(connect(control)?);
         is_here(&status_of_vm(&monitor)?)?;
         let found = find_disks(&monitor)?;
-        let readable = Readable::ask(&monitor)?;
-        let qemu = monitor.peer_pid();
+        Readable::ask(&monitor)?.check()?;
         let mut disks = Vec::new();
         for (name, known, chosen) in choose(wanted, &found)? {
             let (facts, place) = match (chosen, known) {
-                (Ok(disk), _) => {
-                    let place = Place { node: disk.node.clone(), way: readable.way(disk, qemu)? };
-                    (disk.facts.clone(), Ok(place))
-                }
+                (Ok(disk), _) => (disk.facts.clone(), Ok(Place { node: disk.node.clone() })),
                 (Err(why), Some(facts)) => (facts, Err(why)),
                 (Err(why), None) => bail!("disk {name} is not there as it was: {why}"),
             };
@@ -168,7 +163,7 @@ impl Tap {
             self.begin_mirror(disk, place, target)?;
         }
         for (at, disk, place, logs) in old_logs {
-            let missed = self.logs(place).read(&logs, &place.way, &self.room, disk.facts.size_bytes)?;
+            let missed = self.logs(place).read(&logs, &self.room, disk.facts.size_bytes)?;
             let door = self.door(disk, place);
             // A VM that cannot be read is better refused now than found out in the middle of a sync.
             door.close(door.open().context("read the VM's disk")?);
@@ -187,15 +182,12 @@ impl Tap {
     }
 
     fn door(&self, disk: &TapDisk, place: &Place) -> Arc<dyn ReadDoor> {
-        match &place.way {
-            Way::File(file) => Arc::new(file.clone()),
-            Way::Export => Arc::new(ExportDoor {
-                room: self.room.clone(),
-                name: disk.name.clone(),
-                node: place.node.clone(),
-                size_bytes: disk.facts.size_bytes,
-            }),
-        }
+        Arc::new(ExportDoor {
+            room: self.room.clone(),
+            name: disk.name.clone(),
+            node: place.node.clone(),
+            size_bytes: disk.facts.size_bytes,
+        })
     }
 
     fn logs<'a>(&'a self, place: &'a Place) -> ChangeLogs<'a> {
