@@ -106,6 +106,16 @@ pub trait LocalDisk: Send + Sync + fmt::Debug {
     /// Has what others left in the page cache written to the disk, where that could come later and change what was
     /// read. To be said before everything is read.
     fn settle_others(&self) {}
+    /// Makes it ready to be read until [`LocalDisk::end_read`]. To be said before a range of it is locked: it may wait for
+    /// writes that are under way.
+    ///
+    /// # Errors
+    /// Where it cannot be read; then it is not to be ended.
+    fn begin_read(&self) -> io::Result<()> {
+        Ok(())
+    }
+    /// To be said once nothing of it is locked any more.
+    fn end_read(&self) {}
     /// Which parts of `range` are allocated, in order and without holes between.
     ///
     /// # Errors
@@ -350,8 +360,10 @@ impl ProtectedDisk {
         let size = self.local.size_bytes();
         let start = first.range(size).start;
         let range = ByteRange::new(start, BlockIndex(first.0 + len - 1).range(size).end() - start);
+        let turn = ReadTurn::begin(&*self.local);
         let guard = self.writing.lock(range);
         let at = self.capture.begin_compare(self.index, first, len);
+        turn.check()?;
         let is_hole = self.local.extents(range)?.iter().all(|extent| extent.kind == ExtentKind::Hole);
         if is_hole {
             let blocks = (first.0..first.0 + len).map(BlockIndex);
@@ -372,13 +384,40 @@ impl ProtectedDisk {
         let end = BlockIndex(first.0 + len - 1).range(self.local.size_bytes()).end();
         let start = first.range(self.local.size_bytes()).start;
         let range = ByteRange::new(start, end - start);
+        let turn = ReadTurn::begin(&*self.local);
         let _guard = self.writing.lock(range);
         self.capture.begin_copy(self.index, first, len);
         let mut bytes = Bounce::take(range.len as usize);
-        let read = self.local.read_at(range.start, &mut bytes);
+        let read = turn.check().and_then(|()| self.local.read_at(range.start, &mut bytes));
         let bytes = bytes.into_bytes();
         let taken = self.capture.end_copy(self.index, range, read.is_ok().then_some(&bytes));
         read.map(|()| taken)
+    }
+}
+
+/// A disk that is ready to be read, or why it is not. Had before a range is locked, it is let go after that.
+struct ReadTurn<'a> {
+    local: &'a dyn LocalDisk,
+    begun: io::Result<()>,
+}
+
+impl<'a> ReadTurn<'a> {
+    fn begin(local: &'a dyn LocalDisk) -> Self {
+        Self { local, begun: local.begin_read() }
+    }
+
+    fn check(&self) -> io::Result<()> {
+        self.begun
+            .as_ref()
+            .map_or_else(|error| Err(io::Error::new(error.kind(), error.to_string())), |()| Ok(()))
+    }
+}
+
+impl Drop for ReadTurn<'_> {
+    fn drop(&mut self) {
+        if self.begun.is_ok() {
+            self.local.end_read();
+        }
     }
 }
 

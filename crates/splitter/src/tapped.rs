@@ -5,7 +5,11 @@
 //!
 //! What holds: nothing of ours is open at the hypervisor for reading while nobody reads. The disk is opened by its
 //! [`ReadDoor`] for a read, stays open while reads follow each other, and is closed by [`TappedDisk::close_idle`], which
-//! somebody calls now and then. After a read that failed it is closed at once, and the next read opens it anew.
+//! somebody calls now and then. After a read that failed it is closed, and the next read opens it anew.
+//!
+//! What holds, too: nothing is opened or closed between [`LocalDisk::begin_read`] and [`LocalDisk::end_read`], in which a
+//! range of the disk is locked. The hypervisor waits for the guest's writes for either, and such a write may wait for us
+//! to have that range unlocked: it would stand still until its monitor's patience is at its end.
 
 use crate::device::{Extent, ExtentKind};
 use crate::disk::LocalDisk;
@@ -63,25 +67,39 @@ struct Reading {
     /// Why the last read failed.
     trouble: Option<String>,
     is_gone: bool,
+    /// How many have begun to read and not ended yet.
+    reading: usize,
+    /// What is closed as soon as nobody reads.
+    spent: Vec<(Arc<dyn ReadDoor>, Box<dyn DiskReader>)>,
 }
 
 impl Reading {
     fn close(&mut self) {
         if let (Some(door), Some(reader)) = (&self.door, self.reader.take()) {
-            door.close(reader);
+            self.spent.push((door.clone(), reader));
+        }
+        if self.reading == 0 {
+            self.spent.drain(..).for_each(|(door, reader)| door.close(reader));
+        }
+    }
+
+    fn open(&mut self) -> io::Result<&mut Box<dyn DiskReader>> {
+        let Some(door) = &self.door else {
+            return Err(io::Error::new(io::ErrorKind::NotConnected, "the VM cannot be read"));
+        };
+        match &mut self.reader {
+            Some(reader) => Ok(reader),
+            None if self.reading > 0 => Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "another read of it has just failed; it is opened anew",
+            )),
+            closed => Ok(closed.insert(door.open()?)),
         }
     }
 
     fn read_with<T>(&mut self, read: impl FnOnce(&mut dyn DiskReader) -> io::Result<T>) -> io::Result<T> {
-        let Some(door) = &self.door else {
-            return Err(io::Error::new(io::ErrorKind::NotConnected, "the VM cannot be read"));
-        };
         self.is_used = true;
-        let reader = match &mut self.reader {
-            Some(reader) => reader,
-            closed => closed.insert(door.open()?),
-        };
-        let done = read(&mut **reader);
+        let done = read(&mut **self.open()?);
         if done.is_err() {
             // What follows on a connection whose answer was not waited for would be the answer to something else.
             self.close();
@@ -107,13 +125,14 @@ impl TappedDisk {
     pub fn read_by(&self, door: Arc<dyn ReadDoor>) {
         let mut reading = self.lock();
         reading.close();
-        *reading = Reading { door: Some(door), ..Reading::default() };
+        reading.door = Some(door);
+        (reading.trouble, reading.is_gone) = (None, false);
     }
 
     /// Closes it where it was not read since this was last called.
     pub fn close_idle(&self) {
         let mut reading = self.lock();
-        if !std::mem::take(&mut reading.is_used) {
+        if !std::mem::take(&mut reading.is_used) && reading.reading == 0 {
             reading.close();
         }
     }
@@ -129,7 +148,7 @@ impl TappedDisk {
     pub fn lose(&self) {
         let mut reading = self.lock();
         reading.close();
-        *reading = Reading { is_gone: true, ..Reading::default() };
+        (reading.door, reading.trouble, reading.is_gone) = (None, None, true);
     }
 
     /// Why it could not be read when that was last tried.
@@ -164,6 +183,24 @@ impl LocalDisk for TappedDisk {
 
     fn is_gone(&self) -> bool {
         self.lock().is_gone
+    }
+
+    fn begin_read(&self) -> io::Result<()> {
+        let mut reading = self.lock();
+        let opened = reading.open().map(drop);
+        reading.trouble = opened.as_ref().err().map(ToString::to_string);
+        opened?;
+        reading.is_used = true;
+        reading.reading += 1;
+        Ok(())
+    }
+
+    fn end_read(&self) {
+        let mut reading = self.lock();
+        reading.reading -= 1;
+        if reading.reading == 0 {
+            reading.spent.drain(..).for_each(|(door, reader)| door.close(reader));
+        }
     }
 
     fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {

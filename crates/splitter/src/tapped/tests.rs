@@ -79,3 +79,30 @@ fn a_read_that_failed_is_not_the_last_that_can_be_made() {
     assert_eq!((bytes[0], open(&door)), (7, 1));
     assert_eq!(disk.trouble(), None);
 }
+
+#[test]
+fn nothing_is_opened_or_closed_in_the_middle_of_a_read() {
+    let (disk, door) = disk();
+    let mut bytes = [0; 512];
+    disk.begin_read().unwrap();
+    disk.begin_read().unwrap();
+    assert_eq!(open(&door), 1);
+    disk.close_idle();
+    disk.close_idle();
+    assert_eq!(open(&door), 1, "it is being read");
+    door.failures.store(1, Ordering::SeqCst);
+    disk.read_at(0, &mut bytes).unwrap_err();
+    let other = disk.read_at(0, &mut bytes).unwrap_err();
+    assert_eq!(other.kind(), io::ErrorKind::ConnectionAborted, "its connection is not used again");
+    disk.end_read();
+    assert_eq!(open(&door), 1, "somebody reads still");
+    disk.end_read();
+    assert_eq!((open(&door), door.opened.load(Ordering::SeqCst)), (0, 1));
+    disk.begin_read().unwrap();
+    disk.read_at(0, &mut bytes).unwrap();
+    disk.shut();
+    assert_eq!(open(&door), 1, "it goes with the last read");
+    disk.end_read();
+    assert_eq!(open(&door), 0);
+    assert_eq!(disk.begin_read().unwrap_err().kind(), io::ErrorKind::NotConnected);
+}
