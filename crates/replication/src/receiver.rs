@@ -311,7 +311,7 @@ fn check_hello(hello: &Hello) -> Result<(), String> {
 
 /// What is wished for the journal: nothing an operator could not have chosen, for it decides what history is kept.
 fn check_wishes(hello: &Hello) -> Result<(), String> {
-    if hello.epoch > Epoch::FOREIGN_MAX {
+    if hello.epoch > Epoch::GREETING_MAX {
         return Err(format!("an epoch of {}, which no group comes to", hello.epoch));
     }
     let (least, most) = HISTORY_SECONDS_RANGE;

@@ -154,6 +154,9 @@ impl Epoch {
     /// The highest that a peer may lift an epoch here to: failovers without number are left above it that an honest
     /// peer still hears.
     pub const LIFT_MAX: Epoch = Epoch(1 << 47);
+    /// The highest that a protected side may greet with: above all that it can honestly be lifted to, and so far below
+    /// what is heard at all that each failover still finds one to mint.
+    pub const GREETING_MAX: Epoch = Epoch(3 << 46);
 
     /// The epoch a failover mints.
     pub const fn next(self) -> Self {

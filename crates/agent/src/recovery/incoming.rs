@@ -373,3 +373,6 @@ async fn next_stop(open: &mut Option<OpenStream>) -> Refuse {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

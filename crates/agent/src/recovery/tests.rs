@@ -11,7 +11,7 @@ const PEER: &str = "agent-1.paris";
 const DISK_BYTES: u64 = 1 << 20;
 
 /// A recovery side in a folder, without threads or sockets of its own.
-fn recovery(folder: &Path) -> Arc<Recovery> {
+pub(super) fn recovery(folder: &Path) -> Arc<Recovery> {
     let text = "site = \"rome\"\nagent = \"agent-1\"\nstate_dir = \"state\"\nrun_dir = \"run\"\n";
     let config = Config::parse(text, &folder.join("agent.toml")).unwrap();
     let state = Arc::new(StateDir::open(&config.state_dir).unwrap());
@@ -22,7 +22,7 @@ fn recovery(folder: &Path) -> Arc<Recovery> {
     Recovery::new(&config, run_dir, state, artifacts, [7; 16], alerts)
 }
 
-fn hello(vm: u8) -> Hello {
+pub(super) fn hello(vm: u8) -> Hello {
     Hello {
         vm: VmId::from_bytes([vm; 16]),
         vm_name: format!("vm-{vm}"),
