@@ -131,3 +131,47 @@ fn a_stream_that_begins_anew_while_it_spills_loses_no_spill() {
         done.store(true, Ordering::SeqCst);
     });
 }
+
+#[test]
+fn a_spill_that_is_damaged_is_told_and_what_it_held_is_sent_as_blocks() {
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = outbox(folder.path());
+    for number in 0..64 {
+        guest_write(&outbox.capture, number);
+        outbox.spill();
+    }
+    let status = outbox.capture.status();
+    assert!(status.spilled > status.released);
+    for row in std::fs::read_dir(folder.path().join("spill")).unwrap() {
+        let path = row.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes.iter_mut().skip(8192).for_each(|byte| *byte ^= 0x55);
+        std::fs::write(&path, bytes).unwrap();
+    }
+    let mut chooser = CodecChooser::new(Compression::Always(Codec::Raw));
+    assert!(outbox.next(status.released, SENT_BYTES, &mut chooser, false, true).is_none());
+    let view = outbox.view();
+    assert!(view.lost && !view.has_room, "{view:?}");
+    let spilled = status.spilled;
+    outbox.spill();
+    assert_eq!(outbox.capture.status().spilled, spilled, "nothing more goes to where nothing can be read");
+
+    // The stream begins anew, as the sender asks for: what was written is marked, and the spill is empty and good.
+    let floor = outbox.capture.status().last;
+    outbox.restart(floor);
+    outbox.capture.begin_stream(ONE, floor);
+    assert!(outbox.capture.is_dirty(DiskIndex(0), types::BlockIndex(0)));
+    assert!(!outbox.capture.close_sync(), "not before the blocks are sent");
+    let view = outbox.view();
+    assert!(!view.lost && view.has_room && view.bytes == 0, "{view:?}");
+    for number in 0..64 {
+        guest_write(&outbox.capture, number);
+        outbox.spill();
+    }
+    let status = outbox.capture.status();
+    assert!(status.spilled > status.released);
+    let next = outbox.next(status.released, SENT_BYTES, &mut chooser, false, true).unwrap();
+    assert_eq!(Batch::parse(next.batch.joined()).unwrap().entries()[0].kind, Kind::SyncBegin);
+}
+
+mod hostile;
