@@ -111,6 +111,8 @@ pub struct CaptureStatus {
     pub unsettled_blocks: u64,
     /// Of those, the ones that are still to be compared.
     pub suspect_blocks: u64,
+    /// Blocks that the local disk does not give as a whole.
+    pub unreadable_blocks: u64,
     pub buffered_bytes: u64,
     pub buffer_bytes_max: u64,
     /// Records in the buffer that are copies of a sync.
@@ -312,6 +314,7 @@ impl Capture {
             dirty_blocks: inner.dirty.marked_blocks(),
             unsettled_blocks: inner.dirty.unsettled_blocks(),
             suspect_blocks: inner.dirty.suspect_blocks(),
+            unreadable_blocks: inner.dirty.unreadable_blocks(),
             buffered_bytes: inner.buffered_bytes,
             buffer_bytes_max: self.buffer_bytes_max,
             copies: inner.copies,
@@ -492,6 +495,37 @@ impl Capture {
         drop(inner);
         (self.wake)();
         taken
+    }
+
+    /// Takes what could be read of a block into the stream, whose copy was begun as [`Capture::begin_copy`] does: the rest
+    /// cannot be read. False where there is no room, or nothing is buffered now: then it is marked again.
+    pub(crate) fn end_unreadable(
+        &self,
+        disk: DiskIndex,
+        block: ByteRange,
+        read: &[(ByteRange, Bytes)],
+    ) -> bool {
+        let mut inner = self.lock();
+        let parts: Vec<_> =
+            read.iter().flat_map(|(range, payload)| pieces(Kind::Sync, *range, payload)).collect();
+        let taken = !inner.tracking && self.room_for(&inner, &parts);
+        if taken {
+            for (kind, range, payload) in parts {
+                let seq = self.counter.draw();
+                inner.push(Record { seq, kind, disk, range, payload }, &self.pool);
+            }
+            inner.dirty.end_unreadable(disk, BlockIndex(block.start / BLOCK_BYTES));
+        } else {
+            inner.dirty.end_write(disk, block, None);
+        }
+        drop(inner);
+        (self.wake)();
+        taken
+    }
+
+    /// A block that cannot be read, if there is one.
+    pub fn first_unreadable(&self) -> Option<(DiskIndex, BlockIndex)> {
+        self.lock().dirty.first_unreadable()
     }
 
     /// Marks a range to be compared. `known_equal`: it should be equal, and counts as equal until it is

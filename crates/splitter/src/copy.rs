@@ -6,7 +6,7 @@ use crate::disk::ProtectedDisk;
 use batch::BlockHash;
 use std::io;
 use std::sync::Arc;
-use types::limits::{BLOCK_BYTES, COMPARE_BLOCKS_MAX, RECORD_BYTES_MAX};
+use types::limits::{BLOCK_BYTES, COMPARE_BLOCKS_MAX, RECORD_BYTES_MAX, UNREADABLE_BLOCKS_MAX};
 use types::{BlockIndex, ByteRange, DiskIndex, WriteSeq};
 
 /// A marked block could not be read; its mark is set again.
@@ -35,7 +35,37 @@ pub fn copy_some_blocks(capture: &Capture, disks: &[Arc<ProtectedDisk>]) -> Resu
     }
     let disk = device;
     disk.local().settle_others();
-    disk.copy_run(first, len).map_err(|source| CopyError { disk: disk.local().label(), source })
+    let copied = match disk.copy_run(first, len) {
+        Err(_) if may_be_left_out(capture, disk) => copy_one_by_one(disk, first, len),
+        other => other,
+    };
+    copied.map_err(|source| CopyError { disk: disk.local().label(), source })
+}
+
+/// Whether a sync goes on without what it cannot read: a disk has lost a few sectors, which is when a copy elsewhere is
+/// wanted most. One that is away altogether is waited for, and so is a hypervisor that does not answer.
+fn may_be_left_out(capture: &Capture, disk: &ProtectedDisk) -> bool {
+    let local = disk.local();
+    !local.is_written_elsewhere()
+        && capture.status().unreadable_blocks < UNREADABLE_BLOCKS_MAX
+        && disk.gives_something()
+}
+
+fn copy_one_by_one(disk: &ProtectedDisk, first: BlockIndex, len: u64) -> io::Result<bool> {
+    for block in (first.0..first.0 + len).map(BlockIndex) {
+        let taken = match disk.copy_run(block, 1) {
+            Err(error) => {
+                let place = block.range(u64::MAX).start;
+                tracing::error!(disk = disk.local().label(), place, %error, "a block cannot be read: the sync goes on without");
+                disk.copy_what_can_be_read(block)
+            }
+            Ok(taken) => taken,
+        };
+        if !taken {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// A run of blocks to be compared with the recovery side's.
@@ -68,6 +98,11 @@ pub fn hash_some_blocks(
     device.local().settle_others();
     match device.hash_run(first, len) {
         Ok((at, hashes)) => Ok(Some(HashedRun { disk, first, at, hashes })),
+        Err(_) if may_be_left_out(capture, device) => {
+            // It is copied, as far as that can be: no comparison says more.
+            capture.end_compare(disk, first, u64::MAX);
+            Ok(None)
+        }
         Err(source) => {
             // Suspect again before it counts as equal, so that its bit is never lost.
             let end = BlockIndex(first.0 + len - 1).range(device.local().size_bytes()).end();
@@ -108,3 +143,6 @@ pub fn verify_everything(capture: &Capture, disks: &[Arc<ProtectedDisk>]) {
         capture.mark_suspect(disk.index(), ByteRange::new(0, disk.local().size_bytes()), true);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,6 +24,8 @@ pub(crate) struct Dirty {
     /// Runs that are being compared, each with its length in blocks.
     comparing: BTreeMap<(DiskIndex, BlockIndex), u64>,
     on_the_way: OnTheWay,
+    /// Blocks of which the local disk does not give all: what it gave has been sent, and the rest cannot be.
+    unreadable: Vec<Bitmap>,
     map: DirtyMap,
     region_bytes: u64,
     hot: Vec<Hot>,
@@ -58,6 +60,7 @@ impl Dirty {
             suspects,
             comparing: BTreeMap::new(),
             on_the_way: OnTheWay::new(disk_sizes.len()),
+            unreadable: empty(),
             map,
             region_bytes,
             hot: disk_sizes.iter().map(hot).collect(),
@@ -116,10 +119,11 @@ impl Dirty {
     /// A map of regions for each disk, with those set that have a marked or suspect block.
     fn marked_regions(&self) -> Vec<Bitmap> {
         let blocks = self.region_bytes / BLOCK_BYTES;
-        let all = self.hot.iter().zip(&self.bitmaps).zip(&self.suspects);
-        all.map(|((hot, marked), suspect)| {
+        let all = self.hot.iter().zip(&self.bitmaps).zip(self.suspects.iter().zip(&self.unreadable));
+        all.map(|((hot, marked), (suspect, unreadable))| {
             let mut regions = Bitmap::of_units(hot.regions.units());
-            for index in marked.marked_units(blocks).chain(suspect.marked_units(blocks)) {
+            let suspect = suspect.marked_units(blocks).chain(unreadable.marked_units(blocks));
+            for index in marked.marked_units(blocks).chain(suspect) {
                 regions.set(index..index + 1);
             }
             regions
@@ -181,7 +185,7 @@ impl Dirty {
         let at = usize::from(disk.0);
         let mut unsent = Bitmap::of_units(blocks.end - blocks.start);
         let marked = |at: usize| self.bitmaps[usize::from(disk.0)].word(at);
-        let suspect = |word: usize| self.suspects[at].word(word);
+        let suspect = |word: usize| self.suspects[at].word(word) | self.unreadable[at].word(word);
         let bits = bitmap::runs(blocks.clone(), |at| marked(at) | suspect(at));
         let compared = self.comparing.iter().filter(|((other, _), _)| *other == disk);
         let compared = compared.map(|((_, first), len)| first.0..first.0 + len);
@@ -237,8 +241,16 @@ impl Dirty {
 
     /// What was begun is done, in whatever way; `in_stream` is the record that brings it over.
     pub(crate) fn end_write(&mut self, disk: DiskIndex, range: ByteRange, in_stream: Option<WriteSeq>) {
-        if in_stream.is_none() {
-            self.mark(disk, range);
+        match in_stream {
+            None => self.mark(disk, range),
+            // A block that is written as a whole needs not be read any more.
+            Some(_) => {
+                let whole = range.start.div_ceil(BLOCK_BYTES)..range.end() / BLOCK_BYTES;
+                let unreadable = &mut self.unreadable[usize::from(disk.0)];
+                if whole.start < whole.end && unreadable.count() > 0 {
+                    unreadable.clear(whole);
+                }
+            }
         }
         let idle = self.on_the_way.end(disk, range.units(BLOCK_BYTES), in_stream);
         self.settle(disk, &idle);
@@ -254,6 +266,7 @@ impl Dirty {
     pub(crate) fn mark(&mut self, disk: DiskIndex, range: ByteRange) {
         self.touch(disk, range.units(BLOCK_BYTES));
         self.keep(disk, range);
+        self.unreadable[usize::from(disk.0)].clear(range.units(BLOCK_BYTES));
         self.bitmaps[usize::from(disk.0)].mark(range);
     }
 
@@ -276,6 +289,23 @@ impl Dirty {
         self.suspects[usize::from(disk.0)].clear_run(first, len);
         self.on_the_way.begin(disk, blocks);
         self.bitmaps[usize::from(disk.0)].clear_run(first, len);
+    }
+
+    /// A block whose copy was begun cannot be read as a whole. It is tried again when the stream begins anew, and after the
+    /// agent's restart; until then it stays as it is at the recovery side, where the guest does not write it as a whole.
+    pub(crate) fn end_unreadable(&mut self, disk: DiskIndex, block: BlockIndex) {
+        self.unreadable[usize::from(disk.0)].set(block.0..block.0 + 1);
+        let idle = self.on_the_way.end(disk, block.0..block.0 + 1, None);
+        self.settle(disk, &idle);
+    }
+
+    pub(crate) fn unreadable_blocks(&self) -> u64 {
+        self.unreadable.iter().map(Bitmap::count).sum()
+    }
+
+    /// The first of them.
+    pub(crate) fn first_unreadable(&self) -> Option<(DiskIndex, BlockIndex)> {
+        next_run(&self.unreadable, 1).map(|(disk, block, _)| (disk, block))
     }
 
     /// The blocks of a disk that its VM has no more are neither copied nor compared: what is known of them stays.
@@ -392,6 +422,10 @@ impl Dirty {
             self.touch(disk, blocks.clone());
             self.bitmaps[usize::from(disk.0)].set(blocks);
         }
+        while let Some((disk, block)) = self.first_unreadable() {
+            self.unreadable[usize::from(disk.0)].clear(block.0..block.0 + 1);
+            self.bitmaps[usize::from(disk.0)].set(block.0..block.0 + 1);
+        }
     }
 
     /// A new stream begins above `floor`, with everything marked that may differ.
@@ -409,13 +443,15 @@ impl Dirty {
         self.map.close(now, seen);
     }
 
-    /// Clears the map's bits of blocks that are not on their way any more, but for those that are marked or suspect.
+    /// Clears the map's bits of blocks that are not on their way any more, but for those that are marked, suspect or
+    /// unreadable.
     fn settle(&mut self, disk: DiskIndex, idle: &[Blocks]) {
-        let (marked, suspect) = (&self.bitmaps[usize::from(disk.0)], &self.suspects[usize::from(disk.0)]);
-        if marked.count() == 0 && suspect.count() == 0 {
+        let at = usize::from(disk.0);
+        let (marked, suspect, unreadable) = (&self.bitmaps[at], &self.suspects[at], &self.unreadable[at]);
+        if marked.count() == 0 && suspect.count() == 0 && unreadable.count() == 0 {
             return self.map.clear(disk, idle);
         }
-        let word = |at: usize| marked.word(at) | suspect.word(at);
+        let word = |at: usize| marked.word(at) | suspect.word(at) | unreadable.word(at);
         let runs = idle.iter().flat_map(|run| bitmap::runs(run.clone(), word));
         let clean: Vec<Blocks> = runs.filter(|(_, is_set)| !is_set).map(|(run, _)| run).collect();
         self.map.clear(disk, &clean);

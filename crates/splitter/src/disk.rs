@@ -17,7 +17,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, TryLockError};
-use types::limits::{RANGE_BYTES_MAX, SLOW_ZERO_BYTES_MAX};
+use types::limits::{RANGE_BYTES_MAX, SLOW_ZERO_BYTES_MAX, UNREADABLE_UNIT_BYTES};
 use types::{BlockIndex, ByteRange, DiskIndex, WriteSeq};
 
 /// The local disk behind a protected one: a raw image or block device, or the simulator's.
@@ -418,6 +418,32 @@ impl Drop for ReadTurn<'_> {
         if self.begun.is_ok() {
             self.local.end_read();
         }
+    }
+}
+
+impl ProtectedDisk {
+    /// Copies what can be read of a block that cannot be as a whole; false as [`ProtectedDisk::copy_run`].
+    pub(crate) fn copy_what_can_be_read(&self, block: BlockIndex) -> bool {
+        let range = block.range(self.local.size_bytes());
+        let _guard = self.writing.lock(range);
+        self.capture.begin_copy(self.index, block, 1);
+        let unit = UNREADABLE_UNIT_BYTES.max(self.local.unit_bytes());
+        let mut read = Vec::new();
+        for part in range.split_at_multiples(unit) {
+            let mut bytes = Bounce::take(part.len as usize);
+            if self.local.read_at(part.start, &mut bytes).is_ok() {
+                read.push((part, Bytes::copy_from_slice(&bytes)));
+            }
+        }
+        self.capture.end_unreadable(self.index, range, &read)
+    }
+
+    /// Whether the disk gives anything at all: one that does not is away, and will be back.
+    pub(crate) fn gives_something(&self) -> bool {
+        let (size, unit) = (self.local.size_bytes(), UNREADABLE_UNIT_BYTES.max(self.local.unit_bytes()));
+        let mut bytes = Bounce::take(unit.min(size) as usize);
+        let last = (size - unit.min(size)) / unit * unit;
+        [0, last / 2 / unit * unit, last].iter().any(|&at| self.local.read_at(at, &mut bytes).is_ok())
     }
 }
 

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "for tests")]
 
 use crate::capture::{Capture, CaptureConfig};
-use crate::device::{BlockDevice, Extent};
+use crate::device::{BlockDevice, Extent, ExtentKind};
 use crate::dirty_map::{DirtyMap, MapStore};
 use crate::disk::{LocalDisk, ProtectedDisk};
 use crate::kept_header::Boot;
@@ -101,6 +101,8 @@ pub(crate) struct Plain {
     pub(crate) file: Option<Arc<File>>,
     /// The next sync fails, as that of a file does whose pages could not be written.
     pub(crate) fails_sync: Arc<AtomicBool>,
+    /// Nothing that overlaps one of these is read.
+    pub(crate) unreadable: Vec<ByteRange>,
 }
 
 impl LocalDisk for Plain {
@@ -113,8 +115,12 @@ impl LocalDisk for Plain {
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.file.as_ref().map(|file| file.as_fd())
     }
-    fn read_at(&self, _at: u64, buf: &mut [u8]) -> io::Result<()> {
-        buf.fill(0);
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        let range = ByteRange::new(at, buf.len() as u64);
+        if self.unreadable.iter().any(|bad| bad.overlaps(range)) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        buf.fill(0x55);
         Ok(())
     }
     fn write_at(&self, _at: u64, _bytes: &[u8]) -> io::Result<()> {
@@ -139,8 +145,8 @@ impl LocalDisk for Plain {
             false => Ok(()),
         }
     }
-    fn extents(&self, _range: ByteRange) -> io::Result<Vec<Extent>> {
-        Ok(Vec::new())
+    fn extents(&self, range: ByteRange) -> io::Result<Vec<Extent>> {
+        Ok(vec![Extent { range, kind: ExtentKind::Data }])
     }
 }
 

@@ -62,6 +62,10 @@ pub const COMPARE_BLOCKS_MAX: usize = 16;
 pub const COMPARES_MAX: usize = 64;
 /// Places a verification lists; what differs beside them is counted.
 pub const VERIFY_PLACES_MAX: usize = 1000;
+/// Blocks of one VM that its sync goes on without, since they cannot be read.
+pub const UNREADABLE_BLOCKS_MAX: u64 = 256;
+/// What is read by itself of a block that cannot be read as a whole, in bytes.
+pub const UNREADABLE_UNIT_BYTES: u64 = 4096;
 /// Blocks of one VM that have differed, and are looked at again before that is believed.
 pub const DOUBTED_BLOCKS_MAX: usize = 4096;
 /// Batches read from a stream but not yet written to the journal.

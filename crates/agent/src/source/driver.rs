@@ -241,6 +241,7 @@ impl Driver {
         if now.since(self.upkeep_at) >= UPKEEP_INTERVAL {
             self.upkeep_at = now;
             self.cool_regions();
+            self.source.tell_unreadable(&self.vm);
             self.check_trust();
         }
         if let Some(verification) = &mut self.verification {

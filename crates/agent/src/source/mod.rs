@@ -27,6 +27,7 @@ mod stopping;
 mod stream_status;
 mod sync_end;
 mod tapped;
+mod unreadable;
 mod verify;
 mod vm;
 

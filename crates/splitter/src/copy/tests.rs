@@ -1,0 +1,84 @@
+//! Syncs of disks that do not give everything.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use super::*;
+use crate::disks_in_tests::{Plain, protected};
+use bytes::Bytes;
+
+const SIZE: u64 = 8 << 20;
+
+/// A disk of which some places cannot be read, all of it marked in a stream that has begun anew.
+fn to_be_copied(unreadable: &[ByteRange]) -> ([Arc<ProtectedDisk>; 1], Arc<Capture>) {
+    let local = Plain { size_bytes: SIZE, unreadable: unreadable.to_vec(), ..Plain::default() };
+    let (disk, capture) = protected(Box::new(local), None);
+    capture.restart(WriteSeq::ZERO);
+    capture.mark_dirty(DiskIndex(0), ByteRange::new(0, SIZE));
+    ([Arc::new(disk)], capture)
+}
+
+#[test]
+fn a_sync_ends_without_the_sectors_that_cannot_be_read() {
+    let bad = ByteRange::new((3 << 20) + 5 * 512, 512);
+    let (disks, capture) = to_be_copied(&[bad]);
+    while capture.status().dirty_blocks > 0 {
+        assert!(copy_some_blocks(&capture, &disks).unwrap());
+    }
+    assert!(capture.close_sync(), "nothing is left that could be copied");
+    assert_eq!(capture.first_unreadable(), Some((DiskIndex(0), BlockIndex(48))));
+    let records = capture.take_after(WriteSeq::ZERO, usize::MAX, false).unwrap().records;
+    let sent: Vec<ByteRange> = records
+        .iter()
+        .map(|record| record.range)
+        .filter(|range| range.len > 0 && range.start < SIZE)
+        .collect();
+    assert_eq!(sent.iter().map(|range| range.len).sum::<u64>(), SIZE - 4096, "all but the page it is in");
+    assert!(!sent.iter().any(|range| range.overlaps(bad)));
+    capture.release(capture.status().last);
+    let block = BlockIndex(48).range(SIZE);
+    assert_eq!(capture.unsent(DiskIndex(0), block, 9), [(block, true)], "it is not said to be there");
+    // What the guest writes as a whole is known again.
+    disks[0]
+        .change(&crate::Change::Write { at: block.start, bytes: Bytes::from(vec![7; 64 << 10]) })
+        .unwrap();
+    capture.release(capture.status().last);
+    assert_eq!(
+        (capture.first_unreadable(), capture.unsent(DiskIndex(0), block, 9)),
+        (None, vec![(block, false)])
+    );
+}
+
+#[test]
+fn what_cannot_be_read_is_tried_again_when_the_stream_begins_anew() {
+    let (disks, capture) = to_be_copied(&[ByteRange::new(0, 512)]);
+    while capture.status().dirty_blocks > 0 {
+        assert!(copy_some_blocks(&capture, &disks).unwrap());
+    }
+    assert_eq!(capture.status().unreadable_blocks, 1);
+    capture.restart(WriteSeq::ZERO);
+    assert_eq!(capture.status().unreadable_blocks, 0);
+    assert!(capture.is_dirty(DiskIndex(0), BlockIndex(0)));
+}
+
+#[test]
+fn a_disk_that_gives_nothing_is_waited_for() {
+    let (disks, capture) = to_be_copied(&[ByteRange::new(0, SIZE)]);
+    copy_some_blocks(&capture, &disks).unwrap_err();
+    let status = capture.status();
+    assert_eq!((status.unreadable_blocks, status.dirty_blocks), (0, SIZE / BLOCK_BYTES));
+}
+
+#[test]
+fn a_comparison_that_cannot_be_read_becomes_a_copy() {
+    let (disks, capture) = to_be_copied(&[ByteRange::new(1 << 16, 512)]);
+    while capture.status().dirty_blocks > 0 {
+        assert!(copy_some_blocks(&capture, &disks).unwrap());
+    }
+    assert!(capture.close_sync());
+    verify_everything(&capture, &disks);
+    assert_eq!(hash_some_blocks(&capture, &disks).unwrap(), None);
+    while capture.status().dirty_blocks > 0 {
+        assert!(copy_some_blocks(&capture, &disks).unwrap());
+    }
+    assert_eq!(capture.status().unreadable_blocks, 1);
+}
