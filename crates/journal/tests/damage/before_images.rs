@@ -1,7 +1,7 @@
 //! Rot in the before-images of a journal in rollback mode.
 
 use crate::stream::{Stream, append, compare, create, cuts, keep_up, read_all};
-use crate::{SEGMENTS, open, scrub_all, written};
+use crate::{SEGMENTS, scrub_all};
 use journal::{Journal, Manifest, Mode, Settings, Upkeep, verify};
 use sim::SimStore;
 use std::sync::Arc;

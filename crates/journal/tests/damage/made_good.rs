@@ -1,9 +1,9 @@
 //! Damage that was made good by its source: what rots behind it, and whether retention, folds and indexes get past it.
 
-use crate::stream::{Stream, append, compare, create, cuts, keep_up};
+use crate::stream::{Stream, append, compare, create, keep_up};
 use crate::{
     BATCHES_AT, IN_A_BATCH, SEGMENTS, WITH_LARGE, WITH_SMALL, found_and_made_good, good_or_refused,
-    made_good, make_good, open, scrub_all, sealed, written,
+    made_good, make_good, open, scrub_all,
 };
 use journal::{Journal, Manifest, Mode, Settings, Store, Upkeep, verify};
 use sim::SimStore;

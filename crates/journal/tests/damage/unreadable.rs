@@ -1,7 +1,7 @@
 //! Disks that do not give everything: what cannot be read just now is an error, a sector that never can is damage.
 
-use crate::stream::{compare, create, create_in, cuts, keep_up, read_all};
-use crate::{BATCHES_AT, SEGMENTS, WITH_SMALL, make_good, open, scrub_all, sealed, written};
+use crate::stream::{compare, create_in, cuts, keep_up, read_all};
+use crate::{BATCHES_AT, SEGMENTS, WITH_SMALL, make_good, scrub_all, sealed, written};
 use journal::{Journal, Manifest, Settings, Store, StoreFile, Upkeep};
 use sim::SimStore;
 use std::io;
