@@ -20,7 +20,7 @@ pub use guest::{Guest, GuestDisk, GuestOptions, Work};
 pub use guest_files::{GuestFiles, run_quietly};
 pub use libvirt::{Libvirt, LibvirtVersion};
 pub use namespace::Namespace;
-pub use nbd::NbdClient;
+pub use nbd::{NbdClient, discard_all};
 pub use qemu::Qemu;
 pub use site::{CommandFailed, Site, free_port, pair};
 pub use ticks::{Tick, Ticks};

@@ -1,10 +1,43 @@
 //! A guest's disk driver at its smallest: one NBD connection, one request at a time, so that a test knows of
-//! each write whether it was acknowledged.
+//! each write whether it was acknowledged. And the discards of a whole disk, which are many at once.
 
+use crate::guest_files::run_quietly;
 use anyhow::{Context, Result, bail, ensure};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 use std::time::Duration;
+
+/// What Linux asks for when a guest's `mkfs` or `fstrim` discards a whole disk: 2 GiB at a time, several at once.
+const DISCARD_ALL: &str = "
+import nbd, os, sys
+refused = []
+def ended(error):
+    if error:
+        refused.append(error)
+    return 1
+h = nbd.NBD()
+h.connect_uri(os.environ['URI'])
+size = h.get_size()
+at = 0
+while at < size:
+    while h.aio_in_flight() >= 32:
+        h.poll(-1)
+    h.aio_trim(min(2 << 30, size - at), at, completion=ended)
+    at += 2 << 30
+while h.aio_in_flight() > 0:
+    h.poll(-1)
+sys.exit(len(refused) > 0)
+";
+
+/// Discards all of an export, as a guest's `mkfs` does.
+///
+/// # Errors
+/// Where a discard is refused, or libnbd's Python is not there.
+pub fn discard_all(uri: &str) -> Result<()> {
+    // Debian's own Python, which Debian's libnbd is for, whatever other one there may be.
+    run_quietly(Command::new("/usr/bin/python3").args(["-c", DISCARD_ALL]).env("URI", uri))
+}
 
 /// A connection to an export.
 #[derive(Debug)]

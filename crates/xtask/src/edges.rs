@@ -18,7 +18,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("holdfast", &["types", "api", "agent", "journal"]),
     ("lab", &[]),
     ("sim", &["types", "batch", "splitter", "replication", "journal", "joint"]),
-    ("bench", &["types", "batch", "journal", "agent", "api", "splitter"]),
+    ("bench", &["types", "batch", "journal", "agent", "api", "splitter", "lab"]),
     ("xtask", &["lab"]),
 ];
 const ALLOWED_IN_TESTS: &[(&str, &[&str])] = &[("holdfast", &["lab"]), ("journal", &["sim"])];

@@ -4,38 +4,17 @@ use super::targets::{Holdfast, Journal, Protection, Qemu};
 use crate::Run;
 use crate::clock::timed;
 use crate::figures::{Figure, Goal};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use std::fs::File;
-use std::process::Command;
 
 const DISK_BYTES: u64 = 1 << 40;
+/// What Linux asks for at once.
 const DISCARD_BYTES: u64 = 2 << 30;
-
-/// 2 GiB at a time, as Linux asks for it, several at once.
-const DISCARD_ALL: &str = "
-import nbd, os
-h = nbd.NBD()
-h.connect_uri(os.environ['URI'])
-size = h.get_size()
-at = 0
-while at < size:
-    while h.aio_in_flight() >= 32:
-        h.poll(-1)
-    h.aio_trim(min(2 << 30, size - at), at, completion=lambda error: 1)
-    at += 2 << 30
-while h.aio_in_flight() > 0:
-    h.poll(-1)
-";
 
 /// Discards a second of a whole disk.
 fn discard_all(uri: &str) -> Result<f64> {
-    // Debian's own Python, which Debian's libnbd is for, whatever other one there may be.
-    let mut client = Command::new("/usr/bin/python3");
-    client.args(["-c", DISCARD_ALL]).env("URI", uri);
-    let (seconds, done) = timed(|| client.status());
-    if !done.context("start Python; is it installed?")?.success() {
-        bail!("{client:?} failed");
-    }
+    let (seconds, done) = timed(|| lab::discard_all(uri));
+    done?;
     Ok((DISK_BYTES / DISCARD_BYTES) as f64 / seconds)
 }
 

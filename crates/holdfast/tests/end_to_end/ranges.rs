@@ -3,7 +3,6 @@
 use crate::stage::Stage;
 use lab::NbdClient;
 use std::fs::File;
-use std::process::Command;
 
 const DISK_BYTES: u64 = 1 << 40;
 
@@ -13,28 +12,6 @@ fn resident_bytes(pid: u32) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
-
-/// As Linux does for `mkfs`: 2 GiB at a time, several at once.
-const DISCARD_ALL: &str = "
-import nbd, os, sys
-refused = []
-def ended(error):
-    if error:
-        refused.append(error)
-    return 1
-h = nbd.NBD()
-h.connect_uri(os.environ['URI'])
-size = h.get_size()
-at = 0
-while at < size:
-    while h.aio_in_flight() >= 32:
-        h.poll(-1)
-    h.aio_trim(min(2 << 30, size - at), at, completion=ended)
-    at += 2 << 30
-while h.aio_in_flight() > 0:
-    h.poll(-1)
-sys.exit(len(refused) > 0)
-";
 
 #[test]
 fn discarding_a_disk_of_a_tebibyte_costs_its_records_at_both_sides() {
@@ -51,9 +28,7 @@ fn discarding_a_disk_of_a_tebibyte_costs_its_records_at_both_sides() {
     let agents = [&stage.a, &stage.b].map(|site| site.agent_pid().unwrap());
     let before = agents.map(resident_bytes);
     let uri = format!("nbd+unix:///vda?socket={socket}");
-    // Debian's own Python, which Debian's libnbd is for, whatever other one there may be.
-    let done = Command::new("/usr/bin/python3").args(["-c", DISCARD_ALL]).env("URI", &uri).status().unwrap();
-    assert!(done.success());
+    lab::discard_all(&uri).unwrap();
     let mut client = NbdClient::connect(&socket, "vda").unwrap();
     client.write(700 << 30, &[2; 4096]).unwrap();
     stage.drained("web");
