@@ -4,5 +4,7 @@
 //! out as a value or through a seam that the caller implements.
 //!
 //! - [`cut`]: one cut of a group whose VMs are on several hosts.
+//! - [`promise`]: what synchronous mode may promise in a group of several VMs.
 
 pub mod cut;
+pub mod promise;

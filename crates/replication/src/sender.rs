@@ -302,6 +302,11 @@ impl Sender {
         self.acked
     }
 
+    /// The watermark that the peer was told last over this connection.
+    pub fn told_watermark(&self) -> WriteSeq {
+        self.sent_watermark
+    }
+
     /// The last acknowledgement, if there was one in this run.
     pub fn last_ack(&self) -> Option<Ack> {
         self.last_ack

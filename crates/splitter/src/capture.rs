@@ -20,7 +20,7 @@ use crate::identity::DiskIdentity;
 use crate::polite_lock::PoliteLock;
 use crate::region_log::{RegionLog, Regions};
 use crate::superseded::Superseded;
-use crate::sync_gate::{SyncGate, SyncPolicy, SyncState};
+use crate::sync_gate::{Others, SyncGate, SyncPolicy, SyncState};
 use batch::{Kind, Record, encode_mark, is_zero};
 use bytes::Bytes;
 pub(crate) use held::Patience;
@@ -67,6 +67,8 @@ struct Inner {
     spilled: WriteSeq,
     tracking: bool,
     sync: SyncGate,
+    /// What the other VMs of the group have at the recovery side.
+    others: Others,
     gap_open: bool,
     /// Writes are made that nobody tells of: no cut of this capture is consistent any more.
     is_deaf: bool,
@@ -162,6 +164,7 @@ impl Capture {
             released: WriteSeq::ZERO,
             spilled: WriteSeq::ZERO,
             sync: SyncGate::new(config.sync),
+            others: Others::NONE,
             tracking: true,
             gap_open: true,
             is_deaf: false,

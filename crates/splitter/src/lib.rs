@@ -61,7 +61,7 @@ pub use map_file::MapFile;
 pub use peer_process::peer_process;
 pub use raw::{RawDisk, RawDiskError};
 pub use region_log::RegionLog;
-pub use sync_gate::{OnTimeout, SyncPolicy, SyncState};
+pub use sync_gate::{OnTimeout, Others, SyncPolicy, SyncState};
 pub use tapped::{DiskReader, ReadDoor, TappedDisk, status_of};
 #[cfg(feature = "ublk")]
 pub use ublk::{UblkDevice, UblkServeError};

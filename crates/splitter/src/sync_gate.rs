@@ -51,6 +51,23 @@ impl SyncState {
     }
 }
 
+/// What the other VMs of the group have at the recovery side: an image of the group is of one moment, so that what one VM
+/// was promised rests on all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Others {
+    /// Everything of them up to here is there, for good.
+    pub up_to: WriteSeq,
+    /// One of them misses writes in its stream: no promise can be kept.
+    pub missing: bool,
+    /// All are being sent, with little on the way.
+    pub caught_up: bool,
+}
+
+impl Others {
+    /// A VM that is alone.
+    pub const NONE: Others = Others { up_to: WriteSeq::MAX, missing: false, caught_up: true };
+}
+
 /// What a write is to do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hold {

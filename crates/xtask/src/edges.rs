@@ -13,7 +13,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("splitter", &["types", "batch"]),
     ("replication", &["types", "batch"]),
     ("journal", &["types", "batch"]),
-    ("joint", &["types", "batch", "replication"]),
+    ("joint", &["types", "batch", "splitter", "replication"]),
     ("agent", &["types", "batch", "api", "splitter", "replication", "journal", "joint"]),
     ("holdfast", &["types", "api", "agent", "journal"]),
     ("lab", &[]),

@@ -6,7 +6,7 @@ use super::bounds::Bounds;
 use super::files::send_file;
 use super::freshness::Freshness;
 use super::greeting::hello;
-use super::outbox::{Outbox, compression};
+use super::outbox::{Outbox, Pressing, compression};
 use super::peers::Place;
 use super::rates::Rates;
 use super::record::{FirstSync, ProtectionRecord};
@@ -19,6 +19,7 @@ use crate::clock;
 use crate::link::{self, TurnedAway};
 use crate::state::random;
 use crate::wire_io::{Outgoing, ReadError, read_message, write_messages};
+use joint::promise::Standing;
 use replication::wire::{ArtifactHash, ClockAnswer, Compare, Compared, FrameReader, Message};
 use replication::{
     CaptureView, CodecChooser, Differs, Failure, Link as LinkState, Sender, SenderConfig, SenderEffect,
@@ -61,6 +62,8 @@ pub(crate) enum Command {
     Verify,
     /// What a greeting says has changed: connect anew.
     GreetAgain,
+    /// Say how far the VM is: a promise to another of its group waits for that.
+    TellWatermark,
 }
 
 enum Input {
@@ -92,6 +95,8 @@ struct Driver {
     inputs: mpsc::Sender<Input>,
     events: VecDeque<SenderEvent>,
     watermark_at: Monotonic,
+    /// The watermark that another VM's promise waits for.
+    watermark_wanted: WriteSeq,
     upkeep_at: Monotonic,
     rates: Rates,
     last_error: Option<String>,
@@ -99,6 +104,8 @@ struct Driver {
     turned_away: Option<TurnedAway>,
     sync_total_bytes: u64,
     sync_end: SyncEnd,
+    /// Everything of the VM up to here is at the recovery side.
+    up_to: WriteSeq,
     bounds: Bounds,
     fresh: Freshness,
     clock_skew_seconds: Option<f64>,
@@ -189,12 +196,14 @@ impl Driver {
             inputs,
             events: VecDeque::new(),
             watermark_at: clock::now(),
+            watermark_wanted: WriteSeq::ZERO,
             upkeep_at: clock::now(),
             rates: Rates::default(),
             last_error: None,
             turned_away: None,
             sync_total_bytes: 0,
             sync_end: SyncEnd::default(),
+            up_to: WriteSeq::ZERO,
             bounds: Bounds::default(),
             fresh,
             clock_skew_seconds: None,
@@ -222,6 +231,10 @@ impl Driver {
             Command::GreetAgain => {
                 self.drop_link();
                 self.events.push_back(SenderEvent::LinkLost);
+            }
+            Command::TellWatermark => {
+                self.watermark_wanted = self.vm.group().counter().last();
+                self.events.push_back(SenderEvent::Tick);
             }
             Command::Stop => unreachable!("the driver ends with it"),
         }
@@ -363,8 +376,9 @@ impl Driver {
 
     fn view(&mut self, now: Monotonic) -> CaptureView {
         let status = self.vm.capture().status();
-        let tell = now.since(self.watermark_at) >= WATERMARK_INTERVAL && self.vm.group().has_several();
-        if tell {
+        let is_time = now.since(self.watermark_at) >= WATERMARK_INTERVAL && self.vm.group().has_several();
+        let tell = is_time || self.watermark_wanted > self.sender.told_watermark();
+        if is_time {
             self.watermark_at = now;
         }
         let spill = self.outbox.view();
@@ -498,6 +512,27 @@ impl Driver {
         if complete && self.vm.first_sync() != FirstSync::Done {
             self.note_first_sync(FirstSync::Done);
         }
+        self.note_standing(complete);
+    }
+
+    /// How far the VM is, for the promises made to others of its group.
+    fn note_standing(&mut self, complete: bool) {
+        if complete && let Some(ack) = self.sender.last_ack() {
+            // No more than it was told is believed.
+            self.up_to = self.up_to.max(ack.watermark.min(self.sender.told_watermark()));
+        }
+        let standing = Standing { up_to: self.up_to, missing: !complete, caught_up: self.has_caught_up() };
+        let standing = self.vm.is_member().then_some(standing);
+        let lacks_vms = self.source.has_stalled_of(self.vm.group());
+        self.vm.group().note_standing(self.vm.id(), standing, lacks_vms);
+    }
+
+    fn has_caught_up(&self) -> bool {
+        let status = self.vm.capture().status();
+        self.sender.state() == State::Journaling
+            && self.sender.link() == LinkState::Up
+            && status.buffered_bytes <= CAUGHT_UP_BYTES
+            && status.spilled <= status.released
     }
 
     /// Before the recovery side may hear of the VM that is written down, and of one that is being unprotected it does
@@ -597,9 +632,13 @@ impl Driver {
         let Some(after) = self.to_send.take() else { return self.place.sent(granted, 0) };
         let status = self.vm.capture().status();
         let lags = status.buffered_bytes * 4 > status.buffer_bytes_max || status.spilled > after;
-        let tells = self.vm.group().has_several();
+        let group = self.vm.group();
+        let tells_watermark = group.has_several();
+        // In an image between checkpoints what was left out is missing, and with it what others were promised.
+        let leaves_out = !group.has_synchronous();
+        let pressing = Pressing { lags, leaves_out, tells_watermark };
         let bytes_max = self.place.batch_bytes();
-        let next = self.outbox.next(after, bytes_max, &mut self.chooser, lags, tells);
+        let next = self.outbox.next(after, bytes_max, &mut self.chooser, pressing);
         let Some(next) = next else {
             self.place.sent(granted, 0);
             self.events.push_back(SenderEvent::NothingToSend);
@@ -613,6 +652,9 @@ impl Driver {
         self.place.sent(granted, bytes as u64);
         self.rates.sent_bytes += bytes as u64;
         self.say(Message::Batch(next.batch));
+        if status.sync == SyncState::Synchronous && tells_watermark && next.last > after {
+            self.vm.group().ask_others(self.vm.id());
+        }
         self.events.push_back(SenderEvent::BatchSent { last: next.last, watermark: next.watermark, bytes });
     }
 
@@ -715,12 +757,8 @@ impl Driver {
 
     /// In synchronous mode guest writes wait again once the stream has caught up.
     fn rejoin_sync(&mut self) {
-        let status = self.vm.capture().status();
-        let caught_up = self.sender.state() == State::Journaling
-            && self.sender.link() == LinkState::Up
-            && status.buffered_bytes <= CAUGHT_UP_BYTES
-            && status.spilled <= status.released;
-        if status.sync == SyncState::Degraded && caught_up && self.vm.capture().return_to_sync() {
+        let degraded = self.vm.capture().status().sync == SyncState::Degraded;
+        if degraded && self.has_caught_up() && self.vm.capture().return_to_sync() {
             tracing::info!(vm = self.vm.name(), "synchronous: guest writes wait for the recovery side");
         }
     }

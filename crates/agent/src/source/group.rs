@@ -17,9 +17,10 @@ use crate::policy::Policy;
 use crate::state::StateDir;
 use crate::wire_io::Outgoing;
 use joint::cut::{Ask, CannotBegin, Completion, HostSession, NotRemoved, Outcome, Part, Why};
+use joint::promise::{Promises, Standing};
 use replication::wire::CutRefusal;
 use serde::{Deserialize, Serialize};
-use splitter::AckGate;
+use splitter::{AckGate, Others};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
@@ -55,6 +56,9 @@ struct HostsRecord {
 struct Inner {
     members: BTreeMap<VmId, Weak<ProtectedVm>>,
     completion: Completion,
+    promises: Promises,
+    /// Whether its VMs were told last that nothing can be promised, whatever their streams are.
+    promises_nothing: bool,
     /// The hold that acknowledgements wait for, by its number.
     hold: Option<u64>,
     /// When the last hold began, which is before the cut.
@@ -94,6 +98,8 @@ impl Group {
             inner: Mutex::new(Inner {
                 members: BTreeMap::new(),
                 completion: Completion::default(),
+                promises: Promises::default(),
+                promises_nothing: false,
                 hold: None,
                 hold_began: Monotonic::default(),
                 interval: Duration::from_secs(policy.checkpoint_interval_seconds),
@@ -202,9 +208,12 @@ impl Group {
     }
 
     pub(crate) fn leave(&self, vm: VmId) {
-        let mut inner = self.lock();
-        inner.members.remove(&vm);
-        inner.completion.left(vm);
+        {
+            let mut inner = self.lock();
+            inner.members.remove(&vm);
+            inner.completion.left(vm);
+        }
+        self.note_standing(vm, None, false);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -318,6 +327,41 @@ impl Group {
     /// A VM's stream is durable so far.
     pub(crate) fn on_durable(&self, vm: VmId, up_to: WriteSeq) {
         self.lock().completion.durable(vm, up_to);
+    }
+
+    /// How a VM's stream stands, for the promises made to the others; none while images of the group are made without
+    /// it. `lacks_vms`: the group has VMs here that are not taken up.
+    pub(super) fn note_standing(&self, vm: VmId, standing: Option<Standing>, lacks_vms: bool) {
+        // Between checkpoints VMs on several hosts have no order in common.
+        let (members, missing) = (self.members(), lacks_vms || self.spans_hosts());
+        // Held until all are told: what was decided first is told first.
+        let mut inner = self.lock();
+        let news = match standing {
+            Some(standing) => inner.promises.note(vm, standing),
+            None => inner.promises.left(vm),
+        };
+        if !news && inner.promises_nothing == missing {
+            return;
+        }
+        inner.promises_nothing = missing;
+        for member in members.iter().filter(|member| member.is_synchronous()) {
+            let others = inner.promises.others(member.id());
+            member.capture().follow_others(Others { missing: missing || others.missing, ..others });
+        }
+    }
+
+    /// Whether a member's writes wait for the recovery side.
+    pub(super) fn has_synchronous(&self) -> bool {
+        self.members().iter().any(|vm| vm.is_synchronous())
+    }
+
+    /// A promise to one VM waits until the others have said how far they are.
+    pub(super) fn ask_others(&self, vm: VmId) {
+        let members = self.members();
+        members
+            .iter()
+            .filter(|other| other.id() != vm)
+            .for_each(|other| other.command(super::Command::TellWatermark));
     }
 
     /// A VM's stream began anew: marks of before will never be acknowledged as such.

@@ -600,6 +600,11 @@ impl Source {
         self.groups().values().cloned().collect()
     }
 
+    /// Whether a group has VMs here that are not taken up.
+    pub(super) fn has_stalled_of(&self, group: &Group) -> bool {
+        self.stalled().values().any(|stalled| stalled.record.group == group.name())
+    }
+
     /// Takes a checkpoint of a group with a person's words.
     pub(crate) fn tag(&self, group: &str, tag: &str) -> Result<types::Checkpoint> {
         if tag.is_empty() || tag.len() > TAG_BYTES_MAX {

@@ -189,6 +189,11 @@ impl ProtectedVm {
         self.first_sync() == FirstSync::Done
     }
 
+    /// Whether its writes are to wait for the recovery side.
+    pub(super) fn is_synchronous(&self) -> bool {
+        self.capture.is_sync()
+    }
+
     pub(crate) fn lock_record(&self) -> MutexGuard<'_, ProtectionRecord> {
         self.record.lock().expect("a panic aborts the process")
     }

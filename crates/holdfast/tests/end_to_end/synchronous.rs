@@ -71,6 +71,51 @@ fn every_write_acknowledged_before_the_site_is_lost_is_in_the_image() {
     assert!(same_bytes(&stage.copy_image("web", "latest", "image.raw"), &stage.path("disk.raw")));
 }
 
+/// The group is opened as of one moment, which the VM that does nothing must have come to as well.
+#[test]
+fn what_was_acknowledged_is_there_however_quiet_the_other_vms_of_the_group_are() {
+    let mut stage = Stage::set();
+    let socket = protect(&stage, &[]);
+    let quiet = stage.disk("quiet.raw", 1 << 20);
+    stage.try_protect("quiet", "web", &quiet, &["--mode", "sync"]).unwrap();
+    stage.a.wait_for_state("quiet", "journaling", SOON).unwrap();
+    in_sync(&stage);
+    for round in 1..=kills().min(4) {
+        in_sync(&stage);
+        let mut guest = NbdClient::connect(&socket, "vda").unwrap();
+        for write in 0..8 {
+            guest.write(4096, &sector(round * 100 + write)).unwrap();
+        }
+        stage.a.kill_agent().unwrap();
+        let failover = stage.b.ask(&["failover", "start", "--group", "web"]).unwrap();
+        let vms = failover["vms"].as_array().unwrap();
+        assert_eq!(vms.len(), 2);
+        let web = vms.iter().find(|vm| vm["vm"] == "web").unwrap();
+        let mut reader = NbdClient::connect(web["socket"].as_str().unwrap(), "vda").unwrap();
+        let mut found = vec![0; 512];
+        reader.read(4096, &mut found).unwrap();
+        assert_eq!(found, sector(round * 100 + 7), "round {round}");
+        drop(reader);
+        stage.b.ask(&["failover", "rollback", "--group", "web"]).unwrap();
+        stage.a.start_agent().unwrap();
+    }
+}
+
+#[test]
+fn a_vm_of_the_group_that_misses_writes_degrades_the_others_and_they_return() {
+    let stage = Stage::set();
+    let socket = protect(&stage, &["--on-timeout", "hold"]);
+    let quiet = stage.disk("quiet.raw", 1 << 20);
+    stage.protect("quiet", "web", &quiet);
+    in_sync(&stage);
+    stage.a.ask(&["vm", "pause", "quiet"]).unwrap();
+    mode(&stage, "sync-degraded");
+    // A guest does not stand still for another's pause.
+    NbdClient::connect(&socket, "vda").unwrap().write(0, &sector(1)).unwrap();
+    stage.a.ask(&["vm", "resume", "quiet"]).unwrap();
+    in_sync(&stage);
+}
+
 #[test]
 fn a_lost_link_degrades_with_an_alert_and_returns_by_itself() {
     let mut stage = Stage::set();

@@ -8,7 +8,7 @@
 
 use super::{Capture, Inner};
 use crate::clock::Deadline;
-use crate::sync_gate::Hold;
+use crate::sync_gate::{Hold, Others};
 use std::sync::{MutexGuard, OnceLock};
 use types::WriteSeq;
 use types::limits::HELD_AT_END_MAX;
@@ -27,7 +27,8 @@ impl Patience {
 
 impl Capture {
     /// Waits while the group's hosts agree on a cut. In synchronous mode it also waits until everything of
-    /// this VM up to `seq` is durable at the recovery side, or the policy lets the guest go on without.
+    /// this VM, and of the others of its group, up to `seq` is durable at the recovery side, or the policy lets the guest
+    /// go on without.
     pub fn hold(&self, seq: WriteSeq) {
         self.hold_for(seq, &Patience::default());
     }
@@ -69,14 +70,14 @@ impl Capture {
     fn hold_to_the_end(&self, inner: MutexGuard<'_, Inner>, seq: WriteSeq, patience: &Patience) -> bool {
         let left = patience.ends_at.get().map_or(HELD_AT_END_MAX, Deadline::left);
         let is_held = |inner: &mut Inner| {
-            inner.hold(seq) != Hold::No && inner.waited_in_vain.is_none_or(|at| at != inner.released)
+            inner.hold(seq) != Hold::No && inner.waited_in_vain.is_none_or(|at| at != inner.promised())
         };
         let waited = self.released.wait_timeout_while(inner, left, is_held);
         let (mut inner, _) = waited.expect("a panic aborts the process");
         if inner.hold(seq) == Hold::No {
             return true;
         }
-        inner.waited_in_vain = Some(inner.released);
+        inner.waited_in_vain = Some(inner.promised());
         drop(inner);
         self.tell_held();
         false
@@ -88,6 +89,11 @@ impl Capture {
         // Whoever has looked before that waits by the time the lock is had, and is told.
         drop(self.lock());
         self.tell_held();
+    }
+
+    /// Whether synchronous mode is chosen.
+    pub fn is_sync(&self) -> bool {
+        self.is_sync
     }
 
     /// Whether [`Capture::hold`] would return at once.
@@ -110,7 +116,24 @@ impl Capture {
     /// caught up; true where that is news.
     pub fn return_to_sync(&self) -> bool {
         let mut inner = self.lock();
-        !inner.gap_open && !inner.tracking && inner.sync.rejoin()
+        let others_are_well = !inner.others.missing && inner.others.caught_up;
+        !inner.gap_open && !inner.tracking && others_are_well && inner.sync.rejoin()
+    }
+
+    /// What the other VMs of the group have at the recovery side now.
+    pub fn follow_others(&self, others: Others) {
+        if !self.is_sync {
+            return;
+        }
+        let mut inner = self.lock();
+        if inner.others != others {
+            inner.others = others;
+            if others.missing {
+                inner.sync.on_timeout();
+            }
+            drop(inner);
+            self.tell_held();
+        }
     }
 
     /// What held writes wait for may have come.
@@ -125,8 +148,13 @@ impl Inner {
     /// What a write is to do that was committed as `seq`: one from before a sync, or in it, is in an image once
     /// the sync has ended.
     fn hold(&self, seq: WriteSeq) -> Hold {
-        let counts = !self.gap_open && !self.tracking;
-        self.sync.hold(seq.max(self.sync_end), self.released, counts)
+        let counts = !self.gap_open && !self.tracking && !self.others.missing;
+        self.sync.hold(seq.max(self.sync_end), self.promised(), counts)
+    }
+
+    /// What has come so far of what held writes wait for.
+    fn promised(&self) -> WriteSeq {
+        self.released.min(self.others.up_to)
     }
 }
 

@@ -4,7 +4,7 @@
 
 use super::*;
 use crate::capture::tests::capture;
-use crate::sync_gate::{OnTimeout, SyncGate, SyncPolicy, SyncState};
+use crate::sync_gate::{OnTimeout, Others, SyncGate, SyncPolicy, SyncState};
 use batch::Kind;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -62,6 +62,38 @@ fn a_stalled_link_degrades_and_the_stream_rejoins_when_it_has_caught_up() {
     assert!(capture.return_to_sync());
     assert!(!capture.return_to_sync(), "news only once");
     assert_eq!(capture.status().sync, SyncState::Synchronous);
+}
+
+#[test]
+fn a_guest_is_told_once_the_other_vms_of_the_group_are_as_far() {
+    let capture = synchronous(OnTimeout::Hold);
+    capture.follow_others(Others { up_to: WriteSeq::ZERO, missing: false, caught_up: true });
+    let patience = Arc::new(Patience::default());
+    let seq = committed(&capture, 1);
+    let told = hold_with(&capture, &patience, seq);
+    capture.release(seq);
+    assert!(told.recv_timeout(Duration::from_millis(50)).is_err(), "no image of the group has it yet");
+    assert!(!capture.may_acknowledge(seq));
+    capture.follow_others(Others { up_to: seq, missing: false, caught_up: true });
+    assert!(told.recv_timeout(FOR_EVER).unwrap());
+    assert_eq!(capture.status().sync, SyncState::Synchronous);
+}
+
+#[test]
+fn where_another_vm_of_the_group_misses_writes_nothing_is_promised() {
+    let capture = synchronous(OnTimeout::Hold);
+    capture.follow_others(Others { up_to: WriteSeq::ZERO, missing: false, caught_up: true });
+    let patience = Arc::new(Patience::default());
+    let told = hold_with(&capture, &patience, committed(&capture, 1));
+    capture.follow_others(Others { up_to: WriteSeq::ZERO, missing: true, caught_up: false });
+    assert!(told.recv_timeout(FOR_EVER).unwrap(), "a guest does not stand still for another's sync");
+    assert_eq!(capture.status().sync, SyncState::Degraded);
+    assert!(!capture.return_to_sync());
+    // Not before it would be promised at once: each write would have to wait in vain otherwise.
+    capture.follow_others(Others { up_to: WriteSeq::ZERO, missing: false, caught_up: false });
+    assert!(!capture.return_to_sync());
+    capture.follow_others(Others { up_to: WriteSeq::ZERO, missing: false, caught_up: true });
+    assert!(capture.return_to_sync());
 }
 
 /// A write that is held with a patience; what becomes of it.
