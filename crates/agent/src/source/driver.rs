@@ -2,6 +2,9 @@
 //! effects. One task per VM; what takes long (connecting, copying, hashing, spilling, sending files) runs
 //! beside it and reports back as an event.
 
+mod standing;
+mod upkeep;
+
 use super::bounds::Bounds;
 use super::files::send_file;
 use super::freshness::Freshness;
@@ -9,8 +12,7 @@ use super::greeting::hello;
 use super::outbox::{Outbox, Pressing, compression};
 use super::peers::Place;
 use super::rates::Rates;
-use super::record::{FirstSync, ProtectionRecord};
-use super::stream_status::StreamStatus;
+use super::record::FirstSync;
 use super::sync_end::SyncEnd;
 use super::verify::Verification;
 use super::vm::{ProtectedVm, with_sources};
@@ -19,7 +21,6 @@ use crate::clock;
 use crate::link::{self, TurnedAway};
 use crate::state::random;
 use crate::wire_io::{Outgoing, ReadError, read_message, write_messages};
-use joint::promise::Standing;
 use replication::wire::{ArtifactHash, ClockAnswer, Compare, Compared, FrameReader, Message};
 use replication::{
     CaptureView, CodecChooser, Differs, Failure, Link as LinkState, Sender, SenderConfig, SenderEffect,
@@ -31,7 +32,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::block_in_place;
-use types::limits::{BLOCK_BYTES, WINDOW_BYTES};
 use types::{Epoch, Incarnation, Monotonic, WriteSeq};
 
 const TICK: Duration = Duration::from_millis(100);
@@ -242,26 +242,6 @@ impl Driver {
 
     fn on_wake(&mut self) {
         self.send_what_is_granted();
-        self.events.push_back(SenderEvent::Tick);
-    }
-
-    fn on_tick(&mut self) {
-        let now = clock::now();
-        self.watch_bounds(now);
-        self.place.tick();
-        self.send_what_is_granted();
-        self.rejoin_sync();
-        if now.since(self.upkeep_at) >= UPKEEP_INTERVAL {
-            self.upkeep_at = now;
-            self.cool_regions();
-            self.source.tell_unreadable(&self.vm);
-            self.check_trust();
-        }
-        if let Some(verification) = &mut self.verification {
-            let status = self.vm.capture().status();
-            let well = self.sender.state() == State::Journaling && self.sender.link() == LinkState::Up;
-            verification.follow(status.unsettled_blocks * BLOCK_BYTES, well, &self.vm.name());
-        }
         self.events.push_back(SenderEvent::Tick);
     }
 
@@ -504,100 +484,6 @@ impl Driver {
         }
     }
 
-    /// Once all of the first sync is durable at the other side, the VM belongs to its group.
-    fn follow_sync(&mut self) {
-        let is_there = self.sync_end.acknowledged(self.sender.acked());
-        let complete =
-            is_there && self.sender.state() == State::Journaling && !self.vm.capture().status().gap_open;
-        if complete && self.vm.first_sync() != FirstSync::Done {
-            self.note_first_sync(FirstSync::Done);
-        }
-        self.note_standing(complete);
-    }
-
-    /// How far the VM is, for the promises made to others of its group.
-    fn note_standing(&mut self, complete: bool) {
-        if complete && let Some(ack) = self.sender.last_ack() {
-            // No more than it was told is believed.
-            self.up_to = self.up_to.max(ack.watermark.min(self.sender.told_watermark()));
-        }
-        let standing = Standing { up_to: self.up_to, missing: !complete, caught_up: self.has_caught_up() };
-        let standing = self.vm.is_member().then_some(standing);
-        let lacks_vms = self.source.has_stalled_of(self.vm.group());
-        self.vm.group().note_standing(self.vm.id(), standing, lacks_vms);
-    }
-
-    fn has_caught_up(&self) -> bool {
-        let status = self.vm.capture().status();
-        self.sender.state() == State::Journaling
-            && self.sender.link() == LinkState::Up
-            && status.buffered_bytes <= CAUGHT_UP_BYTES
-            && status.spilled <= status.released
-    }
-
-    /// Before the recovery side may hear of the VM that is written down, and of one that is being unprotected it does
-    /// not hear any more: whoever leaves knows by that whether there is somebody to tell. False where nothing may be
-    /// said.
-    fn note_greeting(&self) -> bool {
-        let mut record = self.vm.lock_record();
-        if record.first_sync != FirstSync::NotBegun {
-            return true;
-        }
-        if self.vm.is_ending() {
-            return false;
-        }
-        let noted = ProtectionRecord { first_sync: FirstSync::Greeted, ..record.clone() };
-        // With the record held: an older one is not saved over it.
-        match save_record(&self.source.state, &noted) {
-            Ok(()) => *record = noted,
-            Err(error) => {
-                let error = format!("{error:#}");
-                tracing::error!(vm = noted.name, error, "that it is protected is not recorded; tried again");
-                return false;
-            }
-        }
-        true
-    }
-
-    fn note_first_sync(&self, how_far: FirstSync) {
-        let record = {
-            let mut record = self.vm.lock_record();
-            record.first_sync = how_far;
-            record.clone()
-        };
-        if let Err(error) = save_record(&self.source.state, &record) {
-            tracing::error!(
-                vm = record.name,
-                error = format!("{error:#}"),
-                "how far the first sync is, is not recorded"
-            );
-        }
-    }
-
-    /// The state as it is shown: a sync is one until all of it is durable at the other side, and the first one is
-    /// the first one, whatever came between.
-    fn shown_state(&self) -> &'static str {
-        let state = self.sender.state();
-        // Nothing was heard since from the side that has taken over.
-        if matches!(state, State::Tracking { .. }) && self.vm.lock_record().fenced.is_some() {
-            return "fenced";
-        }
-        let name = match self.sync_end.name() {
-            Some(name) if state == State::Journaling => name,
-            _ => state.name(),
-        };
-        match self.vm.first_sync() {
-            FirstSync::Done => name,
-            _ if name == State::BitmapSync.name() => State::InitialSync.name(),
-            _ => name,
-        }
-    }
-
-    fn to_sync_bytes(&self) -> u64 {
-        let status = self.vm.capture().status();
-        (status.dirty_blocks + status.unsettled_blocks) * BLOCK_BYTES
-    }
-
     fn connect(&mut self) {
         self.drop_link();
         let link = self.link.number;
@@ -755,33 +641,6 @@ impl Driver {
         self.clock_skew_seconds = Some((answer.says.0 - middle) as f64 / 1e6);
     }
 
-    /// In synchronous mode guest writes wait again once the stream has caught up.
-    fn rejoin_sync(&mut self) {
-        let degraded = self.vm.capture().status().sync == SyncState::Degraded;
-        if degraded && self.has_caught_up() && self.vm.capture().return_to_sync() {
-            tracing::info!(vm = self.vm.name(), "synchronous: guest writes wait for the recovery side");
-        }
-    }
-
-    fn cool_regions(&self) {
-        let vm = self.vm.clone();
-        tokio::task::spawn_blocking(move || {
-            let flush = || vm.disks().iter().try_for_each(|disk| disk.sync());
-            if let Err(error) = vm.capture().cool_regions(flush) {
-                tracing::warn!(vm = vm.name(), %error, "the dirty-region log keeps more regions than it has to");
-            }
-        });
-    }
-
-    /// Ends a connection to a peer that is not trusted any more.
-    fn check_trust(&mut self) {
-        let Some(peer) = &self.link.peer else { return };
-        if let Err(error) = block_in_place(|| peer.check(&self.source.pki)) {
-            self.drop_link();
-            self.note_lost(Some(TurnedAway::Here), format!("{error:#}"), "link ended");
-        }
-    }
-
     fn adopt_epoch(&mut self, epoch: Epoch) {
         let record = {
             let mut record = self.vm.lock_record();
@@ -794,59 +653,5 @@ impl Driver {
                 tracing::error!(vm = record.name, error = format!("{error:#}"), "epoch is not recorded");
             }
         }
-    }
-
-    fn watch_bounds(&mut self, now: Monotonic) {
-        let policy = self.vm.policy();
-        let cause = self.last_error.clone();
-        if let Some(taken_at) = self.vm.group().newest_complete(self.vm.id()) {
-            self.fresh.complete_at(taken_at);
-        }
-        self.fresh.save_sometimes(&self.source.state, &self.vm.record(), self.source.boot_id);
-        let seen = super::bounds::Seen {
-            state: self.sender.state(),
-            fresh: self.fresh,
-            link_up: self.sender.link() == LinkState::Up,
-            fenced: self.vm.record().fenced,
-            last_ack: self.sender.last_ack(),
-            sync: self.vm.capture().status().sync,
-            turned_away: self.turned_away,
-            cause,
-        };
-        let stops = self.bounds.watch(now, &policy, &seen, &self.vm.name(), &self.source.alerts);
-        if stops {
-            self.events.push_back(SenderEvent::Bounds { exceeded: true });
-        }
-    }
-
-    fn publish(&mut self) {
-        let written = self.vm.capture().status().write_bytes;
-        let saturated = self.sender.in_flight_bytes() * 2 >= WINDOW_BYTES;
-        if let Some((bytes, took)) = self.rates.follow(clock::now(), written, saturated) {
-            self.chooser.note_link(bytes, took);
-        }
-        let spill = self.outbox.view();
-        let ack = self.sender.last_ack();
-        let state = self.sender.state();
-        *self.vm.lock_status() = StreamStatus {
-            state: self.shown_state().to_owned(),
-            reason: state.reason(),
-            link: self.sender.link().name().to_owned(),
-            last_error: self.last_error.clone(),
-            durable: self.sender.acked(),
-            journal_bytes: ack.map_or(0, |ack| ack.journal_bytes),
-            history_seconds: ack.map_or(0, |ack| ack.history_seconds),
-            sent_bytes: self.rates.sent_bytes,
-            sent_bytes_per_second: self.rates.sent_per_second,
-            write_bytes_per_second: self.rates.written_per_second,
-            sync_total_bytes: self.sync_total_bytes,
-            rpo_now: self.fresh.age(clock::now()),
-            rpo_exceeded: self.bounds.rpo_exceeded(),
-            history_exceeded: self.bounds.history_exceeded(),
-            clock_skew_seconds: self.clock_skew_seconds,
-            spill_bytes: spill.bytes,
-            spill_bytes_max: spill.bytes_max,
-            verify: self.verification.as_ref().map(Verification::to_api),
-        };
     }
 }

@@ -1,0 +1,114 @@
+//! How far the stream is: whether a sync has really ended, what the group may rest on, and what is written down and shown
+//! of it.
+
+use super::{CAUGHT_UP_BYTES, Driver};
+use crate::source::record::{FirstSync, ProtectionRecord};
+use crate::source::save_record;
+use joint::promise::Standing;
+use replication::{Link as LinkState, State};
+use splitter::SyncState;
+use types::limits::BLOCK_BYTES;
+
+impl Driver {
+    /// Once all of the first sync is durable at the other side, the VM belongs to its group.
+    pub(super) fn follow_sync(&mut self) {
+        let is_there = self.sync_end.acknowledged(self.sender.acked());
+        let complete =
+            is_there && self.sender.state() == State::Journaling && !self.vm.capture().status().gap_open;
+        if complete && self.vm.first_sync() != FirstSync::Done {
+            self.note_first_sync(FirstSync::Done);
+        }
+        self.note_standing(complete);
+    }
+
+    /// How far the VM is, for the promises made to others of its group.
+    fn note_standing(&mut self, complete: bool) {
+        if complete && let Some(ack) = self.sender.last_ack() {
+            // No more than it was told is believed.
+            self.up_to = self.up_to.max(ack.watermark.min(self.sender.told_watermark()));
+        }
+        let standing = Standing { up_to: self.up_to, missing: !complete, caught_up: self.has_caught_up() };
+        let standing = self.vm.is_member().then_some(standing);
+        let lacks_vms = self.source.has_stalled_of(self.vm.group());
+        self.vm.group().note_standing(self.vm.id(), standing, lacks_vms);
+    }
+
+    pub(super) fn has_caught_up(&self) -> bool {
+        let status = self.vm.capture().status();
+        self.sender.state() == State::Journaling
+            && self.sender.link() == LinkState::Up
+            && status.buffered_bytes <= CAUGHT_UP_BYTES
+            && status.spilled <= status.released
+    }
+
+    /// In synchronous mode guest writes wait again once the stream has caught up.
+    pub(super) fn rejoin_sync(&mut self) {
+        let degraded = self.vm.capture().status().sync == SyncState::Degraded;
+        if degraded && self.has_caught_up() && self.vm.capture().return_to_sync() {
+            tracing::info!(vm = self.vm.name(), "synchronous: guest writes wait for the recovery side");
+        }
+    }
+
+    /// Before the recovery side may hear of the VM that is written down, and of one that is being unprotected it does
+    /// not hear any more: whoever leaves knows by that whether there is somebody to tell. False where nothing may be
+    /// said.
+    pub(super) fn note_greeting(&self) -> bool {
+        let mut record = self.vm.lock_record();
+        if record.first_sync != FirstSync::NotBegun {
+            return true;
+        }
+        if self.vm.is_ending() {
+            return false;
+        }
+        let noted = ProtectionRecord { first_sync: FirstSync::Greeted, ..record.clone() };
+        // With the record held: an older one is not saved over it.
+        match save_record(&self.source.state, &noted) {
+            Ok(()) => *record = noted,
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::error!(vm = noted.name, error, "that it is protected is not recorded; tried again");
+                return false;
+            }
+        }
+        true
+    }
+
+    pub(super) fn note_first_sync(&self, how_far: FirstSync) {
+        let record = {
+            let mut record = self.vm.lock_record();
+            record.first_sync = how_far;
+            record.clone()
+        };
+        if let Err(error) = save_record(&self.source.state, &record) {
+            tracing::error!(
+                vm = record.name,
+                error = format!("{error:#}"),
+                "how far the first sync is, is not recorded"
+            );
+        }
+    }
+
+    /// The state as it is shown: a sync is one until all of it is durable at the other side, and the first one is
+    /// the first one, whatever came between.
+    pub(super) fn shown_state(&self) -> &'static str {
+        let state = self.sender.state();
+        // Nothing was heard since from the side that has taken over.
+        if matches!(state, State::Tracking { .. }) && self.vm.lock_record().fenced.is_some() {
+            return "fenced";
+        }
+        let name = match self.sync_end.name() {
+            Some(name) if state == State::Journaling => name,
+            _ => state.name(),
+        };
+        match self.vm.first_sync() {
+            FirstSync::Done => name,
+            _ if name == State::BitmapSync.name() => State::InitialSync.name(),
+            _ => name,
+        }
+    }
+
+    pub(super) fn to_sync_bytes(&self) -> u64 {
+        let status = self.vm.capture().status();
+        (status.dirty_blocks + status.unsettled_blocks) * BLOCK_BYTES
+    }
+}
