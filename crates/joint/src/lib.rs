@@ -4,7 +4,9 @@
 //! out as a value or through a seam that the caller implements.
 //!
 //! - [`cut`]: one cut of a group whose VMs are on several hosts.
+//! - [`progress`]: how far one VM's stream is.
 //! - [`promise`]: what synchronous mode may promise in a group of several VMs.
 
 pub mod cut;
+pub mod progress;
 pub mod promise;

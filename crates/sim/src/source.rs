@@ -6,14 +6,15 @@ use crate::rng::Rng;
 use crate::store::SimStore;
 use batch::{Batch, BatchMeta, Codec, Kind, Pieces};
 use bytes::Bytes;
+use joint::progress::Progress;
+use joint::promise::Standing;
 use journal::{Spill, SpillError};
 use replication::wire::{Compare, Hello, Message};
 use replication::{
-    CaptureView, Differs, KeptStream, Link, Sender, SenderConfig, SenderEffect, SenderEvent, State,
-    SyncReason,
+    CaptureView, Differs, KeptStream, Sender, SenderConfig, SenderEffect, SenderEvent, SyncReason,
 };
 use splitter::{
-    BlockDevice, Boot, BufferPool, Capture, CaptureConfig, Change, DirtyMap, DiskIdentity, OnTimeout,
+    BlockDevice, Boot, BufferPool, Capture, CaptureConfig, Change, DirtyMap, DiskIdentity, OnTimeout, Others,
     ProtectedDisk, RegionLog, SyncPolicy, SyncState, Taken, copy_some_blocks, hash_some_blocks,
     mark_allocated,
 };
@@ -77,6 +78,8 @@ pub(crate) struct SourceVm {
     /// Some leave out what is overwritten before the next checkpoint, as if the link were always too slow.
     leaves_out: bool,
     sync: Option<SyncPolicy>,
+    /// Once all of the first sync is at the other side.
+    pub(crate) is_member: bool,
     /// The last write the guest was told of because the other side has it.
     pub(crate) promised: WriteSeq,
     pub(crate) agent: Option<Agent>,
@@ -92,6 +95,7 @@ pub(crate) struct Agent {
     pub(crate) unanswered: VecDeque<(WriteSeq, bool)>,
     events: VecDeque<SenderEvent>,
     tell_watermark: bool,
+    progress: Progress,
     spill: Option<Spill>,
     spill_full: bool,
     pub(crate) spill_lost: bool,
@@ -130,6 +134,7 @@ impl SourceVm {
             // Not out of the run's own numbers: runs from before this choice stay as they were.
             leaves_out: sync.is_none() && Rng::new(size_bytes ^ u64::from(number)).one_in(2),
             sync,
+            is_member: false,
             promised: WriteSeq::ZERO,
             agent: None,
         }
@@ -177,6 +182,7 @@ impl SourceVm {
             unanswered: VecDeque::new(),
             events: VecDeque::new(),
             tell_watermark: false,
+            progress: Progress::new(CAUGHT_UP_BYTES),
             spill,
             spill_full: false,
             spill_lost: false,
@@ -264,6 +270,21 @@ impl SourceVm {
         true
     }
 
+    /// How the VM stands for the others of its group: not at all before its first sync is there. An agent that is away
+    /// promises nothing, and neither do the others, which are of the same process.
+    pub(crate) fn standing(&mut self) -> Option<Standing> {
+        let agent = self.agent.as_mut()?;
+        let standing = agent.progress.follow(&agent.sender, &agent.capture.status());
+        self.is_member |= !standing.missing;
+        agent.progress.counts(self.is_member).then_some(standing)
+    }
+
+    pub(crate) fn follow_others(&self, others: Others) {
+        if let Some(agent) = &self.agent {
+            agent.capture.follow_others(others);
+        }
+    }
+
     /// Tells the guest of its writes as far as it may be told now. In synchronous mode the other side has them
     /// then; a stream that has caught up keeps that promise again.
     pub(crate) fn answer_guest(&mut self) {
@@ -278,10 +299,7 @@ impl SourceVm {
                 self.promised = seq;
             }
         }
-        let caught_up = agent.sender.state() == State::Journaling
-            && agent.sender.link() == Link::Up
-            && status.buffered_bytes <= CAUGHT_UP_BYTES
-            && status.spilled <= status.released;
+        let caught_up = agent.progress.follow(&agent.sender, &agent.capture.status()).caught_up;
         if status.sync == SyncState::Degraded && caught_up {
             agent.capture.return_to_sync();
         }
@@ -385,6 +403,9 @@ impl Agent {
             }
             SenderEffect::CloseSync => {
                 let closed = self.capture.close_sync();
+                if closed {
+                    self.progress.sync_closed(self.capture.status().last, self.sender.state().name());
+                }
                 self.events.push_back(SenderEvent::SyncClosed { closed });
             }
             SenderEffect::HashBlocks => {
@@ -443,6 +464,7 @@ impl Agent {
     }
 
     fn restart(&mut self, floor: WriteSeq, differs: Differs) {
+        self.progress.restarted();
         self.capture.restart(floor);
         if let Some(spill) = &mut self.spill {
             let _ = spill.clear();

@@ -5,6 +5,7 @@ use crate::link::Connection;
 use crate::recovery::RecoveryVm;
 use crate::rng::Rng;
 use crate::source::SourceVm;
+use joint::promise::Promises;
 use journal::{Clock, Mode, Upkeep};
 use replication::wire::{Refusal, Refuse};
 use replication::{ReceiverEvent, SenderEvent, State};
@@ -115,6 +116,8 @@ struct World {
     run: u32,
     counter: Arc<GroupCounter>,
     pairs: Vec<Pair>,
+    /// What the VMs may promise their guests.
+    promises: Promises,
     links: Vec<Option<Connection>>,
     wants: Vec<bool>,
     network_up: bool,
@@ -183,6 +186,7 @@ impl World {
             now: Monotonic(Duration::from_secs(1)),
             run: 0,
             counter: Arc::new(GroupCounter::new(WriteSeq::ZERO)),
+            promises: Promises::default(),
             links: (0..VMS).map(|_| None).collect(),
             wants: vec![false; VMS.into()],
             pairs,
@@ -509,14 +513,26 @@ impl World {
         self.say(&format!("disk of {vm} fails a sync after {left:?}"));
     }
 
-    fn check(&mut self, in_full: bool) {
+    /// Each guest is told of its writes as far as its VM may promise them.
+    fn answer_guests(&mut self) {
         for pair in &mut self.pairs {
+            match pair.source.standing() {
+                Some(standing) => self.promises.note(pair.source.vm, standing),
+                None => self.promises.left(pair.source.vm),
+            };
+        }
+        for pair in &mut self.pairs {
+            pair.source.follow_others(self.promises.others(pair.source.vm));
             let before = pair.source.promised;
             pair.source.answer_guest();
             self.summary.promises += u64::from(pair.source.promised > before);
         }
+    }
+
+    fn check(&mut self, in_full: bool) {
+        self.answer_guests();
+        invariant_what_was_promised_is_at_the_other_side(&self.pairs);
         for (at, pair) in self.pairs.iter().enumerate() {
-            invariant_what_was_promised_is_at_the_other_side(pair);
             invariant_checkpoint_never_precedes_its_writes(pair);
             invariant_one_writer_per_epoch(pair, self.fenced_at.as_ref().map(|all| all[at]));
             if in_full {
@@ -553,6 +569,7 @@ impl World {
                 self.deliver(vm);
                 self.append(vm);
             }
+            self.answer_guests();
             if (0..usize::from(VMS)).all(|vm| self.is_at_rest(vm)) {
                 break;
             }

@@ -13,7 +13,6 @@ use super::outbox::{Outbox, Pressing, compression};
 use super::peers::Place;
 use super::rates::Rates;
 use super::record::FirstSync;
-use super::sync_end::SyncEnd;
 use super::verify::Verification;
 use super::vm::{ProtectedVm, with_sources};
 use super::{Source, save_record};
@@ -21,6 +20,8 @@ use crate::clock;
 use crate::link::{self, TurnedAway};
 use crate::state::random;
 use crate::wire_io::{Outgoing, ReadError, read_message, write_messages};
+use joint::progress::Progress;
+use joint::promise::Standing;
 use replication::wire::{ArtifactHash, ClockAnswer, Compare, Compared, FrameReader, Message};
 use replication::{
     CaptureView, CodecChooser, Differs, Failure, Link as LinkState, Sender, SenderConfig, SenderEffect,
@@ -103,9 +104,9 @@ struct Driver {
     /// How the last connection failed, where it was by a certificate.
     turned_away: Option<TurnedAway>,
     sync_total_bytes: u64,
-    sync_end: SyncEnd,
-    /// Everything of the VM up to here is at the recovery side.
-    up_to: WriteSeq,
+    progress: Progress,
+    /// How the stream stood after the last event.
+    standing: Standing,
     bounds: Bounds,
     fresh: Freshness,
     clock_skew_seconds: Option<f64>,
@@ -202,8 +203,8 @@ impl Driver {
             last_error: None,
             turned_away: None,
             sync_total_bytes: 0,
-            sync_end: SyncEnd::default(),
-            up_to: WriteSeq::ZERO,
+            progress: Progress::new(CAUGHT_UP_BYTES),
+            standing: Standing { up_to: WriteSeq::ZERO, missing: true, caught_up: false },
             bounds: Bounds::default(),
             fresh,
             clock_skew_seconds: None,
@@ -415,7 +416,7 @@ impl Driver {
             SenderEffect::CloseSync => {
                 let closed = self.vm.capture().close_sync();
                 if closed {
-                    self.sync_end.closed(self.vm.capture().status().last, self.sender.state().name());
+                    self.progress.sync_closed(self.vm.capture().status().last, self.sender.state().name());
                 }
                 self.events.push_back(SenderEvent::SyncClosed { closed });
             }
@@ -561,7 +562,7 @@ impl Driver {
 
     fn restart(&mut self, floor: WriteSeq, differs: Differs) {
         self.vm.group().on_restart();
-        self.sync_end.restarted();
+        self.progress.restarted();
         let capture = self.vm.capture();
         block_in_place(|| self.outbox.restart(floor));
         match differs {

@@ -25,7 +25,6 @@ mod remote_clients;
 mod stalled;
 mod stopping;
 mod stream_status;
-mod sync_end;
 mod tapped;
 mod unreadable;
 mod verify;

@@ -1,50 +1,30 @@
 //! How far the stream is: whether a sync has really ended, what the group may rest on, and what is written down and shown
 //! of it.
 
-use super::{CAUGHT_UP_BYTES, Driver};
+use super::Driver;
 use crate::source::record::{FirstSync, ProtectionRecord};
 use crate::source::save_record;
-use joint::promise::Standing;
-use replication::{Link as LinkState, State};
+use replication::State;
 use splitter::SyncState;
 use types::limits::BLOCK_BYTES;
 
 impl Driver {
-    /// Once all of the first sync is durable at the other side, the VM belongs to its group.
+    /// Once all of the first sync is durable at the other side, the VM belongs to its group; promises made to others of
+    /// it rest on how far it is.
     pub(super) fn follow_sync(&mut self) {
-        let is_there = self.sync_end.acknowledged(self.sender.acked());
-        let complete =
-            is_there && self.sender.state() == State::Journaling && !self.vm.capture().status().gap_open;
-        if complete && self.vm.first_sync() != FirstSync::Done {
+        self.standing = self.progress.follow(&self.sender, &self.vm.capture().status());
+        if !self.standing.missing && self.vm.first_sync() != FirstSync::Done {
             self.note_first_sync(FirstSync::Done);
         }
-        self.note_standing(complete);
-    }
-
-    /// How far the VM is, for the promises made to others of its group.
-    fn note_standing(&mut self, complete: bool) {
-        if complete && let Some(ack) = self.sender.last_ack() {
-            // No more than it was told is believed.
-            self.up_to = self.up_to.max(ack.watermark.min(self.sender.told_watermark()));
-        }
-        let standing = Standing { up_to: self.up_to, missing: !complete, caught_up: self.has_caught_up() };
-        let standing = self.vm.is_member().then_some(standing);
+        let standing = self.progress.counts(self.vm.is_member()).then_some(self.standing);
         let lacks_vms = self.source.has_stalled_of(self.vm.group());
         self.vm.group().note_standing(self.vm.id(), standing, lacks_vms);
-    }
-
-    pub(super) fn has_caught_up(&self) -> bool {
-        let status = self.vm.capture().status();
-        self.sender.state() == State::Journaling
-            && self.sender.link() == LinkState::Up
-            && status.buffered_bytes <= CAUGHT_UP_BYTES
-            && status.spilled <= status.released
     }
 
     /// In synchronous mode guest writes wait again once the stream has caught up.
     pub(super) fn rejoin_sync(&mut self) {
         let degraded = self.vm.capture().status().sync == SyncState::Degraded;
-        if degraded && self.has_caught_up() && self.vm.capture().return_to_sync() {
+        if degraded && self.standing.caught_up && self.vm.capture().return_to_sync() {
             tracing::info!(vm = self.vm.name(), "synchronous: guest writes wait for the recovery side");
         }
     }
@@ -96,7 +76,7 @@ impl Driver {
         if matches!(state, State::Tracking { .. }) && self.vm.lock_record().fenced.is_some() {
             return "fenced";
         }
-        let name = match self.sync_end.name() {
+        let name = match self.progress.ending_sync() {
             Some(name) if state == State::Journaling => name,
             _ => state.name(),
         };
