@@ -101,6 +101,7 @@ impl Source {
         if record.first_sync == FirstSync::NotBegun {
             return Ok(None);
         }
+        self.state.reach_run(left_at.run())?;
         let departure = DepartureRecord {
             vm: record.vm.clone(),
             name: record.name.clone(),

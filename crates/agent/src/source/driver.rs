@@ -531,9 +531,13 @@ impl Driver {
             self.events.push_back(SenderEvent::NothingToSend);
             return;
         };
-        if let Err(error) = block_in_place(|| self.source.state.reach_run(next.last.run())) {
-            let error = format!("{error:#}");
-            tracing::error!(vm = self.vm.name(), error, "the run that sequences are of is not recorded");
+        // A journal that has what this agent no longer knows to be its own would refuse the next run: nothing is sent.
+        if let Err(error) = block_in_place(|| self.source.state.reach_run(next.newest_run())) {
+            self.place.sent(granted, 0);
+            self.drop_link();
+            let why =
+                format!("the run that sequences are of cannot be recorded, mend the state folder: {error:#}");
+            return self.note_lost(None, why, "nothing is sent");
         }
         let bytes = next.batch.len();
         self.place.sent(granted, bytes as u64);

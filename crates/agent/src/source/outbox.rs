@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::task::block_in_place;
 use types::limits::BATCH_BYTES_TARGET;
-use types::{Incarnation, VmId, WriteSeq};
+use types::{Incarnation, RunNumber, VmId, WriteSeq};
 
 /// Batches moved to the spill in one go.
 const SPILL_BATCHES: usize = 16;
@@ -36,6 +36,14 @@ pub(super) struct Outgoing {
     pub(super) batch: Pieces,
     pub(super) last: WriteSeq,
     pub(super) watermark: WriteSeq,
+}
+
+impl Outgoing {
+    /// The newest run that the peer hears of by it. In a batch without records that of the watermark alone, which a cut
+    /// may have lifted.
+    pub(super) fn newest_run(&self) -> RunNumber {
+        self.watermark.max(self.last).run()
+    }
 }
 
 /// The outgoing end of one VM's stream.

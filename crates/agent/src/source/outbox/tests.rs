@@ -7,7 +7,7 @@ use splitter::{Boot, BufferPool, CaptureConfig, DirtyMap, MapFile, RegionLog};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use types::limits::REGION_LOG_BYTES;
-use types::{ByteRange, DiskIndex, GroupCounter};
+use types::{ByteRange, DiskIndex, GroupCounter, RunNumber};
 
 const DISK_BYTES: u64 = 1 << 20;
 const BUFFER_BYTES: u64 = 6 << 10;
@@ -21,6 +21,11 @@ const ONE: Incarnation = Incarnation::from_bytes([1; 16]);
 
 /// A stream that has begun, with nothing to sync.
 fn outbox(folder: &Path) -> Outbox {
+    outbox_of(folder, &Arc::new(GroupCounter::new(WriteSeq::ZERO)))
+}
+
+/// The same, of a VM that draws from `counter`.
+fn outbox_of(folder: &Path, counter: &Arc<GroupCounter>) -> Outbox {
     let vm = VmId::from_bytes([5; 16]);
     let disks = [(DISK_BYTES, None)];
     let file = |name: &str| Box::new(MapFile::open(&folder.join(name)).unwrap());
@@ -34,8 +39,8 @@ fn outbox(folder: &Path) -> Outbox {
         gate: Arc::default(),
         leaves_out: false,
     };
-    let counter = Arc::new(GroupCounter::new(WriteSeq::ZERO));
-    let capture = Arc::new(Capture::new(counter, &[DISK_BYTES], map, regions, config, Box::new(|| {})));
+    let capture =
+        Arc::new(Capture::new(counter.clone(), &[DISK_BYTES], map, regions, config, Box::new(|| {})));
     let outbox = Outbox::new(capture, ONE, vm, &folder.join("spill"), SPILL_BYTES);
     begin(&outbox, WriteSeq::ZERO);
     outbox
@@ -131,6 +136,21 @@ fn a_stream_that_begins_anew_while_it_spills_loses_no_spill() {
         }
         done.store(true, Ordering::SeqCst);
     });
+}
+
+#[test]
+fn a_quiet_vm_tells_a_watermark_whose_run_is_to_be_recorded_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let counter = Arc::new(GroupCounter::new(WriteSeq::ZERO));
+    let outbox = outbox_of(folder.path(), &counter);
+    let after = outbox.capture.status().last;
+    // A cut that was given up has lifted the counter, and nothing was written since.
+    counter.draw_exactly(WriteSeq::before_run(RunNumber(8)).next()).unwrap();
+    let mut chooser = CodecChooser::new(Compression::Always(Codec::Raw));
+    // Past what ends the sync.
+    let next = outbox.next(after, SENT_BYTES, &mut chooser, CALM).unwrap();
+    assert!(Batch::parse(next.batch.joined()).unwrap().entries().is_empty());
+    assert_eq!((next.last, next.newest_run()), (after, counter.last().run()));
 }
 
 #[test]
