@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use journal::FsStore;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,9 @@ pub(crate) struct StateDir {
     store: FsStore,
     /// The run that the folder has: the next start begins above it.
     reached: Mutex<RunNumber>,
+    /// Held while a file is replaced, since two who replace the same one would write the same partial one. The folders
+    /// whose own names are durable.
+    saving: Mutex<BTreeSet<PathBuf>>,
 }
 
 /// Every file says which version of its form it has.
@@ -38,7 +42,7 @@ impl StateDir {
         let store = FsStore::open(root).context(
             "open state folder: only one agent may use it; stop the other one or give this one its own state_dir",
         )?;
-        Ok(Self { store, reached: Mutex::new(RunNumber(0)) })
+        Ok(Self { store, reached: Mutex::new(RunNumber(0)), saving: Mutex::default() })
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -87,7 +91,11 @@ impl StateDir {
     pub(crate) fn save<T: Serialize>(&self, name: &str, content: &T) -> Result<()> {
         let path = self.path(name);
         let folder = path.parent().context("a state file has a folder")?;
-        std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+        let mut durable = self.saving.lock().expect("a panic aborts the process");
+        if !durable.contains(folder) {
+            make_durably(folder).with_context(|| format!("make {}", folder.display()))?;
+            durable.insert(folder.to_path_buf());
+        }
         let partial = path.with_extension("partial");
         let bytes = serde_json::to_vec_pretty(&Versioned { version: VERSION, content })?;
         let write = || -> std::io::Result<()> {
@@ -131,6 +139,12 @@ impl StateDir {
     }
 }
 
+/// Makes a folder where it is not there; its name survives a crash either way.
+fn make_durably(folder: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    folder.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+}
+
 /// Sixteen random bytes from the system.
 pub fn random() -> [u8; 16] {
     let mut bytes = [0; 16];
@@ -166,5 +180,22 @@ mod tests {
         state.reach_run(first).unwrap();
         drop(state);
         assert_eq!(StateDir::open(folder.path()).unwrap().next_run().unwrap(), RunNumber(51));
+    }
+
+    #[test]
+    fn a_file_that_many_save_at_once_is_always_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(folder.path()).unwrap();
+        std::thread::scope(|scope| {
+            for run in 1..=8 {
+                let state = &state;
+                scope.spawn(move || {
+                    for _ in 0..50 {
+                        state.save("some/file.json", &RunFile { run }).unwrap();
+                        assert!(state.load::<RunFile>("some/file.json").unwrap().is_some());
+                    }
+                });
+            }
+        });
     }
 }

@@ -9,6 +9,7 @@
 
 use super::Source;
 use super::hosts::Hosts;
+use super::hosts_record::HostsRecord;
 use super::member;
 use super::vm::ProtectedVm;
 use crate::clock;
@@ -19,7 +20,6 @@ use crate::wire_io::Outgoing;
 use joint::cut::{Ask, CannotBegin, Completion, HostSession, NotRemoved, Outcome, Part, Why};
 use joint::promise::{Promises, Standing};
 use replication::wire::CutRefusal;
-use serde::{Deserialize, Serialize};
 use splitter::{AckGate, Others};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -41,15 +41,10 @@ pub(crate) struct Group {
     coordinator: Option<String>,
     /// Where this one does, for hosts beside this.
     hosts: Hosts,
+    hosts_record: HostsRecord,
     /// One cut at a time.
     cutting: Mutex<()>,
     inner: Mutex<Inner>,
-}
-
-/// The other hosts of a group, as `state/hosts/GROUP.json` has them.
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct HostsRecord {
-    hosts: BTreeMap<String, u16>,
 }
 
 #[derive(Debug)]
@@ -84,8 +79,9 @@ impl Group {
         name: String,
         coordinator: Option<String>,
         policy: &Policy,
-    ) -> Result<Arc<Self>> {
-        let recorded: HostsRecord = source.state.load(&hosts_file(id))?.unwrap_or_default();
+    ) -> Arc<Self> {
+        let (hosts_record, hosts) = HostsRecord::load(&source.state, id);
+        hosts_record.raise(&source.alerts, &name);
         let group = Arc::new(Self {
             id,
             name,
@@ -93,7 +89,8 @@ impl Group {
             counter: Arc::new(GroupCounter::new(WriteSeq::before_run(source.run))),
             gate: Arc::default(),
             coordinator: coordinator.clone(),
-            hosts: Hosts::known(&recorded.hosts),
+            hosts: Hosts::known(&hosts),
+            hosts_record,
             cutting: Mutex::default(),
             inner: Mutex::new(Inner {
                 members: BTreeMap::new(),
@@ -114,7 +111,7 @@ impl Group {
                 tokio::spawn(take_regularly(Arc::downgrade(&group)));
             }
         }
-        Ok(group)
+        group
     }
 
     pub(crate) fn gate(&self) -> &Arc<AckGate> {
@@ -131,7 +128,7 @@ impl Group {
 
     /// Whether VMs of the group are protected on other hosts.
     pub(crate) fn spans_hosts(&self) -> bool {
-        self.coordinator.is_some() || !self.hosts.is_empty()
+        self.coordinator.is_some() || !self.hosts.is_empty() || self.hosts_record.is_unreadable()
     }
 
     /// A host has joined, or has other VMs than before; its session.
@@ -142,6 +139,7 @@ impl Group {
         vms: u16,
         queue: UnboundedSender<Outgoing>,
     ) -> anyhow::Result<HostSession> {
+        self.hosts_record.check_known()?;
         let spanned = self.spans_hosts();
         let session = self.hosts.join(self, host, vms, queue)?;
         self.hosts_changed(state, spanned)?;
@@ -150,6 +148,7 @@ impl Group {
 
     /// Forgets a host that will not come back: checkpoints are taken without it from now on.
     pub(super) fn remove_host(&self, state: &StateDir, host: &str) -> Result<()> {
+        self.hosts_record.check_known().map_err(|why| OperationError::conflict(why.to_string()))?;
         let spanned = self.spans_hosts();
         self.hosts.remove(self, host).map_err(|why| match why {
             NotRemoved::Unknown => OperationError::not_found(format!(
@@ -166,7 +165,7 @@ impl Group {
 
     /// Writes the hosts down; `spanned`: whether there were others before.
     fn hosts_changed(&self, state: &StateDir, spanned: bool) -> Result<()> {
-        state.save(&hosts_file(self.id), &HostsRecord { hosts: self.hosts.to_record() })?;
+        self.hosts_record.save(state, self.hosts.to_record())?;
         self.lock().completion.restarted();
         if spanned != self.spans_hosts() {
             // The recovery side has to know whether cuts between checkpoints mean something from now on.
@@ -241,6 +240,9 @@ impl Group {
                 self.name
             )));
         }
+        self.hosts_record.check_known().map_err(|why| {
+            OperationError::unavailable(format!("no checkpoint of group {}: {why}", self.name))
+        })?;
         let _one = self.cutting.lock().expect("a panic aborts the process");
         let members = self.checkpointed();
         if members.is_empty() && self.hosts.is_empty() {
@@ -438,10 +440,6 @@ impl Part for Here<'_> {
         }
         marked
     }
-}
-
-fn hosts_file(group: GroupId) -> String {
-    format!("hosts/{group}.json")
 }
 
 /// Takes a checkpoint at each interval, as long as the group lives. One that cannot be taken is not: the

@@ -12,6 +12,7 @@ mod heard;
 #[cfg_attr(not(feature = "ublk"), path = "no_host_devices.rs")]
 mod host_devices;
 mod hosts;
+mod hosts_record;
 mod image_watch;
 mod images;
 mod log_rotation;
@@ -385,7 +386,7 @@ impl Source {
             return Ok(group.clone());
         }
         let (name, coordinator) = (record.group.clone(), record.coordinator.clone());
-        let group = Group::start(self, id, name, coordinator, &record.policy)?;
+        let group = Group::start(self, id, name, coordinator, &record.policy);
         groups.insert(record.group.clone(), group.clone());
         Ok(group)
     }
