@@ -49,9 +49,9 @@ pub(super) async fn watch(source: Arc<Source>, vm: Weak<ProtectedVm>) {
         let Some(vm) = vm.upgrade().filter(|vm| !vm.is_ending()) else { return };
         let source = source.clone();
         let looking = tokio::task::spawn_blocking(move || {
-            let (name, let_go) = (vm.name(), watch.look(&source, &vm));
+            let (id, name, let_go) = (vm.id(), vm.name(), watch.look(&source, &vm));
             drop(vm);
-            let_go.iter().for_each(|why| source.let_image_go(&name, why));
+            let_go.iter().for_each(|why| source.let_image_go(id, &name, why));
             watch
         });
         watch = looking.await.expect("a panic aborts the process");

@@ -91,7 +91,8 @@ pub(crate) struct Source {
     groups: Mutex<BTreeMap<String, Arc<Group>>>,
     stalled: Mutex<BTreeMap<String, Stalled>>,
     departures: Departures,
-    /// Held while a protection is taken up again or ended: one that is ended is not taken up meanwhile.
+    /// Held while a protection begins, is taken up again, is lost or ended: one that is ended is not taken up meanwhile,
+    /// and a group that one joins does not go with another that fails.
     changing: Mutex<()>,
 }
 
@@ -229,13 +230,7 @@ impl Source {
     /// Protects a VM: checks everything first, records it, and begins.
     pub(crate) fn protect(self: &Arc<Self>, request: &ProtectRequest) -> Result<Arc<ProtectedVm>> {
         check_name("VM", &request.name)?;
-        if self.vms().contains_key(&request.name) || self.stalled().contains_key(&request.name) {
-            return Err(OperationError::conflict(format!(
-                "VM {} is protected already; `holdfast vm unprotect {0}` ends that",
-                request.name
-            )));
-        }
-        self.check_monitor(request)?;
+        self.check_is_new(request)?;
         let group = request.group.clone().unwrap_or_else(|| request.name.clone());
         check_name("group", &group)?;
         check_disks(request)?;
@@ -250,7 +245,12 @@ impl Source {
         {
             return Err(OperationError::invalid(format!("coordinator {coordinator:?}: give HOST:PORT")));
         }
-        let group_id = self.id_of_group(&group, request.coordinator.as_deref())?;
+        // Whoever is to be asked over the network is asked before anybody has to wait for this.
+        let asked = self.id_of_group(&group, request.coordinator.as_deref())?;
+        let _changing = self.changing.lock().expect("a panic aborts the process");
+        self.check_is_new(request)?;
+        let group_id = self.groups().get(&group).map_or(asked, |here| here.id());
+        self.check_coordinator(&group, request.coordinator.as_deref())?;
         let disks = request.disks.iter().map(|disk| DiskRecord {
             name: disk.name.clone(),
             path: disk.path.clone().into(),
@@ -308,17 +308,33 @@ impl Source {
         HostDevices::free_numbers(request.disks.len(), &others)
     }
 
+    /// Nobody of its name, and nobody behind its monitor, is protected here.
+    fn check_is_new(&self, request: &ProtectRequest) -> Result<()> {
+        if self.vms().contains_key(&request.name) || self.stalled().contains_key(&request.name) {
+            return Err(OperationError::conflict(format!(
+                "VM {} is protected already; `holdfast vm unprotect {0}` ends that",
+                request.name
+            )));
+        }
+        self.check_monitor(request)
+    }
+
+    /// A group that is here already has the coordinator it has.
+    fn check_coordinator(&self, group: &str, given: Option<&str>) -> Result<()> {
+        match self.group_named(group) {
+            Some(here) if here.coordinator() != given => Err(OperationError::conflict(format!(
+                "group {group} is coordinated by {}",
+                here.coordinator().unwrap_or("this agent")
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// The id of a group: of one that is here, of one that another agent coordinates, or a new one.
     fn id_of_group(&self, group: &str, coordinator: Option<&str>) -> Result<GroupId> {
-        let here = self.groups().get(group).cloned();
-        match (here, coordinator) {
-            (Some(group), None) if group.coordinator().is_none() => Ok(group.id()),
-            (Some(group), given) if group.coordinator() == given => Ok(group.id()),
-            (Some(group), _) => Err(OperationError::conflict(format!(
-                "group {} is coordinated by {}",
-                group.name(),
-                group.coordinator().unwrap_or("this agent")
-            ))),
+        self.check_coordinator(group, coordinator)?;
+        match (self.group_named(group), coordinator) {
+            (Some(group), _) => Ok(group.id()),
             (None, None) => Ok(GroupId::from_bytes(random())),
             (None, Some(coordinator)) => {
                 // It joins with its first VM that is in sync; until then the group goes on as it is.
@@ -488,16 +504,25 @@ impl Source {
 
     /// The writes of a VM that runs on its own image do not arrive any more: it is taken up anew as soon as it can
     /// be reached.
-    fn lose_tap(self: &Arc<Self>, name: &str, why: &str) {
+    fn lose_tap(self: &Arc<Self>, tap: &VmTap, name: &str, why: &str) {
+        // Not while it is being unprotected, which this would undo.
+        let _changing = self.changing.lock().expect("a panic aborts the process");
+        if tap.has_ended() {
+            return;
+        }
         let text = format!("VM {name} is not protected: the tap is lost: {why}; attached again by itself");
         self.lose(name, why, text, |_| ());
     }
 
     /// An image is not what it was, and nobody uses it: it is closed, and taken up again once it is what it was, or
     /// the operator says that it is meant.
-    fn let_image_go(self: &Arc<Self>, name: &str, why: &str) {
+    fn let_image_go(self: &Arc<Self>, id: VmId, name: &str, why: &str) {
         // Not while it is being unprotected, which this would undo.
         let _changing = self.changing.lock().expect("a panic aborts the process");
+        // Another may have its name meanwhile.
+        if self.vm(name).is_ok_and(|vm| vm.id() != id) {
+            return;
+        }
         let text = format!("VM {name} is not protected: {why}");
         self.lose(name, why, text, |record| record.let_go = true);
     }

@@ -166,7 +166,7 @@ impl VmTap {
                 }
                 match seen {
                     Ok(seen) => tap.tell(&source, &vm, &seen),
-                    Err(error) => return source.lose_tap(&vm, &format!("{error:#}")),
+                    Err(error) => return source.lose_tap(&tap, &vm, &format!("{error:#}")),
                 }
             }
         });
@@ -218,6 +218,11 @@ impl VmTap {
     pub(super) fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
         self.disks.iter().for_each(TappedDisk::shut);
+    }
+
+    /// Whether it was ended on purpose.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
     }
 
     /// Takes away what the tap has in the VM, but for its change logs, which go on. To be said when nobody waits for
