@@ -5,7 +5,7 @@
 //! - `data` holds the blocks at their own place.
 //! - `live` is the map as it is now, kept in the page cache and never synced. It survives the death of
 //!   the agent, so a guest that goes on after a `kill -9` reads back every write it was acknowledged.
-//!   It carries the host's boot id and is believed only within that boot.
+//!   It carries the host's boot id and is believed only within that boot, and not after a flush has failed.
 //! - `map` is the map as of the last flush. On a flush the data is synced first and the map after it, so
 //!   that after a loss of power no block is taken from the data file that never reached the disk: the
 //!   block below, older but whole, is read instead.
@@ -25,6 +25,8 @@ const MAGIC: [u8; 4] = *b"HFOV";
 /// 1: the first.
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 32;
+/// In `live`, after a flush has failed: it is believed in no boot.
+const NO_BOOT: [u8; 16] = [0; 16];
 /// The map is made durable in pieces of this many bytes.
 const MAP_PAGE: usize = 4096;
 
@@ -33,6 +35,11 @@ const MAP_PAGE: usize = 4096;
 pub enum OverlayError {
     #[error("overlay map {name}: {what}")]
     Map { name: String, what: &'static str },
+    #[error(
+        "the overlay could not be made durable before: what was written since the last flush may be lost; mend the \
+         disk and start the agent anew, or close the image"
+    )]
+    Failed,
     #[error("cannot read or write the overlay")]
     Io(#[from] io::Error),
 }
@@ -52,9 +59,15 @@ struct Bits {
     bytes: Vec<u8>,
     /// Pages of `bytes` that `map` does not have yet.
     unsynced: BTreeSet<usize>,
+    /// A flush has failed. Nobody knows which writes are on the disk, and the next sync would succeed without them.
+    failed: bool,
 }
 
 impl Bits {
+    fn check_is_well(&self) -> Result<(), OverlayError> {
+        if self.failed { Err(OverlayError::Failed) } else { Ok(()) }
+    }
+
     fn has(&self, block: u64) -> bool {
         self.bytes[(block / 8) as usize] & (1 << (block % 8)) != 0
     }
@@ -80,25 +93,21 @@ impl Overlay {
         let map = store.open(&name("map"), true)?;
         let durable = load_map(&*map, blocks, None).map_err(|what| named(what, &name("map")))?;
         let current = load_map(&*live, blocks, Some(boot_id)).map_err(|what| named(what, &name("live")))?;
-        let (bytes, unsynced) = match (current, &durable) {
-            (Some(bits), _) => {
-                let pages = 0..bits.len().div_ceil(MAP_PAGE);
-                (bits, pages.collect())
-            }
-            (None, Some(bits)) => (bits.clone(), BTreeSet::new()),
-            (None, None) => (vec![0; blocks.div_ceil(8) as usize], BTreeSet::new()),
-        };
+        let is_new = durable.is_none();
+        let bytes = current.or(durable).unwrap_or_else(|| vec![0; blocks.div_ceil(8) as usize]);
+        // Also of the map itself: where a flush has failed, what is read of it may not be on the disk.
+        let unsynced = if is_new { BTreeSet::new() } else { (0..bytes.len().div_ceil(MAP_PAGE)).collect() };
         let header = encode_header(blocks, boot_id);
         live.set_len((HEADER_BYTES + bytes.len()) as u64)?;
         live.write_at(HEADER_BYTES as u64, &bytes)?;
         live.write_at(0, &header)?;
-        if durable.is_none() {
+        if is_new {
             map.set_len((HEADER_BYTES + bytes.len()) as u64)?;
             map.write_at(0, &header)?;
             map.sync_data()?;
             store.sync_folder()?;
         }
-        Ok(Self { data, live, map, size_bytes, bits: Mutex::new(Bits { bytes, unsynced }) })
+        Ok(Self { data, live, map, size_bytes, bits: Mutex::new(Bits { bytes, unsynced, failed: false }) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Bits> {
@@ -145,6 +154,7 @@ impl Overlay {
     ) -> Result<(), E> {
         let range = ByteRange::new(start, bytes.len() as u64);
         let mut bits = self.lock();
+        bits.check_is_well()?;
         self.complete_edges(&bits, range, &mut below)?;
         self.data.write_at(start, bytes).map_err(OverlayError::Io)?;
         self.mark(&mut bits, range).map_err(OverlayError::Io)?;
@@ -161,6 +171,7 @@ impl Overlay {
         mut below: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut bits = self.lock();
+        bits.check_is_well()?;
         self.complete_edges(&bits, range, &mut below)?;
         self.data.zero(range).map_err(OverlayError::Io)?;
         self.mark(&mut bits, range).map_err(OverlayError::Io)?;
@@ -179,6 +190,7 @@ impl Overlay {
     ) -> Result<(), E> {
         // Held throughout: a guest's write to one of these blocks must not be copied over.
         let mut bits = self.lock();
+        bits.check_is_well()?;
         for (run, own) in runs_of(&bits, range) {
             if own {
                 continue;
@@ -245,9 +257,20 @@ impl Overlay {
     /// Makes every write so far durable.
     ///
     /// # Errors
-    /// As the file system says; after one the image must not be relied on.
+    /// As the file system says; after one every write and flush fails with [`OverlayError::Failed`].
     pub fn flush(&self) -> Result<(), OverlayError> {
         let mut bits = self.lock();
+        bits.check_is_well()?;
+        let flushed = self.flush_all(&mut bits);
+        if flushed.is_err() {
+            bits.failed = true;
+            // Whoever opens it next, also in this boot, is to take the map as of the last flush.
+            self.live.write_at(0, &encode_header(0, NO_BOOT))?;
+        }
+        Ok(flushed?)
+    }
+
+    fn flush_all(&self, bits: &mut Bits) -> io::Result<()> {
         self.data.sync_data()?;
         if bits.unsynced.is_empty() {
             return Ok(());

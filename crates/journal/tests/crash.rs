@@ -259,3 +259,43 @@ fn an_overlay_survives_the_agent_and_forgets_after_a_loss_of_power_only_what_was
     let unflushed = read(&image, 36_864, 12_288);
     assert_eq!(unflushed, before[36_864..49_152], "no block is taken from data that never reached the disk");
 }
+
+#[test]
+fn an_overlay_whose_flush_has_failed_takes_nothing_more_and_is_opened_as_of_the_last_flush() {
+    let (store, stream) = three_batches(SMALL);
+    let (cut, before) = stream.states[2].clone();
+    let open = || {
+        let journal = Arc::new(Journal::open(Arc::new(store.clone()), SMALL).unwrap().journal);
+        Image::open(journal, cut, Some("image-1"), [1; 16]).unwrap()
+    };
+    let read = |image: &Image, start: u64, len: usize| {
+        let mut buf = vec![0; len];
+        image.read_at(DiskIndex(0), start, &mut buf).unwrap();
+        buf
+    };
+    for syncs_before in 0..2 {
+        let image = open();
+        image.write_at(DiskIndex(0), 8192, &[1; 4096]).unwrap();
+        image.flush(DiskIndex(0)).unwrap();
+        image.write_at(DiskIndex(0), 40_960, &[2; 4096]).unwrap();
+        store.fail_sync_after(Some(syncs_before));
+        assert!(image.flush(DiskIndex(0)).is_err());
+        store.fail_sync_after(None);
+        assert!(image.flush(DiskIndex(0)).is_err(), "the next sync knows nothing of what was lost");
+        assert!(image.write_at(DiskIndex(0), 0, &[3; 4096]).is_err());
+        drop(image);
+        // What is written and flushed from then on is durable, with all that is taken for the overlay's own.
+        let image = open();
+        assert_eq!(read(&image, 8192, 4096), vec![1; 4096]);
+        let lost = read(&image, 40_960, 4096);
+        assert!(syncs_before > 0 || lost == before[40_960..45_056], "taken for written");
+        image.write_at(DiskIndex(0), 20_480, &[4; 4096]).unwrap();
+        image.flush(DiskIndex(0)).unwrap();
+        drop(image);
+        store.lose_power(&mut Rng::new(7));
+        let image = open();
+        assert_eq!(read(&image, 20_480, 4096), vec![4; 4096]);
+        assert_eq!(read(&image, 40_960, 4096), lost);
+        image.journal().discard_overlays("image-1").unwrap();
+    }
+}
