@@ -87,6 +87,32 @@ fn a_vm_whose_stream_is_let_in_is_not_forgotten() {
 }
 
 #[test]
+fn streams_are_handed_over_one_after_the_other_and_who_has_one_is_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    let recovery = recovery(folder.path());
+    let (vm, _) = recovery.admit(&hello(1), PEER).unwrap();
+    let first = hold(&vm).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let held = runtime.block_on(async {
+        let ask = || {
+            let vm = vm.clone();
+            tokio::spawn(async move { vm.hold_stream(farewell()).await })
+        };
+        let (second, third) = (ask(), ask());
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        assert!(vm.is_streaming() && !second.is_finished() && !third.is_finished());
+        drop(first);
+        drop(second.await.unwrap().unwrap());
+        third.await.unwrap().unwrap()
+    });
+    assert!(vm.is_streaming());
+    drop(held);
+    assert!(!vm.is_streaming());
+}
+
+#[test]
 fn greetings_and_forgetting_at_once_leave_a_whole_journal_or_none() {
     let folder = tempfile::tempdir().unwrap();
     let recovery = recovery(folder.path());

@@ -29,6 +29,8 @@ pub(crate) struct RecoveredVm {
     inner: Mutex<Inner>,
     /// Held while the journal is being opened: it is never opened twice at once.
     opening: Mutex<()>,
+    /// Held while a stream is handed over: connections get it one after the other.
+    handing_over: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -97,7 +99,13 @@ impl RecoveredVm {
             moving: None,
             reopening: Reopening::default(),
         };
-        Ok(Arc::new(Self { id, group, inner: Mutex::new(inner), opening: Mutex::default() }))
+        Ok(Arc::new(Self {
+            id,
+            group,
+            inner: Mutex::new(inner),
+            opening: Mutex::default(),
+            handing_over: tokio::sync::Mutex::default(),
+        }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -361,14 +369,14 @@ impl RecoveredVm {
 
     /// Gives the stream to a new connection; the one before is told to go and waited for.
     pub(crate) async fn hold_stream(&self, farewell: Refuse) -> Option<StreamHold> {
-        let before = self.lock().stream.take();
-        if let Some(before) = before {
-            let _ = before.stop.send(farewell);
-            let mut ended = before.ended.clone();
+        let _turn = self.handing_over.lock().await;
+        // It stays in its place until it has ended: whoever stops or forgets meanwhile is to see it.
+        let before = self.lock().stream.as_ref().map(|before| (before.stop.clone(), before.ended.clone()));
+        if let Some((stop, mut ended)) = before {
+            let _ = stop.send(farewell);
             // The sender of `ended` is dropped with the hold, which is what is waited for.
             let gone = async { while ended.changed().await.is_ok() {} };
             if tokio::time::timeout(HAND_OVER_TIMEOUT, gone).await.is_err() {
-                self.lock().stream = Some(before);
                 return None;
             }
         }
