@@ -21,6 +21,7 @@ use batch::{Batch, BatchError};
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 use types::limits::{FROZEN_TABLES_MAX, SEGMENT_BYTES_RANGE, SEGMENT_FILL_SECONDS, TABLE_ENTRIES_MAX};
 use types::{Epoch, VmId, WallTime, WriteSeq};
 
@@ -138,6 +139,12 @@ impl InFlight {
         let count = self.count.lock().expect("a panic aborts the process");
         drop(self.none.wait_while(count, |count| *count > 0).expect("a panic aborts the process"));
     }
+
+    fn wait_within(&self, most: Duration) -> bool {
+        let count = self.count.lock().expect("a panic aborts the process");
+        let waited = self.none.wait_timeout_while(count, most, |count| *count > 0);
+        !waited.expect("a panic aborts the process").1.timed_out()
+    }
 }
 
 impl Writer {
@@ -202,6 +209,11 @@ impl Journal {
     /// Waits until every group that was framed is committed or has failed.
     pub fn wait_for_appends(&self) {
         self.in_flight.wait();
+    }
+
+    /// The same, but no longer than this; whether they have. A disk that hangs commits nothing and fails nothing.
+    pub fn wait_for_appends_within(&self, most: Duration) -> bool {
+        self.in_flight.wait_within(most)
     }
 
     /// Gives batches their places behind what was framed before.

@@ -8,6 +8,7 @@ use sim::{Rng, SimStore};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::time::Duration;
 use stream::hooked::{Access, Hooked};
 use stream::{SMALL, Stream, append, create_in};
 use types::{Epoch, WallTime, WriteSeq};
@@ -111,4 +112,31 @@ fn a_group_before_one_that_finds_the_disk_full_is_durable_when_it_is_reported() 
             assert!(last >= told, "what was reported is on the disk: {last}, {told}");
         }
     }
+}
+
+#[test]
+fn what_had_its_place_before_the_epoch_was_raised_is_waited_for_and_nothing_comes_after() {
+    let fates = Arc::new(Fates::default());
+    let (_store, journal, mut stream) = begin(&fates);
+    let (appends, reported) = reporting(&journal);
+    let shards = Shards::start(1, || (WallTime(1), [1; 16]));
+    fates.set(&[Fate::Waits]);
+    let before = journal.status().last_seq;
+    stream.write(0, &[1; 4096]);
+    shards.append(&appends, stream.batch());
+    while journal.wait_for_appends_within(Duration::ZERO) {
+        std::thread::yield_now(); // It has no place yet.
+    }
+    journal.raise_epoch(Epoch::FIRST.next()).unwrap();
+    assert!(!journal.wait_for_appends_within(Duration::from_millis(1)), "its disk does not answer");
+    assert_eq!(journal.status().last_seq, before);
+    fates.set(&[]);
+    assert!(journal.wait_for_appends_within(Duration::from_secs(600)));
+    let cut = journal.status().last_seq;
+    assert!(cut > before, "a cut that is chosen now has it");
+    assert!(reported.recv().unwrap().result.is_ok_and(|appended| appended.durable == cut));
+    stream.write(0, &[2; 4096]);
+    shards.append(&appends, stream.batch());
+    assert!(reported.recv().unwrap().result.is_err(), "of the old epoch");
+    assert_eq!(journal.status().last_seq, cut);
 }

@@ -16,7 +16,11 @@ use replication::wire::{Refusal, Refuse};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use types::{Epoch, GroupId, Monotonic, VmId, WriteSeq};
+
+/// How long a failover waits for what is being written to a journal.
+const FENCE_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -149,16 +153,16 @@ impl Recovery {
     fn fence(&self, group: &KeptGroup, meant: &[Arc<RecoveredVm>], epoch: Epoch) -> Result<()> {
         for vm in group.all() {
             let why = Refusal::Fenced { epoch, released: false };
-            vm.stop_stream(Refuse { why, detail: "the group has failed over to this side".into() });
-            let raised = super::at::journal_of(vm)
-                .and_then(|journal| Ok(journal.raise_epoch(epoch).context("raise the journal's epoch")?));
-            match raised {
+            if !vm.stop_stream(Refuse { why, detail: "the group has failed over to this side".into() }) {
+                tracing::warn!(vm = vm.name(), "its stream does not let go; the epoch stops what it sends");
+            }
+            match fence_journal(vm, epoch) {
                 Err(error) if meant.iter().any(|meant| meant.id() == vm.id()) => return Err(error),
                 // The record of the failover keeps its stream out.
                 Err(error) => {
                     tracing::warn!(vm = vm.name(), error = error.detail, "fenced without its journal");
                 }
-                Ok(_) => {}
+                Ok(()) => {}
             }
         }
         Ok(())
@@ -451,6 +455,22 @@ fn still_there(vm: &Arc<RecoveredVm>) -> String {
         vm.site()
     )
 }
+/// Once this returns, all that is ever acknowledged of the old epoch is in the journal: a cut that is chosen then has
+/// it. What had its place before the epoch was raised, also by a connection that nobody has stopped, is waited for.
+fn fence_journal(vm: &RecoveredVm, epoch: Epoch) -> Result<()> {
+    let journal = super::at::journal_of(vm)?;
+    journal.raise_epoch(epoch).context("raise the journal's epoch")?;
+    if journal.wait_for_appends_within(FENCE_TIMEOUT) {
+        return Ok(());
+    }
+    Err(OperationError::unavailable(format!(
+        "VM {}: the disk of its journal does not answer: what was being written for {} s may still be acknowledged; see to \
+         the disk, or do without it with `--without`",
+        vm.name(),
+        FENCE_TIMEOUT.as_secs()
+    )))
+}
+
 
 fn definition_of(vm: &RecoveredVm) -> Result<Option<VmDefinition>> {
     let text = vm.record().definition;

@@ -50,7 +50,12 @@ impl Recovery {
         let bytes_total = bytes_in(&source).with_context(|| format!("look at {}", source.display()))?;
         let moving = Arc::new(Moving { target: target.clone(), bytes_total, bytes_done: AtomicU64::new(0) });
         vm.set_moving(Some(moving.clone()));
-        vm.stop_stream(Refuse { why: Refusal::Busy, detail: "the journal is being moved".into() });
+        if !vm.stop_stream(Refuse { why: Refusal::Busy, detail: "the journal is being moved".into() }) {
+            tracing::warn!(
+                vm = name,
+                "its stream does not let go; closing the journal waits for what it appends"
+            );
+        }
         vm.close_journal(); // Nothing touches its files from here on.
         if self.has_images(&vm) {
             // Opened just before: they need it where it is.

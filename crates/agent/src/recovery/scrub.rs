@@ -102,6 +102,8 @@ fn tell(vm: &Arc<RecoveredVm>, step: &Scrubbed) {
     for damage in &step.damage {
         let text = vm.report_damage(damage);
         // The source greets again, learns that it cannot resume, and sends everything.
-        vm.stop_stream(Refuse { why: Refusal::Busy, detail: text });
+        if !vm.stop_stream(Refuse { why: Refusal::Busy, detail: text }) {
+            tracing::warn!(vm = vm.name(), "its stream does not let go; the journal refuses what it sends");
+        }
     }
 }

@@ -390,18 +390,23 @@ impl RecoveredVm {
         Some(StreamHold { stops, _ended: end })
     }
 
-    /// Ends the stream, if there is one, and waits until nothing more is appended.
-    pub(crate) fn stop_stream(&self, refuse: Refuse) {
-        let before = self.lock().stream.take();
-        if let Some(before) = before {
-            let _ = before.stop.send(refuse);
-            for _ in 0..100 {
-                if before.ended.has_changed().is_err() {
-                    return;
-                }
-                std::thread::sleep(HAND_OVER_TIMEOUT / 100);
+    /// Ends the stream, if there is one, and waits until nothing more is appended; whether it has ended. One that has
+    /// not stays known as the VM's stream. A connection that is just being let in has none yet.
+    #[must_use]
+    pub(crate) fn stop_stream(&self, refuse: Refuse) -> bool {
+        let Some((stop, ended)) =
+            self.lock().stream.as_ref().map(|one| (one.stop.clone(), one.ended.clone()))
+        else {
+            return true;
+        };
+        let _ = stop.send(refuse);
+        for _ in 0..100 {
+            if ended.has_changed().is_err() {
+                return true;
             }
+            std::thread::sleep(HAND_OVER_TIMEOUT / 100);
         }
+        false
     }
 
     pub(crate) fn is_streaming(&self) -> bool {
