@@ -206,6 +206,7 @@ impl Recovery {
         Ok(())
     }
 }
+                vm.set_seeded();
 
 /// Takes away what was made for a VM that is not kept after all; its seeds first.
 fn unmake(vm: &RecoveredVm, folders: &[PathBuf], seeds: &mut Seeds) -> anyhow::Result<()> {
