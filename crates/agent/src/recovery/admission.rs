@@ -36,6 +36,10 @@ impl Recovery {
             return Err(refuse(Refusal::Busy, "what was kept of this VM before is being deleted".into()));
         }
         self.check_owner(hello, peer, known.as_deref())?;
+        // Whoever moves its journal holds it meanwhile: a stream that waited for that would keep a thread for hours.
+        if known.as_ref().is_some_and(|vm| vm.moving().is_some()) {
+            return Err(refuse(Refusal::Busy, "the journal is being moved".into()));
+        }
         self.check_epoch(hello.group, &hello.group_name, hello.epoch)?;
         let vm = match known {
             Some(vm) => vm,

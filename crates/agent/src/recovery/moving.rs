@@ -9,7 +9,7 @@ use rustix::fs::SeekFrom;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -25,6 +25,10 @@ pub(crate) struct Moving {
 }
 
 impl Moving {
+    pub(super) fn begin(target: PathBuf, bytes_total: u64) -> Self {
+        Self { target, bytes_total, bytes_done: AtomicU64::new(0) }
+    }
+
     pub(crate) fn to_api(&self) -> api::Moving {
         api::Moving {
             folder: self.target.display().to_string(),
@@ -41,14 +45,18 @@ impl Recovery {
         let vm = self.vm(name)?;
         let target = PathBuf::from(folder);
         check_target(&target)?;
+        if vm.moving().is_some() {
+            return Err(OperationError::conflict(format!("the journal of VM {name} is being moved already")));
+        }
         if self.has_images(&vm) {
             return Err(OperationError::conflict(format!("images of VM {name} are open; close them first")));
         }
         let alone = vm.lock_opening();
         vm.check_is_kept()?;
         let source = vm.folder(&self.journal_config.folder);
+        check_not_inside(&target, &source)?;
         let bytes_total = bytes_in(&source).with_context(|| format!("look at {}", source.display()))?;
-        let moving = Arc::new(Moving { target: target.clone(), bytes_total, bytes_done: AtomicU64::new(0) });
+        let moving = Arc::new(Moving::begin(target.clone(), bytes_total));
         vm.set_moving(Some(moving.clone()));
         if !vm.stop_stream(Refuse { why: Refusal::Busy, detail: "the journal is being moved".into() }) {
             tracing::warn!(
@@ -93,6 +101,25 @@ fn check_target(target: &Path) -> Result<()> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) => Err(OperationError::conflict(format!("{}: {error}", target.display()))),
     }
+}
+
+/// A folder is never copied into itself, whatever way the target is written.
+fn check_not_inside(target: &Path, source: &Path) -> Result<()> {
+    if target.components().any(|part| part == Component::ParentDir) {
+        return Err(OperationError::invalid(
+            "give the folder's full path without `..`: it may lie inside the journal",
+        ));
+    }
+    let source = source.canonicalize().with_context(|| format!("look at {}", source.display()))?;
+    // What does not exist yet will lie where the part of it does that exists.
+    let exists = target.ancestors().find_map(|part| part.canonicalize().ok());
+    if exists.is_some_and(|exists| exists.starts_with(&source)) {
+        return Err(OperationError::invalid(format!(
+            "{} lies inside the journal that is to be moved: give a folder elsewhere",
+            target.display()
+        )));
+    }
+    Ok(())
 }
 
 /// Bytes the files of a folder take up on the disk.
