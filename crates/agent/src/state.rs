@@ -117,13 +117,14 @@ impl StateDir {
         }
     }
 
-    /// Reads every `.json` of a folder.
-    pub(crate) fn load_all<T: DeserializeOwned>(&self, folder: &str) -> Result<Vec<T>> {
-        self.load_each(folder)?.into_iter().collect()
-    }
-
     /// Reads every `.json` of a folder, each by itself.
     pub(crate) fn load_each<T: DeserializeOwned>(&self, folder: &str) -> Result<Vec<Result<T>>> {
+        Ok(self.load_named(folder)?.into_iter().map(|(_, loaded)| loaded).collect())
+    }
+
+    /// Reads every `.json` of a folder, each by itself and with its name before `.json`: of one that cannot be read
+    /// it is all that is known.
+    pub(crate) fn load_named<T: DeserializeOwned>(&self, folder: &str) -> Result<Vec<(String, Result<T>)>> {
         let path = self.path(folder);
         let rows = match std::fs::read_dir(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -135,7 +136,11 @@ impl StateDir {
             names.extend(name.to_str().filter(|name| name.ends_with(".json")).map(str::to_owned));
         }
         names.sort();
-        Ok(names.iter().filter_map(|name| self.load(&format!("{folder}/{name}")).transpose()).collect())
+        let load = |name: &String| {
+            let loaded = self.load(&format!("{folder}/{name}")).transpose()?;
+            Some((name.trim_end_matches(".json").to_owned(), loaded))
+        };
+        Ok(names.iter().filter_map(load).collect())
     }
 }
 

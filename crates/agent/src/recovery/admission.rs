@@ -31,15 +31,16 @@ impl Recovery {
         hello: &Hello,
         peer: &str,
     ) -> Result<(Arc<RecoveredVm>, Arc<journal::Journal>), Refuse> {
+        self.check_vm_was_read(hello.vm)?;
         let known = self.vms().get(&hello.vm).cloned();
         if known.as_ref().is_some_and(|vm| vm.is_forgotten()) {
             return Err(refuse(Refusal::Busy, "what was kept of this VM before is being deleted".into()));
         }
-        self.check_owner(hello, peer, known.as_deref())?;
         // Whoever moves its journal holds it meanwhile: a stream that waited for that would keep a thread for hours.
         if known.as_ref().is_some_and(|vm| vm.moving().is_some()) {
             return Err(refuse(Refusal::Busy, "the journal is being moved".into()));
         }
+        self.check_owner(hello, peer, known.as_deref())?;
         self.check_epoch(hello.group, &hello.group_name, hello.epoch)?;
         let vm = match known {
             Some(vm) => vm,
@@ -143,6 +144,7 @@ impl Recovery {
 
     /// Whether whoever speaks for a group with this epoch has its authority.
     pub(super) fn check_epoch(&self, group: GroupId, name: &str, said: Epoch) -> Result<(), Refuse> {
+        self.check_failover_was_read(group).map_err(|error| failed(error.detail))?;
         let failovers = self.failovers();
         let Some(record) = failovers.get(&group) else { return Ok(()) };
         let (epoch, released) = (Epoch(record.epoch), record.is_released());
@@ -201,8 +203,10 @@ impl Recovery {
         let made = create(store, hello.vm, &hello.vm_name, &hello.disks, hello.epoch, settings);
         match made {
             Ok(journal) => drop(vm.set_journal(Arc::new(journal))),
-            // The agent died between making it and recording it.
+            // The agent died between making it and recording it. Whether its replicas were seeds is not known any
+            // more: if they were not, comparing them costs reading, where the other word would cost blocks.
             Err(journal::CreateError::Exists) => {
+                vm.set_seeded();
                 self.open_journal(vm).map_err(|error| failed(error.detail))?;
             }
             Err(error) => return Err(failed(crate::source::with_sources(&error))),
@@ -210,7 +214,6 @@ impl Recovery {
         Ok(())
     }
 }
-                vm.set_seeded();
 
 /// Takes away what was made for a VM that is not kept after all; its seeds first.
 fn unmake(vm: &RecoveredVm, folders: &[PathBuf], seeds: &mut Seeds) -> anyhow::Result<()> {

@@ -107,6 +107,7 @@ impl Recovery {
         let group = self.group(word)?;
         let pick = group.pick(&request.vms, &request.without)?;
         let label = group.label();
+        self.check_failover_was_read(group.id)?;
         let before = self.failovers().get(&group.id).cloned();
         if let Some(before) = before.as_ref().filter(|before| !before.is_released()) {
             return Err(OperationError::conflict(format!(
@@ -143,6 +144,7 @@ impl Recovery {
         }
         tracing::info!(group = label, %epoch, cut = %WriteSeq::from_raw(record.cut), "failed over");
         notes.append(&mut record.notes);
+        notes.extend(self.unread_vms_note());
         record.notes = notes;
         self.keep(&record)?;
         Ok(self.failover_to_api(&record))
@@ -290,6 +292,7 @@ impl Recovery {
     /// The failover of the group an operator names, if it ever had one.
     fn failover_of(&self, word: &str) -> Result<Option<FailoverRecord>> {
         let id = self.failed_over_group(word)?.id;
+        self.check_failover_was_read(id)?;
         Ok(self.failovers().get(&id).cloned())
     }
 
@@ -311,6 +314,12 @@ impl Recovery {
         let runs_on_it = |record: &&FailoverRecord| record.vms.iter().any(|run| run.image == *id);
         let record = self.failovers().values().find(runs_on_it).cloned();
         let refuse = |detail: String| Err(OperationError::conflict(detail));
+        if record.is_none() && self.has_unread_failovers() {
+            return refuse(format!(
+                "whether the failover of group {group} runs on this image cannot be told: a record of a failover cannot be \
+                 read, see `holdfast alerts`"
+            ));
+        }
         if record.as_ref().is_some_and(|record| record.phase != Phase::Committed) {
             return refuse(format!(
                 "the failover of group {group} runs on this image: roll it back, or commit it and promote the image"
@@ -446,15 +455,6 @@ impl Recovery {
     }
 }
 
-/// What is to be said of a VM whose source is still there.
-fn still_there(vm: &Arc<RecoveredVm>) -> String {
-    format!(
-        "VM {} was still connected and its guest may be running: it is not stopped at site {}, and what it writes \
-         there from now on is not replicated",
-        vm.name(),
-        vm.site()
-    )
-}
 /// Once this returns, all that is ever acknowledged of the old epoch is in the journal: a cut that is chosen then has
 /// it. What had its place before the epoch was raised, also by a connection that nobody has stopped, is waited for.
 fn fence_journal(vm: &RecoveredVm, epoch: Epoch) -> Result<()> {
@@ -471,6 +471,15 @@ fn fence_journal(vm: &RecoveredVm, epoch: Epoch) -> Result<()> {
     )))
 }
 
+/// What is to be said of a VM whose source is still there.
+fn still_there(vm: &Arc<RecoveredVm>) -> String {
+    format!(
+        "VM {} was still connected and its guest may be running: it is not stopped at site {}, and what it writes \
+         there from now on is not replicated",
+        vm.name(),
+        vm.site()
+    )
+}
 
 fn definition_of(vm: &RecoveredVm) -> Result<Option<VmDefinition>> {
     let text = vm.record().definition;

@@ -205,6 +205,7 @@ impl Recovery {
         let id = vm.id().to_string();
         self.images().values().any(|image| image.record.vm == id)
             || self.waiting_images().values().any(|image| image.record.vm == id)
+            || self.has_unread_images(vm)
     }
 
     pub(super) fn image(&self, id: &str) -> Option<Arc<OpenImage>> {

@@ -20,10 +20,12 @@ mod promoted;
 mod record;
 mod reopen;
 mod replicas;
+mod resume;
 mod scrub;
 mod seeds;
 mod silence;
 mod turns;
+mod unreadable;
 mod unserved;
 mod upkeep;
 mod vm;
@@ -72,6 +74,8 @@ pub(crate) struct Recovery {
     /// Recorded images that cannot be served just now. Taken after `images`.
     waiting_images: Mutex<BTreeMap<String, unserved::Unserved>>,
     failovers: Mutex<BTreeMap<GroupId, FailoverRecord>>,
+    /// What is recorded and could not be read when the agent started.
+    unreadable: unreadable::Unreadable,
     /// New journals are made one at a time.
     making: Mutex<()>,
     /// Failover, commit and rollback go one at a time.
@@ -104,29 +108,10 @@ impl Recovery {
             images: Mutex::default(),
             waiting_images: Mutex::default(),
             failovers: Mutex::default(),
+            unreadable: unreadable::Unreadable::default(),
             making: Mutex::default(),
             failing_over: Mutex::default(),
         })
-    }
-
-    /// Takes up every journal, failover and image that is recorded.
-    pub(crate) fn resume_all(self: &Arc<Self>) -> anyhow::Result<()> {
-        for record in self.state.load_all::<RecoveryRecord>("recovered")? {
-            let policy = self.state.load(&policy::file_name(&record.vm))?.unwrap_or_default();
-            let vm = RecoveredVm::new(record, policy)?;
-            self.vms().insert(vm.id(), vm.clone());
-            if vm.is_forgotten() {
-                self.forget_the_rest(&vm);
-            } else {
-                self.reopen(&vm);
-            }
-        }
-        for record in self.state.load_all::<FailoverRecord>("failovers")? {
-            self.failovers().insert(record.group_id()?, record);
-        }
-        self.reopen_images()?;
-        self.watch_all();
-        Ok(())
     }
 
     /// Opens the journal from the disk and says what was found wrong.

@@ -191,3 +191,104 @@ fn what_stopped_a_journal_is_told_until_a_stream_begins() {
     assert!(vm.journal().is_some());
     assert_eq!(vm.last_error().as_deref(), Some("no space left for the journal"));
 }
+
+/// A greeting for a VM of a group of its own.
+fn hello_of_group(vm: u8, group: u8, name: &str) -> Hello {
+    Hello { group: GroupId::from_bytes([group; 16]), group_name: name.into(), ..hello(vm) }
+}
+
+#[test]
+fn a_record_that_cannot_be_read_costs_only_what_it_was_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let mail = hello_of_group(3, 3, "mail");
+    let db = hello_of_group(2, 2, "db");
+    let files = {
+        let recovery = recovery(folder.path());
+        for hello in [&hello(1), &db, &mail, &hello_of_group(4, 4, "moved")] {
+            recovery.admit(hello, PEER).unwrap();
+        }
+        recovery.vms()[&hello(1).vm].folder(&recovery.journal_dir)
+    };
+    let state = folder.path().join("state");
+    for name in
+        [format!("failovers/{}", db.group), format!("recovered/{}", mail.vm), "images/0badf00d".into()]
+    {
+        let path = state.join(format!("{name}.json"));
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "{").unwrap();
+    }
+    std::fs::create_dir_all(state.join("journals")).unwrap();
+    std::fs::write(state.join(format!("journals/{}.json", hello(4).vm)), "{").unwrap();
+    std::fs::create_dir(files.join("image-0badf00d")).unwrap();
+
+    let recovery = recovery(folder.path());
+    recovery.resume_all().unwrap();
+    assert_eq!(recovery.alerts.list().len(), 4, "{:?}", recovery.alerts.list());
+    recovery.admit(&hello(1), PEER).unwrap();
+    let refused = |hello: &Hello| recovery.admit(hello, PEER).unwrap_err();
+    // Nobody knows who has the authority over it.
+    let fenced = refused(&db);
+    assert!(fenced.why == Refusal::JournalFailed && fenced.detail.contains("failover"), "{}", fenced.detail);
+    let request = api::FailoverRequest { at: "latest".into(), vms: Vec::new(), without: Vec::new() };
+    for done in [recovery.failover("db", &request), recovery.commit("db"), recovery.rollback("db")] {
+        let detail = done.unwrap_err().detail;
+        assert!(detail.contains("cannot be read"), "{detail}");
+    }
+    // Nobody knows whose they are, or where they lie.
+    for hello in [&mail, &hello_of_group(4, 4, "moved")] {
+        let why = refused(hello);
+        assert!(why.why == Refusal::JournalFailed && why.detail.contains("cannot be read"), "{}", why.detail);
+    }
+    // Somebody may have written to it.
+    let kept = recovery.forget("vm-1").unwrap_err();
+    assert!(kept.detail.contains("images"), "{}", kept.detail);
+    assert!(files.join("image-0badf00d").exists());
+}
+
+#[test]
+fn a_seed_is_compared_also_where_the_agent_died_before_it_had_recorded_the_vm() {
+    let folder = tempfile::tempdir().unwrap();
+    {
+        let recovery = recovery(folder.path());
+        let path = folder.path().join("carried.raw");
+        std::fs::write(&path, vec![7; DISK_BYTES as usize]).unwrap();
+        let disk = api::ProtectDisk { name: "vda".into(), path: path.display().to_string() };
+        recovery.seed(&api::SeedRequest { vm: "vm-1".into(), disks: vec![disk] }).unwrap();
+        let (vm, _) = recovery.admit(&hello(1), PEER).unwrap();
+        assert!(vm.record().seeded);
+        // As if it had died just before it saved that.
+        recovery.state.remove(&vm.record().file_name()).unwrap();
+    }
+    let recovery = recovery(folder.path());
+    recovery.resume_all().unwrap();
+    let (vm, journal) = recovery.admit(&hello(1), PEER).unwrap();
+    assert_eq!(journal.status().last_seq, WriteSeq::ZERO);
+    assert!(vm.record().seeded, "what is zeroes at the source is something else here");
+    let saved = recovery.state.load::<RecoveryRecord>(&vm.record().file_name()).unwrap();
+    assert!(saved.is_some_and(|record| record.seeded));
+}
+
+#[test]
+fn a_journal_that_is_being_moved_refuses_streams_at_once_and_never_goes_into_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let recovery = recovery(folder.path());
+    let (vm, _) = recovery.admit(&hello(1), PEER).unwrap();
+    let files = vm.folder(&recovery.journal_dir);
+    for target in [
+        files.join("inside"),
+        files.join("a/b"),
+        files.join("../../journals").join(files.file_name().unwrap()).join("c"),
+    ] {
+        let refused = recovery.move_journal("vm-1", &target.display().to_string()).unwrap_err();
+        assert!(refused.detail.contains("inside"), "{}", refused.detail);
+        assert!(vm.journal().is_some() && files.join("manifest").exists() && !target.exists());
+    }
+    vm.set_moving(Some(Arc::new(moving::Moving::begin("/elsewhere".into(), 1))));
+    vm.close_journal();
+    // As whoever copies it holds it: a stream that waited for that would hold a thread.
+    let _copying = vm.lock_opening();
+    let refused = recovery.admit(&hello(1), PEER).unwrap_err();
+    assert!(refused.why == Refusal::Busy && refused.detail.contains("moved"), "{}", refused.detail);
+    let refused = recovery.move_journal("vm-1", "/elsewhere").unwrap_err();
+    assert!(refused.detail.contains("moved"), "{}", refused.detail);
+}

@@ -39,14 +39,6 @@ impl Unserved {
 }
 
 impl Recovery {
-    /// Serves every recorded image again, on the sockets they had.
-    pub(super) fn reopen_images(&self) -> anyhow::Result<()> {
-        for record in self.state.load_all::<ImageRecord>("images")? {
-            self.serve_again(record);
-        }
-        Ok(())
-    }
-
     /// Tries those again that could not be served.
     pub(crate) async fn serve_waiting_images(self: Arc<Self>) {
         loop {
@@ -68,7 +60,8 @@ impl Recovery {
         self.waiting_images().insert(record.id.clone(), Unserved { record, error });
     }
 
-    fn serve_again(&self, record: ImageRecord) {
+    /// Serves a recorded image again, on the socket it had; one that cannot be served waits.
+    pub(super) fn serve_again(&self, record: ImageRecord) {
         let served = self.try_again(&record);
         let mut waiting = self.waiting_images();
         let Err(error) = served else {
@@ -131,6 +124,7 @@ impl Recovery {
             }
             // Its overlay went with the journal.
             None => {
+                self.check_image_has_no_unread_vm(&record.vm)?;
                 self.state.remove(&record.file_name())?;
                 Vec::new()
             }
