@@ -80,6 +80,8 @@ struct Inner {
     doubts: Doubts,
     /// Where writes may be left out that others overwrite before the next checkpoint.
     superseded: Option<Superseded>,
+    /// Not now.
+    leaves_nothing_out: bool,
     writes: u64,
     write_bytes: u64,
     left_out_bytes: u64,
@@ -175,6 +177,7 @@ impl Capture {
             writes: 0,
             write_bytes: 0,
             superseded: config.leaves_out.then(|| Superseded::above(WriteSeq::ZERO)),
+            leaves_nothing_out: false,
             left_out_bytes: 0,
         };
         Self {
@@ -343,10 +346,11 @@ impl Capture {
         if after < inner.spilled {
             return None;
         }
-        if lags {
+        let leaves_out = lags && !inner.leaves_nothing_out;
+        if leaves_out {
             inner.find_superseded();
         }
-        let superseded = inner.superseded.as_ref().filter(|_| lags);
+        let superseded = inner.superseded.as_ref().filter(|_| leaves_out);
         let from = inner.buffer.partition_point(|record| record.seq <= after);
         let mut bytes = 0;
         let records: Vec<Record> = inner
@@ -367,6 +371,11 @@ impl Capture {
             _ => self.counter.last(),
         };
         Some(Taken { records, watermark })
+    }
+
+    /// Whether writes may be left out from now on, where the VM's policy has it.
+    pub fn leave_out(&self, may: bool) {
+        self.lock().leaves_nothing_out = !may;
     }
 
     /// Begins the stream anew above `floor`: what was buffered is marked instead, and a `SyncBegin` says

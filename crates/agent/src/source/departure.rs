@@ -55,6 +55,11 @@ impl Departures {
         self.0.lock().expect("a panic aborts the process")
     }
 
+    /// Whether a group's VM has left of which its recovery side does not know.
+    pub(super) fn has_of(&self, group: &str) -> bool {
+        self.lock().values().any(|departure| departure.group == group)
+    }
+
     /// That of the VM that an operator means by its id or the name it had; of several of that name none.
     fn find(&self, word: &str) -> Option<DepartureRecord> {
         let all = self.lock();

@@ -9,7 +9,7 @@ use super::bounds::Bounds;
 use super::files::send_file;
 use super::freshness::Freshness;
 use super::greeting::hello;
-use super::outbox::{Outbox, Pressing, compression};
+use super::outbox::{Outbox, compression};
 use super::peers::Place;
 use super::rates::Rates;
 use super::record::FirstSync;
@@ -234,6 +234,7 @@ impl Driver {
                 self.events.push_back(SenderEvent::LinkLost);
             }
             Command::TellWatermark => {
+                self.vm.watermark_is_told();
                 self.watermark_wanted = self.vm.group().counter().last();
                 self.events.push_back(SenderEvent::Tick);
             }
@@ -519,13 +520,9 @@ impl Driver {
         let Some(after) = self.to_send.take() else { return self.place.sent(granted, 0) };
         let status = self.vm.capture().status();
         let lags = status.buffered_bytes * 4 > status.buffer_bytes_max || status.spilled > after;
-        let group = self.vm.group();
-        let tells_watermark = group.has_several();
-        // In an image between checkpoints what was left out is missing, and with it what others were promised.
-        let leaves_out = !group.has_synchronous();
-        let pressing = Pressing { lags, leaves_out, tells_watermark };
+        let tells_watermark = self.vm.group().has_several();
         let bytes_max = self.place.batch_bytes();
-        let next = self.outbox.next(after, bytes_max, &mut self.chooser, pressing);
+        let next = self.outbox.next(after, bytes_max, &mut self.chooser, lags, tells_watermark);
         let Some(next) = next else {
             self.place.sent(granted, 0);
             self.events.push_back(SenderEvent::NothingToSend);

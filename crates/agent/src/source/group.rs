@@ -21,7 +21,7 @@ use joint::cut::{Ask, CannotBegin, Completion, HostSession, NotRemoved, Outcome,
 use joint::promise::{Promises, Standing};
 use replication::wire::CutRefusal;
 use splitter::{AckGate, Others};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
@@ -51,6 +51,8 @@ pub(crate) struct Group {
 struct Inner {
     members: BTreeMap<VmId, Weak<ProtectedVm>>,
     completion: Completion,
+    /// The members whose writes wait for the recovery side.
+    synchronous: BTreeSet<VmId>,
     promises: Promises,
     /// Whether its VMs were told last that nothing can be promised, whatever their streams are.
     promises_nothing: bool,
@@ -95,6 +97,7 @@ impl Group {
             inner: Mutex::new(Inner {
                 members: BTreeMap::new(),
                 completion: Completion::default(),
+                synchronous: BTreeSet::new(),
                 promises: Promises::default(),
                 promises_nothing: false,
                 hold: None,
@@ -142,7 +145,10 @@ impl Group {
         self.hosts_record.check_known()?;
         let spanned = self.spans_hosts();
         let session = self.hosts.join(self, host, vms, queue)?;
-        self.hosts_changed(state, spanned)?;
+        if let Err(error) = self.hosts_changed(state, spanned) {
+            self.hosts.leave(self, host, session);
+            return Err(error.into());
+        }
         Ok(session)
     }
 
@@ -203,16 +209,31 @@ impl Group {
     }
 
     pub(crate) fn join(&self, vm: &Arc<ProtectedVm>) {
-        self.lock().members.insert(vm.id(), Arc::downgrade(vm));
+        self.members_change(|inner| {
+            inner.members.insert(vm.id(), Arc::downgrade(vm));
+            if vm.is_synchronous() {
+                inner.synchronous.insert(vm.id());
+            }
+        });
     }
 
-    pub(crate) fn leave(&self, vm: VmId) {
-        {
-            let mut inner = self.lock();
+    /// Changes who is of the group. While one waits for the recovery side nobody leaves writes out: that leaves no moment
+    /// between two checkpoints that could be opened.
+    fn members_change(&self, change: impl FnOnce(&mut Inner)) {
+        let mut members = Vec::new();
+        let mut inner = self.lock();
+        change(&mut inner);
+        members.extend(inner.members.values().filter_map(Weak::upgrade));
+        members.iter().for_each(|vm| vm.capture().leave_out(inner.synchronous.is_empty()));
+    }
+
+    pub(super) fn leave(&self, vm: VmId, lacks_vms: bool) {
+        self.members_change(|inner| {
             inner.members.remove(&vm);
+            inner.synchronous.remove(&vm);
             inner.completion.left(vm);
-        }
-        self.note_standing(vm, None, false);
+        });
+        self.note_standing(vm, None, lacks_vms);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -226,6 +247,11 @@ impl Group {
     /// The members whose first sync is done: those that checkpoints have. Who comes to a group does not hold it up.
     pub(super) fn checkpointed(&self) -> Vec<Arc<ProtectedVm>> {
         self.members().into_iter().filter(|vm| vm.is_member()).collect()
+    }
+
+    /// Which they are.
+    pub(super) fn checkpointed_ids(&self) -> BTreeSet<VmId> {
+        self.checkpointed().iter().map(|vm| vm.id()).collect()
     }
 
     pub(crate) fn has_several(&self) -> bool {
@@ -271,7 +297,7 @@ impl Group {
         let cut = self.counter.draw();
         let checkpoint =
             Checkpoint { id: CheckpointId(cut), cut, kind, taken_at, members: members_here, tag };
-        self.mark_streams(&checkpoint, now, &[])?;
+        self.mark_streams(&checkpoint, &members, now, &[])?;
         Ok(checkpoint)
     }
 
@@ -308,12 +334,17 @@ impl Group {
     }
 
     /// Puts a checkpoint's mark into every stream here.
-    fn mark_streams(&self, checkpoint: &Checkpoint, now: Monotonic, hosts: &[String]) -> Result<()> {
-        let members = self.checkpointed();
+    fn mark_streams(
+        &self,
+        checkpoint: &Checkpoint,
+        members: &[Arc<ProtectedVm>],
+        now: Monotonic,
+        hosts: &[String],
+    ) -> Result<()> {
         // From here on the lock keeps acknowledgements out until every mark is known.
         let mut inner = self.lock();
         let mut marks = BTreeMap::new();
-        for vm in &members {
+        for vm in members {
             let Some(mark) = vm.capture().mark_checkpoint(checkpoint) else {
                 return Err(OperationError::unavailable(format!(
                     "VM {} began to sync just now; try again",
@@ -332,38 +363,33 @@ impl Group {
     }
 
     /// How a VM's stream stands, for the promises made to the others; none while images of the group are made without
-    /// it. `lacks_vms`: the group has VMs here that are not taken up.
+    /// it. `lacks_vms`: images of the group may have VMs of which nothing is sent from here.
     pub(super) fn note_standing(&self, vm: VmId, standing: Option<Standing>, lacks_vms: bool) {
         // Between checkpoints VMs on several hosts have no order in common.
-        let (members, missing) = (self.members(), lacks_vms || self.spans_hosts());
+        let missing = lacks_vms || self.spans_hosts();
+        let mut members = Vec::new();
         // Held until all are told: what was decided first is told first.
         let mut inner = self.lock();
+        // The driver of a VM that has left may still be there for a moment.
+        let standing = standing.filter(|_| inner.members.contains_key(&vm));
         let news = match standing {
             Some(standing) => inner.promises.note(vm, standing),
             None => inner.promises.left(vm),
         };
-        if !news && inner.promises_nothing == missing {
+        if inner.synchronous.is_empty() || (!news && inner.promises_nothing == missing) {
             return;
         }
         inner.promises_nothing = missing;
+        members.extend(inner.members.values().filter_map(Weak::upgrade));
         for member in members.iter().filter(|member| member.is_synchronous()) {
             let others = inner.promises.others(member.id());
             member.capture().follow_others(Others { missing: missing || others.missing, ..others });
         }
     }
 
-    /// Whether a member's writes wait for the recovery side.
-    pub(super) fn has_synchronous(&self) -> bool {
-        self.members().iter().any(|vm| vm.is_synchronous())
-    }
-
     /// A promise to one VM waits until the others have said how far they are.
     pub(super) fn ask_others(&self, vm: VmId) {
-        let members = self.members();
-        members
-            .iter()
-            .filter(|other| other.id() != vm)
-            .for_each(|other| other.command(super::Command::TellWatermark));
+        self.members().iter().filter(|other| other.id() != vm).for_each(|other| other.ask_watermark());
     }
 
     /// A VM's stream began anew: marks of before will never be acknowledged as such.
@@ -434,7 +460,8 @@ impl Part for Here<'_> {
 
     fn mark(&mut self, checkpoint: &Checkpoint, hosts: &[String]) -> std::result::Result<(), String> {
         let taken_at = self.0.lock().hold_began;
-        let marked = self.0.mark_streams(checkpoint, taken_at, hosts).map_err(|error| error.detail);
+        let members = self.0.checkpointed();
+        let marked = self.0.mark_streams(checkpoint, &members, taken_at, hosts).map_err(|error| error.detail);
         if let Err(why) = &marked {
             tracing::warn!(group = self.0.name, cut = %checkpoint.cut, why, "the cut is not marked here");
         }

@@ -8,12 +8,13 @@ use crate::wire_io::{Outgoing, ReadError, read_ahead, read_message, write_messag
 use anyhow::{Context, Result, bail};
 use joint::cut::Follower;
 use replication::wire::{CutMessage, FrameReader, Join, Message};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use types::limits::{CONNECT_TIMEOUT, HEARTBEAT_INTERVAL, PEER_SILENCE_MAX};
-use types::{GroupId, Monotonic};
+use types::{GroupId, Monotonic, VmId};
 
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -55,7 +56,8 @@ pub(super) async fn follow(source: Arc<Source>, group: Weak<Group>, coordinator:
     loop {
         let Some(alive) = group.upgrade() else { return };
         let name = alive.name().to_owned();
-        let vms = u16::try_from(alive.checkpointed().len()).unwrap_or(u16::MAX);
+        let told = alive.checkpointed_ids();
+        let vms = u16::try_from(told.len()).unwrap_or(u16::MAX);
         if vms == 0 && joined && !alive.members().is_empty() {
             // Those that are here are in their first sync: checkpoints are taken without them.
             joined = ask_to_join(&source, &coordinator, &name, 0).await.is_err();
@@ -66,7 +68,7 @@ pub(super) async fn follow(source: Arc<Source>, group: Weak<Group>, coordinator:
                 Ok(Ok((connected, frames, _))) => {
                     tracing::info!(group = name, coordinator, "follows the group's coordinator");
                     last_error = None;
-                    serve(&alive, &mut follower, connected, frames).await
+                    serve(&alive, &told, &mut follower, connected, frames).await
                 }
                 Ok(Err(error)) => format!("{error:#}"),
                 Err(_) => "the coordinator does not answer".to_owned(),
@@ -89,7 +91,16 @@ struct Part<'a> {
 }
 
 /// Does what the coordinator says until the connection is lost, or the group's VMs here are others.
-async fn serve(group: &Group, follower: &mut Follower, connected: Connected, frames: FrameReader) -> String {
+///
+/// `told`: the VMs that the coordinator counts on. A checkpoint with another number of them would count as whole though
+/// one is missing.
+async fn serve(
+    group: &Group,
+    told: &BTreeSet<VmId>,
+    follower: &mut Follower,
+    connected: Connected,
+    frames: FrameReader,
+) -> String {
     let Connected { reader, writer, first, .. } = connected;
     let (queue, outgoing) = mpsc::unbounded_channel();
     let writing = tokio::spawn(write_messages(writer, first, outgoing));
@@ -97,7 +108,6 @@ async fn serve(group: &Group, follower: &mut Follower, connected: Connected, fra
     let reading = tokio::spawn(read_ahead(reader, frames, inbox));
     follower.connected();
     let mut part = Part { group, follower, queue };
-    let vms = group.checkpointed().len();
     let mut heard_at = clock::now();
     let mut ticks = tokio::time::interval(HEARTBEAT_INTERVAL / 4);
     let why = loop {
@@ -115,7 +125,7 @@ async fn serve(group: &Group, follower: &mut Follower, connected: Connected, fra
                 if clock::now().since(heard_at) > PEER_SILENCE_MAX {
                     break "the coordinator has gone silent".to_owned();
                 }
-                if group.checkpointed().len() != vms {
+                if group.checkpointed_ids() != *told {
                     break "the group has other VMs here now".to_owned();
                 }
                 part.tell();

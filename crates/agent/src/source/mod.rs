@@ -1,5 +1,6 @@
 //! The protected side: VMs whose writes are captured, numbered and sent.
 
+mod absent;
 mod bounds;
 mod coordinate;
 mod departure;
@@ -42,6 +43,7 @@ use crate::pki::Pki;
 use crate::policy::Policy;
 use crate::sockets::RunDir;
 use crate::state::{StateDir, random};
+use absent::Absent;
 use anyhow::Context;
 use api::ProtectRequest;
 pub(crate) use coordinate::serve_host;
@@ -90,6 +92,7 @@ pub(crate) struct Source {
     vms: Mutex<BTreeMap<String, Arc<ProtectedVm>>>,
     groups: Mutex<BTreeMap<String, Arc<Group>>>,
     stalled: Mutex<BTreeMap<String, Stalled>>,
+    absent: Absent,
     departures: Departures,
     /// Held while a protection begins, is taken up again, is lost or ended: one that is ended is not taken up meanwhile,
     /// and a group that one joins does not go with another that fails.
@@ -125,6 +128,7 @@ impl Source {
             vms: Mutex::default(),
             groups: Mutex::default(),
             stalled: Mutex::default(),
+            absent: Absent::default(),
             departures: Departures::default(),
             changing: Mutex::default(),
         })
@@ -134,22 +138,33 @@ impl Source {
     /// the others go on.
     pub(crate) fn resume_all(self: &Arc<Self>) -> anyhow::Result<()> {
         self.resume_departures()?;
-        let mut tapped = Vec::new();
+        let mut records = Vec::new();
         for record in self.state.load_each::<ProtectionRecord>("protected")? {
             match record {
-                Ok(record) if record.qmp.is_some() => tapped.push(record),
-                Ok(record) => self.take_up(record),
+                Ok(record) => records.push(record),
                 // Its guest has no disk until this is mended; the others must have theirs.
                 Err(error) => {
-                    self.alerts.raise("protections", format!("a protection is left out: {error:#}"))
+                    self.absent.note_unknown();
+                    self.alerts.raise("protections", format!("a protection is left out: {error:#}"));
                 }
             }
         }
+        let absent =
+            records.iter().map(|record| (record.name.clone(), self.absent.note(&record.name, &record.group)));
+        let mut absent: BTreeMap<_, _> = absent.collect();
+        let (tapped, others): (Vec<_>, Vec<_>) = records.into_iter().partition(|record| record.qmp.is_some());
+        for record in others {
+            let absent = absent.remove(&record.name);
+            self.take_up(record);
+            drop(absent);
+        }
         for (record, answers) in asked(tapped) {
+            let absent = absent.remove(&record.name);
             match answers {
                 Ok(()) => self.take_up(record),
                 Err(error) => self.stall(record, error),
             }
+            drop(absent);
         }
         Ok(())
     }
@@ -163,7 +178,8 @@ impl Source {
             tokio::task::block_in_place(|| {
                 for (record, answers) in asked(waiting) {
                     let _changing = self.changing.lock().expect("a panic aborts the process");
-                    if !self.stalled().contains_key(&record.name) {
+                    // What an operator has changed or ended meanwhile is not taken up as it was.
+                    if self.stalled().get(&record.name).is_none_or(|stalled| stalled.record != record) {
                         continue;
                     }
                     match answers {
@@ -450,6 +466,8 @@ impl Source {
             )));
         }
         vm.detach()?;
+        // Until the recovery side knows, or the list of those that are told of has it.
+        let _absent = self.absent.note(name, &record.group);
         let left_at = vm.group().counter().last();
         let departure = self.record_departure(&record, left_at)?;
         self.state.remove(&record.file_name())?;
@@ -537,7 +555,8 @@ impl Source {
         let Ok(vm) = self.vm(name) else { return };
         self.alerts.raise(Cause::new(AlertKind::Protection, name), alert);
         clear_alerts(self, name);
-        vm.group().leave(vm.id());
+        let _absent = self.absent.note(name, vm.group().name());
+        self.leave_group(&vm);
         vm.stop();
         // What is kept of its blocks is about to be opened again: nobody but this and the list has it then.
         for _ in 0..100 {
@@ -584,7 +603,7 @@ impl Source {
 
     fn end(self: &Arc<Self>, vm: &Arc<ProtectedVm>) {
         self.vms().remove(&vm.name());
-        vm.group().leave(vm.id());
+        self.leave_group(vm);
         if vm.group().is_empty() {
             self.groups().remove(vm.group().name());
             self.leave_coordinator(vm.group());
@@ -625,9 +644,15 @@ impl Source {
         self.groups().values().cloned().collect()
     }
 
-    /// Whether a group has VMs here that are not taken up.
-    pub(super) fn has_stalled_of(&self, group: &Group) -> bool {
-        self.stalled().values().any(|stalled| stalled.record.group == group.name())
+    /// Whether an image of a group may have VMs of which nothing is sent from here.
+    pub(super) fn lacks_vms_of(&self, group: &Group) -> bool {
+        self.absent.has_of(group.name())
+            || self.stalled().values().any(|stalled| stalled.record.group == group.name())
+            || self.departures.has_of(group.name())
+    }
+
+    fn leave_group(&self, vm: &ProtectedVm) {
+        vm.group().leave(vm.id(), self.lacks_vms_of(vm.group()));
     }
 
     /// Takes a checkpoint of a group with a person's words.

@@ -20,17 +20,6 @@ use types::{Incarnation, RunNumber, VmId, WriteSeq};
 /// Batches moved to the spill in one go.
 const SPILL_BATCHES: usize = 16;
 
-/// What there is to say beside writes, and how much it presses.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Pressing {
-    /// Writes wait for the link.
-    pub(super) lags: bool,
-    /// Those may be left out then that others overwrite before the next checkpoint, if the VM's policy has it.
-    pub(super) leaves_out: bool,
-    /// A batch is worth sending for its watermark.
-    pub(super) tells_watermark: bool,
-}
-
 /// A batch as it goes out.
 pub(super) struct Outgoing {
     pub(super) batch: Pieces,
@@ -109,9 +98,10 @@ impl Outbox {
         after: WriteSeq,
         bytes_max: usize,
         chooser: &mut CodecChooser,
-        Pressing { lags, leaves_out, tells_watermark }: Pressing,
+        lags: bool,
+        tells_watermark: bool,
     ) -> Option<Outgoing> {
-        let Some(taken) = self.capture.take_after(after, bytes_max, lags && leaves_out) else {
+        let Some(taken) = self.capture.take_after(after, bytes_max, lags) else {
             return block_in_place(|| self.next_of_spill(after));
         };
         if taken.records.is_empty() && !tells_watermark {

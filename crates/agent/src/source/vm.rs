@@ -51,6 +51,8 @@ pub(crate) struct ProtectedVm {
     tap: Option<Arc<VmTap>>,
     /// It is being stopped.
     ending: AtomicBool,
+    /// Another VM of the group has asked how far it is, and the driver has yet to hear of it.
+    watermark_asked: AtomicBool,
     /// What is wrong with an image that somebody uses.
     trouble: Mutex<Option<String>>,
     commands: mpsc::UnboundedSender<Command>,
@@ -126,6 +128,7 @@ impl ProtectedVm {
             remote: Arc::default(),
             tap: tap.clone(),
             ending: AtomicBool::new(false),
+            watermark_asked: AtomicBool::new(false),
             trouble: Mutex::default(),
             commands,
             kept,
@@ -289,6 +292,18 @@ impl ProtectedVm {
     pub(crate) fn command(&self, command: Command) {
         // The driver ends only after the VM was stopped, and then nothing is to be commanded.
         let _ = self.commands.send(command);
+    }
+
+    /// Has the driver say how far the VM is; once for all who ask meanwhile.
+    pub(super) fn ask_watermark(&self) {
+        if !self.watermark_asked.swap(true, Ordering::SeqCst) {
+            self.command(Command::TellWatermark);
+        }
+    }
+
+    /// Whoever asks from now on asks for more.
+    pub(super) fn watermark_is_told(&self) {
+        self.watermark_asked.store(false, Ordering::SeqCst);
     }
 
     /// Whether it is being stopped: then a disk that cannot be read is no trouble.

@@ -114,6 +114,24 @@ fn a_vm_of_the_group_that_misses_writes_degrades_the_others_and_they_return() {
     NbdClient::connect(&socket, "vda").unwrap().write(0, &sector(1)).unwrap();
     stage.a.ask(&["vm", "resume", "quiet"]).unwrap();
     in_sync(&stage);
+
+    // One that has left is waited for by nobody.
+    let mut guest = NbdClient::connect(&socket, "vda").unwrap();
+    guest.write(0, &sector(2)).unwrap();
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let writing = std::thread::spawn(move || {
+        let mut number = 3;
+        while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+            guest.write(0, &sector(number)).unwrap();
+            number += 1;
+        }
+        guest.write(0, &sector(number)).unwrap();
+    });
+    stage.a.ask(&["vm", "unprotect", "quiet"]).unwrap();
+    in_sync(&stage);
+    drop(stop);
+    writing.join().unwrap();
+    in_sync(&stage);
 }
 
 #[test]

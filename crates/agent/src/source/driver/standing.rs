@@ -17,7 +17,7 @@ impl Driver {
             self.note_first_sync(FirstSync::Done);
         }
         let standing = self.progress.counts(self.vm.is_member()).then_some(self.standing);
-        let lacks_vms = self.source.has_stalled_of(self.vm.group());
+        let lacks_vms = self.source.lacks_vms_of(self.vm.group());
         self.vm.group().note_standing(self.vm.id(), standing, lacks_vms);
     }
 

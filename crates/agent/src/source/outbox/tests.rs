@@ -15,7 +15,6 @@ const WRITE_BYTES: u64 = 512;
 const WRITES: u64 = 8_000;
 const SPILL_BYTES: u64 = 1 << 30;
 /// So many bytes of payload are sent at a time: a few writes, so that what was sent and what was spilled meet often.
-const CALM: Pressing = Pressing { lags: false, leaves_out: false, tells_watermark: true };
 const SENT_BYTES: usize = 512;
 const ONE: Incarnation = Incarnation::from_bytes([1; 16]);
 
@@ -70,7 +69,7 @@ fn send_all(outbox: &Outbox, done: &AtomicBool) -> u64 {
     let (mut after, mut acknowledged, mut writes) = (outbox.capture.status().released, WriteSeq::ZERO, 0);
     loop {
         let was_done = done.load(Ordering::SeqCst);
-        let next = outbox.next(after, SENT_BYTES, &mut chooser, CALM).expect("watermarks are told");
+        let next = outbox.next(after, SENT_BYTES, &mut chooser, false, true).expect("watermarks are told");
         let batch = Batch::parse(next.batch.joined()).unwrap();
         assert_eq!(batch.header().prev_seq, after);
         for entry in batch.entries() {
@@ -131,7 +130,7 @@ fn a_stream_that_begins_anew_while_it_spills_loses_no_spill() {
             (0..100).for_each(|number| guest_write(&outbox.capture, round * 100 + number));
             let released = outbox.capture.status().released;
             let mut chooser = CodecChooser::new(Compression::Always(Codec::Raw));
-            let next = outbox.next(released, SENT_BYTES, &mut chooser, CALM);
+            let next = outbox.next(released, SENT_BYTES, &mut chooser, false, true);
             assert!(next.is_some() && !outbox.view().lost, "the spill is lost in round {round}");
         }
         done.store(true, Ordering::SeqCst);
@@ -148,7 +147,7 @@ fn a_quiet_vm_tells_a_watermark_whose_run_is_to_be_recorded_first() {
     counter.draw_exactly(WriteSeq::before_run(RunNumber(8)).next()).unwrap();
     let mut chooser = CodecChooser::new(Compression::Always(Codec::Raw));
     // Past what ends the sync.
-    let next = outbox.next(after, SENT_BYTES, &mut chooser, CALM).unwrap();
+    let next = outbox.next(after, SENT_BYTES, &mut chooser, false, true).unwrap();
     assert!(Batch::parse(next.batch.joined()).unwrap().entries().is_empty());
     assert_eq!((next.last, next.newest_run()), (after, counter.last().run()));
 }
@@ -170,7 +169,7 @@ fn a_spill_that_is_damaged_is_told_and_what_it_held_is_sent_as_blocks() {
         std::fs::write(&path, bytes).unwrap();
     }
     let mut chooser = CodecChooser::new(Compression::Always(Codec::Raw));
-    assert!(outbox.next(status.released, SENT_BYTES, &mut chooser, CALM).is_none());
+    assert!(outbox.next(status.released, SENT_BYTES, &mut chooser, false, true).is_none());
     let view = outbox.view();
     assert!(view.lost && !view.has_room, "{view:?}");
     let spilled = status.spilled;
@@ -191,7 +190,7 @@ fn a_spill_that_is_damaged_is_told_and_what_it_held_is_sent_as_blocks() {
     }
     let status = outbox.capture.status();
     assert!(status.spilled > status.released);
-    let next = outbox.next(status.released, SENT_BYTES, &mut chooser, CALM).unwrap();
+    let next = outbox.next(status.released, SENT_BYTES, &mut chooser, false, true).unwrap();
     assert_eq!(Batch::parse(next.batch.joined()).unwrap().entries()[0].kind, Kind::SyncBegin);
 }
 

@@ -227,8 +227,7 @@ impl Paris {
     }
 
     fn send(&mut self, after: WriteSeq) -> SenderEvent {
-        let next =
-            self.outbox.next(after, 1 << 20, &mut self.chooser, Pressing { tells_watermark: false, ..CALM });
+        let next = self.outbox.next(after, 1 << 20, &mut self.chooser, false, false);
         let Some(next) = next else { return SenderEvent::NothingToSend };
         let batch = Batch::parse(next.batch.joined()).unwrap();
         assert_eq!(batch.header().prev_seq, after);
