@@ -42,7 +42,6 @@ use crate::state::{StateDir, random};
 use failover::FailoverRecord;
 use guests::GuestEvents;
 pub(crate) use incoming::listen;
-use record::RecoveryRecord;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};

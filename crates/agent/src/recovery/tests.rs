@@ -1,5 +1,6 @@
 //! The recovery side by itself: who is let in, and what is left of whom.
 
+use super::record::RecoveryRecord;
 use super::*;
 use crate::sockets::SocketAccess;
 use replication::wire::{Hello, Refusal, Refuse};
