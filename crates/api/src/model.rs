@@ -483,8 +483,19 @@ pub struct GuestEvent {
     pub at: String,
 }
 
-/// An answer that has nothing else to say.
+/// An answer that has little else to say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Done {
     pub done: bool,
+    /// What was done, where a request may mean several things.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub what: Option<String>,
+}
+
+impl Done {
+    /// What was asked for, which can be one thing only.
+    #[must_use]
+    pub fn as_asked() -> Self {
+        Self { done: true, what: None }
+    }
 }

@@ -160,9 +160,10 @@ async fn vm(client: &Client, command: VmCommand, json: bool) -> Result<()> {
             print::one(json, &done, |_| format!("{name} is not protected any more\n"))
         }
         VmCommand::Forget { name } => {
-            let removing = format!("removing the journal of {name}");
-            let done = waiting::answered(&removing, client.forget(&name)).await?;
-            print::one(json, &done, |_| format!("the journal of {name} is removed\n"))
+            let done = waiting::answered(&format!("forgetting {name}"), client.forget(&name)).await?;
+            print::one(json, &done, |done| {
+                format!("{}\n", done.what.clone().unwrap_or_else(|| format!("{name} is forgotten")))
+            })
         }
     }
 }

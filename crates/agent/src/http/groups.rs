@@ -49,5 +49,5 @@ async fn tag(
 ))]
 async fn remove_host(State(app): State<App>, Path((group, host)): Path<(String, String)>) -> Answer<Done> {
     beside(move || app.source.remove_host(&group, &host)).await?;
-    Ok(Json(Done { done: true }))
+    Ok(Json(Done::as_asked()))
 }

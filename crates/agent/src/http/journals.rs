@@ -82,7 +82,7 @@ async fn pin(
 ))]
 async fn unpin(State(app): State<App>, Path((name, id)): Path<(String, u64)>) -> Answer<Done> {
     beside(move || app.recovery.unpin(&name, id)).await?;
-    Ok(Json(Done { done: true }))
+    Ok(Json(Done::as_asked()))
 }
 
 /// Turns a writable image into plain disks, in the background.

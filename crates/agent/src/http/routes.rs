@@ -132,7 +132,7 @@ async fn show_vm(State(app): State<App>, Path(name): Path<String>) -> Answer<Pro
 ))]
 async fn unprotect(State(app): State<App>, Path(name): Path<String>) -> Answer<Done> {
     beside(move || app.source.unprotect(&name)).await?;
-    Ok(Json(Done { done: true }))
+    Ok(Json(Done::as_asked()))
 }
 
 /// Stops sending; the bitmap goes on.
@@ -219,12 +219,15 @@ async fn list_recovered(State(app): State<App>) -> Answer<Vec<RecoveredVm>> {
     (status = 409, body = Problem, content_type = "application/problem+json"),
 ))]
 async fn forget(State(app): State<App>, Path(name): Path<String>) -> Answer<Done> {
-    beside(move || forget_one(&app, &name)).await?;
-    Ok(Json(Done { done: true }))
+    let what = beside(move || forget_one(&app, &name)).await?;
+    Ok(Json(Done { done: true, what: Some(what) }))
 }
 
-fn forget_one(app: &App, name: &str) -> crate::error::Result<()> {
-    let Some(departed) = app.source.departure(name) else { return app.recovery.forget(name) };
+/// What was forgotten, for the operator.
+fn forget_one(app: &App, name: &str) -> crate::error::Result<String> {
+    let Some(departed) = app.source.departure(name) else {
+        return app.recovery.forget(name).map(|()| format!("the journal of {name} is removed"));
+    };
     match app.recovery.vm(name) {
         Ok(kept) if name != departed => Err(OperationError::conflict(format!(
             "VM {name:?} may be {} ({}), which is kept here, or {departed}, which was protected here and whose recovery \
@@ -232,8 +235,15 @@ fn forget_one(app: &App, name: &str) -> crate::error::Result<()> {
             kept.label(),
             kept.id()
         ))),
-        _ => app.source.forget_departure(&departed),
+        _ => app.source.forget_departure(&departed).map(|()| departure_forgotten(name)),
     }
+}
+
+fn departure_forgotten(name: &str) -> String {
+    format!(
+        "the recovery side is not told any more that {name} has left; its journal there stays, until `holdfast vm forget` \
+         there"
+    )
 }
 
 #[derive(Debug, Deserialize, IntoParams)]

@@ -49,7 +49,7 @@ impl Recovery {
             })?;
         }
         tracing::info!(vm = request.vm, disks = request.disks.len(), "seeded");
-        Ok(api::Done { done: true })
+        Ok(api::Done::as_asked())
     }
 
     /// What waits for the disks of a VM. Disks of another size are refused, disks without a seed are sent.

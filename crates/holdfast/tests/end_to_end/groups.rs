@@ -237,7 +237,8 @@ fn a_vm_that_was_refused_leaves_nothing_behind_and_holds_nobody_back() {
     let id = alert["subject"].as_str().unwrap();
     assert!(alert["text"].as_str().unwrap().contains(&format!("`holdfast vm forget {id}`")), "{alert:#}");
     refused(stage.a.ask(&["vm", "forget", "four"]), 3, "no journal of a VM");
-    stage.a.ask(&["vm", "forget", "three"]).unwrap();
+    let forgotten = stage.a.ask(&["vm", "forget", "three"]).unwrap();
+    assert!(forgotten["what"].as_str().unwrap().contains("is not told any more"), "{forgotten:#}");
     stage.a.ask(&["vm", "unprotect", "two"]).unwrap();
     let departures = std::fs::read_dir(stage.a.folder.join("state/departures")).unwrap();
     assert_eq!(departures.count(), 1, "of the other one nothing is told");
