@@ -14,6 +14,10 @@ use splitter::SyncState;
 use std::time::Duration;
 use types::Monotonic;
 
+/// So long after a connection that failed by a certificate a link that is merely down is still taken for that: each try
+/// ends in its own way where a peer hangs up.
+const TURNED_AWAY_HOLDS: Duration = Duration::from_secs(60);
+
 #[derive(Debug, Default)]
 pub(super) struct Bounds {
     rpo_exceeded: bool,
@@ -23,6 +27,8 @@ pub(super) struct Bounds {
     forgiven_at: Option<Monotonic>,
     /// When the link was last up, or the protection was taken up.
     linked_at: Option<Monotonic>,
+    /// When a connection last failed by a certificate, while an alert stands for that.
+    turned_away_at: Option<Monotonic>,
 }
 
 /// What there is to judge by.
@@ -156,6 +162,10 @@ impl Bounds {
         });
         // Somebody who refuses has been reached.
         let turned_away = seen.turned_away.is_some() && !seen.link_up && !paused && fenced.is_none();
+        if turned_away {
+            self.turned_away_at = Some(now);
+        }
+        let was_turned_away = self.turned_away_at.is_some_and(|at| now.since(at) > TURNED_AWAY_HOLDS);
         let failed = matches!(seen.state, State::Failed { .. }) || turned_away;
         let down = Cause::new(AlertKind::LinkDown, vm);
         let stands = !seen.link_up && !paused && fenced.is_none() && !failed;
@@ -172,7 +182,11 @@ impl Bounds {
         match seen.state {
             State::Failed { why } => alerts.raise(cause, failure(vm, why, seen)),
             _ if turned_away => alerts.raise(cause, format!("VM {vm}: {}", seen.why())),
-            _ if seen.link_up || paused => alerts.clear(cause),
+            // Where it is merely down by now, that has an alert of its own.
+            _ if seen.link_up || paused || was_turned_away => {
+                self.turned_away_at = None;
+                alerts.clear(cause);
+            }
             _ => {}
         }
     }
@@ -183,5 +197,55 @@ fn failure(vm: &str, why: Failure, seen: &Seen) -> String {
         Failure::Refused(_) => format!("VM {vm}: the recovery side refuses its stream: {}", seen.why()),
         Failure::Disbelieved => format!("VM {vm}: its stream is not taken up: {}", seen.why()),
         Failure::BoundExceeded => format!("VM {vm}: its protection has stopped: {}", seen.why()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+
+    use super::*;
+    use crate::clock;
+    use replication::TrackingReason;
+
+    fn seen(now: Monotonic, turned_away: Option<TurnedAway>, cause: &str) -> Seen {
+        Seen {
+            state: State::Tracking { why: TrackingReason::NotYetConnected },
+            fresh: Freshness::unknown(now),
+            link_up: false,
+            fenced: None,
+            last_ack: None,
+            sync: SyncState::Asynchronous,
+            turned_away,
+            cause: Some(cause.into()),
+        }
+    }
+
+    fn kinds(alerts: &Alerts) -> Vec<(String, String)> {
+        alerts.to_api().into_iter().map(|alert| (alert.kind, alert.text)).collect()
+    }
+
+    #[test]
+    fn a_peer_that_refused_a_certificate_and_then_cannot_be_reached_is_no_refusal_any_more() {
+        let (alerts, policy, mut bounds) = (Alerts::default(), Policy::default(), Bounds::default());
+        let begun = clock::now();
+        let mut at = |after: u64, turned_away, cause: &str| {
+            let now = Monotonic(begun.0 + Duration::from_secs(after));
+            bounds.watch(now, &policy, &seen(now, turned_away, cause), "web", &alerts);
+            kinds(&alerts)
+        };
+        let refused = at(0, Some(TurnedAway::There), "its certificate is not trusted");
+        assert_eq!(refused, [("failed".into(), "VM web: its certificate is not trusted".into())]);
+        assert_eq!(
+            at(30, None, "connection reset"),
+            refused,
+            "a try that ends in another way is no news yet"
+        );
+        let down = at(61, None, "connection refused");
+        assert_eq!(down.len(), 1, "{down:?}");
+        assert_eq!(down[0].0, "link-down");
+        // And again.
+        let refused = at(70, Some(TurnedAway::Here), "theirs has expired");
+        assert_eq!(refused, [("failed".into(), "VM web: theirs has expired".into())]);
     }
 }

@@ -50,10 +50,15 @@ impl FreshnessRecord {
 }
 
 impl Freshness {
+    /// Of a VM that nobody knows anything of, from `now` on.
+    pub(super) fn unknown(now: Monotonic) -> Self {
+        Self { complete: false, age: Duration::ZERO, seen_at: now, saved_at: None }
+    }
+
     /// What is known of a VM when it is taken up.
     pub(super) fn load(state: &StateDir, record: &ProtectionRecord, boot_id: [u8; 16]) -> Self {
         let now = clock::now();
-        let unknown = Self { complete: false, age: Duration::ZERO, seen_at: now, saved_at: None };
+        let unknown = Self::unknown(now);
         match state.load::<FreshnessRecord>(&record.freshness_name()) {
             Ok(Some(known)) => Self {
                 complete: known.complete,
