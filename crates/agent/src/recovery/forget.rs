@@ -13,19 +13,40 @@ use super::Recovery;
 use super::policy::file_name;
 use super::vm::RecoveredVm;
 use crate::alerts::Alerts;
-use crate::error::{OperationError, Result};
+use crate::error::{ErrorKind as OperationErrorKind, OperationError, Result};
 use anyhow::Context;
 use std::io::ErrorKind;
 use std::sync::Arc;
 
 impl Recovery {
+    /// The VM to forget. A name that also fits one that is forgotten in part is not taken for the one that is kept: whoever
+    /// repeats what has failed means the former.
+    fn vm_to_forget(&self, word: &str) -> Result<Arc<RecoveredVm>> {
+        let fits = |vm: &&Arc<RecoveredVm>| vm.is_forgotten() && vm.answers_to(word);
+        let half_forgotten: Vec<_> = self.vms().values().filter(fits).cloned().collect();
+        if let Some(vm) = half_forgotten.iter().find(|vm| vm.id().to_string() == word) {
+            return Ok(vm.clone());
+        }
+        match (self.vm(word), half_forgotten.as_slice()) {
+            (kept, []) => kept,
+            (Ok(kept), _) if kept.id().to_string() == word => Ok(kept),
+            (Err(error), _) if error.kind != OperationErrorKind::NotFound => Err(error),
+            (Err(_), [one]) => Ok(one.clone()),
+            (kept, half_forgotten) => {
+                let row = |vm: &Arc<RecoveredVm>| format!("{} ({}), forgotten in part", vm.label(), vm.id());
+                let kept = kept.iter().map(|vm| format!("{} ({}), which is kept", vm.label(), vm.id()));
+                let rows: Vec<String> = half_forgotten.iter().map(row).chain(kept).collect();
+                Err(OperationError::conflict(format!(
+                    "VM {word:?} may be {}: name it by its id",
+                    rows.join(", or ")
+                )))
+            }
+        }
+    }
+
     /// Forgets a VM and its journal, for good.
     pub(crate) fn forget(&self, word: &str) -> Result<()> {
-        let half_forgotten = self.vms().values().find(|vm| vm.is_forgotten() && vm.answers_to(word)).cloned();
-        let vm = match self.vm(word) {
-            Ok(vm) => vm,
-            Err(error) => half_forgotten.ok_or(error)?,
-        };
+        let vm = self.vm_to_forget(word)?;
         if self.has_images(&vm) {
             return Err(images_are_open(&vm));
         }
@@ -36,7 +57,12 @@ impl Recovery {
             )));
         }
         vm.begin_forgetting(&self.state)?;
-        self.finish_forgetting(&vm)?;
+        if let Err(error) = self.finish_forgetting(&vm) {
+            if vm.is_forgotten() {
+                self.tell_half_forgotten(&vm, &error);
+            }
+            return Err(error);
+        }
         tracing::info!(vm = vm.label(), "forgotten");
         Ok(())
     }
@@ -53,7 +79,11 @@ impl Recovery {
             match std::fs::remove_dir_all(&folder) {
                 Err(error) if error.kind() != ErrorKind::NotFound => {
                     return Err(anyhow::Error::new(error)
-                        .context(format!("remove {}; `vm forget` again removes the rest", folder.display()))
+                        .context(format!(
+                            "remove {}; `vm forget` of its id {} again removes the rest",
+                            folder.display(),
+                            vm.id()
+                        ))
                         .into());
                 }
                 _ => {}
@@ -71,11 +101,15 @@ impl Recovery {
     pub(super) fn forget_the_rest(&self, vm: &Arc<RecoveredVm>) {
         match self.finish_forgetting(vm) {
             Ok(()) => tracing::info!(vm = vm.label(), "forgotten, as was asked for before the agent ended"),
-            Err(error) => {
-                let text = format!("VM {} is forgotten in part only: {}", vm.label(), error.detail);
-                self.alerts.raise(format!("forgetting of {}", vm.id()), text);
-            }
+            Err(error) => self.tell_half_forgotten(vm, &error),
         }
+    }
+
+    /// Its name may be another's by the time somebody reads this.
+    fn tell_half_forgotten(&self, vm: &RecoveredVm, error: &OperationError) {
+        let (label, id) = (vm.label(), vm.id());
+        let text = format!("VM {label} ({id}) is forgotten in part only: {}", error.detail);
+        self.alerts.raise(format!("forgetting of {id}"), text);
     }
 }
 

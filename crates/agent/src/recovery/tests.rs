@@ -76,6 +76,27 @@ fn whoever_was_let_in_before_a_vm_is_forgotten_does_not_use_what_is_deleted() {
 }
 
 #[test]
+fn a_name_that_a_half_forgotten_vm_shares_with_a_kept_one_forgets_neither() {
+    let folder = tempfile::tempdir().unwrap();
+    let recovery = recovery(folder.path());
+    let (old, _) = recovery.admit(&hello(1), PEER).unwrap();
+    // As where its folder could not be removed.
+    old.begin_forgetting(&recovery.state).unwrap();
+    let (new, journal) = recovery.admit(&Hello { vm_name: old.name(), ..hello(2) }, PEER).unwrap();
+    for word in [old.name(), old.label()] {
+        let refused = recovery.forget(&word).unwrap_err();
+        for vm in [&old, &new] {
+            assert!(refused.detail.contains(&vm.id().to_string()), "{}", refused.detail);
+        }
+    }
+    assert!(!journal.is_closed() && new.folder(&recovery.journal_dir).exists());
+    recovery.forget(&old.id().to_string()).unwrap();
+    assert!(!old.folder(&recovery.journal_dir).exists() && new.folder(&recovery.journal_dir).exists());
+    recovery.forget(&new.name()).unwrap();
+    assert!(!new.folder(&recovery.journal_dir).exists());
+}
+
+#[test]
 fn a_vm_whose_stream_is_let_in_is_not_forgotten() {
     let folder = tempfile::tempdir().unwrap();
     let recovery = recovery(folder.path());
