@@ -45,7 +45,7 @@ pub(crate) enum AlertKind {
     Protection,
     /// A VM has disks that are not protected, or not any more.
     Disks,
-    /// A VM under the tap cannot be read for a sync.
+    /// A disk does not give all of itself, or a VM under the tap cannot be read for a sync.
     Reading,
     /// A disk image that is open is not what is protected.
     Image,

@@ -190,6 +190,9 @@ pub struct ProtectedVm {
     /// Everything the recovery side does not have for good yet: what is to be copied or compared, and what waits in
     /// buffer and spill. Nobody knows it of a VM that is not taken up.
     pub to_sync_bytes: Option<u64>,
+    /// Blocks of 64 KiB that cannot be read here as a whole: the recovery side, and so every checkpoint, has of them what
+    /// it had before. They are tried again every few minutes. Nobody knows it of a VM that is not taken up.
+    pub unreadable_bytes: Option<u64>,
     /// How much of a running sync is done, 0 to 1: durable at the recovery side.
     pub sync_progress: Option<f64>,
     /// Guest writes since the agent started.
@@ -218,7 +221,9 @@ pub struct Verify {
     pub total_bytes: u64,
     /// What was found to differ; it is sent again.
     pub differing_bytes: u64,
-    /// Where, as far as there is room for; each is whole blocks of 64 KiB.
+    /// What could not be read at the protected side, in whole blocks of 64 KiB: nobody knows whether it is equal.
+    pub unreadable_bytes: u64,
+    /// Where something differs, as far as there is room for; each is whole blocks of 64 KiB.
     pub differing: Vec<Extent>,
     /// Whether all that differed is at the recovery side by now.
     pub repaired: bool,

@@ -157,7 +157,7 @@ pub(crate) enum VmCommand {
         wait: bool,
     },
     /// Compare both sides while the guest writes, and send again what differs. Exit code 7 where something
-    /// did.
+    /// did, or could not be read.
     Verify {
         name: String,
         /// Begin only, and do not wait for the end; `vm show` tells how far it is.

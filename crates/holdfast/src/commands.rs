@@ -194,7 +194,8 @@ async fn verify(client: &Client, name: &str, wait: bool, json: bool) -> Result<E
     let vm = if wait { waiting::verified(client, name).await? } else { vm };
     let found = vm.verify.context("the agent was restarted; begin again")?;
     print::one(json, &found, |found| print::verify(name, found))?;
-    Ok(if found.differing_bytes > 0 { ExitCode::from(DAMAGED) } else { ExitCode::SUCCESS })
+    let is_equal = found.differing_bytes == 0 && found.unreadable_bytes == 0;
+    Ok(if !is_equal { ExitCode::from(DAMAGED) } else { ExitCode::SUCCESS })
 }
 
 fn request(protect: Protect) -> Result<ProtectRequest> {

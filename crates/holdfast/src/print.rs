@@ -155,6 +155,13 @@ pub(crate) fn protected(vm: &ProtectedVm) -> String {
     let rpo =
         vm.rpo_now_seconds.map_or("unknown: nothing was ever complete".into(), |age| format!("{age:.1} s"));
     let _ = writeln!(out, "  RPO now  {rpo}, bound {} s", vm.rpo_seconds);
+    if let Some(unreadable) = vm.unreadable_bytes.filter(|&bytes| bytes > 0) {
+        let _ = writeln!(
+            out,
+            "  disks    {} cannot be read here as a whole: no checkpoint has all of it",
+            bytes(unreadable)
+        );
+    }
     let _ = writeln!(out, "  mode     {}, priority {}", vm.mode, vm.priority);
     let _ = writeln!(out, "  buffer   {} of {}", bytes(vm.buffer_bytes), bytes(vm.buffer_bytes_max));
     let _ = writeln!(out, "  spill    {} of {}", bytes(vm.spill_bytes), bytes(vm.spill_bytes_max));
@@ -208,6 +215,7 @@ pub(crate) fn verify(name: &str, verify: &Verify) -> String {
     let mut out =
         format!("{name}: {} of {} compared", bytes(verify.compared_bytes), bytes(verify.total_bytes));
     out += match (verify.state.as_str(), verify.differing_bytes) {
+        ("done", 0) if verify.unreadable_bytes > 0 => ", what could be read is equal\n",
         ("done", 0) => ", both sides are equal\n",
         ("done", _) if verify.repaired => ", these differed and were sent again:\n",
         ("done", _) => ", these differ and are being sent again:\n",
@@ -215,6 +223,13 @@ pub(crate) fn verify(name: &str, verify: &Verify) -> String {
     };
     for extent in &verify.differing {
         let _ = writeln!(out, "  disk {} at {}: {}", extent.disk, extent.start, bytes(extent.bytes));
+    }
+    if verify.unreadable_bytes > 0 {
+        let _ = writeln!(
+            out,
+            "  {} could not be read here: it was not compared, and the recovery side has of it what it had before",
+            bytes(verify.unreadable_bytes)
+        );
     }
     out
 }

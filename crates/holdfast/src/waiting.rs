@@ -111,7 +111,10 @@ pub(crate) async fn verified(client: &Client, name: &str) -> Result<ProtectedVm>
 fn verify_standing(vm: &ProtectedVm, verify: &Verify, rate: &str) -> Standing {
     let share = verify.compared_bytes as f64 / verify.total_bytes.max(1) as f64;
     let (percent, step) = percent(share);
-    let differing = bytes(verify.differing_bytes);
+    let differing = match verify.unreadable_bytes {
+        0 => format!("{} differ", bytes(verify.differing_bytes)),
+        unread => format!("{} differ, {} cannot be read", bytes(verify.differing_bytes), bytes(unread)),
+    };
     let waits = match verify.state.as_str() {
         "waiting" => {
             let trouble = vm.last_error.as_ref().map_or_else(String::new, |error| format!(": {error}"));
@@ -124,7 +127,7 @@ fn verify_standing(vm: &ProtectedVm, verify: &Verify, rate: &str) -> Standing {
     Standing {
         key: format!("{step} {differing}{waits}"),
         share: Some(share),
-        text: format!("{}: {percent} compared{rate}, {differing} differ{waits}", vm.name),
+        text: format!("{}: {percent} compared{rate}, {differing}{waits}", vm.name),
     }
 }
 

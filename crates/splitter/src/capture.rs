@@ -77,6 +77,8 @@ struct Inner {
     /// Somebody who was leaving has waited in vain when this was released.
     waited_in_vain: Option<WriteSeq>,
     dirty: Dirty,
+    /// Blocks that could not be read for a comparison.
+    uncompared_blocks: u64,
     doubts: Doubts,
     /// Where writes may be left out that others overwrite before the next checkpoint.
     superseded: Option<Superseded>,
@@ -117,6 +119,9 @@ pub struct CaptureStatus {
     pub suspect_blocks: u64,
     /// Blocks that the local disk does not give as a whole.
     pub unreadable_blocks: u64,
+    /// Blocks that no comparison could say anything about, for the same reason, since this capture began; counted anew
+    /// in each comparison.
+    pub uncompared_blocks: u64,
     pub buffered_bytes: u64,
     pub buffer_bytes_max: u64,
     /// Records in the buffer that are copies of a sync.
@@ -173,6 +178,7 @@ impl Capture {
             sync_end: WriteSeq::ZERO,
             waited_in_vain: None,
             dirty: Dirty::new(disk_sizes, map, &regions),
+            uncompared_blocks: 0,
             doubts: Doubts::default(),
             writes: 0,
             write_bytes: 0,
@@ -321,6 +327,7 @@ impl Capture {
             unsettled_blocks: inner.dirty.unsettled_blocks(),
             suspect_blocks: inner.dirty.suspect_blocks(),
             unreadable_blocks: inner.dirty.unreadable_blocks(),
+            uncompared_blocks: inner.uncompared_blocks,
             buffered_bytes: inner.buffered_bytes,
             buffer_bytes_max: self.buffer_bytes_max,
             copies: inner.copies,
@@ -509,37 +516,6 @@ impl Capture {
         taken
     }
 
-    /// Takes what could be read of a block into the stream, whose copy was begun as [`Capture::begin_copy`] does: the rest
-    /// cannot be read. False where there is no room, or nothing is buffered now: then it is marked again.
-    pub(crate) fn end_unreadable(
-        &self,
-        disk: DiskIndex,
-        block: ByteRange,
-        read: &[(ByteRange, Bytes)],
-    ) -> bool {
-        let mut inner = self.lock();
-        let parts: Vec<_> =
-            read.iter().flat_map(|(range, payload)| pieces(Kind::Sync, *range, payload)).collect();
-        let taken = !inner.tracking && self.room_for(&inner, &parts);
-        if taken {
-            for (kind, range, payload) in parts {
-                let seq = self.counter.draw();
-                inner.push(Record { seq, kind, disk, range, payload }, &self.pool);
-            }
-            inner.dirty.end_unreadable(disk, BlockIndex(block.start / BLOCK_BYTES));
-        } else {
-            inner.dirty.end_write(disk, block, None);
-        }
-        drop(inner);
-        (self.wake)();
-        taken
-    }
-
-    /// A block that cannot be read, if there is one.
-    pub fn first_unreadable(&self) -> Option<(DiskIndex, BlockIndex)> {
-        self.lock().dirty.first_unreadable()
-    }
-
     /// Marks a range to be compared. `known_equal`: it should be equal, and counts as equal until it is
     /// found otherwise.
     pub fn mark_suspect(&self, disk: DiskIndex, range: ByteRange, known_equal: bool) {
@@ -579,6 +555,12 @@ impl Capture {
     /// consistent; how many blocks. An answer that nobody waits for is nothing, and so is what it says of blocks
     /// behind the run's end.
     pub fn end_compare(&self, disk: DiskIndex, first: BlockIndex, differs: u64) -> u64 {
+        self.settle_compare(disk, first, differs, 0)
+    }
+
+    /// As [`Capture::end_compare`]; `uncompared` of the blocks that are marked were not compared, because they cannot be
+    /// read.
+    fn settle_compare(&self, disk: DiskIndex, first: BlockIndex, differs: u64, uncompared: u64) -> u64 {
         let Some(blocks) = self.lock().dirty.compared_blocks(disk, first) else { return 0 };
         let differs = differs & first_bits(blocks);
         if differs != 0 {
@@ -592,6 +574,7 @@ impl Capture {
         }
         let mut inner = self.lock();
         let differing = inner.dirty.end_compare(disk, first, differs);
+        inner.uncompared_blocks += uncompared.min(differing);
         if differing > 0 {
             inner.begin_gap(&self.counter, &self.pool);
         }
@@ -756,3 +739,4 @@ mod regions;
 mod release;
 #[cfg(test)]
 mod tests;
+mod unreadable;

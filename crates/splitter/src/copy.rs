@@ -99,8 +99,10 @@ pub fn hash_some_blocks(
     match device.hash_run(first, len) {
         Ok((at, hashes)) => Ok(Some(HashedRun { disk, first, at, hashes })),
         Err(_) if may_be_left_out(capture, device) => {
-            // It is copied, as far as that can be: no comparison says more.
-            capture.end_compare(disk, first, u64::MAX);
+            // These are copied, as far as that can be: no comparison says more. Where each gives itself now, but the run
+            // did not, all of them are.
+            let unreadable = device.unreadable_of(first, len);
+            capture.end_compare_unreadable(disk, first, if unreadable == 0 { u64::MAX } else { unreadable });
             Ok(None)
         }
         Err(source) => {
@@ -112,6 +114,22 @@ pub fn hash_some_blocks(
             Err(CopyError { disk: device.local().label(), source })
         }
     }
+}
+
+/// Has those blocks copied that could not be read and give themselves again; how many. To be called now and then: a block
+/// that is still not to be read costs no checkpoint. A dying disk takes its time: `goes_on` is asked before each.
+pub fn retry_unreadable(
+    capture: &Capture,
+    disks: &[Arc<ProtectedDisk>],
+    goes_on: impl Fn() -> bool,
+) -> usize {
+    let gives_itself = |(disk, block): &(DiskIndex, BlockIndex)| {
+        let device = &disks[usize::from(disk.0)];
+        !device.local().is_gone() && device.unreadable_of(*block, 1) == 0
+    };
+    let asked = capture.unreadable().into_iter().take_while(|_| goes_on());
+    let readable = asked.filter(gives_itself);
+    readable.filter(|(disk, block)| capture.copy_unreadable(*disk, *block)).count()
 }
 
 /// Marks what may differ from a replica that is known to be zero: all that is allocated.

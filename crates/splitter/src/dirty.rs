@@ -291,8 +291,8 @@ impl Dirty {
         self.bitmaps[usize::from(disk.0)].clear_run(first, len);
     }
 
-    /// A block whose copy was begun cannot be read as a whole. It is tried again when the stream begins anew, and after the
-    /// agent's restart; until then it stays as it is at the recovery side, where the guest does not write it as a whole.
+    /// A block whose copy was begun cannot be read as a whole. It is tried again from time to time, when the stream begins
+    /// anew, and after the agent's restart; until then it stays as it is at the recovery side, where the guest does not write it as a whole.
     pub(crate) fn end_unreadable(&mut self, disk: DiskIndex, block: BlockIndex) {
         self.unreadable[usize::from(disk.0)].set(block.0..block.0 + 1);
         let idle = self.on_the_way.end(disk, block.0..block.0 + 1, None);
@@ -306,6 +306,20 @@ impl Dirty {
     /// The first of them.
     pub(crate) fn first_unreadable(&self) -> Option<(DiskIndex, BlockIndex)> {
         next_run(&self.unreadable, 1).map(|(disk, block, _)| (disk, block))
+    }
+
+    /// All of them, in order.
+    pub(crate) fn unreadable(&self) -> Vec<(DiskIndex, BlockIndex)> {
+        let disks = self.unreadable.iter().enumerate().filter(|(_, blocks)| blocks.count() > 0);
+        let of_one = |(disk, blocks): (usize, &Bitmap)| {
+            let blocks: Vec<u64> = blocks.marked_units(1).collect();
+            blocks.into_iter().map(move |block| (DiskIndex(disk as u16), BlockIndex(block)))
+        };
+        disks.flat_map(of_one).collect()
+    }
+
+    pub(crate) fn is_unreadable(&self, disk: DiskIndex, block: BlockIndex) -> bool {
+        self.unreadable[usize::from(disk.0)].is_marked(block)
     }
 
     /// The blocks of a disk that its VM has no more are neither copied nor compared: what is known of them stays.
@@ -353,7 +367,8 @@ impl Dirty {
     /// Blocks of a run that is being compared are to be compared once more when it has been, a bit for each. What is kept
     /// of them stays as it is until then.
     pub(crate) fn compare_again(&mut self, disk: DiskIndex, first: BlockIndex, which: u64) {
-        for at in (0..64).filter(|at| which & (1 << at) != 0) {
+        let blocks = self.compared_blocks(disk, first).unwrap_or(0).min(u64::from(u64::BITS));
+        for at in (0..blocks).filter(|at| which & (1 << at) != 0) {
             let block = first.0 + at;
             self.touch(disk, block..block + 1);
             self.suspects[usize::from(disk.0)].set(block..block + 1);

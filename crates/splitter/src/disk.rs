@@ -438,6 +438,16 @@ impl ProtectedDisk {
         self.capture.end_unreadable(self.index, range, &read)
     }
 
+    /// Which blocks of a run cannot be read now as a whole, a bit for each.
+    pub(crate) fn unreadable_of(&self, first: BlockIndex, len: u64) -> u64 {
+        let bits = (0..len.min(u64::from(u64::BITS))).map(|at| {
+            let range = BlockIndex(first.0 + at).range(self.local.size_bytes());
+            let mut bytes = Bounce::take(range.len as usize);
+            u64::from(self.local.read_at(range.start, &mut bytes).is_err()) << at
+        });
+        bits.fold(0, |all, bit| all | bit)
+    }
+
     /// Whether the disk gives anything at all: one that does not is away, and will be back.
     pub(crate) fn gives_something(&self) -> bool {
         let (size, unit) = (self.local.size_bytes(), UNREADABLE_UNIT_BYTES.max(self.local.unit_bytes()));

@@ -102,7 +102,7 @@ pub(crate) struct Plain {
     /// The next sync fails, as that of a file does whose pages could not be written.
     pub(crate) fails_sync: Arc<AtomicBool>,
     /// Nothing that overlaps one of these is read.
-    pub(crate) unreadable: Vec<ByteRange>,
+    pub(crate) unreadable: Arc<Mutex<Vec<ByteRange>>>,
 }
 
 impl LocalDisk for Plain {
@@ -117,7 +117,7 @@ impl LocalDisk for Plain {
     }
     fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
         let range = ByteRange::new(at, buf.len() as u64);
-        if self.unreadable.iter().any(|bad| bad.overlaps(range)) {
+        if self.unreadable.lock().unwrap().iter().any(|bad| bad.overlaps(range)) {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         buf.fill(0x55);

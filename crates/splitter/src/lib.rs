@@ -50,7 +50,10 @@ pub use ack_gate::AckGate;
 pub use bitmap::Bitmap;
 pub use buffer_pool::BufferPool;
 pub use capture::{Capture, CaptureConfig, CaptureStatus, Taken};
-pub use copy::{CopyError, HashedRun, copy_some_blocks, hash_some_blocks, mark_allocated, verify_everything};
+pub use copy::{
+    CopyError, HashedRun, copy_some_blocks, hash_some_blocks, mark_allocated, retry_unreadable,
+    verify_everything,
+};
 pub use device::{BlockDevice, Extent, ExtentKind};
 pub use dirty_map::{DirtyMap, MapStore};
 pub use disk::{Change, LocalDisk, Look, ProtectedDisk};

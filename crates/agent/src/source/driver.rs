@@ -13,6 +13,7 @@ use super::outbox::{Outbox, compression};
 use super::peers::Place;
 use super::rates::Rates;
 use super::record::FirstSync;
+use super::unreadable::Retry;
 use super::verify::Verification;
 use super::vm::{ProtectedVm, with_sources};
 use super::{Source, save_record};
@@ -111,6 +112,7 @@ struct Driver {
     fresh: Freshness,
     clock_skew_seconds: Option<f64>,
     verification: Option<Verification>,
+    retry: Retry,
 }
 
 /// Drives the stream of `vm` until it is stopped.
@@ -209,6 +211,7 @@ impl Driver {
             fresh,
             clock_skew_seconds: None,
             verification: None,
+            retry: Retry::new(clock::now()),
         }
     }
 
@@ -224,7 +227,8 @@ impl Driver {
             Command::Verify => {
                 let total =
                     self.vm.disks().iter().map(|disk| splitter::BlockDevice::size_bytes(&**disk)).sum();
-                self.verification = Some(Verification::begin(total));
+                let uncompared = self.vm.capture().status().uncompared_blocks;
+                self.verification = Some(Verification::begin(total, uncompared));
                 verify_everything(self.vm.capture(), self.vm.disks());
                 tracing::info!(vm = self.vm.name(), "verification begins");
                 self.events.push_back(SenderEvent::Tick);
@@ -620,14 +624,15 @@ impl Driver {
     fn settle(&mut self, compared: &Compared) {
         let (disk, first, differs) = (compared.disk, compared.first, compared.differs);
         let capture = self.vm.capture();
-        let differs = match &self.verification {
+        let mut verification = self.verification.as_mut().and_then(Verification::while_it_runs);
+        let differs = match &verification {
             // A sync copies what differs, for whatever reason; here it would be damage.
             Some(_) if self.vm.is_tapped() => capture.believed(disk, first, differs),
             _ => differs,
         };
         let differing = block_in_place(|| capture.end_compare(disk, first, differs));
         if differing > 0
-            && let Some(verification) = &mut self.verification
+            && let Some(verification) = &mut verification
         {
             let record = self.vm.record();
             let name = record.disks.get(usize::from(disk.0)).map_or("", |disk| disk.name.as_str());

@@ -75,6 +75,7 @@ impl Stalled {
             spill_bytes: 0,
             spill_bytes_max: record.policy.spill_bytes,
             verify: None,
+            unreadable_bytes: None,
             buffer_bytes: 0,
             buffer_bytes_max: record.policy.buffer_bytes,
             dirty_bytes: 0,

@@ -421,6 +421,7 @@ impl ProtectedVm {
             spill_bytes: stream.spill_bytes,
             spill_bytes_max: stream.spill_bytes_max,
             verify: stream.verify,
+            unreadable_bytes: Some(capture.unreadable_blocks * BLOCK_BYTES),
             buffer_bytes: capture.buffered_bytes,
             buffer_bytes_max: capture.buffer_bytes_max,
             dirty_bytes,

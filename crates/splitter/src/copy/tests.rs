@@ -5,12 +5,18 @@
 use super::*;
 use crate::disks_in_tests::{Plain, protected};
 use bytes::Bytes;
+use std::sync::Mutex;
 
 const SIZE: u64 = 8 << 20;
 
 /// A disk of which some places cannot be read, all of it marked in a stream that has begun anew.
 fn to_be_copied(unreadable: &[ByteRange]) -> ([Arc<ProtectedDisk>; 1], Arc<Capture>) {
-    let local = Plain { size_bytes: SIZE, unreadable: unreadable.to_vec(), ..Plain::default() };
+    failing(&Arc::new(Mutex::new(unreadable.to_vec())))
+}
+
+/// As there, of a disk whose places come and go.
+fn failing(unreadable: &Arc<Mutex<Vec<ByteRange>>>) -> ([Arc<ProtectedDisk>; 1], Arc<Capture>) {
+    let local = Plain { size_bytes: SIZE, unreadable: unreadable.clone(), ..Plain::default() };
     let (disk, capture) = protected(Box::new(local), None);
     capture.restart(WriteSeq::ZERO);
     capture.mark_dirty(DiskIndex(0), ByteRange::new(0, SIZE));
@@ -68,17 +74,50 @@ fn a_disk_that_gives_nothing_is_waited_for() {
     assert_eq!((status.unreadable_blocks, status.dirty_blocks), (0, SIZE / BLOCK_BYTES));
 }
 
-#[test]
-fn a_comparison_that_cannot_be_read_becomes_a_copy() {
-    let (disks, capture) = to_be_copied(&[ByteRange::new(1 << 16, 512)]);
+fn copy_all(capture: &Capture, disks: &[Arc<ProtectedDisk>]) {
     while capture.status().dirty_blocks > 0 {
-        assert!(copy_some_blocks(&capture, &disks).unwrap());
+        assert!(copy_some_blocks(capture, disks).unwrap());
     }
+}
+
+#[test]
+fn a_comparison_of_what_cannot_be_read_says_how_much_and_compares_the_rest() {
+    let (disks, capture) = to_be_copied(&[ByteRange::new(1 << 16, 512)]);
+    copy_all(&capture, &disks);
     assert!(capture.close_sync());
     verify_everything(&capture, &disks);
-    assert_eq!(hash_some_blocks(&capture, &disks).unwrap(), None);
-    while capture.status().dirty_blocks > 0 {
-        assert!(copy_some_blocks(&capture, &disks).unwrap());
+    let mut hashed = Vec::new();
+    while capture.status().suspect_blocks > 0 {
+        hashed.extend(hash_some_blocks(&capture, &disks).unwrap());
     }
-    assert_eq!(capture.status().unreadable_blocks, 1);
+    assert_eq!(capture.status().uncompared_blocks, 1);
+    assert_eq!(capture.status().dirty_blocks, 1, "it is copied, as far as it can be");
+    let mut compared: Vec<u64> =
+        hashed.iter().flat_map(|run| (0..run.hashes.len() as u64).map(|at| run.first.0 + at)).collect();
+    compared.sort_unstable();
+    let others: Vec<u64> = (0..SIZE / BLOCK_BYTES).filter(|&block| block != 1).collect();
+    assert_eq!(compared, others, "each of its neighbours is compared once");
+    for run in &hashed {
+        capture.end_compare(run.disk, run.first, 0);
+    }
+    copy_all(&capture, &disks);
+    assert_eq!((capture.status().unreadable_blocks, capture.status().unsettled_blocks), (1, 0));
+}
+
+#[test]
+fn what_cannot_be_read_is_copied_once_it_gives_itself_again() {
+    let places = Arc::new(Mutex::new(vec![ByteRange::new(0, 512), ByteRange::new(5 << 16, 512)]));
+    let (disks, capture) = failing(&places);
+    copy_all(&capture, &disks);
+    assert!(capture.close_sync());
+    assert_eq!(retry_unreadable(&capture, &disks, || true), 0);
+    let status = capture.status();
+    assert_eq!((status.unreadable_blocks, status.gap_open), (2, false), "a try in vain costs no checkpoint");
+    places.lock().unwrap().remove(0);
+    assert_eq!(retry_unreadable(&capture, &disks, || true), 1);
+    let status = capture.status();
+    assert_eq!((status.unreadable_blocks, status.dirty_blocks, status.gap_open), (1, 1, true));
+    copy_all(&capture, &disks);
+    assert!(capture.close_sync());
+    assert_eq!(capture.first_unreadable(), Some((DiskIndex(0), BlockIndex(5))));
 }

@@ -9,7 +9,7 @@ use crate::source::verify::Verification;
 use replication::{Link as LinkState, SenderEvent, State};
 use tokio::task::block_in_place;
 use types::Monotonic;
-use types::limits::{BLOCK_BYTES, WINDOW_BYTES};
+use types::limits::WINDOW_BYTES;
 
 impl Driver {
     pub(super) fn on_tick(&mut self) {
@@ -22,12 +22,13 @@ impl Driver {
             self.upkeep_at = now;
             self.cool_regions();
             self.source.tell_unreadable(&self.vm);
+            self.retry.now_and_then(now, &self.vm);
             self.check_trust();
         }
         if let Some(verification) = &mut self.verification {
             let status = self.vm.capture().status();
             let well = self.sender.state() == State::Journaling && self.sender.link() == LinkState::Up;
-            verification.follow(status.unsettled_blocks * BLOCK_BYTES, well, &self.vm.name());
+            verification.follow(&status, well, &self.vm.name());
         }
         self.events.push_back(SenderEvent::Tick);
     }
