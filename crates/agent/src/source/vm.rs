@@ -363,16 +363,22 @@ impl ProtectedVm {
         self.identities()
     }
 
-    /// The VM for the operator.
-    pub(crate) fn to_api(&self) -> api::ProtectedVm {
-        let record = self.record();
-        let capture = self.capture.status();
+    /// Its stream for the operator: in vain, where a disk image is not what it was.
+    fn shown_stream(&self) -> StreamStatus {
         let mut stream = self.lock_status().clone();
         if let Some(trouble) = self.lock_trouble().clone() {
             stream.state = "failed".into();
             stream.reason = "a disk image is not what it was".into();
             stream.last_error = Some(trouble);
         }
+        stream
+    }
+
+    /// The VM for the operator.
+    pub(crate) fn to_api(&self) -> api::ProtectedVm {
+        let record = self.record();
+        let capture = self.capture.status();
+        let stream = self.shown_stream();
         let rpo_now = stream.rpo_now.map(|age| age.as_secs_f64());
         let server = self.server.lock().expect("a panic aborts the process");
         // The socket of a VM under the tap is nobody else's business.
