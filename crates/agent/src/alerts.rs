@@ -223,6 +223,9 @@ pub(crate) struct Alerts {
     state: Option<Arc<StateDir>>,
 }
 
+/// Two moments that are no further apart are the same one, told twice.
+const SAME_MICROS: i64 = 1_000_000;
+
 impl Alerts {
     /// With what stood when the agent last ended.
     pub(crate) fn remembered_in(state: Arc<StateDir>) -> Self {
@@ -256,7 +259,8 @@ impl Alerts {
             None => {
                 let micros = i64::try_from(age.as_micros()).unwrap_or(i64::MAX);
                 let since = WallTime(wall.0.saturating_sub(micros));
-                let since = remembered.map_or(since, |known| known.min(since));
+                // What was told before stays, unless it has stood for longer: an age is not exact to the microsecond.
+                let since = remembered.filter(|known| known.0 < since.0 + SAME_MICROS).unwrap_or(since);
                 let stood = u64::try_from(wall.0.saturating_sub(since.0)).unwrap_or(0);
                 let standing =
                     Standing { text: text.clone(), since, age: (Duration::from_micros(stood), now) };
