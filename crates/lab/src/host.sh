@@ -78,7 +78,8 @@ for away in $(cat /site/away); do
     start
     echo "BACK $n"
 done
-echo "REFUSED $(/bin/holdfast vm unprotect web 2>&1)"
+# In one line, also where it is told that the answer takes its time.
+echo REFUSED $(/bin/holdfast vm unprotect web 2>&1)
 touch /tmp/enough
 wait $ticks $noise
 umount /mnt

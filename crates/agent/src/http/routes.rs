@@ -155,7 +155,8 @@ async fn pause(State(app): State<App>, Path(name): Path<String>) -> Answer<Prote
 async fn resume(State(app): State<App>, Path(name): Path<String>) -> Answer<ProtectedVm> {
     let vm = app.source.vm(&name)?;
     vm.command(Command::Resume);
-    settle(|| vm.state_name() != "paused").await;
+    // Whoever waits for the sync must not take the state of before for its end.
+    settle(|| !matches!(vm.state_name().as_str(), "paused" | "failed")).await;
     Ok(Json(vm.to_api()))
 }
 
