@@ -6,7 +6,9 @@
 //! - [`cut`]: one cut of a group whose VMs are on several hosts.
 //! - [`progress`]: how far one VM's stream is.
 //! - [`promise`]: what synchronous mode may promise in a group of several VMs.
+//! - [`view`](mod@view): what a sender is shown of a capture and its spill.
 
 pub mod cut;
 pub mod progress;
 pub mod promise;
+pub mod view;

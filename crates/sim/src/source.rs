@@ -8,6 +8,7 @@ use batch::{Batch, BatchMeta, Codec, Kind, Pieces};
 use bytes::Bytes;
 use joint::progress::Progress;
 use joint::promise::Standing;
+use joint::view::{SpillRoom, view};
 use journal::{Spill, SpillError};
 use replication::wire::{Compare, Hello, Message};
 use replication::{
@@ -356,24 +357,8 @@ impl Agent {
     fn view(&mut self) -> CaptureView {
         let status = self.capture.status();
         let tell = std::mem::take(&mut self.tell_watermark);
-        CaptureView {
-            tracking: status.tracking,
-            gap_open: status.gap_open,
-            deaf: status.deaf,
-            dirty_blocks: status.dirty_blocks,
-            suspect_blocks: status.suspect_blocks,
-            unsettled_blocks: status.unsettled_blocks,
-            spill_has_room: self.spill.is_some() && !self.spill_full && !self.spill_lost,
-            spill_lost: self.spill_lost,
-            spills: status.spilled > status.released,
-            buffered_bytes: status.buffered_bytes,
-            buffer_bytes_max: status.buffer_bytes_max,
-            copies: status.copies,
-            released: status.released,
-            last: status.last,
-            drawn: status.watermark,
-            watermark: if tell { status.watermark } else { status.last },
-        }
+        let has_room = self.spill.is_some() && !self.spill_full && !self.spill_lost;
+        view(&status, SpillRoom { has_room, lost: self.spill_lost }, tell)
     }
 
     fn perform(

@@ -23,6 +23,7 @@ use crate::state::random;
 use crate::wire_io::{Outgoing, ReadError, read_message, write_messages};
 use joint::progress::Progress;
 use joint::promise::Standing;
+use joint::view::view;
 use replication::wire::{ArtifactHash, ClockAnswer, Compare, Compared, FrameReader, Message};
 use replication::{
     CaptureView, CodecChooser, Differs, Failure, Link as LinkState, Sender, SenderConfig, SenderEffect,
@@ -367,25 +368,7 @@ impl Driver {
         if is_time {
             self.watermark_at = now;
         }
-        let spill = self.outbox.view();
-        CaptureView {
-            suspect_blocks: status.suspect_blocks,
-            unsettled_blocks: status.unsettled_blocks,
-            spill_has_room: spill.has_room,
-            spill_lost: spill.lost,
-            spills: status.spilled > status.released,
-            tracking: status.tracking,
-            gap_open: status.gap_open,
-            deaf: status.deaf,
-            dirty_blocks: status.dirty_blocks,
-            buffered_bytes: status.buffered_bytes,
-            buffer_bytes_max: status.buffer_bytes_max,
-            copies: status.copies,
-            released: status.released,
-            last: status.last,
-            drawn: status.watermark,
-            watermark: if tell { status.watermark } else { status.last },
-        }
+        view(&status, self.outbox.view().room(), tell)
     }
 
     fn perform(&mut self, effect: SenderEffect) {

@@ -8,6 +8,7 @@ use crate::clock;
 use crate::state::random;
 use anyhow::{Context, Result};
 use batch::{Batch, BatchMeta, Codec, Pieces};
+use joint::view::SpillRoom;
 use journal::{FsStore, Released, Spill, SpillError};
 use replication::{CodecChooser, Compression};
 use splitter::Capture;
@@ -59,6 +60,13 @@ pub(super) struct SpillView {
     pub(super) lost: bool,
     pub(super) bytes: u64,
     pub(super) bytes_max: u64,
+}
+
+impl SpillView {
+    /// What a sender has to know.
+    pub(super) fn room(self) -> SpillRoom {
+        SpillRoom { has_room: self.has_room, lost: self.lost }
+    }
 }
 
 impl Outbox {

@@ -3,6 +3,7 @@
 //! counter grows beyond what is checked, and an honest one that comes later gets all of the disk.
 
 use super::*;
+use joint::view::view;
 use proptest::prelude::*;
 use replication::wire::{
     Ack, ClockAnswer, Compare, Compared, FrameReader, FrameWriter, Leave, Message, Refusal, Refuse, Welcome,
@@ -124,25 +125,7 @@ impl Paris {
     }
 
     fn view(&self) -> CaptureView {
-        let (status, spill) = (self.outbox.capture.status(), self.outbox.view());
-        CaptureView {
-            suspect_blocks: status.suspect_blocks,
-            unsettled_blocks: status.unsettled_blocks,
-            spill_has_room: spill.has_room,
-            spill_lost: spill.lost,
-            spills: status.spilled > status.released,
-            tracking: status.tracking,
-            gap_open: status.gap_open,
-            deaf: status.deaf,
-            dirty_blocks: status.dirty_blocks,
-            buffered_bytes: status.buffered_bytes,
-            buffer_bytes_max: status.buffer_bytes_max,
-            copies: status.copies,
-            released: status.released,
-            last: status.last,
-            drawn: status.watermark,
-            watermark: status.last,
-        }
+        view(&self.outbox.capture.status(), self.outbox.view().room(), false)
     }
 
     /// Takes an event, and all that come of it.
