@@ -227,7 +227,7 @@ impl Group {
         members.iter().for_each(|vm| vm.capture().leave_out(inner.synchronous.is_empty()));
     }
 
-    pub(super) fn leave(&self, vm: VmId, lacks_vms: bool) {
+    pub(super) fn leave(&self, vm: VmId, lacks_vms: impl FnOnce() -> bool) {
         self.members_change(|inner| {
             inner.members.remove(&vm);
             inner.synchronous.remove(&vm);
@@ -364,9 +364,15 @@ impl Group {
 
     /// How a VM's stream stands, for the promises made to the others; none while images of the group are made without
     /// it. `lacks_vms`: images of the group may have VMs of which nothing is sent from here.
-    pub(super) fn note_standing(&self, vm: VmId, standing: Option<Standing>, lacks_vms: bool) {
-        // Between checkpoints VMs on several hosts have no order in common.
-        let missing = lacks_vms || self.spans_hosts();
+    pub(super) fn note_standing(
+        &self,
+        vm: VmId,
+        standing: Option<Standing>,
+        lacks_vms: impl FnOnce() -> bool,
+    ) {
+        // Asked only where there is somebody to tell, for every stream of every group comes here with each event. Between
+        // checkpoints VMs on several hosts have no order in common.
+        let missing = !self.has_synchronous() || lacks_vms() || self.spans_hosts();
         let mut members = Vec::new();
         // Held until all are told: what was decided first is told first.
         let mut inner = self.lock();
@@ -385,6 +391,10 @@ impl Group {
             let others = inner.promises.others(member.id());
             member.capture().follow_others(Others { missing: missing || others.missing, ..others });
         }
+    }
+
+    fn has_synchronous(&self) -> bool {
+        !self.lock().synchronous.is_empty()
     }
 
     /// A promise to one VM waits until the others have said how far they are.

@@ -97,7 +97,7 @@ impl Hosts {
         heard
     }
 
-    /// Makes a cut with all hosts and waits for what becomes of it; when its last attempt was begun.
+    /// Makes a cut with all hosts and waits for what becomes of it.
     pub(super) fn cut(&self, group: &Group, ask: Ask) -> Result<Outcome, CannotBegin> {
         let mut inner = self.lock();
         let last = group.counter().last();

@@ -652,7 +652,7 @@ impl Source {
     }
 
     fn leave_group(&self, vm: &ProtectedVm) {
-        vm.group().leave(vm.id(), self.lacks_vms_of(vm.group()));
+        vm.group().leave(vm.id(), || self.lacks_vms_of(vm.group()));
     }
 
     /// Takes a checkpoint of a group with a person's words.

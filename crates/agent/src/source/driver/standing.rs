@@ -17,8 +17,8 @@ impl Driver {
             self.note_first_sync(FirstSync::Done);
         }
         let standing = self.progress.counts(self.vm.is_member()).then_some(self.standing);
-        let lacks_vms = self.source.lacks_vms_of(self.vm.group());
-        self.vm.group().note_standing(self.vm.id(), standing, lacks_vms);
+        let group = self.vm.group();
+        group.note_standing(self.vm.id(), standing, || self.source.lacks_vms_of(group));
     }
 
     /// In synchronous mode guest writes wait again once the stream has caught up.
