@@ -29,8 +29,7 @@ impl Recovery {
 
     /// Where the replicas of a VM lie.
     fn replica_folder(&self, vm: &RecoveredVm) -> PathBuf {
-        let of_config = || Some(self.journal_config.replica_folder.as_ref()?.join(vm.id().to_string()));
-        let elsewhere = vm.policy().replica_folder.or_else(of_config);
+        let elsewhere = vm.replica_folder(&self.journal_config);
         elsewhere.unwrap_or_else(|| vm.folder(&self.journal_dir).join("replica"))
     }
 }

@@ -225,7 +225,7 @@ impl RecoveredVm {
     }
 
     /// Where its replicas lie, if not in the journal's folder.
-    fn replica_folder(&self, config: &JournalConfig) -> Option<PathBuf> {
+    pub(super) fn replica_folder(&self, config: &JournalConfig) -> Option<PathBuf> {
         let own = self.lock().policy.replica_folder.clone();
         own.or_else(|| Some(config.replica_folder.as_ref()?.join(self.id.to_string())))
     }
