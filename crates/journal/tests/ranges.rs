@@ -5,12 +5,12 @@ mod stream;
 
 use batch::{Batch, BatchMeta, Codec, Kind, Record, encode, encode_mark};
 use bytes::Bytes;
-use journal::{AppendMeta, FsStore, Journal, Mode, Settings, Store, StoreFile, Upkeep};
+use journal::{AppendMeta, FsStore, Journal, Mode, Settings, Store, Upkeep};
 use proptest::prelude::*;
 use sim::SimStore;
-use std::io;
 use std::sync::{Arc, Mutex};
 use stream::SMALL;
+use stream::hooked::{Access, Hooked};
 use types::{
     ByteRange, Checkpoint, CheckpointId, CheckpointKind, DiskIndex, DiskSpec, Epoch, Incarnation, VmId,
     WallTime, WriteSeq,
@@ -152,76 +152,23 @@ fn a_disk_of_a_tebibyte_that_is_discarded_costs_its_records() {
     }
 }
 
-/// A folder on a file system without holes: zeroes of a replica are written. Each stretch of it is noted.
-#[derive(Debug)]
-struct NoHoles {
-    below: FsStore,
-    written: Arc<Mutex<Vec<u64>>>,
-}
-
-#[derive(Debug)]
-struct NoHolesFile {
-    below: Arc<dyn StoreFile>,
-    written: Arc<Mutex<Vec<u64>>>,
-}
-
-impl Store for NoHoles {
-    fn open(&self, name: &str, create: bool) -> io::Result<Arc<dyn StoreFile>> {
-        let below = self.below.open(name, create)?;
-        Ok(Arc::new(NoHolesFile { below, written: self.written.clone() }))
-    }
-    fn exists(&self, name: &str) -> io::Result<bool> {
-        self.below.exists(name)
-    }
-    fn names(&self) -> io::Result<Vec<String>> {
-        self.below.names()
-    }
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.below.rename(from, to)
-    }
-    fn remove(&self, name: &str) -> io::Result<()> {
-        self.below.remove(name)
-    }
-    fn sync_folder(&self) -> io::Result<()> {
-        self.below.sync_folder()
-    }
-    fn free_bytes(&self) -> io::Result<u64> {
-        self.below.free_bytes()
-    }
-}
-
-impl StoreFile for NoHolesFile {
-    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.below.read_at(at, buf)
-    }
-    fn write_at(&self, at: u64, buf: &[u8]) -> io::Result<()> {
-        self.below.write_at(at, buf)
-    }
-    fn sync_data(&self) -> io::Result<()> {
-        self.below.sync_data()
-    }
-    fn len(&self) -> io::Result<u64> {
-        self.below.len()
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.below.set_len(len)
-    }
-    fn punch(&self, _range: ByteRange) -> io::Result<bool> {
-        Ok(false)
-    }
-    fn zero(&self, range: ByteRange) -> io::Result<()> {
-        self.written.lock().unwrap().push(range.len);
-        self.below.zero(range)
-    }
-}
-
 #[test]
 fn zeroes_that_have_to_be_written_keep_to_the_pace_and_take_several_turns() {
     const SIZE: u64 = 4 << 30;
     for threads in [1, 4] {
         let folder = tempfile::tempdir().unwrap();
         let written = Arc::new(Mutex::new(Vec::new()));
-        let store = NoHoles { below: FsStore::open(folder.path()).unwrap(), written: written.clone() };
+        // Each stretch that is written with zeroes is noted.
+        let store = {
+            let written = written.clone();
+            Hooked::over(Arc::new(FsStore::open(folder.path()).unwrap()), move |_, access| {
+                if let Access::Zero(bytes) = access {
+                    written.lock().unwrap().push(bytes);
+                }
+                Ok(())
+            })
+            .without_holes()
+        };
         let mut source = Source::begin(Arc::new(store), SIZE, SMALL);
         source.write(0, vec![1; 4096]);
         source.write(SIZE - 4096, vec![1; 4096]);

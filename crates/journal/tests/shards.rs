@@ -49,7 +49,7 @@ fn begin(fates: &Arc<Fates>) -> (SimStore, Arc<Journal>, Stream) {
     let fates = fates.clone();
     let hooked = Hooked::over(Arc::new(store.clone()), move |name, access| match access {
         Access::Write if name.starts_with("segment-") => fates.take(),
-        Access::Write | Access::Read => Ok(()),
+        Access::Write | Access::Read | Access::Zero(_) => Ok(()),
     });
     let journal = create_in(Arc::new(hooked), SMALL);
     let mut stream = Stream::begin();

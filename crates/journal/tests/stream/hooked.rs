@@ -10,6 +10,8 @@ use types::ByteRange;
 pub(crate) enum Access {
     Read,
     Write,
+    /// So many bytes are made zero.
+    Zero(u64),
 }
 
 type Hook = dyn Fn(&str, Access) -> io::Result<()> + Send + Sync;
@@ -19,12 +21,14 @@ type Hook = dyn Fn(&str, Access) -> io::Result<()> + Send + Sync;
 pub(crate) struct Hooked {
     below: Arc<dyn Store>,
     hook: Arc<Hook>,
+    has_holes: bool,
 }
 
 struct HookedFile {
     below: Arc<dyn StoreFile>,
     name: String,
     hook: Arc<Hook>,
+    has_holes: bool,
 }
 
 impl Hooked {
@@ -32,7 +36,12 @@ impl Hooked {
         below: Arc<dyn Store>,
         hook: impl Fn(&str, Access) -> io::Result<()> + Send + Sync + 'static,
     ) -> Self {
-        Self { below, hook: Arc::new(hook) }
+        Self { below, hook: Arc::new(hook), has_holes: true }
+    }
+
+    /// As on a file system without holes: zeroes are written.
+    pub(crate) fn without_holes(self) -> Self {
+        Self { has_holes: false, ..self }
     }
 }
 
@@ -51,7 +60,12 @@ impl fmt::Debug for HookedFile {
 impl Store for Hooked {
     fn open(&self, name: &str, create: bool) -> io::Result<Arc<dyn StoreFile>> {
         let below = self.below.open(name, create)?;
-        Ok(Arc::new(HookedFile { below, name: name.to_owned(), hook: self.hook.clone() }))
+        Ok(Arc::new(HookedFile {
+            below,
+            name: name.to_owned(),
+            hook: self.hook.clone(),
+            has_holes: self.has_holes,
+        }))
     }
 
     fn exists(&self, name: &str) -> io::Result<bool> {
@@ -102,7 +116,15 @@ impl StoreFile for HookedFile {
         self.below.set_len(len)
     }
 
+    fn punch(&self, range: ByteRange) -> io::Result<bool> {
+        if self.has_holes {
+            self.zero(range)?;
+        }
+        Ok(self.has_holes)
+    }
+
     fn zero(&self, range: ByteRange) -> io::Result<()> {
+        (self.hook)(&self.name, Access::Zero(range.len))?;
         self.below.zero(range)
     }
 }
