@@ -10,11 +10,12 @@ use crate::cover::LogKind;
 use crate::entropy::sample;
 use crate::extent::extents_of;
 use crate::gather::Gathered;
-use crate::journal::{Journal, JournalStatus};
+use crate::journal::Journal;
 use crate::layout::{Envelope, FIRST_BATCH_AT, SegmentHeader};
 use crate::manifest::{Sealed, SegmentInfo, StreamPoint};
 use crate::page::{PAGE_BYTES, PageBuf};
 use crate::segment::{Position, Segment, hex};
+use crate::status::JournalStatus;
 use crate::table::Table;
 use crate::timeline::{Timeline, begins_anew};
 use batch::{Batch, BatchError};
@@ -437,7 +438,7 @@ impl Journal {
         };
         let header = SegmentHeader { kind, number: info.number, vm, incarnation, created_at: now };
         let spare = self.take_spare(kind)?;
-        let segment = Segment::create(&*self.store, spare.as_deref(), header)?;
+        let segment = Segment::create(&*self.state.store, spare.as_deref(), header)?;
         self.change_manifest(
             |manifest| {
                 let log = manifest.log_mut(kind);
@@ -458,7 +459,7 @@ impl Journal {
         if kind == LogKind::Undo {
             return Ok(None); // Its segments are written seldom and in large steps.
         }
-        let names = self.store.names()?;
+        let names = self.state.store.names()?;
         Ok(names.into_iter().filter(|name| name.starts_with(SPARE_PREFIX)).min())
     }
 

@@ -41,12 +41,12 @@ impl Journal {
             (manifest.next_file + 1, above, base)
         };
         let name = format!("run-{number:08}");
-        let file = self.store.open(&name, true).map_err(FoldError::Footer)?;
+        let file = self.state.store.open(&name, true).map_err(FoldError::Footer)?;
         file.set_len(0).map_err(FoldError::Footer)?;
         let stamp = u32::from_le_bytes([entropy[4], entropy[5], entropy[6], entropy[7]]) ^ number as u32;
         let mut writer = RunWriter::begin(&*file, 0, kind, stamp, base_page);
         for width in Width::BOTH {
-            let sources = runs.iter().map(|run| Source::of_run(run.clone(), width, &*self.store));
+            let sources = runs.iter().map(|run| Source::of_run(run.clone(), width, &*self.state.store));
             let mut merge = Merge::new(sources.collect::<Result<_, _>>()?)?;
             while let Some(extent) = merge.next()? {
                 if extent.seq.raw() <= above {
@@ -66,7 +66,7 @@ impl Journal {
         }
         let written = writer.finish().map_err(FoldError::Footer)?;
         file.sync_data().map_err(FoldError::Footer)?;
-        self.store.sync_folder().map_err(FoldError::Footer)?;
+        self.state.store.sync_folder().map_err(FoldError::Footer)?;
         let info = RunInfo {
             level: runs[0].info.level + 1,
             file: Some(number),
@@ -117,7 +117,7 @@ impl Journal {
     pub(crate) fn remove_run_files(&self, kind: LogKind, runs: &[Arc<Run>]) {
         // A footer that was made again is its segment's, whatever it is merged into.
         for run in runs.iter().filter(|run| run.info.level > 0) {
-            let _ = self.store.remove(&run.info.file_name(kind));
+            let _ = self.state.store.remove(&run.info.file_name(kind));
         }
     }
 }

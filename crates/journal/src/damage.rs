@@ -75,7 +75,7 @@ impl Journal {
         )?;
         // Whoever streams now does not know of it.
         writer.takes = Takes::NothingMore;
-        payload::forget(self.uid);
+        payload::forget(self.state.uid);
         Ok(true)
     }
 

@@ -170,7 +170,7 @@ impl Journal {
             let Some(footer) = footer else { continue };
             if footer.last_seq > above.raw() && footer.first_seq <= upto.raw() {
                 let run = Arc::new(Run::new(LogKind::Redo, footer.clone()));
-                sources.push(Source::of_run(run, width, &*self.store)?);
+                sources.push(Source::of_run(run, width, &*self.state.store)?);
             }
         }
         Ok(sources)
@@ -293,22 +293,27 @@ impl Journal {
 
     /// Keeps some files of old redo segments to be written anew, and removes the rest.
     fn recycle(&self, gone: &Gone) -> io::Result<()> {
-        let spares =
-            self.store.names()?.iter().filter(|name| name.starts_with(crate::append::SPARE_PREFIX)).count();
+        let spares = self
+            .state
+            .store
+            .names()?
+            .iter()
+            .filter(|name| name.starts_with(crate::append::SPARE_PREFIX))
+            .count();
         let mut room = types::limits::SPARE_SEGMENTS_MAX.saturating_sub(spares);
         for (kind, number) in &gone.segments {
             let name = crate::manifest::segment_name(*kind, *number);
-            if *kind == LogKind::Redo && room > 0 && self.store.exists(&name)? {
-                self.store.rename(&name, &format!("{}{number:08}", crate::append::SPARE_PREFIX))?;
+            if *kind == LogKind::Redo && room > 0 && self.state.store.exists(&name)? {
+                self.state.store.rename(&name, &format!("{}{number:08}", crate::append::SPARE_PREFIX))?;
                 room -= 1;
             } else {
-                self.store.remove(&name)?;
+                self.state.store.remove(&name)?;
             }
         }
         for name in &gone.files {
-            self.store.remove(name)?;
+            self.state.store.remove(name)?;
         }
-        self.store.sync_folder()
+        self.state.store.sync_folder()
     }
 }
 

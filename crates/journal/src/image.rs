@@ -59,7 +59,7 @@ impl Image {
         if let Some(folder) = folder {
             for disk in &disks {
                 let journal = image.journal();
-                let store = &*journal.store;
+                let store = &*journal.state.store;
                 image.overlays.push(Overlay::open(store, folder, &disk.name, disk.size_bytes, boot_id)?);
             }
         }
@@ -195,7 +195,7 @@ impl Journal {
     /// # Errors
     /// As the file system says.
     pub fn discard_overlays(&self, folder: &str) -> std::io::Result<()> {
-        self.store.remove(folder)?;
-        self.store.sync_folder()
+        self.state.store.remove(folder)?;
+        self.state.store.sync_folder()
     }
 }

@@ -1,5 +1,5 @@
 //! One journal at a time stands over a folder. Another one opened there ends the life of the one before, and
-//! [`Journal::close`] ends it in order; whoever still holds an ended one can read with it, and change nothing.
+//! `Journal::close` ends it in order; whoever still holds an ended one can read with it, and change nothing.
 //!
 //! What it keeps from happening, as a story: (1) a journal fails and is opened again; (2) an image, a fold or a scrub still
 //! holds the one before and saves *its* manifest, of before, over the new one's; (3) the agent is started again, and
@@ -8,9 +8,7 @@
 //! An ended life is waited for, not only refused: a fold that goes on with writing the replica does so under no
 //! manifest's eye, and in rollback mode would put old bytes over what the next life has brought up there.
 
-use crate::journal::Journal;
 use crate::store::Store;
-use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Whether a journal may still change its folder.
@@ -27,35 +25,12 @@ impl Life {
         Self { number, ended: AtomicBool::new(false) }
     }
 
-    fn is_over(&self, store: &dyn Store) -> bool {
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_over(&self, store: &dyn Store) -> bool {
         let newest = store.lives().map_or(self.number, |lives| lives.load(Ordering::SeqCst));
         self.ended.load(Ordering::SeqCst) || newest != self.number
-    }
-}
-
-impl Journal {
-    /// Ends this life: nothing is appended or changed any more, and whatever was under way has ended when this
-    /// returns. Reading goes on.
-    pub fn close(&self) {
-        self.life.ended.store(true, Ordering::SeqCst);
-        self.failed.store(true, Ordering::SeqCst);
-        // In the order of the locks; each is given back at once, for what takes it later finds the life ended.
-        drop(self.lock_upkeep());
-        drop(self.lock_writer());
-        self.wait_for_appends();
-        drop(self.footers.lock().expect("a panic aborts the process"));
-        drop(self.saving.lock().expect("a panic aborts the process"));
-    }
-
-    /// Whether its life has ended.
-    pub fn is_closed(&self) -> bool {
-        self.life.is_over(&*self.store)
-    }
-
-    pub(crate) fn check_life(&self) -> io::Result<()> {
-        match self.is_closed() {
-            true => Err(io::Error::other("this journal was closed, or opened anew")),
-            false => Ok(()),
-        }
     }
 }

@@ -3,8 +3,9 @@
 
 use crate::age::micros;
 use crate::image::ImageError;
-use crate::journal::{Journal, Shared};
+use crate::journal::Journal;
 use crate::manifest::{DamageEntry, PinEntry};
+use crate::view::Shared;
 use std::io;
 use std::time::Duration;
 use types::{WallTime, WriteSeq};

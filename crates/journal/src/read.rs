@@ -9,11 +9,12 @@
 
 use crate::cover::{Cover, LogKind, Origin, Piece};
 use crate::extent::REGION_BYTES;
-use crate::journal::{Journal, View};
+use crate::journal::Journal;
 use crate::page::PAGE_BYTES;
 use crate::payload::{BatchKey, ReadError, SegmentFile, Wanted};
 use crate::segment::Segment;
 use crate::store::StoreFile;
+use crate::view::View;
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, RwLock};
@@ -136,7 +137,7 @@ impl Journal {
         let _gate = self.gate.read().expect("a panic aborts the process");
         let range = ByteRange::new(start, buf.len() as u64);
         let parts = self.plan(disk, cut, range)?;
-        read_parts(&parts, buf, self.store.readers())
+        read_parts(&parts, buf, self.state.store.readers())
     }
 
     /// Waits until every read that began before has ended.
@@ -185,10 +186,10 @@ impl Journal {
             table.fill(&mut cover, disk, range, view.applied, cut);
         }
         for run in view.redo.runs.iter().rev() {
-            run.fill(&*self.store, &mut cover, disk, view.applied, cut)?;
+            run.fill(&*self.state.store, &mut cover, disk, view.applied, cut)?;
         }
         for run in &view.undo.runs {
-            run.fill(&*self.store, &mut cover, disk, cut, WriteSeq::MAX)?;
+            run.fill(&*self.state.store, &mut cover, disk, cut, WriteSeq::MAX)?;
         }
         for table in &view.undo.frozen {
             table.fill(&mut cover, disk, range, cut, WriteSeq::MAX);
@@ -216,7 +217,7 @@ impl Journal {
             table.fill(&mut cover, disk, range, after, upto);
         }
         for run in &view.redo.runs {
-            run.fill(&*self.store, &mut cover, disk, after, upto)?;
+            run.fill(&*self.state.store, &mut cover, disk, after, upto)?;
         }
         Ok(cover.open().to_vec())
     }
@@ -229,7 +230,7 @@ impl Journal {
             Origin::Log { kind, page, payload_at, seq } => {
                 let (segment, base_page) = self.segment_of(view, kind, page)?;
                 let wanted = Wanted {
-                    key: BatchKey { journal: self.uid, kind, page },
+                    key: BatchKey { journal: self.state.uid, kind, page },
                     at: (page - base_page) * PAGE_BYTES,
                     seq,
                     disk,
@@ -252,7 +253,7 @@ impl Journal {
         let file = match self.files.get(kind, info.number) {
             Some(file) => file,
             None => {
-                let segment = Segment::open(&*self.store, kind, info).map_err(|error| {
+                let segment = Segment::open(&*self.state.store, kind, info).map_err(|error| {
                     let segment = info.file_name(kind);
                     ReadError::Damaged { segment, at: 0, what: error.to_string() }
                 })?;
@@ -269,7 +270,7 @@ impl Journal {
             return Ok(file.clone());
         }
         let name = crate::open::replica_name(&self.read_shared().manifest.disks[at].name);
-        let file = self.store.open_direct(&name, false)?;
+        let file = self.state.store.open_direct(&name, false)?;
         self.replicas.write().expect("a panic aborts the process")[at] = Some(file.clone());
         Ok(file)
     }

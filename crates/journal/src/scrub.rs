@@ -127,7 +127,7 @@ impl Journal {
     ) -> io::Result<Vec<(String, WriteSeq)>> {
         let (mut last, mut damage) = (before, Vec::new());
         let end = info.sealed.as_ref().map(|sealed| sealed.bytes);
-        let segment = match Segment::open(&*self.store, kind, info) {
+        let segment = match Segment::open(&*self.state.store, kind, info) {
             Ok(segment) => segment,
             Err(error) => return Ok(vec![(io_or_damage(error)?, last)]),
         };
@@ -173,7 +173,7 @@ impl Journal {
     /// a disk that gives nothing does not give either.
     fn is_whole(&self, run: &Run) -> bool {
         let mut extents = Vec::new();
-        let result = run.guide(&*self.store).and_then(|guide| {
+        let result = run.guide(&*self.state.store).and_then(|guide| {
             (0..guide.pages()).try_for_each(|page| {
                 extents.clear();
                 run.read_pages(&guide, page, 1, &mut extents)
@@ -202,7 +202,7 @@ impl Journal {
         let damage = self.read_around_damage(kind, info, WriteSeq::ZERO, each).map_err(FoldError::Footer)?;
         let number = self.read_shared().manifest.next_file + 1;
         let fresh = RunInfo { file: Some(number), at: 0, ..old.clone() };
-        let file = self.store.open(&fresh.file_name(kind), true).map_err(FoldError::Footer)?;
+        let file = self.state.store.open(&fresh.file_name(kind), true).map_err(FoldError::Footer)?;
         file.set_len(0).map_err(FoldError::Footer)?;
         let stamp = u32::from_le_bytes([how.entropy[8], how.entropy[9], how.entropy[10], how.entropy[11]]);
         let mut writer = RunWriter::begin(&*file, 0, kind, stamp, info.base_page);
@@ -211,7 +211,7 @@ impl Journal {
         }
         let written = writer.finish().map_err(FoldError::Footer)?;
         file.sync_data().map_err(FoldError::Footer)?;
-        self.store.sync_folder().map_err(FoldError::Footer)?;
+        self.state.store.sync_folder().map_err(FoldError::Footer)?;
         let fresh = RunInfo {
             bytes: written.bytes,
             entries: written.entries,

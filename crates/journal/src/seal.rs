@@ -51,7 +51,7 @@ impl Journal {
         let info = manifest.log(kind).segments.iter().find(|info| info.number == table.segment);
         let info = info.expect("a segment is not dropped before it has its footer");
         let sealed_at = info.sealed.as_ref().expect("only sealed segments' tables are frozen").bytes;
-        let (segment, at) = match Segment::open(&*self.store, kind, info) {
+        let (segment, at) = match Segment::open(&*self.state.store, kind, info) {
             Ok(segment) => (segment, sealed_at),
             Err(SegmentError::Io { source, .. }) => return Err(source),
             Err(_) => (self.make_again(&manifest, kind, info)?, FIRST_BATCH_AT),
@@ -93,7 +93,7 @@ impl Journal {
     /// A segment that cannot be read at all is set aside. One without batches stands in its place, so that there is
     /// one to let go of in time.
     fn make_again(&self, manifest: &Manifest, kind: LogKind, info: &SegmentInfo) -> io::Result<Segment> {
-        set_aside(&*self.store, &info.file_name(kind))?;
+        set_aside(&*self.state.store, &info.file_name(kind))?;
         self.files.forget(kind, info.number);
         let incarnation: Incarnation = info.incarnation.parse().map_err(io::Error::other)?;
         let vm: VmId = manifest.vm.parse().map_err(io::Error::other)?;
@@ -104,7 +104,7 @@ impl Journal {
             incarnation: incarnation.to_bytes(),
             created_at: WallTime(info.created_at),
         };
-        Segment::create(&*self.store, None, header)
+        Segment::create(&*self.state.store, None, header)
     }
 
     /// Appends checkpoints to their file, or begins a new one; synced.
@@ -130,11 +130,11 @@ impl Journal {
             },
         };
         let name = file.file_name();
-        let open = self.store.open(&name, true)?;
+        let open = self.state.store.open(&name, true)?;
         write_rows(&*open, rows, file.pages, file.stamp)?;
         open.sync_data()?;
         if file.pages == 0 {
-            self.store.sync_folder()?;
+            self.state.store.sync_folder()?;
         }
         file.pages += pages;
         file.rows += rows.len() as u64;

@@ -116,7 +116,7 @@ impl Shards {
 
     /// Hands a batch in. The caller bounds how many are handed in and not reported.
     pub fn append(&self, stream: &Arc<AppendStream>, batch: Batch) {
-        let shard = stream.journal.uid as usize % self.queues.len();
+        let shard = stream.journal.state.uid as usize % self.queues.len();
         self.queues[shard].send((stream.clone(), batch)).expect("the threads live as long as the queue");
     }
 }

@@ -2,10 +2,8 @@
 
 use crate::checkpoints::CheckpointFacts;
 use crate::entropy::Tally;
-use crate::journal::Journal;
 use crate::manifest::{GapEntry, Manifest, StreamPoint};
 use batch::{Batch, BatchError, Kind, decode_mark};
-use std::sync::Arc;
 use types::limits::LEFT_OUT_REACH_MAX;
 use types::{Incarnation, WallTime, WriteSeq};
 
@@ -272,24 +270,5 @@ impl From<&GapEntry> for Gap {
 impl From<&Gap> for GapEntry {
     fn from(gap: &Gap) -> Self {
         Self { begin: gap.begin.raw(), end: gap.end.map(WriteSeq::raw) }
-    }
-}
-
-/// The newest cut at which every one of `journals` is consistent: the tail of a group. The index of the
-/// first journal that has no consistent cut is the error.
-///
-/// # Errors
-/// The position of that journal in `journals`.
-pub fn newest_common_cut(journals: &[Arc<Journal>]) -> Result<WriteSeq, usize> {
-    let mut cut = WriteSeq::MAX;
-    loop {
-        let mut lowest = cut;
-        for (at, journal) in journals.iter().enumerate() {
-            lowest = journal.newest_consistent(lowest).ok_or(at)?;
-        }
-        if lowest == cut {
-            return Ok(cut);
-        }
-        cut = lowest;
     }
 }

@@ -144,7 +144,7 @@ impl Journal {
     /// The extents of the next step in the order of the writes, and the step's target.
     fn next_step(&self, applied: WriteSeq, durable: WriteSeq) -> Result<(Vec<Extent>, WriteSeq), FoldError> {
         // A segment at a time, so that what is sorted in memory has a bound.
-        let ends = |shared: &crate::journal::Shared| {
+        let ends = |shared: &crate::view::Shared| {
             let sealed = shared.manifest.redo.segments.iter().filter_map(|segment| segment.sealed.as_ref());
             let mut ends = sealed.map(|sealed| WriteSeq::from_raw(sealed.point.last_seq));
             ends.find(|end| *end > applied)

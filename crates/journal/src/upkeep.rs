@@ -1,11 +1,5 @@
-//! Upkeep: what a journal needs done beside appending, in steps that each leave it whole.
-//!
-//! Footers are written, runs merged, what retention no longer wants is folded or retired, in rollback mode
-//! the replica is brought up to the newest write. One call does a bounded amount of each and says whether
-//! more is waiting, so that one journal never keeps the others from their turn.
+//! How a turn of upkeep is to go about it, and what it did. The turn itself is in `turn.rs`.
 
-use crate::fold::FoldError;
-use crate::journal::{Journal, Mode};
 use types::{Monotonic, WallTime, WriteSeq};
 
 /// By what the history ages.
@@ -61,35 +55,4 @@ pub struct Kept {
     pub applied: WriteSeq,
     /// Whether another call would find something to do at once.
     pub more: bool,
-}
-
-impl Journal {
-    /// Does a bounded amount of what is to be done.
-    ///
-    /// # Errors
-    /// [`FoldError`]; nothing is lost, and the next call tries again.
-    pub fn keep_up(&self, how: &Upkeep<'_>) -> Result<Kept, FoldError> {
-        let mut undo = self.lock_upkeep();
-        self.check_life().map_err(FoldError::Manifest)?;
-        let stamp = self.tick(how);
-        self.expire_pins(how.now).map_err(FoldError::Manifest)?;
-        self.settle_damage().map_err(FoldError::Manifest)?;
-        if self.read_shared().settings.mode == Mode::RollForward && !undo.has_unfinished_step(self) {
-            // What is left of another mode ages as sealed segments do.
-            self.seal_undo(&mut undo).map_err(FoldError::Manifest)?;
-        }
-        let footers = self.write_footers(Some(stamp)).map_err(FoldError::Footer)?;
-        self.keep_ages(stamp).map_err(FoldError::Manifest)?;
-        let merges = self.merge_runs(how.entropy)?;
-        let mut kept = self.retain(&mut undo, how)?;
-        // A step that was cut short is finished in either mode.
-        if self.read_shared().settings.mode == Mode::Rollback || undo.has_unfinished_step(self) {
-            let applied = self.apply(&mut undo, how)?;
-            kept.folded_bytes += applied.folded_bytes;
-            kept.segments += applied.segments;
-            kept.more |= applied.more;
-        }
-        let applied = self.read_shared().manifest.applied();
-        Ok(Kept { footers, merges, applied, more: kept.more || merges > 0, ..kept })
-    }
 }

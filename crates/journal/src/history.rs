@@ -1,0 +1,98 @@
+//! Which checkpoints and cuts of a journal can be opened, out of its files and its memory.
+
+use crate::checkpoints::{CheckpointError, CheckpointFacts, CheckpointQuery, Files};
+use crate::state::State;
+use types::{CheckpointId, WallTime, WriteSeq};
+
+/// What can be opened of a journal now. Every error is of a checkpoint file that cannot be read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct History<'a> {
+    pub(crate) state: &'a State,
+}
+
+impl History<'_> {
+    /// Checkpoints that can be opened, in the order asked for, at most as many as the query's limit.
+    pub(crate) fn checkpoints(
+        &self,
+        query: &CheckpointQuery,
+    ) -> Result<Vec<CheckpointFacts>, CheckpointError> {
+        let (manifest, timeline, thinning, recent) = {
+            let shared = self.state.read_shared();
+            let frozen = shared.view.redo.frozen.iter().flat_map(|table| &table.checkpoints);
+            let recent: Vec<_> = frozen.chain(&shared.redo_table.checkpoints).cloned().collect();
+            (shared.manifest.clone(), shared.timeline.clone(), shared.settings.thinning, recent)
+        };
+        let mut found = Vec::new();
+        let mut take = |facts: CheckpointFacts| {
+            let is_kept =
+                || !query.thinned || facts.is_kept(&thinning, self.state.read_shared().age_of(facts.cut()));
+            if timeline.is_consistent_checkpoint(facts.cut()) && is_kept() {
+                found.push(facts);
+            }
+            found.len() < query.limit
+        };
+        let files = Files { store: &*self.state.store, manifest: &manifest };
+        if query.limit == 0 {
+            return Ok(found);
+        }
+        if query.newest_first {
+            let recent = recent.into_iter().rev().filter(|facts| query.wants(facts));
+            let mut all = true;
+            for facts in recent {
+                all = take(facts);
+                if !all {
+                    break;
+                }
+            }
+            if all {
+                files.visit(query, &mut take)?;
+            }
+        } else if files.visit(query, &mut take)? {
+            for facts in recent.into_iter().filter(|facts| query.wants(facts)) {
+                if !take(facts) {
+                    break;
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// A checkpoint by its id, if it can be opened; thinned ones too, as long as their data is there.
+    pub(crate) fn checkpoint(&self, id: CheckpointId) -> Result<Option<CheckpointFacts>, CheckpointError> {
+        let query = CheckpointQuery { after: Some(id.0.previous()), limit: 1, ..CheckpointQuery::default() };
+        let found = self.checkpoints(&query)?.pop();
+        Ok(found.filter(|facts| facts.checkpoint.id == id))
+    }
+
+    /// The newest consistent cut at or below `cut`, if there is one.
+    pub(crate) fn newest_consistent(&self, cut: WriteSeq) -> Option<WriteSeq> {
+        let timeline = self.state.read_shared().timeline.clone();
+        timeline.newest_consistent(cut, |cut| {
+            let after = Some(cut.next());
+            let query = CheckpointQuery { after, newest_first: true, limit: 1, ..CheckpointQuery::default() };
+            // One that cannot be read is none: an older cut is taken.
+            self.checkpoints(&query).ok()?.pop().map(|facts| facts.cut())
+        })
+    }
+
+    /// Whether the VM can be opened exactly at `cut`.
+    pub(crate) fn is_consistent(&self, cut: WriteSeq) -> bool {
+        self.newest_consistent(cut) == Some(cut)
+    }
+
+    /// The newest checkpoint that can be opened.
+    pub(crate) fn newest_checkpoint(&self) -> Result<Option<CheckpointFacts>, CheckpointError> {
+        let query = CheckpointQuery { newest_first: true, limit: 1, ..CheckpointQuery::default() };
+        Ok(self.checkpoints(&query)?.pop())
+    }
+
+    /// The newest checkpoint taken at or before `time`.
+    pub(crate) fn nearest_checkpoint(
+        &self,
+        time: WallTime,
+    ) -> Result<Option<CheckpointFacts>, CheckpointError> {
+        let query =
+            CheckpointQuery { to: Some(time), newest_first: true, limit: 1, ..CheckpointQuery::default() };
+        Ok(self.checkpoints(&query)?.pop())
+    }
+}
