@@ -3,10 +3,10 @@
 
 use crate::clock::wait_until;
 use crate::guest_files::run_quietly;
+use crate::ports::free_port;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::fs::OpenOptions;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -37,15 +37,6 @@ impl std::fmt::Display for CommandFailed {
 }
 
 impl std::error::Error for CommandFailed {}
-
-/// A port nobody listens on.
-///
-/// # Errors
-/// Where there is none.
-pub fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind("127.0.0.1:0").context("find a free port")?;
-    Ok(listener.local_addr().context("find a free port")?.port())
-}
 
 /// Makes two sites that trust each other.
 ///
