@@ -79,7 +79,7 @@ impl Journal {
             last_seq: written.last_seq,
         };
         self.swap_runs(kind, runs, vec![info]).map_err(FoldError::Manifest)?;
-        self.wait_for_readers();
+        self.reads.wait_for_readers();
         self.remove_run_files(kind, runs);
         Ok(())
     }

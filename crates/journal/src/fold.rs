@@ -137,7 +137,7 @@ impl Journal {
             fold_in_threads(&mut part, how.threads, &fold)?;
         }
         for disk in 0..self.read_shared().manifest.disks.len() {
-            let replica = self.replica(DiskIndex(disk as u16)).map_err(FoldError::Replica)?;
+            let replica = self.reads.replica(DiskIndex(disk as u16)).map_err(FoldError::Replica)?;
             replica.sync_data().map_err(FoldError::Replica)?;
         }
         *self.lock_fold_begun() = part.next.map(|below| Begun { above, target, below });
@@ -189,7 +189,7 @@ impl Journal {
         let mut cover = Cover::of(region.range);
         fill_in_order(&mut cover, &region.extents, LogKind::Redo);
         let view = self.read_shared().view.clone();
-        let replica = self.replica(region.disk).map_err(FoldError::Replica)?;
+        let replica = self.reads.replica(region.disk).map_err(FoldError::Replica)?;
         let mut run: Option<ByteRange> = None;
         let mut total = 0;
         let at = |start: u64| (start - region.range.start) as usize;
@@ -211,7 +211,7 @@ impl Journal {
                 continue;
             }
             let bytes = &mut buf.as_mut_slice()[at(range.start)..at(range.end())];
-            if let Err(error) = self.part(&view, region.disk, piece).and_then(|part| part.read(bytes)) {
+            if let Err(error) = self.reads.part(&view, region.disk, piece).and_then(|part| part.read(bytes)) {
                 let parts = match is_whole && error.is_of_a_batch() {
                     true => self.still_needed(region.disk, range, target)?,
                     false => None,
@@ -261,7 +261,7 @@ impl Journal {
         target: WriteSeq,
     ) -> Result<Option<Vec<ByteRange>>, ReadError> {
         let gap = self.with_timeline(|timeline| timeline.closed_gap_at(target));
-        gap.map(|(_, end)| self.unwritten_between(disk, range, target, end)).transpose()
+        gap.map(|(_, end)| self.reads.unwritten_between(disk, range, target, end)).transpose()
     }
 
     /// Moves `applied` to `target`, drops the segments that are done, and keeps or removes their files.
@@ -283,9 +283,9 @@ impl Journal {
                 });
             },
         )?;
-        self.wait_for_readers();
+        self.reads.wait_for_readers();
         for (kind, segment) in &gone.segments {
-            self.files.forget(*kind, *segment);
+            self.reads.forget(*kind, *segment);
         }
         self.recycle(&gone)?;
         Ok(gone.segments.len())

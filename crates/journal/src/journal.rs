@@ -10,18 +10,19 @@ use crate::fold::Begun;
 use crate::history::History;
 use crate::life::Life;
 use crate::manifest::Manifest;
-use crate::read::SegmentFiles;
+use crate::payload::ReadError;
+use crate::read::Reads;
 use crate::settings::Settings;
 use crate::state::State;
 use crate::status::JournalStatus;
-use crate::store::{Store, StoreFile};
+use crate::store::Store;
 use crate::timeline::Timeline;
 use crate::undo::UndoWriter;
 use crate::view::Shared;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use types::{CheckpointId, DiskSpec, Epoch, WallTime, WriteSeq};
+use std::sync::{Arc, Mutex, MutexGuard, RwLockReadGuard, RwLockWriteGuard};
+use types::{CheckpointId, DiskIndex, DiskSpec, Epoch, WallTime, WriteSeq};
 
 /// The journal of one VM.
 #[derive(Debug)]
@@ -34,9 +35,7 @@ pub struct Journal {
     pub(crate) failed: AtomicBool,
     /// Held while footers are written, one after the other.
     pub(crate) footers: Mutex<()>,
-    pub(crate) gate: RwLock<()>,
-    pub(crate) files: SegmentFiles,
-    pub(crate) replicas: RwLock<Vec<Option<Arc<dyn StoreFile>>>>,
+    pub(crate) reads: Arc<Reads>,
     /// Of a fold whose replica is written in part; held shortly, by whoever holds `upkeep`.
     pub(crate) fold_begun: Mutex<Option<Begun>>,
     /// Whether the file system of the replicas has made a hole when it was last asked to.
@@ -51,17 +50,16 @@ impl Journal {
         writer: Writer,
         undo: UndoWriter,
     ) -> Self {
-        let replicas = vec![None; shared.manifest.disks.len()];
+        let state = Arc::new(State::new(store, life, shared));
+        let reads = Arc::new(Reads::new(state.clone()));
         Self {
-            state: Arc::new(State::new(store, life, shared)),
+            state,
+            reads,
             upkeep: Mutex::new(undo),
             writer: Mutex::new(writer),
             in_flight: InFlight::default(),
             failed: AtomicBool::new(false),
             footers: Mutex::default(),
-            gate: RwLock::default(),
-            files: SegmentFiles::default(),
-            replicas: RwLock::new(replicas),
             fold_begun: Mutex::default(),
             makes_holes: AtomicBool::new(false),
         }
@@ -135,6 +133,20 @@ impl Journal {
         self.write_shared().settings = settings;
     }
 
+    /// Fills `buf` with the disk's bytes from `start` as of `cut`, which is pinned or not yet retired.
+    ///
+    /// # Errors
+    /// [`ReadError`] naming the damaged place.
+    pub fn read_at(
+        &self,
+        disk: DiskIndex,
+        cut: WriteSeq,
+        start: u64,
+        buf: &mut [u8],
+    ) -> Result<(), ReadError> {
+        self.reads.read_at(disk, cut, start, buf)
+    }
+
     /// Takes a higher epoch, durably; from then on nothing of a lower one is appended.
     ///
     /// # Errors
@@ -200,7 +212,7 @@ impl Journal {
     pub fn rest(&self) {
         let view = self.read_shared().view.clone();
         view.redo.runs.iter().chain(&view.undo.runs).for_each(|run| run.rest());
-        self.files.clear();
+        self.reads.rest();
     }
 
     /// Bytes of index directories and of block bitmaps that are in memory now.

@@ -208,6 +208,11 @@ pub(crate) fn segment_name(kind: LogKind, number: u64) -> String {
     }
 }
 
+/// The file of a disk's replica.
+pub(crate) fn replica_name(disk: &str) -> String {
+    format!("replica/{disk}.raw")
+}
+
 impl RunInfo {
     pub(crate) fn file_name(&self, kind: LogKind) -> String {
         match self.file {

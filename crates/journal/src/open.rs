@@ -14,7 +14,9 @@ use crate::entropy::sample;
 use crate::extent::extents_of;
 use crate::journal::Journal;
 use crate::life::Life;
-use crate::manifest::{DiskEntry, GapEntry, Log, Manifest, ManifestError, Sealed, SegmentInfo, StreamPoint};
+use crate::manifest::{
+    DiskEntry, GapEntry, Log, Manifest, ManifestError, Sealed, SegmentInfo, StreamPoint, replica_name,
+};
 use crate::page::PAGE_BYTES;
 use crate::run::Run;
 use crate::seal::set_aside;
@@ -57,10 +59,6 @@ pub struct Opened {
     pub damage: Vec<Damage>,
     /// Bytes of a torn batch that were cut off the end.
     pub torn_bytes: u64,
-}
-
-pub(crate) fn replica_name(disk: &str) -> String {
-    format!("replica/{disk}.raw")
 }
 
 impl Journal {

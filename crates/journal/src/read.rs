@@ -5,14 +5,15 @@
 //!
 //! A reader holds the gate from the look-up until it has the bytes. Whoever is about to change bytes that
 //! an earlier look-up may have named (a fold the replica, recycling a segment) first publishes what makes
-//! later look-ups go elsewhere, and then passes the gate once: see `Journal::wait_for_readers`.
+//! later look-ups go elsewhere, and then passes the gate once: see [`Reads::wait_for_readers`].
 
 use crate::cover::{Cover, LogKind, Origin, Piece};
 use crate::extent::REGION_BYTES;
-use crate::journal::Journal;
+use crate::manifest::replica_name;
 use crate::page::PAGE_BYTES;
 use crate::payload::{BatchKey, ReadError, SegmentFile, Wanted};
 use crate::segment::Segment;
+use crate::state::State;
 use crate::store::StoreFile;
 use crate::view::View;
 use std::collections::HashMap;
@@ -26,16 +27,16 @@ const PARTS_A_TURN: usize = 4;
 
 /// Open segment files, as many as are used.
 #[derive(Debug, Default)]
-pub(crate) struct SegmentFiles {
+struct SegmentFiles {
     open: RwLock<HashMap<(LogKind, u64), SegmentFile>>,
 }
 
 impl SegmentFiles {
-    pub(crate) fn get(&self, kind: LogKind, number: u64) -> Option<SegmentFile> {
+    fn get(&self, kind: LogKind, number: u64) -> Option<SegmentFile> {
         self.open.read().expect("a panic aborts the process").get(&(kind, number)).cloned()
     }
 
-    pub(crate) fn insert(&self, kind: LogKind, segment: &Segment) -> SegmentFile {
+    fn insert(&self, kind: LogKind, segment: &Segment) -> SegmentFile {
         let file = SegmentFile {
             name: segment.name.as_str().into(),
             header: segment.header,
@@ -49,12 +50,11 @@ impl SegmentFiles {
         file
     }
 
-    pub(crate) fn forget(&self, kind: LogKind, number: u64) {
+    fn forget(&self, kind: LogKind, number: u64) {
         self.open.write().expect("a panic aborts the process").remove(&(kind, number));
     }
 
-    /// Closes all: the journal is at rest.
-    pub(crate) fn clear(&self) {
+    fn clear(&self) {
         self.open.write().expect("a panic aborts the process").clear();
     }
 }
@@ -122,12 +122,23 @@ fn read_parts(parts: &[Part], buf: &mut [u8], readers: usize) -> Result<(), Read
     })
 }
 
-impl Journal {
+/// What reads go through: the gate, and the files that were opened for them.
+#[derive(Debug)]
+pub(crate) struct Reads {
+    state: Arc<State>,
+    gate: RwLock<()>,
+    files: SegmentFiles,
+    replicas: RwLock<Vec<Option<Arc<dyn StoreFile>>>>,
+}
+
+impl Reads {
+    pub(crate) fn new(state: Arc<State>) -> Self {
+        let replicas = RwLock::new(vec![None; state.read_shared().manifest.disks.len()]);
+        Self { state, gate: RwLock::default(), files: SegmentFiles::default(), replicas }
+    }
+
     /// Fills `buf` with the disk's bytes from `start` as of `cut`, which is pinned or not yet retired.
-    ///
-    /// # Errors
-    /// [`ReadError`] naming the damaged place.
-    pub fn read_at(
+    pub(crate) fn read_at(
         &self,
         disk: DiskIndex,
         cut: WriteSeq,
@@ -140,19 +151,25 @@ impl Journal {
         read_parts(&parts, buf, self.state.store.readers())
     }
 
+    /// Lets go of a segment's file: another one takes its name.
+    pub(crate) fn forget(&self, kind: LogKind, number: u64) {
+        self.files.forget(kind, number);
+    }
+
+    /// Closes the segments' files: the journal is at rest.
+    pub(crate) fn rest(&self) {
+        self.files.clear();
+    }
+
     /// Waits until every read that began before has ended.
     pub(crate) fn wait_for_readers(&self) {
         drop(self.gate.write().expect("a panic aborts the process"));
     }
 
     /// Where the bytes of `range` are as of `cut`, in ascending order. To be called behind the gate.
-    pub(crate) fn plan(
-        &self,
-        disk: DiskIndex,
-        cut: WriteSeq,
-        range: ByteRange,
-    ) -> Result<Vec<Part>, ReadError> {
-        let size = self.read_shared().manifest.disks.get(usize::from(disk.0)).map(|entry| entry.size_bytes);
+    fn plan(&self, disk: DiskIndex, cut: WriteSeq, range: ByteRange) -> Result<Vec<Part>, ReadError> {
+        let size =
+            self.state.read_shared().manifest.disks.get(usize::from(disk.0)).map(|entry| entry.size_bytes);
         if !size.is_some_and(|size| range.fits(size)) {
             return Err(ReadError::OutOfRange { range });
         }
@@ -175,7 +192,7 @@ impl Journal {
     ) -> Result<(Vec<Piece>, Arc<View>), ReadError> {
         let mut cover = Cover::of(range);
         let (view, undo_of_open) = {
-            let shared = self.read_shared();
+            let shared = self.state.read_shared();
             let view = shared.view.clone();
             shared.redo_table.fill(&mut cover, disk, range, view.applied, cut);
             // Taken along now: by the time the older ones are looked up it may have been sealed.
@@ -209,7 +226,7 @@ impl Journal {
     ) -> Result<Vec<ByteRange>, ReadError> {
         let mut cover = Cover::of(range);
         let view = {
-            let shared = self.read_shared();
+            let shared = self.state.read_shared();
             shared.redo_table.fill(&mut cover, disk, range, after, upto);
             shared.view.clone()
         };
@@ -269,7 +286,7 @@ impl Journal {
         if let Some(file) = &self.replicas.read().expect("a panic aborts the process")[at] {
             return Ok(file.clone());
         }
-        let name = crate::open::replica_name(&self.read_shared().manifest.disks[at].name);
+        let name = replica_name(&self.state.read_shared().manifest.disks[at].name);
         let file = self.state.store.open_direct(&name, false)?;
         self.replicas.write().expect("a panic aborts the process")[at] = Some(file.clone());
         Ok(file)

@@ -266,7 +266,7 @@ impl Journal {
                 let segments = log.segments.iter().filter(|one| covered.contains(&one.number));
                 let footers = segments.filter_map(|one| one.sealed.as_ref()?.footer.clone()).collect();
                 self.swap_runs(kind, std::slice::from_ref(&run), footers).map_err(FoldError::Manifest)?;
-                self.wait_for_readers();
+                self.reads.wait_for_readers();
                 self.remove_run_files(kind, &[run]);
                 count += 1;
             }

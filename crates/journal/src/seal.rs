@@ -94,7 +94,7 @@ impl Journal {
     /// one to let go of in time.
     fn make_again(&self, manifest: &Manifest, kind: LogKind, info: &SegmentInfo) -> io::Result<Segment> {
         set_aside(&*self.state.store, &info.file_name(kind))?;
-        self.files.forget(kind, info.number);
+        self.reads.forget(kind, info.number);
         let incarnation: Incarnation = info.incarnation.parse().map_err(io::Error::other)?;
         let vm: VmId = manifest.vm.parse().map_err(io::Error::other)?;
         let header = SegmentHeader {

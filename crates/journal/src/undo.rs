@@ -72,7 +72,7 @@ impl Journal {
             kept.more = more;
         }
         self.note_before_images(undo.upto).map_err(FoldError::Manifest)?;
-        self.wait_for_readers();
+        self.reads.wait_for_readers();
         let written = self.write_replica(undo.upto, how)?;
         kept.folded_bytes = written.bytes;
         if !written.is_whole {
@@ -246,7 +246,7 @@ impl Step<'_> {
             return Ok(None);
         };
         let after = begin.previous().max(journal.read_shared().manifest.applied());
-        journal.unwritten_between(extent.disk, range, after, before).map(Some)
+        journal.reads.unwritten_between(extent.disk, range, after, before).map(Some)
     }
 
     /// Writes the batch that has been gathered; the last one of the step says where the step ends.
