@@ -2,178 +2,63 @@
 //! durable (committing), then they are published. What was not synced is never published and never
 //! acknowledged.
 //!
-//! [`Journal::append`] does both. The shards (`shard.rs`) do the two in two threads, so that one group is
+//! [`Appender::append`] does both. The shards (`shard.rs`) do the two in two threads, so that one group is
 //! framed while the one before is on its way to the disk; groups of one journal are committed in the order
 //! they were framed.
 
 use crate::cover::LogKind;
 use crate::entropy::sample;
 use crate::extent::extents_of;
+use crate::footers::Footers;
 use crate::gather::Gathered;
-use crate::journal::Journal;
-use crate::layout::{Envelope, FIRST_BATCH_AT, SegmentHeader};
-use crate::manifest::{Sealed, SegmentInfo, StreamPoint};
+use crate::layout::{Envelope, FIRST_BATCH_AT};
 use crate::page::{PAGE_BYTES, PageBuf};
-use crate::segment::{Position, Segment, hex};
+use crate::roll;
+use crate::state::State;
 use crate::status::JournalStatus;
-use crate::table::Table;
-use crate::timeline::{Timeline, begins_anew};
-use batch::{Batch, BatchError};
+use crate::writer::{AppendError, AppendMeta, Appended, Framed, InFlight, Takes, Writer, check_order};
+use batch::Batch;
 use std::io;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use types::limits::{FROZEN_TABLES_MAX, SEGMENT_BYTES_RANGE, SEGMENT_FILL_SECONDS, TABLE_ENTRIES_MAX};
-use types::{Epoch, VmId, WallTime, WriteSeq};
+use types::limits::{FROZEN_TABLES_MAX, TABLE_ENTRIES_MAX};
+use types::{Epoch, WriteSeq};
 
-/// Why batches were not appended. None of them is published; those before them still are.
-#[derive(Debug, thiserror::Error)]
-pub enum AppendError {
-    #[error("no space left for the journal")]
-    Full(#[source] io::Error),
-    #[error("the journal has {bytes} bytes, its hard limit is {limit}; raise it, or shorten the history")]
-    HardLimit { bytes: u64, limit: u64 },
-    #[error("the journal's disk failed; open the journal again")]
-    Failed(#[source] io::Error),
-    #[error("closed after an earlier failure; open the journal again")]
-    Closed,
-    #[error("a batch of epoch {found}, the journal is at {current}")]
-    Epoch { found: Epoch, current: Epoch },
-    #[error("a batch that follows {found}, the journal stands at {current}")]
-    Order { found: WriteSeq, current: WriteSeq },
-    #[error("writes from {from} on were found damaged: the stream must begin anew")]
-    MustBeginAnew { from: WriteSeq },
-    #[error("a record in the batch cannot be kept")]
-    Record(#[from] BatchError),
-}
-
-impl AppendError {
-    /// Whether the same batches may be appended later, without opening the journal again.
-    pub fn is_transient(&self) -> bool {
-        matches!(
-            self,
-            AppendError::Full(_) | AppendError::HardLimit { .. } | AppendError::MustBeginAnew { .. }
-        )
-    }
-}
-
-/// The state after an append.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Appended {
-    pub durable: WriteSeq,
-    pub watermark: WriteSeq,
-}
-
-/// What comes with a group of batches.
-#[derive(Debug, Clone, Copy)]
-pub struct AppendMeta {
-    pub epoch: Epoch,
-    /// This host's clock.
-    pub received_at: WallTime,
-    /// Random; a new segment's incarnation.
-    pub entropy: [u8; 16],
-}
-
-/// What is taken, while a demand for a resync may stand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Takes {
-    Everything,
-    /// Whoever streams has been told: only a stream that begins anew.
-    ANewStream,
-    /// Whoever streams has not been told.
-    NothingMore,
-}
-
-/// The end of the redo log, where batches get their places.
+/// Who appends to the redo log.
 #[derive(Debug)]
-pub(crate) struct Writer {
-    vm: VmId,
-    /// The open segment and where its next batch goes; none before the first append after a seal.
-    open: Option<(Segment, u64, Position)>,
-    last_seq: WriteSeq,
-    pub(crate) takes: Takes,
-    opened_at: Option<WallTime>,
-    /// At which the next segment is closed.
-    segment_bytes: u64,
+pub(crate) struct Appender {
+    state: Arc<State>,
+    footers: Arc<Footers>,
+    writer: Mutex<Writer>,
+    in_flight: InFlight,
+    /// Set after a failed write or sync: nothing more is taken.
+    failed: AtomicBool,
 }
 
-/// Batches with their places, ready to be written.
-#[derive(Debug)]
-pub(crate) struct Framed {
-    segment: Segment,
-    start: u64,
-    gathered: Gathered,
-    end: Position,
-    /// Each batch with the page it begins at and a sample of its payload.
-    batches: Vec<(Batch, u64, Vec<u8>)>,
-    received_at: WallTime,
-}
-
-impl Framed {
-    /// Whether both lie in one segment, so that one sync makes both durable.
-    pub(crate) fn is_beside(&self, other: &Framed) -> bool {
-        Arc::ptr_eq(&self.segment.file, &other.segment.file)
-    }
-}
-
-/// How many framed groups are not committed yet. A segment is sealed only when none is.
-#[derive(Debug, Default)]
-pub(crate) struct InFlight {
-    count: Mutex<usize>,
-    none: Condvar,
-}
-
-impl InFlight {
-    fn add(&self) {
-        *self.count.lock().expect("a panic aborts the process") += 1;
+impl Appender {
+    pub(crate) fn new(state: Arc<State>, footers: Arc<Footers>, writer: Writer) -> Self {
+        let (writer, in_flight, failed) = (Mutex::new(writer), InFlight::default(), AtomicBool::new(false));
+        Self { state, footers, writer, in_flight, failed }
     }
 
-    fn done(&self) {
-        let mut count = self.count.lock().expect("a panic aborts the process");
-        *count -= 1;
-        if *count == 0 {
-            self.none.notify_all();
-        }
+    pub(crate) fn lock_writer(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().expect("a panic aborts the process")
     }
 
-    fn wait(&self) {
-        let count = self.count.lock().expect("a panic aborts the process");
-        drop(self.none.wait_while(count, |count| *count > 0).expect("a panic aborts the process"));
+    /// Whether nothing more is taken.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::SeqCst)
     }
 
-    fn wait_within(&self, most: Duration) -> bool {
-        let count = self.count.lock().expect("a panic aborts the process");
-        let waited = self.none.wait_timeout_while(count, most, |count| *count > 0);
-        !waited.expect("a panic aborts the process").1.timed_out()
-    }
-}
-
-impl Writer {
-    /// A writer that goes on where `timeline` stands; nobody streams yet.
-    pub(crate) fn resume(vm: VmId, open: Option<(Segment, u64, Position)>, timeline: &Timeline) -> Self {
-        let takes = if timeline.must_resync().is_some() { Takes::ANewStream } else { Takes::Everything };
-        let (last_seq, segment_bytes) = (timeline.last_seq, SEGMENT_BYTES_RANGE.0);
-        Self { vm, open, last_seq, takes, opened_at: None, segment_bytes }
+    /// Nothing more is taken.
+    pub(crate) fn refuse(&self) {
+        self.failed.store(true, Ordering::SeqCst);
     }
 
-    /// Whether a stream may go on with `batch` now.
-    fn check_takes(&self, batch: &Batch, from: WriteSeq) -> Result<(), AppendError> {
-        match self.takes {
-            Takes::Everything => Ok(()),
-            Takes::ANewStream if begins_anew(batch) => Ok(()),
-            Takes::ANewStream | Takes::NothingMore => Err(AppendError::MustBeginAnew { from }),
-        }
-    }
-}
-
-impl Journal {
-    /// Appends batches in order and makes them durable with one sync. Not to be mixed with shards on the
-    /// same journal.
-    ///
-    /// # Errors
-    /// [`AppendError`]. After [`AppendError::Failed`] nothing more is taken until the journal is opened
-    /// again from the disk: a sync that failed once says nothing the second time.
-    pub fn append(&self, batches: Vec<Batch>, meta: AppendMeta) -> Result<Appended, AppendError> {
+    /// Appends batches in order and makes them durable with one sync. After [`AppendError::Failed`] nothing more is
+    /// taken until the journal is opened again from the disk: a sync that failed once says nothing the second time.
+    pub(crate) fn append(&self, batches: Vec<Batch>, meta: AppendMeta) -> Result<Appended, AppendError> {
         let mut writer = self.lock_writer();
         let before = (writer.open.clone(), writer.last_seq);
         let takes = writer.takes;
@@ -197,23 +82,23 @@ impl Journal {
         result
     }
 
-    /// A stream is about to be welcomed, and is told by `status` whether it must begin anew. No other one may append
-    /// any more.
-    pub fn begin_stream(&self) -> JournalStatus {
+    /// A stream is about to be welcomed, and is told by what is returned whether it must begin anew. No other one may
+    /// append any more.
+    pub(crate) fn begin_stream(&self) -> JournalStatus {
         let mut writer = self.lock_writer();
         if writer.takes == Takes::NothingMore {
             writer.takes = Takes::ANewStream;
         }
-        self.status()
+        JournalStatus::of(&self.state.read_shared())
     }
 
     /// Waits until every group that was framed is committed or has failed.
-    pub fn wait_for_appends(&self) {
+    pub(crate) fn wait(&self) {
         self.in_flight.wait();
     }
 
     /// The same, but no longer than this; whether they have. A disk that hangs commits nothing and fails nothing.
-    pub fn wait_for_appends_within(&self, most: Duration) -> bool {
+    pub(crate) fn wait_within(&self, most: Duration) -> bool {
         self.in_flight.wait_within(most)
     }
 
@@ -225,12 +110,12 @@ impl Journal {
         meta: AppendMeta,
         spare: Option<PageBuf>,
     ) -> Result<Framed, AppendError> {
-        if self.failed.load(Ordering::SeqCst) || self.is_closed() {
+        if self.has_failed() || self.state.is_closed() {
             return Err(AppendError::Closed);
         }
         let acked = self.check_state(meta.epoch)?;
         if let Some(first) = batches.first().filter(|_| writer.takes != Takes::Everything) {
-            let from = self.read_shared().timeline.must_resync();
+            let from = self.state.read_shared().timeline.must_resync();
             writer.check_takes(first, from.unwrap_or(writer.last_seq))?;
         }
         check_order(&batches, writer.last_seq)?;
@@ -275,7 +160,7 @@ impl Journal {
 
     /// What is durable, if the journal takes batches of `epoch` now.
     fn check_state(&self, epoch: Epoch) -> Result<WriteSeq, AppendError> {
-        let shared = self.read_shared();
+        let shared = self.state.read_shared();
         let current = Epoch(shared.manifest.epoch);
         if epoch < current {
             return Err(AppendError::Epoch { found: epoch, current });
@@ -288,7 +173,7 @@ impl Journal {
     }
 
     /// Writes what was framed, syncs it, and publishes it.
-    pub(crate) fn commit(&self, framed: Framed) -> Result<Appended, AppendError> {
+    fn commit(&self, framed: Framed) -> Result<Appended, AppendError> {
         let written = self.write(&framed).and_then(|()| self.sync(&framed));
         let result = written.and_then(|()| self.publish(&framed));
         self.in_flight.done();
@@ -297,7 +182,7 @@ impl Journal {
 
     /// Writes a group to its place.
     pub(crate) fn write(&self, framed: &Framed) -> Result<(), AppendError> {
-        if self.failed.load(Ordering::SeqCst) {
+        if self.has_failed() {
             return Err(AppendError::Closed);
         }
         let Framed { segment, start, gathered, .. } = framed;
@@ -306,7 +191,7 @@ impl Journal {
 
     /// Makes everything written to the group's segment durable.
     pub(crate) fn sync(&self, framed: &Framed) -> Result<(), AppendError> {
-        if self.failed.load(Ordering::SeqCst) {
+        if self.has_failed() {
             return Err(AppendError::Closed);
         }
         framed.segment.file.sync_data().map_err(|error| self.fail(error))
@@ -314,7 +199,7 @@ impl Journal {
 
     /// Publishes a group that is durable.
     pub(crate) fn publish(&self, framed: &Framed) -> Result<Appended, AppendError> {
-        let mut shared = self.write_shared();
+        let mut shared = self.state.write_shared();
         shared.open_bytes = framed.end.at;
         shared.newest_at = Some(framed.received_at);
         for (batch, page, sample) in &framed.batches {
@@ -342,12 +227,12 @@ impl Journal {
         meta: AppendMeta,
     ) -> Result<(), AppendError> {
         let now = meta.received_at;
-        let settings = self.read_shared().settings;
+        let settings = self.state.read_shared().settings;
         if let Some((_, _, position)) = &writer.open {
             let more: u64 = batches.iter().map(|batch| Envelope::stride(batch.bytes().len())).sum();
             let old = writer.opened_at.is_some_and(|opened| now.since(opened) > settings.history / 12);
             let limit = writer.segment_bytes.min(settings.segment_bytes);
-            let is_full = self.read_shared().redo_table.len() >= TABLE_ENTRIES_MAX;
+            let is_full = self.state.read_shared().redo_table.len() >= TABLE_ENTRIES_MAX;
             let fits = (position.at + more <= limit && !is_full) || position.at == FIRST_BATCH_AT;
             // A clock that was set back would keep it open for as long.
             writer.opened_at = Some(writer.opened_at.unwrap_or(now).min(now));
@@ -356,17 +241,16 @@ impl Journal {
             }
         }
         self.in_flight.wait();
-        if self.failed.load(Ordering::SeqCst) {
+        if self.has_failed() {
             return Err(AppendError::Closed);
         }
-        if self.read_shared().view.redo.frozen.len() >= FROZEN_TABLES_MAX {
+        if self.state.read_shared().view.redo.frozen.len() >= FROZEN_TABLES_MAX {
             // Whoever keeps the journal up does not keep pace: memory is bounded all the same.
-            self.write_footers(None).map_err(|error| self.classify(error))?;
+            self.footers.write_all(None).map_err(|error| self.classify(error))?;
         }
-        writer.segment_bytes = next_segment_bytes(writer, now);
+        writer.segment_bytes = writer.next_segment_bytes(now);
         self.seal_redo(writer).map_err(|error| self.classify(error))?;
-        let (info, segment) = self
-            .begin_segment(LogKind::Redo, writer.vm, now, meta.entropy)
+        let (info, segment) = roll::begin_segment(&self.state, LogKind::Redo, writer.vm, now, meta.entropy)
             .map_err(|error| self.classify(error))?;
         writer.opened_at = Some(now);
         let start = segment.start();
@@ -380,139 +264,30 @@ impl Journal {
         self.in_flight.wait();
         let Some((_, _, position)) = &writer.open else { return Ok(()) };
         let (point, newest_at) = {
-            let shared = self.read_shared();
+            let shared = self.state.read_shared();
             (shared.timeline.point(), shared.newest_at.unwrap_or_default())
         };
-        self.seal(LogKind::Redo, position.at, point, newest_at).inspect_err(|error| {
+        roll::seal(&self.state, LogKind::Redo, position.at, point, newest_at).inspect_err(|error| {
             // The manifest on the disk may have it sealed all the same: nothing more may go to it.
             if !is_full(error) {
-                self.failed.store(true, Ordering::SeqCst);
+                self.refuse();
             }
         })?;
         writer.open = None;
         Ok(())
     }
 
-    /// Seals the open segment of a log, whose batches end at byte `bytes`.
-    pub(crate) fn seal(
-        &self,
-        kind: LogKind,
-        bytes: u64,
-        point: StreamPoint,
-        newest_at: WallTime,
-    ) -> io::Result<()> {
-        let timeline = self.read_shared().timeline.clone();
-        self.change_manifest(
-            |manifest| {
-                let log = manifest.log_mut(kind);
-                let last = log.segments.last_mut().expect("an open segment is in the manifest");
-                log.next_page = last.base_page + bytes / PAGE_BYTES;
-                last.sealed =
-                    Some(Sealed { bytes, point, newest_at: newest_at.0, aged_from: None, footer: None });
-                if kind == LogKind::Redo {
-                    timeline.write_to(manifest);
-                }
-            },
-            |shared, manifest| {
-                let fresh = Table::new(kind, 0, 0);
-                let frozen = std::mem::replace(shared.table_mut(kind), fresh);
-                *shared.open_bytes_mut(kind) = 0;
-                shared.set_manifest(manifest, |view| view.log_mut(kind).frozen.push(Arc::new(frozen)));
-            },
-        )
-    }
-
-    /// Begins a new segment of a log that has no open one: the file first, then the manifest.
-    pub(crate) fn begin_segment(
-        &self,
-        kind: LogKind,
-        vm: VmId,
-        now: WallTime,
-        incarnation: [u8; 16],
-    ) -> io::Result<(SegmentInfo, Segment)> {
-        let info = {
-            let shared = self.read_shared();
-            let log = shared.manifest.log(kind);
-            let (number, base_page) = (log.next_segment, log.next_page);
-            SegmentInfo { number, incarnation: hex(&incarnation), base_page, created_at: now.0, sealed: None }
-        };
-        let header = SegmentHeader { kind, number: info.number, vm, incarnation, created_at: now };
-        let spare = self.take_spare(kind)?;
-        let segment = Segment::create(&*self.state.store, spare.as_deref(), header)?;
-        self.change_manifest(
-            |manifest| {
-                let log = manifest.log_mut(kind);
-                log.next_segment += 1;
-                log.segments.push(info.clone());
-            },
-            |shared, manifest| {
-                *shared.table_mut(kind) = Table::new(kind, info.number, info.base_page);
-                *shared.open_bytes_mut(kind) = FIRST_BATCH_AT;
-                shared.set_manifest(manifest, |_| {});
-            },
-        )?;
-        Ok((info, segment))
-    }
-
-    /// A file of an old segment to be written anew, if one was kept.
-    fn take_spare(&self, kind: LogKind) -> io::Result<Option<String>> {
-        if kind == LogKind::Undo {
-            return Ok(None); // Its segments are written seldom and in large steps.
-        }
-        let names = self.state.store.names()?;
-        Ok(names.into_iter().filter(|name| name.starts_with(SPARE_PREFIX)).min())
-    }
-
     /// A full disk leaves the journal as it was; any other failure closes it.
-    pub(crate) fn classify(&self, error: io::Error) -> AppendError {
+    fn classify(&self, error: io::Error) -> AppendError {
         if is_full(&error) { AppendError::Full(error) } else { self.fail(error) }
     }
 
     fn fail(&self, error: io::Error) -> AppendError {
-        self.failed.store(true, Ordering::SeqCst);
+        self.refuse();
         AppendError::Failed(error)
     }
 }
 
 fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
-/// Files of old segments are kept under names that begin so.
-pub(crate) const SPARE_PREFIX: &str = "spare-";
-
-/// About as much as comes in two minutes: doubled where the last segment filled in less than half of
-/// that, halved where it took more than double.
-fn next_segment_bytes(writer: &Writer, now: WallTime) -> u64 {
-    let (Some(opened), Some((_, _, position))) = (writer.opened_at, &writer.open) else {
-        return writer.segment_bytes;
-    };
-    let seconds = now.since(opened).as_secs();
-    let was_full = position.at > writer.segment_bytes / 2;
-    let next = if was_full && seconds < SEGMENT_FILL_SECONDS / 2 {
-        writer.segment_bytes * 2
-    } else if seconds > SEGMENT_FILL_SECONDS * 2 {
-        writer.segment_bytes / 2
-    } else {
-        writer.segment_bytes
-    };
-    next.clamp(SEGMENT_BYTES_RANGE.0, SEGMENT_BYTES_RANGE.1)
-}
-
-/// Checks that each batch follows, and that its marks can be read, before a byte is written.
-fn check_order(batches: &[Batch], mut current: WriteSeq) -> Result<(), AppendError> {
-    for batch in batches {
-        let found = batch.header().prev_seq;
-        if found != current {
-            return Err(AppendError::Order { found, current });
-        }
-        current = batch.header().last_seq;
-        for (at, entry) in batch.entries().iter().enumerate() {
-            if entry.kind == batch::Kind::Checkpoint {
-                batch::decode_mark(&batch.payload(at)?)
-                    .map_err(|_| BatchError::Record { at, what: "its payload is not a checkpoint" })?;
-            }
-        }
-    }
-    Ok(())
 }

@@ -8,11 +8,11 @@
 //! source resumes, and what was lost never comes again. So the demand is a field of its own, in the manifest too, and
 //! while it stands nothing is taken but a stream that begins anew, on a connection that was told of it.
 
-use crate::append::Takes;
 use crate::journal::Journal;
 use crate::manifest::{DamageEntry, Manifest};
 use crate::payload;
 use crate::timeline::Timeline;
+use crate::writer::Takes;
 use std::io;
 use types::WriteSeq;
 
@@ -63,7 +63,7 @@ impl Journal {
             return Ok(false);
         }
         let mut writer = self.lock_writer();
-        self.seal_redo(&mut writer)?;
+        self.appender.seal_redo(&mut writer)?;
         let mut timeline = self.read_shared().timeline.clone();
         self.change_manifest(
             |manifest| damage.record(manifest, &mut timeline),

@@ -268,7 +268,7 @@ impl Journal {
     pub(crate) fn finish_fold(&self, target: WriteSeq) -> io::Result<usize> {
         let mut gone = Gone::default();
         // A footer that is being written beside this adds its checkpoints to the newest file, which may go here.
-        let _footers = self.footers.lock().expect("a panic aborts the process");
+        let _footers = self.footers.lock();
         self.change_manifest(
             |manifest| {
                 manifest.applied = manifest.applied.max(target.raw());
@@ -298,13 +298,13 @@ impl Journal {
             .store
             .names()?
             .iter()
-            .filter(|name| name.starts_with(crate::append::SPARE_PREFIX))
+            .filter(|name| name.starts_with(crate::roll::SPARE_PREFIX))
             .count();
         let mut room = types::limits::SPARE_SEGMENTS_MAX.saturating_sub(spares);
         for (kind, number) in &gone.segments {
             let name = crate::manifest::segment_name(*kind, *number);
             if *kind == LogKind::Redo && room > 0 && self.state.store.exists(&name)? {
-                self.state.store.rename(&name, &format!("{}{number:08}", crate::append::SPARE_PREFIX))?;
+                self.state.store.rename(&name, &format!("{}{number:08}", crate::roll::SPARE_PREFIX))?;
                 room -= 1;
             } else {
                 self.state.store.remove(&name)?;

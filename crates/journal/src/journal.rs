@@ -4,9 +4,10 @@
 //! while batches get their places; `saving`, held while the manifest is replaced; `shared`, held shortly
 //! to look up or to publish. The gate is for readers: see `read.rs`.
 
-use crate::append::{InFlight, Writer};
+use crate::append::Appender;
 use crate::checkpoints::{CheckpointError, CheckpointFacts, CheckpointQuery};
 use crate::fold::Begun;
+use crate::footers::Footers;
 use crate::history::History;
 use crate::life::Life;
 use crate::manifest::Manifest;
@@ -19,9 +20,12 @@ use crate::store::Store;
 use crate::timeline::Timeline;
 use crate::undo::UndoWriter;
 use crate::view::Shared;
+use crate::writer::{AppendError, AppendMeta, Appended, Writer};
+use batch::Batch;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 use types::{CheckpointId, DiskIndex, DiskSpec, Epoch, WallTime, WriteSeq};
 
 /// The journal of one VM.
@@ -29,12 +33,8 @@ use types::{CheckpointId, DiskIndex, DiskSpec, Epoch, WallTime, WriteSeq};
 pub struct Journal {
     pub(crate) state: Arc<State>,
     pub(crate) upkeep: Mutex<UndoWriter>,
-    pub(crate) writer: Mutex<Writer>,
-    pub(crate) in_flight: InFlight,
-    /// Set after a failed write or sync: nothing more is taken.
-    pub(crate) failed: AtomicBool,
-    /// Held while footers are written, one after the other.
-    pub(crate) footers: Mutex<()>,
+    pub(crate) appender: Appender,
+    pub(crate) footers: Arc<Footers>,
     pub(crate) reads: Arc<Reads>,
     /// Of a fold whose replica is written in part; held shortly, by whoever holds `upkeep`.
     pub(crate) fold_begun: Mutex<Option<Begun>>,
@@ -52,14 +52,13 @@ impl Journal {
     ) -> Self {
         let state = Arc::new(State::new(store, life, shared));
         let reads = Arc::new(Reads::new(state.clone()));
+        let footers = Arc::new(Footers::new(state.clone(), reads.clone()));
         Self {
+            upkeep: Mutex::new(undo),
+            appender: Appender::new(state.clone(), footers.clone(), writer),
             state,
             reads,
-            upkeep: Mutex::new(undo),
-            writer: Mutex::new(writer),
-            in_flight: InFlight::default(),
-            failed: AtomicBool::new(false),
-            footers: Mutex::default(),
+            footers,
             fold_begun: Mutex::default(),
             makes_holes: AtomicBool::new(false),
         }
@@ -70,7 +69,7 @@ impl Journal {
     }
 
     pub(crate) fn lock_writer(&self) -> MutexGuard<'_, Writer> {
-        self.writer.lock().expect("a panic aborts the process")
+        self.appender.lock_writer()
     }
 
     pub(crate) fn read_shared(&self) -> RwLockReadGuard<'_, Shared> {
@@ -102,12 +101,12 @@ impl Journal {
     /// returns. Reading goes on.
     pub fn close(&self) {
         self.state.end_life();
-        self.failed.store(true, Ordering::SeqCst);
+        self.appender.refuse();
         // In the order of the locks; each is given back at once, for what takes it later finds the life ended.
         drop(self.lock_upkeep());
         drop(self.lock_writer());
         self.wait_for_appends();
-        drop(self.footers.lock().expect("a panic aborts the process"));
+        drop(self.footers.lock());
         self.state.wait_for_saving();
     }
 
@@ -145,6 +144,32 @@ impl Journal {
         buf: &mut [u8],
     ) -> Result<(), ReadError> {
         self.reads.read_at(disk, cut, start, buf)
+    }
+
+    /// Appends batches in order and makes them durable with one sync. Not to be mixed with shards on the
+    /// same journal.
+    ///
+    /// # Errors
+    /// [`AppendError`]. After [`AppendError::Failed`] nothing more is taken until the journal is opened
+    /// again from the disk: a sync that failed once says nothing the second time.
+    pub fn append(&self, batches: Vec<Batch>, meta: AppendMeta) -> Result<Appended, AppendError> {
+        self.appender.append(batches, meta)
+    }
+
+    /// A stream is about to be welcomed, and is told by what is returned whether it must begin anew. No other one may
+    /// append any more.
+    pub fn begin_stream(&self) -> JournalStatus {
+        self.appender.begin_stream()
+    }
+
+    /// Waits until every group that was framed is committed or has failed.
+    pub fn wait_for_appends(&self) {
+        self.appender.wait();
+    }
+
+    /// The same, but no longer than this; whether they have. A disk that hangs commits nothing and fails nothing.
+    pub fn wait_for_appends_within(&self, most: Duration) -> bool {
+        self.appender.wait_within(most)
     }
 
     /// Takes a higher epoch, durably; from then on nothing of a lower one is appended.

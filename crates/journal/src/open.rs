@@ -7,7 +7,6 @@
 //! everything again. Nothing is ever cut in silence.
 
 use crate::age::AgeClock;
-use crate::append::Writer;
 use crate::cover::LogKind;
 use crate::damage::Damage;
 use crate::entropy::sample;
@@ -19,14 +18,14 @@ use crate::manifest::{
 };
 use crate::page::PAGE_BYTES;
 use crate::run::Run;
-use crate::seal::set_aside;
 use crate::segment::{Found, Position, Scan, Segment, SegmentError};
 use crate::settings::Settings;
-use crate::store::Store;
+use crate::store::{Store, set_aside};
 use crate::table::Table;
 use crate::timeline::Timeline;
 use crate::undo::UndoWriter;
 use crate::view::{LogView, Shared, View};
+use crate::writer::Writer;
 use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::sync::Arc;

@@ -6,9 +6,10 @@
 //! writer takes all groups that are ready and syncs each segment once. A journal always belongs to one
 //! shard, so its groups are committed in the order they were framed.
 
-use crate::append::{AppendError, AppendMeta, Appended, Framed};
+use crate::append::Appender;
 use crate::journal::Journal;
 use crate::page::PageBuf;
+use crate::writer::{AppendError, AppendMeta, Appended, Framed};
 use batch::Batch;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,6 +58,10 @@ impl AppendStream {
         report: impl Fn(Report) + Send + Sync + 'static,
     ) -> Arc<Self> {
         Arc::new(Self { journal, epoch, failed: AtomicBool::new(false), report: Box::new(report) })
+    }
+
+    fn appender(&self) -> &Appender {
+        &self.journal.appender
     }
 
     fn tell(&self, group: Size, result: Result<Appended, AppendError>) {
@@ -165,8 +170,8 @@ fn frame_group(group: Group, framed: &SyncSender<Written>, spares: &Receiver<Pag
     let (received_at, entropy) = stamp();
     let meta = AppendMeta { epoch: stream.epoch, received_at, entropy };
     let result = {
-        let mut writer = stream.journal.lock_writer();
-        stream.journal.frame(&mut writer, batches, meta, spares.try_recv().ok())
+        let mut writer = stream.appender().lock_writer();
+        stream.appender().frame(&mut writer, batches, meta, spares.try_recv().ok())
     };
     match result {
         Ok(ready) => framed.send((stream, size, ready)).expect("the writer lives as long as the framer"),
@@ -190,28 +195,28 @@ fn write_all(to_write: &Receiver<Written>, emptied: &Sender<PageBuf>) {
 /// finds the disk full takes nothing from those before.
 fn commit_all(ready: Vec<Written>, emptied: &Sender<PageBuf>) {
     let mut results: Vec<Result<(), AppendError>> =
-        ready.iter().map(|(stream, _, framed)| stream.journal.write(framed)).collect();
+        ready.iter().map(|(stream, _, framed)| stream.appender().write(framed)).collect();
     for at in 0..ready.len() {
         let (stream, _, framed) = &ready[at];
         let mut behind = ready[at + 1..].iter().zip(&results[at + 1..]);
         let is_last = behind.all(|((_, _, other), written)| written.is_err() || !framed.is_beside(other));
         if results[at].is_ok() && is_last {
-            results[at] = stream.journal.sync(framed);
+            results[at] = stream.appender().sync(framed);
         }
     }
     for (written, result) in ready.into_iter().zip(results) {
         let (stream, size, framed) = written;
         // A sync that failed has closed the journal: what stood before in its segment is not durable.
-        let result = result.and_then(|()| match stream.journal.failed.load(Ordering::SeqCst) {
+        let result = result.and_then(|()| match stream.appender().has_failed() {
             true => Err(AppendError::Closed),
-            false => stream.journal.publish(&framed),
+            false => stream.appender().publish(&framed),
         });
         if result.is_err() {
             // What was framed behind it has its place already: the journal is opened again from the disk.
-            stream.journal.failed.store(true, Ordering::SeqCst);
+            stream.appender().refuse();
         }
         // The framer is gone only when all ends.
-        let _ = emptied.send(stream.journal.finish_group(framed));
+        let _ = emptied.send(stream.appender().finish_group(framed));
         stream.tell(size, result);
     }
 }

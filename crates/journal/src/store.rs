@@ -120,3 +120,11 @@ pub trait StoreFile: Send + Sync + fmt::Debug {
     /// As the file system says.
     fn zero(&self, range: ByteRange) -> io::Result<()>;
 }
+
+/// Keeps a file that is damaged under another name, for whoever wants to look at it.
+pub(crate) fn set_aside(store: &dyn Store, name: &str) -> io::Result<()> {
+    match store.exists(name)? {
+        true => store.rename(name, &format!("damaged-{name}")),
+        false => Ok(()),
+    }
+}

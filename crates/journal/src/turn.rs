@@ -32,7 +32,7 @@ impl Journal {
             // What is left of another mode ages as sealed segments do.
             self.seal_undo(&mut undo).map_err(FoldError::Manifest)?;
         }
-        let footers = self.write_footers(Some(stamp)).map_err(FoldError::Footer)?;
+        let footers = self.footers.write_all(Some(stamp)).map_err(FoldError::Footer)?;
         self.keep_ages(stamp).map_err(FoldError::Manifest)?;
         let merges = self.merge_runs(how.entropy)?;
         let mut kept = self.retain(&mut undo, how)?;

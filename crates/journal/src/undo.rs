@@ -21,6 +21,7 @@ use crate::manifest::StreamPoint;
 use crate::merge::Merge;
 use crate::page::{PAGE_BYTES, PageBuf};
 use crate::payload::ReadError;
+use crate::roll;
 use crate::segment::{Position, Segment};
 use crate::upkeep::{Kept, Upkeep};
 use batch::{Batch, BatchMeta, Codec, Form, Kind, Record, encode_undo};
@@ -105,7 +106,7 @@ impl Journal {
             self.seal_undo(undo).map_err(FoldError::Undo)?;
         }
         if undo.open.is_none() {
-            let begun = self.begin_segment(LogKind::Undo, undo.vm, how.now, how.entropy);
+            let begun = roll::begin_segment(&self.state, LogKind::Undo, undo.vm, how.now, how.entropy);
             let (info, segment) = begun.map_err(FoldError::Undo)?;
             let start = segment.start();
             undo.open = Some((segment, info.base_page, start));
@@ -179,7 +180,7 @@ impl Journal {
         let newest_at = self.read_shared().newest_at.unwrap_or_default();
         // Where it fails, the manifest on the disk may have it sealed all the same.
         undo.must_seal = true;
-        self.seal(LogKind::Undo, end.at, point, newest_at)?;
+        roll::seal(&self.state, LogKind::Undo, end.at, point, newest_at)?;
         undo.must_seal = false;
         undo.open = None;
         Ok(())

@@ -5,36 +5,46 @@
 use crate::age::Stamp;
 use crate::checkpoints::{CheckpointFacts, FILE_PAGES_MAX, pages_for, write_rows};
 use crate::cover::LogKind;
-use crate::journal::Journal;
 use crate::layout::{FIRST_BATCH_AT, SegmentHeader};
 use crate::manifest::{CheckpointFile, Manifest, RunInfo, SegmentInfo, TagEntry};
+use crate::read::Reads;
 use crate::run::Run;
 use crate::run_writer::{RunWriter, WrittenRun};
 use crate::segment::{Segment, SegmentError};
-use crate::store::Store;
+use crate::state::State;
+use crate::store::set_aside;
 use crate::table::Table;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use types::{CheckpointKind, Incarnation, VmId, WallTime};
 
-/// Keeps a file that is damaged under another name, for whoever wants to look at it.
-pub(crate) fn set_aside(store: &dyn Store, name: &str) -> io::Result<()> {
-    match store.exists(name)? {
-        true => store.rename(name, &format!("damaged-{name}")),
-        false => Ok(()),
-    }
+/// Who writes them, one after the other.
+#[derive(Debug)]
+pub(crate) struct Footers {
+    state: Arc<State>,
+    reads: Arc<Reads>,
+    one: Mutex<()>,
 }
 
-impl Journal {
+impl Footers {
+    pub(crate) fn new(state: Arc<State>, reads: Arc<Reads>) -> Self {
+        Self { state, reads, one: Mutex::default() }
+    }
+
+    /// While this is held none is written.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, ()> {
+        self.one.lock().expect("a panic aborts the process")
+    }
+
     /// Writes the footers of all sealed segments that have none; `stamp` says how old they are. How many.
-    pub(crate) fn write_footers(&self, stamp: Option<Stamp>) -> io::Result<usize> {
-        let _one = self.footers.lock().expect("a panic aborts the process");
-        self.check_life()?;
+    pub(crate) fn write_all(&self, stamp: Option<Stamp>) -> io::Result<usize> {
+        let _one = self.lock();
+        self.state.check_life()?;
         let mut count = 0;
         for kind in [LogKind::Redo, LogKind::Undo] {
             loop {
                 let oldest = {
-                    let shared = self.read_shared();
+                    let shared = self.state.read_shared();
                     let log = if kind == LogKind::Redo { &shared.view.redo } else { &shared.view.undo };
                     log.frozen.first().cloned()
                 };
@@ -47,7 +57,7 @@ impl Journal {
     }
 
     fn write_footer(&self, kind: LogKind, table: &Arc<Table>, stamp: Option<Stamp>) -> io::Result<()> {
-        let manifest = self.read_shared().manifest.clone();
+        let manifest = self.state.read_shared().manifest.clone();
         let info = manifest.log(kind).segments.iter().find(|info| info.number == table.segment);
         let info = info.expect("a segment is not dropped before it has its footer");
         let sealed_at = info.sealed.as_ref().expect("only sealed segments' tables are frozen").bytes;
@@ -67,7 +77,7 @@ impl Journal {
         let rows = self.write_checkpoints(&manifest, &table.checkpoints, seed)?;
         let run = footer_run(table, at, &written);
         let published = Arc::new(Run::new(kind, run.clone()));
-        self.change_manifest(
+        self.state.change_manifest(
             |manifest| {
                 let log = manifest.log_mut(kind);
                 let info = log.segments.iter_mut().find(|info| info.number == table.segment);
