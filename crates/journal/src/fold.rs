@@ -14,48 +14,38 @@
 //!
 //! In rollback mode (`undo.rs`) before-images take the place of step (1).
 
+mod done;
+mod error;
+mod part;
+mod regions;
+
 use crate::cover::{Cover, LogKind, Origin, Piece};
 use crate::extent::{REGION_BYTES, Width};
-use crate::fold_regions::{Region, Regions, Wanted};
-use crate::journal::Journal;
-use crate::manifest::Manifest;
+use crate::footers::Footers;
 use crate::merge::{Merge, Source};
 use crate::page::PageBuf;
 use crate::payload::ReadError;
+use crate::read::Reads;
 use crate::run::{Run, RunError};
+use crate::state::State;
 use crate::store::StoreFile;
 use crate::table::fill_in_order;
 use crate::upkeep::Upkeep;
+use done::{Gone, drop_what_is_done, recycle};
+use part::{Part, fold_in_threads};
+use regions::{Region, Regions, Wanted};
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Mutex, MutexGuard};
-use types::limits::FOLD_STEP_BYTES;
+use std::sync::{Arc, Mutex, MutexGuard};
 use types::{ByteRange, DiskIndex, WriteSeq};
 
-/// Why a fold stopped. It can be tried again.
-#[derive(Debug, thiserror::Error)]
-pub enum FoldError {
-    #[error("cannot read what is to be folded")]
-    Read(#[from] ReadError),
-    #[error("cannot read the index")]
-    Run(#[from] RunError),
-    #[error("cannot write the replica")]
-    Replica(#[source] io::Error),
-    #[error("cannot write before-images")]
-    Undo(#[source] io::Error),
-    #[error("cannot write the index")]
-    Footer(#[source] io::Error),
-    #[error("cannot save the manifest")]
-    Manifest(#[source] io::Error),
-}
+pub use error::FoldError;
 
 /// How far the writing of a replica is that was begun, and goes on in the next turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Begun {
+struct Begun {
     above: WriteSeq,
-    pub(crate) target: WriteSeq,
+    target: WriteSeq,
     /// Every place that begins below is done.
     below: u64,
 }
@@ -68,15 +58,31 @@ pub(crate) struct Written {
     pub(crate) is_whole: bool,
 }
 
-impl Journal {
-    /// Up to where a fold is under way; none where none is.
-    pub(crate) fn fold_begun(&self) -> Option<WriteSeq> {
-        let applied = self.read_shared().manifest.applied();
-        self.lock_fold_begun().filter(|begun| begun.above == applied).map(|begun| begun.target)
+/// Who brings the redo log into the replica; by one turn of upkeep at a time.
+#[derive(Debug)]
+pub(crate) struct Fold {
+    state: Arc<State>,
+    reads: Arc<Reads>,
+    footers: Arc<Footers>,
+    /// Of a replica that is written in part; held shortly.
+    begun: Mutex<Option<Begun>>,
+    /// Whether the file system of the replicas has made a hole when it was last asked to.
+    makes_holes: AtomicBool,
+}
+
+impl Fold {
+    pub(crate) fn new(state: Arc<State>, reads: Arc<Reads>, footers: Arc<Footers>) -> Self {
+        Self { state, reads, footers, begun: Mutex::default(), makes_holes: AtomicBool::new(false) }
     }
 
-    fn lock_fold_begun(&self) -> MutexGuard<'_, Option<Begun>> {
-        self.fold_begun.lock().expect("a panic aborts the process")
+    /// Up to where a fold is under way; none where none is.
+    pub(crate) fn begun(&self) -> Option<WriteSeq> {
+        let applied = self.state.read_shared().manifest.applied();
+        self.lock_begun().filter(|begun| begun.above == applied).map(|begun| begun.target)
+    }
+
+    fn lock_begun(&self) -> MutexGuard<'_, Option<Begun>> {
+        self.begun.lock().expect("a panic aborts the process")
     }
 
     /// Folds everything at or below `target`, the end of a sealed segment. None where a pin holds it.
@@ -90,14 +96,14 @@ impl Journal {
     /// Retires cuts below `floor`, durably. False where a pin holds one.
     pub(crate) fn retire(&self, floor: WriteSeq) -> io::Result<bool> {
         {
-            let mut shared = self.write_shared();
+            let mut shared = self.state.write_shared();
             if shared.lowest_pin().is_some_and(|cut| cut < floor) {
                 return Ok(false);
             }
             // Nobody may pin below from here on.
             shared.timeline.raise_floor(floor);
         }
-        self.change_manifest(
+        self.state.change_manifest(
             |manifest| manifest.retired_below = manifest.retired_below.max(floor.raw()),
             |shared, manifest| {
                 // Not up to the floor: a fold to further up may have failed before this one.
@@ -111,10 +117,9 @@ impl Journal {
     /// Writes to the replicas what the redo log has above `applied` and at or below `target`, or a part of that, and
     /// syncs.
     pub(crate) fn write_replica(&self, target: WriteSeq, how: &Upkeep<'_>) -> Result<Written, FoldError> {
-        let above = self.read_shared().manifest.applied();
+        let above = self.state.read_shared().manifest.applied();
         // Nothing is known of how far a part got that fails.
-        let begun =
-            self.lock_fold_begun().take().filter(|begun| (begun.above, begun.target) == (above, target));
+        let begun = self.lock_begun().take().filter(|begun| (begun.above, begun.target) == (above, target));
         let [narrow, wide] = Width::BOTH.map(|width| self.sources_between(above, target, width));
         let (narrow, wide) = (Merge::new(narrow?)?, Merge::new(wide?)?);
         let written = AtomicU64::new(0);
@@ -123,7 +128,7 @@ impl Journal {
             written.fetch_add(bytes, Ordering::Relaxed);
             Ok(())
         };
-        let sizes = self.read_shared().manifest.disks.iter().map(|disk| disk.size_bytes).collect();
+        let sizes = self.state.read_shared().manifest.disks.iter().map(|disk| disk.size_bytes).collect();
         let regions = Regions::new(narrow, wide, Wanted { sizes, above, target })?;
         let from = begun.map_or(0, |begun| begun.below);
         let makes_holes = &self.makes_holes;
@@ -136,11 +141,11 @@ impl Journal {
         } else {
             fold_in_threads(&mut part, how.threads, &fold)?;
         }
-        for disk in 0..self.read_shared().manifest.disks.len() {
+        for disk in 0..self.state.read_shared().manifest.disks.len() {
             let replica = self.reads.replica(DiskIndex(disk as u16)).map_err(FoldError::Replica)?;
             replica.sync_data().map_err(FoldError::Replica)?;
         }
-        *self.lock_fold_begun() = part.next.map(|below| Begun { above, target, below });
+        *self.lock_begun() = part.next.map(|below| Begun { above, target, below });
         Ok(Written { bytes: written.into_inner(), is_whole: part.next.is_none() })
     }
 
@@ -152,7 +157,7 @@ impl Journal {
         width: Width,
     ) -> Result<Vec<Source>, RunError> {
         let (manifest, mut tables) = {
-            let shared = self.read_shared();
+            let shared = self.state.read_shared();
             let mut tables = Vec::new();
             for table in &shared.view.redo.frozen {
                 tables.push(table.of_width(width));
@@ -185,10 +190,10 @@ impl Journal {
         how: &Upkeep<'_>,
     ) -> Result<u64, FoldError> {
         // Between regions, so that whoever ends this life does not wait for a whole fold.
-        self.check_life().map_err(FoldError::Replica)?;
+        self.state.check_life().map_err(FoldError::Replica)?;
         let mut cover = Cover::of(region.range);
         fill_in_order(&mut cover, &region.extents, LogKind::Redo);
-        let view = self.read_shared().view.clone();
+        let view = self.state.read_shared().view.clone();
         let replica = self.reads.replica(region.disk).map_err(FoldError::Replica)?;
         let mut run: Option<ByteRange> = None;
         let mut total = 0;
@@ -243,7 +248,7 @@ impl Journal {
         }
         for part in range.split_at_multiples(REGION_BYTES) {
             if part.start != range.start {
-                self.check_life()?;
+                self.state.check_life()?;
                 (how.pace)(part.len);
             }
             replica.zero(part)?;
@@ -260,16 +265,16 @@ impl Journal {
         range: ByteRange,
         target: WriteSeq,
     ) -> Result<Option<Vec<ByteRange>>, ReadError> {
-        let gap = self.with_timeline(|timeline| timeline.closed_gap_at(target));
+        let gap = self.state.read_shared().timeline.closed_gap_at(target);
         gap.map(|(_, end)| self.reads.unwritten_between(disk, range, target, end)).transpose()
     }
 
     /// Moves `applied` to `target`, drops the segments that are done, and keeps or removes their files.
-    pub(crate) fn finish_fold(&self, target: WriteSeq) -> io::Result<usize> {
+    pub(crate) fn finish(&self, target: WriteSeq) -> io::Result<usize> {
         let mut gone = Gone::default();
         // A footer that is being written beside this adds its checkpoints to the newest file, which may go here.
         let _footers = self.footers.lock();
-        self.change_manifest(
+        self.state.change_manifest(
             |manifest| {
                 manifest.applied = manifest.applied.max(target.raw());
                 gone = drop_what_is_done(manifest);
@@ -287,162 +292,7 @@ impl Journal {
         for (kind, segment) in &gone.segments {
             self.reads.forget(*kind, *segment);
         }
-        self.recycle(&gone)?;
+        recycle(&*self.state.store, &gone)?;
         Ok(gone.segments.len())
     }
-
-    /// Keeps some files of old redo segments to be written anew, and removes the rest.
-    fn recycle(&self, gone: &Gone) -> io::Result<()> {
-        let spares = self
-            .state
-            .store
-            .names()?
-            .iter()
-            .filter(|name| name.starts_with(crate::roll::SPARE_PREFIX))
-            .count();
-        let mut room = types::limits::SPARE_SEGMENTS_MAX.saturating_sub(spares);
-        for (kind, number) in &gone.segments {
-            let name = crate::manifest::segment_name(*kind, *number);
-            if *kind == LogKind::Redo && room > 0 && self.state.store.exists(&name)? {
-                self.state.store.rename(&name, &format!("{}{number:08}", crate::roll::SPARE_PREFIX))?;
-                room -= 1;
-            } else {
-                self.state.store.remove(&name)?;
-            }
-        }
-        for name in &gone.files {
-            self.state.store.remove(name)?;
-        }
-        self.state.store.sync_folder()
-    }
-}
-
-/// What a manifest no longer names.
-#[derive(Debug, Default)]
-struct Gone {
-    segments: Vec<(LogKind, u64)>,
-    files: Vec<String>,
-}
-
-/// Takes out of the manifest what neither a read nor a fold can want any more: redo segments at or below
-/// `applied`, undo segments at or below what is retired, runs over nothing else, checkpoints below.
-fn drop_what_is_done(manifest: &mut Manifest) -> Gone {
-    let mut gone = Gone::default();
-    for kind in [LogKind::Redo, LogKind::Undo] {
-        let done = match kind {
-            LogKind::Redo => manifest.applied,
-            LogKind::Undo => manifest.retired_below,
-        };
-        let mut base = None;
-        let log = manifest.log_mut(kind);
-        let is_done =
-            |sealed: &crate::manifest::Sealed| sealed.point.last_seq <= done && sealed.footer.is_some();
-        let count =
-            log.segments.iter().take_while(|segment| segment.sealed.as_ref().is_some_and(is_done)).count();
-        for segment in log.segments.drain(..count) {
-            gone.segments.push((kind, segment.number));
-            let sealed = segment.sealed.expect("only sealed segments are done");
-            let footer = sealed.footer.filter(|footer| footer.file.is_some());
-            gone.files.extend(footer.map(|footer| footer.file_name(kind)));
-            base = Some(sealed.point);
-        }
-        let first = log.segments.first().map_or(u64::MAX, |segment| segment.number);
-        log.runs.retain(|run| {
-            let is_gone = run.last_segment < first;
-            gone.files.extend((is_gone && run.level > 0).then(|| run.file_name(kind)));
-            !is_gone
-        });
-        if let (LogKind::Redo, Some(base)) = (kind, base) {
-            manifest.base = base;
-        }
-    }
-    let floor = manifest.retired_below;
-    manifest.checkpoints.retain(|file| {
-        let is_gone = file.last_cut < floor;
-        gone.files.extend(is_gone.then(|| file.file_name()));
-        !is_gone
-    });
-    manifest.tags.retain(|tag| tag.cut >= floor);
-    manifest.gaps.retain(|gap| gap.end.is_none_or(|end| end > floor));
-    manifest.left_out = manifest.left_out.take().filter(|left_out| left_out.end > Some(floor));
-    manifest.damage.retain(|damage| damage.to_seq.is_none_or(|to| to > floor));
-    gone
-}
-
-/// The regions of one turn: from where the turn before has ended, until there is enough to write.
-struct Part<'a> {
-    regions: Regions,
-    from: u64,
-    makes_holes: &'a AtomicBool,
-    /// Bytes that the regions so far cost.
-    spent: u64,
-    /// Where the next turn begins, once this one has ended before the last region.
-    next: Option<u64>,
-}
-
-impl Part<'_> {
-    fn next(&mut self) -> Result<Option<Region>, RunError> {
-        while let Some(region) = self.regions.next()? {
-            if region.place() < self.from {
-                continue;
-            }
-            if self.spent >= FOLD_STEP_BYTES {
-                self.next = Some(region.place());
-                return Ok(None);
-            }
-            // A hole costs the disk no more than a region of bytes does.
-            let most = if self.makes_holes.load(Ordering::Relaxed) { REGION_BYTES } else { u64::MAX };
-            self.spent += region.range.len.min(most);
-            return Ok(Some(region));
-        }
-        Ok(None)
-    }
-}
-
-/// Folds regions in several threads; the first error ends all.
-fn fold_in_threads(
-    regions: &mut Part<'_>,
-    threads: usize,
-    fold: &(impl Fn(&Region, &mut PageBuf) -> Result<(), FoldError> + Sync),
-) -> Result<(), FoldError> {
-    let (send, receive) = sync_channel::<Region>(threads * 2);
-    let receive = Mutex::new(receive);
-    let failed = Mutex::new(None);
-    let work = || {
-        let mut buf = PageBuf::zeroed(REGION_BYTES as usize);
-        while let Some(region) = next_of(&receive) {
-            if failed.lock().expect("a panic aborts the process").is_some() {
-                continue; // The rest is taken off the channel, so that nobody waits for room in it.
-            }
-            if let Err(error) = fold(&region, &mut buf) {
-                failed.lock().expect("a panic aborts the process").get_or_insert(error);
-            }
-        }
-    };
-    let fed = std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(work);
-        }
-        let fed = loop {
-            match regions.next() {
-                Ok(Some(region)) => send.send(region).expect("the threads live as long as the channel"),
-                Ok(None) => break Ok(()),
-                Err(error) => break Err(error),
-            }
-            if failed.lock().expect("a panic aborts the process").is_some() {
-                break Ok(());
-            }
-        };
-        drop(send);
-        fed
-    });
-    fed?;
-    match failed.into_inner().expect("a panic aborts the process") {
-        Some(error) => Err(error),
-        None => Ok(()),
-    }
-}
-
-fn next_of(receive: &Mutex<Receiver<Region>>) -> Option<Region> {
-    receive.lock().expect("a panic aborts the process").recv().ok()
 }

@@ -6,7 +6,7 @@
 
 use crate::append::Appender;
 use crate::checkpoints::{CheckpointError, CheckpointFacts, CheckpointQuery};
-use crate::fold::Begun;
+use crate::fold::Fold;
 use crate::footers::Footers;
 use crate::history::History;
 use crate::life::Life;
@@ -18,12 +18,12 @@ use crate::state::State;
 use crate::status::JournalStatus;
 use crate::store::Store;
 use crate::timeline::Timeline;
-use crate::undo::UndoWriter;
+use crate::undo::{Undo, UndoWriter};
 use crate::view::Shared;
 use crate::writer::{AppendError, AppendMeta, Appended, Writer};
 use batch::Batch;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 use types::{CheckpointId, DiskIndex, DiskSpec, Epoch, WallTime, WriteSeq};
@@ -36,10 +36,8 @@ pub struct Journal {
     pub(crate) appender: Appender,
     pub(crate) footers: Arc<Footers>,
     pub(crate) reads: Arc<Reads>,
-    /// Of a fold whose replica is written in part; held shortly, by whoever holds `upkeep`.
-    pub(crate) fold_begun: Mutex<Option<Begun>>,
-    /// Whether the file system of the replicas has made a hole when it was last asked to.
-    pub(crate) makes_holes: AtomicBool,
+    pub(crate) fold: Arc<Fold>,
+    pub(crate) undo: Undo,
 }
 
 impl Journal {
@@ -53,14 +51,15 @@ impl Journal {
         let state = Arc::new(State::new(store, life, shared));
         let reads = Arc::new(Reads::new(state.clone()));
         let footers = Arc::new(Footers::new(state.clone(), reads.clone()));
+        let fold = Arc::new(Fold::new(state.clone(), reads.clone(), footers.clone()));
         Self {
             upkeep: Mutex::new(undo),
+            undo: Undo::new(state.clone(), reads.clone(), fold.clone()),
             appender: Appender::new(state.clone(), footers.clone(), writer),
             state,
             reads,
             footers,
-            fold_begun: Mutex::default(),
-            makes_holes: AtomicBool::new(false),
+            fold,
         }
     }
 

@@ -33,7 +33,6 @@ mod damage;
 mod entropy;
 mod extent;
 mod fold;
-mod fold_regions;
 mod footers;
 mod fs_store;
 mod gather;

@@ -5,6 +5,7 @@
 //! nothing: it is made again, a merged one out of its segments' footers, a footer out of its segment's batches, in a
 //! file of its own. A segment that retention drops while it is read is passed over.
 
+use crate::compact::{remove_run_files, swap_runs};
 use crate::cover::LogKind;
 use crate::damage::Damage;
 use crate::extent::extents_of;
@@ -265,9 +266,10 @@ impl Journal {
                 let covered = info.first_segment..=info.last_segment;
                 let segments = log.segments.iter().filter(|one| covered.contains(&one.number));
                 let footers = segments.filter_map(|one| one.sealed.as_ref()?.footer.clone()).collect();
-                self.swap_runs(kind, std::slice::from_ref(&run), footers).map_err(FoldError::Manifest)?;
+                swap_runs(&self.state, kind, std::slice::from_ref(&run), footers)
+                    .map_err(FoldError::Manifest)?;
                 self.reads.wait_for_readers();
-                self.remove_run_files(kind, &[run]);
+                remove_run_files(&*self.state.store, kind, &[run]);
                 count += 1;
             }
         }

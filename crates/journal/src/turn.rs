@@ -5,6 +5,7 @@
 //! more is waiting, so that one journal never keeps the others from theirs.
 
 use crate::age::{Stamp, micros};
+use crate::compact;
 use crate::fold::FoldError;
 use crate::journal::Journal;
 use crate::settings::Mode;
@@ -28,17 +29,17 @@ impl Journal {
         let stamp = self.write_shared().age.tick(how);
         self.expire_pins(how.now).map_err(FoldError::Manifest)?;
         self.settle_damage().map_err(FoldError::Manifest)?;
-        if self.read_shared().settings.mode == Mode::RollForward && !undo.has_unfinished_step(self) {
+        if self.read_shared().settings.mode == Mode::RollForward && !undo.has_unfinished_step(&self.state) {
             // What is left of another mode ages as sealed segments do.
-            self.seal_undo(&mut undo).map_err(FoldError::Manifest)?;
+            self.undo.seal(&mut undo).map_err(FoldError::Manifest)?;
         }
         let footers = self.footers.write_all(Some(stamp)).map_err(FoldError::Footer)?;
         self.keep_ages(stamp).map_err(FoldError::Manifest)?;
-        let merges = self.merge_runs(how.entropy)?;
+        let merges = compact::merge_runs(&self.state, &self.reads, how.entropy)?;
         let mut kept = self.retain(&mut undo, how)?;
         // A step that was cut short is finished in either mode.
-        if self.read_shared().settings.mode == Mode::Rollback || undo.has_unfinished_step(self) {
-            let applied = self.apply(&mut undo, how)?;
+        if self.read_shared().settings.mode == Mode::Rollback || undo.has_unfinished_step(&self.state) {
+            let applied = self.undo.apply(&mut undo, how)?;
             kept.folded_bytes += applied.folded_bytes;
             kept.segments += applied.segments;
             kept.more |= applied.more;
@@ -77,13 +78,13 @@ impl Journal {
         let due = self.read_shared().due(last_good);
         let Some(due) = due else { return Ok(Kept { applied, ..Kept::default() }) };
         // What was begun is ended first: what is due grows while it is written.
-        let target = self.fold_begun().filter(|begun| *begun < due).unwrap_or(due);
+        let target = self.fold.begun().filter(|begun| *begun < due).unwrap_or(due);
         let mut folded_bytes = 0;
         if target > applied {
-            if undo.has_unfinished_step(self) {
+            if undo.has_unfinished_step(&self.state) {
                 return Ok(Kept { applied, more: true, ..Kept::default() });
             }
-            match self.fold_to(target, how)? {
+            match self.fold.fold_to(target, how)? {
                 Some(written) => {
                     folded_bytes = written.bytes;
                     if !written.is_whole {
@@ -92,10 +93,10 @@ impl Journal {
                 }
                 None => return Ok(Kept { applied, ..Kept::default() }),
             }
-        } else if !self.retire(target).map_err(FoldError::Manifest)? {
+        } else if !self.fold.retire(target).map_err(FoldError::Manifest)? {
             return Ok(Kept { applied, ..Kept::default() });
         }
-        let segments = self.finish_fold(target).map_err(FoldError::Manifest)?;
+        let segments = self.fold.finish(target).map_err(FoldError::Manifest)?;
         Ok(Kept { segments, folded_bytes, more: true, ..Kept::default() })
     }
 
