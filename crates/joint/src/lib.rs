@@ -4,11 +4,13 @@
 //! out as a value or through a seam that the caller implements.
 //!
 //! - [`cut`]: one cut of a group whose VMs are on several hosts.
+//! - [`life`]: when the journal of a kept VM is open, who uses it, and what ends before the next life begins.
 //! - [`progress`]: how far one VM's stream is.
 //! - [`promise`]: what synchronous mode may promise in a group of several VMs.
 //! - [`view`](mod@view): what a sender is shown of a capture and its spill.
 
 pub mod cut;
+pub mod life;
 pub mod progress;
 pub mod promise;
 pub mod view;

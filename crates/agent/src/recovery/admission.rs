@@ -6,14 +6,17 @@
 
 use super::Recovery;
 use super::groups::site_of;
+use super::life::{Lease, explain};
 use super::policy::JournalPolicy;
 use super::record::RecoveryRecord;
 use super::seeds::Seeds;
 use super::vm::RecoveredVm;
 use anyhow::Context;
+use joint::life::{Reason, State, Task, Use};
 use replication::wire::{Hello, Refusal, Refuse};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use types::{Epoch, GroupId};
 
 fn refuse(why: Refusal, detail: String) -> Refuse {
@@ -30,15 +33,16 @@ impl Recovery {
         self: &Arc<Self>,
         hello: &Hello,
         peer: &str,
-    ) -> Result<(Arc<RecoveredVm>, Arc<journal::Journal>), Refuse> {
+    ) -> Result<(Arc<RecoveredVm>, Lease), Refuse> {
         self.check_vm_was_read(hello.vm)?;
         let known = self.vms().get(&hello.vm).cloned();
         if known.as_ref().is_some_and(|vm| vm.is_forgotten()) {
             return Err(refuse(Refusal::Busy, "what was kept of this VM before is being deleted".into()));
         }
-        // Whoever moves its journal holds it meanwhile: a stream that waited for that would keep a thread for hours.
-        if known.as_ref().is_some_and(|vm| vm.moving().is_some()) {
-            return Err(refuse(Refusal::Busy, "the journal is being moved".into()));
+        // Whoever moves its journal has it for himself meanwhile, for hours perhaps.
+        let is_taken = |state| matches!(state, State::Taken(_) | State::Closing(Reason::Taken(_)));
+        if let Some(state) = known.as_ref().map(|vm| vm.life().state()).filter(|state| is_taken(*state)) {
+            return Err(refuse(Refusal::Busy, format!("the journal is {}", explain(state))));
         }
         self.check_owner(hello, peer, known.as_deref())?;
         self.check_epoch(hello.group, &hello.group_name, hello.epoch)?;
@@ -47,10 +51,7 @@ impl Recovery {
             None => self.make(hello, peer)?,
         };
         vm.follow(&self.state, hello, peer).map_err(|error| failed(format!("{error:#}")))?;
-        let journal = match vm.journal() {
-            Some(journal) => journal,
-            None => self.open_journal(&vm).map_err(|error| failed(error.detail))?,
-        };
+        let journal = self.open_journal(&vm, Use::Stream).map_err(|error| failed(error.detail))?;
         let epoch = journal.status().epoch;
         if hello.epoch < epoch {
             // No failover is going on (that was checked first), so the sender may take the epoch up.
@@ -200,14 +201,15 @@ impl Recovery {
             vm.set_seeded();
         }
         let create = if seeded { journal::Journal::create_seeded } else { journal::Journal::create };
+        let opening = vm.life().begin().expect("nobody else knows of it yet");
         let made = create(store, hello.vm, &hello.vm_name, &hello.disks, hello.epoch, settings);
         match made {
-            Ok(journal) => drop(vm.set_journal(Arc::new(journal))),
+            Ok(journal) => self.use_opened(vm, opening, Arc::new(journal)),
             // The agent died between making it and recording it. Whether its replicas were seeds is not known any
             // more: if they were not, comparing them costs reading, where the other word would cost blocks.
             Err(journal::CreateError::Exists) => {
                 vm.set_seeded();
-                self.open_journal(vm).map_err(|error| failed(error.detail))?;
+                self.open_now(vm, opening).map_err(|error| failed(error.detail))?;
             }
             Err(error) => return Err(failed(crate::source::with_sources(&error))),
         }
@@ -217,11 +219,13 @@ impl Recovery {
 
 /// Takes away what was made for a VM that is not kept after all; its seeds first.
 fn unmake(vm: &RecoveredVm, folders: &[PathBuf], seeds: &mut Seeds) -> anyhow::Result<()> {
-    vm.close_journal();
+    let taken = vm.life().take_folder(Task::Delete, Duration::ZERO);
+    let taken = taken.map_err(|_| anyhow::anyhow!("somebody uses a journal that nobody knows of"))?;
     seeds.give_back()?;
     vm.let_go_of_folder();
     for folder in folders.iter().filter(|folder| folder.exists()) {
         std::fs::remove_dir_all(folder).with_context(|| format!("remove {}", folder.display()))?;
     }
+    taken.deleted();
     Ok(())
 }

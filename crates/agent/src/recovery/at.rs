@@ -1,8 +1,10 @@
 //! Which cut of one VM an operator means by `latest`, a checkpoint's id, a time or a tag.
 
+use super::life::{Lease, explain};
 use super::vm::RecoveredVm;
 use crate::clock;
 use crate::error::{OperationError, Result};
+use joint::life::{Refused, Use};
 use journal::CheckpointQuery;
 use std::sync::Arc;
 use types::{Checkpoint, CheckpointId, WallTime, WriteSeq};
@@ -105,13 +107,18 @@ pub(super) fn first_of<T>(
     }
 }
 
-pub(super) fn journal_of(vm: &RecoveredVm) -> Result<Arc<journal::Journal>> {
-    vm.journal().ok_or_else(|| {
-        let name = vm.name();
-        OperationError::unavailable(match vm.moving() {
-            Some(_) => format!("the journal of VM {name} is being moved: wait until it is there"),
-            None => format!("the journal of VM {name} is not open; `holdfast status` says why"),
-        })
+pub(super) fn journal_of(vm: &RecoveredVm) -> Result<Lease> {
+    lease_of(vm, Use::Look)
+}
+
+/// Its journal for a use of it, as long as it is open.
+pub(super) fn lease_of(vm: &RecoveredVm, what: Use) -> Result<Lease> {
+    vm.lease(what).map_err(|refused| {
+        let why = match refused {
+            Refused::State(state) => explain(state),
+            Refused::Images => unreachable!("images hinder nobody who uses a journal"),
+        };
+        OperationError::unavailable(format!("the journal of VM {} is {why}", vm.name()))
     })
 }
 

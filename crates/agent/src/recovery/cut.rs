@@ -56,7 +56,8 @@ fn tail(group: &KeptGroup, pick: &Pick) -> Result<GroupCut> {
         return Err(held_up(group, &hindered));
     }
     let journals = vms.iter().map(|vm| journal_of(vm)).collect::<Result<Vec<_>>>()?;
-    let cut = journal::newest_common_cut(&journals).map_err(|at| {
+    let shared: Vec<_> = journals.iter().map(|journal| journal.shared().clone()).collect();
+    let cut = journal::newest_common_cut(&shared).map_err(|at| {
         let name = vms[at].name();
         OperationError::unavailable(format!(
             "VM {name} has no state that the others have too; name it with `--without {name}`"

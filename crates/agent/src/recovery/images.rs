@@ -2,7 +2,8 @@
 //! same NBD server as live disks.
 
 use super::Recovery;
-use super::at::{journal_of, resolve};
+use super::at::{lease_of, resolve};
+use super::life::{JournalLife, Lease, explain};
 use super::promote::PromotionRun;
 use super::unserved::Unserved;
 use super::vm::{RecoveredVm, checkpoint_to_api};
@@ -11,7 +12,9 @@ use crate::disk_server::DiskServer;
 use crate::error::{OperationError, Result};
 use crate::source::with_sources;
 use crate::state::random;
+use anyhow::Context;
 use bytes::Bytes;
+use joint::life::Use;
 use journal::{Image, ImageError};
 use serde::{Deserialize, Serialize};
 use splitter::nbd::Export;
@@ -51,6 +54,7 @@ pub(super) struct Closing {
 /// A served image.
 pub(super) struct OpenImage {
     pub(super) record: ImageRecord,
+    life: Arc<JournalLife>,
     image: Arc<Image>,
     disks: Vec<DiskSpec>,
     folder: PathBuf,
@@ -120,26 +124,50 @@ impl Recovery {
             promoted: false,
             closing: None,
         };
+        // Until the image stays the journal is neither closed nor another's.
+        let lease = lease_of(vm, Use::Image)?;
         // Recorded first: an image somebody may have written to is never forgotten.
         self.state.save(&record.file_name(), &record)?;
-        let opened = self.serve_image(vm, &record);
+        let opened = self.serve_image(vm, &lease, &record);
         if opened.is_err() {
             self.state.remove(&record.file_name())?;
         }
         record.open_seconds = clock::now().since(started).as_secs_f64();
-        let image = Arc::new(OpenImage { record: record.clone(), ..opened? });
-        self.images().insert(record.id.clone(), image.clone());
-        // Whoever forgets a VM says so before looking for images: one of the two sees the other.
-        if let Err(error) = vm.check_is_kept() {
-            self.end_image(&image)?;
-            return Err(OperationError::conflict(error.to_string()));
-        }
+        let image = OpenImage { record: record.clone(), ..opened? };
+        let image = self.have_it_stay(vm, &lease, image)?;
         tracing::info!(vm = record.vm_name, image = record.id, %cut, writable, "image opened");
         Ok(image)
     }
 
-    pub(super) fn serve_image(&self, vm: &Arc<RecoveredVm>, record: &ImageRecord) -> Result<OpenImage> {
-        let journal = journal_of(vm)?;
+    /// A served image is known from now on, and goes on over the journal's next lives.
+    pub(super) fn have_it_stay(
+        &self,
+        vm: &RecoveredVm,
+        lease: &Lease,
+        image: OpenImage,
+    ) -> Result<Arc<OpenImage>> {
+        let image = Arc::new(image);
+        let id = &image.record.id;
+        // Known first: whoever opens the journal anew looks for those that stay.
+        self.images().insert(id.clone(), image.clone());
+        if lease.stay(id).is_err() {
+            self.end_image_under(lease, &image)?;
+            return Err(OperationError::conflict(format!(
+                "the journal of VM {} is {}",
+                vm.name(),
+                explain(vm.life().state())
+            )));
+        }
+        Ok(image)
+    }
+
+    pub(super) fn serve_image(
+        &self,
+        vm: &RecoveredVm,
+        lease: &Lease,
+        record: &ImageRecord,
+    ) -> Result<OpenImage> {
+        let journal = lease.shared();
         let folder = record.overlay_folder();
         let folder = record.writable.then_some(folder.as_str());
         let image = Image::open(journal.clone(), WriteSeq::from_raw(record.cut), folder, self.boot_id)
@@ -150,6 +178,10 @@ impl Recovery {
         if !has_all && !has_pin {
             let pinned = journal.pin(&owner, image.cut(), None);
             pinned.map_err(|error| OperationError::conflict(with_sources(&error)))?;
+        }
+        if record.promoted && has_pin {
+            // Its promotion ended while the journal was closed.
+            journal.unpin(|pin| pin.owner == owner).context("remove the image's pin")?;
         }
         let image = Arc::new(image);
         let disks = journal.disks();
@@ -167,6 +199,7 @@ impl Recovery {
         let socket = server.path().to_path_buf();
         Ok(OpenImage {
             record: record.clone(),
+            life: vm.life().clone(),
             image,
             disks,
             folder: vm.folder(&self.journal_config.folder),
@@ -184,26 +217,25 @@ impl Recovery {
         served.values().map(|image| image.to_api()).chain(waiting.values().map(Unserved::to_api)).collect()
     }
 
-    /// The journal of a VM was opened anew: its images read from it from now on. One that cannot is not served any more,
+    /// The journal of an image was opened anew: it reads from there from now on. One that cannot is not served any more,
     /// for what it would show is not known.
-    pub(super) fn rebind_images(&self, vm: &RecoveredVm, journal: &Arc<journal::Journal>) {
-        let id = vm.id().to_string();
-        let ours: Vec<_> = self.images().values().filter(|image| image.record.vm == id).cloned().collect();
-        for image in ours {
-            let Err(error) = image.image.rebind(journal.clone()) else { continue };
-            let error = with_sources(&error);
-            tracing::error!(vm = vm.name(), image = image.record.id, error, "image is not served any more");
-            drop(image.server.lock().expect("a panic aborts the process").take());
-            image.locks.lock().expect("a panic aborts the process").clear();
-            self.wait_for_image(image.record.clone(), error);
-            self.images().remove(&image.record.id);
-        }
+    pub(super) fn rebind_image(&self, id: &str, journal: &Arc<journal::Journal>) -> bool {
+        let Some(image) = self.image(id) else { return false };
+        let Err(error) = image.image.rebind(journal.clone()) else { return true };
+        let error = with_sources(&error);
+        let vm = &image.record.vm_name;
+        tracing::error!(vm, image = id, error, "image is not served any more");
+        drop(image.server.lock().expect("a panic aborts the process").take());
+        image.locks.lock().expect("a panic aborts the process").clear();
+        self.wait_for_image(image.record.clone(), error);
+        self.images().remove(id);
+        false
     }
 
     /// Whether images of a VM are open, served or not.
     pub(super) fn has_images(&self, vm: &RecoveredVm) -> bool {
         let id = vm.id().to_string();
-        self.images().values().any(|image| image.record.vm == id)
+        vm.life().has_images()
             || self.waiting_images().values().any(|image| image.record.vm == id)
             || self.has_unread_images(vm)
     }
@@ -226,6 +258,14 @@ impl Recovery {
     /// Ends an image: the disks of one that was promoted are kept beside the journal's folder, whatever else is
     /// thrown away.
     pub(super) fn end_image(&self, image: &OpenImage) -> Result<Vec<PathBuf>> {
+        let lease = image.life.lease(Use::Image).map_err(|_| {
+            let (vm, state) = (&image.record.vm_name, image.life.state());
+            OperationError::unavailable(format!("the journal of VM {vm} is {}", explain(state)))
+        })?;
+        self.end_image_under(&lease, image)
+    }
+
+    fn end_image_under(&self, lease: &Lease, image: &OpenImage) -> Result<Vec<PathBuf>> {
         image.promotion.stop();
         let mut record = image.record.clone();
         let is_promoted = image.is_promoted();
@@ -238,13 +278,14 @@ impl Recovery {
             }
         }
         record.closing = Some(Closing { keep_in });
-        let ended = self.finish_image(&image.image.journal(), &image.folder, &record);
+        let ended = self.finish_image(lease, &image.folder, &record);
         // Whoever still has this image writes nothing any more: the disks are the operator's from here on.
         image.locks.lock().expect("a panic aborts the process").clear();
         if let Err(error) = &ended {
             self.wait_for_image(record.clone(), error.detail.clone());
         }
         self.images().remove(&record.id);
+        image.life.leave(&record.id);
         ended
     }
 }
@@ -277,7 +318,9 @@ impl OpenImage {
     /// Takes away the pin that is kept over restarts.
     pub(super) fn unpin(&self) -> io::Result<usize> {
         let owner = self.record.pin_owner();
-        self.image.journal().unpin(|pin| pin.owner == owner)
+        let lease = self.life.lease(Use::Image);
+        let lease = lease.map_err(|_| io::Error::other("its journal is not open just now"))?;
+        lease.unpin(|pin| pin.owner == owner)
     }
 
     /// The file of a disk that is promoted: the plain disk, which needs nothing else.

@@ -2,6 +2,7 @@
 
 use super::Recovery;
 use super::compare::compare;
+use super::life::Lease;
 use super::vm::StreamHold;
 use super::writer::{StreamWriter, Written};
 use crate::alerts::Alerts;
@@ -14,7 +15,6 @@ use crate::source::{Source, serve_host};
 use crate::waiting_room::WaitingRoom;
 use crate::wire_io::{Outgoing, ReadError, read_ahead, write_messages};
 use anyhow::{Context, Result};
-use journal::Journal;
 use replication::wire::{
     ClockAnswer, Compare, Compared, FrameReader, FrameWriter, Hello, Message, Refusal, Refuse,
 };
@@ -169,7 +169,7 @@ struct Connection {
 struct OpenStream {
     hold: StreamHold,
     writer: StreamWriter,
-    journal: Arc<Journal>,
+    journal: Arc<Lease>,
     /// Where comparisons wait for the one thread that makes them, once there was one to make.
     compares: Option<std::sync::mpsc::Sender<Compare>>,
 }
@@ -198,9 +198,11 @@ impl Connection {
             None => connection.drive(inbox).await,
         };
         if let Some(open) = connection.open.take() {
+            let OpenStream { hold, writer, journal, compares } = open;
+            drop((journal, compares));
             // Whatever was taken is still written before the next connection may come.
-            open.writer.end().await;
-            drop(open.hold);
+            writer.end().await;
+            drop(hold);
         }
         why
     }
@@ -298,14 +300,13 @@ impl Connection {
 
     async fn open(&mut self, hello: &Hello) -> Result<Opened, Refuse> {
         let (recovery, peer) = (self.recovery.clone(), self.peer.name.clone());
-        let (vm, journal) = block_in_place(|| recovery.admit(hello, &peer))?;
+        // Only to know that it may come, and whose stream it wants: the journal may be closed by who has that now.
+        let (vm, _) = block_in_place(|| recovery.admit(hello, &peer))?;
         let farewell =
             Refuse { why: Refusal::Busy, detail: "another connection has taken the stream over".into() };
         let busy = || Refuse { why: Refusal::Busy, detail: "the connection before does not let go".into() };
         let hold = vm.hold_stream(farewell).await.ok_or_else(busy)?;
-        // The journal may have been closed by the connection before, between the two lines above.
-        let is_the_same = vm.journal().is_some_and(|now| Arc::ptr_eq(&now, &journal) && !now.is_closed());
-        let journal = if is_the_same { journal } else { block_in_place(|| recovery.admit(hello, &peer))?.1 };
+        let (_, journal) = block_in_place(|| recovery.admit(hello, &peer))?;
         block_in_place(|| journal.raise_epoch(hello.epoch))
             .map_err(|error| Refuse { why: Refusal::JournalFailed, detail: error.to_string() })?;
         let status = journal.begin_stream();
@@ -323,9 +324,9 @@ impl Connection {
         vm.clear_error();
         let shards = recovery.shards.clone();
         let (written, floor) = (self.written.0.clone(), recovery.free_bytes_min);
-        let kept = journal.clone();
-        let writer = StreamWriter::new(vm, journal, hello.epoch, shards, floor, written);
-        self.open = Some(OpenStream { hold, writer, journal: kept, compares: None });
+        let journal = Arc::new(journal);
+        let writer = StreamWriter::new(vm, journal.clone(), hello.epoch, shards, floor, written);
+        self.open = Some(OpenStream { hold, writer, journal, compares: None });
         Ok(opened)
     }
 }
@@ -348,7 +349,7 @@ impl OpenStream {
 
 /// A thread that compares what is sent to it, one after the other, until the sender is gone.
 fn answer_compares(
-    journal: Arc<Journal>,
+    journal: Arc<Lease>,
     answers: mpsc::UnboundedSender<Compared>,
 ) -> std::io::Result<std::sync::mpsc::Sender<Compare>> {
     let (compares, queue) = std::sync::mpsc::channel();

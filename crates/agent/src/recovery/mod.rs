@@ -1,4 +1,19 @@
 //! The recovery side: journals received, images opened, groups failed over.
+//!
+//! Locks are taken in this order and never in another; whoever has one takes only such as stand below it:
+//!
+//! 1. `failing_over`, while guests are started and stopped: failovers, commits, rollbacks and images that are served
+//!    again go one at a time;
+//! 2. `making`, while a journal is made for a VM that is not kept yet;
+//! 3. a VM's `handing_over`, while its stream goes from one connection to the next;
+//! 4. `images`, then `waiting_images`;
+//! 5. `failovers`;
+//! 6. `vms`, then one VM's `inner`, under which its record is saved;
+//! 7. `unreadable`, alerts, the events of guests;
+//! 8. a [journal's life](life), under which nothing is taken, and nothing is waited for but the end of its leases.
+//!
+//! From 4 on they are held for a moment. What takes long is kept apart by *states* and not by locks: a lease keeps a
+//! journal open, a record says what is under way.
 
 mod admission;
 mod at;
@@ -6,19 +21,17 @@ mod clock_watch;
 mod compare;
 mod cut;
 mod failover;
-mod forget;
 mod groups;
 mod guests;
 mod images;
 mod incoming;
 mod journals;
 mod leaving;
-mod moving;
+mod life;
 mod policy;
 mod promote;
 mod promoted;
 mod record;
-mod reopen;
 mod replicas;
 mod resume;
 mod scrub;
@@ -35,7 +48,6 @@ use crate::alerts::Alerts;
 use crate::artifacts::Artifacts;
 use crate::clock;
 use crate::config::{Config, JournalConfig};
-use crate::error::Result;
 use crate::hypervisor::Adapter;
 use crate::sockets::RunDir;
 use crate::state::{StateDir, random};
@@ -111,32 +123,6 @@ impl Recovery {
             making: Mutex::default(),
             failing_over: Mutex::default(),
         })
-    }
-
-    /// Opens the journal from the disk and says what was found wrong.
-    fn open_journal(&self, vm: &Arc<RecoveredVm>) -> Result<Arc<journal::Journal>> {
-        let _one = vm.lock_opening();
-        if let Some(journal) = vm.journal() {
-            return Ok(journal); // Another connection has opened it meanwhile.
-        }
-        vm.check_is_kept()?;
-        let store = vm.take_folder(&self.journal_config)?;
-        let opened = journal::Journal::open(store, vm.settings(&self.journal_config)).map_err(|error| {
-            anyhow::anyhow!("open the journal of {}: {}", vm.name(), crate::source::with_sources(&error))
-        })?;
-        if opened.torn_bytes > 0 {
-            tracing::info!(
-                vm = vm.name(),
-                bytes = opened.torn_bytes,
-                "a torn end, never acknowledged, was cut off"
-            );
-        }
-        for damage in &opened.damage {
-            vm.report_damage(damage);
-        }
-        let journal = Arc::new(opened.journal);
-        self.rebind_images(vm, &journal);
-        Ok(vm.set_journal(journal))
     }
 
     /// All that are kept; those that are being forgotten are not.

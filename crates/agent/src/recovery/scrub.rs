@@ -6,6 +6,7 @@ use crate::clock;
 use crate::pace::Pace;
 use crate::source::with_sources;
 use crate::state::random;
+use joint::life::Use;
 use journal::{Clock, Scrubbed, Upkeep};
 use replication::wire::{Refusal, Refuse};
 use std::collections::BTreeMap;
@@ -64,7 +65,7 @@ fn scrub(vm: &Arc<RecoveredVm>, pace: &Pace) -> Round {
     let mut place = None;
     let mut whole = true;
     loop {
-        let Some(journal) = vm.journal() else { return Round::Again };
+        let Ok(journal) = vm.lease(Use::Scrub) else { return Round::Again };
         let how = Upkeep {
             clock: Clock::Monotonic(clock::now()),
             pace: &|bytes| pace.spend(bytes),

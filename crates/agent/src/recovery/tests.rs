@@ -3,12 +3,17 @@
 use super::record::RecoveryRecord;
 use super::*;
 use crate::sockets::SocketAccess;
+use batch::{Batch, BatchMeta, Codec, Kind, Record, encode};
+use bytes::Bytes;
+use joint::life::{Task, Use};
+use journal::AppendMeta;
 use replication::wire::{Hello, Refusal, Refuse};
 use std::path::Path;
 use std::thread;
-use types::{DiskSpec, Epoch, Incarnation, WallTime, WriteSeq};
+use std::time::Duration;
+use types::{ByteRange, DiskIndex, DiskSpec, Epoch, Incarnation, WallTime, WriteSeq};
 
-const PEER: &str = "agent-1.paris";
+pub(super) const PEER: &str = "agent-1.paris";
 const DISK_BYTES: u64 = 1 << 20;
 
 /// A recovery side in a folder, without threads or sockets of its own.
@@ -54,17 +59,55 @@ fn hold(vm: &RecoveredVm) -> Option<vm::StreamHold> {
     runtime.block_on(vm.hold_stream(farewell()))
 }
 
+/// A first sync that has ended: the VM's disk is all 7 in its first block, and can be opened.
+pub(super) fn append_sync(journal: &journal::Journal) {
+    let mark =
+        |seq, kind, range| Record { range, ..Record::mark(WriteSeq::from_raw(seq), kind, Bytes::new()) };
+    let payload = Bytes::from(vec![7; 4096]);
+    let range = ByteRange::new(0, 4096);
+    let records = [
+        mark(1, Kind::SyncBegin, ByteRange::new(1, 0)),
+        Record { seq: WriteSeq::from_raw(2), kind: Kind::Sync, disk: DiskIndex(0), range, payload },
+        mark(3, Kind::SyncEnd, ByteRange::new(0, 0)),
+    ];
+    let meta = BatchMeta {
+        incarnation: Incarnation::from_bytes([3; 16]),
+        prev_seq: WriteSeq::ZERO,
+        watermark: WriteSeq::from_raw(4),
+        taken_at: WallTime(0),
+    };
+    let batch = Batch::parse(encode(&meta, &records, Codec::Raw)).unwrap();
+    let how = AppendMeta { epoch: Epoch::FIRST, received_at: WallTime(0), entropy: [9; 16] };
+    journal.append(vec![batch], how).unwrap();
+}
+
+/// Ends a journal's life as if it had failed: the next one begins from what is on the disk.
+pub(super) fn close(vm: &RecoveredVm) {
+    if let Some(journal) = vm.journal().map(|lease| lease.shared().clone()) {
+        vm.life().close_failed(&journal);
+    }
+}
+
 #[test]
 fn whoever_was_let_in_before_a_vm_is_forgotten_does_not_use_what_is_deleted() {
     let folder = tempfile::tempdir().unwrap();
     let recovery = recovery(folder.path());
     let (vm, journal) = recovery.admit(&hello(1), PEER).unwrap();
     let files = vm.folder(&recovery.journal_dir);
-    recovery.forget("vm-1").unwrap();
+    let shared = journal.shared().clone();
+    thread::scope(|scope| {
+        let forgotten = scope.spawn(|| recovery.forget("vm-1"));
+        while !vm.is_forgotten() {
+            thread::yield_now();
+        }
+        assert!(hold(&vm).is_none(), "no stream of what is deleted");
+        assert!(files.exists(), "who was let in is waited for");
+        drop(journal);
+        forgotten.join().unwrap().unwrap();
+    });
     assert!(!files.exists());
-    assert!(journal.is_closed(), "nothing is written there any more");
-    assert!(hold(&vm).is_none(), "no stream of what is deleted");
-    assert!(recovery.open_journal(&vm).is_err());
+    assert!(shared.is_closed(), "nothing is written there any more");
+    assert!(recovery.open_journal(&vm, Use::Look).is_err());
     assert!(vm.follow(&recovery.state, &hello(1), PEER).is_err());
     vm.leave(&recovery.state, WriteSeq::ZERO).unwrap();
     assert_eq!(recovery.state.load::<RecoveryRecord>(&vm.record().file_name()).unwrap(), None);
@@ -79,7 +122,7 @@ fn whoever_was_let_in_before_a_vm_is_forgotten_does_not_use_what_is_deleted() {
 fn a_name_that_a_half_forgotten_vm_shares_with_a_kept_one_forgets_neither() {
     let folder = tempfile::tempdir().unwrap();
     let recovery = recovery(folder.path());
-    let (old, _) = recovery.admit(&hello(1), PEER).unwrap();
+    let old = recovery.admit(&hello(1), PEER).unwrap().0;
     // As where its folder could not be removed.
     old.begin_forgetting(&recovery.state).unwrap();
     let (new, journal) = recovery.admit(&Hello { vm_name: old.name(), ..hello(2) }, PEER).unwrap();
@@ -90,6 +133,7 @@ fn a_name_that_a_half_forgotten_vm_shares_with_a_kept_one_forgets_neither() {
         }
     }
     assert!(!journal.is_closed() && new.folder(&recovery.journal_dir).exists());
+    drop(journal);
     recovery.forget(&old.id().to_string()).unwrap();
     assert!(!old.folder(&recovery.journal_dir).exists() && new.folder(&recovery.journal_dir).exists());
     recovery.forget(&new.name()).unwrap();
@@ -100,7 +144,7 @@ fn a_name_that_a_half_forgotten_vm_shares_with_a_kept_one_forgets_neither() {
 fn a_vm_whose_stream_is_let_in_is_not_forgotten() {
     let folder = tempfile::tempdir().unwrap();
     let recovery = recovery(folder.path());
-    let (vm, _) = recovery.admit(&hello(1), PEER).unwrap();
+    let vm = recovery.admit(&hello(1), PEER).unwrap().0;
     let held = hold(&vm).unwrap();
     let refused = recovery.forget("vm-1").unwrap_err();
     assert!(refused.detail.contains("is still being sent"), "{}", refused.detail);
@@ -147,10 +191,9 @@ fn greetings_and_forgetting_at_once_leave_a_whole_journal_or_none() {
         });
         for _ in 0..100 {
             // As a connection does it: let in, take the stream, look again.
-            let Ok((vm, journal)) = recovery.admit(&hello(1), PEER) else { continue };
+            let Ok(vm) = recovery.admit(&hello(1), PEER).map(|(vm, _)| vm) else { continue };
             let Some(_held) = hold(&vm) else { continue };
-            let same = vm.journal().is_some_and(|now| Arc::ptr_eq(&now, &journal) && !now.is_closed());
-            let journal = if same { journal } else { recovery.admit(&hello(1), PEER).unwrap().1 };
+            let journal = recovery.admit(&hello(1), PEER).unwrap().1;
             journal.raise_epoch(Epoch::FIRST.next()).unwrap();
             assert!(vm.folder(&recovery.journal_dir).join("manifest").exists());
             assert!(recovery.list().iter().any(|kept| Arc::ptr_eq(kept, &vm)), "who streams is kept");
@@ -164,7 +207,7 @@ fn forgetting_that_was_interrupted_goes_on_at_the_next_start() {
     let folder = tempfile::tempdir().unwrap();
     let files = {
         let recovery = recovery(folder.path());
-        let (vm, _) = recovery.admit(&hello(1), PEER).unwrap();
+        let vm = recovery.admit(&hello(1), PEER).unwrap().0;
         recovery.admit(&hello(2), PEER).unwrap();
         vm.begin_forgetting(&recovery.state).unwrap();
         let greeted = recovery.admit(&hello(1), PEER).unwrap_err();
@@ -206,9 +249,11 @@ fn a_journal_that_could_not_be_opened_is_opened_once_its_disk_answers() {
 fn what_stopped_a_journal_is_told_until_a_stream_begins() {
     let folder = tempfile::tempdir().unwrap();
     let recovery = recovery(folder.path());
-    let (vm, _) = recovery.admit(&hello(1), PEER).unwrap();
+    let (vm, journal) = recovery.admit(&hello(1), PEER).unwrap();
     vm.set_error("no space left for the journal".into());
-    vm.close_journal();
+    drop(journal);
+    close(&vm);
+    assert!(vm.journal().is_none());
     recovery.reopen(&vm);
     assert!(vm.journal().is_some());
     assert_eq!(vm.last_error().as_deref(), Some("no space left for the journal"));
@@ -294,7 +339,7 @@ fn a_seed_is_compared_also_where_the_agent_died_before_it_had_recorded_the_vm() 
 fn a_journal_that_is_being_moved_refuses_streams_at_once_and_never_goes_into_itself() {
     let folder = tempfile::tempdir().unwrap();
     let recovery = recovery(folder.path());
-    let (vm, _) = recovery.admit(&hello(1), PEER).unwrap();
+    let vm = recovery.admit(&hello(1), PEER).unwrap().0;
     let files = vm.folder(&recovery.journal_dir);
     for target in [
         files.join("inside"),
@@ -305,10 +350,7 @@ fn a_journal_that_is_being_moved_refuses_streams_at_once_and_never_goes_into_its
         assert!(refused.detail.contains("inside"), "{}", refused.detail);
         assert!(vm.journal().is_some() && files.join("manifest").exists() && !target.exists());
     }
-    vm.set_moving(Some(Arc::new(moving::Moving::begin("/elsewhere".into(), 1))));
-    vm.close_journal();
-    // As whoever copies it holds it: a stream that waited for that would hold a thread.
-    let _copying = vm.lock_opening();
+    let _copying = vm.life().take_folder(Task::Move, Duration::ZERO).unwrap();
     let refused = recovery.admit(&hello(1), PEER).unwrap_err();
     assert!(refused.why == Refusal::Busy && refused.detail.contains("moved"), "{}", refused.detail);
     let refused = recovery.move_journal("vm-1", "/elsewhere").unwrap_err();

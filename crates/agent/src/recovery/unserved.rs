@@ -4,6 +4,7 @@
 use super::Recovery;
 use super::images::{Closing, ImageRecord};
 use crate::error::{OperationError, Result};
+use joint::life::Use;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,13 +82,12 @@ impl Recovery {
     fn try_again(&self, record: &ImageRecord) -> Result<()> {
         let vm = self.list().into_iter().find(|vm| vm.id().to_string() == record.vm);
         let vm = vm.ok_or_else(|| OperationError::not_found("its journal is not kept here any more"))?;
+        let lease = super::at::lease_of(&vm, Use::Image)?;
         if record.closing.is_some() {
-            let journal = super::at::journal_of(&vm)?;
-            return self.finish_image(&journal, &vm.folder(&self.journal_config.folder), record).map(drop);
+            return self.finish_image(&lease, &vm.folder(&self.journal_config.folder), record).map(drop);
         }
-        let image = self.serve_image(&vm, record)?;
-        self.images().insert(record.id.clone(), Arc::new(image));
-        Ok(())
+        let image = self.serve_image(&vm, &lease, record)?;
+        self.have_it_stay(&vm, &lease, image).map(drop)
     }
 
     /// Closes an image that is not served.
@@ -115,12 +115,13 @@ impl Recovery {
         let vm = self.list().into_iter().find(|vm| vm.id().to_string() == record.vm);
         let kept = match vm {
             Some(vm) => {
-                let (journal, folder) = (super::at::journal_of(&vm)?, vm.folder(&self.journal_config.folder));
+                let (lease, folder) =
+                    (super::at::lease_of(&vm, Use::Image)?, vm.folder(&self.journal_config.folder));
                 if record.closing.is_none() {
                     let keep_in = record.promoted.then(|| super::promoted::place_for(&folder, &record));
                     record.closing = Some(Closing { keep_in: keep_in.transpose()? });
                 }
-                self.finish_image(&journal, &folder, &record)?
+                self.finish_image(&lease, &folder, &record)?
             }
             // Its overlay went with the journal.
             None => {

@@ -7,6 +7,7 @@ use crate::clock;
 use crate::pace::Pace;
 use crate::source::with_sources;
 use crate::state::random;
+use joint::life::Use;
 use journal::{Clock, Journal, Kept, Upkeep};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -99,7 +100,7 @@ impl Recovery {
 
 /// One journal's turn; whether it wants another at once.
 fn keep_up(vm: &RecoveredVm, pace: &Pace, progress: &Progress, rests: bool) -> bool {
-    let Some(journal) = vm.journal() else { return false };
+    let Ok(journal) = vm.lease(Use::Upkeep) else { return false };
     if rests {
         journal.rest();
     }

@@ -1,15 +1,17 @@
 //! One kept VM: its record, its journal while it is open, and who streams into it.
 
 use super::groups::{answers_to, site_of};
-use super::moving::Moving;
+use super::life::moving::Moving;
+use super::life::open::Reopening;
+use super::life::{JournalLife, Lease};
 use super::policy::JournalPolicy;
 use super::record::RecoveryRecord;
-use super::reopen::Reopening;
 use crate::clock;
 use crate::config::JournalConfig;
 use crate::state::StateDir;
 use anyhow::{Context, Result};
-use journal::{CheckpointFacts, Damage, FsStore, Journal, Settings, Store, Thinning};
+use joint::life::{Refused, Use};
+use journal::{CheckpointFacts, Damage, FsStore, Settings, Store, Thinning};
 use replication::wire::{Hello, Refuse};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -26,9 +28,9 @@ const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct RecoveredVm {
     id: VmId,
     group: GroupId,
+    /// Its journal, and who uses that.
+    life: Arc<JournalLife>,
     inner: Mutex<Inner>,
-    /// Held while the journal is being opened: it is never opened twice at once.
-    opening: Mutex<()>,
     /// Held while a stream is handed over: connections get it one after the other.
     handing_over: tokio::sync::Mutex<()>,
 }
@@ -41,7 +43,6 @@ struct Inner {
     store: Option<Arc<FsStore>>,
     /// The file system the folder lies on.
     disk: u64,
-    journal: Option<Arc<Journal>>,
     last_error: Option<String>,
     scrubbed_at: Option<WallTime>,
     stream: Option<Stream>,
@@ -72,8 +73,8 @@ impl Inner {
     }
 
     /// The state where no failover says another.
-    fn own_state(&self) -> &'static str {
-        match (&self.moving, &self.journal) {
+    fn own_state(&self, journal: Option<&Lease>) -> &'static str {
+        match (&self.moving, journal) {
             (Some(_), _) => "moving",
             (None, None) => "failed",
             (None, Some(_)) if self.record.left.is_some() => "left",
@@ -92,7 +93,6 @@ impl RecoveredVm {
             policy,
             store: None,
             disk: 0,
-            journal: None,
             last_error: None,
             scrubbed_at: None,
             stream: None,
@@ -102,19 +102,14 @@ impl RecoveredVm {
         Ok(Arc::new(Self {
             id,
             group,
+            life: Arc::default(),
             inner: Mutex::new(inner),
-            opening: Mutex::default(),
             handing_over: tokio::sync::Mutex::default(),
         }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().expect("a panic aborts the process")
-    }
-
-    /// To be held while the journal is being opened.
-    pub(crate) fn lock_opening(&self) -> MutexGuard<'_, ()> {
-        self.opening.lock().expect("a panic aborts the process")
     }
 
     pub(crate) fn id(&self) -> VmId {
@@ -156,39 +151,22 @@ impl RecoveredVm {
         self.lock().record.seeded = true;
     }
 
-    pub(crate) fn journal(&self) -> Option<Arc<Journal>> {
-        self.lock().journal.clone()
+    pub(super) fn life(&self) -> &Arc<JournalLife> {
+        &self.life
     }
 
-    pub(crate) fn set_journal(&self, journal: Arc<Journal>) -> Arc<Journal> {
-        let mut inner = self.lock();
-        inner.journal = Some(journal.clone());
-        inner.reopening = Reopening::default();
-        journal
+    /// Its journal, as long as it is open, for a use of it.
+    pub(super) fn lease(&self, what: Use) -> Result<Lease, Refused> {
+        self.life.lease(what)
     }
 
-    /// Closes the journal, once whatever is under way there has ended: the next stream opens it from the disk.
-    pub(crate) fn close_journal(&self) {
-        if let Some(journal) = self.journal() {
-            self.close_life(&journal);
-        }
-    }
-
-    /// Closes a journal of this VM. Only when its life has ended another one may begin.
-    pub(crate) fn close_life(&self, journal: &Arc<Journal>) {
-        journal.close();
-        let mut inner = self.lock();
-        if inner.journal.as_ref().is_some_and(|now| Arc::ptr_eq(now, journal)) {
-            inner.journal = None;
-        }
+    /// The same for who only looks, sets something or pins something there.
+    pub(crate) fn journal(&self) -> Option<Lease> {
+        self.lease(Use::Look).ok()
     }
 
     pub(crate) fn set_moving(&self, moving: Option<Arc<Moving>>) {
         self.lock().moving = moving;
-    }
-
-    pub(crate) fn moving(&self) -> Option<Arc<Moving>> {
-        self.lock().moving.clone()
     }
 
     pub(super) fn with_reopening<T>(&self, change: impl FnOnce(&mut Reopening) -> T) -> T {
@@ -417,14 +395,15 @@ impl RecoveredVm {
     pub(crate) fn to_api(&self, journal_dir: &Path, failover: Option<&str>, epoch: u64) -> api::RecoveredVm {
         let connected = self.is_streaming();
         let folder = self.folder(journal_dir);
+        let journal = self.journal();
+        let journal = journal.as_ref();
+        let status = journal.map(|journal| journal.status());
+        let status = status.as_ref();
+        let newest_checkpoint = journal.and_then(|journal| journal.newest_checkpoint().ok()?);
+        let tail = journal.and_then(|journal| journal.newest_consistent(WriteSeq::MAX));
+        let disks = journal.map(|journal| journal.disks()).unwrap_or_default();
         let inner = self.lock();
         let record = &inner.record;
-        let status = inner.journal.as_ref().map(|journal| journal.status());
-        let status = status.as_ref();
-        let newest_checkpoint =
-            inner.journal.as_ref().and_then(|journal| journal.newest_checkpoint().ok()?);
-        let tail = inner.journal.as_ref().and_then(|journal| journal.newest_consistent(WriteSeq::MAX));
-        let disks = inner.journal.as_ref().map(|journal| journal.disks()).unwrap_or_default();
         api::RecoveredVm {
             id: self.id.to_string(),
             name: record.name.clone(),
@@ -432,7 +411,7 @@ impl RecoveredVm {
             group: record.group.clone(),
             group_id: record.group_id.clone(),
             epoch: epoch.max(status.map_or(0, |status| status.epoch.0)),
-            state: failover.unwrap_or_else(|| inner.own_state()).to_owned(),
+            state: failover.unwrap_or_else(|| inner.own_state(journal)).to_owned(),
             moving: inner.moving.as_ref().map(|moving| moving.to_api()),
             last_error: inner.last_error.clone(),
             connected,

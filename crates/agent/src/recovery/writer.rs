@@ -4,6 +4,7 @@
 //! a shard's thread as cumulative acknowledgements. After an error nothing more is appended; the journal
 //! is closed only once nothing of the stream can touch its files any more.
 
+use super::life::Lease;
 use super::vm::RecoveredVm;
 use crate::source::with_sources;
 use batch::Batch;
@@ -26,7 +27,8 @@ pub(super) enum Written {
 #[derive(Debug)]
 pub(super) struct StreamWriter {
     vm: Arc<RecoveredVm>,
-    journal: Arc<Journal>,
+    /// Given back once nothing of the stream is on its way any more.
+    journal: Arc<Lease>,
     shards: Arc<Shards>,
     stream: Arc<AppendStream>,
     room: Arc<Semaphore>,
@@ -40,7 +42,7 @@ pub(super) struct StreamWriter {
 impl StreamWriter {
     pub(super) fn new(
         vm: Arc<RecoveredVm>,
-        journal: Arc<Journal>,
+        journal: Arc<Lease>,
         epoch: Epoch,
         shards: Arc<Shards>,
         free_bytes_min: u64,
@@ -50,7 +52,7 @@ impl StreamWriter {
         let must_close = Arc::new(AtomicBool::new(false));
         let stopped = Arc::new(AtomicBool::new(false));
         let report = {
-            let (vm, journal, room) = (vm.clone(), journal.clone(), room.clone());
+            let (vm, journal, room) = (vm.clone(), journal.shared().clone(), room.clone());
             let (must_close, stopped, written) = (must_close.clone(), stopped.clone(), written.clone());
             move |report: Report| match report.result {
                 Ok(appended) => {
@@ -68,7 +70,7 @@ impl StreamWriter {
                 }
             }
         };
-        let stream = AppendStream::new(journal.clone(), epoch, report);
+        let stream = AppendStream::new(journal.shared().clone(), epoch, report);
         Self { vm, journal, shards, stream, room, must_close, stopped, written, free_bytes_min }
     }
 
@@ -95,12 +97,13 @@ impl StreamWriter {
     /// Waits until everything handed in is written, or never will be; a journal that failed is closed.
     pub(super) async fn end(self) {
         let _ = self.room.acquire_many(RECEIVE_QUEUE_BATCHES as u32).await;
-        let journal = self.journal.clone();
+        let journal = self.journal.shared().clone();
         let _ = tokio::task::spawn_blocking(move || journal.wait_for_appends()).await;
+        let (journal, vm) = (self.journal.shared().clone(), self.vm);
+        drop(self.journal);
         if self.must_close.load(Ordering::SeqCst) {
-            let (vm, journal) = (self.vm.clone(), self.journal.clone());
             // It waits for a fold that may be under way.
-            let _ = tokio::task::spawn_blocking(move || vm.close_life(&journal)).await;
+            let _ = tokio::task::spawn_blocking(move || vm.life().close_failed(&journal)).await;
         }
     }
 }

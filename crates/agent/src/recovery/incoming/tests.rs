@@ -4,9 +4,10 @@
 
 use super::*;
 use crate::link::PeerIdentity;
-use crate::recovery::tests::{hello, recovery};
+use crate::recovery::tests::{close, hello, recovery};
 use batch::{BatchMeta, Codec, Kind, Record, encode, encode_mark};
 use bytes::Bytes;
+use joint::life::Use;
 use proptest::prelude::*;
 use replication::wire::{
     Ack, ArtifactHash, ArtifactOffer, ArtifactPart, CutMessage, HEADER_BYTES, Join, Leave, Welcome,
@@ -362,8 +363,8 @@ fn check(rome: &Rome, vm: u8) -> Result<WriteSeq, TestCaseError> {
     let id = VmId::from_bytes([vm; 16]);
     let kept = rome.recovery.vms().get(&id).cloned().expect("it was kept");
     // As it is on the disk.
-    kept.close_journal();
-    let journal = rome.recovery.open_journal(&kept).unwrap();
+    close(&kept);
+    let journal = rome.recovery.open_journal(&kept, Use::Look).unwrap();
     let status = journal.status();
     prop_assert!(status.last_seq >= LAST && status.last_seq <= WriteSeq::FOREIGN_MAX, "{}", status.last_seq);
     prop_assert!(status.epoch.next() <= Epoch::FOREIGN_MAX, "no failover can be told of: {}", status.epoch);

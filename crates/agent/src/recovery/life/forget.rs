@@ -2,19 +2,22 @@
 //!
 //! 1. Nobody sends it and no image of it is open: its record says that it is forgotten. From here on no stream is let in
 //!    and its journal is not opened: whoever greets for it is told to come again.
-//! 2. Its journal is closed, and what was opened of it just before is looked for once more.
+//! 2. Its journal is closed once nobody uses it any more; no image of it comes to stay meanwhile.
 //! 3. Its folders go.
 //! 4. Its record goes: whoever greets now gets a new journal.
 //!
 //! So there is never a journal of which a part is deleted, and none is deleted that was made meanwhile. An agent that dies
 //! between 1 and 4 goes on with 3 when it comes back.
 
-use super::Recovery;
-use super::policy::file_name;
-use super::vm::RecoveredVm;
+use super::super::Recovery;
+use super::super::policy::file_name;
+use super::super::vm::RecoveredVm;
+use super::images_are_open;
+use super::moving::{FOLDER_PATIENCE, not_taken};
 use crate::alerts::Alerts;
 use crate::error::{ErrorKind as OperationErrorKind, OperationError, Result};
 use anyhow::Context;
+use joint::life::Task;
 use std::io::ErrorKind;
 use std::sync::Arc;
 
@@ -50,12 +53,6 @@ impl Recovery {
         if self.has_images(&vm) {
             return Err(images_are_open(&vm));
         }
-        if vm.moving().is_some() {
-            let name = vm.name();
-            return Err(OperationError::conflict(format!(
-                "the journal of VM {name} is being moved: wait until it is there"
-            )));
-        }
         vm.begin_forgetting(&self.state)?;
         if let Err(error) = self.finish_forgetting(&vm) {
             if vm.is_forgotten() {
@@ -69,12 +66,13 @@ impl Recovery {
 
     /// Steps 2 to 4.
     fn finish_forgetting(&self, vm: &Arc<RecoveredVm>) -> Result<()> {
-        let _alone = vm.lock_opening();
-        vm.close_journal();
-        if self.has_images(vm) {
-            vm.keep_after_all(&self.state)?;
-            return Err(images_are_open(vm));
-        }
+        let taken = match vm.life().take_folder(Task::Delete, FOLDER_PATIENCE) {
+            Ok(taken) if !self.has_images(vm) => taken,
+            refused => {
+                vm.keep_after_all(&self.state)?;
+                return Err(refused.err().map_or_else(|| images_are_open(vm), |why| not_taken(vm, &why)));
+            }
+        };
         for folder in vm.folders(&self.journal_config) {
             match std::fs::remove_dir_all(&folder) {
                 Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -92,13 +90,14 @@ impl Recovery {
         vm.let_go_of_folder();
         self.state.remove(&file_name(&vm.id().to_string())).context("remove the journal's settings")?;
         self.state.remove(&vm.record().file_name())?;
+        taken.deleted();
         self.vms().remove(&vm.id());
         clear_alerts(&self.alerts, vm);
         Ok(())
     }
 
     /// Goes on with what the agent's end has interrupted.
-    pub(super) fn forget_the_rest(&self, vm: &Arc<RecoveredVm>) {
+    pub(in super::super) fn forget_the_rest(&self, vm: &Arc<RecoveredVm>) {
         match self.finish_forgetting(vm) {
             Ok(()) => tracing::info!(vm = vm.label(), "forgotten, as was asked for before the agent ended"),
             Err(error) => self.tell_half_forgotten(vm, &error),
@@ -111,10 +110,6 @@ impl Recovery {
         let text = format!("VM {label} ({id}) is forgotten in part only: {}", error.detail);
         self.alerts.raise(format!("forgetting of {id}"), text);
     }
-}
-
-fn images_are_open(vm: &RecoveredVm) -> OperationError {
-    OperationError::conflict(format!("images of VM {} are open; close them first", vm.name()))
 }
 
 fn clear_alerts(alerts: &Alerts, vm: &RecoveredVm) {

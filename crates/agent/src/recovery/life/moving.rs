@@ -1,9 +1,18 @@
 //! Moving a journal to another folder.
+//!
+//! 1. Its stream is told to go, and whoever uses the journal is waited for; nobody begins to meanwhile. Then the folder is
+//!    this file's alone.
+//! 2. It is copied. Where that fails the copy goes, and the journal is opened where it was.
+//! 3. That it lies elsewhere is written down. An agent that dies before that opens the old one, after it the new one.
+//! 4. It is opened there, and only then the old one goes.
 
-use super::Recovery;
-use super::policy::{JournalPolicy, file_name};
+use super::super::Recovery;
+use super::super::policy::{JournalPolicy, file_name};
+use super::super::vm::RecoveredVm;
+use super::{NotClosed, explain, list};
 use crate::error::{OperationError, Result};
 use anyhow::Context;
+use joint::life::{Refused, Task, Use};
 use replication::wire::{Refusal, Refuse};
 use rustix::fs::SeekFrom;
 use std::fs::File;
@@ -12,9 +21,12 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Copied at once.
 const CHUNK_BYTES: u64 = 1 << 20;
+/// How long whoever wants a journal's folder waits for those that use it: a scrub of a segment, a step of a fold.
+pub(super) const FOLDER_PATIENCE: Duration = Duration::from_secs(120);
 
 /// How far the moving of a journal is.
 #[derive(Debug)]
@@ -25,7 +37,7 @@ pub(crate) struct Moving {
 }
 
 impl Moving {
-    pub(super) fn begin(target: PathBuf, bytes_total: u64) -> Self {
+    fn begin(target: PathBuf, bytes_total: u64) -> Self {
         Self { target, bytes_total, bytes_done: AtomicU64::new(0) }
     }
 
@@ -45,49 +57,67 @@ impl Recovery {
         let vm = self.vm(name)?;
         let target = PathBuf::from(folder);
         check_target(&target)?;
-        if vm.moving().is_some() {
-            return Err(OperationError::conflict(format!("the journal of VM {name} is being moved already")));
-        }
-        if self.has_images(&vm) {
-            return Err(OperationError::conflict(format!("images of VM {name} are open; close them first")));
-        }
-        let alone = vm.lock_opening();
         vm.check_is_kept()?;
         let source = vm.folder(&self.journal_config.folder);
         check_not_inside(&target, &source)?;
+        self.check_no_images(&vm)?;
+        if !vm.stop_stream(Refuse { why: Refusal::Busy, detail: "the journal is being moved".into() }) {
+            tracing::warn!(vm = name, "its stream does not let go; the journal's folder waits for it");
+        }
+        let taken = vm.life().take_folder(Task::Move, FOLDER_PATIENCE).map_err(|why| not_taken(&vm, &why))?;
+        self.check_no_images(&vm)?; // None that is not served, either.
         let bytes_total = bytes_in(&source).with_context(|| format!("look at {}", source.display()))?;
         let moving = Arc::new(Moving::begin(target.clone(), bytes_total));
         vm.set_moving(Some(moving.clone()));
-        if !vm.stop_stream(Refuse { why: Refusal::Busy, detail: "the journal is being moved".into() }) {
-            tracing::warn!(
-                vm = name,
-                "its stream does not let go; closing the journal waits for what it appends"
-            );
-        }
-        vm.close_journal(); // Nothing touches its files from here on.
-        if self.has_images(&vm) {
-            // Opened just before: they need it where it is.
-            vm.set_moving(None);
-            drop(alone);
-            self.open_journal(&vm)?;
-            return Err(OperationError::conflict(format!("images of VM {name} are open; close them first")));
-        }
-        let copied = copy_folder(&source, &target, &moving);
+        let moved = self.move_folder(&vm, &source, &target, &moving);
         vm.set_moving(None);
-        if let Err(error) = copied {
-            let _ = std::fs::remove_dir_all(&target);
-            return Err(error.context(format!("copy the journal to {}", target.display())).into());
-        }
-        let policy = JournalPolicy { folder: Some(target.clone()), ..vm.policy() };
-        self.state.save(&file_name(&vm.id().to_string()), &policy)?;
-        vm.set_policy(policy);
-        vm.let_go_of_folder();
-        drop(alone);
-        // The old one is gone only once the new one has been opened.
-        self.open_journal(&vm)?;
+        drop(taken);
+        // The old one is gone only once the new one has been opened; where nothing was moved it is opened again.
+        let opened = self.open_journal(&vm, Use::Look);
+        moved?;
+        drop(opened?);
         std::fs::remove_dir_all(&source).with_context(|| format!("remove {}", source.display()))?;
         tracing::info!(vm = name, folder, "journal moved");
         self.journal_to_api(&vm)
+    }
+
+    /// Steps 2 and 3.
+    fn move_folder(&self, vm: &RecoveredVm, source: &Path, target: &Path, moving: &Moving) -> Result<()> {
+        let policy = JournalPolicy { folder: Some(target.to_path_buf()), ..vm.policy() };
+        let copied = copy_folder(source, target, moving)
+            .with_context(|| format!("copy the journal to {}", target.display()))
+            .and_then(|()| self.state.save(&file_name(&vm.id().to_string()), &policy));
+        if let Err(error) = copied {
+            let _ = std::fs::remove_dir_all(target);
+            return Err(error.into());
+        }
+        vm.set_policy(policy);
+        vm.let_go_of_folder();
+        Ok(())
+    }
+
+    fn check_no_images(&self, vm: &RecoveredVm) -> Result<()> {
+        match self.has_images(vm) {
+            true => Err(super::images_are_open(vm)),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Why somebody does not get a journal's folder.
+pub(super) fn not_taken(vm: &RecoveredVm, why: &NotClosed) -> OperationError {
+    let name = vm.name();
+    match why {
+        NotClosed::Refused(Refused::Images) => super::images_are_open(vm),
+        NotClosed::Refused(Refused::State(state)) => {
+            OperationError::conflict(format!("the journal of VM {name} is {}", explain(*state)))
+        }
+        NotClosed::StillUsed(uses) => OperationError::unavailable(format!(
+            "the journal of VM {name} is still used by {} after {} s, and goes on as before: try again later, and see to its \
+             disk where that does not end",
+            list(uses),
+            FOLDER_PATIENCE.as_secs()
+        )),
     }
 }
 
