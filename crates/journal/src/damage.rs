@@ -8,9 +8,10 @@
 //! source resumes, and what was lost never comes again. So the demand is a field of its own, in the manifest too, and
 //! while it stands nothing is taken but a stream that begins anew, on a connection that was told of it.
 
-use crate::journal::Journal;
+use crate::append::Appender;
 use crate::manifest::{DamageEntry, Manifest};
 use crate::payload;
+use crate::state::State;
 use crate::timeline::Timeline;
 use crate::writer::Takes;
 use std::io;
@@ -52,48 +53,43 @@ impl Damage {
     }
 }
 
-impl Journal {
-    /// Contains damage found while the journal is open; whether it was not known yet. Then the stream must be
-    /// closed, so that the source learns that it has to send everything again.
-    ///
-    /// # Errors
-    /// As the file system says.
-    pub(crate) fn contain(&self, damage: &Damage) -> io::Result<bool> {
-        if damage.is_known(&self.read_shared().manifest) {
-            return Ok(false);
-        }
-        let mut writer = self.lock_writer();
-        self.appender.seal_redo(&mut writer)?;
-        let mut timeline = self.read_shared().timeline.clone();
-        self.change_manifest(
-            |manifest| damage.record(manifest, &mut timeline),
-            |shared, manifest| {
-                shared.timeline.open_gap(damage.from);
-                shared.timeline.demand_resync(damage.from);
-                shared.set_manifest(manifest, |_| {});
-            },
-        )?;
-        // Whoever streams now does not know of it.
-        writer.takes = Takes::NothingMore;
-        payload::forget(self.state.uid);
-        Ok(true)
+/// Contains damage found while the journal is open; whether it was not known yet. Then the stream must be
+/// closed, so that the source learns that it has to send everything again.
+pub(crate) fn contain(state: &State, appender: &Appender, damage: &Damage) -> io::Result<bool> {
+    if damage.is_known(&state.read_shared().manifest) {
+        return Ok(false);
     }
+    let mut writer = appender.lock_writer();
+    appender.seal_redo(&mut writer)?;
+    let mut timeline = state.read_shared().timeline.clone();
+    state.change_manifest(
+        |manifest| damage.record(manifest, &mut timeline),
+        |shared, manifest| {
+            shared.timeline.open_gap(damage.from);
+            shared.timeline.demand_resync(damage.from);
+            shared.set_manifest(manifest, |_| {});
+        },
+    )?;
+    // Whoever streams now does not know of it.
+    writer.takes = Takes::NothingMore;
+    payload::forget(state.uid);
+    Ok(true)
+}
 
-    /// Writes down that damage was made good, once a sync that began after it has drained.
-    pub(crate) fn settle_damage(&self) -> io::Result<()> {
-        let made_good = {
-            let shared = self.read_shared();
-            let waiting = shared.manifest.damage.iter().any(|damage| damage.to_seq.is_none());
-            (waiting && !shared.timeline.is_gap_open()).then(|| shared.timeline.last_seq.raw())
-        };
-        let Some(upto) = made_good else { return Ok(()) };
-        self.change_manifest(
-            |manifest| {
-                for damage in manifest.damage.iter_mut().filter(|damage| damage.to_seq.is_none()) {
-                    damage.to_seq = Some(upto);
-                }
-            },
-            |shared, manifest| shared.set_manifest(manifest, |_| {}),
-        )
-    }
+/// Writes down that damage was made good, once a sync that began after it has drained.
+pub(crate) fn settle(state: &State) -> io::Result<()> {
+    let made_good = {
+        let shared = state.read_shared();
+        let waiting = shared.manifest.damage.iter().any(|damage| damage.to_seq.is_none());
+        (waiting && !shared.timeline.is_gap_open()).then(|| shared.timeline.last_seq.raw())
+    };
+    let Some(upto) = made_good else { return Ok(()) };
+    state.change_manifest(
+        |manifest| {
+            for damage in manifest.damage.iter_mut().filter(|damage| damage.to_seq.is_none()) {
+                damage.to_seq = Some(upto);
+            }
+        },
+        |shared, manifest| shared.set_manifest(manifest, |_| {}),
+    )
 }

@@ -3,6 +3,7 @@
 use crate::journal::Journal;
 use crate::overlay::{Overlay, OverlayError};
 use crate::payload::ReadError;
+use crate::pins::PinError;
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 use types::{ByteRange, DiskIndex, WriteSeq};
 
@@ -19,6 +20,15 @@ pub enum ImageError {
     Read(#[from] ReadError),
     #[error(transparent)]
     Overlay(#[from] OverlayError),
+}
+
+impl From<PinError> for ImageError {
+    fn from(error: PinError) -> Self {
+        match error {
+            PinError::NotConsistent { cut } => ImageError::NotConsistent { cut },
+            PinError::Manifest(source) => ImageError::Manifest(source),
+        }
+    }
 }
 
 /// The VM's disks as of a cut. While it lives, its cut is pinned: fold leaves it readable.
@@ -51,7 +61,7 @@ impl Image {
     ) -> Result<Self, ImageError> {
         let disks = journal.disks();
         // Held while the overlays are opened; given back where they turn out to be all there is.
-        let pinned = journal.pin_image(cut);
+        let pinned = journal.held().pin_image(cut);
         let sizes = disks.iter().map(|disk| disk.size_bytes).collect();
         let pin = Mutex::new(pinned.as_ref().ok().copied());
         let journal = RwLock::new(journal);
@@ -80,7 +90,7 @@ impl Image {
         // Who has looked up what lies below reads it there still, and would read what a fold puts in its place.
         let _nobody = self.readers.write().expect("a panic aborts the process");
         if let Some(pin) = self.pin.lock().expect("a panic aborts the process").take() {
-            self.journal().unpin_image(pin);
+            self.journal().held().unpin_image(pin);
         }
     }
 
@@ -97,7 +107,7 @@ impl Image {
         let _nobody = self.readers.write().expect("a panic aborts the process");
         let mut pin = self.pin.lock().expect("a panic aborts the process");
         if pin.is_some() {
-            *pin = Some(journal.pin_image(self.cut)?);
+            *pin = Some(journal.held().pin_image(self.cut)?);
         }
         *self.journal.write().expect("a panic aborts the process") = journal;
         Ok(())
@@ -186,16 +196,5 @@ impl Image {
 impl Drop for Image {
     fn drop(&mut self) {
         self.unpin();
-    }
-}
-
-impl Journal {
-    /// Throws away the overlays kept in `folder`.
-    ///
-    /// # Errors
-    /// As the file system says.
-    pub fn discard_overlays(&self, folder: &str) -> std::io::Result<()> {
-        self.state.store.remove(folder)?;
-        self.state.store.sync_folder()
     }
 }

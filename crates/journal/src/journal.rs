@@ -6,25 +6,28 @@
 
 use crate::append::Appender;
 use crate::checkpoints::{CheckpointError, CheckpointFacts, CheckpointQuery};
-use crate::fold::Fold;
+use crate::fold::FoldError;
 use crate::footers::Footers;
 use crate::history::History;
 use crate::life::Life;
-use crate::manifest::Manifest;
 use crate::payload::ReadError;
+use crate::pins::{Expiry, Pin, PinError, Pins};
 use crate::read::Reads;
+use crate::scrub::{Scrub, ScrubPlace, Scrubbed};
 use crate::settings::Settings;
 use crate::state::State;
 use crate::status::JournalStatus;
 use crate::store::Store;
 use crate::timeline::Timeline;
-use crate::undo::{Undo, UndoWriter};
+use crate::turn::Turns;
+use crate::undo::UndoWriter;
+use crate::upkeep::{Kept, Upkeep};
 use crate::view::Shared;
 use crate::writer::{AppendError, AppendMeta, Appended, Writer};
 use batch::Batch;
 use std::io;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, RwLockReadGuard};
 use std::time::Duration;
 use types::{CheckpointId, DiskIndex, DiskSpec, Epoch, WallTime, WriteSeq};
 
@@ -32,12 +35,10 @@ use types::{CheckpointId, DiskIndex, DiskSpec, Epoch, WallTime, WriteSeq};
 #[derive(Debug)]
 pub struct Journal {
     pub(crate) state: Arc<State>,
-    pub(crate) upkeep: Mutex<UndoWriter>,
     pub(crate) appender: Appender,
-    pub(crate) footers: Arc<Footers>,
-    pub(crate) reads: Arc<Reads>,
-    pub(crate) fold: Arc<Fold>,
-    pub(crate) undo: Undo,
+    footers: Arc<Footers>,
+    reads: Arc<Reads>,
+    turns: Turns,
 }
 
 impl Journal {
@@ -51,44 +52,17 @@ impl Journal {
         let state = Arc::new(State::new(store, life, shared));
         let reads = Arc::new(Reads::new(state.clone()));
         let footers = Arc::new(Footers::new(state.clone(), reads.clone()));
-        let fold = Arc::new(Fold::new(state.clone(), reads.clone(), footers.clone()));
         Self {
-            upkeep: Mutex::new(undo),
-            undo: Undo::new(state.clone(), reads.clone(), fold.clone()),
+            turns: Turns::new(state.clone(), reads.clone(), footers.clone(), undo),
             appender: Appender::new(state.clone(), footers.clone(), writer),
             state,
             reads,
             footers,
-            fold,
         }
-    }
-
-    pub(crate) fn lock_upkeep(&self) -> MutexGuard<'_, UndoWriter> {
-        self.upkeep.lock().expect("a panic aborts the process")
-    }
-
-    pub(crate) fn lock_writer(&self) -> MutexGuard<'_, Writer> {
-        self.appender.lock_writer()
     }
 
     pub(crate) fn read_shared(&self) -> RwLockReadGuard<'_, Shared> {
         self.state.read_shared()
-    }
-
-    pub(crate) fn write_shared(&self) -> RwLockWriteGuard<'_, Shared> {
-        self.state.write_shared()
-    }
-
-    pub(crate) fn change_manifest(
-        &self,
-        change: impl FnOnce(&mut Manifest),
-        publish: impl FnOnce(&mut Shared, Manifest),
-    ) -> io::Result<()> {
-        self.state.change_manifest(change, publish)
-    }
-
-    pub(crate) fn check_life(&self) -> io::Result<()> {
-        self.state.check_life()
     }
 
     /// The journal in numbers.
@@ -102,8 +76,8 @@ impl Journal {
         self.state.end_life();
         self.appender.refuse();
         // In the order of the locks; each is given back at once, for what takes it later finds the life ended.
-        drop(self.lock_upkeep());
-        drop(self.lock_writer());
+        drop(self.turns.lock());
+        drop(self.appender.lock_writer());
         self.wait_for_appends();
         drop(self.footers.lock());
         self.state.wait_for_saving();
@@ -128,7 +102,7 @@ impl Journal {
 
     /// Changes what an operator may set.
     pub fn set(&self, settings: Settings) {
-        self.write_shared().settings = settings;
+        self.state.write_shared().settings = settings;
     }
 
     /// Fills `buf` with the disk's bytes from `start` as of `cut`, which is pinned or not yet retired.
@@ -176,11 +150,11 @@ impl Journal {
     /// # Errors
     /// As the file system says.
     pub fn raise_epoch(&self, epoch: Epoch) -> io::Result<()> {
-        let _writer = self.lock_writer();
+        let _writer = self.appender.lock_writer();
         if epoch.0 <= self.read_shared().manifest.epoch {
             return Ok(());
         }
-        self.change_manifest(
+        self.state.change_manifest(
             |manifest| manifest.epoch = epoch.0,
             |shared, manifest| shared.set_manifest(manifest, |_| {}),
         )
@@ -230,6 +204,59 @@ impl Journal {
     /// [`CheckpointError`] where a file of them cannot be read.
     pub fn nearest_checkpoint(&self, time: WallTime) -> Result<Option<CheckpointFacts>, CheckpointError> {
         self.history().nearest_checkpoint(time)
+    }
+
+    /// Does a bounded amount of what is to be done.
+    ///
+    /// # Errors
+    /// [`FoldError`]; nothing is lost, and the next call tries again.
+    pub fn keep_up(&self, how: &Upkeep<'_>) -> Result<Kept, FoldError> {
+        self.turns.take(how)
+    }
+
+    /// Reads the sealed segment after `after` and its footer, and with the last one every merged run.
+    ///
+    /// # Errors
+    /// [`FoldError`] where something cannot be read or written just now.
+    pub fn scrub(&self, after: Option<ScrubPlace>, how: &Upkeep<'_>) -> Result<Scrubbed, FoldError> {
+        let scrub =
+            Scrub { state: &self.state, reads: &self.reads, appender: &self.appender, turns: &self.turns };
+        scrub.step(after, how)
+    }
+
+    /// What holds cuts, images first of all.
+    pub(crate) fn held(&self) -> Pins<'_> {
+        Pins { state: &self.state }
+    }
+
+    /// Pins `cut` for `owner`, over restarts, until [`Journal::unpin`] or it expires. The pin's number.
+    ///
+    /// # Errors
+    /// [`PinError::NotConsistent`] where the VM cannot be opened there.
+    pub fn pin(&self, owner: &str, cut: WriteSeq, expiry: Option<Expiry>) -> Result<u64, PinError> {
+        self.held().pin(owner, cut, expiry)
+    }
+
+    /// Takes away the pins for which `gone` holds. How many.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn unpin(&self, gone: impl Fn(&Pin) -> bool) -> io::Result<usize> {
+        self.held().unpin(gone)
+    }
+
+    /// The pins that are kept over restarts.
+    pub fn pins(&self) -> Vec<Pin> {
+        self.held().list()
+    }
+
+    /// Throws away the overlays of an image that are kept in `folder`.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn discard_overlays(&self, folder: &str) -> io::Result<()> {
+        self.state.store.remove(folder)?;
+        self.state.store.sync_folder()
     }
 
     /// Lets go of what is only kept for speed: index guides and open files not used since the last call.

@@ -83,7 +83,7 @@ pub use manifest::{Manifest, ManifestError, SegmentInfo};
 pub use open::{CreateError, OpenError, Opened};
 pub use overlay::{Overlay, OverlayError};
 pub use payload::ReadError;
-pub use pins::{Expiry, Pin};
+pub use pins::{Expiry, Pin, PinError};
 pub use promote::Promotion;
 pub use run::RunError;
 pub use scrub::{ScrubPlace, Scrubbed};

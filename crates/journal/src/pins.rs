@@ -2,13 +2,22 @@
 //! kept in the manifest, until it is taken away or expires.
 
 use crate::age::micros;
-use crate::image::ImageError;
-use crate::journal::Journal;
+use crate::history::History;
 use crate::manifest::{DamageEntry, PinEntry};
+use crate::state::State;
 use crate::view::Shared;
 use std::io;
 use std::time::Duration;
 use types::{WallTime, WriteSeq};
+
+/// Why a cut was not pinned.
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    #[error("no consistent state of the VM at {cut}")]
+    NotConsistent { cut: WriteSeq },
+    #[error("cannot save the pin")]
+    Manifest(#[source] io::Error),
+}
 
 /// A pin that is kept over restarts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,15 +50,21 @@ impl Shared {
     }
 }
 
-impl Journal {
-    /// Pins `cut` for an image, until [`Journal::unpin_image`].
-    pub(crate) fn pin_image(&self, cut: WriteSeq) -> Result<u64, ImageError> {
-        let is_consistent = self.is_consistent(cut);
-        let mut shared = self.write_shared();
+/// The pins of a journal.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pins<'a> {
+    pub(crate) state: &'a State,
+}
+
+impl Pins<'_> {
+    /// Pins `cut` for an image, until [`Pins::unpin_image`].
+    pub(crate) fn pin_image(&self, cut: WriteSeq) -> Result<u64, PinError> {
+        let is_consistent = History { state: self.state }.is_consistent(cut);
+        let mut shared = self.state.write_shared();
         // It may have been retired, or a gap been found, since.
         let is_good = is_consistent && shared.timeline.is_consistent_checkpoint(cut);
         if !is_good && !shared.is_promised(cut) {
-            return Err(ImageError::NotConsistent { cut });
+            return Err(PinError::NotConsistent { cut });
         }
         let id = shared.next_image_pin;
         shared.next_image_pin += 1;
@@ -58,19 +73,16 @@ impl Journal {
     }
 
     pub(crate) fn unpin_image(&self, id: u64) {
-        self.write_shared().image_pins.remove(&id);
+        self.state.write_shared().image_pins.remove(&id);
     }
 
-    /// Pins `cut` for `owner`, over restarts, until [`Journal::unpin`] or it expires. The pin's number.
-    ///
-    /// # Errors
-    /// [`ImageError::NotConsistent`] where the VM cannot be opened there.
-    pub fn pin(&self, owner: &str, cut: WriteSeq, expiry: Option<Expiry>) -> Result<u64, ImageError> {
+    /// Pins `cut` for `owner`, over restarts, until [`Pins::unpin`] or it expires. The pin's number.
+    pub(crate) fn pin(&self, owner: &str, cut: WriteSeq, expiry: Option<Expiry>) -> Result<u64, PinError> {
         // Held by memory until it is on the disk.
         let guard = self.pin_image(cut)?;
         let mut id = 0;
-        let now = self.read_shared().age.now;
-        let saved = self.change_manifest(
+        let now = self.state.read_shared().age.now;
+        let saved = self.state.change_manifest(
             |manifest| {
                 manifest.next_pin += 1;
                 id = manifest.next_pin;
@@ -85,18 +97,15 @@ impl Journal {
             |shared, manifest| shared.set_manifest(manifest, |_| {}),
         );
         self.unpin_image(guard);
-        saved.map(|()| id).map_err(ImageError::Manifest)
+        saved.map(|()| id).map_err(PinError::Manifest)
     }
 
     /// Takes away the pins for which `gone` holds. How many.
-    ///
-    /// # Errors
-    /// As the file system says.
-    pub fn unpin(&self, gone: impl Fn(&Pin) -> bool) -> io::Result<usize> {
-        let pins = self.pins();
+    pub(crate) fn unpin(&self, gone: impl Fn(&Pin) -> bool) -> io::Result<usize> {
+        let pins = self.list();
         let numbers: Vec<u64> = pins.iter().filter(|pin| gone(pin)).map(|pin| pin.id).collect();
         if !numbers.is_empty() {
-            self.change_manifest(
+            self.state.change_manifest(
                 |manifest| manifest.pins.retain(|pin| !numbers.contains(&pin.id)),
                 |shared, manifest| shared.set_manifest(manifest, |_| {}),
             )?;
@@ -105,8 +114,8 @@ impl Journal {
     }
 
     /// The pins that are kept over restarts.
-    pub fn pins(&self) -> Vec<Pin> {
-        let shared = self.read_shared();
+    pub(crate) fn list(&self) -> Vec<Pin> {
+        let shared = self.state.read_shared();
         let pins = shared.manifest.pins.iter();
         pins.map(|pin| Pin {
             id: pin.id,
@@ -117,9 +126,9 @@ impl Journal {
         .collect()
     }
 
-    pub(crate) fn expire_pins(&self, now: WallTime) -> io::Result<usize> {
+    pub(crate) fn expire(&self, now: WallTime) -> io::Result<usize> {
         let expired: Vec<u64> = {
-            let shared = self.read_shared();
+            let shared = self.state.read_shared();
             let is_over = |pin: &&PinEntry| match (pin.expires_age, pin.expires_at) {
                 (Some(age), _) => age <= shared.age.now,
                 (None, at) => at.is_some_and(|at| at <= now.0),

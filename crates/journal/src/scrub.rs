@@ -5,19 +5,22 @@
 //! nothing: it is made again, a merged one out of its segments' footers, a footer out of its segment's batches, in a
 //! file of its own. A segment that retention drops while it is read is passed over.
 
+use crate::append::Appender;
 use crate::compact::{remove_run_files, swap_runs};
 use crate::cover::LogKind;
-use crate::damage::Damage;
+use crate::damage::{Damage, contain};
 use crate::extent::extents_of;
 use crate::fold::FoldError;
-use crate::journal::Journal;
 use crate::manifest::{RunInfo, SegmentInfo};
 use crate::open::{ends_early, io_or_damage};
 use crate::page::PAGE_BYTES;
+use crate::read::Reads;
 use crate::run::Run;
 use crate::run_writer::RunWriter;
 use crate::segment::{Found, Onward, Segment};
+use crate::state::State;
 use crate::table::Table;
+use crate::turn::Turns;
 use crate::upkeep::Upkeep;
 use std::io;
 use std::sync::Arc;
@@ -42,12 +45,19 @@ pub struct Scrubbed {
     pub rebuilt: usize,
 }
 
-impl Journal {
+/// Who scrubs a journal.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scrub<'a> {
+    pub(crate) state: &'a State,
+    pub(crate) reads: &'a Reads,
+    pub(crate) appender: &'a Appender,
+    /// Beside whose work no run is put in another's place.
+    pub(crate) turns: &'a Turns,
+}
+
+impl Scrub<'_> {
     /// Reads the sealed segment after `after` and its footer, and with the last one every merged run.
-    ///
-    /// # Errors
-    /// [`FoldError`] where something cannot be read or written just now.
-    pub fn scrub(&self, after: Option<ScrubPlace>, how: &Upkeep<'_>) -> Result<Scrubbed, FoldError> {
+    pub(crate) fn step(&self, after: Option<ScrubPlace>, how: &Upkeep<'_>) -> Result<Scrubbed, FoldError> {
         let mut done = Scrubbed::default();
         let Some((kind, info, before)) = self.next_to_scrub(after) else {
             done.rebuilt = self.rebuild_merged(how)?;
@@ -57,7 +67,9 @@ impl Journal {
         let damage;
         (done.bytes, damage) = self.read_sealed(kind, &info, before, how).map_err(FoldError::Footer)?;
         for damage in damage {
-            if self.is_kept(kind, info.number) && self.contain(&damage).map_err(FoldError::Manifest)? {
+            if self.is_kept(kind, info.number)
+                && contain(self.state, self.appender, &damage).map_err(FoldError::Manifest)?
+            {
                 done.damage.push(damage);
             }
         }
@@ -74,7 +86,7 @@ impl Journal {
 
     /// The next sealed segment, and the last sequence before it.
     fn next_to_scrub(&self, after: Option<ScrubPlace>) -> Option<(LogKind, SegmentInfo, WriteSeq)> {
-        let manifest = self.read_shared().manifest.clone();
+        let manifest = self.state.read_shared().manifest.clone();
         [LogKind::Redo, LogKind::Undo].into_iter().find_map(|kind| {
             let mut before = match kind {
                 LogKind::Redo => WriteSeq::from_raw(manifest.base.last_seq),
@@ -92,7 +104,7 @@ impl Journal {
     }
 
     fn is_kept(&self, kind: LogKind, number: u64) -> bool {
-        self.read_shared().manifest.log(kind).segments.iter().any(|info| info.number == number)
+        self.state.read_shared().manifest.log(kind).segments.iter().any(|info| info.number == number)
     }
 
     /// Reads every batch of a sealed segment: how many bytes, and what of it does not check. What is known already is
@@ -166,7 +178,7 @@ impl Journal {
             LogKind::Redo => last.next(),
             // Whatever is older than a before-image may need it: as the manifest on the disk has it, for that is what
             // can be opened after a crash.
-            LogKind::Undo => WriteSeq::from_raw(self.read_shared().manifest.retired_below),
+            LogKind::Undo => WriteSeq::from_raw(self.state.read_shared().manifest.retired_below),
         }
     }
 
@@ -192,8 +204,8 @@ impl Journal {
         old: &RunInfo,
         how: &Upkeep<'_>,
     ) -> Result<(), FoldError> {
-        let _upkeep = self.lock_upkeep();
-        self.check_life().map_err(FoldError::Footer)?;
+        let _upkeep = self.turns.lock();
+        self.state.check_life().map_err(FoldError::Footer)?;
         let mut table = Table::new(kind, info.number, info.base_page);
         let each = |found: &Found| {
             let page = info.base_page + found.at / PAGE_BYTES;
@@ -201,7 +213,7 @@ impl Journal {
             entries.flat_map(|entry| extents_of(entry, page)).for_each(|extent| table.insert(extent));
         };
         let damage = self.read_around_damage(kind, info, WriteSeq::ZERO, each).map_err(FoldError::Footer)?;
-        let number = self.read_shared().manifest.next_file + 1;
+        let number = self.state.read_shared().manifest.next_file + 1;
         let fresh = RunInfo { file: Some(number), at: 0, ..old.clone() };
         let file = self.state.store.open(&fresh.file_name(kind), true).map_err(FoldError::Footer)?;
         file.set_len(0).map_err(FoldError::Footer)?;
@@ -220,45 +232,46 @@ impl Journal {
             last_seq: written.last_seq,
             ..fresh
         };
-        self.change_manifest(
-            |manifest| {
-                let log = manifest.log_mut(kind);
-                let sealed = log.segments.iter_mut().find(|one| one.number == info.number);
-                if let Some(sealed) = sealed.and_then(|one| one.sealed.as_mut()) {
-                    sealed.footer = Some(fresh.clone());
-                }
-                log.runs.iter_mut().filter(|run| *run == old).for_each(|run| *run = fresh.clone());
-                manifest.next_file = manifest.next_file.max(number);
-                // What its tables said is not in the new footer.
-                for entry in manifest.damage.iter_mut() {
-                    entry.indexed &= !damage.iter().any(|(what, _)| *what == entry.what);
-                }
-            },
-            |shared, manifest| {
-                shared.set_manifest(manifest, |view| {
-                    let runs = &mut view.log_mut(kind).runs;
-                    for run in runs.iter_mut().filter(|run| run.info == *old) {
-                        *run = Arc::new(Run::new(kind, fresh.clone()));
+        self.state
+            .change_manifest(
+                |manifest| {
+                    let log = manifest.log_mut(kind);
+                    let sealed = log.segments.iter_mut().find(|one| one.number == info.number);
+                    if let Some(sealed) = sealed.and_then(|one| one.sealed.as_mut()) {
+                        sealed.footer = Some(fresh.clone());
                     }
-                });
-            },
-        )
-        .map_err(FoldError::Manifest)
+                    log.runs.iter_mut().filter(|run| *run == old).for_each(|run| *run = fresh.clone());
+                    manifest.next_file = manifest.next_file.max(number);
+                    // What its tables said is not in the new footer.
+                    for entry in manifest.damage.iter_mut() {
+                        entry.indexed &= !damage.iter().any(|(what, _)| *what == entry.what);
+                    }
+                },
+                |shared, manifest| {
+                    shared.set_manifest(manifest, |view| {
+                        let runs = &mut view.log_mut(kind).runs;
+                        for run in runs.iter_mut().filter(|run| run.info == *old) {
+                            *run = Arc::new(Run::new(kind, fresh.clone()));
+                        }
+                    });
+                },
+            )
+            .map_err(FoldError::Manifest)
     }
 
     /// Puts the footers in the place of merged runs that do not check; merging makes new ones of them.
     fn rebuild_merged(&self, how: &Upkeep<'_>) -> Result<usize, FoldError> {
         let mut count = 0;
         for kind in [LogKind::Redo, LogKind::Undo] {
-            let manifest = self.read_shared().manifest.clone();
+            let manifest = self.state.read_shared().manifest.clone();
             for info in manifest.log(kind).runs.iter().filter(|run| run.level > 0) {
                 (how.pace)(info.bytes);
                 let run = Arc::new(Run::new(kind, info.clone()));
                 if self.is_whole(&run) {
                     continue;
                 }
-                let _upkeep = self.lock_upkeep();
-                let manifest = self.read_shared().manifest.clone();
+                let _upkeep = self.turns.lock();
+                let manifest = self.state.read_shared().manifest.clone();
                 let log = manifest.log(kind);
                 if !log.runs.contains(info) {
                     continue; // Merged or dropped meanwhile.
@@ -266,7 +279,7 @@ impl Journal {
                 let covered = info.first_segment..=info.last_segment;
                 let segments = log.segments.iter().filter(|one| covered.contains(&one.number));
                 let footers = segments.filter_map(|one| one.sealed.as_ref()?.footer.clone()).collect();
-                swap_runs(&self.state, kind, std::slice::from_ref(&run), footers)
+                swap_runs(self.state, kind, std::slice::from_ref(&run), footers)
                     .map_err(FoldError::Manifest)?;
                 self.reads.wait_for_readers();
                 remove_run_files(&*self.state.store, kind, &[run]);

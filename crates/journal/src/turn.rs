@@ -6,30 +6,62 @@
 
 use crate::age::{Stamp, micros};
 use crate::compact;
-use crate::fold::FoldError;
-use crate::journal::Journal;
+use crate::damage;
+use crate::fold::{Fold, FoldError};
+use crate::footers::Footers;
+use crate::history::History;
+use crate::pins::Pins;
+use crate::read::Reads;
 use crate::settings::Mode;
-use crate::timeline::Timeline;
-use crate::undo::UndoWriter;
+use crate::state::State;
+use crate::undo::{Undo, UndoWriter};
 use crate::upkeep::{Kept, Upkeep};
 use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
 use types::WriteSeq;
 
 /// The manifest is saved for the age clock alone after this part of the history window.
 const SAVED_PARTS: i64 = 24;
 
-impl Journal {
+/// Who keeps a journal up, a turn at a time.
+#[derive(Debug)]
+pub(crate) struct Turns {
+    state: Arc<State>,
+    reads: Arc<Reads>,
+    footers: Arc<Footers>,
+    fold: Arc<Fold>,
+    undo: Undo,
+    /// Held by whoever seals, merges, folds or retires.
+    upkeep: Mutex<UndoWriter>,
+}
+
+impl Turns {
+    pub(crate) fn new(
+        state: Arc<State>,
+        reads: Arc<Reads>,
+        footers: Arc<Footers>,
+        writer: UndoWriter,
+    ) -> Self {
+        let fold = Arc::new(Fold::new(state.clone(), reads.clone(), footers.clone()));
+        let undo = Undo::new(state.clone(), reads.clone(), fold.clone());
+        Self { state, reads, footers, fold, undo, upkeep: Mutex::new(writer) }
+    }
+
+    /// While this is held no turn is taken.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, UndoWriter> {
+        self.upkeep.lock().expect("a panic aborts the process")
+    }
+
     /// Does a bounded amount of what is to be done.
-    ///
-    /// # Errors
-    /// [`FoldError`]; nothing is lost, and the next call tries again.
-    pub fn keep_up(&self, how: &Upkeep<'_>) -> Result<Kept, FoldError> {
-        let mut undo = self.lock_upkeep();
-        self.check_life().map_err(FoldError::Manifest)?;
-        let stamp = self.write_shared().age.tick(how);
-        self.expire_pins(how.now).map_err(FoldError::Manifest)?;
-        self.settle_damage().map_err(FoldError::Manifest)?;
-        if self.read_shared().settings.mode == Mode::RollForward && !undo.has_unfinished_step(&self.state) {
+    pub(crate) fn take(&self, how: &Upkeep<'_>) -> Result<Kept, FoldError> {
+        let mut undo = self.lock();
+        self.state.check_life().map_err(FoldError::Manifest)?;
+        let stamp = self.state.write_shared().age.tick(how);
+        Pins { state: &self.state }.expire(how.now).map_err(FoldError::Manifest)?;
+        damage::settle(&self.state).map_err(FoldError::Manifest)?;
+        if self.state.read_shared().settings.mode == Mode::RollForward
+            && !undo.has_unfinished_step(&self.state)
+        {
             // What is left of another mode ages as sealed segments do.
             self.undo.seal(&mut undo).map_err(FoldError::Manifest)?;
         }
@@ -38,20 +70,20 @@ impl Journal {
         let merges = compact::merge_runs(&self.state, &self.reads, how.entropy)?;
         let mut kept = self.retain(&mut undo, how)?;
         // A step that was cut short is finished in either mode.
-        if self.read_shared().settings.mode == Mode::Rollback || undo.has_unfinished_step(&self.state) {
+        if self.state.read_shared().settings.mode == Mode::Rollback || undo.has_unfinished_step(&self.state) {
             let applied = self.undo.apply(&mut undo, how)?;
             kept.folded_bytes += applied.folded_bytes;
             kept.segments += applied.segments;
             kept.more |= applied.more;
         }
-        let applied = self.read_shared().manifest.applied();
+        let applied = self.state.read_shared().manifest.applied();
         Ok(Kept { footers, merges, applied, more: kept.more || merges > 0, ..kept })
     }
 
     /// Stamps segments that got their footer without, and saves the age clock where nothing else did for long.
     fn keep_ages(&self, stamp: Stamp) -> io::Result<()> {
         let is_due = {
-            let shared = self.read_shared();
+            let shared = self.state.read_shared();
             let logs = [&shared.manifest.redo, &shared.manifest.undo];
             let mut sealed = logs.iter().flat_map(|log| &log.segments).filter_map(|s| s.sealed.as_ref());
             let unsaved = shared.age.now.saturating_sub(shared.manifest.age_clock);
@@ -61,7 +93,7 @@ impl Journal {
         if !is_due {
             return Ok(());
         }
-        self.change_manifest(
+        self.state.change_manifest(
             |manifest| {
                 for log in [&mut manifest.redo, &mut manifest.undo] {
                     log.segments.iter_mut().filter_map(|s| s.sealed.as_mut()).for_each(|s| stamp.put(s));
@@ -73,9 +105,9 @@ impl Journal {
 
     /// Folds or retires what is due.
     fn retain(&self, undo: &mut UndoWriter, how: &Upkeep<'_>) -> Result<Kept, FoldError> {
-        let applied = self.read_shared().manifest.applied();
+        let applied = self.state.read_shared().manifest.applied();
         let last_good = self.last_good();
-        let due = self.read_shared().due(last_good);
+        let due = self.state.read_shared().due(last_good);
         let Some(due) = due else { return Ok(Kept { applied, ..Kept::default() }) };
         // What was begun is ended first: what is due grows while it is written.
         let target = self.fold.begun().filter(|begun| *begun < due).unwrap_or(due);
@@ -103,12 +135,13 @@ impl Journal {
     /// The newest cut there is to fail over to. While a sync is under way all that come after it miss writes, so
     /// that it is the newest checkpoint from before.
     fn last_good(&self) -> Option<WriteSeq> {
-        let newest = self.newest_consistent(WriteSeq::MAX)?;
-        if !self.with_timeline(Timeline::is_gap_open) {
+        let history = History { state: &self.state };
+        let newest = history.newest_consistent(WriteSeq::MAX)?;
+        if !self.state.read_shared().timeline.is_gap_open() {
             return Some(newest);
         }
         // One that cannot be read is none: the cut just before the sync is held then.
-        let checkpoint = self.newest_checkpoint().ok().flatten();
+        let checkpoint = history.newest_checkpoint().ok().flatten();
         Some(checkpoint.map_or(newest, |facts| facts.cut().min(newest)))
     }
 }
