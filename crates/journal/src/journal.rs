@@ -6,10 +6,14 @@
 
 use crate::append::Appender;
 use crate::checkpoints::{CheckpointError, CheckpointFacts, CheckpointQuery};
+use crate::create::{CreateError, create};
+use crate::damage::Damage;
 use crate::fold::FoldError;
 use crate::footers::Footers;
 use crate::history::History;
 use crate::life::Life;
+use crate::manifest::ManifestError;
+use crate::open::{OpenError, Standing, open};
 use crate::payload::ReadError;
 use crate::pins::{Expiry, Pin, PinError, Pins};
 use crate::read::Reads;
@@ -29,7 +33,7 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, RwLockReadGuard};
 use std::time::Duration;
-use types::{CheckpointId, DiskIndex, DiskSpec, Epoch, WallTime, WriteSeq};
+use types::{CheckpointId, DiskIndex, DiskSpec, Epoch, VmId, WallTime, WriteSeq};
 
 /// The journal of one VM.
 #[derive(Debug)]
@@ -41,14 +45,66 @@ pub struct Journal {
     turns: Turns,
 }
 
+/// An opened journal and what had to be said about it.
+#[derive(Debug)]
+pub struct Opened {
+    pub journal: Journal,
+    pub damage: Vec<Damage>,
+    /// Bytes of a torn batch that were cut off the end.
+    pub torn_bytes: u64,
+}
+
 impl Journal {
-    pub(crate) fn new(
+    /// Makes the journal of a VM, with replicas that read as zeroes.
+    ///
+    /// # Errors
+    /// [`CreateError::Exists`] where there is one already.
+    pub fn create(
         store: Arc<dyn Store>,
-        life: Life,
-        shared: Shared,
-        writer: Writer,
-        undo: UndoWriter,
-    ) -> Self {
+        vm: VmId,
+        vm_name: &str,
+        disks: &[DiskSpec],
+        epoch: Epoch,
+        settings: Settings,
+    ) -> Result<Journal, CreateError> {
+        create(&*store, vm, vm_name, disks, epoch, true)?;
+        Self::open_made(store, settings)
+    }
+
+    /// As [`Journal::create`], around replicas that lie in the store already.
+    ///
+    /// # Errors
+    /// As [`Journal::create`].
+    pub fn create_seeded(
+        store: Arc<dyn Store>,
+        vm: VmId,
+        vm_name: &str,
+        disks: &[DiskSpec],
+        epoch: Epoch,
+        settings: Settings,
+    ) -> Result<Journal, CreateError> {
+        create(&*store, vm, vm_name, disks, epoch, false)?;
+        Self::open_made(store, settings)
+    }
+
+    fn open_made(store: Arc<dyn Store>, settings: Settings) -> Result<Journal, CreateError> {
+        Journal::open(store, settings).map(|opened| opened.journal).map_err(|error| match error {
+            OpenError::Io(source) | OpenError::Manifest(ManifestError::Io(source)) => CreateError::Io(source),
+            other => CreateError::Io(io::Error::other(other)),
+        })
+    }
+
+    /// Opens the journal in a folder.
+    ///
+    /// # Errors
+    /// [`OpenError`]; damage that could be contained is told in [`Opened::damage`].
+    pub fn open(store: Arc<dyn Store>, settings: Settings) -> Result<Opened, OpenError> {
+        let life = Life::begin(&*store);
+        let Standing { shared, writer, undo, damage, torn_bytes } = open(&*store, settings)?;
+        Ok(Opened { journal: Journal::new(store, life, shared, writer, undo), damage, torn_bytes })
+    }
+
+    fn new(store: Arc<dyn Store>, life: Life, shared: Shared, writer: Writer, undo: UndoWriter) -> Self {
         let state = Arc::new(State::new(store, life, shared));
         let reads = Arc::new(Reads::new(state.clone()));
         let footers = Arc::new(Footers::new(state.clone(), reads.clone()));

@@ -12,7 +12,6 @@ use crate::damage::{Damage, contain};
 use crate::extent::extents_of;
 use crate::fold::FoldError;
 use crate::manifest::{RunInfo, SegmentInfo};
-use crate::open::{ends_early, io_or_damage};
 use crate::page::PAGE_BYTES;
 use crate::read::Reads;
 use crate::run::Run;
@@ -142,7 +141,7 @@ impl Scrub<'_> {
         let end = info.sealed.as_ref().map(|sealed| sealed.bytes);
         let segment = match Segment::open(&*self.state.store, kind, info) {
             Ok(segment) => segment,
-            Err(error) => return Ok(vec![(io_or_damage(error)?, last)]),
+            Err(error) => return Ok(vec![(error.io_or_damage()?, last)]),
         };
         let mut scan = segment.scan(end).map_err(io::Error::other)?;
         loop {
@@ -154,10 +153,10 @@ impl Scrub<'_> {
                     continue;
                 }
                 Ok(None) if end.is_none_or(|end| at >= end) => return Ok(damage),
-                Ok(None) => ends_early(&segment, at),
+                Ok(None) => segment.ends_early(at),
                 Err(error) => error,
             };
-            damage.push((io_or_damage(error)?, last));
+            damage.push((error.io_or_damage()?, last));
             if let Some(found) = scan.tables().map_err(io::Error::other)? {
                 last = found.batch.header().last_seq;
                 each(&found);

@@ -154,6 +154,37 @@ impl Segment {
     fn damaged(&self, at: u64, what: &str) -> SegmentError {
         SegmentError::Batch { name: self.name.clone(), at, what: what.to_owned() }
     }
+
+    /// Writes what stands from `first` to `end` once more, and syncs.
+    pub(crate) fn rewrite(&self, first: Option<u64>, end: u64) -> io::Result<()> {
+        if let Some(start) = first {
+            let len = self.file.len()?;
+            let mut at = start;
+            while at < end {
+                let mut bytes = vec![0; (end - at).min(4 << 20) as usize];
+                // The zeroes behind the last batch may not have come into the file.
+                let there = len.saturating_sub(at).min(bytes.len() as u64) as usize;
+                self.file.read_at(at, &mut bytes[..there])?;
+                self.file.write_at(at, &bytes)?;
+                at += bytes.len() as u64;
+            }
+        }
+        self.file.sync_data()
+    }
+
+    pub(crate) fn ends_early(&self, at: u64) -> SegmentError {
+        SegmentError::Batch { name: self.name.clone(), at, what: "the segment ends too early".into() }
+    }
+}
+
+impl SegmentError {
+    /// A disk that cannot be read just now is no damage to be written down.
+    pub(crate) fn io_or_damage(self) -> io::Result<String> {
+        match self {
+            SegmentError::Io { source, .. } => Err(source),
+            other => Ok(other.to_string()),
+        }
+    }
 }
 
 /// A segment read from front to back.

@@ -5,7 +5,6 @@ use crate::checkpoints::{CheckpointFacts, CheckpointQuery, Files};
 use crate::cover::LogKind;
 use crate::entropy::sample;
 use crate::manifest::{Manifest, ManifestError, SegmentInfo};
-use crate::open::ends_early;
 use crate::run::Run;
 use crate::segment::{Found, Onward, Scan, Segment, SegmentError};
 use crate::store::Store;
@@ -194,7 +193,7 @@ impl<F: FnMut(RecordRow)> Reading<'_, F> {
                     continue;
                 }
                 Ok(None) if end.is_none_or(|end| row.bytes >= end) => return Ok(()),
-                Ok(None) => ends_early(segment, row.bytes),
+                Ok(None) => segment.ends_early(row.bytes),
                 Err(error) if end.is_none() => {
                     return if self.is_torn(&mut scan, &error) { Ok(()) } else { Err(error) };
                 }
