@@ -3,6 +3,7 @@
 use crate::edges;
 use crate::packages;
 use crate::prepare::{cargo, run_visibly, target};
+use crate::rooms;
 use anyhow::Result;
 
 /// The checker of licences and doubles, built once under `target/tools`.
@@ -19,6 +20,7 @@ pub(crate) fn run() -> Result<()> {
     clippy.args(["clippy", "--quiet", "--workspace"]).args(with_ublk).args(["--", "-D", "warnings"]);
     run_visibly(&mut clippy)?;
     edges::check()?;
+    rooms::check()?;
     deny()
 }
 

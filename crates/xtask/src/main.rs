@@ -8,6 +8,7 @@ mod fuzz;
 mod packages;
 mod prepare;
 mod report;
+mod rooms;
 mod run;
 mod suites;
 
@@ -36,7 +37,7 @@ enum Command {
     },
     /// Make what the tests need, without running any: packages, guest, a second QEMU.
     Prepare,
-    /// Format, lints, licences, doubles and crate edges.
+    /// Format, lints, licences, doubles, edges between crates and circles of files.
     Check,
     /// Simulate both sides by seed, with faults.
     Sim {
