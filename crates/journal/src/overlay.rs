@@ -69,7 +69,7 @@ impl Bits {
     }
 
     fn has(&self, block: u64) -> bool {
-        self.bytes[(block / 8) as usize] & (1 << (block % 8)) != 0
+        has_bit(&self.bytes, block)
     }
 }
 
@@ -94,6 +94,9 @@ impl Overlay {
         let durable = load_map(&*map, blocks, None).map_err(|what| named(what, &name("map")))?;
         let current = load_map(&*live, blocks, Some(boot_id)).map_err(|what| named(what, &name("live")))?;
         let is_new = durable.is_none();
+        if let Some(bits) = durable.as_ref().filter(|_| has_failed(&*live)) {
+            write_again(&*data, size_bytes, bits)?;
+        }
         let bytes = current.or(durable).unwrap_or_else(|| vec![0; blocks.div_ceil(8) as usize]);
         // Also of the map itself: where a flush has failed, what is read of it may not be on the disk.
         let unsynced = if is_new { BTreeSet::new() } else { (0..bytes.len().div_ceil(MAP_PAGE)).collect() };
@@ -105,8 +108,9 @@ impl Overlay {
             map.set_len((HEADER_BYTES + bytes.len()) as u64)?;
             map.write_at(0, &header)?;
             map.sync_data()?;
-            store.sync_folder()?;
         }
+        // Also where it is not new: whoever made it may not have come to this.
+        store.sync_folder()?;
         Ok(Self { data, live, map, size_bytes, bits: Mutex::new(Bits { bytes, unsynced, failed: false }) })
     }
 
@@ -289,6 +293,26 @@ impl Overlay {
     pub fn held_bytes(&self) -> u64 {
         self.lock().bytes.iter().map(|byte| u64::from(byte.count_ones())).sum::<u64>() * BLOCK
     }
+}
+
+/// Whether a flush has failed since it was last opened.
+fn has_failed(live: &dyn StoreFile) -> bool {
+    let mut header = [0; HEADER_BYTES];
+    live.read_at(0, &mut header).is_ok() && header == encode_header(0, NO_BOOT)
+}
+
+/// Writes the blocks that a map has once more, as they are read.
+fn write_again(data: &dyn StoreFile, size_bytes: u64, bits: &[u8]) -> io::Result<()> {
+    for block in (0..size_bytes.div_ceil(BLOCK)).filter(|&block| has_bit(bits, block)) {
+        let mut bytes = vec![0; BLOCK.min(size_bytes - block * BLOCK) as usize];
+        data.read_at(block * BLOCK, &mut bytes)?;
+        data.write_at(block * BLOCK, &bytes)?;
+    }
+    Ok(())
+}
+
+fn has_bit(bits: &[u8], block: u64) -> bool {
+    bits[(block / 8) as usize] & (1 << (block % 8)) != 0
 }
 
 fn runs_of(bits: &Bits, range: ByteRange) -> Vec<(ByteRange, bool)> {
