@@ -2,10 +2,11 @@
 
 use crate::recovery::RecoveryVm;
 use crate::source::{Playback, SourceVm};
+use crate::wide::words_of;
 use journal::{CheckpointQuery, Image, Journal, Mode, ReadError, Settings, Upkeep, newest_common_cut};
 use std::sync::Arc;
 use types::limits::BLOCK_BYTES;
-use types::{BlockIndex, ByteRange, Checkpoint, DiskIndex, WallTime, WriteSeq};
+use types::{BlockIndex, ByteRange, Checkpoint, CheckpointKind, DiskIndex, WallTime, WriteSeq};
 
 /// A VM at both its sites, with the disk it began with.
 pub(crate) struct Pair {
@@ -65,7 +66,7 @@ pub(crate) fn invariant_what_was_promised_is_at_the_other_side(pairs: &[Pair]) {
     }
 }
 
-fn all_checkpoints(journal: &Journal) -> Vec<Checkpoint> {
+pub(crate) fn all_checkpoints(journal: &Journal) -> Vec<Checkpoint> {
     let query = CheckpointQuery { limit: usize::MAX, ..CheckpointQuery::default() };
     let found = journal.checkpoints(&query).expect("checkpoints that can be read");
     found.into_iter().map(|facts| facts.checkpoint).collect()
@@ -127,6 +128,27 @@ pub(crate) fn invariant_nothing_keeps_old_history_from_going(pair: &Pair, now: W
         .expect("invariant_nothing_keeps_old_history_from_going")
         .more
     {}
+}
+
+/// What a person has pinned can be opened as it was, whatever was folded since.
+pub(crate) fn invariant_pinned_cuts_stay(pair: &Pair) {
+    let Some(journal) = &pair.recovery.journal else { return };
+    let kept = journal.pins();
+    for (id, cut) in &pair.recovery.pins {
+        assert!(kept.iter().any(|pin| pin.id == *id && pin.cut == *cut), "the pin of {cut} is gone");
+        let mut guest = pair.source.playback(&pair.initial);
+        compare(&mut guest, journal, *cut, || format!("pin of {cut}"));
+    }
+}
+
+/// What people said to a checkpoint stays with it.
+pub(crate) fn invariant_words_of_a_tag_stay(pair: &Pair) {
+    let Some(journal) = &pair.recovery.journal else { return };
+    for checkpoint in all_checkpoints(journal) {
+        let words =
+            if checkpoint.kind == CheckpointKind::Tagged { words_of(checkpoint.cut) } else { String::new() };
+        assert_eq!(checkpoint.tag, words, "invariant_words_of_a_tag_stay");
+    }
 }
 
 fn compare(guest: &mut Playback<'_>, journal: &Arc<Journal>, cut: WriteSeq, what: impl Fn() -> String) {

@@ -10,22 +10,35 @@
 //! A quarter of the runs are in synchronous mode: whatever the guest was told of while the mode was kept is in
 //! the newest image. In an eighth pages of sealed segments change by themselves.
 //!
+//! [`run_wide`] plays all that and more, drawn from numbers of its own, so that the seeds of [`run`] stay what they were:
+//! images at any checkpoint that are written to, flushed, promoted while they are read and folded under, closed, and served
+//! again after each restart; pins and tags.
+//!
 //! [`run_cuts`] plays the cuts of groups on several hosts, by themselves.
 //!
 //! Not simulated: local writes of one guest that end in another order than they began, the streams of groups
 //! with VMs on several hosts, and damage of what is still written to: open segments, the manifest, the replica.
 
+mod clock;
+mod faults;
 mod hosts;
+mod image_model;
+mod images;
 mod invariants;
 mod link;
 mod local_disk;
 mod recovery;
+mod rest;
 mod rng;
 mod source;
 mod store;
+mod summary;
+mod wide;
 mod world;
 
+pub use clock::now;
 pub use hosts::{CutSummary, run_cuts};
 pub use rng::Rng;
 pub use store::SimStore;
-pub use world::{Summary, run};
+pub use summary::Summary;
+pub use world::{run, run_wide};

@@ -1,7 +1,7 @@
 //! `cargo xtask sim`.
 
-use clap::Parser;
-use sim::{CutSummary, Summary, run, run_cuts};
+use clap::{Parser, ValueEnum};
+use sim::{CutSummary, Summary, run, run_cuts, run_wide};
 
 /// Simulate both sides by seed.
 #[derive(Debug, Parser)]
@@ -15,22 +15,63 @@ struct Cli {
     /// Only this seed, with every event told.
     #[arg(long)]
     seed: Option<u64>,
+    /// What is played; all of it where none is named.
+    #[arg(long)]
+    only: Option<Play>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Play {
+    Narrow,
+    Wide,
+    Cuts,
+}
+
+impl Cli {
+    fn plays(&self, play: Play) -> bool {
+        self.only.is_none_or(|only| only == play)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Total {
+    narrow: Summary,
+    wide: Summary,
+    cuts: CutSummary,
+}
+
+impl Total {
+    /// A violation panics, and panics name the seed.
+    fn play(&mut self, cli: &Cli, seed: u64, tell: bool) {
+        if cli.plays(Play::Narrow) {
+            self.narrow.add(&run(seed, tell));
+        }
+        if cli.plays(Play::Wide) {
+            self.wide.add(&run_wide(seed, tell));
+        }
+        if cli.plays(Play::Cuts) {
+            self.cuts.add(&run_cuts(seed));
+        }
+    }
 }
 
 fn main() {
     let cli = Cli::parse();
+    let mut total = Total::default();
     if let Some(seed) = cli.seed {
-        println!("{}\n{}", run(seed, true), run_cuts(seed));
-        return;
-    }
-    let (mut total, mut cuts) = (Summary::default(), CutSummary::default());
-    for seed in cli.from..cli.from + cli.runs {
-        // A violation panics, and panics name the seed.
-        total.add(&run(seed, false));
-        cuts.add(&run_cuts(seed));
-        if (seed + 1) % 100 == 0 {
-            eprintln!("{} seeds", seed + 1 - cli.from);
+        total.play(&cli, seed, true);
+    } else {
+        let began = sim::now();
+        for seed in cli.from..cli.from + cli.runs {
+            total.play(&cli, seed, false);
+            let done = seed + 1 - cli.from;
+            if done % 100 == 0 || done == cli.runs {
+                let rate = done as f64 / began.elapsed().as_secs_f64();
+                eprintln!("{done} seeds, {rate:.1} a second; go on with --from {}", seed + 1);
+            }
         }
+        println!("{} seeds without a violation", cli.runs);
     }
-    println!("{} seeds without a violation\n{total}\n{cuts}", cli.runs);
+    let Total { narrow, wide, cuts } = total;
+    println!("narrow: {narrow}\nwide: {wide}\n{cuts}");
 }

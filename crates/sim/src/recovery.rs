@@ -1,5 +1,6 @@
 //! The recovery side of one VM: receiver and journal over a disk that loses power.
 
+use crate::images::Images;
 use crate::link::Connection;
 use crate::rng::Rng;
 use crate::store::SimStore;
@@ -41,6 +42,9 @@ pub(crate) struct RecoveryVm {
     pub(crate) fence: Option<(Epoch, bool)>,
     /// Damage was found: after so many steps more the stream is stopped for it. Until then everything goes on.
     stops_in: Option<u64>,
+    pub(crate) images: Images,
+    /// Pins that a person has, and where.
+    pub(crate) pins: Vec<(u64, WriteSeq)>,
 }
 
 impl RecoveryVm {
@@ -54,6 +58,8 @@ impl RecoveryVm {
             told: WriteSeq::ZERO,
             fence: None,
             stops_in: None,
+            images: Images::new(),
+            pins: Vec::new(),
         }
     }
 
@@ -68,6 +74,7 @@ impl RecoveryVm {
         self.receiver = None;
         self.queue.clear();
         self.journal = None;
+        self.images.crash(power);
         if power {
             self.store.lose_power(rng);
         }
@@ -87,7 +94,9 @@ impl RecoveryVm {
         assert!(opened.damage.is_empty(), "damage without cause: {:?}", opened.damage);
         let durable = opened.journal.status().last_seq;
         assert!(durable >= self.told, "invariant_acked_is_never_lost: {durable} is left of {}", self.told);
-        self.journal = Some(Arc::new(opened.journal));
+        let journal = Arc::new(opened.journal);
+        self.images.rebind(&journal);
+        self.journal = Some(journal);
     }
 
     /// A page of a segment that is not written to any more changes on the disk: it rots, its write was lost, or one
@@ -111,6 +120,7 @@ impl RecoveryVm {
         };
         let (name, at) = any(rng)?;
         let mut page = [0; PAGE_BYTES];
+        self.images.spoil();
         match rng.below(3) {
             0 => {
                 self.store.rot(&name, at + rng.below(PAGE_BYTES as u64));

@@ -10,6 +10,7 @@ use crate::rng::Rng;
 use journal::{Store, StoreFile};
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 use types::ByteRange;
 
@@ -19,6 +20,7 @@ const SECTOR: usize = 512;
 #[derive(Debug, Clone, Default)]
 pub struct SimStore {
     disk: Arc<Mutex<Disk>>,
+    lives: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
@@ -98,6 +100,12 @@ impl SimStore {
         self.lock().syncs_left = left;
     }
 
+    /// Whether it is full, or fails, or may be before long.
+    pub fn is_impaired(&self) -> bool {
+        let disk = self.lock();
+        disk.room.is_some() || disk.syncs_left.is_some()
+    }
+
     /// Changes one byte of a file as it lies on the disk; false where it has not so many.
     pub fn rot(&self, name: &str, at: u64) -> bool {
         let mut disk = self.lock();
@@ -130,7 +138,7 @@ impl SimStore {
             room: disk.room,
             syncs_left: disk.syncs_left,
         };
-        Self { disk: Arc::new(Mutex::new(copy)) }
+        Self { disk: Arc::new(Mutex::new(copy)), lives: Arc::default() }
     }
 
     /// The names of all files.
@@ -251,6 +259,10 @@ impl Store for SimStore {
         disk.changes.clear();
         disk.durable_names = disk.names.clone();
         Ok(())
+    }
+
+    fn lives(&self) -> Option<&AtomicU64> {
+        Some(&self.lives)
     }
 
     fn free_bytes(&self) -> io::Result<u64> {

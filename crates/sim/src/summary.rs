@@ -1,0 +1,60 @@
+//! What runs went through: counters, so that a test can say that anything was played at all.
+
+use std::fmt;
+
+macro_rules! summary {
+    ($($name:ident: $words:literal,)*) => {
+        /// What a run went through.
+        #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+        pub struct Summary {
+            $(pub $name: u64,)*
+        }
+
+        impl Summary {
+            pub fn add(&mut self, other: &Summary) {
+                $(self.$name += other.$name;)*
+            }
+        }
+
+        impl fmt::Display for Summary {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let counted = [$((self.$name, $words),)*];
+                for (at, (count, words)) in counted.iter().filter(|(count, _)| *count > 0).enumerate() {
+                    write!(f, "{}{count} {words}", if at > 0 { ", " } else { "" })?;
+                }
+                Ok(())
+            }
+        }
+    };
+}
+
+summary! {
+    writes: "guest writes",
+    checkpoints_compared: "checkpoints compared in full",
+    links_cut: "links cut",
+    source_crashes: "crashes of the source",
+    recovery_crashes: "of the recovery side",
+    power_losses: "losses of power",
+    failovers: "failovers",
+    folds: "folds",
+    merges: "merges",
+    full_disks: "full disks",
+    failed_syncs: "failed syncs",
+    half_open: "links half open",
+    clock_jumps: "clock jumps",
+    verifications: "verifications",
+    batches_spilled: "batches spilled",
+    writes_left_out: "writes left out",
+    promises: "promises in synchronous mode",
+    blocks_found_to_differ: "blocks found to differ",
+    source_power_losses: "losses of power at the source",
+    pages_spoilt: "pages spoilt",
+    damages: "damages contained",
+    images_opened: "images opened",
+    image_reads: "reads of images compared",
+    image_writes: "writes to images",
+    promoted: "images promoted",
+    images_kept_on: "images served again",
+    pins: "pins",
+    tags: "tags",
+}
