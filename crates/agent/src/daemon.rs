@@ -6,11 +6,12 @@ use crate::config::Config;
 use crate::http::{App, serve};
 use crate::pki::Pki;
 use crate::privacy;
-use crate::recovery::{Recovery, listen};
+use crate::recovery::Recovery;
 use crate::service;
 use crate::sockets::{RunDir, SocketAccess};
 use crate::source::{Source, serve_disks};
 use crate::state::{StateDir, boot_id};
+use crate::stream::listen;
 use anyhow::{Context, Result};
 use splitter::Capture;
 use std::path::PathBuf;
@@ -96,7 +97,7 @@ impl Agent {
                         recovery.clone(),
                         source.clone(),
                         pki.clone(),
-                        address,
+                        (address, config.dscp),
                         alerts.clone(),
                     ));
                 }

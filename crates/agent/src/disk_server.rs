@@ -1,8 +1,8 @@
 //! Disks on sockets: one for NBD, where each disk is an export, and one for vhost-user of each disk.
 
+use crate::error::with_sources;
 use crate::error::{OperationError, Result};
 use crate::sockets::RunDir;
-use crate::source::with_sources;
 use splitter::nbd::{Export, Private, Server};
 use splitter::vhost_user::{DiskSocket, VhostServer};
 use std::path::{Path, PathBuf};

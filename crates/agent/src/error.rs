@@ -65,3 +65,14 @@ impl From<anyhow::Error> for OperationError {
 
 /// The result of an operation.
 pub type Result<T> = std::result::Result<T, OperationError>;
+
+/// An error with all that caused it, in one line.
+pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}

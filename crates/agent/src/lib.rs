@@ -2,7 +2,8 @@
 //! their machines decide, and answers the operator.
 //!
 //! [`source`] is the protected side: VMs whose writes are captured and sent. [`recovery`] is the other:
-//! journals received, images opened, groups failed over. One agent may be both at once.
+//! journals received, images opened, groups failed over. One agent may be both at once; neither knows the other. What
+//! others connect for is given to either by [`stream`].
 
 mod alerts;
 pub mod artifacts;
@@ -27,6 +28,7 @@ mod service;
 mod sockets;
 mod source;
 mod state;
+mod stream;
 mod tls;
 mod waiting_room;
 mod wire_io;

@@ -4,8 +4,9 @@ use super::App;
 use super::answer::{Answer, ApiError, Body, beside};
 use crate::clock;
 use crate::error::OperationError;
+use crate::error::with_sources;
 use crate::recovery::checkpoint_to_api;
-use crate::source::{Command, with_sources};
+use crate::source::Command;
 use api::{
     Alert, CheckpointPage, ClosedImage, Done, Failover, FailoverRequest, Image, OpenImageRequest, Problem,
     ProtectRequest, ProtectedVm, RecoveredVm, SeedRequest, Status,

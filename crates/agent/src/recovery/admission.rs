@@ -211,7 +211,7 @@ impl Recovery {
                 vm.set_seeded();
                 self.open_now(vm, opening).map_err(|error| failed(error.detail))?;
             }
-            Err(error) => return Err(failed(crate::source::with_sources(&error))),
+            Err(error) => return Err(failed(crate::error::with_sources(&error))),
         }
         Ok(())
     }

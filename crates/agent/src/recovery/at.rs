@@ -93,7 +93,7 @@ pub(super) fn first_of<T>(
     loop {
         let rows = journal
             .checkpoints(&query)
-            .map_err(|error| OperationError::unavailable(crate::source::with_sources(&error)))?;
+            .map_err(|error| OperationError::unavailable(crate::error::with_sources(&error)))?;
         let Some(last) = rows.last() else { return Ok(None) };
         query.after = Some(last.checkpoint.cut);
         for row in &rows {

@@ -1,156 +1,36 @@
-//! Connections of protected sides: one task each drives a [`Receiver`].
+//! Streams of protected sides: each drives a [`Receiver`].
 
 use super::Recovery;
 use super::compare::compare;
 use super::life::Lease;
 use super::vm::StreamHold;
 use super::writer::{StreamWriter, Written};
-use crate::alerts::Alerts;
-use crate::claimed::Claimed;
 use crate::clock;
-use crate::link::{PeerIdentity, prepare};
-use crate::pki::{PeerRole, Pki};
-use crate::refusals::Refusals;
-use crate::source::{Source, serve_host};
-use crate::waiting_room::WaitingRoom;
-use crate::wire_io::{Outgoing, ReadError, read_ahead, write_messages};
-use anyhow::{Context, Result};
-use replication::wire::{
-    ClockAnswer, Compare, Compared, FrameReader, FrameWriter, Hello, Message, Refusal, Refuse,
-};
+use crate::link::PeerIdentity;
+use crate::pki::Pki;
+use crate::wire_io::{Outgoing, ReadError};
+use replication::wire::{ClockAnswer, Compare, Compared, Hello, Message, Refusal, Refuse};
 use replication::{Opened, Receiver, ReceiverEffect, ReceiverEvent};
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::block_in_place;
-use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
-use types::limits::{ACCEPT_RETRY_DELAY, CONNECT_TIMEOUT, STREAMS_MAX};
 
 const TICK: Duration = Duration::from_millis(500);
 /// How often trust in a connected peer is looked at again.
 const TRUST_INTERVAL: Duration = Duration::from_secs(5);
-const LISTEN_RETRY_INTERVAL: Duration = Duration::from_secs(5);
-/// Messages read ahead of the machine that takes them.
-const MESSAGES_AHEAD: usize = 4;
 
-/// Accepts streams on `address`, as soon as it can be listened on: what hinders it is an alert, and the VMs
-/// protected here do not wait for it. Certificates and trust that have changed are read anew.
-pub(crate) async fn listen(
+/// Serves the stream whose first message was read; why it ended.
+pub(crate) async fn serve_stream(
     recovery: Arc<Recovery>,
-    source: Arc<Source>,
     pki: Pki,
-    address: SocketAddr,
-    alerts: Arc<Alerts>,
-) {
-    loop {
-        match TcpListener::bind(address).await {
-            Ok(listener) => {
-                alerts.clear("stream listener");
-                tracing::info!(%address, "listening for streams");
-                tokio::spawn(watch_tls(pki.clone(), alerts));
-                return accept(recovery, source, pki, listener).await;
-            }
-            Err(error) => {
-                let text = format!(
-                    "no streams are accepted: cannot listen on {address}: {error}; tried again by itself"
-                );
-                alerts.raise("stream listener", text);
-            }
-        }
-        tokio::time::sleep(LISTEN_RETRY_INTERVAL).await;
-    }
-}
-
-/// Says as long as it is so that no peer can be let in, and why.
-async fn watch_tls(pki: Pki, alerts: Arc<Alerts>) {
-    loop {
-        match pki.stream_server(&Claimed::default()) {
-            Ok(_) => match pki.unreadable_trust() {
-                None => alerts.clear("stream TLS"),
-                Some(why) => alerts.raise("stream TLS", format!("peers of some sites are refused: {why}")),
-            },
-            Err(error) => alerts.raise("stream TLS", format!("no streams are accepted: {error:#}")),
-        }
-        tokio::time::sleep(LISTEN_RETRY_INTERVAL).await;
-    }
-}
-
-async fn accept(recovery: Arc<Recovery>, source: Arc<Source>, pki: Pki, listener: TcpListener) {
-    let refusals = Arc::new(Refusals::default());
-    let room = Arc::new(WaitingRoom::default());
-    let places = Arc::new(Semaphore::new(STREAMS_MAX));
-    loop {
-        let (stream, from) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "accepting a stream failed");
-                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
-                continue;
-            }
-        };
-        let (recovery, source, pki, places) = (recovery.clone(), source.clone(), pki.clone(), places.clone());
-        let (place, refusals) = (room.enter(from.ip()), refusals.clone());
-        tokio::spawn(async move {
-            let served = async {
-                let (stream, peer) = place.within(shake_hands(&pki, stream, recovery.dscp)).await?;
-                let _place = places.try_acquire().context("there are too many streams already")?;
-                serve(recovery, source, &pki, stream, peer).await
-            };
-            match served.await {
-                Ok(()) => refusals.forget(from.ip()),
-                Err(error) => refusals.log("connection", from, &format!("{error:#}")),
-            }
-        });
-    }
-}
-
-async fn shake_hands(pki: &Pki, stream: TcpStream, dscp: u8) -> Result<(TlsStream<TcpStream>, PeerIdentity)> {
-    prepare(&stream, dscp)?;
-    let claimed = Claimed::default();
-    let acceptor = TlsAcceptor::from(pki.stream_server(&claimed)?);
-    let stream = acceptor.accept(stream).await.with_context(|| match claimed.name() {
-        Some(name) => format!("TLS handshake with a peer that calls itself {name}"),
-        None => "TLS handshake".to_owned(),
-    })?;
-    let peer = PeerIdentity::of(pki, stream.get_ref().1.peer_certificates(), PeerRole::Connects)?;
-    Ok((stream, peer))
-}
-
-async fn serve(
-    recovery: Arc<Recovery>,
-    source: Arc<Source>,
-    pki: &Pki,
-    stream: TlsStream<TcpStream>,
     peer: PeerIdentity,
-) -> Result<()> {
-    let name = peer.name.clone();
-    let (reader, writer) = tokio::io::split(stream);
-    let (outgoing, queue) = mpsc::unbounded_channel();
-    let writing = tokio::spawn(write_messages(writer, FrameWriter::default(), queue));
-    let (messages, mut inbox) = mpsc::channel(MESSAGES_AHEAD);
-    let reading = tokio::spawn(read_ahead(reader, FrameReader::default(), messages));
-    // Whoever connects says with the first word what for.
-    let first =
-        timeout(CONNECT_TIMEOUT, inbox.recv()).await.context("the peer does not say what it wants")?;
-    let why = match first {
-        Some(Ok(Message::Join(join))) => serve_host(&source, &name, &join, outgoing, &mut inbox).await,
-        Some(Ok(Message::Leave(leave))) => {
-            let _ = outgoing.send(block_in_place(|| recovery.on_leave(&leave, &name)).into());
-            drop(outgoing);
-            "it has said who leaves".to_owned()
-        }
-        Some(first) => Connection::run(recovery, pki.clone(), peer, first, outgoing, &mut inbox).await,
-        None => "the connection was closed".to_owned(),
-    };
-    reading.abort();
-    let _ = timeout(CONNECT_TIMEOUT, writing).await;
-    tracing::info!(peer = name, why, "connection ended");
-    Ok(())
+    first: Result<Message, ReadError>,
+    outgoing: mpsc::UnboundedSender<Outgoing>,
+    inbox: &mut mpsc::Receiver<Result<Message, ReadError>>,
+) -> String {
+    Connection::run(recovery, pki, peer, first, outgoing, inbox).await
 }
 
 struct Connection {

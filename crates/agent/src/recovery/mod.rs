@@ -53,7 +53,7 @@ use crate::sockets::RunDir;
 use crate::state::{StateDir, random};
 use failover::FailoverRecord;
 use guests::GuestEvents;
-pub(crate) use incoming::listen;
+pub(crate) use incoming::serve_stream;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -77,7 +77,6 @@ pub(crate) struct Recovery {
     journal_config: JournalConfig,
     /// Below this many free bytes nothing is journaled any more: the rest is left to what else lives there.
     free_bytes_min: u64,
-    dscp: u8,
     shards: Arc<journal::Shards>,
     boot_id: [u8; 16],
     vms: Mutex<BTreeMap<VmId, Arc<RecoveredVm>>>,
@@ -112,7 +111,6 @@ impl Recovery {
             run_dir,
             journal_config: config.journal.clone(),
             free_bytes_min: config.journal.free_bytes_min,
-            dscp: config.dscp,
             shards: Arc::new(journal::Shards::start(SHARDS, || (clock::wall(), random()))),
             boot_id,
             vms: Mutex::default(),

@@ -2,9 +2,9 @@
 
 use super::Recovery;
 use super::images::{ImageRecord, OpenImage};
+use crate::error::with_sources;
 use crate::error::{OperationError, Result};
 use crate::pace::Pace;
-use crate::source::with_sources;
 use crate::state::StateDir;
 use std::sync::Arc;
 use std::sync::Mutex;

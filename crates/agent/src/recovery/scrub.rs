@@ -3,8 +3,8 @@
 use super::Recovery;
 use super::vm::RecoveredVm;
 use crate::clock;
+use crate::error::with_sources;
 use crate::pace::Pace;
-use crate::source::with_sources;
 use crate::state::random;
 use joint::life::Use;
 use journal::{Clock, Scrubbed, Upkeep};

@@ -6,7 +6,7 @@
 
 use super::life::Lease;
 use super::vm::RecoveredVm;
-use crate::source::with_sources;
+use crate::error::with_sources;
 use batch::Batch;
 use journal::{AppendError, AppendStream, Appended, Journal, Report, Shards};
 use replication::wire::{Ack, Refusal, Refuse};

@@ -36,6 +36,7 @@ use crate::alerts::{AlertKind, Alerts, Cause};
 use crate::artifacts::Artifacts;
 use crate::clock;
 use crate::config::{Compression, Config};
+pub(crate) use crate::error::with_sources;
 use crate::error::{ErrorKind, OperationError, Result};
 use crate::hypervisor::VmDefinition;
 use crate::link::split_peer;
@@ -64,7 +65,7 @@ use std::time::Duration;
 use tapped::{NamedBy, VmTap, clear_alerts};
 use types::limits::{DEFINITION_BYTES_MAX, DISKS_MAX, TAG_BYTES_MAX};
 use types::{CheckpointKind, Epoch, GroupId, RunNumber, VmId, WriteSeq, is_plain_name};
-pub(crate) use vm::{ProtectedVm, with_sources};
+pub(crate) use vm::ProtectedVm;
 
 /// When what was found in use is tried again, the first time; each time after that is twice as long away.
 const RETRY_SOON: Duration = Duration::from_millis(50);

@@ -475,7 +475,7 @@ fn open_disks(record: &mut ProtectionRecord, tap: Option<&VmTap>) -> Result<Open
 }
 
 fn cannot_open(error: RawDiskError) -> OperationError {
-    let text = with_sources(&error);
+    let text = super::with_sources(&error);
     match error {
         RawDiskError::InUse { .. } | RawDiskError::Claimed { .. } => OperationError::in_use(text),
         _ => OperationError::invalid(text),
@@ -524,15 +524,4 @@ fn exports(record: &ProtectionRecord, disks: &[Arc<ProtectedDisk>]) -> Vec<Expor
         device: device.clone() as Arc<dyn BlockDevice>,
     });
     disks.collect()
-}
-
-/// An error with all that caused it, in one line.
-pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }

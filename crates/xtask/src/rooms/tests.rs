@@ -1,4 +1,5 @@
 use super::graph::Graph;
+use super::layers::upward;
 use super::refused;
 use super::told;
 use std::collections::BTreeMap;
@@ -97,6 +98,29 @@ fn two_may_know_each_other_and_three_may_not() {
 }
 
 #[test]
-fn the_workspace_has_no_circle_but_those_that_stand() {
+fn a_room_knows_what_is_below_it_and_nothing_beside_or_above() {
+    let files = [
+        (
+            "crates/agent/src/lib.rs",
+            "mod daemon;\nmod http;\nmod recovery;\nmod source;\nmod error;\npub use daemon::run;",
+        ),
+        ("crates/agent/src/daemon.rs", "use crate::http::App;\nuse crate::source::Source;"),
+        ("crates/agent/src/http.rs", "use crate::recovery::Recovery;\nuse crate::error::Error;"),
+        ("crates/agent/src/recovery.rs", "mod inside;"),
+        ("crates/agent/src/recovery/inside.rs", "use crate::source::Source;\nuse super::Recovery;"),
+        ("crates/agent/src/source.rs", "use crate::error::Error;"),
+        ("crates/agent/src/error.rs", "use crate::daemon::run;"),
+    ];
+    let read =
+        |path: &Path| files.iter().find(|(name, _)| Path::new(name) == path).map(|(_, s)| (*s).to_owned());
+    let graph = Graph::of(Path::new("crates/agent/src/lib.rs"), &read);
+    let mut said = upward(&graph, Path::new("crates"));
+    said.sort();
+    let beside = "crates/agent/src/recovery/inside.rs knows source";
+    assert_eq!(said, ["crates/agent/src/error.rs knows daemon", beside]);
+}
+
+#[test]
+fn the_workspace_is_as_it_is_to_be() {
     super::check().unwrap();
 }

@@ -9,8 +9,8 @@
 //! Who answers at the socket must be that QEMU: what it says is taken for the disk's content.
 
 use super::disks::PREFIX;
+use crate::error::with_sources;
 use crate::hypervisor::qmp::{Monitor, QmpError};
-use crate::source::with_sources;
 use serde_json::json;
 use splitter::nbd::Client;
 use splitter::{DiskReader, ReadDoor};

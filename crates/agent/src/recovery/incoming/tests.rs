@@ -4,13 +4,15 @@
 
 use super::*;
 use crate::link::PeerIdentity;
+use crate::pki::PeerRole;
 use crate::recovery::tests::{close, hello, recovery};
 use batch::{BatchMeta, Codec, Kind, Record, encode, encode_mark};
 use bytes::Bytes;
 use joint::life::Use;
 use proptest::prelude::*;
 use replication::wire::{
-    Ack, ArtifactHash, ArtifactOffer, ArtifactPart, CutMessage, HEADER_BYTES, Join, Leave, Welcome,
+    Ack, ArtifactHash, ArtifactOffer, ArtifactPart, CutMessage, FrameReader, FrameWriter, HEADER_BYTES, Join,
+    Leave, Welcome,
 };
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
@@ -20,6 +22,8 @@ use types::{
 };
 
 const CASES: u32 = 150;
+/// Messages read ahead of the machine that takes them.
+const MESSAGES_AHEAD: usize = 4;
 const DISK_BYTES: u64 = 1 << 20;
 const MINE: Incarnation = Incarnation::from_bytes([3; 16]);
 const CUT: WriteSeq = WriteSeq::from_raw(4);

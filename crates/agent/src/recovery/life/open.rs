@@ -68,7 +68,7 @@ impl Recovery {
         vm.check_is_kept()?;
         let store = vm.take_folder(&self.journal_config)?;
         let opened = Journal::open(store, vm.settings(&self.journal_config)).map_err(|error| {
-            anyhow::anyhow!("open the journal of {}: {}", vm.name(), crate::source::with_sources(&error))
+            anyhow::anyhow!("open the journal of {}: {}", vm.name(), crate::error::with_sources(&error))
         })?;
         if opened.torn_bytes > 0 {
             tracing::info!(
