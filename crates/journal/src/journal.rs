@@ -1,8 +1,8 @@
-//! The journal as the rest of the program sees it: state, settings, status.
+//! The journal as the rest of the program sees it: it puts the parts together, and none of them knows it.
 //!
-//! Locks, taken in this order: `upkeep`, held by whoever seals, merges, folds or retires; `writer`, held
-//! while batches get their places; `saving`, held while the manifest is replaced; `shared`, held shortly
-//! to look up or to publish. The gate is for readers: see `read.rs`.
+//! Locks, taken in this order: `upkeep` (`turn.rs`), held by whoever merges, folds or retires; `writer` (`append.rs`), held
+//! while batches get their places; `one` (`footers.rs`), while footers are written; `saving` (`state.rs`), while the manifest
+//! is replaced; `shared`, held shortly to look up or to publish. The gate is for readers: see `read.rs`.
 
 use crate::append::Appender;
 use crate::checkpoints::{CheckpointError, CheckpointFacts, CheckpointQuery};
