@@ -2,7 +2,6 @@
 
 use crate::recovery::RecoveryVm;
 use crate::source::{Playback, SourceVm};
-use crate::wide::words_of;
 use journal::{CheckpointQuery, Image, Journal, Mode, ReadError, Settings, Upkeep, newest_common_cut};
 use std::sync::Arc;
 use types::limits::BLOCK_BYTES;
@@ -169,4 +168,9 @@ fn compare(guest: &mut Playback<'_>, journal: &Arc<Journal>, cut: WriteSeq, what
             what()
         );
     }
+}
+
+/// What somebody says to a checkpoint.
+pub(crate) fn words_of(cut: WriteSeq) -> String {
+    format!("before {cut}")
 }

@@ -109,11 +109,6 @@ impl World {
     }
 }
 
-/// What somebody says to a checkpoint.
-pub(crate) fn words_of(cut: WriteSeq) -> String {
-    format!("before {cut}")
-}
-
 /// A cut that can be opened: a checkpoint, or the newest.
 fn any_cut(journal: &journal::Journal, rng: &mut Rng) -> Option<WriteSeq> {
     let mut cuts: Vec<WriteSeq> =

@@ -6,7 +6,7 @@ use crate::recovery::RecoveryVm;
 use crate::rng::Rng;
 use crate::source::SourceVm;
 use crate::summary::Summary;
-use crate::wide::{Wide, words_of};
+use crate::wide::Wide;
 use joint::promise::Promises;
 use journal::{Clock, Mode, Upkeep};
 use replication::wire::{Refusal, Refuse};
