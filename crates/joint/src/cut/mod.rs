@@ -27,47 +27,11 @@
 mod completion;
 mod coordinator;
 mod follower;
+mod part;
 
 pub use completion::Completion;
 pub use coordinator::{
     Ask, CannotBegin, Coordinator, HostSession, NotRemoved, Outcome, Said, TooManyHosts, Why,
 };
 pub use follower::Follower;
-
-use replication::wire::CutRefusal;
-use std::fmt;
-use types::{Checkpoint, WriteSeq};
-
-/// What a cut does to a host's part of its group.
-pub trait Part {
-    /// Keeps acknowledgements back from now on; what lets them go again. A later hold takes the place of an earlier.
-    fn hold(&mut self) -> u64;
-
-    /// Lets go what that hold keeps back; nothing where a later one has taken its place.
-    fn release(&mut self, hold: u64);
-
-    /// Draws exactly this number, while holding.
-    ///
-    /// # Errors
-    /// Where it was drawn before, or a VM misses writes in its stream.
-    fn draw(&mut self, cut: WriteSeq) -> Result<(), CutRefusal>;
-
-    /// Puts the mark of a cut that all hosts have made into every stream here. `hosts`: the others, by name, whose marks
-    /// the checkpoint needs as well.
-    ///
-    /// # Errors
-    /// Where it cannot, in words.
-    fn mark(&mut self, checkpoint: &Checkpoint, hosts: &[String]) -> Result<(), String>;
-}
-
-/// A message of the other side that has no place in a cut; the connection ends with it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Disbelieved(pub String);
-
-impl fmt::Display for Disbelieved {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Disbelieved {}
+pub use part::{Disbelieved, Part};
