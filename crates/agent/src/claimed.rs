@@ -1,6 +1,6 @@
 //! Who a peer says it is, although its certificate is refused. Nobody believes it; the log names it.
 
-use crate::pki::agent_name;
+use crate::certificate_name::agent_name;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};

@@ -7,6 +7,7 @@
 
 mod alerts;
 pub mod artifacts;
+mod certificate_name;
 pub mod claimed;
 pub mod clock;
 pub mod config;

@@ -4,6 +4,7 @@
 //! The stream trusts the CAs in `trust`, the API on TCP trusts the site's own. An agent's name stands in
 //! its certificate as `AGENT.SITE.holdfast.internal`, beside the hosts it is reached at.
 
+use crate::certificate_name::{NAME_SUFFIX, agent_name};
 use crate::config::check_label;
 use crate::tls::TlsCache;
 use anyhow::{Context, Result, bail};
@@ -19,8 +20,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use time::{Duration, OffsetDateTime};
 
-/// What every agent's name ends with.
-const NAME_SUFFIX: &str = ".holdfast.internal";
 const CA_DAYS: i64 = 3650;
 
 /// Files of the folder that no certificate may be written over.
@@ -206,16 +205,6 @@ impl Pki {
     pub(crate) fn certificates(&self, name: &str) -> Result<Vec<CertificateDer<'static>>> {
         read_certificates(&self.folder.join(name))
     }
-}
-
-/// The agent's name in a certificate, `AGENT.SITE`, whoever has issued it.
-///
-/// # Errors
-/// Where it names no agent.
-pub(crate) fn agent_name(certificate: &CertificateDer<'_>) -> Result<String> {
-    let leaf = webpki::EndEntityCert::try_from(certificate).context("read the peer's certificate")?;
-    let name = leaf.valid_dns_names().find_map(|name| name.strip_suffix(NAME_SUFFIX));
-    name.map(str::to_owned).context("the peer's certificate has no agent's name")
 }
 
 fn anchors<'a>(authorities: &'a [CertificateDer<'_>]) -> Result<Vec<TrustAnchor<'a>>, webpki::Error> {

@@ -7,8 +7,9 @@
 
 use super::Source;
 use crate::alerts::Alerts;
+use crate::certificate_name::agent_name;
 use crate::link::notice_death;
-use crate::pki::{Pki, agent_name};
+use crate::pki::Pki;
 use crate::refusals::Refusals;
 use crate::waiting_room::WaitingRoom;
 use anyhow::{Context, Result};
