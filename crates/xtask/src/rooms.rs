@@ -22,12 +22,9 @@ use std::path::Path;
 /// smaller, and then the number here does too; nothing is ever added.
 const STANDING: &[(&str, usize)] = &[
     ("crates/agent/src/http/mod.rs", 5),
-    ("crates/agent/src/pki.rs", 3),
     ("crates/agent/src/recovery/mod.rs", 17),
     ("crates/agent/src/source/mod.rs", 13),
-    ("crates/api/src/lib.rs", 4),
     ("crates/bench/src/main.rs", 20),
-    ("crates/joint/src/cut/mod.rs", 3),
     ("crates/splitter/src/disk.rs", 3),
     ("crates/splitter/src/nbd/mod.rs", 9),
 ];

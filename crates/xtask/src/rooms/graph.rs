@@ -104,11 +104,21 @@ impl Tree {
                 ("super", _, _) => module.parent,
                 (_, Some(child), _) => Some(*child),
                 (_, None, Some(path)) if followed < FOLLOWED_MAX => self.follow(at, path, followed + 1),
+                (_, None, None) if !module.imports.defined.contains(name) => {
+                    self.in_globs(at, name, followed)
+                }
                 _ => None,
             };
             let Some(next) = next else { break };
             (at, rest) = (next, more);
         }
         Some(at)
+    }
+
+    /// The module that defines `name`, of those that `at` brings all in of.
+    fn in_globs(&self, at: usize, name: &str, followed: usize) -> Option<usize> {
+        let globs = self.0[at].imports.globs.iter().filter(|_| followed < FOLLOWED_MAX);
+        let modules = globs.filter_map(|path| self.follow(at, path, followed + 1));
+        modules.into_iter().find(|module| self.0[*module].imports.defined.contains(name))
     }
 }

@@ -1,7 +1,7 @@
 //! What one file names of others: its child modules, and every path into its crate. What is for tests only does not count.
 
 use super::words::{Token, tokens};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 #[derive(Debug, Default)]
 pub(super) struct Imports {
@@ -11,7 +11,15 @@ pub(super) struct Imports {
     pub(super) paths: Vec<Vec<String>>,
     /// What `use` brings in, by the name it has here.
     pub(super) names: HashMap<String, Vec<String>>,
+    /// Modules that `use` brings all in of.
+    pub(super) globs: Vec<Vec<String>>,
+    /// What the file defines itself.
+    pub(super) defined: HashSet<String>,
 }
+
+/// Words before the name of what is defined.
+const DEFINE: [&str; 9] =
+    ["const", "enum", "fn", "macro_rules", "static", "struct", "trait", "type", "union"];
 
 impl Imports {
     pub(super) fn of(source: &str) -> Self {
@@ -56,7 +64,10 @@ impl Reading<'_> {
             }
             // The brace is counted when it is met.
             self.at += 2;
-        } else if let Token::Word(_) = self.tokens[self.at] {
+        } else if let Token::Word(word) = &self.tokens[self.at] {
+            if let (true, Some(Token::Word(name))) = (DEFINE.contains(&word.as_str()), self.peek(1)) {
+                imports.defined.insert(name.clone());
+            }
             self.path(imports);
         } else {
             self.sign();
@@ -158,8 +169,10 @@ impl Reading<'_> {
         }
         if prefix.len() > begun || name.is_some() || begun > 0 {
             let path = self.as_of_this_file(prefix.clone());
-            let name = name.or(path.last().cloned());
-            imports.names.extend(name.filter(|name| name != "*").map(|name| (name, path.clone())));
+            match name.or(path.last().cloned()) {
+                Some(name) if name == "*" => imports.globs.push(path.clone()),
+                name => imports.names.extend(name.map(|name| (name, path.clone()))),
+            }
             imports.paths.push(path);
         }
         prefix.truncate(begun);

@@ -37,6 +37,19 @@ fn uses_paths_and_re_exports_lead_to_the_file_that_has_the_thing() {
 }
 
 #[test]
+fn what_a_file_brings_all_in_of_leads_to_the_one_that_defines_it() {
+    let files = [
+        ("lib.rs", "mod a;\nmod b;\nmod c;\npub use a::*;\npub use b::*;\npub fn own() {}"),
+        ("a.rs", "pub struct A;"),
+        ("b.rs", "pub enum B {}\nfn f(a: crate::A) {}"),
+        ("c.rs", "use crate::{B, own};"),
+    ];
+    let knows = knows(&files);
+    assert_eq!(knows["b.rs"], ["a.rs"]);
+    assert_eq!(knows["c.rs"], ["lib.rs", "b.rs"]);
+}
+
+#[test]
 fn comments_strings_characters_and_tests_name_nothing() {
     let files = [
         ("lib.rs", "mod a;\nmod b;"),
