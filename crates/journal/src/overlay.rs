@@ -59,13 +59,21 @@ struct Bits {
     bytes: Vec<u8>,
     /// Pages of `bytes` that `map` does not have yet.
     unsynced: BTreeSet<usize>,
-    /// A flush has failed. Nobody knows which writes are on the disk, and the next sync would succeed without them.
-    failed: bool,
+    /// A flush has failed. Nobody knows which writes are on the disk, and the next sync would succeed without them. The
+    /// blocks that were durable before: any other may read as zeroes once the kernel has dropped what it gave up.
+    failed: Option<Vec<u8>>,
 }
 
 impl Bits {
     fn check_is_well(&self) -> Result<(), OverlayError> {
-        if self.failed { Err(OverlayError::Failed) } else { Ok(()) }
+        if self.failed.is_some() { Err(OverlayError::Failed) } else { Ok(()) }
+    }
+
+    /// Whether blocks of its own can be read.
+    fn check_is_there(&self, range: ByteRange) -> Result<(), OverlayError> {
+        let Some(durable) = &self.failed else { return Ok(()) };
+        let is_there = range.units(BLOCK).all(|block| has_bit(durable, block));
+        if is_there { Ok(()) } else { Err(OverlayError::Failed) }
     }
 
     fn has(&self, block: u64) -> bool {
@@ -111,7 +119,7 @@ impl Overlay {
         }
         // Also where it is not new: whoever made it may not have come to this.
         store.sync_folder()?;
-        Ok(Self { data, live, map, size_bytes, bits: Mutex::new(Bits { bytes, unsynced, failed: false }) })
+        Ok(Self { data, live, map, size_bytes, bits: Mutex::new(Bits { bytes, unsynced, failed: None }) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Bits> {
@@ -134,6 +142,8 @@ impl Overlay {
             let part = &mut buf[at..at + range.len as usize];
             if own {
                 self.data.read_at(range.start, part).map_err(OverlayError::Io)?;
+                // Only then: what was read before the flush failed is right.
+                self.lock().check_is_there(range)?;
             } else {
                 below(range.start, part)?;
             }
@@ -261,13 +271,16 @@ impl Overlay {
     /// Makes every write so far durable.
     ///
     /// # Errors
-    /// As the file system says; after one every write and flush fails with [`OverlayError::Failed`].
+    /// As the file system says; after one every write and flush fails with [`OverlayError::Failed`], and every read of what was not durable
+    /// before.
     pub fn flush(&self) -> Result<(), OverlayError> {
         let mut bits = self.lock();
         bits.check_is_well()?;
         let flushed = self.flush_all(&mut bits);
         if flushed.is_err() {
-            bits.failed = true;
+            let none = || vec![0; bits.bytes.len()];
+            let durable = load_map(&*self.map, self.size_bytes.div_ceil(BLOCK), None).ok().flatten();
+            bits.failed = Some(durable.unwrap_or_else(none));
             // Whoever opens it next, also in this boot, is to take the map as of the last flush.
             self.live.write_at(0, &encode_header(0, NO_BOOT))?;
         }

@@ -61,3 +61,36 @@ fn what_is_flushed_stays_though_making_the_overlay_failed_at_first() {
         assert_eq!(read(&open(&store, 2))[0], 7, "seed {seed}, {syncs} syncs");
     }
 }
+
+/// A block that was never flushed is given up by the flush that fails, and memory runs short: it is an error, not zeroes.
+/// One that was flushed is what was flushed.
+#[test]
+fn what_a_failed_flush_has_given_up_is_never_read_as_zeroes() {
+    let store = SimStore::new();
+    let overlay = open(&store, 1);
+    write(&overlay, 1);
+    overlay.flush().unwrap();
+    overlay.write_at::<OverlayError>(8192, &[2; 4096], |_, _| Ok(())).unwrap();
+    store.fail_sync_after(Some(0));
+    overlay.flush().unwrap_err();
+    store.evict();
+    let mut block = [0; 4096];
+    let read = overlay.read_at::<OverlayError>(8192, &mut block, |_, _| panic!("it is the overlay's own"));
+    assert!(matches!(read, Err(OverlayError::Failed)), "{read:?}, {}", block[0]);
+    assert_eq!(first_byte(&overlay), 1);
+    store.fail_sync_after(None);
+    drop(overlay);
+    let again = open(&store, 1);
+    assert_eq!(first_byte(&again), 1);
+    again
+        .read_at::<OverlayError>(8192, &mut block, |_, below| {
+            below.fill(9);
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(block[0], 9, "the block below");
+}
+
+fn first_byte(overlay: &Overlay) -> u8 {
+    read(overlay)[0]
+}
