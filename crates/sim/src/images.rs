@@ -66,7 +66,7 @@ impl SimImage {
         let mut buf = vec![0; range.len as usize];
         match image.read_at(DISK, range.start, &mut buf) {
             Ok(()) => self.compare(range.start, &buf),
-            Err(_) if self.spoilt => {}
+            Err(_) if self.spoilt || self.unwell => {}
             Err(error) => panic!("image {} at {} cannot be read: {error:?}", self.id, self.cut),
         }
     }
@@ -124,6 +124,7 @@ impl SimImage {
             Err(error) => {
                 assert!(self.unwell || store.is_impaired(), "an image cannot be flushed: {error:?}");
                 self.unwell = true;
+                self.model.lose();
                 false
             }
         }
@@ -218,6 +219,11 @@ impl Images {
             }
         }
         served
+    }
+
+    /// What a failed flush has given up is read from the disk again.
+    pub(crate) fn evict(&mut self) {
+        self.list.iter_mut().filter(|image| image.unwell).for_each(|image| image.model.lose());
     }
 
     /// Something below was damaged.

@@ -12,7 +12,8 @@
 //!
 //! [`run_wide`] plays all that and more, drawn from numbers of its own, so that the seeds of [`run`] stay what they were:
 //! images at any checkpoint that are written to, flushed, promoted while they are read and folded under, closed, and served
-//! again after each restart; pins and tags.
+//! again after each restart; pins and tags; disks that are full by what files take up and get room back, that stand still,
+//! and that forget what a failed sync gave up; agents that are killed in the middle of something.
 //!
 //! [`run_cuts`] plays the cuts of groups on several hosts, by themselves.
 //!

@@ -45,6 +45,8 @@ pub(crate) struct RecoveryVm {
     pub(crate) images: Images,
     /// Pins that a person has, and where.
     pub(crate) pins: Vec<(u64, WriteSeq)>,
+    /// For so many steps more its disk stands still, and whoever waits for it.
+    pub(crate) stands_still: u64,
 }
 
 impl RecoveryVm {
@@ -60,6 +62,7 @@ impl RecoveryVm {
             stops_in: None,
             images: Images::new(),
             pins: Vec::new(),
+            stands_still: 0,
         }
     }
 
@@ -75,6 +78,7 @@ impl RecoveryVm {
         self.queue.clear();
         self.journal = None;
         self.images.crash(power);
+        self.store.die_after(None);
         if power {
             self.store.lose_power(rng);
         }
@@ -103,8 +107,7 @@ impl RecoveryVm {
     /// that was meant for another place went there. Then the scrub comes by; how much damage it found.
     pub(crate) fn spoil(&mut self, wall: WallTime, rng: &mut Rng) -> Option<usize> {
         let journal = self.journal.clone()?;
-        self.store.limit_room(None);
-        self.store.fail_sync_after(None);
+        self.mend_disk();
         journal.keep_up(&Upkeep::plain(wall, rng.sixteen())).ok()?;
         let manifest = Manifest::load(&self.store).ok()?;
         let (kind, log) = if rng.one_in(3) { ("undo", &manifest.undo) } else { ("segment", &manifest.redo) };
@@ -143,6 +146,14 @@ impl RecoveryVm {
                 return Some(found);
             }
         }
+    }
+
+    /// The disk works and has room again.
+    pub(crate) fn mend_disk(&self) {
+        self.store.limit_room(None);
+        self.store.fail_sync_after(None);
+        self.store.limit_capacity(None);
+        self.store.die_after(None);
     }
 
     /// Damage was found, and sooner or later somebody closes the stream for it.

@@ -23,8 +23,8 @@ impl World {
         self.network_up = true;
         self.fenced_at = None;
         for pair in &mut self.pairs {
-            pair.recovery.store.limit_room(None);
-            pair.recovery.store.fail_sync_after(None);
+            pair.recovery.mend_disk();
+            pair.recovery.stands_still = 0;
             pair.recovery.fence = pair.recovery.fence.map(|(epoch, _)| (epoch, true));
         }
         for vm in 0..usize::from(VMS) {

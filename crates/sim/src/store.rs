@@ -3,18 +3,22 @@
 //! What is synced is certain. On a loss of power every sector written since a file's last sync is kept
 //! or lost by itself, so writes tear and reorder; of the names changed since the last sync of the
 //! folder a prefix is kept. A sync that fails leaves its sectors readable but never on the disk, also not
-//! by a later sync. This must be survivable: it is what `Store` promises and no more. A full disk and
-//! failing syncs are set from outside.
+//! by a later sync, and may be dropped from memory at any time. This must be survivable: it is what `Store` promises and
+//! no more. A full disk, failing syncs and a process that is killed in the middle of something are set from outside.
+//!
+//! Room is counted in pages that hold anything, of files that have a name: what is overwritten takes none, what is removed
+//! or punched gives it back.
 
 use crate::rng::Rng;
 use journal::{Store, StoreFile};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 use types::ByteRange;
 
 const SECTOR: usize = 512;
+const PAGE: usize = 4096;
 
 /// A simulated folder. Clones share it.
 #[derive(Debug, Clone, Default)]
@@ -34,6 +38,10 @@ struct Disk {
     room: Option<u64>,
     /// Syncs that succeed before one fails.
     syncs_left: Option<u64>,
+    /// Bytes that files may take up.
+    capacity: Option<u64>,
+    /// Changes that still happen before the process is gone.
+    changes_left: Option<u64>,
 }
 
 #[derive(Debug, Clone)]
@@ -50,6 +58,10 @@ struct Content {
     durable: Vec<u8>,
     /// Sectors that may differ between the two.
     unsynced: Vec<(usize, usize)>,
+    /// Sectors that a failed sync has given up.
+    given_up: Vec<(usize, usize)>,
+    /// Which pages take up room.
+    pages: BTreeSet<usize>,
 }
 
 #[derive(Debug)]
@@ -87,6 +99,7 @@ impl SimStore {
             content.lose_power(rng);
         }
         disk.room = None;
+        disk.changes_left = None;
         disk.syncs_left = None;
     }
 
@@ -103,7 +116,35 @@ impl SimStore {
     /// Whether it is full, or fails, or may be before long.
     pub fn is_impaired(&self) -> bool {
         let disk = self.lock();
-        disk.room.is_some() || disk.syncs_left.is_some()
+        disk.room.is_some()
+            || disk.syncs_left.is_some()
+            || disk.capacity.is_some()
+            || disk.changes_left.is_some()
+    }
+
+    /// Files may take up this much; `None` for as much as they like.
+    pub fn limit_capacity(&self, bytes: Option<u64>) {
+        self.lock().capacity = bytes;
+    }
+
+    /// Bytes that files take up.
+    pub fn used_bytes(&self) -> u64 {
+        self.lock().used_bytes()
+    }
+
+    /// After `left` more changes nothing is changed any more: the process is being killed. `None`: another one begins.
+    pub fn die_after(&self, left: Option<u64>) {
+        self.lock().changes_left = left;
+    }
+
+    /// Whether the process has been killed.
+    pub fn is_dead(&self) -> bool {
+        self.lock().changes_left == Some(0)
+    }
+
+    /// Memory is short: what a failed sync has given up is read from the disk again.
+    pub fn evict(&self) {
+        self.lock().files.values_mut().for_each(Content::evict);
     }
 
     /// Changes one byte of a file as it lies on the disk; false where it has not so many.
@@ -137,6 +178,8 @@ impl SimStore {
             next_file: disk.next_file,
             room: disk.room,
             syncs_left: disk.syncs_left,
+            capacity: disk.capacity,
+            changes_left: disk.changes_left,
         };
         Self { disk: Arc::new(Mutex::new(copy)), lives: Arc::default() }
     }
@@ -174,6 +217,23 @@ impl Content {
         }
         self.now = after.clone();
         self.durable = after;
+        self.given_up.clear();
+        let all = self.now.len().div_ceil(PAGE);
+        self.pages.retain(|page| *page < all);
+    }
+
+    fn evict(&mut self) {
+        for (from, to) in std::mem::take(&mut self.given_up) {
+            for sector in from..to {
+                if self.unsynced.iter().any(|(from, to)| (*from..*to).contains(&sector)) {
+                    continue;
+                }
+                let end = ((sector + 1) * SECTOR).min(self.now.len());
+                for at in sector * SECTOR..end {
+                    self.now[at] = self.durable.get(at).copied().unwrap_or(0);
+                }
+            }
+        }
     }
 
     fn touch(&mut self, start: usize, end: usize) {
@@ -191,6 +251,41 @@ impl Disk {
             }
             None => Ok(()),
         }
+    }
+
+    fn used_bytes(&self) -> u64 {
+        self.names.values().map(|file| (self.files[file].pages.len() * PAGE) as u64).sum()
+    }
+
+    /// One more change, if the process lives.
+    fn change(&mut self) -> io::Result<()> {
+        match &mut self.changes_left {
+            Some(0) => Err(io::Error::other("the process is gone")),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// How much of a write to a file there is room for.
+    fn take_pages(&mut self, file: u64, start: usize, end: usize) -> usize {
+        let mut left =
+            self.capacity.map(|capacity| capacity.saturating_sub(self.used_bytes()) as usize / PAGE);
+        let content = self.files.get_mut(&file).expect("an open file exists");
+        for page in start / PAGE..end.div_ceil(PAGE) {
+            if content.pages.contains(&page) {
+                continue;
+            }
+            match &mut left {
+                Some(0) => return (page * PAGE).max(start),
+                Some(left) => *left -= 1,
+                None => {}
+            }
+            content.pages.insert(page);
+        }
+        end
     }
 
     fn sync(&mut self) -> io::Result<()> {
@@ -211,6 +306,7 @@ impl Store for SimStore {
         let file = match disk.names.get(name) {
             Some(&file) => file,
             None if create => {
+                disk.change()?;
                 disk.spend(SECTOR)?;
                 let file = disk.next_file;
                 disk.next_file += 1;
@@ -235,6 +331,7 @@ impl Store for SimStore {
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut disk = self.lock();
+        disk.change()?;
         let file = disk.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
         disk.names.insert(to.to_owned(), file);
         disk.changes.push(NameChange::Renamed(from.to_owned(), to.to_owned(), file));
@@ -243,6 +340,7 @@ impl Store for SimStore {
 
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut disk = self.lock();
+        disk.change()?;
         let inside = format!("{name}/");
         let gone: Vec<String> =
             disk.names.keys().filter(|known| *known == name || known.starts_with(&inside)).cloned().collect();
@@ -255,6 +353,7 @@ impl Store for SimStore {
 
     fn sync_folder(&self) -> io::Result<()> {
         let mut disk = self.lock();
+        disk.change()?;
         disk.sync()?;
         disk.changes.clear();
         disk.durable_names = disk.names.clone();
@@ -266,7 +365,9 @@ impl Store for SimStore {
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
-        Ok(self.lock().room.unwrap_or(u64::MAX))
+        let disk = self.lock();
+        let left = disk.capacity.map(|capacity| capacity.saturating_sub(disk.used_bytes()));
+        Ok(disk.room.or(left).unwrap_or(u64::MAX))
     }
 }
 
@@ -287,23 +388,30 @@ impl StoreFile for SimFile {
 
     fn write_at(&self, at: u64, buf: &[u8]) -> io::Result<()> {
         let mut disk = self.lock();
+        disk.change()?;
         disk.spend(buf.len())?;
+        let (start, wanted) = (at as usize, at as usize + buf.len());
+        let end = disk.take_pages(self.file, start, wanted);
         let content = disk.files.get_mut(&self.file).expect("an open file exists");
-        let (start, end) = (at as usize, at as usize + buf.len());
-        content.now.resize(content.now.len().max(end), 0);
-        content.now[start..end].copy_from_slice(buf);
-        content.touch(start, end);
-        Ok(())
+        if end > start {
+            content.now.resize(content.now.len().max(end), 0);
+            content.now[start..end].copy_from_slice(&buf[..end - start]);
+            content.touch(start, end);
+        }
+        if end < wanted { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 
     fn sync_data(&self) -> io::Result<()> {
         let mut disk = self.lock();
+        // Who is killed before it began has given up nothing.
+        disk.change()?;
         let synced = disk.sync();
         let content = disk.files.get_mut(&self.file).expect("an open file exists");
         if synced.is_err() {
             // As Linux does: the pages count as clean from here on, though they never reached the disk,
             // and the next sync succeeds without them.
-            content.unsynced.clear();
+            let given_up = std::mem::take(&mut content.unsynced);
+            content.given_up.extend(given_up);
             return synced;
         }
         content.durable.resize(content.now.len(), 0);
@@ -322,19 +430,24 @@ impl StoreFile for SimFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut disk = self.lock();
+        disk.change()?;
         let content = disk.files.get_mut(&self.file).expect("an open file exists");
         let before = content.now.len();
         content.now.resize(len as usize, 0);
+        content.pages.retain(|page| *page < (len as usize).div_ceil(PAGE));
         content.touch(before.min(len as usize), before.max(len as usize));
         Ok(())
     }
 
     fn zero(&self, range: ByteRange) -> io::Result<()> {
         let mut disk = self.lock();
+        disk.change()?;
         let content = disk.files.get_mut(&self.file).expect("an open file exists");
         let (start, end) = (range.start as usize, (range.end() as usize).min(content.now.len()));
         content.now[start..end].fill(0);
         content.touch(start, end);
+        let whole = start.div_ceil(PAGE)..end / PAGE;
+        content.pages.retain(|page| !whole.contains(page));
         Ok(())
     }
 }

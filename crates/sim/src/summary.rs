@@ -54,7 +54,9 @@ summary! {
     image_reads: "reads of images compared",
     image_writes: "writes to images",
     promoted: "images promoted",
-    images_kept_on: "images served again",
     pins: "pins",
     tags: "tags",
+    filled_up: "disks filled up",
+    killed_within: "agents killed in the middle of something",
+    stood_still: "disks that stood still",
 }

@@ -4,6 +4,7 @@ use crate::image_model::DiskModel;
 use crate::invariants::{all_checkpoints, invariant_pinned_cuts_stay, invariant_words_of_a_tag_stay};
 use crate::rng::Rng;
 use crate::world::World;
+use std::time::Duration;
 use types::{CheckpointKind, WriteSeq};
 
 /// What a wide run has beside the rest.
@@ -33,6 +34,17 @@ impl World {
         if wide.rng.one_in(60) {
             self.pin_or_unpin(&mut wide.rng, vm);
         }
+        for pair in &mut self.pairs {
+            pair.recovery.stands_still = pair.recovery.stands_still.saturating_sub(1);
+        }
+        if wide.rng.one_in(12 * self.calm) {
+            self.trouble_disk(&mut wide.rng, vm);
+        }
+        let dies = self.pairs.iter().any(|pair| pair.recovery.store.is_dead());
+        if dies && wide.rng.one_in(2) {
+            self.summary.killed_within += 1;
+            self.crash_recovery();
+        }
         self.wide = Some(wide);
     }
 
@@ -41,6 +53,35 @@ impl World {
         let tagged = self.wide.as_mut().is_some_and(|wide| wide.rng.one_in(8));
         self.summary.tags += u64::from(tagged);
         if tagged { CheckpointKind::Tagged } else { CheckpointKind::Automatic }
+    }
+
+    /// A disk of the recovery side fills up, forgets, stands still, or its agent is killed in the middle of something.
+    fn trouble_disk(&mut self, rng: &mut Rng, vm: usize) {
+        let recovery = &mut self.pairs[vm].recovery;
+        let store = recovery.store.clone();
+        match rng.below(8) {
+            0..3 => {
+                let room = rng.one_in(2).then(|| store.used_bytes() + rng.below(300 << 10));
+                self.summary.filled_up += u64::from(room.is_some());
+                store.limit_capacity(room);
+                self.say(&format!("files of {vm} may take up {room:?}"));
+            }
+            3..5 => {
+                store.evict();
+                recovery.images.evict();
+            }
+            5 => {
+                store.die_after(Some(rng.below(60)));
+                self.say(&format!("the agent of {vm} is about to be killed"));
+            }
+            6 => store.fail_sync_after(rng.one_in(2).then(|| rng.below(6))),
+            _ => {
+                recovery.stands_still = 1 + rng.below(200);
+                self.summary.stood_still += 1;
+                self.now = self.now.plus(Duration::from_secs(rng.below(60)));
+                self.say(&format!("the disk of {vm} stands still"));
+            }
+        }
     }
 
     fn pin_or_unpin(&mut self, rng: &mut Rng, vm: usize) {

@@ -196,6 +196,9 @@ impl World {
         for _ in 0..1 + self.rng.below(4) {
             let Some(link) = &mut self.links[vm] else { return };
             if self.rng.one_in(2) {
+                if self.pairs[vm].recovery.stands_still > 0 {
+                    continue;
+                }
                 if let Some(message) = link.to_receiver.receive() {
                     self.receiver(vm, ReceiverEvent::Received(message));
                 }
@@ -206,6 +209,9 @@ impl World {
     }
 
     pub(crate) fn append(&mut self, vm: usize) {
+        if self.pairs[vm].recovery.stands_still > 0 {
+            return;
+        }
         let wall = self.wall(1);
         self.pairs[vm].recovery.append(self.now, wall, &mut self.links[vm], &mut self.rng);
     }
@@ -223,7 +229,9 @@ impl World {
         }
         self.pairs[vm].source.tell_watermark();
         self.sender(vm, SenderEvent::Tick);
-        self.receiver(vm, ReceiverEvent::Tick);
+        if self.pairs[vm].recovery.stands_still == 0 {
+            self.receiver(vm, ReceiverEvent::Tick);
+        }
     }
 
     /// A cut of the group, as the agent takes it.
