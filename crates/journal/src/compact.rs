@@ -18,8 +18,7 @@ pub(crate) fn merge_runs(state: &State, reads: &Reads, entropy: [u8; 16]) -> Res
     let mut merges = 0;
     for kind in [LogKind::Redo, LogKind::Undo] {
         let view = state.read_shared().view.clone();
-        let runs = if kind == LogKind::Redo { &view.redo.runs } else { &view.undo.runs };
-        if let Some(full) = oldest_full_level(runs) {
+        if let Some(full) = oldest_full_level(&view.log(kind).runs) {
             merge(state, reads, kind, &full, entropy)?;
             merges += 1;
         }

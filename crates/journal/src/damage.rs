@@ -84,12 +84,9 @@ pub(crate) fn settle(state: &State) -> io::Result<()> {
         (waiting && !shared.timeline.is_gap_open()).then(|| shared.timeline.last_seq.raw())
     };
     let Some(upto) = made_good else { return Ok(()) };
-    state.change_manifest(
-        |manifest| {
-            for damage in manifest.damage.iter_mut().filter(|damage| damage.to_seq.is_none()) {
-                damage.to_seq = Some(upto);
-            }
-        },
-        |shared, manifest| shared.set_manifest(manifest, |_| {}),
-    )
+    state.change_manifest_alone(|manifest| {
+        for damage in manifest.damage.iter_mut().filter(|damage| damage.to_seq.is_none()) {
+            damage.to_seq = Some(upto);
+        }
+    })
 }

@@ -43,11 +43,7 @@ impl Footers {
         let mut count = 0;
         for kind in [LogKind::Redo, LogKind::Undo] {
             loop {
-                let oldest = {
-                    let shared = self.state.read_shared();
-                    let log = if kind == LogKind::Redo { &shared.view.redo } else { &shared.view.undo };
-                    log.frozen.first().cloned()
-                };
+                let oldest = self.state.read_shared().view.log(kind).frozen.first().cloned();
                 let Some(table) = oldest else { break };
                 self.write_footer(kind, &table, stamp)?;
                 count += 1;

@@ -210,10 +210,7 @@ impl Journal {
         if epoch.0 <= self.read_shared().manifest.epoch {
             return Ok(());
         }
-        self.state.change_manifest(
-            |manifest| manifest.epoch = epoch.0,
-            |shared, manifest| shared.set_manifest(manifest, |_| {}),
-        )
+        self.state.change_manifest_alone(|manifest| manifest.epoch = epoch.0)
     }
 
     fn history(&self) -> History<'_> {

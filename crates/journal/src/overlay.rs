@@ -271,8 +271,8 @@ impl Overlay {
     /// Makes every write so far durable.
     ///
     /// # Errors
-    /// As the file system says; after one every write and flush fails with [`OverlayError::Failed`], and every read of what was not durable
-    /// before.
+    /// As the file system says; after one every write and flush fails with [`OverlayError::Failed`], and every read of
+    /// what was not durable before.
     pub fn flush(&self) -> Result<(), OverlayError> {
         let mut bits = self.lock();
         bits.check_is_well()?;

@@ -82,20 +82,17 @@ impl Pins<'_> {
         let guard = self.pin_image(cut)?;
         let mut id = 0;
         let now = self.state.read_shared().age.now;
-        let saved = self.state.change_manifest(
-            |manifest| {
-                manifest.next_pin += 1;
-                id = manifest.next_pin;
-                manifest.pins.push(PinEntry {
-                    id,
-                    owner: owner.to_owned(),
-                    cut: cut.raw(),
-                    expires_at: expiry.map(|expiry| expiry.at.0),
-                    expires_age: expiry.map(|expiry| now.saturating_add(micros(expiry.after))),
-                });
-            },
-            |shared, manifest| shared.set_manifest(manifest, |_| {}),
-        );
+        let saved = self.state.change_manifest_alone(|manifest| {
+            manifest.next_pin += 1;
+            id = manifest.next_pin;
+            manifest.pins.push(PinEntry {
+                id,
+                owner: owner.to_owned(),
+                cut: cut.raw(),
+                expires_at: expiry.map(|expiry| expiry.at.0),
+                expires_age: expiry.map(|expiry| now.saturating_add(micros(expiry.after))),
+            });
+        });
         self.unpin_image(guard);
         saved.map(|()| id).map_err(PinError::Manifest)
     }
@@ -105,10 +102,8 @@ impl Pins<'_> {
         let pins = self.list();
         let numbers: Vec<u64> = pins.iter().filter(|pin| gone(pin)).map(|pin| pin.id).collect();
         if !numbers.is_empty() {
-            self.state.change_manifest(
-                |manifest| manifest.pins.retain(|pin| !numbers.contains(&pin.id)),
-                |shared, manifest| shared.set_manifest(manifest, |_| {}),
-            )?;
+            self.state
+                .change_manifest_alone(|manifest| manifest.pins.retain(|pin| !numbers.contains(&pin.id)))?;
         }
         Ok(numbers.len())
     }

@@ -71,6 +71,11 @@ impl State {
         Ok(())
     }
 
+    /// [`Self::change_manifest`], where nothing else in memory hangs on what is changed.
+    pub(crate) fn change_manifest_alone(&self, change: impl FnOnce(&mut Manifest)) -> io::Result<()> {
+        self.change_manifest(change, |shared, manifest| shared.set_manifest(manifest, |_| {}))
+    }
+
     /// Nothing is changed any more.
     pub(crate) fn end_life(&self) {
         self.life.end();

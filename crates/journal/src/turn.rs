@@ -93,14 +93,11 @@ impl Turns {
         if !is_due {
             return Ok(());
         }
-        self.state.change_manifest(
-            |manifest| {
-                for log in [&mut manifest.redo, &mut manifest.undo] {
-                    log.segments.iter_mut().filter_map(|s| s.sealed.as_mut()).for_each(|s| stamp.put(s));
-                }
-            },
-            |shared, manifest| shared.set_manifest(manifest, |_| {}),
-        )
+        self.state.change_manifest_alone(|manifest| {
+            for log in [&mut manifest.redo, &mut manifest.undo] {
+                log.segments.iter_mut().filter_map(|s| s.sealed.as_mut()).for_each(|s| stamp.put(s));
+            }
+        })
     }
 
     /// Folds or retires what is due.

@@ -118,10 +118,7 @@ impl Undo {
         if self.state.read_shared().manifest.before_images_upto == upto.raw() {
             return Ok(());
         }
-        self.state.change_manifest(
-            |manifest| manifest.before_images_upto = upto.raw(),
-            |shared, manifest| shared.set_manifest(manifest, |_| {}),
-        )
+        self.state.change_manifest_alone(|manifest| manifest.before_images_upto = upto.raw())
     }
 
     /// The extents of the next step in the order of the writes, and the step's target.

@@ -53,6 +53,13 @@ pub(crate) struct LogView {
 }
 
 impl View {
+    pub(crate) fn log(&self, kind: LogKind) -> &LogView {
+        match kind {
+            LogKind::Redo => &self.redo,
+            LogKind::Undo => &self.undo,
+        }
+    }
+
     pub(crate) fn log_mut(&mut self, kind: LogKind) -> &mut LogView {
         match kind {
             LogKind::Redo => &mut self.redo,
