@@ -1,7 +1,6 @@
 //! Disks on sockets: one for NBD, where each disk is an export, and one for vhost-user of each disk.
 
-use crate::error::with_sources;
-use crate::error::{OperationError, Result};
+use crate::error::{OperationError, Result, with_sources};
 use crate::sockets::RunDir;
 use splitter::nbd::{Export, Private, Server};
 use splitter::vhost_user::{DiskSocket, VhostServer};

@@ -1,6 +1,6 @@
 //! Which cut of one VM an operator means by `latest`, a checkpoint's id, a time or a tag.
 
-use super::life::{Lease, explain};
+use super::life::{Lease, not_usable};
 use super::vm::RecoveredVm;
 use crate::clock;
 use crate::error::{OperationError, Result};
@@ -113,12 +113,9 @@ pub(super) fn journal_of(vm: &RecoveredVm) -> Result<Lease> {
 
 /// Its journal for a use of it, as long as it is open.
 pub(super) fn lease_of(vm: &RecoveredVm, what: Use) -> Result<Lease> {
-    vm.lease(what).map_err(|refused| {
-        let why = match refused {
-            Refused::State(state) => explain(state),
-            Refused::Images => unreachable!("images hinder nobody who uses a journal"),
-        };
-        OperationError::unavailable(format!("the journal of VM {} is {why}", vm.name()))
+    vm.lease(what).map_err(|refused| match refused {
+        Refused::State(state) => OperationError::unavailable(not_usable(&vm.name(), state)),
+        Refused::Images => unreachable!("images hinder nobody who uses a journal"),
     })
 }
 

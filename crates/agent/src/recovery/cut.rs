@@ -9,8 +9,7 @@ use super::at::{Moment, first_of, journal_of};
 use super::groups::{KeptGroup, Pick};
 use super::vm::RecoveredVm;
 use crate::clock;
-use crate::error::with_sources;
-use crate::error::{OperationError, Result};
+use crate::error::{OperationError, Result, with_sources};
 use std::sync::Arc;
 use types::{Checkpoint, CheckpointId, VmId, WriteSeq};
 

@@ -3,14 +3,13 @@
 
 use super::Recovery;
 use super::at::{lease_of, resolve};
-use super::life::{JournalLife, Lease, explain};
+use super::life::{JournalLife, Lease, not_usable};
 use super::promote::PromotionRun;
 use super::unserved::Unserved;
 use super::vm::{RecoveredVm, checkpoint_to_api};
 use crate::clock;
 use crate::disk_server::DiskServer;
-use crate::error::with_sources;
-use crate::error::{OperationError, Result};
+use crate::error::{OperationError, Result, with_sources};
 use crate::state::random;
 use anyhow::Context;
 use bytes::Bytes;
@@ -152,11 +151,7 @@ impl Recovery {
         self.images().insert(id.clone(), image.clone());
         if lease.stay(id).is_err() {
             self.end_image_under(lease, &image)?;
-            return Err(OperationError::conflict(format!(
-                "the journal of VM {} is {}",
-                vm.name(),
-                explain(vm.life().state())
-            )));
+            return Err(OperationError::conflict(not_usable(&vm.name(), vm.life().state())));
         }
         Ok(image)
     }
@@ -259,8 +254,7 @@ impl Recovery {
     /// thrown away.
     pub(super) fn end_image(&self, image: &OpenImage) -> Result<Vec<PathBuf>> {
         let lease = image.life.lease(Use::Image).map_err(|_| {
-            let (vm, state) = (&image.record.vm_name, image.life.state());
-            OperationError::unavailable(format!("the journal of VM {vm} is {}", explain(state)))
+            OperationError::unavailable(not_usable(&image.record.vm_name, image.life.state()))
         })?;
         self.end_image_under(&lease, image)
     }

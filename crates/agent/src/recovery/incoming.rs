@@ -21,18 +21,6 @@ const TICK: Duration = Duration::from_millis(500);
 /// How often trust in a connected peer is looked at again.
 const TRUST_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Serves the stream whose first message was read; why it ended.
-pub(crate) async fn serve_stream(
-    recovery: Arc<Recovery>,
-    pki: Pki,
-    peer: PeerIdentity,
-    first: Result<Message, ReadError>,
-    outgoing: mpsc::UnboundedSender<Outgoing>,
-    inbox: &mut mpsc::Receiver<Result<Message, ReadError>>,
-) -> String {
-    Connection::run(recovery, pki, peer, first, outgoing, inbox).await
-}
-
 struct Connection {
     recovery: Arc<Recovery>,
     pki: Pki,
@@ -54,39 +42,40 @@ struct OpenStream {
     compares: Option<std::sync::mpsc::Sender<Compare>>,
 }
 
-impl Connection {
-    async fn run(
-        recovery: Arc<Recovery>,
-        pki: Pki,
-        peer: PeerIdentity,
-        first: Result<Message, ReadError>,
-        outgoing: mpsc::UnboundedSender<Outgoing>,
-        inbox: &mut mpsc::Receiver<Result<Message, ReadError>>,
-    ) -> String {
-        let mut connection = Self {
-            recovery,
-            pki,
-            peer,
-            compared: mpsc::unbounded_channel(),
-            outgoing,
-            written: mpsc::unbounded_channel(),
-            open: None,
-            events: VecDeque::new(),
-        };
-        let why = match connection.on_inbox(Some(first)) {
-            Some(why) => why,
-            None => connection.drive(inbox).await,
-        };
-        if let Some(open) = connection.open.take() {
-            let OpenStream { hold, writer, journal, compares } = open;
-            drop((journal, compares));
-            // Whatever was taken is still written before the next connection may come.
-            writer.end().await;
-            drop(hold);
-        }
-        why
+/// Serves the stream whose first message was read; why it ended.
+pub(crate) async fn serve_stream(
+    recovery: Arc<Recovery>,
+    pki: Pki,
+    peer: PeerIdentity,
+    first: Result<Message, ReadError>,
+    outgoing: mpsc::UnboundedSender<Outgoing>,
+    inbox: &mut mpsc::Receiver<Result<Message, ReadError>>,
+) -> String {
+    let mut connection = Connection {
+        recovery,
+        pki,
+        peer,
+        compared: mpsc::unbounded_channel(),
+        outgoing,
+        written: mpsc::unbounded_channel(),
+        open: None,
+        events: VecDeque::new(),
+    };
+    let why = match connection.on_inbox(Some(first)) {
+        Some(why) => why,
+        None => connection.drive(inbox).await,
+    };
+    if let Some(open) = connection.open.take() {
+        let OpenStream { hold, writer, journal, compares } = open;
+        drop((journal, compares));
+        // Whatever was taken is still written before the next connection may come.
+        writer.end().await;
+        drop(hold);
     }
+    why
+}
 
+impl Connection {
     /// Takes what was read; the reason where that ends the connection.
     fn on_inbox(&mut self, message: Option<Result<Message, ReadError>>) -> Option<String> {
         match message {

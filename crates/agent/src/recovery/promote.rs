@@ -2,8 +2,7 @@
 
 use super::Recovery;
 use super::images::{ImageRecord, OpenImage};
-use crate::error::with_sources;
-use crate::error::{OperationError, Result};
+use crate::error::{OperationError, Result, with_sources};
 use crate::pace::Pace;
 use crate::state::StateDir;
 use std::sync::Arc;

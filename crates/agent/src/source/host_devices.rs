@@ -1,8 +1,7 @@
 //! Disks of a VM as block devices of this host, where that was asked for.
 
 use super::record::ProtectionRecord;
-use super::with_sources;
-use crate::error::{OperationError, Result};
+use crate::error::{OperationError, Result, with_sources};
 use splitter::{ProtectedDisk, UblkDevice};
 use std::sync::Arc;
 

@@ -179,7 +179,7 @@ impl Outbox {
                 *full = true;
             }
             Err(error) => {
-                tracing::error!(error = crate::source::with_sources(&error), "the spill takes nothing more");
+                tracing::error!(error = crate::error::with_sources(&error), "the spill takes nothing more");
                 *failed = true;
             }
         }

@@ -12,7 +12,7 @@ use super::tapped::{NamedBy, VmTap};
 use super::{Source, save_record};
 use crate::clock;
 use crate::disk_server::DiskServer;
-use crate::error::{OperationError, Result};
+use crate::error::{OperationError, Result, with_sources};
 use crate::policy::Policy;
 use crate::state::StateDir;
 use anyhow::Context;
@@ -475,7 +475,7 @@ fn open_disks(record: &mut ProtectionRecord, tap: Option<&VmTap>) -> Result<Open
 }
 
 fn cannot_open(error: RawDiskError) -> OperationError {
-    let text = super::with_sources(&error);
+    let text = with_sources(&error);
     match error {
         RawDiskError::InUse { .. } | RawDiskError::Claimed { .. } => OperationError::in_use(text),
         _ => OperationError::invalid(text),

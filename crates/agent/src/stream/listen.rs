@@ -18,8 +18,8 @@ use types::limits::{ACCEPT_RETRY_DELAY, STREAMS_MAX};
 
 const LISTEN_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Accepts connections on `address`, their packets marked with `dscp`, as soon as it can be listened on: what hinders it is an alert, and the VMs
-/// protected here do not wait for it. Certificates and trust that have changed are read anew.
+/// Accepts connections on `address`, their packets marked with `dscp`, as soon as it can be listened on: what hinders it
+/// is an alert, and the VMs protected here do not wait for it. Certificates and trust that have changed are read anew.
 pub(crate) async fn listen(
     recovery: Arc<Recovery>,
     source: Arc<Source>,

@@ -62,9 +62,10 @@ impl Rome {
             let (messages, mut inbox) = mpsc::channel(MESSAGES_AHEAD);
             let mut said = through_the_wire(&say).into_iter();
             let first = said.next().expect("something is said");
-            let running = tokio::spawn(async move {
-                Connection::run(recovery, pki, peer, first, outgoing, &mut inbox).await
-            });
+            let running =
+                tokio::spawn(
+                    async move { serve_stream(recovery, pki, peer, first, outgoing, &mut inbox).await },
+                );
             let stays = enough.map(|_| messages.clone());
             let feeding = tokio::spawn(async move {
                 for message in said {

@@ -216,7 +216,7 @@ impl Drop for Folder {
     }
 }
 
-/// Why a journal cannot be used just now, to an operator.
+/// What a journal is in this state.
 pub(super) fn explain(state: State) -> &'static str {
     match state {
         State::Open => "open",
@@ -230,6 +230,11 @@ pub(super) fn explain(state: State) -> &'static str {
             "being deleted"
         }
     }
+}
+
+/// Why the journal of a VM cannot be used just now, to an operator.
+pub(super) fn not_usable(vm_name: &str, state: State) -> String {
+    format!("the journal of VM {vm_name} is {}", explain(state))
 }
 
 fn images_are_open(vm: &RecoveredVm) -> OperationError {

@@ -9,7 +9,7 @@
 use super::super::Recovery;
 use super::super::policy::{JournalPolicy, file_name};
 use super::super::vm::RecoveredVm;
-use super::{NotClosed, explain, list};
+use super::{NotClosed, list, not_usable};
 use crate::error::{OperationError, Result};
 use anyhow::Context;
 use joint::life::{Refused, Task, Use};
@@ -109,9 +109,7 @@ pub(super) fn not_taken(vm: &RecoveredVm, why: &NotClosed) -> OperationError {
     let name = vm.name();
     match why {
         NotClosed::Refused(Refused::Images) => super::images_are_open(vm),
-        NotClosed::Refused(Refused::State(state)) => {
-            OperationError::conflict(format!("the journal of VM {name} is {}", explain(*state)))
-        }
+        NotClosed::Refused(Refused::State(state)) => OperationError::conflict(not_usable(&name, *state)),
         NotClosed::StillUsed(uses) => OperationError::unavailable(format!(
             "the journal of VM {name} is still used by {} after {} s, and goes on as before: try again later, and see to its \
              disk where that does not end",

@@ -6,7 +6,7 @@
 
 use super::super::Recovery;
 use super::super::vm::RecoveredVm;
-use super::{Lease, Opening, explain};
+use super::{Lease, Opening, not_usable};
 use crate::clock;
 use crate::error::{OperationError, Result};
 use joint::life::{Refused, State, Use};
@@ -48,9 +48,7 @@ impl Reopening {
 impl Recovery {
     /// The journal for a use of it; opened from the disk where it is closed.
     pub(in super::super) fn open_journal(&self, vm: &Arc<RecoveredVm>, what: Use) -> Result<Lease> {
-        let unavailable = |state| {
-            OperationError::unavailable(format!("the journal of VM {} is {}", vm.name(), explain(state)))
-        };
+        let unavailable = |state| OperationError::unavailable(not_usable(&vm.name(), state));
         if let Ok(lease) = vm.lease(what) {
             return Ok(lease);
         }
