@@ -236,7 +236,7 @@ impl<'a> Queue<'a> {
         stop: Arc<Stop>,
     ) -> Result<Self, UblkError> {
         let buffers = of.alloc_queue_io_bufs();
-        let writer = Writer::connect(&*device, Client::named("this host's own block device"));
+        let writer = Writer::connect(device.writers(), Client::named("this host's own block device"));
         let disk = DiskQueue::new(device, writer).map_err(UblkError::IOError)?;
         let kernel =
             UblkQueue::new(number, of)?.submit_fetch_commands_unified(BufDescList::Slices(Some(&buffers)))?;

@@ -5,7 +5,6 @@
 //! TCP: several connections of one are one client. The QEMU that a VM has migrated to may write as soon as the one it
 //! comes from has gone: its first write waits a while for that.
 
-use crate::device::BlockDevice;
 use crate::peer_process::peer_process;
 use std::collections::HashMap;
 use std::fmt;
@@ -147,8 +146,8 @@ pub(crate) struct Writer {
 
 impl Writer {
     /// Of a client that connects; none where nobody can write.
-    pub(crate) fn connect(device: &dyn BlockDevice, client: Client) -> Option<Arc<Self>> {
-        let writers = device.writers()?.clone();
+    pub(crate) fn connect(writers: Option<&Arc<Writers>>, client: Client) -> Option<Arc<Self>> {
+        let writers = writers?.clone();
         *writers.lock().clients.entry(client.clone()).or_default() += 1;
         let (is_owner, was_refused) = (AtomicBool::new(writers.is_shared), AtomicBool::new(false));
         Some(Arc::new(Self { writers, client, is_owner, was_refused }))

@@ -10,6 +10,7 @@
 
 mod before_tls;
 mod client;
+mod export;
 mod negotiate;
 mod protocol;
 mod reply;
@@ -19,5 +20,6 @@ mod transmit;
 
 pub use before_tls::{BeforeTls, Next, Step};
 pub use client::Client;
+pub use export::Export;
 pub(crate) use server::bind_socket;
-pub use server::{BindError, Export, Private, Server, serve_greeted};
+pub use server::{BindError, Private, Server, serve_greeted};

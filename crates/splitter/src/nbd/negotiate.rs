@@ -1,7 +1,7 @@
 //! The handshake: the client looks at the exports, says what it can do, and picks one.
 
+use super::export::Export;
 use super::protocol::*;
-use super::server::Export;
 use std::io::{self, Read, Write};
 use types::ByteRange;
 use types::limits::{NBD_OPTION_BYTES_MAX, NBD_REQUEST_BYTES_MAX};

@@ -1,10 +1,10 @@
 //! The socket, its exports, and the connections to them.
 
+use super::export::Export;
 use super::negotiate::{Agreed, negotiate, negotiate_greeted};
 use super::protocol::{greet, option, read_option_head, reply, write_reply};
 use super::transmit::transmit;
 use crate::acceptor::Acceptor;
-use crate::device::BlockDevice;
 use crate::peer_process::peer_process;
 use crate::thread_start;
 use crate::writers::Client;
@@ -23,14 +23,6 @@ const REFUSING_MAX: usize = 4;
 const REFUSING_OPTIONS_MAX: usize = 4;
 /// How long such a client may take to listen.
 const REFUSING_PATIENCE: Duration = Duration::from_secs(2);
-
-/// A disk under a name.
-#[derive(Clone)]
-pub struct Export {
-    pub name: String,
-    pub description: String,
-    pub device: Arc<dyn BlockDevice>,
-}
 
 /// Why a socket could not be served.
 #[derive(Debug, thiserror::Error)]

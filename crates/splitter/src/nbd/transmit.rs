@@ -56,7 +56,7 @@ pub(super) fn transmit(agreed: &Agreed<'_>, stream: &UnixStream, client: Client)
         contexts: agreed.contexts.clone(),
         inbox: Inbox::new(stream, agreed.structured, !agreed.contexts.is_empty()),
         outbox: Outbox::new(stream, agreed.structured),
-        queue: DiskQueue::new(device.clone(), Writer::connect(&**device, client))?,
+        queue: DiskQueue::new(device.clone(), Writer::connect(device.writers(), client))?,
         pending: (0..NBD_REQUESTS_IN_FLIGHT_MAX).map(|_| None).collect(),
         free: (0..NBD_REQUESTS_IN_FLIGHT_MAX).collect(),
         data_bytes: 0,

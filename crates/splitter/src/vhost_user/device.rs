@@ -51,7 +51,7 @@ fn refused(why: impl Into<String>) -> Error {
 
 impl Device {
     pub(super) fn new(export: Export, label: String, client: Client) -> Self {
-        let writer = Writer::connect(&*export.device, client);
+        let writer = Writer::connect(export.device.writers(), client);
         let queues = (0..VIRTIO_QUEUES_MAX).map(|_| QueueState::default()).collect();
         Self { export, label, writer, features: 0, memory: Memory::default(), queues, in_flight: None }
     }

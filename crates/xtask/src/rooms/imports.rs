@@ -64,6 +64,9 @@ impl Reading<'_> {
             }
             // The brace is counted when it is met.
             self.at += 2;
+        } else if self.tokens[self.at].is("pub") && self.peek(2).is_some_and(|token| token.is("in")) {
+            // To be seen in a module is not to know it.
+            self.at += self.tokens[self.at..].iter().take_while(|token| **token != Token::Sign(')')).count();
         } else if let Token::Word(word) = &self.tokens[self.at] {
             if let (true, Some(Token::Word(name))) = (DEFINE.contains(&word.as_str()), self.peek(1)) {
                 imports.defined.insert(name.clone());

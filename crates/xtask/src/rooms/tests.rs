@@ -57,6 +57,7 @@ fn comments_strings_characters_and_tests_name_nothing() {
             "a.rs",
             r####"// crate::b::x
             /* crate::b::x /* nested */ crate::b::x */
+            pub(in crate::b) struct Shown;
             const S: &str = "\" crate::b::x"; const R: &str = r#"crate::b::x "quoted" "#; const C: char = '"';
             fn f<'a>(x: &'a str) -> char { '\'' }
             #[cfg(test)]

@@ -5,7 +5,7 @@
 use super::*;
 use crate::device::Extent;
 use crate::disks_in_tests::{Blank, held};
-use crate::nbd::server::Export;
+use crate::nbd::export::Export;
 use std::io::{ErrorKind, Read, Write};
 use std::sync::Arc;
 
