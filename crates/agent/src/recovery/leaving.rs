@@ -6,7 +6,8 @@ use replication::wire::{Leave, Message, Refusal, Refuse};
 
 impl Recovery {
     /// Takes note that a VM has left its group; what to answer. Hearing it twice changes nothing, and of a VM that
-    /// is not kept here there is nothing to note.
+    /// is not kept here there is nothing to note. Of one whose record cannot be read it is not known whether it is:
+    /// whoever says that it leaves is told so, and says it again.
     pub(crate) fn on_leave(&self, leave: &Leave, peer: &str) -> Message {
         match self.leave(leave, peer) {
             Ok(()) => Message::Left(leave.vm),
@@ -15,6 +16,7 @@ impl Recovery {
     }
 
     fn leave(&self, leave: &Leave, peer: &str) -> Result<(), Refuse> {
+        self.check_vm_was_read(leave.vm)?;
         let Some(vm) = self.vms().get(&leave.vm).cloned() else { return Ok(()) };
         let refuse = |why, detail: String| Refuse { why, detail };
         let (owner, group) = (vm.site(), vm.group());

@@ -7,7 +7,7 @@ use batch::{Batch, BatchMeta, Codec, Kind, Record, encode};
 use bytes::Bytes;
 use joint::life::{Task, Use};
 use journal::AppendMeta;
-use replication::wire::{Hello, Refusal, Refuse};
+use replication::wire::{Hello, Leave, Message, Refusal, Refuse};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -264,6 +264,10 @@ fn hello_of_group(vm: u8, group: u8, name: &str) -> Hello {
     Hello { group: GroupId::from_bytes([group; 16]), group_name: name.into(), ..hello(vm) }
 }
 
+fn leave_of(hello: &Hello) -> Leave {
+    Leave { vm: hello.vm, group: hello.group, epoch: hello.epoch, at: WriteSeq::ZERO }
+}
+
 #[test]
 fn a_record_that_cannot_be_read_costs_only_what_it_was_of() {
     let folder = tempfile::tempdir().unwrap();
@@ -306,6 +310,18 @@ fn a_record_that_cannot_be_read_costs_only_what_it_was_of() {
         let why = refused(hello);
         assert!(why.why == Refusal::JournalFailed && why.detail.contains("cannot be read"), "{}", why.detail);
     }
+    // Nor can it be written down that they have left: who is told so asks no more, and they would be members for ever.
+    for gone in [&mail, &hello_of_group(4, 4, "moved"), &db] {
+        let Message::Refuse(why) = recovery.on_leave(&leave_of(gone), PEER) else {
+            panic!("that is known nowhere")
+        };
+        assert!(why.why == Refusal::JournalFailed && why.detail.contains("cannot be read"), "{}", why.detail);
+    }
+    assert_eq!(
+        recovery.on_leave(&leave_of(&hello(9)), PEER),
+        Message::Left(hello(9).vm),
+        "it is not kept here"
+    );
     // Somebody may have written to it.
     let kept = recovery.forget("vm-1").unwrap_err();
     assert!(kept.detail.contains("images"), "{}", kept.detail);
