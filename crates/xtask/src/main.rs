@@ -1,10 +1,11 @@
-//! The one door: `cargo xtask demo`, `test`, `check`, `sim`, `fuzz`, `bench`, `ci`.
+//! The one door: `cargo xtask demo`, `test`, `check`, `sim`, `mutations`, `fuzz`, `bench`, `ci`.
 
 mod backports;
 mod check;
 mod demo;
 mod edges;
 mod fuzz;
+mod mutations;
 mod packages;
 mod prepare;
 mod report;
@@ -48,6 +49,11 @@ enum Command {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// Break the code on purpose, place by place, and see that a test or a seed catches it.
+    Mutations {
+        /// Only those whose name holds this.
+        only: Option<String>,
+    },
     /// Feed every parser of foreign bytes what a fuzzer makes up.
     Fuzz {
         /// Only this target.
@@ -84,6 +90,7 @@ fn main() -> Result<()> {
         Command::Prepare => prepare::for_tests(),
         Command::Check => check::run(),
         Command::Sim { runs, seed } => run::sim(runs, seed),
+        Command::Mutations { only } => mutations::run(only.as_deref()),
         Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
         Command::Bench { name, quick, json, only } => run::bench(name, quick, json, only),
         Command::Ci => {
