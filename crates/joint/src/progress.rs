@@ -63,3 +63,126 @@ impl Progress {
         Standing { up_to: self.up_to, missing: !is_whole, caught_up }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use replication::wire::{Ack, Message, Welcome};
+    use replication::{CaptureView, SenderConfig, SenderEvent, SyncReason};
+    use splitter::SyncState;
+    use types::{Epoch, Incarnation, Monotonic, VmId};
+
+    fn seq(raw: u64) -> WriteSeq {
+        WriteSeq::from_raw(raw)
+    }
+
+    /// A capture whose newest record is `last`, all of it in memory.
+    fn capture(last: u64, gap_open: bool) -> CaptureStatus {
+        CaptureStatus {
+            tracking: false,
+            gap_open,
+            deaf: false,
+            dirty_blocks: 0,
+            unsettled_blocks: 0,
+            suspect_blocks: 0,
+            unreadable_blocks: 0,
+            uncompared_blocks: 0,
+            buffered_bytes: 0,
+            buffer_bytes_max: 1 << 20,
+            copies: 0,
+            released: WriteSeq::ZERO,
+            spilled: WriteSeq::ZERO,
+            last: seq(last),
+            watermark: seq(last),
+            writes: 0,
+            write_bytes: 0,
+            left_out_bytes: 0,
+            sync: SyncState::Asynchronous,
+        }
+    }
+
+    struct Stream {
+        sender: Sender,
+        view: CaptureView,
+    }
+
+    impl Stream {
+        fn step(&mut self, event: SenderEvent) {
+            self.sender.step(Monotonic::default(), event, &self.view, &mut Vec::new());
+        }
+
+        fn ack(&mut self, durable: u64) {
+            let (durable, zero) = (seq(durable), WriteSeq::ZERO);
+            self.step(SenderEvent::Received(Message::Ack(Ack {
+                durable,
+                watermark: durable,
+                applied: zero,
+                journal_bytes: 0,
+                history_seconds: 0,
+                projected_history_seconds: None,
+            })));
+        }
+    }
+
+    /// A first sync of which all is in the buffer: copies up to 8, a guest's write, its end at 10.
+    fn at_the_end_of_a_sync() -> Stream {
+        let vm = VmId::from_bytes([1; 16]);
+        let config = SenderConfig {
+            vm,
+            epoch: Epoch::FIRST,
+            incarnation: Incarnation::from_bytes([1; 16]),
+            paused: false,
+            kept: Vec::new(),
+            suspects_because: SyncReason::Interrupted,
+        };
+        let zero = WriteSeq::ZERO;
+        let view = CaptureView {
+            tracking: false,
+            gap_open: true,
+            deaf: false,
+            dirty_blocks: 0,
+            suspect_blocks: 0,
+            unsettled_blocks: 0,
+            spill_has_room: false,
+            spill_lost: false,
+            spills: false,
+            buffered_bytes: 0,
+            copies: 0,
+            buffer_bytes_max: 1 << 20,
+            released: zero,
+            last: seq(10),
+            drawn: seq(10),
+            watermark: seq(10),
+        };
+        let mut stream = Stream { sender: Sender::new(config, Monotonic::default()), view };
+        stream.step(SenderEvent::LinkUp);
+        let (epoch, incarnation, missing) = (Epoch::FIRST, None, Vec::new());
+        let welcome =
+            Welcome { epoch, durable: zero, incarnation, must_compare: false, seeded: false, missing };
+        stream.step(SenderEvent::Received(Message::Welcome(welcome)));
+        stream.view.gap_open = false;
+        stream.step(SenderEvent::SyncClosed { closed: true });
+        stream.step(SenderEvent::BatchSent { last: seq(9), watermark: seq(9), bytes: 100 });
+        stream.step(SenderEvent::BatchSent { last: seq(10), watermark: seq(10), bytes: 100 });
+        stream
+    }
+
+    #[test]
+    fn what_a_sync_has_brought_counts_once_its_end_is_durable() {
+        let mut stream = at_the_end_of_a_sync();
+        let mut progress = Progress::new(0);
+        progress.sync_closed(seq(10), "initial-sync");
+        assert!(progress.counts(false), "the other side may have all of it");
+        // The guest's write is there for good, and no image has it before the sync's end is there too.
+        stream.ack(9);
+        let standing = progress.follow(&stream.sender, &capture(10, false));
+        assert_eq!((standing.up_to, standing.missing), (WriteSeq::ZERO, true));
+        assert_eq!(progress.ending_sync(), Some("initial-sync"));
+        stream.ack(10);
+        let standing = progress.follow(&stream.sender, &capture(10, false));
+        assert_eq!((standing.up_to, standing.missing), (seq(10), false));
+        // What is missing from here on does not take back what was there.
+        let standing = progress.follow(&stream.sender, &capture(11, true));
+        assert_eq!((standing.up_to, standing.missing), (seq(10), true));
+    }
+}
