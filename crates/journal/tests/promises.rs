@@ -202,3 +202,54 @@ fn a_source_that_has_forgotten_what_it_drew_gives_no_half_synced_cut() {
     append(&journal, stream.batch(), 3, 3);
     assert_eq!(journal.newest_consistent(WriteSeq::MAX), Some(last), "half of a sync is no state");
 }
+
+/// A read of an older cut has looked up that the replica has its bytes. While it waits for the disk, newer writes are to
+/// be brought there.
+#[test]
+fn nothing_is_written_to_a_replica_under_a_read_that_was_sent_there() {
+    let gate = Arc::new((Mutex::new(Gate::Open), Condvar::new()));
+    let hooked = {
+        let gate = gate.clone();
+        Hooked::over(Arc::new(SimStore::new()), move |name, access| {
+            let (state, changed) = &*gate;
+            let mut state = state.lock().unwrap();
+            if access == Access::Read && name.starts_with("replica") && *state == Gate::Shut {
+                *state = Gate::Waiting;
+                changed.notify_all();
+                drop(changed.wait_while(state, |state| *state != Gate::Open).unwrap());
+            }
+            Ok(())
+        })
+    };
+    let set = |to: Gate| {
+        *gate.0.lock().unwrap() = to;
+        gate.1.notify_all();
+    };
+    let journal = Arc::new(create_in(Arc::new(hooked), Settings { mode: Mode::Rollback, ..SETTINGS }));
+    let mut stream = Stream::begin();
+    stream.write(0, &[1; 8192]);
+    let cut = stream.checkpoint();
+    append(&journal, stream.batch(), 1, 1);
+    keep_up(&journal, 1);
+    stream.write(0, &[2; 8192]);
+    append(&journal, stream.batch(), 2, 2);
+    set(Gate::Shut);
+    let reading = {
+        let journal = journal.clone();
+        std::thread::spawn(move || {
+            let mut found = [0; 8192];
+            journal.read_at(DISK, cut, 0, &mut found).map(|()| found)
+        })
+    };
+    drop(gate.1.wait_while(gate.0.lock().unwrap(), |state| *state != Gate::Waiting).unwrap());
+    let bringing = {
+        let journal = journal.clone();
+        std::thread::spawn(move || keep_up(&journal, 3))
+    };
+    // Long enough to write where nobody waits for the read.
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    set(Gate::Open);
+    assert!(reading.join().unwrap().unwrap() == [1; 8192], "what the disk was at the older cut");
+    bringing.join().unwrap();
+    assert_eq!(journal.status().applied, journal.status().last_seq);
+}

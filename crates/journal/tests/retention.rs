@@ -172,3 +172,19 @@ fn thinning_goes_by_the_age_that_was_seen_to_pass() {
     assert!((10..20).contains(&listed), "the last ten minutes and a segment, and the first: {listed}");
     assert_eq!(compare(&kept.journal, &kept.stream.states), 30, "all can be opened");
 }
+
+#[test]
+fn what_is_tagged_is_kept_for_a_time_of_its_own() {
+    for mode in [Mode::RollForward, Mode::Rollback] {
+        let mut kept = kept(&SimStore::new(), mode);
+        let settings = kept.journal.status().settings;
+        kept.journal.set(Settings { tagged_history: Duration::from_secs(3 * 3600), ..settings });
+        kept.write_for(3, TODAY);
+        let tagged = kept.stream.tagged_checkpoint("before the upgrade");
+        kept.write_for(150, TODAY + 180 * SECOND);
+        compare(&kept.journal, &kept.stream.states);
+        assert!(cuts(&kept.journal).contains(&tagged), "{mode:?}: the hour of the others is long over");
+        kept.write_for(60, TODAY + 153 * 60 * SECOND);
+        assert!(!cuts(&kept.journal).contains(&tagged), "{mode:?}: and then its own");
+    }
+}

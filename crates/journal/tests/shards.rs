@@ -3,10 +3,11 @@
 
 mod stream;
 
-use journal::{AppendStream, Journal, Report, Shards};
+use journal::{AppendError, AppendStream, Appended, Journal, Report, Shards};
 use sim::{Rng, SimStore};
 use std::collections::VecDeque;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::time::Duration;
 use stream::hooked::{Access, Hooked};
@@ -25,6 +26,7 @@ enum Fate {
 struct Fates {
     next: Mutex<VecDeque<Fate>>,
     changed: Condvar,
+    fails_syncs: AtomicBool,
 }
 
 impl Fates {
@@ -49,7 +51,10 @@ fn begin(fates: &Arc<Fates>) -> (SimStore, Arc<Journal>, Stream) {
     let fates = fates.clone();
     let hooked = Hooked::over(Arc::new(store.clone()), move |name, access| match access {
         Access::Write if name.starts_with("segment-") => fates.take(),
-        Access::Write | Access::Read | Access::Zero(_) => Ok(()),
+        Access::Sync if name.starts_with("segment-") && fates.fails_syncs.load(Ordering::SeqCst) => {
+            Err(io::Error::from_raw_os_error(5))
+        }
+        Access::Write | Access::Read | Access::Sync | Access::Zero(_) => Ok(()),
     });
     let journal = create_in(Arc::new(hooked), SMALL);
     let mut stream = Stream::begin();
@@ -64,8 +69,9 @@ fn reporting(journal: &Arc<Journal>) -> (Arc<AppendStream>, mpsc::Receiver<Repor
     (stream, reported)
 }
 
-#[test]
-fn a_group_before_one_that_finds_the_disk_full_is_durable_when_it_is_reported() {
+/// Hands in three groups of one journal and one of another; the writer has all of them before it writes the last three.
+/// `then` is called when it is about to.
+fn four_at_once(then: impl FnOnce(&Fates)) -> [(SimStore, Vec<Result<Appended, AppendError>>); 2] {
     let (fates, stamps, stamped) = (Arc::<Fates>::default(), Arc::new(Mutex::new(0)), Condvar::new());
     let stamped = Arc::new(stamped);
     let (store, journal, mut stream) = begin(&fates);
@@ -93,25 +99,44 @@ fn a_group_before_one_that_finds_the_disk_full_is_durable_when_it_is_reported() 
         reported.push(reports);
     }
     drop(stamped.wait_while(stamps.lock().unwrap(), |stamps| *stamps < 8).unwrap());
-    fates.set(&[Fate::Succeeds, Fate::Succeeds, Fate::FindsItFull]);
-    let results: Vec<_> = reported.iter().map(|reports| reports.recv().unwrap().result).collect();
+    then(&fates);
+    let mut ours: Vec<_> = reported.iter().map(|reports| reports.recv().unwrap().result).collect();
     drop((shards, reported, journal, other_journal));
+    let others = ours.split_off(3);
+    [(store, ours), (other_store, others)]
+}
 
-    assert!(results[2].is_err(), "the third finds the disk full");
-    let told = |results: &[Result<journal::Appended, _>]| {
-        results.iter().flatten().map(|appended| appended.durable).max().unwrap_or(WriteSeq::ZERO)
-    };
-    let ours: Vec<_> = results[..3].iter().map(|result| result.as_ref().copied().map_err(drop)).collect();
-    let others: Vec<_> = results[3..].iter().map(|result| result.as_ref().copied().map_err(drop)).collect();
-    assert!(others[0].is_ok(), "a journal beside it is not touched");
-    for (store, told) in [(store, told(&ours)), (other_store, told(&others))] {
-        for seed in 0..8 {
-            let after = store.fork();
-            after.lose_power(&mut Rng::new(seed));
-            let last = Journal::open(Arc::new(after), SMALL).unwrap().journal.status().last_seq;
-            assert!(last >= told, "what was reported is on the disk: {last}, {told}");
-        }
+/// What was reported as durable is on the disk after a loss of power.
+fn check_is_durable(store: &SimStore, results: &[Result<Appended, AppendError>]) {
+    let told = results.iter().flatten().map(|appended| appended.durable).max().unwrap_or(WriteSeq::ZERO);
+    for seed in 0..8 {
+        let after = store.fork();
+        after.lose_power(&mut Rng::new(seed));
+        let last = Journal::open(Arc::new(after), SMALL).unwrap().journal.status().last_seq;
+        assert!(last >= told, "what was reported is on the disk: {last}, {told}");
     }
+}
+
+#[test]
+fn a_group_before_one_that_finds_the_disk_full_is_durable_when_it_is_reported() {
+    let [(store, ours), (other_store, others)] =
+        four_at_once(|fates| fates.set(&[Fate::Succeeds, Fate::Succeeds, Fate::FindsItFull]));
+    assert!(ours[2].is_err(), "the third finds the disk full");
+    assert!(others[0].is_ok(), "a journal beside it is not touched");
+    check_is_durable(&store, &ours);
+    check_is_durable(&other_store, &others);
+}
+
+#[test]
+fn groups_that_one_sync_was_to_make_durable_are_all_told_that_it_failed() {
+    let [(store, ours), (other_store, others)] = four_at_once(|fates| {
+        fates.fails_syncs.store(true, Ordering::SeqCst);
+        fates.set(&[]);
+    });
+    assert!(ours.iter().all(Result::is_err), "none of the three: {ours:?}");
+    assert!(others[0].is_ok(), "a journal beside it is not touched");
+    check_is_durable(&store, &ours);
+    check_is_durable(&other_store, &others);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A store that asks before it reads or writes.
+//! A store that asks before it reads, writes or syncs.
 
 use journal::{Store, StoreFile};
 use std::fmt;
@@ -10,13 +10,14 @@ use types::ByteRange;
 pub(crate) enum Access {
     Read,
     Write,
+    Sync,
     /// So many bytes are made zero.
     Zero(u64),
 }
 
 type Hook = dyn Fn(&str, Access) -> io::Result<()> + Send + Sync;
 
-/// What lies below, with a hook before each read and write, which may wait or fail.
+/// What lies below, with a hook before each read, write and sync of a file, which may wait or fail.
 #[derive(Clone)]
 pub(crate) struct Hooked {
     below: Arc<dyn Store>,
@@ -105,6 +106,7 @@ impl StoreFile for HookedFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        (self.hook)(&self.name, Access::Sync)?;
         self.below.sync_data()
     }
 

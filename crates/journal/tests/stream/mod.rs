@@ -143,14 +143,19 @@ impl Stream {
 
     /// A checkpoint of the disk as it is now.
     pub(crate) fn checkpoint(&mut self) -> WriteSeq {
+        self.tagged_checkpoint("")
+    }
+
+    /// The same, with an operator's words where there are some.
+    pub(crate) fn tagged_checkpoint(&mut self, tag: &str) -> WriteSeq {
         let cut = self.next();
         let checkpoint = Checkpoint {
             id: CheckpointId(cut),
             cut,
-            kind: CheckpointKind::Automatic,
+            kind: if tag.is_empty() { CheckpointKind::Automatic } else { CheckpointKind::Tagged },
             taken_at: WallTime(cut.raw() as i64),
             members: 1,
-            tag: String::new(),
+            tag: tag.to_owned(),
         };
         let seq = self.next();
         self.records.push(Record::mark(seq, Kind::Checkpoint, encode_mark(&checkpoint)));
