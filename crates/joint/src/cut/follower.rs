@@ -106,3 +106,58 @@ impl Follower {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use batch::encode_mark;
+    use replication::wire::CutRefusal;
+    use types::{Checkpoint, CheckpointId, CheckpointKind, WallTime};
+
+    /// A host that holds and draws whatever it is told to, and counts what it marks.
+    #[derive(Default)]
+    struct Willing {
+        marked: Vec<WriteSeq>,
+    }
+
+    impl Part for Willing {
+        fn hold(&mut self) -> u64 {
+            1
+        }
+
+        fn release(&mut self, _hold: u64) {}
+
+        fn draw(&mut self, _cut: WriteSeq) -> Result<(), CutRefusal> {
+            Ok(())
+        }
+
+        fn mark(&mut self, checkpoint: &Checkpoint, _hosts: &[String]) -> Result<(), String> {
+            self.marked.push(checkpoint.cut);
+            Ok(())
+        }
+    }
+
+    fn settle(cut: u64, marked: u64) -> CutMessage {
+        let (kind, tag, taken_at) = (CheckpointKind::Automatic, String::new(), WallTime::default());
+        let of = WriteSeq::from_raw(marked);
+        let checkpoint = Checkpoint { id: CheckpointId(of), cut: of, kind, taken_at, members: 2, tag };
+        CutMessage::Settle { cut: WriteSeq::from_raw(cut), mark: Some(encode_mark(&checkpoint)) }
+    }
+
+    #[test]
+    fn only_the_cut_that_was_made_here_last_is_marked_and_once() {
+        let (mut follower, mut part, now) = (Follower::default(), Willing::default(), Monotonic::default());
+        let mut hear = |message, part: &mut Willing| follower.heard(now, message, part);
+        let prepare = |cut| CutMessage::Prepare { cut: WriteSeq::from_raw(cut) };
+        assert!(hear(settle(10, 10), &mut part).is_err(), "none was made");
+        hear(prepare(20), &mut part).unwrap();
+        hear(prepare(30), &mut part).unwrap();
+        assert!(hear(settle(20, 20), &mut part).is_err(), "another was made since");
+        hear(prepare(40), &mut part).unwrap();
+        assert!(hear(settle(40, 39), &mut part).is_err(), "the mark of another cut");
+        hear(prepare(50), &mut part).unwrap();
+        assert!(hear(settle(50, 50), &mut part).is_ok());
+        assert!(hear(settle(50, 50), &mut part).is_err(), "it is settled");
+        assert_eq!(part.marked, [WriteSeq::from_raw(50)]);
+    }
+}

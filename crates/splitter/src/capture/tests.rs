@@ -471,6 +471,23 @@ fn nothing_is_written_while_a_map_can_be_neither_kept_nor_given_up() {
 }
 
 #[test]
+fn a_sync_ends_once_everything_suspect_was_compared() {
+    let capture = begun(&Memory::default(), 1 << 20);
+    capture.mark_suspect(DiskIndex(0), ByteRange::new(0, 2 * BLOCK_BYTES), false);
+    assert!(!capture.close_sync(), "two blocks are to be compared");
+    let (disk, first, len) = capture.next_suspects(64).unwrap();
+    capture.begin_compare(disk, first, len);
+    assert!(!capture.close_sync(), "they are being compared");
+    capture.end_compare(disk, first, 0b10);
+    assert!(!capture.close_sync(), "one of them differs and is to be copied");
+    let (disk, first, len) = capture.next_dirty_run(64).unwrap();
+    capture.begin_copy(disk, first, len);
+    let block = ByteRange::new(BLOCK_BYTES, BLOCK_BYTES);
+    assert!(capture.end_copy(disk, block, Some(&Bytes::from(vec![1; BLOCK_BYTES as usize]))));
+    assert!(capture.close_sync());
+}
+
+#[test]
 fn a_copy_that_cannot_be_taken_is_marked_again() {
     let capture = capture(200_000);
     let block = ByteRange::new(0, 65_536);
