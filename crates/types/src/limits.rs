@@ -250,3 +250,10 @@ pub const EPOCHS_AHEAD_MAX: u64 = 1024;
 
 /// How long no block is copied where there was no room for the last one, and no sync closed that could not be.
 pub const COPY_RETRY_DELAY: Duration = Duration::from_millis(200);
+
+/// Operations of one agent that go on at once: each has a thread of its own.
+pub const OPERATIONS_MAX: usize = 256;
+/// Operations that have ended and are still told of.
+pub const ENDED_OPERATIONS_MAX: usize = 1000;
+/// The longest key by which a client tells that it asks for the same thing again.
+pub const OPERATION_KEY_BYTES_MAX: usize = 128;
