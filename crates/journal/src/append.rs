@@ -258,16 +258,18 @@ impl Appender {
         Ok(())
     }
 
-    /// Seals the open redo segment, if there is one. Nothing may be in flight, or else only what is
-    /// committed counts.
+    /// Seals the open redo segment, if there is one, where what is committed ends. What a write that failed has left behind
+    /// that is not read any more. Waits for what is in flight.
     pub(crate) fn seal_redo(&self, writer: &mut Writer) -> io::Result<()> {
         self.in_flight.wait();
-        let Some((_, _, position)) = &writer.open else { return Ok(()) };
-        let (point, newest_at) = {
+        if writer.open.is_none() {
+            return Ok(());
+        }
+        let (end, point, newest_at) = {
             let shared = self.state.read_shared();
-            (shared.timeline.point(), shared.newest_at.unwrap_or_default())
+            (shared.open_bytes, shared.timeline.point(), shared.newest_at.unwrap_or_default())
         };
-        roll::seal(&self.state, LogKind::Redo, position.at, point, newest_at).inspect_err(|error| {
+        roll::seal(&self.state, LogKind::Redo, end, point, newest_at).inspect_err(|error| {
             // The manifest on the disk may have it sealed all the same: nothing more may go to it.
             if !is_full(error) {
                 self.refuse();

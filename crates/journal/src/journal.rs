@@ -213,6 +213,25 @@ impl Journal {
         self.state.change_manifest_alone(|manifest| manifest.epoch = epoch.0)
     }
 
+    /// Takes a higher epoch as [`Journal::raise_epoch`] does, and ends what was written of lower ones: what had its place
+    /// before is waited for, no longer than `most`; whether it was. Then the journal has what it has, over restarts too.
+    ///
+    /// A crash story: (1) a group is written whole but for its last sectors, or its sync fails, so that none of it counts;
+    /// (2) a cut is chosen below it, and its images are started; (3) the journal is opened again, and finds a batch of that
+    /// group in the open segment. It would be the newest write from then on, of a guest that had lost its authority.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn fence(&self, epoch: Epoch, most: Duration) -> io::Result<bool> {
+        self.raise_epoch(epoch)?;
+        if !self.appender.wait_within(most) {
+            return Ok(false);
+        }
+        let mut writer = self.appender.lock_writer();
+        self.appender.seal_redo(&mut writer)?;
+        Ok(true)
+    }
+
     fn history(&self) -> History<'_> {
         History { state: &self.state }
     }

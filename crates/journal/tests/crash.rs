@@ -3,7 +3,7 @@
 
 mod stream;
 
-use journal::{AppendError, Image, Journal, Mode, Settings, Store, Upkeep, verify};
+use journal::{AppendError, AppendMeta, Image, Journal, Mode, Settings, Store, Upkeep, verify};
 use sim::{Rng, SimStore};
 use std::sync::Arc;
 use std::time::Duration;
@@ -136,6 +136,42 @@ fn a_lower_epoch_is_refused() {
     journal.raise_epoch(Epoch(2)).unwrap();
     let refused = try_append(&journal, stream.batch(), 0, 3);
     assert!(matches!(refused, Err(AppendError::Epoch { .. })), "{refused:?}");
+}
+
+#[test]
+fn what_a_write_that_failed_left_behind_is_not_found_after_the_epoch_was_raised() {
+    let (store, mut stream) = three_batches(SMALL);
+    let mut group = Vec::new();
+    for byte in 4..=5u8 {
+        stream.write(u64::from(byte) * 1000, &[byte; 6000]);
+        group.push(stream.batch());
+    }
+    let (mut came_back, mut full) = (0, 0);
+    for room in (0..20u64).map(|step| Some(step << 10)).chain([None]) {
+        let broken = store.fork();
+        let journal = Journal::open(Arc::new(broken.clone()), SMALL).unwrap().journal;
+        let before = journal.status().last_seq;
+        // Where there is room for all of it, the sync fails.
+        broken.limit_capacity(room.map(|room| broken.used_bytes() + room));
+        broken.fail_sync_after(room.is_none().then_some(0));
+        let meta = AppendMeta { epoch: Epoch::FIRST, received_at: WallTime(0), entropy: [7; 16] };
+        match journal.append(group.clone(), meta) {
+            Ok(_) => continue,
+            Err(error) => full += u64::from(matches!(error, AppendError::Full(_))),
+        }
+        broken.limit_capacity(None);
+        broken.fail_sync_after(None);
+        let unfenced = Journal::open(Arc::new(broken.fork()), SMALL).unwrap().journal;
+        came_back += u64::from(unfenced.status().last_seq > before);
+        assert!(journal.fence(Epoch(2), Duration::ZERO).unwrap());
+        assert_eq!(journal.status().last_seq, before);
+        let opened = Journal::open(Arc::new(broken), SMALL).unwrap();
+        assert!(opened.damage.is_empty(), "{:?}", opened.damage);
+        assert_eq!(opened.journal.status().last_seq, before, "with room for {room:?}");
+        let meta = AppendMeta { epoch: Epoch(2), ..meta };
+        assert!(opened.journal.append(group.clone(), meta).is_ok(), "the new epoch goes on there");
+    }
+    assert!(came_back > 1 && full > 1, "{came_back} {full}");
 }
 
 #[test]

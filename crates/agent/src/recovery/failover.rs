@@ -456,11 +456,10 @@ impl Recovery {
 }
 
 /// Once this returns, all that is ever acknowledged of the old epoch is in the journal: a cut that is chosen then has
-/// it. What had its place before the epoch was raised, also by a connection that nobody has stopped, is waited for.
+/// it, and nothing else comes to be in it. What had its place before the epoch was raised, also by a connection that nobody has stopped, is waited for.
 fn fence_journal(vm: &RecoveredVm, epoch: Epoch) -> Result<()> {
     let journal = super::at::journal_of(vm)?;
-    journal.raise_epoch(epoch).context("raise the journal's epoch")?;
-    if journal.wait_for_appends_within(FENCE_TIMEOUT) {
+    if journal.fence(epoch, FENCE_TIMEOUT).context("raise the journal's epoch")? {
         return Ok(());
     }
     Err(OperationError::unavailable(format!(
