@@ -7,10 +7,15 @@
 //! - [`life`]: when the journal of a kept VM is open, who uses it, and what ends before the next life begins.
 //! - [`progress`]: how far one VM's stream is.
 //! - [`promise`]: what synchronous mode may promise in a group of several VMs.
+//! - [`source`]: one VM's stream on the protected side: the sender, with what its effects are on.
+//! - [`outbox`]: what of a stream goes out next, out of memory or out of the [`spill`].
 //! - [`view`](mod@view): what a sender is shown of a capture and its spill.
 
 pub mod cut;
 pub mod life;
+pub mod outbox;
 pub mod progress;
 pub mod promise;
+pub mod source;
+pub mod spill;
 pub mod view;

@@ -77,6 +77,11 @@ impl Spill {
         self.files.back().and_then(|file| file.rows.last()).map(|row| row.last)
     }
 
+    /// The last sequence in its oldest file: up to there all must be acknowledged for that one to go.
+    pub fn first_end(&self) -> Option<WriteSeq> {
+        self.files.front().and_then(|file| file.rows.last()).map(|row| row.last)
+    }
+
     /// Appends a batch that follows the one before. `incarnation` is of chance, in case a file is begun.
     ///
     /// # Errors

@@ -65,10 +65,10 @@ impl World {
     /// Both sides are compared while everything goes on.
     pub(crate) fn verify(&mut self, vm: usize) {
         if let Some(agent) = &self.pairs[vm].source.agent
-            && !agent.capture.status().gap_open
+            && !agent.capture().status().gap_open
         {
             self.summary.verifications += 1;
-            splitter::verify_everything(&agent.capture, &agent.disks);
+            splitter::verify_everything(agent.capture(), agent.disks());
         }
     }
 
@@ -114,7 +114,7 @@ impl World {
         }
         let epoch =
             journals.iter().map(|journal| journal.status().epoch).max().unwrap_or(Epoch::FIRST).next();
-        if journals.iter().any(|journal| journal.raise_epoch(epoch).is_err()) {
+        if journals.iter().any(|journal| journal.fence(epoch, Duration::ZERO).is_err()) {
             return; // A disk that fails just now; the operator would try again.
         }
         self.summary.failovers += 1;

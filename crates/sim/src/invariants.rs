@@ -75,7 +75,7 @@ pub(crate) fn all_checkpoints(journal: &Journal) -> Vec<Checkpoint> {
 pub(crate) fn invariant_dirty_marks_cover_every_unsent_block(pair: &Pair) {
     let (Some(agent), Some(journal)) = (&pair.source.agent, &pair.recovery.journal) else { return };
     let status = journal.status();
-    if status.incarnation != Some(agent.sender.incarnation()) || agent.sender.acked() == WriteSeq::ZERO {
+    if status.incarnation != Some(agent.sender().incarnation()) || agent.sender().acked() == WriteSeq::ZERO {
         return; // The two have not met since the agent started: everything counts as unsent.
     }
     let guest = pair.source.disk.content();
@@ -92,8 +92,8 @@ pub(crate) fn invariant_dirty_marks_cover_every_unsent_block(pair: &Pair) {
             Err(ReadError::Damaged { .. }) => false,
             Err(error) => panic!("a journal that can be read: {error}"),
         };
-        let covered = agent.capture.is_dirty(DiskIndex(0), block)
-            || agent.capture.is_suspect(DiskIndex(0), block)
+        let covered = agent.capture().is_dirty(DiskIndex(0), block)
+            || agent.capture().is_suspect(DiskIndex(0), block)
             || on_the_way.iter().any(|record| record.overlaps(range));
         assert!(equal || covered, "invariant_dirty_marks_cover_every_unsent_block: block {at}");
     }

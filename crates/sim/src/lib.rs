@@ -32,8 +32,10 @@ mod recovery;
 mod rest;
 mod rng;
 mod source;
+mod spill;
 mod store;
 mod summary;
+mod threads;
 mod wide;
 mod world;
 

@@ -12,8 +12,8 @@ impl World {
     pub(crate) fn take_counts(&mut self, vm: usize) {
         if let Some(agent) = &self.pairs[vm].source.agent {
             self.summary.blocks_found_to_differ += agent.differing;
-            self.summary.batches_spilled += agent.spilled_batches;
-            self.summary.writes_left_out += agent.writes_left_out;
+            self.summary.batches_spilled += agent.spilled_batches();
+            self.summary.writes_left_out += agent.writes_left_out();
         }
     }
 
@@ -35,6 +35,7 @@ impl World {
         }
         for _ in 0..REST_ROUNDS {
             self.now = self.now.plus(Duration::from_millis(50));
+            self.run_threads();
             for vm in 0..usize::from(VMS) {
                 self.tick(vm);
                 self.deliver(vm);
@@ -60,7 +61,7 @@ impl World {
     }
 
     pub(crate) fn state_of(&self, vm: usize) -> Option<State> {
-        self.pairs[vm].source.agent.as_ref().map(|agent| agent.sender.state())
+        self.pairs[vm].source.agent.as_ref().map(|agent| agent.sender().state())
     }
 
     pub(crate) fn is_at_rest(&self, vm: usize) -> bool {
@@ -69,10 +70,15 @@ impl World {
             .as_ref()
             .is_some_and(|link| link.to_receiver.is_empty() && link.to_sender.is_empty());
         let Some(agent) = &pair.source.agent else { return false };
-        let status = agent.capture.status();
+        let status = agent.capture().status();
         let sent =
             status.released == status.last && status.buffered_bytes == 0 && status.unsettled_blocks == 0;
-        let told = agent.unanswered.iter().all(|(seq, _)| agent.capture.may_acknowledge(*seq));
-        agent.sender.state() == State::Journaling && sent && told && link_is_quiet && pair.recovery.is_idle()
+        let told = agent.unanswered.iter().all(|(seq, _)| agent.capture().may_acknowledge(*seq));
+        agent.sender().state() == State::Journaling
+            && sent
+            && told
+            && link_is_quiet
+            && agent.is_idle()
+            && pair.recovery.is_idle()
     }
 }

@@ -1,26 +1,25 @@
-//! The protected side of one VM: guest, local disk, capture and sender, with a driver like the agent's.
+//! The protected side of one VM: guest, local disk, and the agent's own core of a stream, with a link, and threads whose
+//! steps come when chance has it.
 
 use crate::link::Connection;
 use crate::local_disk::{SimDisk, SimMap};
 use crate::rng::Rng;
+use crate::spill::SimSpill;
 use crate::store::SimStore;
-use batch::{Batch, BatchMeta, Codec, Kind, Pieces};
+use crate::threads::Threads;
+use batch::Codec;
 use bytes::Bytes;
-use joint::progress::Progress;
 use joint::promise::Standing;
-use joint::view::{SpillRoom, view};
-use journal::{Spill, SpillError};
-use replication::wire::{Compare, Hello, Message};
-use replication::{
-    CaptureView, Differs, KeptStream, Sender, SenderConfig, SenderEffect, SenderEvent, SyncReason,
-};
+use joint::source::{CoreConfig, SourceCore, Task};
+use replication::wire::{Hello, Message};
+use replication::{KeptStream, Sender, SenderConfig, SenderEvent, SyncReason};
 use splitter::{
     BlockDevice, Boot, BufferPool, Capture, CaptureConfig, Change, DirtyMap, DiskIdentity, OnTimeout, Others,
-    ProtectedDisk, RegionLog, SyncPolicy, SyncState, Taken, copy_some_blocks, hash_some_blocks,
-    mark_allocated,
+    ProtectedDisk, RegionLog, SyncPolicy, SyncState,
 };
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 use types::limits::BATCH_BYTES_TARGET;
 use types::{
     ByteRange, DiskIndex, DiskSpec, Epoch, GroupCounter, GroupId, Incarnation, Monotonic, VmId, WallTime,
@@ -88,30 +87,24 @@ pub(crate) struct SourceVm {
 
 /// What lives and dies with the agent's process.
 pub(crate) struct Agent {
-    pub(crate) sender: Sender,
-    pub(crate) capture: Arc<Capture>,
-    pub(crate) disks: Vec<Arc<ProtectedDisk>>,
+    core: SourceCore,
+    threads: Threads,
     counter: Arc<GroupCounter>,
     /// Writes the guest waits for, oldest first, and whether each has its place in the stream.
     pub(crate) unanswered: VecDeque<(WriteSeq, bool)>,
-    events: VecDeque<SenderEvent>,
-    tell_watermark: bool,
-    progress: Progress,
-    spill: Option<Spill>,
-    spill_full: bool,
-    pub(crate) spill_lost: bool,
-    rng: Rng,
     /// Runs found to differ.
     pub(crate) differing: u64,
-    pub(crate) spilled_batches: u64,
-    /// Marks encoded that stand for writes.
-    pub(crate) writes_left_out: u64,
+    /// Marks sent that stand for writes.
+    writes_left_out: u64,
+    /// A promise waits for the others of the group to say how far they are.
+    pub(crate) asks_others: bool,
 }
 
 /// So many writes a guest has in flight at most.
 const GUEST_DEPTH: usize = 4;
 /// Synchronous mode is kept again with no more than this on its way.
 const CAUGHT_UP_BYTES: u64 = 64 << 10;
+const WATERMARK_INTERVAL: Duration = Duration::from_millis(250);
 /// Two blocks: so small that a disk has several.
 const REGION_BYTES: u64 = 128 << 10;
 /// Some VMs have no spill, some a small one, some one that takes everything.
@@ -171,26 +164,22 @@ impl SourceVm {
             kept,
             suspects_because: if crashed { SyncReason::HostCrashed } else { SyncReason::Interrupted },
         };
-        let spill = (self.spill_bytes > 0).then(|| {
-            Spill::create(Arc::new(self.spill_store.clone()), self.vm, self.spill_bytes)
-                .expect("a disk that works")
-        });
+        let how = CoreConfig { watermark_interval: WATERMARK_INTERVAL, caught_up_bytes: CAUGHT_UP_BYTES };
+        let mut core = SourceCore::new(config, how, capture, vec![Arc::new(disk)], now);
+        core.in_group_of_several(true);
+        let spill = (self.spill_bytes > 0)
+            .then(|| SimSpill::create(self.spill_store.clone(), self.vm, self.spill_bytes, rng));
+        if let Some(spill) = &spill {
+            core.outbox().give_spill(Box::new(spill.clone()));
+        }
         self.agent = Some(Agent {
-            sender: Sender::new(config, now),
-            capture,
-            disks: vec![Arc::new(disk)],
+            core,
+            threads: Threads::new(spill),
             counter: counter.clone(),
             unanswered: VecDeque::new(),
-            events: VecDeque::new(),
-            tell_watermark: false,
-            progress: Progress::new(CAUGHT_UP_BYTES),
-            spill,
-            spill_full: false,
-            spill_lost: false,
-            rng: Rng::new(rng.bits()),
             differing: 0,
-            spilled_batches: 0,
             writes_left_out: 0,
+            asks_others: false,
         });
     }
 
@@ -219,9 +208,9 @@ impl SourceVm {
     pub(crate) fn flush(&mut self, for_the_log: bool) {
         let Some(agent) = &self.agent else { return };
         if for_the_log {
-            agent.capture.cool_regions(|| agent.disks[0].sync()).expect("a disk that works");
+            agent.capture().cool_regions(|| agent.disk().sync()).expect("a disk that works");
         } else {
-            agent.disks[0].flush().expect("a disk that works");
+            agent.disk().flush().expect("a disk that works");
         }
     }
 
@@ -241,7 +230,7 @@ impl SourceVm {
         let start = if self.leaves_out && !start.is_multiple_of(8) { start % 24 } else { start };
         let range = ByteRange::new(start * 512, len * 512);
         let before = agent.counter.last();
-        let disk = &agent.disks[0];
+        let disk = agent.disk();
         let mut bytes = vec![0; range.len as usize];
         let change = |change| disk.change(&change).expect("a disk that works");
         let seq = match rng.below(12) {
@@ -265,7 +254,7 @@ impl SourceVm {
                 change(Change::Write { at: range.start, bytes: Bytes::from(bytes.clone()) })
             }
         };
-        let status = agent.capture.status();
+        let status = agent.capture().status();
         agent.unanswered.extend(seq.map(|seq| (seq, !status.gap_open && !status.tracking)));
         self.history.push(GuestChange { before, last: agent.counter.last(), range, bytes });
         true
@@ -275,14 +264,14 @@ impl SourceVm {
     /// promises nothing, and neither do the others, which are of the same process.
     pub(crate) fn standing(&mut self) -> Option<Standing> {
         let agent = self.agent.as_mut()?;
-        let standing = agent.progress.follow(&agent.sender, &agent.capture.status());
+        let standing = agent.core.follow();
         self.is_member |= !standing.missing;
-        agent.progress.counts(self.is_member).then_some(standing)
+        agent.core.progress().counts(self.is_member).then_some(standing)
     }
 
     pub(crate) fn follow_others(&self, others: Others) {
         if let Some(agent) = &self.agent {
-            agent.capture.follow_others(others);
+            agent.capture().follow_others(others);
         }
     }
 
@@ -290,19 +279,19 @@ impl SourceVm {
     /// then; a stream that has caught up keeps that promise again.
     pub(crate) fn answer_guest(&mut self) {
         let Some(agent) = &mut self.agent else { return };
-        let status = agent.capture.status();
+        let status = agent.capture().status();
         let is_kept = status.sync == SyncState::Synchronous && !status.gap_open && !status.tracking;
         while let Some(&(seq, in_stream)) = agent.unanswered.front()
-            && agent.capture.may_acknowledge(seq)
+            && agent.capture().may_acknowledge(seq)
         {
             agent.unanswered.pop_front();
             if is_kept && in_stream {
                 self.promised = seq;
             }
         }
-        let caught_up = agent.progress.follow(&agent.sender, &agent.capture.status()).caught_up;
+        let caught_up = agent.core.follow().caught_up;
         if status.sync == SyncState::Degraded && caught_up {
-            agent.capture.return_to_sync();
+            agent.capture().return_to_sync();
         }
     }
 
@@ -310,7 +299,7 @@ impl SourceVm {
     pub(crate) fn time_out(&mut self) {
         let policy = self.sync.map(|sync| sync.on_timeout);
         if let (Some(OnTimeout::Degrade), Some(agent)) = (policy, &self.agent) {
-            agent.unanswered.back().into_iter().for_each(|(seq, _)| agent.capture.hold(*seq));
+            agent.unanswered.back().into_iter().for_each(|(seq, _)| agent.capture().hold(*seq));
         }
     }
 
@@ -319,7 +308,7 @@ impl SourceVm {
         Playback { history: &self.history, next: 0, content: initial.to_vec() }
     }
 
-    /// Runs the sender until it has nothing to do at this moment.
+    /// Runs the stream until it has nothing to do at this moment.
     pub(crate) fn run(
         &mut self,
         now: Monotonic,
@@ -329,199 +318,116 @@ impl SourceVm {
         on_release: &mut impl FnMut(WriteSeq),
     ) {
         let Some(agent) = &mut self.agent else { return };
-        agent.events.push_back(event);
-        let mut effects = Vec::new();
-        while let Some(event) = agent.events.pop_front() {
-            let view = agent.view();
-            agent.sender.step(now, event, &view, &mut effects);
-            for effect in effects.drain(..) {
-                if let SenderEffect::AdoptEpoch(epoch) = effect {
-                    self.epoch = epoch;
-                }
-                if let SenderEffect::Release { up_to } = effect {
-                    on_release(up_to);
-                }
-                agent.perform(self.vm, effect, link, wants_link);
+        agent.core.push(event);
+        while let Some(task) = agent.core.next(now) {
+            match task {
+                Task::AdoptEpoch(epoch) => self.epoch = epoch,
+                Task::Released(up_to) => on_release(up_to),
+                task => agent.perform(self.vm, task, link, wants_link),
             }
         }
     }
 
-    pub(crate) fn tell_watermark(&mut self) {
+    /// One of the agent's threads takes a step; what it says when it is done is to be run.
+    pub(crate) fn step_of_a_thread(&mut self, rng: &mut Rng) -> Option<SenderEvent> {
+        let agent = self.agent.as_mut()?;
+        agent.threads.step(&mut agent.core, rng)
+    }
+
+    /// Another VM's promise waits for this one to say that it is as far.
+    pub(crate) fn want_watermark(&mut self) {
         if let Some(agent) = &mut self.agent {
-            agent.tell_watermark = true;
+            agent.core.want_watermark(agent.counter.last());
         }
     }
 }
 
 impl Agent {
-    fn view(&mut self) -> CaptureView {
-        let status = self.capture.status();
-        let tell = std::mem::take(&mut self.tell_watermark);
-        let has_room = self.spill.is_some() && !self.spill_full && !self.spill_lost;
-        view(&status, SpillRoom { has_room, lost: self.spill_lost }, tell)
+    pub(crate) fn sender(&self) -> &Sender {
+        self.core.sender()
     }
 
-    fn perform(
-        &mut self,
-        vm: VmId,
-        effect: SenderEffect,
-        link: &mut Option<Connection>,
-        wants_link: &mut bool,
-    ) {
-        match effect {
-            SenderEffect::Connect => *wants_link = true,
-            SenderEffect::Disconnect => *link = None,
-            SenderEffect::SayHello { epoch, incarnation, acked, last } => {
-                let size_bytes = self.disks[0].size_bytes();
-                let hello = hello(vm, epoch, incarnation, acked, last, size_bytes);
+    pub(crate) fn capture(&self) -> &Arc<Capture> {
+        self.core.capture()
+    }
+
+    pub(crate) fn disks(&self) -> &[Arc<ProtectedDisk>] {
+        self.core.disks()
+    }
+
+    fn disk(&self) -> &Arc<ProtectedDisk> {
+        &self.core.disks()[0]
+    }
+
+    pub(crate) fn spilled_batches(&self) -> u64 {
+        self.threads.spilled_batches
+    }
+
+    pub(crate) fn writes_left_out(&self) -> u64 {
+        self.writes_left_out + self.threads.writes_left_out
+    }
+
+    /// Whether nothing is done beside the stream.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.threads.are_idle()
+    }
+
+    fn perform(&mut self, vm: VmId, task: Task, link: &mut Option<Connection>, wants_link: &mut bool) {
+        match task {
+            Task::Connect => *wants_link = true,
+            Task::Disconnect => {
+                *link = None;
+                self.core.link_dropped();
+            }
+            Task::Greet { epoch, incarnation, acked, last } => {
+                let hello = hello(vm, epoch, incarnation, acked, last, self.disk().size_bytes());
                 say(link, &Message::Hello(Box::new(hello)));
             }
-            SenderEffect::Send(message) => say(link, &message),
-            SenderEffect::SendBatch { after } => self.send_batch(after, link),
-            SenderEffect::Release { up_to } => self.release(up_to),
-            SenderEffect::Restart { floor, differs } => self.restart(floor, differs),
-            SenderEffect::StartTracking => self.capture.start_tracking(),
-            SenderEffect::LeaveTracking => self.capture.leave_tracking(),
-            SenderEffect::CopyBlocks => {
-                let taken = copy_some_blocks(&self.capture, &self.disks).expect("a disk that works");
-                self.events.push_back(SenderEvent::CopyDone { taken });
+            Task::Say(message) => say(link, &message),
+            Task::WantBatch => self.send_batch(link),
+            Task::Restart { floor, differs } => {
+                self.core.restart(floor, differs).expect("a disk that works");
             }
-            SenderEffect::CloseSync => {
-                let closed = self.capture.close_sync();
-                if closed {
-                    self.progress.sync_closed(self.capture.status().last, self.sender.state().name());
-                }
-                self.events.push_back(SenderEvent::SyncClosed { closed });
-            }
-            SenderEffect::HashBlocks => {
-                let hashed = hash_some_blocks(&self.capture, &self.disks).expect("a disk that works");
-                let compare = hashed.map(|run| Compare {
-                    disk: run.disk,
-                    first: run.first,
-                    at: run.at,
-                    hashes: run.hashes,
-                });
-                self.events.push_back(SenderEvent::Hashed(compare));
-            }
-            SenderEffect::Settle(compared) => {
-                self.differing += self.capture.end_compare(compared.disk, compared.first, compared.differs);
-            }
-            SenderEffect::ForgetCompares => self.capture.forget_compares(),
-            SenderEffect::SuspectEverything => self.capture.suspect_everything(),
-            SenderEffect::Spill => self.spill_some(),
-            SenderEffect::AskClock => say(link, &Message::AskClock(WallTime(0))),
-            SenderEffect::ClockTold(_)
-            | SenderEffect::SendArtifact(_)
-            | SenderEffect::AdoptEpoch(_)
-            | SenderEffect::Disbelieved(_)
-            | SenderEffect::Changed(_)
-            | SenderEffect::Refused(_) => {}
+            Task::Settle(compared) => self.differing += self.core.settle(&compared, false).1,
+            Task::Copy => self.threads.copies = true,
+            Task::Hash => self.threads.hashes = true,
+            Task::Spill => self.threads.spill(),
+            Task::Tidy => self.threads.tidies = true,
+            Task::AskClock => say(link, &Message::AskClock(WallTime(0))),
+            Task::ClockTold(_)
+            | Task::SendArtifact(_)
+            | Task::AdoptEpoch(_)
+            | Task::Released(_)
+            | Task::Disbelieved(_)
+            | Task::Changed(_)
+            | Task::Refused(_) => {}
         }
     }
 
     /// The ranges of all records above `after` in spill and buffer; none where the spill cannot be read.
     pub(crate) fn on_the_way(&self, mut after: WriteSeq) -> Option<Vec<ByteRange>> {
         let mut ranges = Vec::new();
-        if let Some(spill) = &self.spill {
-            while let Some(batch) = spill.next_after(after).ok()? {
-                let above = batch.entries().iter().filter(|entry| entry.seq > after);
-                ranges.extend(above.map(|entry| entry.range));
-                after = batch.header().last_seq;
-            }
+        while after < self.capture().status().spilled {
+            let batch = self.threads.spilled_after(after)?;
+            let above = batch.entries().iter().filter(|entry| entry.seq > after);
+            ranges.extend(above.map(|entry| entry.range));
+            after = batch.header().last_seq;
         }
-        after = after.max(self.capture.status().spilled);
         loop {
-            let taken = self.capture.take_after(after, BATCH_BYTES_TARGET, false)?;
+            let taken = self.capture().take_after(after, BATCH_BYTES_TARGET, false)?;
             let Some(last) = taken.records.last() else { return Some(ranges) };
             after = last.seq;
             ranges.extend(taken.records.iter().map(|record| record.range));
         }
     }
 
-    fn release(&mut self, up_to: WriteSeq) {
-        self.capture.release(up_to);
-        if let Some(spill) = &mut self.spill
-            && spill.release(up_to).any
-        {
-            self.spill_full = false;
-            self.capture.sweep();
-        }
-    }
-
-    fn restart(&mut self, floor: WriteSeq, differs: Differs) {
-        self.progress.restarted();
-        self.capture.restart(floor);
-        if let Some(spill) = &mut self.spill {
-            let _ = spill.clear();
-        }
-        (self.spill_full, self.spill_lost) = (false, false);
-        match differs {
-            Differs::Marked => {}
-            Differs::Allocated => mark_allocated(&self.capture, &self.disks).expect("a disk that works"),
-            Differs::Suspect => self.capture.suspect_everything(),
-        }
-        self.capture.begin_stream(self.sender.incarnation(), floor);
-    }
-
-    fn spill_some(&mut self) {
-        let after = self.capture.status().spilled;
-        let taken = self.capture.take_to_spill(after, BATCH_BYTES_TARGET).expect("nobody spills meanwhile");
-        if taken.records.is_empty() {
-            return self.events.push_back(SenderEvent::Spilled);
-        }
-        let is_copy = |record: &batch::Record| matches!(record.kind, Kind::Sync | Kind::SyncZero);
-        assert!(!taken.records.iter().any(is_copy), "a sync's copies do not go through the spill");
-        let pieces = self.encode(after, taken).0;
-        let batch = Batch::parse(pieces.joined()).expect("our own batch");
-        let spill = self.spill.as_mut().expect("asked for where there is one");
-        match spill.append(&batch, self.rng.sixteen(), WallTime(0)) {
-            Ok(()) => {
-                self.spilled_batches += 1;
-                self.capture.spilled(batch.header().last_seq);
-            }
-            Err(SpillError::Full { .. }) => self.spill_full = true,
-            Err(SpillError::Io(error)) => panic!("a disk that works: {error}"),
-        }
-        self.events.push_back(SenderEvent::Spilled);
-    }
-
-    fn encode_from_buffer(&mut self, after: WriteSeq) -> (Pieces, WriteSeq, WriteSeq) {
-        let taken = self.capture.take_after(after, BATCH_BYTES_TARGET, true);
-        self.encode(after, taken.expect("nobody spills meanwhile"))
-    }
-
-    fn encode(&mut self, after: WriteSeq, taken: Taken) -> (Pieces, WriteSeq, WriteSeq) {
-        let left_out = taken.records.iter().filter(|record| record.kind == Kind::LeftOut).count();
-        self.writes_left_out += left_out as u64;
-        let last = taken.records.last().map_or(after, |record| record.seq);
-        let watermark = taken.watermark.max(last);
-        let incarnation = self.sender.incarnation();
-        let meta = BatchMeta { incarnation, prev_seq: after, watermark, taken_at: WallTime(0) };
-        (batch::encode_in_pieces(&meta, &taken.records, Codec::Lz4), last, watermark)
-    }
-
-    fn send_batch(&mut self, after: WriteSeq, link: &mut Option<Connection>) {
-        let from_spill = after < self.capture.status().spilled;
-        let (batch, last, watermark) = if from_spill {
-            let spill = self.spill.as_ref().expect("what was spilled is somewhere");
-            match spill.next_after(after) {
-                Ok(batch) => {
-                    let batch = batch.expect("what was spilled is there");
-                    let pieces = batch::following(&batch, after).expect("our own batch");
-                    (pieces, batch.header().last_seq, batch.header().watermark)
-                }
-                Err(_) => {
-                    self.spill_lost = true;
-                    self.events.push_back(SenderEvent::NothingToSend);
-                    return;
-                }
-            }
-        } else {
-            self.encode_from_buffer(after)
-        };
-        let bytes = batch.len();
-        say(link, &Message::Batch(batch));
-        self.events.push_back(SenderEvent::BatchSent { last, watermark, bytes });
+    fn send_batch(&mut self, link: &mut Option<Connection>) {
+        let next = self.core.batch(BATCH_BYTES_TARGET, WallTime(0), |_| Codec::Lz4);
+        // What cannot be read of the spill is noticed by the stream itself.
+        let Ok(Some(next)) = next else { return };
+        self.writes_left_out += next.left_out as u64;
+        self.asks_others |= self.core.sent(&next);
+        say(link, &Message::Batch(next.batch));
     }
 }
 

@@ -22,6 +22,8 @@ const EVENTS: u64 = 2500;
 pub(crate) const VMS: u8 = 2;
 /// Heavy comparisons are made this often, and at the end.
 const LOOK_EVERY: u64 = 250;
+/// Fewer than this many steps are taken by the threads of a VM's agent between two events.
+const THREAD_STEPS: u64 = 9;
 
 pub(crate) struct World {
     pub(crate) rng: Rng,
@@ -145,6 +147,7 @@ impl World {
         self.now = self.now.plus(Duration::from_millis(self.rng.below(40)));
         self.stop_streams();
         self.play_wide();
+        self.run_threads();
         let vm = self.rng.below(VMS.into()) as usize;
         match self.rng.below(1000) {
             0..150 => self.guest_write(vm),
@@ -186,6 +189,23 @@ impl World {
         let source = &mut self.pairs[vm].source;
         source.run(self.now, event, &mut self.links[vm], &mut wants, &mut |_| {});
         self.wants[vm] = wants;
+        let asks = source.agent.as_mut().is_some_and(|agent| std::mem::take(&mut agent.asks_others));
+        if asks {
+            self.pairs.iter_mut().enumerate().filter(|(at, _)| *at != vm).for_each(|(_, other)| {
+                other.source.want_watermark();
+            });
+        }
+    }
+
+    /// What is done beside the streams goes on by a few steps.
+    pub(crate) fn run_threads(&mut self) {
+        for vm in 0..usize::from(VMS) {
+            for _ in 0..self.rng.below(THREAD_STEPS) {
+                if let Some(event) = self.pairs[vm].source.step_of_a_thread(&mut self.rng) {
+                    self.sender(vm, event);
+                }
+            }
+        }
     }
 
     pub(crate) fn receiver(&mut self, vm: usize, event: ReceiverEvent) {
@@ -227,7 +247,6 @@ impl World {
                 self.sender(vm, SenderEvent::LinkLost);
             }
         }
-        self.pairs[vm].source.tell_watermark();
         self.sender(vm, SenderEvent::Tick);
         if self.pairs[vm].recovery.stands_still == 0 {
             self.receiver(vm, ReceiverEvent::Tick);
@@ -239,7 +258,7 @@ impl World {
         let kind = self.kind_of_checkpoint();
         let agents: Option<Vec<_>> = self.pairs.iter().map(|pair| pair.source.agent.as_ref()).collect();
         let Some(agents) = agents else { return };
-        if agents.iter().any(|agent| agent.capture.status().gap_open) {
+        if agents.iter().any(|agent| agent.capture().status().gap_open) {
             return;
         }
         let cut = self.counter.draw();
@@ -252,7 +271,7 @@ impl World {
             tag: if kind == CheckpointKind::Tagged { words_of(cut) } else { String::new() },
         };
         for agent in agents {
-            agent.capture.mark_checkpoint(&checkpoint).expect("no gap is open");
+            agent.capture().mark_checkpoint(&checkpoint).expect("no gap is open");
         }
         self.say(&format!("checkpoint {cut}"));
     }

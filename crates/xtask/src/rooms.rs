@@ -22,7 +22,7 @@ use std::path::Path;
 /// smaller, and then the number here does too; nothing is ever added.
 const STANDING: &[(&str, usize)] = &[
     ("crates/agent/src/recovery/mod.rs", 17),
-    ("crates/agent/src/source/mod.rs", 13),
+    ("crates/agent/src/source/mod.rs", 12),
     ("crates/bench/src/main.rs", 20),
 ];
 

@@ -1,37 +1,33 @@
-//! Drives one VM's [`Sender`]: turns sockets, captures and time into its events, and performs its
-//! effects. One task per VM; what takes long (connecting, copying, hashing, spilling, sending files) runs
-//! beside it and reports back as an event.
+//! Drives one VM's [`SourceCore`]: turns sockets, captures and time into its events, and does what it leaves to do. One task
+//! per VM; what takes long (connecting, copying, hashing, spilling, sending files) runs beside it and reports back as an
+//! event.
 
+mod connection;
+mod greeting;
+mod noting;
 mod standing;
 mod upkeep;
+mod work;
 
+use super::Source;
 use super::bounds::Bounds;
-use super::files::send_file;
 use super::freshness::Freshness;
-use super::greeting::hello;
-use super::outbox::{Outbox, compression};
 use super::peers::Place;
 use super::rates::Rates;
-use super::record::FirstSync;
 use super::unreadable::Retry;
 use super::verify::Verification;
 use super::vm::ProtectedVm;
-use super::{Source, save_record};
 use crate::clock;
-use crate::error::with_sources;
+use crate::config::Compression;
 use crate::link::{self, TurnedAway};
 use crate::state::random;
-use crate::wire_io::{Outgoing, ReadError, read_message, write_messages};
-use joint::progress::Progress;
+use crate::wire_io::Outgoing;
+use batch::Codec;
 use joint::promise::Standing;
-use joint::view::view;
-use replication::wire::{ArtifactHash, ClockAnswer, Compare, Compared, FrameReader, Message};
-use replication::{
-    CaptureView, CodecChooser, Differs, Failure, Link as LinkState, Sender, SenderConfig, SenderEffect,
-    SenderEvent, State,
-};
-use splitter::{SyncState, copy_some_blocks, hash_some_blocks, mark_allocated, verify_everything};
-use std::collections::VecDeque;
+use joint::source::{CoreConfig, SourceCore, Task};
+use replication::wire::{Compare, Message};
+use replication::{CodecChooser, SenderConfig, SenderEvent};
+use splitter::verify_everything;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
@@ -49,8 +45,6 @@ const WATERMARK_INTERVAL: Duration = Duration::from_secs(1);
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// Inputs waiting for the driver; who brings more waits.
 const INPUTS_AHEAD: usize = 64;
-/// After a local read failed during a sync.
-const COPY_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// A stream with no more than this to send has caught up, in synchronous mode.
 const CAUGHT_UP_BYTES: u64 = 1 << 20;
 
@@ -77,37 +71,23 @@ enum Input {
     CopyDone { taken: bool },
     Hashed(Option<Compare>),
     Spilled,
-}
-
-/// A connection: its number, where to queue what is to be said, and who is at the other end.
-struct Link {
-    number: u64,
-    queue: Option<mpsc::UnboundedSender<Outgoing>>,
-    peer: Option<link::PeerIdentity>,
+    Tidied,
 }
 
 struct Driver {
     vm: Arc<ProtectedVm>,
     source: Arc<Source>,
-    sender: Sender,
-    outbox: Arc<Outbox>,
+    core: SourceCore,
     chooser: CodecChooser,
     place: Place,
-    /// A batch that follows this is to be sent as soon as the link is ours.
-    to_send: Option<WriteSeq>,
     link: Link,
     inputs: mpsc::Sender<Input>,
-    events: VecDeque<SenderEvent>,
-    watermark_at: Monotonic,
-    /// The watermark that another VM's promise waits for.
-    watermark_wanted: WriteSeq,
     upkeep_at: Monotonic,
     rates: Rates,
     last_error: Option<String>,
     /// How the last connection failed, where it was by a certificate.
     turned_away: Option<TurnedAway>,
     sync_total_bytes: u64,
-    progress: Progress,
     /// How the stream stood after the last event.
     standing: Standing,
     bounds: Bounds,
@@ -115,6 +95,14 @@ struct Driver {
     clock_skew_seconds: Option<f64>,
     verification: Option<Verification>,
     retry: Retry,
+}
+
+/// A connection: its number, where to queue what is to be said, and who is at the other end.
+#[derive(Default)]
+struct Link {
+    number: u64,
+    queue: Option<mpsc::UnboundedSender<Outgoing>>,
+    peer: Option<link::PeerIdentity>,
 }
 
 /// Drives the stream of `vm` until it is stopped.
@@ -135,7 +123,7 @@ pub(super) async fn drive(
         tokio::select! {
             command = commands.recv() => match command {
                 Some(Command::Stop) | None => {
-                    driver.outbox.clear();
+                    block_in_place(|| driver.core.outbox().end());
                     return;
                 }
                 Some(command) => driver.on_command(command),
@@ -176,45 +164,39 @@ impl Driver {
         inputs: mpsc::Sender<Input>,
     ) -> Self {
         let record = vm.record();
-        let incarnation = Incarnation::from_bytes(random());
-        let config = SenderConfig {
+        let sender = SenderConfig {
             vm: vm.id(),
             epoch: Epoch(record.epoch),
-            incarnation,
+            incarnation: Incarnation::from_bytes(random()),
             paused: record.paused,
             kept: vm.kept_streams().to_vec(),
             suspects_because: vm.suspects_because(),
         };
-        let folder = source.spill_dir.join(&record.vm);
-        let spill_bytes = record.policy.spill_bytes;
+        let config = CoreConfig { watermark_interval: WATERMARK_INTERVAL, caught_up_bytes: CAUGHT_UP_BYTES };
+        let core = SourceCore::new(sender, config, vm.capture().clone(), vm.disks().to_vec(), clock::now());
         let fresh = Freshness::load(&source.state, &record, source.boot_id);
-        let outbox = Outbox::new(vm.capture().clone(), incarnation, vm.id(), &folder, spill_bytes);
-        Self {
-            sender: Sender::new(config, clock::now()),
-            outbox: Arc::new(outbox),
+        let driver = Self {
+            core,
             chooser: CodecChooser::new(compression(source.compression)),
             place: source.peers.join(&record.peer, &record.group, wake),
-            to_send: None,
             vm,
             source,
-            link: Link { number: 0, queue: None, peer: None },
+            link: Link::default(),
             inputs,
-            events: VecDeque::new(),
-            watermark_at: clock::now(),
-            watermark_wanted: WriteSeq::ZERO,
             upkeep_at: clock::now(),
             rates: Rates::default(),
             last_error: None,
             turned_away: None,
             sync_total_bytes: 0,
-            progress: Progress::new(CAUGHT_UP_BYTES),
             standing: Standing { up_to: WriteSeq::ZERO, missing: true, caught_up: false },
             bounds: Bounds::default(),
             fresh,
             clock_skew_seconds: None,
             verification: None,
             retry: Retry::new(clock::now()),
-        }
+        };
+        driver.open_spill();
+        driver
     }
 
     fn on_command(&mut self, command: Command) {
@@ -222,10 +204,10 @@ impl Driver {
             Command::Pause => self.on_pause(true),
             Command::Resume => {
                 self.on_pause(false);
-                self.events.push_back(SenderEvent::Bounds { exceeded: false });
+                self.core.push(SenderEvent::Bounds { exceeded: false });
                 self.bounds.forgive(clock::now());
             }
-            Command::Resync => self.events.push_back(SenderEvent::Resync),
+            Command::Resync => self.core.push(SenderEvent::Resync),
             Command::Verify => {
                 let total =
                     self.vm.disks().iter().map(|disk| splitter::BlockDevice::size_bytes(&**disk)).sum();
@@ -233,16 +215,15 @@ impl Driver {
                 self.verification = Some(Verification::begin(total, uncompared));
                 verify_everything(self.vm.capture(), self.vm.disks());
                 tracing::info!(vm = self.vm.name(), "verification begins");
-                self.events.push_back(SenderEvent::Tick);
+                self.core.push(SenderEvent::Tick);
             }
             Command::GreetAgain => {
                 self.drop_link();
-                self.events.push_back(SenderEvent::LinkLost);
+                self.core.push(SenderEvent::LinkLost);
             }
             Command::TellWatermark => {
                 self.vm.watermark_is_told();
-                self.watermark_wanted = self.vm.group().counter().last();
-                self.events.push_back(SenderEvent::Tick);
+                self.core.want_watermark(self.vm.group().counter().last());
             }
             Command::Stop => unreachable!("the driver ends with it"),
         }
@@ -250,19 +231,7 @@ impl Driver {
 
     fn on_wake(&mut self) {
         self.send_what_is_granted();
-        self.events.push_back(SenderEvent::Tick);
-    }
-
-    fn on_pause(&mut self, paused: bool) {
-        let record = {
-            let mut record = self.vm.lock_record();
-            record.paused = paused;
-            record.clone()
-        };
-        if let Err(error) = save_record(&self.source.state, &record) {
-            tracing::error!(vm = record.name, error = format!("{error:#}"), "pause is not recorded");
-        }
-        self.events.push_back(if paused { SenderEvent::Pause } else { SenderEvent::Resume });
+        self.core.push(SenderEvent::Tick);
     }
 
     fn on_input(&mut self, input: Input) {
@@ -274,375 +243,79 @@ impl Driver {
                 }
             },
             Input::Message { link, message } if link == self.link.number => {
-                self.events.push_back(SenderEvent::Received(message));
+                self.core.push(SenderEvent::Received(message));
             }
             Input::Lost { link, why, turned_away } if link == self.link.number => {
                 self.drop_link();
                 self.note_lost(turned_away, why, "link lost");
             }
-            Input::CopyDone { taken } => self.events.push_back(SenderEvent::CopyDone { taken }),
-            Input::Hashed(compare) => self.events.push_back(SenderEvent::Hashed(compare)),
-            Input::Spilled => self.events.push_back(SenderEvent::Spilled),
+            Input::CopyDone { taken } => self.core.push(SenderEvent::CopyDone { taken }),
+            Input::Hashed(compare) => self.core.push(SenderEvent::Hashed(compare)),
+            Input::Spilled => self.core.push(SenderEvent::Spilled),
+            Input::Tidied => self.core.tidied(),
             Input::Connected { .. } | Input::Message { .. } | Input::Lost { .. } => {}
         }
     }
 
-    /// The same again is not worth a line.
-    fn note_lost(&mut self, turned_away: Option<TurnedAway>, why: String, what: &str) {
-        let why = turned_away.map_or(why.clone(), |turned_away| format!("{}: {why}", turned_away.meaning()));
-        if self.last_error.as_ref() != Some(&why) {
-            tracing::warn!(vm = self.vm.name(), error = why, "{what}");
-        }
-        self.last_error = Some(why);
-        self.turned_away = turned_away;
-        self.events.push_back(SenderEvent::LinkLost);
-    }
-
-    fn begin_link(&mut self, connected: link::Connected) {
-        tracing::info!(vm = self.vm.name(), peer = connected.peer.name, "link up");
-        self.link.peer = Some(connected.peer);
-        let (mut reader, writer, first) = (connected.reader, connected.writer, connected.first);
-        let (queue, outgoing) = mpsc::unbounded_channel();
-        self.link.queue = Some(queue);
-        let number = self.link.number;
-        let inputs = self.inputs.clone();
-        tokio::spawn(async move {
-            let mut frames = FrameReader::default();
-            let error = loop {
-                match read_message(&mut reader, &mut frames).await {
-                    Ok(message) => {
-                        if inputs.send(Input::Message { link: number, message }).await.is_err() {
-                            return;
-                        }
-                    }
-                    Err(error) => break error,
-                }
-            };
-            let turned_away = if let ReadError::Io(error) = &error { TurnedAway::of_io(error) } else { None };
-            let _ = inputs.send(Input::Lost { link: number, why: error.to_string(), turned_away }).await;
-        });
-        let inputs = self.inputs.clone();
-        tokio::spawn(async move {
-            if let Err(error) = write_messages(writer, first, outgoing).await {
-                // Where a peer says why, whoever reads is told.
-                let lost = Input::Lost { link: number, why: error.to_string(), turned_away: None };
-                let _ = inputs.send(lost).await;
-            }
-        });
-        self.events.push_back(SenderEvent::LinkUp);
-    }
-
-    /// Whatever still comes from this connection is not listened to any more.
-    fn drop_link(&mut self) {
-        self.link.queue = None;
-        self.link.peer = None;
-        self.link.number += 1;
-        self.place.leave();
-        if self.to_send.take().is_some() {
-            self.events.push_back(SenderEvent::NothingToSend);
-        }
-    }
-
     fn run_events(&mut self) {
-        let mut effects = Vec::new();
-        while let Some(event) = self.events.pop_front() {
-            let now = clock::now();
-            let view = self.view(now);
-            let before = self.sender.in_flight_bytes();
-            let sent = if let SenderEvent::BatchSent { bytes, .. } = event { bytes } else { 0 };
-            self.sender.step(now, event, &view, &mut effects);
-            let acknowledged = (before + sent).saturating_sub(self.sender.in_flight_bytes()) as u64;
-            if acknowledged > 0 {
-                self.rates.acknowledged_bytes += acknowledged;
-                self.place.acknowledged(acknowledged);
-            }
-            for effect in effects.drain(..) {
-                self.perform(effect);
-            }
+        self.core.in_group_of_several(self.vm.group().has_several());
+        while let Some(task) = self.core.next(clock::now()) {
+            self.perform(task);
+        }
+        let acknowledged = self.core.take_acknowledged();
+        if acknowledged > 0 {
+            self.rates.acknowledged_bytes += acknowledged;
+            self.place.acknowledged(acknowledged);
         }
     }
 
-    fn view(&mut self, now: Monotonic) -> CaptureView {
-        let status = self.vm.capture().status();
-        let is_time = now.since(self.watermark_at) >= WATERMARK_INTERVAL && self.vm.group().has_several();
-        let tell = is_time || self.watermark_wanted > self.sender.told_watermark();
-        if is_time {
-            self.watermark_at = now;
-        }
-        view(&status, self.outbox.view().room(), tell)
-    }
-
-    fn perform(&mut self, effect: SenderEffect) {
-        match effect {
-            SenderEffect::Connect => self.connect(),
-            SenderEffect::Disconnect => self.drop_link(),
-            SenderEffect::SayHello { epoch, incarnation, acked, last } => {
-                if !self.note_greeting() {
-                    self.drop_link();
-                    return self.events.push_back(SenderEvent::LinkLost);
-                }
-                let hello = hello(&self.vm, epoch, incarnation, acked, last);
-                self.say(Message::Hello(Box::new(hello)));
+    fn perform(&mut self, task: Task) {
+        match task {
+            Task::Connect => self.connect(),
+            Task::Disconnect => self.drop_link(),
+            Task::Greet { epoch, incarnation, acked, last } => self.greet(epoch, incarnation, acked, last),
+            Task::Say(message) => self.say(message),
+            Task::SendArtifact(hash) => self.send_artifact(hash),
+            Task::WantBatch => self.want_to_send(),
+            Task::Released(up_to) => self.vm.group().on_durable(self.vm.id(), up_to),
+            Task::Restart { floor, differs } => self.restart(floor, differs),
+            Task::Copy => self.copy_blocks(),
+            Task::Hash => self.hash_blocks(),
+            Task::Settle(compared) => self.settle(&compared),
+            Task::Spill => self.spill(),
+            Task::Tidy => self.tidy(),
+            Task::AskClock => self.say(Message::AskClock(clock::wall())),
+            Task::ClockTold(answer) => self.note_clock(&answer),
+            Task::AdoptEpoch(epoch) => self.adopt_epoch(epoch),
+            Task::Changed(change) => self.on_change(change.from, change.to),
+            Task::Refused(refuse) => {
+                self.note_refused(format!("{}: {}", refuse.why, refuse.detail), "refused by the peer");
             }
-            SenderEffect::Send(message) => self.say(message),
-            SenderEffect::SendArtifact(hash) => self.send_artifact(hash),
-            SenderEffect::SendBatch { after } => self.want_to_send(after),
-            SenderEffect::Release { up_to } => {
-                self.outbox.release(up_to);
-                self.vm.group().on_durable(self.vm.id(), up_to);
-            }
-            SenderEffect::Restart { floor, differs } => self.restart(floor, differs),
-            SenderEffect::StartTracking => self.vm.capture().start_tracking(),
-            SenderEffect::LeaveTracking => self.vm.capture().leave_tracking(),
-            SenderEffect::CopyBlocks => self.copy_blocks(),
-            SenderEffect::HashBlocks => self.hash_blocks(),
-            SenderEffect::Settle(compared) => self.settle(&compared),
-            SenderEffect::ForgetCompares => self.vm.capture().forget_compares(),
-            SenderEffect::SuspectEverything => self.vm.capture().suspect_everything(),
-            SenderEffect::Spill => self.spill(),
-            SenderEffect::AskClock => self.say(Message::AskClock(clock::wall())),
-            SenderEffect::ClockTold(answer) => self.note_clock(&answer),
-            SenderEffect::CloseSync => {
-                let closed = self.vm.capture().close_sync();
-                if closed {
-                    self.progress.sync_closed(self.vm.capture().status().last, self.sender.state().name());
-                }
-                self.events.push_back(SenderEvent::SyncClosed { closed });
-            }
-            SenderEffect::AdoptEpoch(epoch) => self.adopt_epoch(epoch),
-            SenderEffect::Changed(change) => self.on_change(change.from, change.to),
-            SenderEffect::Refused(refuse) => {
-                let why = format!("{}: {}", refuse.why, refuse.detail);
-                if self.last_error.as_ref() != Some(&why) {
-                    tracing::warn!(vm = self.vm.name(), why, "refused by the peer");
-                }
-                self.last_error = Some(why);
-            }
-            SenderEffect::Disbelieved(why) => {
+            Task::Disbelieved(why) => {
                 let peer = self.link.peer.as_ref().map_or("the peer", |peer| &peer.name);
                 let why =
                     format!("{peer} is not believed: {why}; look at its agent and its journal of this VM");
-                if self.last_error.as_ref() != Some(&why) {
-                    tracing::warn!(vm = self.vm.name(), why, "the peer is not believed");
-                }
-                self.last_error = Some(why);
+                self.note_refused(why, "the peer is not believed");
             }
         }
     }
 
-    fn on_change(&mut self, from: State, to: State) {
-        tracing::info!(vm = self.vm.name(), from = from.name(), to = to.name(), why = to.reason(), "state");
-        if to.is_syncing() {
-            self.sync_total_bytes = self.to_sync_bytes();
-            if matches!(self.vm.first_sync(), FirstSync::NotBegun | FirstSync::Greeted) {
-                self.note_first_sync(FirstSync::Running);
-            }
-        }
-        self.note_fenced(from, to);
-        if to == State::Journaling {
-            self.last_error = None;
-        }
-        if to == (State::Failed { why: Failure::BoundExceeded }) {
-            let why =
-                "the protection was stopped because a bound is exceeded; `holdfast vm resume` lets it go on";
-            self.last_error = Some(why.into());
-        }
-    }
-
-    /// Another side's authority is known until that side says that it has given it back.
-    fn note_fenced(&self, from: State, to: State) {
-        let fenced = match (from, to) {
-            (_, State::Fenced { epoch }) => Some(epoch.0),
-            (State::Fenced { .. }, State::Tracking { .. }) => None,
-            (_, _) if self.sender.link() == LinkState::Up => None,
-            (_, _) => return,
-        };
-        let record = {
-            let mut record = self.vm.lock_record();
-            if record.fenced == fenced {
-                return;
-            }
-            record.fenced = fenced;
-            record.clone()
-        };
-        if let Err(error) = save_record(&self.source.state, &record) {
-            tracing::error!(
-                vm = record.name,
-                error = format!("{error:#}"),
-                "that it is fenced is not recorded"
-            );
-        }
-    }
-
-    fn connect(&mut self) {
-        self.drop_link();
-        let link = self.link.number;
-        let (inputs, pki) = (self.inputs.clone(), self.source.pki.clone());
-        let (peer, dscp) = (self.vm.record().peer, self.source.dscp);
-        tokio::spawn(async move {
-            let result = link::connect(&pki, &peer, dscp).await;
-            let _ = inputs.send(Input::Connected { link, result }).await;
-        });
-    }
-
-    fn say(&mut self, message: Message) {
-        if let Some(queue) = &self.link.queue {
-            // A closed queue means the writer has failed, which it reports itself.
-            let _ = queue.send(message.into());
-        }
-    }
-
-    /// Asks for the link; the batch is built once it is ours, of what there is then.
-    fn want_to_send(&mut self, after: WriteSeq) {
-        self.to_send = Some(after);
-        let policy = self.vm.policy();
-        let status = self.vm.capture().status();
-        let syncs_only = self.sender.state().is_syncing();
-        let bytes = status.buffered_bytes.clamp(1, self.place.batch_bytes() as u64);
-        self.place.want(policy.priority as u8, syncs_only, policy.bytes_per_second_max, bytes);
-        self.send_what_is_granted();
-    }
-
-    fn send_what_is_granted(&mut self) {
-        let Some(granted) = self.place.granted() else { return };
-        let Some(after) = self.to_send.take() else { return self.place.sent(granted, 0) };
-        let status = self.vm.capture().status();
-        let lags = status.buffered_bytes * 4 > status.buffer_bytes_max || status.spilled > after;
-        let tells_watermark = self.vm.group().has_several();
-        let bytes_max = self.place.batch_bytes();
-        let next = self.outbox.next(after, bytes_max, &mut self.chooser, lags, tells_watermark);
-        let Some(next) = next else {
-            self.place.sent(granted, 0);
-            self.events.push_back(SenderEvent::NothingToSend);
-            return;
-        };
-        // A journal that has what this agent no longer knows to be its own would refuse the next run: nothing is sent.
-        if let Err(error) = block_in_place(|| self.source.state.reach_run(next.newest_run())) {
-            self.place.sent(granted, 0);
+    fn greet(&mut self, epoch: Epoch, incarnation: Incarnation, acked: WriteSeq, last: WriteSeq) {
+        if !self.note_greeting() {
             self.drop_link();
-            let why =
-                format!("the run that sequences are of cannot be recorded, mend the state folder: {error:#}");
-            return self.note_lost(None, why, "nothing is sent");
+            return self.core.push(SenderEvent::LinkLost);
         }
-        let bytes = next.batch.len();
-        self.place.sent(granted, bytes as u64);
-        self.rates.sent_bytes += bytes as u64;
-        self.say(Message::Batch(next.batch));
-        if status.sync == SyncState::Synchronous && tells_watermark && next.last > after {
-            self.vm.group().ask_others(self.vm.id());
-        }
-        self.events.push_back(SenderEvent::BatchSent { last: next.last, watermark: next.watermark, bytes });
+        let hello = self.hello(epoch, incarnation, acked, last);
+        self.say(Message::Hello(Box::new(hello)));
     }
+}
 
-    fn spill(&mut self) {
-        let (outbox, inputs) = (self.outbox.clone(), self.inputs.clone());
-        tokio::spawn(async move {
-            let spilled = tokio::task::spawn_blocking(move || outbox.spill()).await;
-            spilled.expect("a panic aborts the process");
-            let _ = inputs.send(Input::Spilled).await;
-        });
-    }
-
-    fn send_artifact(&self, hash: ArtifactHash) {
-        if let Some(queue) = self.link.queue.clone() {
-            tokio::spawn(send_file(queue, self.source.artifacts.path(hash), hash, self.vm.name()));
-        }
-    }
-
-    fn restart(&mut self, floor: WriteSeq, differs: Differs) {
-        self.vm.group().on_restart();
-        self.progress.restarted();
-        let capture = self.vm.capture();
-        block_in_place(|| self.outbox.restart(floor));
-        match differs {
-            Differs::Marked => {}
-            Differs::Suspect => capture.suspect_everything(),
-            Differs::Allocated => {
-                if let Err(error) = block_in_place(|| mark_allocated(capture, self.vm.disks())) {
-                    let error = with_sources(&error);
-                    tracing::error!(vm = self.vm.name(), error, "all of the disk is copied instead");
-                }
-            }
-        }
-        block_in_place(|| capture.begin_stream(self.sender.incarnation(), floor));
-        self.sync_total_bytes = self.to_sync_bytes();
-    }
-
-    fn copy_blocks(&mut self) {
-        let (vm, inputs) = (self.vm.clone(), self.inputs.clone());
-        tokio::spawn(async move {
-            let copied = block_in_place(|| copy_some_blocks(vm.capture(), vm.disks()));
-            if let Err(error) = &copied
-                && !vm.is_ending()
-            {
-                tracing::error!(vm = vm.name(), error = with_sources(error), "sync waits for the local disk");
-                tokio::time::sleep(COPY_RETRY_DELAY).await;
-            }
-            let _ = inputs.send(Input::CopyDone { taken: copied.unwrap_or(false) }).await;
-        });
-    }
-
-    fn hash_blocks(&mut self) {
-        let (vm, inputs) = (self.vm.clone(), self.inputs.clone());
-        tokio::spawn(async move {
-            let hashed = block_in_place(|| hash_some_blocks(vm.capture(), vm.disks()));
-            let compare = match hashed {
-                Ok(run) => run.map(|run| Compare {
-                    disk: run.disk,
-                    first: run.first,
-                    at: run.at,
-                    hashes: run.hashes,
-                }),
-                Err(_) if vm.is_ending() => None,
-                Err(error) => {
-                    let error = with_sources(&error);
-                    tracing::error!(vm = vm.name(), error, "comparison waits for the local disk");
-                    tokio::time::sleep(COPY_RETRY_DELAY).await;
-                    None
-                }
-            };
-            let _ = inputs.send(Input::Hashed(compare)).await;
-        });
-    }
-
-    fn settle(&mut self, compared: &Compared) {
-        let (disk, first, differs) = (compared.disk, compared.first, compared.differs);
-        let capture = self.vm.capture();
-        let mut verification = self.verification.as_mut().and_then(Verification::while_it_runs);
-        let differs = match &verification {
-            // A sync copies what differs, for whatever reason; here it would be damage.
-            Some(_) if self.vm.is_tapped() => capture.believed(disk, first, differs),
-            _ => differs,
-        };
-        let differing = block_in_place(|| capture.end_compare(disk, first, differs));
-        if differing > 0
-            && let Some(verification) = &mut verification
-        {
-            let record = self.vm.record();
-            let name = record.disks.get(usize::from(disk.0)).map_or("", |disk| disk.name.as_str());
-            verification.differs(name, first, differs);
-            tracing::error!(vm = record.name, disk = name, block = first.0, differing, "the replica differs");
-        }
-    }
-
-    /// The peer's clock is read half way between asking and hearing, as well as one can know.
-    fn note_clock(&mut self, answer: &ClockAnswer) {
-        let heard_at = clock::wall();
-        let middle = (answer.asked_at.0 + heard_at.0) / 2;
-        self.clock_skew_seconds = Some((answer.says.0 - middle) as f64 / 1e6);
-    }
-
-    fn adopt_epoch(&mut self, epoch: Epoch) {
-        let record = {
-            let mut record = self.vm.lock_record();
-            record.epoch = epoch.0;
-            record.clone()
-        };
-        match save_record(&self.source.state, &record) {
-            Ok(()) => tracing::info!(vm = record.name, %epoch, "epoch"),
-            Err(error) => {
-                tracing::error!(vm = record.name, error = format!("{error:#}"), "epoch is not recorded");
-            }
-        }
+/// The configured compression.
+fn compression(wanted: Compression) -> replication::Compression {
+    match wanted {
+        Compression::Auto => replication::Compression::Adaptive,
+        Compression::None => replication::Compression::Always(Codec::Raw),
+        Compression::Lz4 => replication::Compression::Always(Codec::Lz4),
+        Compression::Zstd => replication::Compression::Always(Codec::Zstd),
     }
 }

@@ -12,11 +12,11 @@ impl Driver {
     /// Once all of the first sync is durable at the other side, the VM belongs to its group; promises made to others of
     /// it rest on how far it is.
     pub(super) fn follow_sync(&mut self) {
-        self.standing = self.progress.follow(&self.sender, &self.vm.capture().status());
+        self.standing = self.core.follow();
         if !self.standing.missing && self.vm.first_sync() != FirstSync::Done {
             self.note_first_sync(FirstSync::Done);
         }
-        let standing = self.progress.counts(self.vm.is_member()).then_some(self.standing);
+        let standing = self.core.progress().counts(self.vm.is_member()).then_some(self.standing);
         let group = self.vm.group();
         group.note_standing(self.vm.id(), standing, || self.source.lacks_vms_of(group));
     }
@@ -71,12 +71,12 @@ impl Driver {
     /// The state as it is shown: a sync is one until all of it is durable at the other side, and the first one is
     /// the first one, whatever came between.
     pub(super) fn shown_state(&self) -> &'static str {
-        let state = self.sender.state();
+        let state = self.core.sender().state();
         // Nothing was heard since from the side that has taken over.
         if matches!(state, State::Tracking { .. }) && self.vm.lock_record().fenced.is_some() {
             return "fenced";
         }
-        let name = match self.progress.ending_sync() {
+        let name = match self.core.progress().ending_sync() {
             Some(name) if state == State::Journaling => name,
             _ => state.name(),
         };

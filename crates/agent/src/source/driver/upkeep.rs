@@ -27,10 +27,11 @@ impl Driver {
         }
         if let Some(verification) = &mut self.verification {
             let status = self.vm.capture().status();
-            let well = self.sender.state() == State::Journaling && self.sender.link() == LinkState::Up;
+            let well =
+                self.core.sender().state() == State::Journaling && self.core.sender().link() == LinkState::Up;
             verification.follow(&status, well, &self.vm.name());
         }
-        self.events.push_back(SenderEvent::Tick);
+        self.core.push(SenderEvent::Tick);
     }
 
     fn cool_regions(&self) {
@@ -60,36 +61,36 @@ impl Driver {
         }
         self.fresh.save_sometimes(&self.source.state, &self.vm.record(), self.source.boot_id);
         let seen = Seen {
-            state: self.sender.state(),
+            state: self.core.sender().state(),
             fresh: self.fresh,
-            link_up: self.sender.link() == LinkState::Up,
+            link_up: self.core.sender().link() == LinkState::Up,
             fenced: self.vm.record().fenced,
-            last_ack: self.sender.last_ack(),
+            last_ack: self.core.sender().last_ack(),
             sync: self.vm.capture().status().sync,
             turned_away: self.turned_away,
             cause,
         };
         let stops = self.bounds.watch(now, &policy, &seen, &self.vm.name(), &self.source.alerts);
         if stops {
-            self.events.push_back(SenderEvent::Bounds { exceeded: true });
+            self.core.push(SenderEvent::Bounds { exceeded: true });
         }
     }
 
     pub(super) fn publish(&mut self) {
         let written = self.vm.capture().status().write_bytes;
-        let saturated = self.sender.in_flight_bytes() * 2 >= WINDOW_BYTES;
+        let saturated = self.core.sender().in_flight_bytes() * 2 >= WINDOW_BYTES;
         if let Some((bytes, took)) = self.rates.follow(clock::now(), written, saturated) {
             self.chooser.note_link(bytes, took);
         }
-        let spill = self.outbox.view();
-        let ack = self.sender.last_ack();
-        let state = self.sender.state();
+        let spill = self.core.outbox().view();
+        let ack = self.core.sender().last_ack();
+        let state = self.core.sender().state();
         *self.vm.lock_status() = StreamStatus {
             state: self.shown_state().to_owned(),
             reason: state.reason(),
-            link: self.sender.link().name().to_owned(),
+            link: self.core.sender().link().name().to_owned(),
             last_error: self.last_error.clone(),
-            durable: self.sender.acked(),
+            durable: self.core.sender().acked(),
             journal_bytes: ack.map_or(0, |ack| ack.journal_bytes),
             history_seconds: ack.map_or(0, |ack| ack.history_seconds),
             sent_bytes: self.rates.sent_bytes,

@@ -1,13 +1,16 @@
 //! Threads that write, spill, send and acknowledge at once: what goes out is what was committed, in order.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use super::*;
-use batch::Kind;
+use crate::spill::in_memory::InMemory;
 use bytes::Bytes;
 use splitter::{Boot, BufferPool, CaptureConfig, DirtyMap, MapFile, RegionLog};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use types::limits::REGION_LOG_BYTES;
-use types::{ByteRange, DiskIndex, GroupCounter, RunNumber};
+use types::{ByteRange, DiskIndex, GroupCounter, VmId};
 
 const DISK_BYTES: u64 = 1 << 20;
 const BUFFER_BYTES: u64 = 6 << 10;
@@ -40,9 +43,33 @@ fn outbox_of(folder: &Path, counter: &Arc<GroupCounter>) -> Outbox {
     };
     let capture =
         Arc::new(Capture::new(counter.clone(), &[DISK_BYTES], map, regions, config, Box::new(|| {})));
-    let outbox = Outbox::new(capture, ONE, vm, &folder.join("spill"), SPILL_BYTES);
+    let outbox = Outbox::new(capture, ONE);
+    outbox.give_spill(Box::new(InMemory::of(SPILL_BYTES)));
     begin(&outbox, WriteSeq::ZERO);
     outbox
+}
+
+/// What comes after that, in asynchronous mode over a link that keeps up.
+fn wanted(after: WriteSeq) -> Wanted {
+    Wanted {
+        after,
+        bytes_max: SENT_BYTES,
+        lags: false,
+        tells_watermark: true,
+        codec: Codec::Raw,
+        taken_at: WallTime(0),
+    }
+}
+
+/// What the thread that spills does when it is asked to.
+fn spill(outbox: &Outbox) {
+    outbox.tidy();
+    while let Some(spilling) = outbox.begin_spill(WallTime(0)) {
+        let written = outbox.write_spill(spilling);
+        if !outbox.end_spill(&written) {
+            return;
+        }
+    }
 }
 
 fn begin(outbox: &Outbox, floor: WriteSeq) {
@@ -65,11 +92,10 @@ fn guest_write(capture: &Capture, number: u64) {
 /// Sends and acknowledges until `done` and nothing is left, and checks that each batch follows the one before. The
 /// number of guest writes that went out.
 fn send_all(outbox: &Outbox, done: &AtomicBool) -> u64 {
-    let mut chooser = CodecChooser::new(Compression::Always(Codec::Raw));
     let (mut after, mut acknowledged, mut writes) = (outbox.capture.status().released, WriteSeq::ZERO, 0);
     loop {
         let was_done = done.load(Ordering::SeqCst);
-        let next = outbox.next(after, SENT_BYTES, &mut chooser, false, true).expect("watermarks are told");
+        let next = outbox.next(&wanted(after)).unwrap().expect("watermarks are told");
         let batch = Batch::parse(next.batch.joined()).unwrap();
         assert_eq!(batch.header().prev_seq, after);
         for entry in batch.entries() {
@@ -105,7 +131,7 @@ fn what_goes_out_is_what_was_committed_however_it_is_spilled() {
         });
         scope.spawn(|| {
             while !done.load(Ordering::SeqCst) {
-                outbox.spill();
+                spill(&outbox);
             }
         });
         assert_eq!(send_all(&outbox, &done), WRITES);
@@ -121,7 +147,7 @@ fn a_stream_that_begins_anew_while_it_spills_loses_no_spill() {
     thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::SeqCst) {
-                outbox.spill();
+                spill(&outbox);
             }
         });
         for round in 0..30 {
@@ -129,9 +155,8 @@ fn a_stream_that_begins_anew_while_it_spills_loses_no_spill() {
             outbox.restart(outbox.capture.status().last);
             (0..100).for_each(|number| guest_write(&outbox.capture, round * 100 + number));
             let released = outbox.capture.status().released;
-            let mut chooser = CodecChooser::new(Compression::Always(Codec::Raw));
-            let next = outbox.next(released, SENT_BYTES, &mut chooser, false, true);
-            assert!(next.is_some() && !outbox.view().lost, "the spill is lost in round {round}");
+            let next = outbox.next(&wanted(released));
+            assert!(matches!(next, Ok(Some(_))) && !outbox.view().lost, "the spill is lost in round {round}");
         }
         done.store(true, Ordering::SeqCst);
     });
@@ -145,36 +170,39 @@ fn a_quiet_vm_tells_a_watermark_whose_run_is_to_be_recorded_first() {
     let after = outbox.capture.status().last;
     // A cut that was given up has lifted the counter, and nothing was written since.
     counter.draw_exactly(WriteSeq::before_run(RunNumber(8)).next()).unwrap();
-    let mut chooser = CodecChooser::new(Compression::Always(Codec::Raw));
     // Past what ends the sync.
-    let next = outbox.next(after, SENT_BYTES, &mut chooser, false, true).unwrap();
+    let next = outbox.next(&wanted(after)).unwrap().unwrap();
     assert!(Batch::parse(next.batch.joined()).unwrap().entries().is_empty());
     assert_eq!((next.last, next.newest_run()), (after, counter.last().run()));
+}
+
+/// Writes until something lies in the spill.
+fn write_into_the_spill(outbox: &Outbox) {
+    for number in 0..64 {
+        guest_write(&outbox.capture, number);
+        spill(outbox);
+    }
+    let status = outbox.capture.status();
+    assert!(status.spilled > status.released);
 }
 
 #[test]
 fn a_spill_that_is_damaged_is_told_and_what_it_held_is_sent_as_blocks() {
     let folder = tempfile::tempdir().unwrap();
     let outbox = outbox(folder.path());
-    for number in 0..64 {
-        guest_write(&outbox.capture, number);
-        outbox.spill();
-    }
+    let files = swap_spill(&outbox);
+    write_into_the_spill(&outbox);
+    files.damage();
     let status = outbox.capture.status();
-    assert!(status.spilled > status.released);
-    for row in std::fs::read_dir(folder.path().join("spill")).unwrap() {
-        let path = row.unwrap().path();
-        let mut bytes = std::fs::read(&path).unwrap();
-        bytes.iter_mut().skip(8192).for_each(|byte| *byte ^= 0x55);
-        std::fs::write(&path, bytes).unwrap();
-    }
-    let mut chooser = CodecChooser::new(Compression::Always(Codec::Raw));
-    assert!(outbox.next(status.released, SENT_BYTES, &mut chooser, false, true).is_none());
+    outbox.next(&wanted(status.released)).unwrap_err();
     let view = outbox.view();
     assert!(view.lost && !view.has_room, "{view:?}");
-    let spilled = status.spilled;
-    outbox.spill();
-    assert_eq!(outbox.capture.status().spilled, spilled, "nothing more goes to where nothing can be read");
+    spill(&outbox);
+    assert_eq!(
+        outbox.capture.status().spilled,
+        status.spilled,
+        "nothing more goes where nothing can be read"
+    );
 
     // The stream begins anew, as the sender asks for: what was written is marked, and the spill is empty and good.
     let floor = outbox.capture.status().last;
@@ -182,16 +210,101 @@ fn a_spill_that_is_damaged_is_told_and_what_it_held_is_sent_as_blocks() {
     outbox.capture.begin_stream(ONE, floor);
     assert!(outbox.capture.is_dirty(DiskIndex(0), types::BlockIndex(0)));
     assert!(!outbox.capture.close_sync(), "not before the blocks are sent");
+    assert!(outbox.wants_tidying());
+    outbox.tidy();
     let view = outbox.view();
     assert!(!view.lost && view.has_room && view.bytes == 0, "{view:?}");
-    for number in 0..64 {
-        guest_write(&outbox.capture, number);
-        outbox.spill();
-    }
-    let status = outbox.capture.status();
-    assert!(status.spilled > status.released);
-    let next = outbox.next(status.released, SENT_BYTES, &mut chooser, false, true).unwrap();
+    write_into_the_spill(&outbox);
+    let released = outbox.capture.status().released;
+    let next = outbox.next(&wanted(released)).unwrap().unwrap();
     assert_eq!(Batch::parse(next.batch.joined()).unwrap().entries()[0].kind, Kind::SyncBegin);
 }
 
-mod hostile;
+/// A spill that this test has a hand in.
+fn swap_spill(outbox: &Outbox) -> InMemory {
+    let files = InMemory::of(SPILL_BYTES);
+    outbox.lock_shelf().spill = Some(Box::new(files.clone()));
+    files
+}
+
+#[test]
+fn what_is_written_for_a_stream_that_has_begun_anew_meanwhile_is_of_no_use_to_the_new_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = outbox(folder.path());
+    // Begun anew before, and after, it was written.
+    for before in [true, false] {
+        (0..5).for_each(|number| guest_write(&outbox.capture, number));
+        let spilling = outbox.begin_spill(WallTime(0)).expect("the buffer is full enough");
+        let floor = outbox.capture.status().last;
+        if before {
+            outbox.restart(floor);
+        }
+        let written = outbox.write_spill(spilling);
+        if !before {
+            outbox.restart(floor);
+        }
+        assert!(!outbox.end_spill(&written), "what was taken is of the stream before");
+        let status = outbox.capture.status();
+        assert_eq!((status.spilled, status.released), (floor, floor), "it takes nothing out of the new one");
+        (0..5).for_each(|number| guest_write(&outbox.capture, number));
+        write_into_the_spill(&outbox);
+        let next = outbox.next(&wanted(floor)).unwrap().unwrap();
+        let first = Batch::parse(next.batch.joined()).unwrap().entries()[0];
+        assert_eq!(first.kind, Kind::SyncBegin, "the first of the new stream, and nothing of the old one");
+    }
+}
+
+#[test]
+fn what_lies_in_the_spill_of_a_stream_before_is_gone_before_the_first_of_the_new_one_comes() {
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = outbox(folder.path());
+    let floor = outbox.capture.status().released;
+    write_into_the_spill(&outbox);
+    let before = outbox.capture.status().last;
+    // The other side has been set back: the new stream begins below what lies in the spill.
+    outbox.restart(floor);
+    (0..5).for_each(|number| guest_write(&outbox.capture, number));
+    // Nobody has tidied yet.
+    let written = outbox.write_spill(outbox.begin_spill(WallTime(0)).unwrap());
+    assert!(outbox.end_spill(&written));
+    let next = outbox.next(&wanted(floor)).unwrap().unwrap();
+    assert!(Batch::parse(next.batch.joined()).unwrap().entries()[0].seq > before);
+}
+
+#[test]
+fn a_spill_that_cannot_be_written_says_why_and_is_tried_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = outbox(folder.path());
+    let files = swap_spill(&outbox);
+    files.fail(true);
+    (0..5).for_each(|number| guest_write(&outbox.capture, number));
+    spill(&outbox);
+    let view = outbox.view();
+    assert_eq!((view.has_room, view.trouble.as_deref()), (false, Some("no space left")));
+    let status = outbox.capture.status();
+    assert_eq!(status.spilled, status.released, "what was not written stays in the buffer");
+    files.fail(false);
+    outbox.try_again();
+    assert!(outbox.view().has_room && outbox.view().trouble.is_none());
+    write_into_the_spill(&outbox);
+}
+
+#[test]
+fn a_full_spill_has_room_again_once_what_lies_in_it_is_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = outbox(folder.path());
+    outbox.lock_shelf().spill = Some(Box::new(InMemory::of(8 << 10)));
+    for number in 0.. {
+        if !outbox.view().has_room {
+            break;
+        }
+        guest_write(&outbox.capture, number);
+        spill(&outbox);
+    }
+    assert!(!outbox.wants_tidying());
+    outbox.release(outbox.capture.status().spilled);
+    assert!(outbox.wants_tidying() && !outbox.view().has_room);
+    outbox.tidy();
+    let view = outbox.view();
+    assert!(!outbox.wants_tidying() && view.has_room && view.bytes == 0, "{view:?}");
+}

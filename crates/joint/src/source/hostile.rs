@@ -1,28 +1,34 @@
-//! A recovery side with a valid certificate and a malicious program behind it, against the sender, the outbox with its
-//! spill, and the capture, joined as the driver joins them: whatever its answers can hold, nothing panics, no queue or
+//! A recovery side with a valid certificate and a malicious program behind it, against the protected side as the
+//! agent runs it: whatever its answers can hold, nothing panics, no queue or
 //! counter grows beyond what is checked, and an honest one that comes later gets all of the disk.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use super::*;
-use joint::view::view;
+use crate::spill::in_memory::InMemory;
+use batch::Batch;
+use bytes::Bytes;
 use proptest::prelude::*;
 use replication::wire::{
-    Ack, ClockAnswer, Compare, Compared, FrameReader, FrameWriter, Leave, Message, Refusal, Refuse, Welcome,
+    Ack, ClockAnswer, Compared, FrameReader, FrameWriter, Leave, Message, Refusal, Refuse, Welcome,
 };
-use replication::{CaptureView, Differs, Sender, SenderConfig, SenderEffect, SenderEvent, State, SyncReason};
+use replication::{SenderConfig, SenderEvent, State, SyncReason};
 use splitter::{
-    BlockDevice, Extent, ExtentKind, LocalDisk, ProtectedDisk, copy_some_blocks, hash_some_blocks,
-    mark_allocated,
+    BlockDevice, Boot, BufferPool, CaptureConfig, DirtyMap, Extent, ExtentKind, LocalDisk, MapFile,
+    RegionLog, copy_some_blocks,
 };
-use std::collections::VecDeque;
 use std::io;
-use std::time::Duration;
-use types::limits::{BLOCK_BYTES, COMPARES_MAX, WINDOW_BYTES};
-use types::{BlockIndex, Epoch, GroupId, Monotonic, RunNumber, WallTime};
+use std::path::Path;
+use std::sync::Mutex;
+use types::limits::{BLOCK_BYTES, COMPARES_MAX, REGION_LOG_BYTES, WINDOW_BYTES};
+use types::{BlockIndex, ByteRange, DiskIndex, GroupCounter, GroupId, RunNumber, VmId};
 
 const CASES: u32 = 200;
 const BLOCKS: u64 = 12;
 const SIZE: u64 = BLOCKS * BLOCK_BYTES;
 const BUFFER: u64 = 4 * BLOCK_BYTES;
+const SPILL_BYTES: u64 = 1 << 30;
+const ONE: Incarnation = Incarnation::from_bytes([1; 16]);
 /// So many steps of its own the source may take to bring an honest side everything.
 const STEPS_MAX: usize = 20_000;
 
@@ -65,18 +71,16 @@ impl LocalDisk for Plate {
 
 /// The source of one VM, without sockets, tasks or time of its own.
 struct Paris {
-    sender: Sender,
-    outbox: Outbox,
+    core: SourceCore,
     counter: Arc<GroupCounter>,
     disk: Arc<ProtectedDisk>,
-    chooser: CodecChooser,
     now: Monotonic,
     epoch: Epoch,
     /// The last that went out over this link.
     sent: WriteSeq,
     comparing: usize,
     /// What went out, for whoever listens.
-    said: VecDeque<SenderEffect>,
+    said: VecDeque<Task>,
     batches: Vec<Batch>,
     writes: u64,
 }
@@ -108,12 +112,13 @@ impl Paris {
             suspects_because: SyncReason::Interrupted,
         };
         let now = Monotonic(Duration::from_secs(1));
+        let how = CoreConfig { watermark_interval: Duration::from_secs(1), caught_up_bytes: 0 };
+        let core = SourceCore::new(config, how, capture, vec![disk.clone()], now);
+        core.outbox().give_spill(Box::new(InMemory::of(SPILL_BYTES)));
         Self {
-            sender: Sender::new(config, now),
-            outbox: Outbox::new(capture, ONE, vm, &folder.join("spill"), SPILL_BYTES),
+            core,
             counter,
             disk,
-            chooser: CodecChooser::new(Compression::Always(Codec::Raw)),
             now,
             epoch: Epoch::FIRST,
             sent: WriteSeq::ZERO,
@@ -124,104 +129,75 @@ impl Paris {
         }
     }
 
-    fn view(&self) -> CaptureView {
-        view(&self.outbox.capture.status(), self.outbox.view().room(), false)
-    }
-
     /// Takes an event, and all that come of it.
     fn step(&mut self, event: SenderEvent) {
-        let mut events = VecDeque::from([event]);
-        let mut effects = Vec::new();
-        while let Some(event) = events.pop_front() {
+        self.core.push(event);
+        loop {
             self.now = Monotonic(self.now.0 + Duration::from_millis(1));
-            let view = self.view();
-            self.sender.step(self.now, event, &view, &mut effects);
-            for effect in effects.drain(..) {
-                events.extend(self.perform(effect));
-            }
+            let Some(task) = self.core.next(self.now) else { break };
+            self.perform(task);
             self.check();
         }
     }
 
-    fn perform(&mut self, effect: SenderEffect) -> Option<SenderEvent> {
-        let disks = std::slice::from_ref(&self.disk);
-        let capture = &self.outbox.capture;
-        match effect {
-            SenderEffect::SendBatch { after } => return Some(self.send(after)),
-            SenderEffect::Release { up_to } => {
-                assert!(up_to <= self.counter.last(), "{up_to} was never drawn");
-                self.outbox.release(up_to);
+    fn perform(&mut self, task: Task) {
+        let (capture, disks) = (self.core.capture().clone(), self.core.disks().to_vec());
+        match task {
+            Task::WantBatch => self.send(),
+            Task::Released(up_to) => assert!(up_to <= self.counter.last(), "{up_to} was never drawn"),
+            Task::Restart { floor, differs } => self.core.restart(floor, differs).unwrap(),
+            Task::Copy => {
+                let taken = copy_some_blocks(&capture, &disks).unwrap();
+                self.core.push(SenderEvent::CopyDone { taken });
             }
-            SenderEffect::Restart { floor, differs } => {
-                self.outbox.restart(floor);
-                match differs {
-                    Differs::Marked => {}
-                    Differs::Suspect => capture.suspect_everything(),
-                    Differs::Allocated => mark_allocated(capture, disks).unwrap(),
-                }
-                capture.begin_stream(self.sender.incarnation(), floor);
-            }
-            SenderEffect::StartTracking => capture.start_tracking(),
-            SenderEffect::LeaveTracking => capture.leave_tracking(),
-            SenderEffect::CopyBlocks => {
-                return Some(SenderEvent::CopyDone { taken: copy_some_blocks(capture, disks).unwrap() });
-            }
-            SenderEffect::HashBlocks => {
-                let run = hash_some_blocks(capture, disks).unwrap();
-                let compare = run.map(|run| Compare {
-                    disk: run.disk,
-                    first: run.first,
-                    at: run.at,
-                    hashes: run.hashes,
-                });
-                return Some(SenderEvent::Hashed(compare));
-            }
-            SenderEffect::Settle(answer) => {
+            Task::Hash => self.core.push(SenderEvent::Hashed(hash(&capture, &disks).unwrap())),
+            Task::Settle(answer) => {
                 self.comparing = self.comparing.saturating_sub(1);
-                capture.end_compare(answer.disk, answer.first, answer.differs);
+                self.core.settle(&answer, false);
             }
-            SenderEffect::ForgetCompares => {
-                self.comparing = 0;
-                capture.forget_compares();
+            Task::Spill => {
+                while let Some(spilling) = self.core.outbox().begin_spill(WallTime(0)) {
+                    let written = self.core.outbox().write_spill(spilling);
+                    self.core.outbox().end_spill(&written);
+                }
+                self.core.push(SenderEvent::Spilled);
             }
-            SenderEffect::SuspectEverything => capture.suspect_everything(),
-            SenderEffect::Spill => {
-                self.outbox.spill();
-                return Some(SenderEvent::Spilled);
+            Task::Tidy => {
+                self.core.outbox().tidy();
+                self.core.tidied();
             }
-            SenderEffect::CloseSync => return Some(SenderEvent::SyncClosed { closed: capture.close_sync() }),
-            SenderEffect::AdoptEpoch(epoch) => self.epoch = epoch,
-            SenderEffect::Send(Message::Compare(compare)) => {
+            Task::AdoptEpoch(epoch) => self.epoch = epoch,
+            Task::Say(Message::Compare(compare)) => {
                 self.comparing += 1;
-                self.said.push_back(SenderEffect::Send(Message::Compare(compare)));
+                self.said.push_back(Task::Say(Message::Compare(compare)));
             }
-            said @ (SenderEffect::Connect
-            | SenderEffect::Disconnect
-            | SenderEffect::SayHello { .. }
-            | SenderEffect::Send(_)) => self.said.push_back(said),
-            SenderEffect::SendArtifact(_)
-            | SenderEffect::AskClock
-            | SenderEffect::ClockTold(_)
-            | SenderEffect::Changed(_)
-            | SenderEffect::Refused(_)
-            | SenderEffect::Disbelieved(_) => {}
+            said @ (Task::Connect | Task::Say(_)) => self.said.push_back(said),
+            said @ Task::Greet { .. } => {
+                // What was asked over another link is not answered any more.
+                self.comparing = 0;
+                self.said.push_back(said);
+            }
+            Task::Disconnect => self.core.link_dropped(),
+            Task::SendArtifact(_)
+            | Task::AskClock
+            | Task::ClockTold(_)
+            | Task::Changed(_)
+            | Task::Refused(_)
+            | Task::Disbelieved(_) => {}
         }
-        None
     }
 
-    fn send(&mut self, after: WriteSeq) -> SenderEvent {
-        let next = self.outbox.next(after, 1 << 20, &mut self.chooser, false, false);
-        let Some(next) = next else { return SenderEvent::NothingToSend };
+    fn send(&mut self) {
+        let Some(next) = self.core.batch(1 << 20, WallTime(0), |_| Codec::Raw).unwrap() else { return };
         let batch = Batch::parse(next.batch.joined()).unwrap();
-        assert_eq!(batch.header().prev_seq, after);
         self.sent = next.last;
         self.batches.push(batch);
-        SenderEvent::BatchSent { last: next.last, watermark: next.watermark, bytes: next.batch.len() }
+        self.core.sent(&next);
     }
 
     /// What holds whatever is answered.
     fn check(&self) {
-        let status = self.outbox.capture.status();
+        let status = self.core.status();
         assert!(self.epoch <= Epoch::LIFT_MAX, "epoch {}", self.epoch);
         let own = 1 << 32;
         let most = WriteSeq::LIFT_MAX.raw() + own;
@@ -231,7 +207,7 @@ impl Paris {
             self.counter.last()
         );
         assert!(status.buffered_bytes <= BUFFER + (64 << 10), "{} bytes are buffered", status.buffered_bytes);
-        assert!(self.sender.in_flight_bytes() <= WINDOW_BYTES + (2 << 20));
+        assert!(self.core.sender().in_flight_bytes() <= WINDOW_BYTES + (2 << 20));
         assert!(self.comparing <= COMPARES_MAX, "{} comparisons at once", self.comparing);
     }
 
@@ -411,9 +387,9 @@ fn honest(paris: &mut Paris) -> bool {
             })));
         }
         match paris.said.pop_front() {
-            Some(SenderEffect::Connect) => paris.step(SenderEvent::LinkUp),
-            Some(SenderEffect::SayHello { epoch, .. }) => {
-                let answer = match paris.sender.state() {
+            Some(Task::Connect) => paris.step(SenderEvent::LinkUp),
+            Some(Task::Greet { epoch, .. }) => {
+                let answer = match paris.core.sender().state() {
                     // A failover that was claimed is rolled back.
                     State::Fenced { epoch: theirs } if epoch < theirs => {
                         let why = Refusal::Fenced { epoch: theirs, released: true };
@@ -430,7 +406,7 @@ fn honest(paris: &mut Paris) -> bool {
                 };
                 paris.step(SenderEvent::Received(answer));
             }
-            Some(SenderEffect::Send(Message::Compare(compare))) => {
+            Some(Task::Say(Message::Compare(compare))) => {
                 let (disk, first) = (compare.disk, compare.first);
                 let answer = Compared { disk, first, differs: u64::MAX };
                 paris.step(SenderEvent::Received(Message::Compared(answer)));
@@ -442,14 +418,14 @@ fn honest(paris: &mut Paris) -> bool {
                 paris.step(SenderEvent::Tick);
             }
         }
-        let status = paris.outbox.capture.status();
-        if paris.sender.state() == State::Journaling && !status.gap_open && status.last <= durable {
+        let status = paris.core.status();
+        if paris.core.sender().state() == State::Journaling && !status.gap_open && status.last <= durable {
             let mut disk = vec![0u8; SIZE as usize];
             BlockDevice::read(&*paris.disk, 0, &mut disk).unwrap();
             return disk == replica;
         }
     }
-    panic!("it does not get there: {:?}, {:?}", paris.sender.state(), paris.outbox.capture.status());
+    panic!("it does not get there: {:?}, {:?}", paris.core.sender().state(), paris.core.status());
 }
 
 fn apply(batch: &Batch, replica: &mut [u8]) {
@@ -475,4 +451,26 @@ fn a_recovery_side_that_lies_costs_an_honest_one_nothing() {
         Ok(())
     });
     run.unwrap();
+}
+
+#[test]
+fn a_batch_that_was_built_and_could_not_be_sent_is_built_again_over_the_next_link() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut paris = Paris::new(folder.path());
+    paris.step(SenderEvent::Tick);
+    assert!(honest(&mut paris));
+    paris.write(3);
+    // As the driver does where it cannot write down what the batch tells.
+    paris.core.push(SenderEvent::Tick);
+    while let Some(task) = paris.core.next(paris.now) {
+        if matches!(task, Task::WantBatch) {
+            let next = paris.core.batch(1 << 20, WallTime(0), |_| Codec::Raw).unwrap();
+            assert!(next.is_some());
+            paris.core.not_sent();
+            paris.core.link_dropped();
+            paris.core.push(SenderEvent::LinkLost);
+            break;
+        }
+    }
+    assert!(honest(&mut paris), "nothing is sent any more");
 }

@@ -1,0 +1,89 @@
+//! What is written down of a stream, and said of it in the log: its state, its epoch, who has taken over, and whether it is
+//! paused.
+
+use super::Driver;
+use crate::clock;
+use crate::source::record::FirstSync;
+use crate::source::save_record;
+use replication::wire::ClockAnswer;
+use replication::{Failure, Link as LinkState, SenderEvent, State};
+use types::Epoch;
+
+impl Driver {
+    pub(super) fn on_pause(&mut self, paused: bool) {
+        let record = {
+            let mut record = self.vm.lock_record();
+            record.paused = paused;
+            record.clone()
+        };
+        if let Err(error) = save_record(&self.source.state, &record) {
+            tracing::error!(vm = record.name, error = format!("{error:#}"), "pause is not recorded");
+        }
+        self.core.push(if paused { SenderEvent::Pause } else { SenderEvent::Resume });
+    }
+
+    pub(super) fn on_change(&mut self, from: State, to: State) {
+        tracing::info!(vm = self.vm.name(), from = from.name(), to = to.name(), why = to.reason(), "state");
+        if to.is_syncing() {
+            self.sync_total_bytes = self.to_sync_bytes();
+            if matches!(self.vm.first_sync(), FirstSync::NotBegun | FirstSync::Greeted) {
+                self.note_first_sync(FirstSync::Running);
+            }
+        }
+        self.note_fenced(from, to);
+        if to == State::Journaling {
+            self.last_error = None;
+        }
+        if to == (State::Failed { why: Failure::BoundExceeded }) {
+            let why =
+                "the protection was stopped because a bound is exceeded; `holdfast vm resume` lets it go on";
+            self.last_error = Some(why.into());
+        }
+    }
+
+    /// Another side's authority is known until that side says that it has given it back.
+    fn note_fenced(&self, from: State, to: State) {
+        let fenced = match (from, to) {
+            (_, State::Fenced { epoch }) => Some(epoch.0),
+            (State::Fenced { .. }, State::Tracking { .. }) => None,
+            (_, _) if self.core.sender().link() == LinkState::Up => None,
+            (_, _) => return,
+        };
+        let record = {
+            let mut record = self.vm.lock_record();
+            if record.fenced == fenced {
+                return;
+            }
+            record.fenced = fenced;
+            record.clone()
+        };
+        if let Err(error) = save_record(&self.source.state, &record) {
+            tracing::error!(
+                vm = record.name,
+                error = format!("{error:#}"),
+                "that it is fenced is not recorded"
+            );
+        }
+    }
+
+    /// The peer's clock is read half way between asking and hearing, as well as one can know.
+    pub(super) fn note_clock(&mut self, answer: &ClockAnswer) {
+        let heard_at = clock::wall();
+        let middle = (answer.asked_at.0 + heard_at.0) / 2;
+        self.clock_skew_seconds = Some((answer.says.0 - middle) as f64 / 1e6);
+    }
+
+    pub(super) fn adopt_epoch(&mut self, epoch: Epoch) {
+        let record = {
+            let mut record = self.vm.lock_record();
+            record.epoch = epoch.0;
+            record.clone()
+        };
+        match save_record(&self.source.state, &record) {
+            Ok(()) => tracing::info!(vm = record.name, %epoch, "epoch"),
+            Err(error) => {
+                tracing::error!(vm = record.name, error = format!("{error:#}"), "epoch is not recorded");
+            }
+        }
+    }
+}
