@@ -57,6 +57,8 @@ pub(crate) enum AlertKind {
     Departure,
     /// At the recovery side: a VM's site has sent nothing for longer than the bound.
     SourceSilent,
+    /// At the recovery side: a VM's site asks for less history than is kept.
+    AskedLess,
     /// Something happened to a VM that runs here.
     Guest,
     /// The agent itself: a listener, a certificate, a file.
@@ -99,6 +101,7 @@ impl AlertKind {
             Self::SecondWriter => "second-writer",
             Self::Departure => "departure",
             Self::SourceSilent => "source-silent",
+            Self::AskedLess => "asked-less",
             Self::Guest => "guest",
             Self::Agent => "agent",
         }
@@ -106,7 +109,9 @@ impl AlertKind {
 
     pub(crate) fn severity(self) -> Severity {
         match self {
-            Self::History | Self::LinkDown | Self::Departure | Self::SyncDegraded => Severity::Warning,
+            Self::History | Self::LinkDown | Self::Departure | Self::SyncDegraded | Self::AskedLess => {
+                Severity::Warning
+            }
             Self::Rpo
             | Self::NeverCopied
             | Self::Failed
@@ -148,6 +153,7 @@ impl AlertKind {
             Self::Departure => {
                 "see that the recovery side can be reached, which is told again by itself; if it is gone for good, `holdfast vm forget`"
             }
+            Self::AskedLess => "take it over if it is meant, or see who has changed it at the protected side",
             Self::SourceSilent => {
                 "look at the VM's site: its host, its agent and the link; if it is gone for good, fail over or `holdfast vm forget`"
             }

@@ -59,6 +59,8 @@ pub struct JournalConfig {
     pub keep_all_seconds: u64,
     pub keep_minutely_seconds: u64,
     pub keep_tagged_seconds: u64,
+    /// Nothing is kept shorter, whatever a protected side asks for.
+    pub history_seconds_min: u64,
     /// Below this many free bytes nothing more is journaled.
     pub free_bytes_min: u64,
     /// Of all folding together; 0 for no limit.
@@ -188,6 +190,7 @@ struct RawJournal {
     keep_all_seconds: Option<Spanned<u64>>,
     keep_minutely_seconds: Option<Spanned<u64>>,
     keep_tagged_seconds: Option<Spanned<u64>>,
+    history_seconds_min: Option<Spanned<u64>>,
     free_bytes_min: Option<Spanned<u64>>,
     fold_bytes_per_second: Option<Spanned<u64>>,
     scrub_bytes_per_second: Option<Spanned<u64>>,
@@ -385,6 +388,12 @@ impl RawJournal {
                 (keep_all_seconds, ages.1),
             )?,
             keep_tagged_seconds: ranged("keep_tagged_seconds", &self.keep_tagged_seconds, 0, ages)?,
+            history_seconds_min: ranged(
+                "history_seconds_min",
+                &self.history_seconds_min,
+                limits::HISTORY_SECONDS_RANGE.0,
+                limits::HISTORY_SECONDS_RANGE,
+            )?,
             free_bytes_min: ranged(
                 "free_bytes_min",
                 &self.free_bytes_min,

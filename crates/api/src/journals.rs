@@ -28,6 +28,8 @@ pub struct Journal {
     pub bytes_hard: u64,
     pub history_seconds: u64,
     pub history_seconds_max: u64,
+    /// What its site asks for, where that is less than what is kept and nobody has taken it over.
+    pub asked: Option<AskedTerms>,
     /// How long a history the size limits will leave at the present pace; none where they leave all of it.
     pub projected_history_seconds: Option<u64>,
     pub checkpoints: u64,
@@ -42,6 +44,14 @@ pub struct Journal {
     pub pins: Vec<Pin>,
     /// When all of it was last read and found whole (RFC 3339).
     pub scrubbed_at: Option<String>,
+}
+
+/// What a protected side asks a journal to be kept to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AskedTerms {
+    pub history_seconds: u64,
+    /// 0 for as much as the disk holds.
+    pub bytes_max: u64,
 }
 
 /// Settings of one journal; what is left out stays as it is.
@@ -63,6 +73,9 @@ pub struct JournalSettings {
     /// Default 0: tagged checkpoints go with the history.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_tagged_seconds: Option<u64>,
+    /// Keep to what the VM's site asks for from now on, though it is less. Nothing else shortens history.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub take_asked: bool,
 }
 
 /// Where a journal is to be moved.

@@ -466,4 +466,7 @@ pub(crate) struct SetJournal {
     /// Let tagged checkpoints younger than this hold the history.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) keep_tagged: Option<u64>,
+    /// Keep to what the VM's site asks for from now on, though that is less history.
+    #[arg(long)]
+    pub(crate) take_asked: bool,
 }

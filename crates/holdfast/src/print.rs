@@ -318,6 +318,11 @@ pub(crate) fn journal(journal: &Journal) -> String {
         seconds(journal.history_seconds),
         seconds(journal.history_seconds_max)
     );
+    if let Some(asked) = &journal.asked {
+        let (history, most) = (seconds(asked.history_seconds), limit(asked.bytes_max));
+        let _ =
+            writeln!(out, "  asked        less by its site: {history}, hard limit {most}; not taken over");
+    }
     let _ = writeln!(
         out,
         "  checkpoints  {}; all up to {}, one a minute up to {}, then one in 15 minutes; tags hold {}",

@@ -3,6 +3,7 @@
 //! Nothing in here has a thread, a clock, a socket or a task. Time comes in with each call, and what is to be done goes
 //! out as a value or through a seam that the caller implements.
 //!
+//! - [`admission`]: what is decided about a peer's greeting.
 //! - [`cut`]: one cut of a group whose VMs are on several hosts.
 //! - [`life`]: when the journal of a kept VM is open, who uses it, and what ends before the next life begins.
 //! - [`progress`]: how far one VM's stream is.
@@ -11,6 +12,7 @@
 //! - [`outbox`]: what of a stream goes out next, out of memory or out of the [`spill`].
 //! - [`view`](mod@view): what a sender is shown of a capture and its spill.
 
+pub mod admission;
 pub mod cut;
 pub mod life;
 pub mod outbox;

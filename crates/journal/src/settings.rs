@@ -2,7 +2,9 @@
 
 use crate::checkpoints::Thinning;
 use std::time::Duration;
-use types::limits::{HISTORY_SECONDS_RANGE, JOURNAL_BYTES_RANGE, SEGMENT_BYTES_DEFAULT};
+use types::limits::{
+    HISTORY_SECONDS_RANGE, JOURNAL_BYTES_RANGE, JOURNAL_SOFT_BYTES_MIN, SEGMENT_BYTES_DEFAULT,
+};
 
 /// Where the replica stands in the history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -36,8 +38,8 @@ pub struct Settings {
 pub enum SettingsError {
     #[error("history of {seconds} s is out of range: use {} to {}", HISTORY_SECONDS_RANGE.0, HISTORY_SECONDS_RANGE.1)]
     History { seconds: u64 },
-    #[error("{name} of {bytes} bytes is out of range: use {} to {}, or 0 for none", JOURNAL_BYTES_RANGE.0, JOURNAL_BYTES_RANGE.1)]
-    Bytes { name: &'static str, bytes: u64 },
+    #[error("{name} of {bytes} bytes is out of range: use {least} to {}, or 0 for none", JOURNAL_BYTES_RANGE.1)]
+    Bytes { name: &'static str, bytes: u64, least: u64 },
     #[error("the soft limit of {soft} bytes is above the hard limit of {hard}: make it smaller")]
     SoftAboveHard { soft: u64, hard: u64 },
     #[error(
@@ -69,9 +71,12 @@ impl Settings {
         if !(HISTORY_SECONDS_RANGE.0..=HISTORY_SECONDS_RANGE.1).contains(&seconds) {
             return Err(SettingsError::History { seconds });
         }
-        for (name, bytes) in [("bytes_soft", self.bytes_soft), ("bytes_hard", self.bytes_hard)] {
-            if bytes != 0 && !(JOURNAL_BYTES_RANGE.0..=JOURNAL_BYTES_RANGE.1).contains(&bytes) {
-                return Err(SettingsError::Bytes { name, bytes });
+        let (least, most) = JOURNAL_BYTES_RANGE;
+        let limits =
+            [("bytes_soft", self.bytes_soft, JOURNAL_SOFT_BYTES_MIN), ("bytes_hard", self.bytes_hard, least)];
+        for (name, bytes, least) in limits {
+            if bytes != 0 && !(least..=most).contains(&bytes) {
+                return Err(SettingsError::Bytes { name, bytes, least });
             }
         }
         if self.bytes_hard != 0 && self.bytes_soft > self.bytes_hard {

@@ -124,6 +124,8 @@ pub const HISTORY_DEFAULT: Duration = Duration::from_secs(24 * 3600);
 pub const HISTORY_SECONDS_RANGE: (u64, u64) = (3600, 30 * 24 * 3600);
 /// Journal size limit: range in bytes (1 GB to 20 TB). Without one the disk is the limit.
 pub const JOURNAL_BYTES_RANGE: (u64, u64) = (1_000_000_000, 20_000_000_000_000);
+/// The least soft limit: what the least hard one has where nobody sets it.
+pub const JOURNAL_SOFT_BYTES_MIN: u64 = JOURNAL_BYTES_RANGE.0 / 10 * 9;
 /// Segment size: default and range, in bytes.
 pub const SEGMENT_BYTES_DEFAULT: u64 = 256 << 20;
 pub const SEGMENT_BYTES_RANGE: (u64, u64) = (16 << 20, 1 << 30);
@@ -189,6 +191,8 @@ pub const TCP_SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// Streams one agent accepts at once.
 pub const STREAMS_MAX: usize = 4096;
+/// VMs that one agent keeps for one site, those that have left among them.
+pub const KEPT_VMS_OF_SITE_MAX: usize = 2048;
 /// Connections over TCP to the API of one agent, and how long a request's head and its body may take to arrive.
 pub const API_CONNECTIONS_MAX: usize = 256;
 pub const API_HEAD_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,231 +1,189 @@
-//! Who may stream into which journal.
+//! Who may stream into which journal: what [`joint::admission`] decides of a greeting and of what is known here, done.
 //!
-//! What holds: whoever is refused leaves nothing behind. A VM that is not kept yet is kept once its journal is made and
-//! its record saved; where either fails, or nothing may be made, there is no record, no folder, and a seed lies where it
-//! lay. A folder that was there before is never taken away.
+//! What holds: nothing is written down and nothing set before it is decided, and the journal that was looked at cannot be
+//! closed until the stream that is let in has it.
 
 use super::Recovery;
 use super::groups::site_of;
-use super::life::{Lease, explain};
-use super::policy::JournalPolicy;
+use super::life::Lease;
 use super::record::RecoveryRecord;
-use super::seeds::Seeds;
 use super::vm::RecoveredVm;
-use anyhow::Context;
-use joint::life::{Reason, State, Task, Use};
+use crate::alerts::{AlertKind, Cause};
+use joint::admission::{Accept, Answer, Failover, Journal, Kept, Open, Other, Side, Vm};
+use joint::life::Use;
 use replication::wire::{Hello, Refusal, Refuse};
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
-use types::{Epoch, GroupId};
+use types::{GroupId, VmId};
 
-fn refuse(why: Refusal, detail: String) -> Refuse {
-    Refuse { why, detail }
+/// A greeting is asked about so often: what it was about may come and go meanwhile.
+const ASKED_MAX: usize = 4;
+
+pub(super) fn failed(detail: String) -> Refuse {
+    Refuse { why: Refusal::JournalFailed, detail }
 }
 
-fn failed(detail: String) -> Refuse {
-    refuse(Refusal::JournalFailed, detail)
+fn coming_and_going() -> Refuse {
+    Refuse { why: Refusal::Busy, detail: "the journal is opened and closed just now".into() }
+}
+
+/// The VM of a greeting, and its journal where that is open.
+pub(super) struct Looked {
+    vm: Option<Arc<RecoveredVm>>,
+    lease: Option<Lease>,
 }
 
 impl Recovery {
-    /// The VM a stream is for, with its journal open; made where it is new.
-    pub(super) fn admit(
-        self: &Arc<Self>,
+    /// The VM a greeting is for, where it may come; made where it is new. Nothing of it is taken over yet, and a journal
+    /// that is closed stays so: whoever has the stream now may be about that.
+    pub(super) fn let_in(&self, hello: &Hello, peer: &str) -> Result<Arc<RecoveredVm>, Refuse> {
+        for _ in 0..ASKED_MAX {
+            let looked = self.look(hello);
+            match (self.decide(hello, peer, &looked), looked.vm) {
+                (Answer::Refuse(refuse), _) => return Err(refuse),
+                (Answer::Make(_), _) => self.make(hello, peer)?,
+                (Answer::Accept(_) | Answer::Open, vm) => return Ok(vm.expect("only what is kept is let in")),
+            }
+        }
+        Err(coming_and_going())
+    }
+
+    /// The same for whoever has the VM's stream: with its journal open, and what he says of the VM taken over.
+    pub(super) fn admit(&self, hello: &Hello, peer: &str) -> Result<(Arc<RecoveredVm>, Lease), Refuse> {
+        for _ in 0..ASKED_MAX {
+            let looked = self.look(hello);
+            match (self.decide(hello, peer, &looked), looked) {
+                (Answer::Refuse(refuse), _) => return Err(refuse),
+                (Answer::Make(_), _) => self.make(hello, peer)?,
+                (Answer::Accept(accept), Looked { vm: Some(vm), lease: Some(lease) }) => {
+                    self.accept(&vm, &lease, hello, peer, accept)?;
+                    return Ok((vm, lease));
+                }
+                (Answer::Open, Looked { vm: Some(vm), .. }) => {
+                    self.open_journal(&vm, Use::Stream).map_err(|error| failed(error.detail))?;
+                }
+                (Answer::Accept(_) | Answer::Open, _) => unreachable!("only what is kept is opened or used"),
+            }
+        }
+        Err(coming_and_going())
+    }
+
+    pub(super) fn look(&self, hello: &Hello) -> Looked {
+        let vm = self.vms().get(&hello.vm).cloned();
+        let lease = vm.as_ref().and_then(|vm| vm.lease(Use::Stream).ok());
+        Looked { vm, lease }
+    }
+
+    pub(super) fn decide(&self, hello: &Hello, peer: &str, looked: &Looked) -> Answer {
+        let unread = self.unread_vm(hello.vm);
+        let record = looked.vm.as_ref().map(|vm| vm.record());
+        let vm = match (&unread, &looked.vm, &record) {
+            (Some(why), _, _) => Kept::Unreadable(why),
+            (None, Some(vm), Some(record)) => {
+                Kept::Is(to_vm(vm.group(), record, self.to_journal(vm, looked.lease.as_ref())))
+            }
+            (None, _, _) => Kept::Not,
+        };
+        let records: Vec<(VmId, GroupId, RecoveryRecord)> =
+            self.list().into_iter().map(|vm| (vm.id(), vm.group(), vm.record())).collect();
+        let others: Vec<_> =
+            records.iter().map(|(id, group, record)| to_other(*id, *group, record)).collect();
+        let unread = self.unread_failover(hello.group);
+        let side = Side {
+            peer,
+            site: site_of(peer),
+            vm,
+            failover: self.failover_known(hello.group, unread.as_deref()),
+            others: &others,
+            history_seconds_min: self.journal_config.history_seconds_min,
+        };
+        joint::admission::decide(hello, &side)
+    }
+
+    fn to_journal(&self, vm: &RecoveredVm, lease: Option<&Lease>) -> Journal {
+        let Some(journal) = lease else { return Journal::Away(vm.life().state()) };
+        let (epoch, disks) = (journal.status().epoch, journal.disks());
+        Journal::Open(Open { epoch, disks, no_room: self.no_room(vm) })
+    }
+
+    /// Does what was decided: the record first, which outlives the agent.
+    fn accept(
+        &self,
+        vm: &RecoveredVm,
+        lease: &Lease,
         hello: &Hello,
         peer: &str,
-    ) -> Result<(Arc<RecoveredVm>, Lease), Refuse> {
-        self.check_vm_was_read(hello.vm)?;
-        let known = self.vms().get(&hello.vm).cloned();
-        if known.as_ref().is_some_and(|vm| vm.is_forgotten()) {
-            return Err(refuse(Refusal::Busy, "what was kept of this VM before is being deleted".into()));
-        }
-        // Whoever moves its journal has it for himself meanwhile, for hours perhaps.
-        let is_taken = |state| matches!(state, State::Taken(_) | State::Closing(Reason::Taken(_)));
-        if let Some(state) = known.as_ref().map(|vm| vm.life().state()).filter(|state| is_taken(*state)) {
-            return Err(refuse(Refusal::Busy, format!("the journal is {}", explain(state))));
-        }
-        self.check_owner(hello, peer, known.as_deref())?;
-        self.check_epoch(hello.group, &hello.group_name, hello.epoch)?;
-        let vm = match known {
-            Some(vm) => vm,
-            None => self.make(hello, peer)?,
-        };
-        vm.follow(&self.state, hello, peer).map_err(|error| failed(format!("{error:#}")))?;
-        let journal = self.open_journal(&vm, Use::Stream).map_err(|error| failed(error.detail))?;
-        let epoch = journal.status().epoch;
-        if hello.epoch < epoch {
-            // No failover is going on (that was checked first), so the sender may take the epoch up.
-            let detail = format!("the journal is at epoch {epoch}");
-            return Err(refuse(Refusal::Fenced { epoch, released: true }, detail));
-        }
-        let disks = journal.disks();
-        if disks != hello.disks {
-            let list = |disks: &[types::DiskSpec]| {
-                let rows = disks.iter().map(|disk| format!("{} of {} bytes", disk.name, disk.size_bytes));
-                rows.collect::<Vec<_>>().join(", ")
-            };
-            let detail = format!(
-                "the journal holds {}, the VM has {}; unprotect the VM and protect it anew",
-                list(&disks),
-                list(&hello.disks)
-            );
-            return Err(refuse(Refusal::DisksDiffer, detail));
-        }
-        journal.set(vm.settings(&self.journal_config));
-        self.check_room(&vm)?;
-        Ok((vm, journal))
-    }
-
-    fn check_room(&self, vm: &RecoveredVm) -> Result<(), Refuse> {
-        let (free, floor) = (vm.free_bytes(), self.free_bytes_min);
-        if free >= floor {
-            return Ok(());
-        }
-        let folder = vm.folder(&self.journal_dir);
-        let detail = format!("{free} bytes are free under {}, {floor} are needed", folder.display());
-        Err(refuse(Refusal::JournalFull, detail))
-    }
-
-    /// What a peer says of a VM counts only where VM, group and name are its own site's: no message changes what
-    /// a record belongs to.
-    fn check_owner(&self, hello: &Hello, peer: &str, known: Option<&RecoveredVm>) -> Result<(), Refuse> {
-        let refuse = |detail: String| Err(Refuse { why: Refusal::NotAccepted, detail });
-        let site = site_of(peer);
-        if let Some(vm) = known {
-            let (owner, record) = (vm.site(), vm.record());
-            if owner != site {
-                return refuse(format!("this VM is kept for site {owner}, and {peer} is not of it"));
-            }
-            if record.group_id != hello.group.to_string() {
-                let detail = format!(
-                    "this VM's journal belongs to group {} ({}), not to {} ({})",
-                    record.group, record.group_id, hello.group_name, hello.group
-                );
-                return refuse(detail);
-            }
-            if record.left.is_some() {
-                return refuse(format!(
-                    "VM {} has left its group and its history has ended: protect it anew",
-                    record.name
-                ));
-            }
-        }
-        for group in self.kept_groups() {
-            if group.id == hello.group && group.site != site {
-                return refuse(format!("the group's id is that of a group of site {}", group.site));
-            }
-            let has_name = group.site == site && group.name == hello.group_name;
-            if has_name && group.id != hello.group && !group.members.is_empty() {
-                return refuse(format!(
-                    "site {site} has another group named {} here ({}): join it with `--coordinator`, give this one \
-                     another name, or unprotect the VMs of the other",
-                    group.name, group.id
-                ));
-            }
-        }
-        self.check_vm_name(hello, site)
-    }
-
-    /// Among the VMs of a site that are protected now a name means one of them.
-    fn check_vm_name(&self, hello: &Hello, site: &str) -> Result<(), Refuse> {
-        let other = self.list().into_iter().find(|vm| {
-            let record = vm.record();
-            vm.id() != hello.vm && vm.site() == site && record.name == hello.vm_name && record.left.is_none()
-        });
-        let Some(other) = other else { return Ok(()) };
-        let detail = format!(
-            "this side already keeps a VM named {} (from {}): remove its journal with `holdfast vm forget {}`, \
-             or give one of them another name",
-            hello.vm_name,
-            other.record().peer,
-            other.id()
-        );
-        Err(Refuse { why: Refusal::NotAccepted, detail })
-    }
-
-    /// Whether whoever speaks for a group with this epoch has its authority.
-    pub(super) fn check_epoch(&self, group: GroupId, name: &str, said: Epoch) -> Result<(), Refuse> {
-        self.check_failover_was_read(group).map_err(|error| failed(error.detail))?;
-        let failovers = self.failovers();
-        let Some(record) = failovers.get(&group) else { return Ok(()) };
-        let (epoch, released) = (Epoch(record.epoch), record.is_released());
-        if said >= epoch && released {
-            return Ok(());
-        }
-        let detail = if released {
-            format!("the failover was rolled back, the group goes on with epoch {epoch}")
-        } else {
-            format!("group {name} has failed over to this side")
-        };
-        Err(Refuse { why: Refusal::Fenced { epoch, released }, detail })
-    }
-
-    /// Keeps a VM from now on. Only once its journal is made and its record saved anybody knows of it.
-    fn make(self: &Arc<Self>, hello: &Hello, peer: &str) -> Result<Arc<RecoveredVm>, Refuse> {
-        let _one = self.making.lock().expect("a panic aborts the process");
-        if let Some(vm) = self.vms().get(&hello.vm) {
-            return Ok(vm.clone()); // Another connection has made it meanwhile.
-        }
-        self.check_owner(hello, peer, None)?;
-        let record = RecoveryRecord::from_hello(hello, peer, false);
-        let vm = RecoveredVm::new(record, JournalPolicy::default())
-            .map_err(|error| failed(format!("{error:#}")))?;
-        let folders = vm.folders(&self.journal_config);
-        let is_new = !folders.iter().any(|folder| folder.exists());
-        let mut seeds = Seeds::default();
-        let made = self.make_journal(&vm, hello, &mut seeds).and_then(|()| {
-            let record = vm.record();
-            self.state.save(&record.file_name(), &record).map_err(|error| failed(format!("{error:#}")))
-        });
-        if let Err(refused) = made {
-            if is_new && let Err(error) = unmake(&vm, &folders, &mut seeds) {
-                let error = format!("{error:#}");
-                tracing::warn!(vm = hello.vm_name, error, "something is left of a VM that is not kept");
-            }
-            return Err(refused);
-        }
-        tracing::info!(vm = hello.vm_name, group = hello.group_name, peer, "journal made");
-        self.vms().insert(hello.vm, vm.clone());
-        Ok(vm)
-    }
-
-    fn make_journal(&self, vm: &Arc<RecoveredVm>, hello: &Hello, seeds: &mut Seeds) -> Result<(), Refuse> {
-        let store = vm.take_folder(&self.journal_config).map_err(|error| failed(format!("{error:#}")))?;
-        self.check_room(vm)?;
-        let settings = vm.settings(&self.journal_config);
-        let unfit = |error| refuse(Refusal::NotAccepted, format!("{error:#}"));
-        *seeds = self.find_seeds(vm, &store, &hello.disks).map_err(unfit)?;
-        seeds.take().map_err(unfit)?;
-        let seeded = !seeds.is_empty();
-        if seeded {
-            vm.set_seeded();
-        }
-        let create = if seeded { journal::Journal::create_seeded } else { journal::Journal::create };
-        let opening = vm.life().begin().expect("nobody else knows of it yet");
-        let made = create(store, hello.vm, &hello.vm_name, &hello.disks, hello.epoch, settings);
-        match made {
-            Ok(journal) => self.use_opened(vm, opening, Arc::new(journal)),
-            // The agent died between making it and recording it. Whether its replicas were seeds is not known any
-            // more: if they were not, comparing them costs reading, where the other word would cost blocks.
-            Err(journal::CreateError::Exists) => {
-                vm.set_seeded();
-                self.open_now(vm, opening).map_err(|error| failed(error.detail))?;
-            }
-            Err(error) => return Err(failed(crate::error::with_sources(&error))),
-        }
+        accept: Accept,
+    ) -> Result<(), Refuse> {
+        vm.follow(&self.state, hello, peer, accept).map_err(|error| failed(format!("{error:#}")))?;
+        lease.set(vm.settings(&self.journal_config));
+        self.tell_asked(vm);
         Ok(())
+    }
+
+    /// Says as long as it is so that a VM's site asks for less history than is kept.
+    pub(super) fn tell_asked(&self, vm: &RecoveredVm) {
+        let cause = Cause::new(AlertKind::AskedLess, vm.label());
+        let Some(asked) = vm.record().asked else { return self.alerts.clear(cause) };
+        let (kept, name) = (vm.record(), vm.label());
+        let bytes = |bytes| match bytes {
+            0 => "no limit of its size".to_owned(),
+            bytes => format!("{bytes} bytes at most"),
+        };
+        self.alerts.raise(
+            cause,
+            format!(
+                "VM {name}: its site asks for a history of {} s with {}; {} s with {} are kept on. If that is meant, \
+                 `holdfast journal set {} --take-asked`; if not, see who has changed it there",
+                asked.history_seconds,
+                bytes(asked.bytes_max),
+                kept.history_seconds,
+                bytes(kept.journal_bytes_max),
+                vm.id()
+            ),
+        );
+    }
+
+    /// What is to be said where a journal's disk has less room than is left to others.
+    pub(super) fn no_room(&self, vm: &RecoveredVm) -> Option<String> {
+        let (free, floor) = (vm.free_bytes(), self.free_bytes_min);
+        let folder = vm.folder(&self.journal_dir);
+        (free < floor)
+            .then(|| format!("{free} bytes are free under {}, {floor} are needed", folder.display()))
+    }
+
+    /// Who has the authority over a group, as far as is known.
+    pub(super) fn failover_known<'a>(&self, group: GroupId, unread: Option<&'a str>) -> Failover<'a> {
+        match (unread, self.failovers().get(&group)) {
+            (Some(why), _) => Failover::Unreadable(why),
+            (None, None) => Failover::Never,
+            (None, Some(record)) => {
+                Failover::Recorded { epoch: record.epoch(), released: record.is_released() }
+            }
+        }
     }
 }
 
-/// Takes away what was made for a VM that is not kept after all; its seeds first.
-fn unmake(vm: &RecoveredVm, folders: &[PathBuf], seeds: &mut Seeds) -> anyhow::Result<()> {
-    let taken = vm.life().take_folder(Task::Delete, Duration::ZERO);
-    let taken = taken.map_err(|_| anyhow::anyhow!("somebody uses a journal that nobody knows of"))?;
-    seeds.give_back()?;
-    vm.let_go_of_folder();
-    for folder in folders.iter().filter(|folder| folder.exists()) {
-        std::fs::remove_dir_all(folder).with_context(|| format!("remove {}", folder.display()))?;
+fn to_vm(group: GroupId, record: &RecoveryRecord, journal: Journal) -> Vm<'_> {
+    Vm {
+        site: site_of(&record.peer),
+        name: &record.name,
+        group,
+        group_name: &record.group,
+        left: record.left.is_some(),
+        forgotten: record.forgotten,
+        terms: record.terms(),
+        journal,
     }
-    taken.deleted();
-    Ok(())
+}
+
+fn to_other(id: VmId, group: GroupId, record: &RecoveryRecord) -> Other<'_> {
+    Other {
+        id,
+        site: site_of(&record.peer),
+        peer: &record.peer,
+        name: &record.name,
+        group,
+        group_name: &record.group,
+        left: record.left.is_some(),
+    }
 }

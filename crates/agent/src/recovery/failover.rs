@@ -81,6 +81,10 @@ impl FailoverRecord {
         self.group_id.parse().with_context(|| format!("group id of failover of {}", self.group))
     }
 
+    pub(super) fn epoch(&self) -> Epoch {
+        Epoch(self.epoch)
+    }
+
     pub(super) fn is_released(&self) -> bool {
         self.phase == Phase::RolledBack
     }

@@ -169,8 +169,7 @@ impl Connection {
 
     async fn open(&mut self, hello: &Hello) -> Result<Opened, Refuse> {
         let (recovery, peer) = (self.recovery.clone(), self.peer.name.clone());
-        // Only to know that it may come, and whose stream it wants: the journal may be closed by who has that now.
-        let (vm, _) = block_in_place(|| recovery.admit(hello, &peer))?;
+        let vm = block_in_place(|| recovery.let_in(hello, &peer))?;
         let farewell =
             Refuse { why: Refusal::Busy, detail: "another connection has taken the stream over".into() };
         let busy = || Refuse { why: Refusal::Busy, detail: "the connection before does not let go".into() };

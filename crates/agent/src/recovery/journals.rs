@@ -8,6 +8,7 @@ use crate::clock;
 use crate::config::JournalMode;
 use crate::error::{OperationError, Result, with_sources};
 use anyhow::Context;
+use joint::admission::Terms;
 use journal::Expiry;
 use std::path::Path;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ impl Recovery {
         let journal = journal_of(vm)?;
         let status = journal.status();
         let settings = status.settings;
+        let asked = vm.record().asked;
         let store = vm.take_folder(&self.journal_config)?;
         let replica = journal.disks().first().map(|disk| store.replica_path(&disk.name));
         let replica = replica.and_then(|path| path.parent().map(Path::to_path_buf)).unwrap_or_default();
@@ -43,6 +45,10 @@ impl Recovery {
             bytes_hard: settings.bytes_hard,
             history_seconds: status.history.as_secs(),
             history_seconds_max: settings.history.as_secs(),
+            asked: asked.map(|asked| api::AskedTerms {
+                history_seconds: asked.history_seconds,
+                bytes_max: asked.bytes_max,
+            }),
             projected_history_seconds: status.projected_history.map(|projected| projected.as_secs()),
             checkpoints: status.checkpoints,
             keep_all_seconds: settings.thinning.all.as_secs(),
@@ -74,16 +80,20 @@ impl Recovery {
             keep_all_seconds: asked.keep_all_seconds.or(before.keep_all_seconds),
             keep_minutely_seconds: asked.keep_minutely_seconds.or(before.keep_minutely_seconds),
             keep_tagged_seconds: asked.keep_tagged_seconds.or(before.keep_tagged_seconds),
-            ..before.clone()
+            ..before
         };
-        vm.set_policy(policy.clone());
-        let settings = vm.settings(&self.journal_config);
-        if let Err(error) = settings.check() {
-            vm.set_policy(before);
-            return Err(OperationError::invalid(error.to_string()));
-        }
+        // All that can be refused is, before any of it is kept.
+        let record = vm.record();
+        let taken = record.asked.filter(|_| asked.take_asked);
+        let settings = policy.settings(taken.map_or(record.terms(), Terms::from), &self.journal_config);
+        settings.check().map_err(|error| OperationError::invalid(error.to_string()))?;
         self.state.save(&file_name(&vm.id().to_string()), &policy)?;
-        journal.set(settings);
+        vm.set_policy(policy);
+        if let Some(taken) = taken {
+            vm.take_asked(&self.state, taken)?;
+            self.tell_asked(&vm);
+        }
+        journal.set(vm.settings(&self.journal_config));
         tracing::info!(vm = name, mode = mode_name(settings.mode), "journal settings changed");
         self.journal_to_api(&vm)
     }

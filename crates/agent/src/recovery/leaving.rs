@@ -2,6 +2,7 @@
 
 use super::Recovery;
 use super::groups::site_of;
+use joint::admission::{authority, unread};
 use replication::wire::{Leave, Message, Refusal, Refuse};
 
 impl Recovery {
@@ -16,7 +17,9 @@ impl Recovery {
     }
 
     fn leave(&self, leave: &Leave, peer: &str) -> Result<(), Refuse> {
-        self.check_vm_was_read(leave.vm)?;
+        if let Some(why) = self.unread_vm(leave.vm) {
+            return Err(unread(&why));
+        }
         let Some(vm) = self.vms().get(&leave.vm).cloned() else { return Ok(()) };
         let refuse = |why, detail: String| Refuse { why, detail };
         let (owner, group) = (vm.site(), vm.group());
@@ -25,7 +28,9 @@ impl Recovery {
             return Err(refuse(Refusal::NotAccepted, detail));
         }
         // Who has lost the authority over a group does not say who belongs to it.
-        self.check_epoch(leave.group, &vm.record().group, leave.epoch)?;
+        let unread = self.unread_failover(leave.group);
+        let failover = self.failover_known(leave.group, unread.as_deref());
+        authority(leave.epoch, &vm.record().group, failover)?;
         if let Some(epoch) = vm.journal().map(|journal| journal.status().epoch)
             && leave.epoch < epoch
         {

@@ -28,6 +28,7 @@ mod incoming;
 mod journals;
 mod leaving;
 mod life;
+mod making;
 mod policy;
 mod promote;
 mod promoted;

@@ -1,5 +1,6 @@
 //! What the recovery side knows of a VM, on disk: all it needs to start it without the other side.
 
+use joint::admission::Terms;
 use replication::wire::{ArtifactHash, Hello};
 use serde::{Deserialize, Serialize};
 
@@ -11,8 +12,12 @@ pub(crate) struct RecoveryRecord {
     pub(crate) group_id: String,
     pub(crate) group: String,
     pub(crate) peer: String,
+    /// What is kept: the most its site has asked for, until an operator here takes less over.
     pub(crate) history_seconds: u64,
     pub(crate) journal_bytes_max: u64,
+    /// What its site asks for now, where that is less.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) asked: Option<Asked>,
     pub(crate) definition: String,
     pub(crate) files: Vec<FileRecord>,
     /// The replica was brought here by other means.
@@ -32,14 +37,38 @@ pub(crate) struct RecoveryRecord {
     pub(crate) rpo_seconds: u64,
 }
 
+/// Terms that nobody has taken over yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Asked {
+    pub(crate) history_seconds: u64,
+    pub(crate) bytes_max: u64,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FileRecord {
     pub(crate) name: String,
     pub(crate) hash: [u8; 32],
 }
 
+impl From<Terms> for Asked {
+    fn from(asked: Terms) -> Self {
+        Self { history_seconds: asked.history_seconds, bytes_max: asked.bytes_max }
+    }
+}
+
+impl From<Asked> for Terms {
+    fn from(asked: Asked) -> Self {
+        Self { history_seconds: asked.history_seconds, bytes_max: asked.bytes_max }
+    }
+}
+
 impl RecoveryRecord {
-    pub(crate) fn from_hello(hello: &Hello, peer: &str, seeded: bool) -> Self {
+    /// What its journal is kept to.
+    pub(crate) fn terms(&self) -> Terms {
+        Terms { history_seconds: self.history_seconds, bytes_max: self.journal_bytes_max }
+    }
+
+    pub(crate) fn from_hello(hello: &Hello, peer: &str, terms: Terms) -> Self {
         let files = hello.artifacts.iter();
         Self {
             vm: hello.vm.to_string(),
@@ -47,11 +76,12 @@ impl RecoveryRecord {
             group_id: hello.group.to_string(),
             group: hello.group_name.clone(),
             peer: peer.to_owned(),
-            history_seconds: hello.history_seconds,
-            journal_bytes_max: hello.journal_bytes_max,
+            history_seconds: terms.history_seconds,
+            journal_bytes_max: terms.bytes_max,
+            asked: None,
             definition: hello.definition.clone(),
             files: files.map(|file| FileRecord { name: file.name.clone(), hash: file.hash.0 }).collect(),
-            seeded,
+            seeded: false,
             spans_hosts: hello.spans_hosts,
             left: None,
             forgotten: false,

@@ -19,7 +19,10 @@ impl Recovery {
         for (name, loaded) in self.state.load_named::<RecoveryRecord>("recovered")? {
             match loaded.and_then(|record| self.resume(record)) {
                 Ok(vm) if vm.is_forgotten() => self.forget_the_rest(&vm),
-                Ok(vm) => self.reopen(&vm),
+                Ok(vm) => {
+                    self.reopen(&vm);
+                    self.tell_asked(&vm);
+                }
                 Err(error) => self.leave_out_vm(&name, &error),
             }
         }

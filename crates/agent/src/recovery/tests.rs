@@ -5,6 +5,7 @@ use super::*;
 use crate::sockets::SocketAccess;
 use batch::{Batch, BatchMeta, Codec, Kind, Record, encode};
 use bytes::Bytes;
+use joint::admission::{Accept, Terms};
 use joint::life::{Task, Use};
 use journal::AppendMeta;
 use replication::wire::{Hello, Leave, Message, Refusal, Refuse};
@@ -108,7 +109,8 @@ fn whoever_was_let_in_before_a_vm_is_forgotten_does_not_use_what_is_deleted() {
     assert!(!files.exists());
     assert!(shared.is_closed(), "nothing is written there any more");
     assert!(recovery.open_journal(&vm, Use::Look).is_err());
-    assert!(vm.follow(&recovery.state, &hello(1), PEER).is_err());
+    let terms = Terms { history_seconds: 3600, bytes_max: 0 };
+    assert!(vm.follow(&recovery.state, &hello(1), PEER, Accept { terms, asks_less: None }).is_err());
     vm.leave(&recovery.state, WriteSeq::ZERO).unwrap();
     assert_eq!(recovery.state.load::<RecoveryRecord>(&vm.record().file_name()).unwrap(), None);
     assert!(!files.exists(), "nothing of it has come back");
@@ -138,6 +140,76 @@ fn a_name_that_a_half_forgotten_vm_shares_with_a_kept_one_forgets_neither() {
     assert!(!old.folder(&recovery.journal_dir).exists() && new.folder(&recovery.journal_dir).exists());
     recovery.forget(&new.name()).unwrap();
     assert!(!new.folder(&recovery.journal_dir).exists());
+}
+
+#[test]
+fn a_greeting_that_is_refused_changes_nothing_of_what_is_known() {
+    let folder = tempfile::tempdir().unwrap();
+    let recovery = recovery(folder.path());
+    let (vm, journal) = recovery.admit(&hello(1), PEER).unwrap();
+    let (before, settings) = (vm.record(), journal.status().settings);
+    let disks = vec![DiskSpec { name: "vda".into(), size_bytes: 2 * DISK_BYTES }];
+    let evil = Hello { definition: "memory = 1".into(), vm_name: "other".into(), rpo_seconds: 1, ..hello(1) };
+    let evil = Hello { history_seconds: 7200, spans_hosts: true, disks, ..evil };
+    let refused = recovery.admit(&evil, PEER).unwrap_err();
+    assert_eq!(refused.why, Refusal::DisksDiffer, "{}", refused.detail);
+    assert_eq!(vm.record(), before);
+    assert_eq!(recovery.state.load::<RecoveryRecord>(&before.file_name()).unwrap(), Some(before));
+    assert_eq!(journal.status().settings, settings);
+}
+
+#[test]
+fn who_may_come_takes_nothing_over_and_opens_nothing_before_he_has_the_stream() {
+    let folder = tempfile::tempdir().unwrap();
+    let recovery = recovery(folder.path());
+    let (vm, journal) = recovery.admit(&hello(1), PEER).unwrap();
+    drop(journal);
+    close(&vm);
+    let before = vm.record();
+    let longer = Hello { history_seconds: 7200, definition: "memory = 1".into(), ..hello(1) };
+    assert!(Arc::ptr_eq(&recovery.let_in(&longer, PEER).unwrap(), &vm));
+    assert!(vm.journal().is_none() && vm.record() == before);
+    recovery.admit(&longer, PEER).unwrap();
+    assert_eq!(vm.record().history_seconds, 7200);
+    // Nor does who would be refused by a journal that is open take the stream from anybody.
+    let other = Hello { disks: Vec::new(), ..longer };
+    assert_eq!(recovery.let_in(&other, PEER).unwrap_err().why, Refusal::DisksDiffer);
+}
+
+#[test]
+fn history_that_is_here_is_shortened_by_an_operator_of_this_side_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let recovery = recovery(folder.path());
+    let long = Hello { history_seconds: 86_400, journal_bytes_max: 0, ..hello(1) };
+    let short = Hello { history_seconds: 3600, journal_bytes_max: 1_000_000_000, ..hello(1) };
+    let kept = |hello: &Hello| recovery.admit(hello, PEER).unwrap().1.status().settings;
+    let before = kept(&long);
+    assert_eq!(kept(&short), before, "history is shortened by a greeting");
+    let said =
+        |recovery: &Recovery| recovery.alerts.list().iter().any(|alert| alert.contains("--take-asked"));
+    assert!(said(&recovery));
+    let shown = recovery.show_journal("vm-1").unwrap();
+    assert_eq!(
+        shown.asked.map(|asked| (asked.history_seconds, asked.bytes_max)),
+        Some((3600, 1_000_000_000))
+    );
+    // Who takes it back is heard, and so is who asks for more.
+    assert_eq!(kept(&long), before);
+    assert!(!said(&recovery) && recovery.show_journal("vm-1").unwrap().asked.is_none());
+
+    kept(&short);
+    let take = api::JournalSettings { take_asked: true, ..api::JournalSettings::default() };
+    // What cannot be is refused before any of it is kept.
+    let above = api::JournalSettings { bytes_soft: Some(2_000_000_000), ..take.clone() };
+    let record = recovery.list()[0].record();
+    assert!(recovery.set_journal("vm-1", &above).unwrap_err().detail.contains("soft limit"));
+    assert_eq!(recovery.list()[0].record(), record);
+    assert_eq!(recovery.state.load::<RecoveryRecord>(&record.file_name()).unwrap(), Some(record));
+    assert!(said(&recovery) && kept(&short) == before);
+    recovery.set_journal("vm-1", &take).unwrap();
+    let now = kept(&short);
+    assert_eq!((now.history.as_secs(), now.bytes_hard), (3600, 1_000_000_000));
+    assert!(!said(&recovery));
 }
 
 #[test]

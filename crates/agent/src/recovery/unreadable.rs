@@ -7,7 +7,6 @@
 use super::Recovery;
 use super::vm::RecoveredVm;
 use crate::error::{OperationError, Result};
-use replication::wire::{Refusal, Refuse};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard};
 use types::{GroupId, VmId};
@@ -63,28 +62,27 @@ impl Recovery {
         self.unreadable.lock().images.insert(name);
     }
 
-    /// Whether a VM's record was read, if there is one.
-    pub(super) fn check_vm_was_read(&self, vm: VmId) -> std::result::Result<(), Refuse> {
-        match self.unreadable.lock().vms.get(&vm) {
-            None => Ok(()),
-            Some(why) => Err(Refuse {
-                why: Refusal::JournalFailed,
-                detail: format!(
-                    "what the recovery side has recorded of this VM cannot be read: {why}; mend it there"
-                ),
-            }),
-        }
+    /// Why a VM's record could not be read, where there is one like that.
+    pub(super) fn unread_vm(&self, vm: VmId) -> Option<String> {
+        self.unreadable.lock().vms.get(&vm).cloned()
     }
 
-    /// The same for an image's word of its VM.
+    /// The same of the record of a group's failover.
+    pub(super) fn unread_failover(&self, group: GroupId) -> Option<String> {
+        self.unreadable.lock().failovers.get(&group).cloned()
+    }
+
+    /// Whether a VM's record was read, if there is one, by an image's word of its VM.
     pub(super) fn check_image_has_no_unread_vm(&self, vm: &str) -> Result<()> {
-        let Ok(id) = vm.parse() else { return Ok(()) };
-        self.check_vm_was_read(id).map_err(|refuse| OperationError::conflict(refuse.detail))
+        let Some(why) = vm.parse().ok().and_then(|id| self.unread_vm(id)) else { return Ok(()) };
+        Err(OperationError::conflict(format!(
+            "what is recorded of its VM cannot be read: {why}; mend it first"
+        )))
     }
 
     /// Whether it is known who has the authority over a group.
     pub(super) fn check_failover_was_read(&self, group: GroupId) -> Result<()> {
-        match self.unreadable.lock().failovers.get(&group) {
+        match self.unread_failover(group) {
             None => Ok(()),
             Some(why) => Err(OperationError::conflict(format!(
                 "what is recorded of a failover of this group cannot be read, and its VMs may run at the recovery side: \

@@ -5,13 +5,14 @@ use super::life::moving::Moving;
 use super::life::open::Reopening;
 use super::life::{JournalLife, Lease};
 use super::policy::JournalPolicy;
-use super::record::RecoveryRecord;
+use super::record::{Asked, RecoveryRecord};
 use crate::clock;
 use crate::config::JournalConfig;
 use crate::state::StateDir;
 use anyhow::{Context, Result};
+use joint::admission::Accept;
 use joint::life::{Refused, Use};
-use journal::{CheckpointFacts, Damage, FsStore, Settings, Store, Thinning};
+use journal::{CheckpointFacts, Damage, FsStore, Settings, Store};
 use replication::wire::{Hello, Refuse};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -264,35 +265,44 @@ impl RecoveredVm {
     /// What the journal is to keep to: the protected side's policy and this side's own settings.
     pub(crate) fn settings(&self, config: &JournalConfig) -> Settings {
         let inner = self.lock();
-        let (policy, record) = (&inner.policy, &inner.record);
-        let hard = record.journal_bytes_max;
-        Settings {
-            history: Duration::from_secs(record.history_seconds),
-            bytes_soft: policy.bytes_soft.unwrap_or(hard / 10 * 9),
-            bytes_hard: hard,
-            segment_bytes: config.segment_bytes,
-            mode: policy.mode.unwrap_or(config.mode).into(),
-            thinning: Thinning {
-                all: Duration::from_secs(policy.keep_all_seconds.unwrap_or(config.keep_all_seconds)),
-                minutely: Duration::from_secs(
-                    policy.keep_minutely_seconds.unwrap_or(config.keep_minutely_seconds),
-                ),
-            },
-            tagged_history: Duration::from_secs(
-                policy.keep_tagged_seconds.unwrap_or(config.keep_tagged_seconds),
-            ),
-        }
+        inner.policy.settings(inner.record.terms(), config)
     }
 
-    /// Takes up what the protected side says of the VM now.
-    pub(crate) fn follow(&self, state: &StateDir, hello: &Hello, peer: &str) -> Result<()> {
+    /// Takes up what the protected side says of the VM now, as it was decided.
+    pub(crate) fn follow(&self, state: &StateDir, hello: &Hello, peer: &str, accept: Accept) -> Result<()> {
+        let asked = accept.asks_less.map(Asked::from);
+        self.change_record(state, "save what is known of the VM", |before| {
+            let said = RecoveryRecord::from_hello(hello, peer, accept.terms);
+            RecoveryRecord { left: before.left, seeded: before.seeded, asked, ..said }
+        })
+    }
+
+    /// Keeps the journal to what its site asks for from now on, if that is still so.
+    pub(super) fn take_asked(&self, state: &StateDir, asked: Asked) -> Result<()> {
+        self.change_record(state, "save the history that is kept", |before| {
+            match before.asked == Some(asked) {
+                false => before.clone(),
+                true => RecoveryRecord {
+                    history_seconds: asked.history_seconds,
+                    journal_bytes_max: asked.bytes_max,
+                    asked: None,
+                    ..before.clone()
+                },
+            }
+        })
+    }
+
+    fn change_record(
+        &self,
+        state: &StateDir,
+        what: &'static str,
+        change: impl FnOnce(&RecoveryRecord) -> RecoveryRecord,
+    ) -> Result<()> {
         let mut inner = self.lock();
         inner.check_is_kept()?;
-        let before = &inner.record;
-        let record =
-            RecoveryRecord { left: before.left, ..RecoveryRecord::from_hello(hello, peer, before.seeded) };
+        let record = change(&inner.record);
         if inner.record != record {
-            state.save(&record.file_name(), &record).context("save what is known of the VM")?;
+            state.save(&record.file_name(), &record).context(what)?;
             inner.record = record;
         }
         Ok(())

@@ -14,7 +14,7 @@ use super::super::policy::file_name;
 use super::super::vm::RecoveredVm;
 use super::images_are_open;
 use super::moving::{FOLDER_PATIENCE, not_taken};
-use crate::alerts::Alerts;
+use crate::alerts::{AlertKind, Alerts, Cause};
 use crate::error::{ErrorKind as OperationErrorKind, OperationError, Result};
 use anyhow::Context;
 use joint::life::Task;
@@ -115,4 +115,5 @@ impl Recovery {
 fn clear_alerts(alerts: &Alerts, vm: &RecoveredVm) {
     alerts.clear(format!("journal of {}", vm.name()));
     alerts.clear(format!("forgetting of {}", vm.id()));
+    alerts.clear(Cause::new(AlertKind::AskedLess, vm.label()));
 }
