@@ -7,7 +7,7 @@ use crate::source::record::FirstSync;
 use crate::source::save_record;
 use replication::wire::ClockAnswer;
 use replication::{Failure, Link as LinkState, SenderEvent, State};
-use types::Epoch;
+use types::{Epoch, WallTime};
 
 impl Driver {
     pub(super) fn on_pause(&mut self, paused: bool) {
@@ -66,11 +66,8 @@ impl Driver {
         }
     }
 
-    /// The peer's clock is read half way between asking and hearing, as well as one can know.
     pub(super) fn note_clock(&mut self, answer: &ClockAnswer) {
-        let heard_at = clock::wall();
-        let middle = (answer.asked_at.0 + heard_at.0) / 2;
-        self.clock_skew_seconds = Some((answer.says.0 - middle) as f64 / 1e6);
+        self.clock_skew_seconds = Some(skew_seconds(answer, clock::wall()));
     }
 
     pub(super) fn adopt_epoch(&mut self, epoch: Epoch) {
@@ -85,5 +82,28 @@ impl Driver {
                 tracing::error!(vm = record.name, error = format!("{error:#}"), "epoch is not recorded");
             }
         }
+    }
+}
+
+/// How far the peer's clock is ahead of this host's, as it says: its clock is taken to have been read half way between
+/// asking and hearing. Both of its times may be any.
+fn skew_seconds(answer: &ClockAnswer, heard_at: WallTime) -> f64 {
+    let [asked_at, says, heard_at] = [answer.asked_at, answer.says, heard_at].map(|time| i128::from(time.0));
+    (says - (asked_at + heard_at) / 2) as f64 / 1e6
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_says_what_cannot_be_is_only_far_off() {
+        let of = |asked_at, says| {
+            let answer = ClockAnswer { asked_at: WallTime(asked_at), says: WallTime(says) };
+            skew_seconds(&answer, WallTime(5_000_000))
+        };
+        assert_eq!(of(3_000_000, 9_000_000), 5.0);
+        assert_eq!(of(3_000_000, 2_000_000), -2.0);
+        assert!(of(i64::MAX, i64::MIN) < -1e13 && of(i64::MIN, i64::MAX) > 1e13);
     }
 }
