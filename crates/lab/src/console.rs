@@ -2,6 +2,8 @@
 
 use crate::clock::{now, wait_until};
 use anyhow::{Context, Result};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -9,7 +11,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub struct Console {
     path: PathBuf,
-    read: usize,
+    read: u64,
     partial: String,
     lines: Vec<(Instant, String)>,
 }
@@ -24,13 +26,16 @@ impl Console {
     /// # Errors
     /// Where the file cannot be read.
     pub fn lines(&mut self) -> Result<&[(Instant, String)]> {
-        let bytes = match std::fs::read(&self.path) {
+        let mut file = match File::open(&self.path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(&self.lines),
             other => other.with_context(|| format!("read {}", self.path.display()))?,
         };
+        let mut bytes = Vec::new();
+        let read = file.seek(SeekFrom::Start(self.read)).and_then(|_| file.read_to_end(&mut bytes));
+        read.with_context(|| format!("read {}", self.path.display()))?;
         let seen_at = now();
-        self.partial.push_str(&String::from_utf8_lossy(&bytes[self.read.min(bytes.len())..]));
-        self.read = bytes.len();
+        self.partial.push_str(&String::from_utf8_lossy(&bytes));
+        self.read += bytes.len() as u64;
         while let Some(end) = self.partial.find('\n') {
             let line = self.partial[..end].trim().to_owned();
             self.partial.drain(..=end);

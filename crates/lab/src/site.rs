@@ -13,10 +13,12 @@ use std::time::Duration;
 
 const READY_LIMIT: Duration = Duration::from_secs(30);
 
-/// A site of one host.
+/// A host of a site, of which most have one only.
 #[derive(Debug)]
 pub struct Site {
     pub name: String,
+    /// What its agent is called.
+    host: String,
     pub folder: PathBuf,
     pub stream_port: u16,
     holdfast: PathBuf,
@@ -56,20 +58,40 @@ impl Site {
     /// # Errors
     /// Where a command fails.
     pub fn make(holdfast: &Path, folder: &Path, name: &str) -> Result<Self> {
+        let site = Self::empty(holdfast, folder, name, "agent-1")?;
+        run_quietly(site.command().args(["pki", "init", "--site", name, "--dir"]).arg(site.pki()))?;
+        site.equip()
+    }
+
+    /// Makes a second host of this site, that trusts whom the first one does by now.
+    ///
+    /// # Errors
+    /// Where a command fails.
+    pub fn second_host(&self, folder: &Path) -> Result<Self> {
+        let host = Self::empty(&self.holdfast, folder, &self.name, "agent-2")?;
+        std::fs::create_dir_all(host.folder.join("state")).context("make the host's folder")?;
+        run_quietly(Command::new("cp").arg("-a").arg(self.pki()).arg(host.pki()))?;
+        host.equip()
+    }
+
+    fn empty(holdfast: &Path, folder: &Path, name: &str, host: &str) -> Result<Self> {
         std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
-        let site = Self {
+        Ok(Self {
             name: name.to_owned(),
+            host: host.to_owned(),
             folder: folder.to_path_buf(),
             stream_port: free_port()?,
             holdfast: holdfast.to_path_buf(),
             agent: None,
-        };
-        let pki = site.pki();
-        run_quietly(site.command().args(["pki", "init", "--site", name, "--dir"]).arg(&pki))?;
-        let issue = ["pki", "issue", "--agent", "agent-1", "--host", "127.0.0.1", "--dir"];
-        run_quietly(site.command().args(issue).arg(&pki))?;
-        site.configure("")?;
-        Ok(site)
+        })
+    }
+
+    /// Gives a host of a site that has its authority a certificate and a configuration.
+    fn equip(self) -> Result<Self> {
+        let issue = ["pki", "issue", "--agent", &self.host, "--host", "127.0.0.1", "--dir"];
+        run_quietly(self.command().args(issue).arg(self.pki()))?;
+        self.configure("")?;
+        Ok(self)
     }
 
     /// Writes the agent's configuration anew, with `more` at its end.
@@ -78,10 +100,10 @@ impl Site {
     /// Where it cannot be written.
     pub fn configure(&self, more: &str) -> Result<()> {
         let text = format!(
-            "site = \"{}\"\nagent = \"agent-1\"\nstate_dir = \"state\"\nrun_dir = \"run\"\n\
+            "site = \"{}\"\nagent = \"{}\"\nstate_dir = \"state\"\nrun_dir = \"run\"\n\
              pki_dir = \"state/pki\"\n\n\
              [stream]\nlisten = \"127.0.0.1:{}\"\n{more}",
-            self.name, self.stream_port
+            self.name, self.host, self.stream_port
         );
         std::fs::write(self.config(), text).context("write the agent's configuration")
     }
@@ -106,6 +128,13 @@ impl Site {
 
     pub fn log(&self) -> PathBuf {
         self.folder.join("agent.log")
+    }
+
+    /// The last lines of the agent's log, for an error.
+    pub fn end_of_log(&self) -> String {
+        let text = std::fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
     }
 
     pub fn api_socket(&self) -> PathBuf {
@@ -182,6 +211,15 @@ impl Site {
     /// The agent's process, while it runs.
     pub fn agent_pid(&self) -> Option<u32> {
         self.agent.as_ref().map(Child::id)
+    }
+
+    /// Whether the agent runs; false also where it has ended by itself.
+    ///
+    /// # Errors
+    /// Where it cannot be asked.
+    pub fn agent_runs(&mut self) -> Result<bool> {
+        let Some(agent) = &mut self.agent else { return Ok(false) };
+        Ok(agent.try_wait().context("ask for the agent")?.is_none())
     }
 
     /// `kill -9` of the agent.

@@ -27,6 +27,7 @@ mod service_manager;
 mod stage;
 mod streams;
 mod suite_away;
+mod suite_joints;
 mod suite_libvirt;
 mod suite_tap;
 mod suite_ublk;
