@@ -40,13 +40,14 @@ pub(crate) fn repair(folder: &Path, as_json: bool) -> Result<ExitCode> {
     let mut told = ReadingThrough::new("reading the journal".into(), Some(bytes_in(folder)));
     let opened = Journal::open(store, Settings::for_repair()).context("open the journal")?;
     let (journal, mut damage) = (opened.journal, opened.damage);
-    let (mut rebuilt, mut read_bytes) = (0, 0);
+    let (mut rebuilt, mut read_bytes, mut mended) = (0, 0, opened.mended);
     let mut place = None;
     loop {
         let how = Upkeep::plain(agent::clock::wall(), agent::random());
         let step = journal.scrub(place, &how).context("read the journal")?;
         damage.extend(step.damage);
         rebuilt += step.rebuilt;
+        mended.extend(step.mended);
         read_bytes += step.bytes;
         told.tell(read_bytes, &format!(", {} places damaged", damage.len()));
         place = step.place;
@@ -58,9 +59,12 @@ pub(crate) fn repair(folder: &Path, as_json: bool) -> Result<ExitCode> {
     if as_json {
         let damage =
             damage.iter().map(|damage| json!({"what": damage.what, "from": damage.from.to_string()}));
-        print::json(&json!({"rebuilt": rebuilt, "contained": damage.collect::<Vec<_>>()}))?;
+        print::json(&json!({"rebuilt": rebuilt, "mended": mended, "contained": damage.collect::<Vec<_>>()}))?;
     } else {
         println!("{rebuilt} damaged index runs made again");
+        for what in &mended {
+            println!("MADE AGAIN: {what}");
+        }
         for damage in &damage {
             println!("CONTAINED: {}; checkpoints before {} are good", damage.what, damage.from);
         }
@@ -72,7 +76,11 @@ pub(crate) fn repair(folder: &Path, as_json: bool) -> Result<ExitCode> {
             );
         }
     }
-    Ok(if damage.is_empty() && rebuilt == 0 { ExitCode::SUCCESS } else { ExitCode::from(exit::DAMAGED) })
+    Ok(if damage.is_empty() && mended.is_empty() && rebuilt == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(exit::DAMAGED)
+    })
 }
 
 /// Records between two looks at the clock.
@@ -102,7 +110,7 @@ fn bytes_in(folder: &Path) -> u64 {
 }
 
 fn take(folder: &Path) -> Result<FsStore> {
-    if !folder.join("manifest").exists() {
+    if !journal::MANIFESTS.iter().any(|name| folder.join(name).exists()) {
         bail!(
             "{} is not a journal's folder: it has no manifest; journals lie in journal_dir/ID",
             folder.display()

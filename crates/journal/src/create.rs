@@ -1,5 +1,6 @@
 //! Making a journal: its replicas, and the first manifest.
 
+use crate::copies;
 use crate::manifest::{DiskEntry, GapEntry, Log, Manifest, StreamPoint, replica_name};
 use crate::store::Store;
 use std::io;
@@ -23,7 +24,7 @@ pub(crate) fn create(
     epoch: Epoch,
     replica_is_new: bool,
 ) -> Result<(), CreateError> {
-    if store.exists("manifest")? {
+    if copies::is_journal(store)? {
         return Err(CreateError::Exists);
     }
     for disk in disks {
@@ -36,7 +37,8 @@ pub(crate) fn create(
     }
     let disks = disks.iter().map(|disk| DiskEntry { name: disk.name.clone(), size_bytes: disk.size_bytes });
     let log = Log { next_segment: 1, ..Log::default() };
-    let manifest = Manifest {
+    let mut manifest = Manifest {
+        generation: 0,
         vm: vm.to_string(),
         vm_name: vm_name.to_owned(),
         disks: disks.collect(),

@@ -52,6 +52,8 @@ pub struct Opened {
     pub damage: Vec<Damage>,
     /// Bytes of a torn batch that were cut off the end.
     pub torn_bytes: u64,
+    /// What was damaged, cost nothing, and is made again.
+    pub mended: Vec<String>,
 }
 
 impl Journal {
@@ -100,8 +102,8 @@ impl Journal {
     /// [`OpenError`]; damage that could be contained is told in [`Opened::damage`].
     pub fn open(store: Arc<dyn Store>, settings: Settings) -> Result<Opened, OpenError> {
         let life = Life::begin(&*store);
-        let Standing { shared, writer, undo, damage, torn_bytes } = open(&*store, settings)?;
-        Ok(Opened { journal: Journal::new(store, life, shared, writer, undo), damage, torn_bytes })
+        let Standing { shared, writer, undo, damage, torn_bytes, mended } = open(&*store, settings)?;
+        Ok(Opened { journal: Journal::new(store, life, shared, writer, undo), damage, torn_bytes, mended })
     }
 
     fn new(store: Arc<dyn Store>, life: Life, shared: Shared, writer: Writer, undo: UndoWriter) -> Self {

@@ -28,6 +28,7 @@ mod age;
 mod append;
 mod checkpoints;
 mod compact;
+mod copies;
 mod cover;
 mod create;
 mod damage;
@@ -74,6 +75,7 @@ mod windows;
 mod writer;
 
 pub use checkpoints::{CheckpointError, CheckpointFacts, CheckpointQuery, Thinning};
+pub use copies::{NAMES as MANIFESTS, is_journal};
 pub use create::CreateError;
 pub use damage::Damage;
 pub use fold::FoldError;

@@ -1,30 +1,28 @@
-//! The manifest: the small state of a journal, replaced atomically.
+//! The manifest: the small state of a journal, replaced atomically, in two copies (`copies.rs`).
 //!
 //! ```text
-//! 0   [4]  magic "HFJM"     4   u32  version      8   u32  body length    12  u32  CRC-32C of the body
+//! 0   [4]  magic "HFJM"     4   u32  version      8   u32  body length
+//! 12  u32  CRC-32C of bytes 0–11 and of the body; up to version 3 of the body
 //! 16  ..   body, JSON
 //! ```
-//!
-//! A replacement is written to `manifest.new`, made durable, renamed over `manifest`, and the folder
-//! made durable: a crash at any of these leaves the old one or the new one.
 
 use crate::cover::LogKind;
-use crate::store::Store;
 use serde::{Deserialize, Serialize};
 use std::io;
 use types::{Incarnation, WriteSeq};
 
 const MAGIC: [u8; 4] = *b"HFJM";
-/// 3: the demand for a resync stands in a field of its own. 2: both logs, runs, checkpoint files, pins. 1: the first, with segments only.
-const VERSION: u32 = 3;
+/// 4: two copies. 3: the demand for a resync stands in a field of its own. 2: both logs, runs, checkpoint files, pins. 1: the first, with segments only.
+const VERSION: u32 = 4;
 /// The oldest version that is read.
 const VERSION_MIN: u32 = 2;
-const NAME: &str = "manifest";
-const NAME_NEW: &str = "manifest.new";
 
 /// The small state of a journal. Numbers and ids as they stand in the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
+    /// Raised each time it is replaced: which of two copies is newer. 0 of a version that had one copy.
+    #[serde(default)]
+    pub generation: u64,
     pub vm: String,
     pub vm_name: String,
     pub disks: Vec<DiskEntry>,
@@ -266,21 +264,13 @@ pub enum ManifestError {
     Io(#[from] io::Error),
 }
 
-impl Manifest {
-    /// Reads the manifest of a folder.
-    ///
-    /// # Errors
-    /// [`ManifestError`], naming what is wrong.
-    pub fn load(store: &dyn Store) -> Result<Self, ManifestError> {
-        if !store.exists(NAME)? {
-            return Err(ManifestError::Missing);
-        }
-        let file = store.open(NAME, false)?;
-        let mut bytes = vec![0; usize::try_from(file.len()?.min(256 << 20)).expect("at most 256 MiB")];
-        file.read_at(0, &mut bytes)?;
-        Self::decode(&bytes)
-    }
+/// The checksum of a manifest, which has its head already.
+fn checksum(version: u32, bytes: &[u8]) -> u32 {
+    let head = if version < 4 { 0 } else { crc32c::crc32c(&bytes[..12]) };
+    crc32c::crc32c_append(head, &bytes[16..])
+}
 
+impl Manifest {
     /// What is wrong with an undo log whose last whole step ends at `reaches`, if it should go further.
     pub(crate) fn missing_before_images(&self, reaches: WriteSeq) -> Option<String> {
         let upto = WriteSeq::from_raw(self.before_images_upto);
@@ -304,7 +294,7 @@ impl Manifest {
             return Err(ManifestError::Version { found: number(4) });
         }
         let body = &bytes[16..];
-        if body.len() != number(8) as usize || crc32c::crc32c(body) != number(12) {
+        if body.len() != number(8) as usize || checksum(number(4), bytes) != number(12) {
             return Err(damaged("its length or checksum does not match"));
         }
         let mut manifest: Self = serde_json::from_slice(body).map_err(|error| damaged(&error.to_string()))?;
@@ -328,20 +318,11 @@ impl Manifest {
         let mut bytes = MAGIC.to_vec();
         bytes.extend_from_slice(&VERSION.to_le_bytes());
         bytes.extend_from_slice(&(body.len() as u32).to_le_bytes());
-        bytes.extend_from_slice(&crc32c::crc32c(&body).to_le_bytes());
+        bytes.extend_from_slice(&[0; 4]);
         bytes.extend_from_slice(&body);
+        let checksum = checksum(VERSION, &bytes);
+        bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
         bytes
-    }
-
-    /// Replaces the manifest; once this returns, the new one survives a crash.
-    pub(crate) fn save(&self, store: &dyn Store) -> io::Result<()> {
-        let bytes = self.encode();
-        let file = store.open(NAME_NEW, true)?;
-        file.set_len(0)?;
-        file.write_at(0, &bytes)?;
-        file.sync_data()?;
-        store.rename(NAME_NEW, NAME)?;
-        store.sync_folder()
     }
 
     pub(crate) fn log(&self, kind: LogKind) -> &Log {
@@ -360,6 +341,7 @@ impl Manifest {
 
     /// Takes over which numbers have been taken in `other`.
     pub(crate) fn keep_numbers_of(&mut self, other: &Manifest) {
+        self.generation = self.generation.max(other.generation);
         self.next_file = self.next_file.max(other.next_file);
         self.redo.next_segment = self.redo.next_segment.max(other.redo.next_segment);
         self.undo.next_segment = self.undo.next_segment.max(other.undo.next_segment);

@@ -10,6 +10,7 @@ mod redo;
 mod undo;
 
 use crate::age::AgeClock;
+use crate::copies;
 use crate::cover::LogKind;
 use crate::damage::Damage;
 use crate::manifest::{Manifest, ManifestError, replica_name};
@@ -47,11 +48,13 @@ pub(crate) struct Standing {
     pub(crate) damage: Vec<Damage>,
     /// Bytes of a torn batch that were cut off the end.
     pub(crate) torn_bytes: u64,
+    /// What was damaged, cost nothing, and is made again.
+    pub(crate) mended: Vec<String>,
 }
 
 /// Opens the journal in a folder.
 pub(crate) fn open(store: &dyn Store, settings: Settings) -> Result<Standing, OpenError> {
-    let mut manifest = Manifest::load(store)?;
+    let copies::Loaded { mut manifest, spoilt: mut mended, differ } = copies::load(store)?;
     let vm = manifest.vm.parse().unwrap_or(VmId::from_bytes([0; 16]));
     check_replicas(store, &manifest)?;
     remove_leftovers(store, &manifest)?;
@@ -69,13 +72,16 @@ pub(crate) fn open(store: &dyn Store, settings: Settings) -> Result<Standing, Op
             damage.record(&mut manifest, &mut redo.timeline);
         }
         manifest.save(store)?;
+    } else if differ && let Err(error) = manifest.save(store) {
+        // One of them is enough to go on; the scrub comes by.
+        mended.push(format!("the manifest cannot be written anew just now: {error}"));
     }
     let torn_bytes = redo.torn_bytes;
     let writer = Writer::resume(vm, redo.open.clone(), &redo.timeline);
     let undo_writer =
         UndoWriter { vm, open: undo.open.clone(), upto: undo.upto, opened_at: None, must_seal: false };
     let shared = shared_of(manifest, settings, redo, undo);
-    Ok(Standing { shared, writer, undo: undo_writer, damage, torn_bytes })
+    Ok(Standing { shared, writer, undo: undo_writer, damage, torn_bytes, mended })
 }
 
 fn shared_of(manifest: Manifest, settings: Settings, redo: RedoReading, undo: UndoReading) -> Shared {

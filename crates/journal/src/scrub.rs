@@ -42,6 +42,8 @@ pub struct Scrubbed {
     pub damage: Vec<Damage>,
     /// Index runs that were made again.
     pub rebuilt: usize,
+    /// What else was damaged, cost nothing, and was made again.
+    pub mended: Vec<String>,
 }
 
 /// Who scrubs a journal.
@@ -55,11 +57,12 @@ pub(crate) struct Scrub<'a> {
 }
 
 impl Scrub<'_> {
-    /// Reads the sealed segment after `after` and its footer, and with the last one every merged run.
+    /// Reads the sealed segment after `after` and its footer, and with the last one every merged run and the manifest.
     pub(crate) fn step(&self, after: Option<ScrubPlace>, how: &Upkeep<'_>) -> Result<Scrubbed, FoldError> {
         let mut done = Scrubbed::default();
         let Some((kind, info, before)) = self.next_to_scrub(after) else {
             done.rebuilt = self.rebuild_merged(how)?;
+            done.mended = self.state.mend_copies().map_err(FoldError::Manifest)?;
             return Ok(done);
         };
         done.place = Some(ScrubPlace { undo: kind == LogKind::Undo, segment: info.number });

@@ -3,6 +3,7 @@
 //! Everything that a manifest says is changed through [`State::change_manifest`]: on the disk first, then in memory.
 //! Whoever changes or reads a journal stands above this, and knows nothing of the others that do.
 
+use crate::copies;
 use crate::life::Life;
 use crate::manifest::Manifest;
 use crate::store::Store;
@@ -74,6 +75,26 @@ impl State {
     /// [`Self::change_manifest`], where nothing else in memory hangs on what is changed.
     pub(crate) fn change_manifest_alone(&self, change: impl FnOnce(&mut Manifest)) -> io::Result<()> {
         self.change_manifest(change, |shared, manifest| shared.set_manifest(manifest, |_| {}))
+    }
+
+    /// Writes the manifest anew where one of its copies is not as it was written: what is wrong with them.
+    pub(crate) fn mend_copies(&self) -> io::Result<Vec<String>> {
+        let (spoilt, differ) = {
+            let _saving = self.saving.lock().expect("a panic aborts the process");
+            self.check_life()?;
+            match copies::load(&*self.store) {
+                Ok(found) => {
+                    let is_other = found.manifest.generation != self.read_shared().manifest.generation;
+                    (found.spoilt, found.differ || is_other)
+                }
+                // What they should say is in memory.
+                Err(error) => (vec![error.to_string()], true),
+            }
+        };
+        if differ {
+            self.change_manifest_alone(|_| {})?;
+        }
+        Ok(spoilt)
     }
 
     /// Nothing is changed any more.

@@ -2,6 +2,7 @@
 //! checkpoints are good?
 
 use crate::checkpoints::{CheckpointFacts, CheckpointQuery, Files};
+use crate::copies;
 use crate::cover::LogKind;
 use crate::entropy::sample;
 use crate::manifest::{Manifest, ManifestError, SegmentInfo};
@@ -65,13 +66,16 @@ pub fn verify(
     deep: bool,
     on_record: impl FnMut(RecordRow),
 ) -> Result<VerifyReport, ManifestError> {
-    let manifest = Manifest::load(store)?;
+    let copies::Loaded { manifest, spoilt, .. } = copies::load(store)?;
+    let damage = spoilt
+        .iter()
+        .map(|what| format!("{what} (opening the journal makes it again out of its other copy)"));
     let report = VerifyReport {
         segments: Vec::new(),
         checkpoints: Vec::new(),
         tail: None,
         guest_writes: 0,
-        damage: Vec::new(),
+        damage: damage.collect(),
         bad_from: None,
         torn_bytes: 0,
         manifest: manifest.clone(),

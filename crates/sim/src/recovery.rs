@@ -169,7 +169,7 @@ impl RecoveryVm {
     }
 
     fn has_journal(&self) -> bool {
-        self.store.exists("manifest").expect("a store that works")
+        journal::is_journal(&self.store).expect("a store that works")
     }
 
     /// Runs the receiver until it has nothing to do at this moment.

@@ -45,7 +45,8 @@ fn has_file(folder: &Path, path: &Path) -> bool {
 /// Whether it lies where any journal has its replicas, unless told otherwise.
 fn is_beside_manifest(path: &Path) -> bool {
     let folder = path.parent().filter(|folder| folder.ends_with("replica"));
-    folder.and_then(Path::parent).is_some_and(|journal| journal.join("manifest").exists())
+    let journal = folder.and_then(Path::parent);
+    journal.is_some_and(|journal| journal::MANIFESTS.iter().any(|name| journal.join(name).exists()))
 }
 
 /// Whether it lies where replicas lie below this folder: in one named by a VM's id. Images of VMs may lie beside those.

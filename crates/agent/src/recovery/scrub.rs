@@ -100,6 +100,7 @@ fn tell(vm: &Arc<RecoveredVm>, step: &Scrubbed) {
     if step.rebuilt > 0 {
         tracing::warn!(vm = vm.name(), runs = step.rebuilt, "damaged index runs were made again");
     }
+    vm.tell_mended(&step.mended);
     for damage in &step.damage {
         let text = vm.report_damage(damage);
         // The source greets again, learns that it cannot resume, and sends everything.

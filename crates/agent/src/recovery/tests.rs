@@ -303,13 +303,14 @@ fn a_journal_that_could_not_be_opened_is_opened_once_its_disk_answers() {
         let recovery = recovery(folder.path());
         recovery.admit(&hello(1), PEER).unwrap().0.folder(&recovery.journal_dir)
     };
-    let aside = files.join("aside");
-    std::fs::rename(files.join("manifest"), &aside).unwrap();
+    let aside = |name: &str| files.join(format!("aside-{name}"));
+    let rename = |from: PathBuf, to: PathBuf| std::fs::rename(from, to).unwrap();
+    journal::MANIFESTS.iter().for_each(|name| rename(files.join(name), aside(name)));
     let recovery = recovery(folder.path());
     recovery.resume_all().unwrap();
     let vm = recovery.list()[0].clone();
     assert!(vm.journal().is_none() && vm.last_error().is_some());
-    std::fs::rename(&aside, files.join("manifest")).unwrap();
+    journal::MANIFESTS.iter().for_each(|name| rename(aside(name), files.join(name)));
     // Nobody comes for it.
     vm.with_reopening(|tries| tries.hurry());
     recovery.reopen(&vm);

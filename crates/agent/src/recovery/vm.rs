@@ -182,6 +182,13 @@ impl RecoveredVm {
         self.lock().last_error = Some(error);
     }
 
+    /// Says what was damaged, cost nothing, and was made again.
+    pub(crate) fn tell_mended(&self, mended: &[String]) {
+        for what in mended {
+            tracing::warn!(vm = self.name(), damage = what, "a damaged part of the journal was made again");
+        }
+    }
+
     /// Says what was found damaged and contained, in the log and to the operator; the words.
     pub(crate) fn report_damage(&self, damage: &Damage) -> String {
         let text = format!(

@@ -4,7 +4,6 @@ use crate::stream::{append, compare, cuts, keep_up};
 use crate::{SEGMENTS, good_or_refused, open, scrub_all, sealed};
 use journal::{Journal, Settings, Store, verify};
 use std::sync::Arc;
-use types::{DiskIndex, WriteSeq};
 
 #[test]
 fn rot_anywhere_in_a_sealed_segment_is_never_given_out_and_a_scrub_contains_it() {
@@ -140,19 +139,4 @@ fn a_recycled_file_full_of_old_records_holds_only_the_new_ones() {
         assert!(opened.damage.is_empty(), "{:?}", opened.damage);
         assert_eq!(compare(&opened.journal, &stream.states), before);
     }
-}
-
-#[test]
-fn a_damaged_manifest_is_named_and_nothing_is_touched() {
-    let (store, _) = sealed(3);
-    let len = store.len_of("manifest").unwrap();
-    for at in (0..len).step_by(41) {
-        let rotten = store.fork();
-        rotten.rot("manifest", at);
-        let refused = Journal::open(Arc::new(rotten.clone()), SEGMENTS).unwrap_err().to_string();
-        assert!(refused.contains("manifest"), "{refused}");
-        assert_eq!(rotten.names(), store.names());
-    }
-    let mut byte = [0; 1];
-    assert!(open(&store).read_at(DiskIndex(0), WriteSeq::MAX, 0, &mut byte).is_ok());
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod before_images;
+mod copies;
 mod demand;
 mod found;
 mod made_good;
@@ -45,6 +46,7 @@ pub(crate) fn scrub_all(journal: &Journal) -> Scrubbed {
         let step = journal.scrub(place, &Upkeep::plain(WallTime(0), [5; 16])).unwrap();
         all.damage.extend(step.damage);
         all.rebuilt += step.rebuilt;
+        all.mended.extend(step.mended);
         all.bytes += step.bytes;
         match step.place {
             Some(next) => place = Some(next),

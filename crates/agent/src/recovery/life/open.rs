@@ -75,6 +75,7 @@ impl Recovery {
                 "a torn end, never acknowledged, was cut off"
             );
         }
+        vm.tell_mended(&opened.mended);
         for damage in &opened.damage {
             vm.report_damage(damage);
         }
