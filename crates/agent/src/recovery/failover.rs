@@ -6,12 +6,13 @@
 use super::Recovery;
 use super::cut;
 use super::groups::{KeptGroup, Pick};
-use super::images::OpenImage;
+use super::images::{Closing, ImageRecord, OpenImage};
 use super::vm::{RecoveredVm, checkpoint_to_api};
 use crate::clock;
 use crate::error::{OperationError, Result};
 use crate::hypervisor::{RunState, StartDisk, VmDefinition};
 use anyhow::Context;
+use joint::life::Use;
 use replication::wire::{Refusal, Refuse};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -38,6 +39,9 @@ pub(super) enum Phase {
 pub(super) struct FailoverRecord {
     group_id: String,
     pub(super) group: String,
+    /// Of the group; empty where an older agent has not written it down.
+    #[serde(default)]
+    pub(super) site: String,
     pub(super) epoch: u64,
     pub(super) phase: Phase,
     pub(super) cut: u64,
@@ -128,6 +132,7 @@ impl Recovery {
         let mut record = FailoverRecord {
             group_id: group.id.to_string(),
             group: group.name.clone(),
+            site: group.site.clone(),
             epoch: epoch.0,
             phase: Phase::Starting,
             cut: 0,
@@ -245,6 +250,7 @@ impl Recovery {
                 "the failover of group {group} was cut short before its VMs ran; roll it back and start it again"
             )));
         }
+        self.check_images_were_read(&record)?;
         record.phase = Phase::Committed;
         self.keep(&record)?;
         tracing::info!(group, epoch = record.epoch, "failover committed");
@@ -272,6 +278,7 @@ impl Recovery {
     pub(crate) fn rollback(&self, group: &str) -> Result<api::Failover> {
         let _one = self.failing_over.lock().expect("a panic aborts the process");
         let mut record = self.running(group)?;
+        self.check_images_were_read(&record)?;
         self.take_back(&mut record)?;
         tracing::info!(group, epoch = record.epoch, "failover rolled back");
         Ok(self.failover_to_api(&record))
@@ -286,11 +293,42 @@ impl Recovery {
                 self.end_image(&image)?;
             } else if self.waiting_images().contains_key(&run.image) {
                 self.end_waiting(&run.image)?;
+            } else {
+                self.end_lost_image(run)?;
             }
             self.forget_guest(run.key());
         }
         record.phase = Phase::RolledBack;
         self.keep(record)
+    }
+
+    fn check_images_were_read(&self, record: &FailoverRecord) -> Result<()> {
+        record.vms.iter().try_for_each(|run| self.check_image_was_read(&run.image, &run.id))
+    }
+
+    /// Takes away what an image has left in its journal though nothing is recorded of it any more: its pin would hold
+    /// history for ever. One without a pin may have been promoted: its disks are the operator's, and stay.
+    fn end_lost_image(&self, run: &VmRun) -> Result<()> {
+        let vm = self.list().into_iter().find(|vm| vm.id().to_string() == run.id);
+        // What it had went with the journal.
+        let Some(vm) = vm else { return Ok(()) };
+        let lease = super::at::lease_of(&vm, Use::Image)?;
+        let record = ImageRecord {
+            id: run.image.clone(),
+            vm: run.id.clone(),
+            vm_name: run.vm.clone(),
+            cut: 0,
+            writable: true,
+            failover: None,
+            open_seconds: 0.0,
+            promoted: false,
+            closing: Some(Closing { keep_in: None }),
+        };
+        let owner = record.pin_owner();
+        if lease.pins().iter().any(|pin| pin.owner == owner) {
+            self.finish_image(&lease, &vm.folder(&self.journal_config.folder), &record)?;
+        }
+        Ok(())
     }
 
     /// The failover of the group an operator names, if it ever had one.
@@ -324,16 +362,20 @@ impl Recovery {
                  read, see `holdfast alerts`"
             ));
         }
-        if record.as_ref().is_some_and(|record| record.phase != Phase::Committed) {
-            return refuse(format!(
-                "the failover of group {group} runs on this image: roll it back, or commit it and promote the image"
-            ));
-        }
-        if !image.is_promoted() {
-            return refuse(format!(
-                "the failover of group {group} is committed, and its disk still needs the journal: \
-                 `holdfast image promote {id} --wait` first"
-            ));
+        match record.as_ref().map(|record| record.phase) {
+            Some(Phase::Starting | Phase::Running) => {
+                return refuse(format!(
+                    "the failover of group {group} runs on this image: roll it back, or commit it and promote the image"
+                ));
+            }
+            Some(Phase::Committed) if !image.is_promoted() => {
+                return refuse(format!(
+                    "the failover of group {group} is committed, and its disk still needs the journal: \
+                     `holdfast image promote {id} --wait` first"
+                ));
+            }
+            // A failover that is released or not recorded any more has left it behind.
+            Some(Phase::RolledBack | Phase::Committed) | None => {}
         }
         let run = record.and_then(|record| record.vms.into_iter().find(|run| run.image == *id));
         if let Some(run) = run {
@@ -493,3 +535,6 @@ fn definition_of(vm: &RecoveredVm) -> Result<Option<VmDefinition>> {
         .map(Some)
         .map_err(|error| OperationError::conflict(format!("VM {}: {error}", vm.name())))
 }
+
+#[cfg(test)]
+mod tests;

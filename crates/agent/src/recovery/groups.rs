@@ -5,7 +5,7 @@
 //! checkpoint from before has it, what came later does not.
 
 use super::Recovery;
-use super::failover::Phase;
+use super::failover::{FailoverRecord, Phase};
 use super::record::RecoveryRecord;
 use super::vm::RecoveredVm;
 use crate::error::{OperationError, Result};
@@ -46,6 +46,12 @@ impl KeptGroup {
             members: Vec::new(),
             former: Vec::new(),
         }
+    }
+
+    /// A group that has failed over and none of whose VMs is known just now.
+    fn of_failover(record: &FailoverRecord, id: GroupId) -> Self {
+        let (name, site) = (record.group.clone(), record.site.clone());
+        Self { id, name, site, members: Vec::new(), former: Vec::new() }
     }
 
     /// Members and former members.
@@ -118,9 +124,15 @@ impl Recovery {
         one_of(found, word)
     }
 
-    /// The group an operator means, to do something with its failover.
+    /// The group an operator means, to do something with its failover: also one whose VMs' records cannot be read.
     pub(super) fn failed_over_group(&self, word: &str) -> Result<KeptGroup> {
-        let found: Vec<_> = self.kept_groups().into_iter().filter(|group| group.answers_to(word)).collect();
+        let mut groups = self.kept_groups();
+        for (id, record) in &*self.failovers() {
+            if !groups.iter().any(|group| group.id == *id) {
+                groups.push(KeptGroup::of_failover(record, *id));
+            }
+        }
+        let found: Vec<_> = groups.into_iter().filter(|group| group.answers_to(word)).collect();
         let found = narrow(found, |group| group.id.to_string() == word);
         let phase = |id| self.failovers().get(&id).map(|record| record.phase);
         let found = narrow(found, |group| matches!(phase(group.id), Some(Phase::Starting | Phase::Running)));

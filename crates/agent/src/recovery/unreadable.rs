@@ -56,7 +56,8 @@ impl Recovery {
     pub(super) fn leave_out_image(&self, name: String, error: &anyhow::Error) {
         let text = format!(
             "what is recorded of image {name} cannot be read, so that it is not served: {error:#}; what was written to it \
-             is kept in the folder `image-{name}` of its journal. Restore the file from a backup and restart the agent"
+             is kept in the folder `image-{name}` of its journal. Restore the file from a backup, or, where a failover ran \
+             on it and may be rolled back, remove the file; then restart the agent"
         );
         self.alerts.raise(format!("image {name}"), text);
         self.unreadable.lock().images.insert(name);
@@ -77,6 +78,25 @@ impl Recovery {
         let Some(why) = vm.parse().ok().and_then(|id| self.unread_vm(id)) else { return Ok(()) };
         Err(OperationError::conflict(format!(
             "what is recorded of its VM cannot be read: {why}; mend it first"
+        )))
+    }
+
+    /// Whether all is known of an image that a failover runs on, and of its VM: else it is neither made final nor undone.
+    pub(super) fn check_image_was_read(&self, image: &str, vm: &str) -> Result<()> {
+        let vm = vm.parse().ok().and_then(|id| self.unread_vm(id).map(|why| (id, why)));
+        if let Some((id, why)) = vm {
+            return Err(OperationError::conflict(format!(
+                "what is recorded of VM {id} cannot be read: {why}; mend it as `holdfast alerts` says, restart the agent, and \
+                 try again"
+            )));
+        }
+        if !self.unreadable.lock().images.contains(image) {
+            return Ok(());
+        }
+        Err(OperationError::conflict(format!(
+            "what is recorded of image {image}, which a VM of this failover runs on, cannot be read: restore \
+             `images/{image}.json` of the state folder from a backup, or remove it where what was written to the image may \
+             be thrown away and roll back then; restart the agent first"
         )))
     }
 
