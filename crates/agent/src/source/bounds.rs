@@ -166,7 +166,8 @@ impl Bounds {
             self.turned_away_at = Some(now);
         }
         let was_turned_away = self.turned_away_at.is_some_and(|at| now.since(at) > TURNED_AWAY_HOLDS);
-        let failed = matches!(seen.state, State::Failed { .. }) || turned_away;
+        let is_held = self.turned_away_at.is_some() && !was_turned_away;
+        let failed = matches!(seen.state, State::Failed { .. }) || turned_away || is_held;
         let down = Cause::new(AlertKind::LinkDown, vm);
         let stands = !seen.link_up && !paused && fenced.is_none() && !failed;
         if stands && (down_for > bound || alerts.remembers(&down)) {
@@ -247,5 +248,11 @@ mod tests {
         // And again.
         let refused = at(70, Some(TurnedAway::Here), "theirs has expired");
         assert_eq!(refused, [("failed".into(), "VM web: theirs has expired".into())]);
+        // Nor is it one meanwhile that it has not been reached for longer than its bound.
+        assert_eq!(
+            at(100, None, "connection reset"),
+            refused,
+            "the alert of a link that is down comes and goes"
+        );
     }
 }
