@@ -9,8 +9,9 @@ pub(super) struct Absent(Mutex<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// The group of each, by the VM's name.
-    groups: BTreeMap<String, String>,
+    /// Who is absent of which group, once for each that says so: a VM may be taken up and let go at once.
+    noted: BTreeMap<u64, String>,
+    next: u64,
     /// There are protections of which nothing is known.
     has_unknown: bool,
 }
@@ -20,13 +21,17 @@ struct Inner {
 #[must_use]
 pub(super) struct IsAbsent<'a> {
     all: &'a Absent,
-    vm: String,
+    at: u64,
 }
 
 impl Absent {
-    pub(super) fn note(&self, vm: &str, group: &str) -> IsAbsent<'_> {
-        self.lock().groups.insert(vm.to_owned(), group.to_owned());
-        IsAbsent { all: self, vm: vm.to_owned() }
+    /// A VM of a group, by the group's id.
+    pub(super) fn note(&self, group: &str) -> IsAbsent<'_> {
+        let mut inner = self.lock();
+        inner.next += 1;
+        let at = inner.next;
+        inner.noted.insert(at, group.to_owned());
+        IsAbsent { all: self, at }
     }
 
     /// A protection cannot be read: it may be of any group.
@@ -36,7 +41,7 @@ impl Absent {
 
     pub(super) fn has_of(&self, group: &str) -> bool {
         let inner = self.lock();
-        inner.has_unknown || inner.groups.values().any(|its| its == group)
+        inner.has_unknown || inner.noted.values().any(|its| its == group)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -46,7 +51,7 @@ impl Absent {
 
 impl Drop for IsAbsent<'_> {
     fn drop(&mut self) {
-        self.all.lock().groups.remove(&self.vm);
+        self.all.lock().noted.remove(&self.at);
     }
 }
 
@@ -57,9 +62,12 @@ mod tests {
     #[test]
     fn a_group_lacks_a_vm_until_it_is_taken_up_and_all_where_one_is_unknown() {
         let absent = Absent::default();
-        let web = absent.note("web", "shop");
+        let web = absent.note("shop");
+        let again = absent.note("shop");
         assert!(absent.has_of("shop") && !absent.has_of("other"));
         drop(web);
+        assert!(absent.has_of("shop"), "who was let go is being taken up");
+        drop(again);
         assert!(!absent.has_of("shop"));
         absent.note_unknown();
         assert!(absent.has_of("shop") && absent.has_of("other"));

@@ -21,11 +21,12 @@ use anyhow::{Context, Result, bail};
 use replication::wire::{FrameReader, Leave, Message, Refusal};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::time::timeout;
 use types::limits::CONNECT_TIMEOUT;
-use types::{Epoch, WriteSeq};
+use types::{Epoch, GroupId, WriteSeq};
 
 /// Between two tries.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
@@ -48,16 +49,27 @@ pub(super) struct DepartureRecord {
 
 /// The departures that are being told, by the VM's id. What is not here any more is neither told again nor written down.
 #[derive(Debug, Default)]
-pub(super) struct Departures(Mutex<BTreeMap<String, DepartureRecord>>);
+pub(super) struct Departures {
+    telling: Mutex<BTreeMap<String, DepartureRecord>>,
+    /// There are some that cannot be read, of which nobody is told: they may be of any group.
+    has_unknown: AtomicBool,
+}
 
 impl Departures {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, DepartureRecord>> {
-        self.0.lock().expect("a panic aborts the process")
+        self.telling.lock().expect("a panic aborts the process")
     }
 
-    /// Whether a group's VM has left of which its recovery side does not know.
-    pub(super) fn has_of(&self, group: &str) -> bool {
-        self.lock().values().any(|departure| departure.group == group)
+    /// Whether a VM of the group may have left of which its recovery side does not know. A group is its id: another may
+    /// have had its name before.
+    pub(super) fn has_of(&self, group: GroupId) -> bool {
+        let id = group.to_string();
+        self.has_unknown.load(Ordering::SeqCst) || self.lock().values().any(|one| one.group_id == id)
+    }
+
+    /// One of them cannot be read.
+    fn note_unknown(&self) {
+        self.has_unknown.store(true, Ordering::SeqCst);
     }
 
     /// That of the VM that an operator means by its id or the name it had; of several of that name none.
@@ -139,6 +151,7 @@ impl Source {
                         "the recovery side is not told of a VM that has left: {error:#}; remove that file once it is \
                          known there, or mend it, and start the agent anew"
                     );
+                    self.departures.note_unknown();
                     self.alerts.raise("departures", text);
                     continue;
                 }
@@ -261,5 +274,32 @@ async fn say(source: &Source, departure: &DepartureRecord) -> Result<Answer> {
             Message::Heartbeat => {}
             _ => bail!("the recovery side says something that has no place here"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn departure(group_id: GroupId) -> DepartureRecord {
+        DepartureRecord {
+            vm: "01".into(),
+            name: "web".into(),
+            group_id: group_id.to_string(),
+            group: "shop".into(),
+            epoch: 1,
+            peer: "rome:1".into(),
+            left_at: 1,
+        }
+    }
+
+    #[test]
+    fn a_departure_is_of_the_group_it_was_of_whatever_has_its_name_now_and_unread_of_any() {
+        let (then, now) = (GroupId::from_bytes([1; 16]), GroupId::from_bytes([2; 16]));
+        let departures = Departures::default();
+        departures.lock().insert("01".into(), departure(then));
+        assert!(departures.has_of(then) && !departures.has_of(now));
+        departures.note_unknown();
+        assert!(departures.has_of(now));
     }
 }

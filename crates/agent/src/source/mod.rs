@@ -148,8 +148,7 @@ impl Source {
                 }
             }
         }
-        let absent =
-            records.iter().map(|record| (record.name.clone(), self.absent.note(&record.name, &record.group)));
+        let absent = records.iter().map(|record| (record.name.clone(), self.absent.note(&record.group_id)));
         let mut absent: BTreeMap<_, _> = absent.collect();
         let (tapped, others): (Vec<_>, Vec<_>) = records.into_iter().partition(|record| record.qmp.is_some());
         for record in others {
@@ -466,7 +465,7 @@ impl Source {
         }
         vm.detach()?;
         // Until the recovery side knows, or the list of those that are told of has it.
-        let _absent = self.absent.note(name, &record.group);
+        let _absent = self.absent.note(&record.group_id);
         let left_at = vm.group().counter().last();
         let departure = self.record_departure(&record, left_at)?;
         self.state.remove(&record.file_name())?;
@@ -554,7 +553,7 @@ impl Source {
         let Ok(vm) = self.vm(name) else { return };
         self.alerts.raise(Cause::new(AlertKind::Protection, name), alert);
         clear_alerts(self, name);
-        let _absent = self.absent.note(name, vm.group().name());
+        let _absent = self.absent.note(&vm.record().group_id);
         self.leave_group(&vm);
         vm.stop();
         // What is kept of its blocks is about to be opened again: nobody but this and the list has it then.
@@ -605,6 +604,7 @@ impl Source {
         self.leave_group(vm);
         if vm.group().is_empty() {
             self.groups().remove(vm.group().name());
+            self.alerts.clear(format!("hosts of group {}", vm.group().name()));
             self.leave_coordinator(vm.group());
         }
         vm.stop();
@@ -645,9 +645,10 @@ impl Source {
 
     /// Whether an image of a group may have VMs of which nothing is sent from here.
     pub(super) fn lacks_vms_of(&self, group: &Group) -> bool {
-        self.absent.has_of(group.name())
-            || self.stalled().values().any(|stalled| stalled.record.group == group.name())
-            || self.departures.has_of(group.name())
+        let id = group.id().to_string();
+        self.absent.has_of(&id)
+            || self.stalled().values().any(|stalled| stalled.record.group_id == id)
+            || self.departures.has_of(group.id())
     }
 
     fn leave_group(&self, vm: &ProtectedVm) {
