@@ -83,7 +83,7 @@ impl Group {
         policy: &Policy,
     ) -> Arc<Self> {
         let (hosts_record, hosts) = HostsRecord::load(&source.state, id);
-        hosts_record.raise(&source.alerts, &name);
+        hosts_record.tell(&source.alerts, &name);
         let group = Arc::new(Self {
             id,
             name,
@@ -156,7 +156,21 @@ impl Group {
     pub(super) fn remove_host(&self, state: &StateDir, host: &str) -> Result<()> {
         self.hosts_record.check_known().map_err(|why| OperationError::conflict(why.to_string()))?;
         let spanned = self.spans_hosts();
-        self.hosts.remove(self, host).map_err(|why| match why {
+        self.hosts.check_away(host).map_err(|why| self.not_removed(host, why))?;
+        // Written down first: checkpoints are taken without it only where it stays forgotten over a restart.
+        self.hosts_record.save(state, || {
+            let mut hosts = self.hosts.to_record();
+            hosts.remove(host);
+            hosts
+        })?;
+        let removed = self.hosts.remove(self, host).map_err(|why| self.not_removed(host, why));
+        // Where it came back just now, it is written down again.
+        self.hosts_changed(state, spanned)?;
+        removed
+    }
+
+    fn not_removed(&self, host: &str, why: NotRemoved) -> OperationError {
+        match why {
             NotRemoved::Unknown => OperationError::not_found(format!(
                 "group {} has no host {host:?} beside this one; `holdfast group list` shows its hosts",
                 self.name
@@ -165,13 +179,12 @@ impl Group {
                 "host {host} is connected: it leaves group {} when its VMs of it are unprotected there",
                 self.name
             )),
-        })?;
-        self.hosts_changed(state, spanned)
+        }
     }
 
     /// Writes the hosts down; `spanned`: whether there were others before.
     fn hosts_changed(&self, state: &StateDir, spanned: bool) -> Result<()> {
-        self.hosts_record.save(state, self.hosts.to_record())?;
+        self.hosts_record.save(state, || self.hosts.to_record())?;
         self.lock().completion.restarted();
         if spanned != self.spans_hosts() {
             // The recovery side has to know whether cuts between checkpoints mean something from now on.

@@ -67,6 +67,11 @@ impl Hosts {
         Ok(session)
     }
 
+    /// Whether a host can be forgotten.
+    pub(super) fn check_away(&self, name: &str) -> Result<(), NotRemoved> {
+        self.lock().coordinator.check_away(name)
+    }
+
     /// Forgets a host that is away.
     pub(super) fn remove(&self, group: &Group, name: &str) -> Result<(), NotRemoved> {
         let mut inner = self.lock();

@@ -8,6 +8,7 @@ use crate::state::StateDir;
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use types::GroupId;
 
 /// Each host and how many VMs of the group it has.
@@ -24,6 +25,9 @@ pub(super) struct HostsRecord {
     file_name: String,
     /// Why the hosts are not known, and what to do.
     unreadable: Option<String>,
+    /// Held from when the hosts are looked at until they are written down: who came first is not written down last,
+    /// without those who came later.
+    saving: Mutex<()>,
 }
 
 impl HostsRecord {
@@ -31,13 +35,16 @@ impl HostsRecord {
     pub(super) fn load(state: &StateDir, group: GroupId) -> (Self, HostVms) {
         let file_name = format!("hosts/{group}.json");
         match state.load::<HostsFile>(&file_name) {
-            Ok(file) => (Self { file_name, unreadable: None }, file.unwrap_or_default().hosts),
+            Ok(file) => (
+                Self { file_name, unreadable: None, saving: Mutex::default() },
+                file.unwrap_or_default().hosts,
+            ),
             Err(error) => {
                 let why = format!(
                     "its other hosts are not known: {error:#}; mend that file, or remove it to have them join again, \
                      and start the agent anew"
                 );
-                (Self { file_name, unreadable: Some(why) }, HostVms::new())
+                (Self { file_name, unreadable: Some(why), saving: Mutex::default() }, HostVms::new())
             }
         }
     }
@@ -46,11 +53,12 @@ impl HostsRecord {
         self.unreadable.is_some()
     }
 
-    /// Tells the operator, where the hosts could not be read.
-    pub(super) fn raise(&self, alerts: &Alerts, group: &str) {
-        if let Some(why) = &self.unreadable {
-            alerts
-                .raise(format!("hosts of group {group}"), format!("no checkpoints of group {group}: {why}"));
+    /// Tells the operator whether the hosts could be read.
+    pub(super) fn tell(&self, alerts: &Alerts, group: &str) {
+        let cause = format!("hosts of group {group}");
+        match &self.unreadable {
+            Some(why) => alerts.raise(cause, format!("no checkpoints of group {group}: {why}")),
+            None => alerts.clear(cause),
         }
     }
 
@@ -63,10 +71,11 @@ impl HostsRecord {
         }
     }
 
-    /// Writes the hosts down.
-    pub(super) fn save(&self, state: &StateDir, hosts: HostVms) -> Result<()> {
+    /// Writes the hosts down as they are once it is this one's turn.
+    pub(super) fn save(&self, state: &StateDir, hosts: impl FnOnce() -> HostVms) -> Result<()> {
         self.check_known()?;
-        state.save(&self.file_name, &HostsFile { hosts })
+        let _one = self.saving.lock().expect("a panic aborts the process");
+        state.save(&self.file_name, &HostsFile { hosts: hosts() })
     }
 }
 
@@ -83,7 +92,7 @@ mod tests {
         let hosts = HostVms::from([("two".to_owned(), 1)]);
         let (record, before) = HostsRecord::load(&state, group);
         assert!(before.is_empty() && !record.is_unreadable());
-        record.save(&state, hosts.clone()).unwrap();
+        record.save(&state, || hosts.clone()).unwrap();
         assert_eq!(HostsRecord::load(&state, group).1, hosts);
 
         let path = state.path(&record.file_name);
@@ -91,7 +100,31 @@ mod tests {
         std::fs::write(&path, torn).unwrap();
         let (record, none) = HostsRecord::load(&state, group);
         assert!(none.is_empty() && record.check_known().is_err());
-        assert!(record.save(&state, HostVms::new()).is_err());
+        assert!(record.save(&state, HostVms::new).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), torn);
+    }
+
+    #[test]
+    fn hosts_that_join_at_once_are_all_written_down() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(folder.path()).unwrap();
+        let group = GroupId::from_bytes([3; 16]);
+        let record = HostsRecord::load(&state, group).0;
+        let both = HostVms::from([("one".to_owned(), 1), ("two".to_owned(), 1)]);
+        let (saved, second) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let (record, state, both) = (&record, &state, &both);
+            let first = || {
+                scope.spawn(move || {
+                    record.save(state, || both.clone()).unwrap();
+                    let _ = saved.send(());
+                });
+                // The second has joined, and would be done by now if it did not have to wait.
+                let _ = second.recv_timeout(std::time::Duration::from_millis(200));
+                HostVms::from([("one".to_owned(), 1)])
+            };
+            record.save(state, first).unwrap();
+        });
+        assert_eq!(HostsRecord::load(&state, group).1, both);
     }
 }

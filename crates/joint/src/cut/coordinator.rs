@@ -177,20 +177,27 @@ impl Coordinator {
         }
     }
 
+    /// Whether a host can be forgotten.
+    ///
+    /// # Errors
+    /// Where it is not known, or connected.
+    pub fn check_away(&self, name: &str) -> Result<(), NotRemoved> {
+        match self.hosts.get(name) {
+            None => Err(NotRemoved::Unknown),
+            Some(host) if host.session.is_some() => Err(NotRemoved::Connected),
+            Some(_) => Ok(()),
+        }
+    }
+
     /// Forgets a host that is away.
     ///
     /// # Errors
     /// Where it is not known, or connected.
     pub fn remove(&mut self, name: &str, part: &mut impl Part) -> Result<(), NotRemoved> {
-        match self.hosts.get(name) {
-            None => Err(NotRemoved::Unknown),
-            Some(host) if host.session.is_some() => Err(NotRemoved::Connected),
-            Some(_) => {
-                self.hosts.remove(name);
-                self.give_up(Why::Changed, part);
-                Ok(())
-            }
-        }
+        self.check_away(name)?;
+        self.hosts.remove(name);
+        self.give_up(Why::Changed, part);
+        Ok(())
     }
 
     /// Begins a cut: what becomes of it is told by [`outcome`](Self::outcome). `last`: what the counter here has drawn.
