@@ -22,7 +22,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("bench", &["types", "batch", "journal", "agent", "api", "splitter", "lab"]),
     ("xtask", &["lab"]),
 ];
-const ALLOWED_IN_TESTS: &[(&str, &[&str])] = &[("holdfast", &["lab"]), ("journal", &["sim"])];
+const ALLOWED_IN_TESTS: &[(&str, &[&str])] =
+    &[("holdfast", &["lab", "batch", "replication"]), ("journal", &["sim"])];
 
 /// `cargo metadata` of the workspace.
 pub(crate) fn metadata() -> Result<Value> {

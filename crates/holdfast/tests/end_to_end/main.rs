@@ -13,6 +13,7 @@ mod failover;
 mod formats;
 mod groups;
 mod guide;
+mod hostile;
 mod images;
 mod journals;
 mod kill;

@@ -8,6 +8,7 @@
 mod harm;
 mod ledger;
 mod look;
+mod manners;
 mod pledge;
 mod world;
 
