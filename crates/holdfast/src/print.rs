@@ -336,7 +336,7 @@ pub(crate) fn journal(journal: &Journal) -> String {
     if !journal.direct_io {
         out += "  note         its file system has no direct I/O: the page cache is used\n";
     }
-    let scrubbed = journal.scrubbed_at.as_deref().unwrap_or("not yet since the agent started");
+    let scrubbed = journal.scrubbed_at.as_deref().unwrap_or("never yet");
     let _ = writeln!(out, "  scrubbed     {scrubbed}");
     for pin in &journal.pins {
         let expires = pin.expires_at.as_ref().map_or(String::new(), |at| format!(", expires {at}"));

@@ -59,6 +59,7 @@ pub(crate) fn create(
         pins: Vec::new(),
         next_pin: 0,
         damage: Vec::new(),
+        scrubbed_at: None,
     };
     manifest.save(store)?;
     Ok(())

@@ -298,6 +298,19 @@ impl Journal {
         scrub.step(after, how)
     }
 
+    /// A round of scrubbing has come to its end and found all whole; that is known after a restart, too.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn note_scrubbed(&self, at: WallTime) -> io::Result<()> {
+        self.state.change_manifest_alone(|manifest| manifest.scrubbed_at = Some(at.0))
+    }
+
+    /// When that was last.
+    pub fn scrubbed_at(&self) -> Option<WallTime> {
+        self.read_shared().manifest.scrubbed_at.map(WallTime)
+    }
+
     /// What holds cuts, images first of all.
     pub(crate) fn held(&self) -> Pins<'_> {
         Pins { state: &self.state }

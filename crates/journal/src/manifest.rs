@@ -62,6 +62,9 @@ pub struct Manifest {
     pub next_pin: u64,
     /// What was found damaged and contained.
     pub damage: Vec<DamageEntry>,
+    /// When all of it was last read and found whole, microseconds since 1970 by this host's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrubbed_at: Option<i64>,
 }
 
 /// One of the two logs: segments and the runs over them.

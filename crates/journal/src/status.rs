@@ -34,6 +34,8 @@ pub struct JournalStatus {
     pub projected_history: Option<Duration>,
     pub checkpoints: u64,
     pub damage: Vec<String>,
+    /// When all of it was last read and found whole, by this host's clock; none where it never was.
+    pub scrubbed_at: Option<WallTime>,
     pub settings: Settings,
 }
 
@@ -67,6 +69,7 @@ impl JournalStatus {
             projected_history: shared.projected_history(),
             checkpoints: rows + recent as u64,
             damage: unrepaired.map(|damage| damage.what.clone()).collect(),
+            scrubbed_at: manifest.scrubbed_at.map(WallTime),
             settings: shared.settings,
         }
     }

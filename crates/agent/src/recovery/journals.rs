@@ -56,7 +56,7 @@ impl Recovery {
             keep_tagged_seconds: settings.tagged_history.as_secs(),
             damage: status.damage,
             pins: journal.pins().iter().map(pin_to_api).collect(),
-            scrubbed_at: vm.scrubbed_at().map(clock::to_text),
+            scrubbed_at: status.scrubbed_at.map(clock::to_text),
         })
     }
 

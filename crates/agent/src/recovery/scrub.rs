@@ -1,7 +1,11 @@
-//! Scrubbing of all journals, one after the other, each once a day, at a rate for all together.
+//! Scrubbing of all journals, each once a day, at a rate for all together. When one was last read whole stands in its
+//! manifest; a round that is late is an alert.
+
+mod rounds;
 
 use super::Recovery;
 use super::vm::RecoveredVm;
+use crate::alerts::Cause;
 use crate::clock;
 use crate::error::with_sources;
 use crate::pace::Pace;
@@ -9,14 +13,14 @@ use crate::state::random;
 use joint::life::Use;
 use journal::{Clock, Scrubbed, Upkeep};
 use replication::wire::{Refusal, Refuse};
-use std::collections::BTreeMap;
+use rounds::{Round, Rounds};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+use types::WallTime;
 
-/// A journal is read again after this time.
-const EVERY: Duration = Duration::from_secs(24 * 3600);
-/// One whose disk does not answer is not read from its beginning again before this.
-const RETRY: Duration = Duration::from_secs(3600);
+/// Who is due is looked for so often.
 const INTERVAL: Duration = Duration::from_secs(60);
 
 impl Recovery {
@@ -27,38 +31,59 @@ impl Recovery {
             return;
         }
         let pace = Arc::new(Pace::new(rate));
-        // By what passes: a clock that jumps makes nobody read everything at once, nor never again.
-        let started = clock::now();
-        let mut scrubbed_at = BTreeMap::new();
-        let mut failed_at = BTreeMap::new();
+        let mut rounds = Rounds::default();
+        let (ended, mut ends) = mpsc::unbounded_channel();
+        let mut ticks = tokio::time::interval(INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticks.tick().await; // The first is at once.
         loop {
-            tokio::time::sleep(INTERVAL).await;
-            failed_at.retain(|_, at| clock::now().since(*at) < RETRY);
+            tokio::select! {
+                _ = ticks.tick() => self.tell_late(&mut rounds),
+                Some((vm, round)) = ends.recv() => rounds.end(vm, round, clock::now()),
+            }
             for vm in self.list() {
-                let (id, last) = (vm.id(), scrubbed_at.get(&vm.id()).copied().unwrap_or(started));
-                if clock::now().since(last) < EVERY || failed_at.contains_key(&id) {
+                if !rounds.begin(vm.id(), vm.disk(), clock::now()) {
                     continue;
                 }
-                let pace = pace.clone();
-                match tokio::task::spawn_blocking(move || scrub(&vm, &pace)).await {
-                    Ok(Round::Whole) => drop(scrubbed_at.insert(id, clock::now())),
-                    Ok(Round::Again) => {}
-                    Ok(Round::CutShort) => drop(failed_at.insert(id, clock::now())),
-                    Err(_) => return,
-                }
+                let (pace, ended) = (pace.clone(), ended.clone());
+                tokio::task::spawn_blocking(move || {
+                    let round = scrub(&vm, &pace);
+                    let _ = ended.send((vm.id(), round)); // Nobody is there when the agent ends.
+                });
             }
+        }
+    }
+
+    /// A journal that was not read whole for too long is an alert until it was.
+    fn tell_late(&self, rounds: &mut Rounds) {
+        let (vms, now) = (self.list(), clock::now());
+        rounds.keep(&vms.iter().map(|vm| vm.id()).collect());
+        for vm in vms {
+            let Some(journal) = vm.journal() else { continue };
+            let at = journal.scrubbed_at();
+            if !rounds.knows(vm.id()) {
+                rounds.learn(vm.id(), at.and_then(|at| age_of(at, clock::wall())), now);
+            }
+            self.alerts.set(scrub_alert(&vm), rounds.is_late(vm.id(), now), || {
+                let last = at.map_or("never".to_owned(), |at| format!("on {}", clock::to_text(at)));
+                format!(
+                    "the journal of VM {} was last read through whole {last}, and once a day is meant: what rots there is not \
+                     found; see whether its disk answers, and whether scrub_bytes_per_second is enough for all journals",
+                    vm.name()
+                )
+            });
         }
     }
 }
 
-/// How a round over a journal ended.
-enum Round {
-    /// All of it was read and is as it was written.
-    Whole,
-    /// Something was damaged, or the journal was closed.
-    Again,
-    /// Its disk did not let it come to the end.
-    CutShort,
+/// What a journal that is not scrubbed is an alert of.
+pub(super) fn scrub_alert(vm: &RecoveredVm) -> Cause {
+    Cause::from(format!("scrub of {}", vm.id()))
+}
+
+/// How long ago that was, by the clock as it stands now; none where it says that this is still to come.
+fn age_of(at: WallTime, now: WallTime) -> Option<Duration> {
+    (at <= now).then(|| now.since(at))
 }
 
 fn scrub(vm: &Arc<RecoveredVm>, pace: &Pace) -> Round {
@@ -92,7 +117,19 @@ fn scrub(vm: &Arc<RecoveredVm>, pace: &Pace) -> Round {
     if !whole {
         return Round::Again;
     }
-    vm.set_scrubbed(clock::wall());
+    note_whole(vm)
+}
+
+/// Writes down that all of a journal was read and is whole. Where that cannot be, it was read all the same.
+fn note_whole(vm: &RecoveredVm) -> Round {
+    let Ok(journal) = vm.lease(Use::Scrub) else { return Round::Again };
+    if let Err(error) = journal.note_scrubbed(clock::wall()) {
+        if journal.is_closed() {
+            return Round::Again;
+        }
+        let error = with_sources(&error);
+        tracing::warn!(vm = vm.name(), error, "that the journal was scrubbed cannot be written down");
+    }
     Round::Whole
 }
 
@@ -107,5 +144,61 @@ fn tell(vm: &Arc<RecoveredVm>, step: &Scrubbed) {
         if !vm.stop_stream(Refuse { why: Refusal::Busy, detail: text }) {
             tracing::warn!(vm = vm.name(), "its stream does not let go; the journal refuses what it sends");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+
+    use super::super::tests::{PEER, hello, recovery};
+    use super::*;
+
+    fn late(recovery: &Recovery) -> usize {
+        recovery.tell_late(&mut Rounds::default());
+        recovery.alerts.to_api().iter().filter(|alert| alert.subject.starts_with("scrub of ")).count()
+    }
+
+    #[test]
+    fn when_a_journal_was_scrubbed_outlives_the_agent() {
+        let folder = tempfile::tempdir().unwrap();
+        let scrubbed_at = {
+            let recovery = recovery(folder.path());
+            let vm = recovery.admit(&hello(1), PEER).unwrap().0;
+            assert_eq!(recovery.show_journal("vm-1").unwrap().scrubbed_at, None);
+            assert_eq!(scrub(&vm, &Pace::new(0)), Round::Whole);
+            recovery.show_journal("vm-1").unwrap().scrubbed_at
+        };
+        assert!(scrubbed_at.is_some());
+        let recovery = recovery(folder.path());
+        recovery.resume_all().unwrap();
+        assert_eq!(recovery.show_journal("vm-1").unwrap().scrubbed_at, scrubbed_at);
+        let vm = recovery.list()[0].clone();
+        let mut rounds = Rounds::default();
+        recovery.tell_late(&mut rounds);
+        assert!(!rounds.begin(vm.id(), vm.disk(), clock::now()), "it was read just now");
+    }
+
+    #[test]
+    fn a_journal_that_was_not_scrubbed_for_days_is_an_alert_until_it_was_or_is_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let recovery = recovery(folder.path());
+        let vm = recovery.admit(&hello(1), PEER).unwrap().0;
+        assert_eq!(late(&recovery), 0, "nobody knows, and it is read at once");
+        let long_ago = || vm.journal().unwrap().note_scrubbed(WallTime(0)).unwrap();
+        long_ago();
+        assert_eq!(late(&recovery), 1);
+        assert_eq!(scrub(&vm, &Pace::new(0)), Round::Whole);
+        assert_eq!(late(&recovery), 0);
+        long_ago();
+        assert_eq!(late(&recovery), 1);
+        recovery.forget("vm-1").unwrap();
+        assert_eq!(late(&recovery), 0);
+    }
+
+    #[test]
+    fn a_time_that_is_still_to_come_says_nothing() {
+        assert_eq!(age_of(WallTime(5), WallTime(4)), None);
+        assert_eq!(age_of(WallTime(1_000_000), WallTime(3_000_000)), Some(Duration::from_secs(2)));
     }
 }

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-use types::{Checkpoint, GroupId, VmId, WallTime, WriteSeq};
+use types::{Checkpoint, GroupId, VmId, WriteSeq};
 
 /// How long a new connection waits for the one it replaces to let go.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -45,7 +45,6 @@ struct Inner {
     /// The file system the folder lies on.
     disk: u64,
     last_error: Option<String>,
-    scrubbed_at: Option<WallTime>,
     stream: Option<Stream>,
     /// While the journal is being moved.
     moving: Option<Arc<Moving>>,
@@ -95,7 +94,6 @@ impl RecoveredVm {
             store: None,
             disk: 0,
             last_error: None,
-            scrubbed_at: None,
             stream: None,
             moving: None,
             reopening: Reopening::default(),
@@ -252,15 +250,6 @@ impl RecoveredVm {
     /// Gives the folder's lock back: the journal lies elsewhere from now on.
     pub(crate) fn let_go_of_folder(&self) {
         self.lock().store = None;
-    }
-
-    /// When all of the journal was last read and found whole.
-    pub(crate) fn scrubbed_at(&self) -> Option<WallTime> {
-        self.lock().scrubbed_at
-    }
-
-    pub(crate) fn set_scrubbed(&self, at: WallTime) {
-        self.lock().scrubbed_at = Some(at);
     }
 
     /// Bytes left where the journal lies.
