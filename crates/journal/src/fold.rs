@@ -218,7 +218,7 @@ impl Fold {
             let bytes = &mut buf.as_mut_slice()[at(range.start)..at(range.end())];
             if let Err(error) = self.reads.part(&view, region.disk, piece).and_then(|part| part.read(bytes)) {
                 let parts = match is_whole && error.is_of_a_batch() {
-                    true => self.still_needed(region.disk, range, target)?,
+                    true => self.still_needed(region.disk, &piece, target)?,
                     false => None,
                 };
                 let parts = parts.ok_or(error)?;
@@ -256,17 +256,22 @@ impl Fold {
         Ok(())
     }
 
-    /// Which parts of a range some cut that can be opened needs as they are at `target`. In a gap that has ended those are
+    /// Which parts of a piece some cut that can be opened needs as they are at `target`. In a gap that has ended those are
     /// not needed that were written anew by its end, as all was that could not be read when the sides were compared.
-    /// None where there is no such gap.
+    /// An image that was opened before the gap was found, at the write or above it, needs them as far as its cut. None where there is no such gap.
     fn still_needed(
         &self,
         disk: DiskIndex,
-        range: ByteRange,
+        piece: &Piece,
         target: WriteSeq,
     ) -> Result<Option<Vec<ByteRange>>, ReadError> {
-        let gap = self.state.read_shared().timeline.closed_gap_at(target);
-        gap.map(|(_, end)| self.reads.unwritten_between(disk, range, target, end)).transpose()
+        let Origin::Log { seq, .. } = piece.origin else { return Ok(None) };
+        let (gap, pin) = {
+            let shared = self.state.read_shared();
+            (shared.timeline.closed_gap_at(target), shared.lowest_pin_from(seq))
+        };
+        let upto = gap.map(|(_, end)| pin.map_or(end, |pin| end.min(pin)));
+        upto.map(|upto| self.reads.unwritten_between(disk, piece.range, target, upto)).transpose()
     }
 
     /// Moves `applied` to `target`, drops the segments that are done, and keeps or removes their files.

@@ -189,7 +189,7 @@ impl Image {
     }
 
     pub(crate) fn below(&self, disk: DiskIndex, start: u64, buf: &mut [u8]) -> Result<(), ImageError> {
-        Ok(self.journal().read_at(disk, self.cut, start, buf)?)
+        Ok(self.journal().read_image(disk, self.cut, start, buf)?)
     }
 }
 

@@ -177,6 +177,17 @@ impl Journal {
         self.reads.read_at(disk, cut, start, buf)
     }
 
+    /// The same for an image, which may have been opened before damage was found.
+    pub(crate) fn read_image(
+        &self,
+        disk: DiskIndex,
+        cut: WriteSeq,
+        start: u64,
+        buf: &mut [u8],
+    ) -> Result<(), ReadError> {
+        self.reads.read_image(disk, cut, start, buf)
+    }
+
     /// Appends batches in order and makes them durable with one sync. Not to be mixed with shards on the
     /// same journal.
     ///

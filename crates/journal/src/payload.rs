@@ -32,6 +32,11 @@ pub enum ReadError {
         #[source]
         source: io::Error,
     },
+    /// Nobody knows any more what it had.
+    #[error(
+        "writes at or below {cut} are lost with their index: {what}; open a checkpoint before them, or one after the next sync"
+    )]
+    Lost { cut: WriteSeq, what: String },
     #[error(transparent)]
     Run(#[from] crate::run::RunError),
     #[error("cannot read the replica")]

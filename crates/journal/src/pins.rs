@@ -3,7 +3,7 @@
 
 use crate::age::micros;
 use crate::history::History;
-use crate::manifest::{DamageEntry, PinEntry};
+use crate::manifest::PinEntry;
 use crate::state::State;
 use crate::view::Shared;
 use std::io;
@@ -43,10 +43,7 @@ impl Shared {
     fn is_promised(&self, cut: WriteSeq) -> bool {
         let mut pins = self.manifest.pins.iter().map(|pin| pin.cut);
         let is_pinned = pins.any(|pin| pin == cut.raw()) || self.image_pins.values().any(|pin| *pin == cut);
-        let is_lost = |damage: &DamageEntry| {
-            !damage.indexed && damage.from_seq <= cut.raw() && damage.to_seq.is_none_or(|to| to > cut.raw())
-        };
-        is_pinned && self.timeline.reaches(cut) && !self.manifest.damage.iter().any(is_lost)
+        is_pinned && self.timeline.reaches(cut) && self.lost_at(cut).is_none()
     }
 }
 

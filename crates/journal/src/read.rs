@@ -15,7 +15,7 @@ use crate::payload::{BatchKey, ReadError, SegmentFile, Wanted};
 use crate::segment::Segment;
 use crate::state::State;
 use crate::store::StoreFile;
-use crate::view::View;
+use crate::view::{Shared, View};
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, RwLock};
@@ -145,9 +145,33 @@ impl Reads {
         start: u64,
         buf: &mut [u8],
     ) -> Result<(), ReadError> {
+        self.read(disk, cut, start, buf, |_| Ok(()))
+    }
+
+    /// The same, of an image that may have been opened before damage was found: an error where what lay at its cut is not
+    /// known any more, for below what was lost lie older bytes.
+    pub(crate) fn read_image(
+        &self,
+        disk: DiskIndex,
+        cut: WriteSeq,
+        start: u64,
+        buf: &mut [u8],
+    ) -> Result<(), ReadError> {
+        self.read(disk, cut, start, buf, |shared| shared.knows_all_at(cut))
+    }
+
+    /// `check` is asked of the very state that each part is looked up in.
+    fn read(
+        &self,
+        disk: DiskIndex,
+        cut: WriteSeq,
+        start: u64,
+        buf: &mut [u8],
+        check: impl Fn(&Shared) -> Result<(), ReadError>,
+    ) -> Result<(), ReadError> {
         let _gate = self.gate.read().expect("a panic aborts the process");
         let range = ByteRange::new(start, buf.len() as u64);
-        let parts = self.plan(disk, cut, range)?;
+        let parts = self.plan(disk, cut, range, check)?;
         read_parts(&parts, buf, self.state.store.readers())
     }
 
@@ -167,7 +191,13 @@ impl Reads {
     }
 
     /// Where the bytes of `range` are as of `cut`, in ascending order. To be called behind the gate.
-    fn plan(&self, disk: DiskIndex, cut: WriteSeq, range: ByteRange) -> Result<Vec<Part>, ReadError> {
+    fn plan(
+        &self,
+        disk: DiskIndex,
+        cut: WriteSeq,
+        range: ByteRange,
+        check: impl Fn(&Shared) -> Result<(), ReadError>,
+    ) -> Result<Vec<Part>, ReadError> {
         let size =
             self.state.read_shared().manifest.disks.get(usize::from(disk.0)).map(|entry| entry.size_bytes);
         if !size.is_some_and(|size| range.fits(size)) {
@@ -175,7 +205,7 @@ impl Reads {
         }
         let mut parts = Vec::new();
         for region in range.split_at_multiples(REGION_BYTES) {
-            let (pieces, view) = self.look_up(disk, cut, region)?;
+            let (pieces, view) = self.look_up(disk, cut, region, &check)?;
             for piece in pieces {
                 parts.push(self.part(&view, disk, piece)?);
             }
@@ -189,10 +219,12 @@ impl Reads {
         disk: DiskIndex,
         cut: WriteSeq,
         range: ByteRange,
+        check: impl Fn(&Shared) -> Result<(), ReadError>,
     ) -> Result<(Vec<Piece>, Arc<View>), ReadError> {
         let mut cover = Cover::of(range);
         let (view, undo_of_open) = {
             let shared = self.state.read_shared();
+            check(&shared)?;
             let view = shared.view.clone();
             shared.redo_table.fill(&mut cover, disk, range, view.applied, cut);
             // Taken along now: by the time the older ones are looked up it may have been sealed.

@@ -5,7 +5,8 @@
 
 use crate::age::AgeClock;
 use crate::cover::LogKind;
-use crate::manifest::{Manifest, Sealed};
+use crate::manifest::{DamageEntry, Manifest, Sealed};
+use crate::payload::ReadError;
 use crate::run::Run;
 use crate::settings::Settings;
 use crate::table::Table;
@@ -83,6 +84,21 @@ impl Shared {
         }
     }
 
+    /// What was lost at or below `cut` together with its index, if anything: reads there would show older bytes.
+    pub(crate) fn lost_at(&self, cut: WriteSeq) -> Option<&DamageEntry> {
+        self.manifest.damage.iter().find(|damage| {
+            !damage.indexed && damage.from_seq <= cut.raw() && damage.to_seq.is_none_or(|to| to > cut.raw())
+        })
+    }
+
+    /// Whether every write at or below `cut`, which can be opened or could once, is there or known to an index.
+    pub(crate) fn knows_all_at(&self, cut: WriteSeq) -> Result<(), ReadError> {
+        match self.lost_at(cut).filter(|_| self.timeline.is_gap_at(cut)) {
+            Some(damage) => Err(ReadError::Lost { cut, what: damage.what.clone() }),
+            None => Ok(()),
+        }
+    }
+
     /// Replaces the manifest and what hangs on it.
     pub(crate) fn set_manifest(&mut self, manifest: Manifest, change: impl FnOnce(&mut View)) {
         self.manifest = Arc::new(manifest);
@@ -110,10 +126,19 @@ impl Shared {
         self.oldest_at().map_or(Duration::ZERO, |oldest| newest.since(oldest))
     }
 
+    fn pinned(&self) -> impl Iterator<Item = WriteSeq> {
+        let kept = self.manifest.pins.iter().map(|pin| WriteSeq::from_raw(pin.cut));
+        self.image_pins.values().copied().chain(kept)
+    }
+
     /// The lowest cut that a pin holds.
     pub(crate) fn lowest_pin(&self) -> Option<WriteSeq> {
-        let kept = self.manifest.pins.iter().map(|pin| WriteSeq::from_raw(pin.cut));
-        self.image_pins.values().copied().chain(kept).min()
+        self.pinned().min()
+    }
+
+    /// The lowest cut that a pin holds, of those at or above `least`.
+    pub(crate) fn lowest_pin_from(&self, least: WriteSeq) -> Option<WriteSeq> {
+        self.pinned().filter(|cut| *cut >= least).min()
     }
 
     /// How long ago `cut` was at the end of what is sealed; zero for what is not.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use types::WallTime;
 
 /// Every page of a segment's footer.
-fn rot_index(store: &SimStore, name: &str) {
+pub(crate) fn rot_index(store: &SimStore, name: &str) {
     let manifest = Manifest::load(store).unwrap();
     let segment = manifest.redo.segments.iter().find(|segment| name.ends_with(&segment.number.to_string()));
     let footer = segment.unwrap().sealed.clone().unwrap().footer.unwrap();

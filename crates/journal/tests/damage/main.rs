@@ -7,6 +7,7 @@ mod copies;
 mod demand;
 mod found;
 mod made_good;
+mod open_images;
 #[path = "../stream/mod.rs"]
 mod stream;
 mod unreadable;
