@@ -11,8 +11,8 @@ use std::path::Path;
 const ROUNDS: usize = 40;
 
 async fn start(folder: &Path) -> Agent {
-    Pki::new(&folder.join("pki")).init("here").unwrap();
-    Pki::new(&folder.join("pki")).issue("one", "agent", &["127.0.0.1".to_owned()], 30).unwrap();
+    Pki::new(folder.join("pki")).init("here").unwrap();
+    Pki::new(folder.join("pki")).issue("one", "agent", &["127.0.0.1".to_owned()], 30).unwrap();
     let text = "site = \"here\"\nagent = \"one\"\nstate_dir = \"state\"\nrun_dir = \"state/run\"\npki_dir = \"pki\"\n";
     std::fs::write(folder.join("agent.toml"), text).unwrap();
     Agent::start(Config::load(&folder.join("agent.toml")).unwrap()).await.unwrap()

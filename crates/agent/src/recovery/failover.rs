@@ -1,12 +1,18 @@
 //! Failover of a group: fence, open images, start VMs; then commit or roll back.
 //!
+//! A disk that hangs answers nobody, and a failover is asked for because something does. So all VMs are asked and fenced
+//! side by side, within one bound: the operator is told the name of who does not answer where it was to be opened, and it is
+//! passed over where the others go without it.
+//!
 //! The record is saved before each step that cannot be taken back by forgetting it, so an agent that
 //! dies in the middle finds the group fenced and the images named when it comes back.
 
 use super::Recovery;
-use super::cut;
+use super::cut::{self, hindrance};
 use super::groups::{KeptGroup, Pick};
 use super::images::{Closing, ImageRecord, OpenImage};
+use super::one_at_a_time::Turn;
+use super::side_by_side::side_by_side;
 use super::vm::{RecoveredVm, checkpoint_to_api};
 use crate::clock;
 use crate::error::{OperationError, Result};
@@ -20,8 +26,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use types::{Epoch, GroupId, Monotonic, VmId, WriteSeq};
 
-/// How long a failover waits for what is being written to a journal.
-const FENCE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a failover waits for the journals of a group to say what they have.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
+/// How long it waits for what is being written to them.
+const FENCE_PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
+/// Why a VM is left out.
+const SILENT: &str = "the disk of its journal does not answer";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -97,6 +107,18 @@ impl FailoverRecord {
         format!("failovers/{}.json", self.group_id)
     }
 
+    /// Whoever of the group is neither opened nor left out for another reason did not answer.
+    fn leave_out_silent(&mut self, group: &KeptGroup) {
+        for vm in &group.members {
+            let (id, name) = (vm.id().to_string(), vm.name());
+            let is_told =
+                self.vms.iter().any(|run| run.id == id) || self.left_out.iter().any(|(out, ..)| *out == id);
+            if !is_told {
+                self.left_out.push((id, name, SILENT.to_owned()));
+            }
+        }
+    }
+
     pub(super) fn phase_name(&self) -> &'static str {
         match self.phase {
             Phase::Starting => "starting",
@@ -110,11 +132,13 @@ impl FailoverRecord {
 impl Recovery {
     /// Fails a group over to this side.
     pub(crate) fn failover(&self, word: &str, request: &api::FailoverRequest) -> Result<api::Failover> {
-        let _one = self.failing_over.lock().expect("a panic aborts the process");
         let started = clock::now();
         let group = self.group(word)?;
-        let pick = group.pick(&request.vms, &request.without)?;
         let label = group.label();
+        let _turn = self.turns_of_groups.take(group.id, &label)?;
+        // As it is now that nobody else does anything with it.
+        let group = self.group(&group.id.to_string())?;
+        let pick = group.pick(&request.vms, &request.without)?;
         self.check_failover_was_read(group.id)?;
         let before = self.failovers().get(&group.id).cloned();
         if let Some(before) = before.as_ref().filter(|before| !before.is_released()) {
@@ -124,7 +148,8 @@ impl Recovery {
             )));
         }
         // All that can hinder it is found before anything is fenced.
-        let planned = cut::find(&group, &request.at, &pick)?;
+        let (answering, silent) = who_answers(&group, &pick)?;
+        let planned = cut::find(&answering, &request.at, &pick)?;
         planned.vms.iter().try_for_each(|vm| definition_of(vm).map(drop))?;
         let mut notes: Vec<_> = planned.vms.iter().filter(|vm| vm.is_streaming()).map(still_there).collect();
         let known = group.all().filter_map(|vm| vm.journal()).map(|journal| journal.status().epoch.0).max();
@@ -143,40 +168,20 @@ impl Recovery {
             start_seconds: 0.0,
         };
         self.keep(&record)?;
-        let done = self
-            .fence(&group, &planned.vms, epoch)
-            .and_then(|()| self.start(&group, &request.at, &pick, &mut record, started));
+        let done = fence(answering, &silent, &planned.vms, epoch)
+            .and_then(|group| self.start(&group, &request.at, &pick, &mut record, started));
         if let Err(error) = done {
             tracing::error!(group = label, error = error.detail, "failover is taken back");
             self.take_back(&mut record)?;
             return Err(error);
         }
+        record.leave_out_silent(&group);
         tracing::info!(group = label, %epoch, cut = %WriteSeq::from_raw(record.cut), "failed over");
         notes.append(&mut record.notes);
         notes.extend(self.unread_vms_note());
         record.notes = notes;
         self.keep(&record)?;
         Ok(self.failover_to_api(&record))
-    }
-
-    /// Nothing of the old epoch is appended from here on: to no journal of the group, for it is the group whose
-    /// authority passes, also where only some of its VMs are opened.
-    fn fence(&self, group: &KeptGroup, meant: &[Arc<RecoveredVm>], epoch: Epoch) -> Result<()> {
-        for vm in group.all() {
-            let why = Refusal::Fenced { epoch, released: false };
-            if !vm.stop_stream(Refuse { why, detail: "the group has failed over to this side".into() }) {
-                tracing::warn!(vm = vm.name(), "its stream does not let go; the epoch stops what it sends");
-            }
-            match fence_journal(vm, epoch) {
-                Err(error) if meant.iter().any(|meant| meant.id() == vm.id()) => return Err(error),
-                // The record of the failover keeps its stream out.
-                Err(error) => {
-                    tracing::warn!(vm = vm.name(), error = error.detail, "fenced without its journal");
-                }
-                Ok(()) => {}
-            }
-        }
-        Ok(())
     }
 
     fn start(
@@ -196,6 +201,7 @@ impl Recovery {
         let mut images = Vec::new();
         for vm in &found.vms {
             let image = self.open_at(vm, found.cut, true, Some(record.group.clone()), started)?;
+            let _naming = self.naming.lock().expect("a panic aborts the process");
             record.vms.push(VmRun {
                 vm: vm.name(),
                 image: image.record.id.clone(),
@@ -243,7 +249,7 @@ impl Recovery {
 
     /// Makes a failover final: the images go on, the old protected side stays fenced.
     pub(crate) fn commit(&self, group: &str) -> Result<api::Failover> {
-        let _one = self.failing_over.lock().expect("a panic aborts the process");
+        let _turn = self.turn_of(group)?;
         let mut record = self.running(group)?;
         if record.phase == Phase::Starting {
             return Err(OperationError::conflict(format!(
@@ -259,7 +265,7 @@ impl Recovery {
 
     /// Pauses the VMs of a failover, or lets them go on.
     pub(crate) fn set_paused(&self, group: &str, paused: bool) -> Result<api::Failover> {
-        let _one = self.failing_over.lock().expect("a panic aborts the process");
+        let _turn = self.turn_of(group)?;
         let found = self.failover_of(group)?;
         let record = found
             .filter(|record| !record.is_released())
@@ -276,7 +282,7 @@ impl Recovery {
 
     /// Undoes a failover: VMs stop, what they wrote is thrown away, the group is the other side's again.
     pub(crate) fn rollback(&self, group: &str) -> Result<api::Failover> {
-        let _one = self.failing_over.lock().expect("a panic aborts the process");
+        let _turn = self.turn_of(group)?;
         let mut record = self.running(group)?;
         self.check_images_were_read(&record)?;
         self.take_back(&mut record)?;
@@ -331,6 +337,11 @@ impl Recovery {
         Ok(())
     }
 
+    fn turn_of(&self, word: &str) -> Result<Turn<'_>> {
+        let group = self.failed_over_group(word)?;
+        self.turns_of_groups.take(group.id, &group.label())
+    }
+
     /// The failover of the group an operator names, if it ever had one.
     fn failover_of(&self, word: &str) -> Result<Option<FailoverRecord>> {
         let id = self.failed_over_group(word)?.id;
@@ -351,7 +362,7 @@ impl Recovery {
 
     /// Closes an image that a failover ran on: once that is final, all of the image is its own, and nobody runs on it.
     pub(super) fn close_image_of_failover(&self, group: &str, image: &OpenImage) -> Result<Vec<PathBuf>> {
-        let _one = self.failing_over.lock().expect("a panic aborts the process");
+        let _turn = self.turn_for_image(&image.record)?;
         let id = &image.record.id;
         let runs_on_it = |record: &&FailoverRecord| record.vms.iter().any(|run| run.image == *id);
         let record = self.failovers().values().find(runs_on_it).cloned();
@@ -501,18 +512,73 @@ impl Recovery {
     }
 }
 
-/// Once this returns, all that is ever acknowledged of the old epoch is in the journal: a cut that is chosen then has
-/// it, and nothing else comes to be in it. What had its place before the epoch was raised, also by a connection that nobody has stopped, is waited for.
-fn fence_journal(vm: &RecoveredVm, epoch: Epoch) -> Result<()> {
-    let journal = super::at::journal_of(vm)?;
-    if journal.fence(epoch, FENCE_TIMEOUT).context("raise the journal's epoch")? {
-        return Ok(());
+/// The group without those whose journals do not answer, and who they are.
+///
+/// # Errors
+/// Where one of them is to be opened.
+fn who_answers(group: &KeptGroup, pick: &Pick) -> Result<(KeptGroup, Vec<Arc<RecoveredVm>>)> {
+    let all: Vec<_> = group.all().cloned().collect();
+    let (_, silent) = side_by_side(&all, ANSWER_PATIENCE, hindrance);
+    let is_meant = |vm: &&Arc<RecoveredVm>| match pick {
+        Pick::All => vm.record().left.is_none(),
+        Pick::Only(ids) => ids.contains(&vm.id()),
+        Pick::Without(ids) => vm.record().left.is_none() && !ids.contains(&vm.id()),
+    };
+    refuse_silent(silent.iter().filter(is_meant), ANSWER_PATIENCE)?;
+    Ok((group.clone().without(&silent), silent))
+}
+
+/// Nothing of the old epoch is appended from here on: to no journal of the group, for it is the group whose authority
+/// passes, also where only some of its VMs are opened. The group without those that do not answer is returned; the record
+/// of the failover keeps their streams out, and they are fenced once they answer.
+///
+/// # Errors
+/// Where a VM that is meant does not answer, or cannot be fenced.
+fn fence(
+    group: KeptGroup,
+    silent: &[Arc<RecoveredVm>],
+    meant: &[Arc<RecoveredVm>],
+    epoch: Epoch,
+) -> Result<KeptGroup> {
+    let one = move |vm: &RecoveredVm| fence_one(vm, epoch);
+    drop(side_by_side(silent, Duration::ZERO, one));
+    let is_meant = |vm: &Arc<RecoveredVm>| meant.iter().any(|meant| meant.id() == vm.id());
+    let all: Vec<_> = group.all().cloned().collect();
+    let (answers, silent) = side_by_side(&all, FENCE_PATIENCE, one);
+    for (vm, fenced) in answers {
+        match fenced {
+            Err(error) if is_meant(&vm) => return Err(error),
+            Err(error) => tracing::warn!(vm = vm.name(), error = error.detail, "fenced without its journal"),
+            Ok(()) => {}
+        }
     }
+    refuse_silent(silent.iter().filter(|vm| is_meant(vm)), FENCE_PATIENCE)?;
+    Ok(group.without(&silent))
+}
+
+/// Once this returns, all that is ever acknowledged of the old epoch is in the journal: a cut that is chosen then has
+/// it, and nothing else comes to be in it. What had its place before the epoch was raised, also by a connection that nobody
+/// has stopped, is waited for, as long as its disk takes.
+fn fence_one(vm: &RecoveredVm, epoch: Epoch) -> Result<()> {
+    let why = Refusal::Fenced { epoch, released: false };
+    if !vm.stop_stream(Refuse { why, detail: "the group has failed over to this side".into() }) {
+        tracing::warn!(vm = vm.name(), "its stream does not let go; the epoch stops what it sends");
+    }
+    let journal = super::at::journal_of(vm)?;
+    while !journal.fence(epoch, FENCE_PATIENCE).context("raise the journal's epoch")? {}
+    Ok(())
+}
+
+fn refuse_silent<'a>(mut silent: impl Iterator<Item = &'a Arc<RecoveredVm>>, waited: Duration) -> Result<()> {
+    let Some(first) = silent.next() else { return Ok(()) };
+    let names: Vec<_> = std::iter::once(first).chain(silent).map(|vm| vm.name()).collect();
+    let words: Vec<_> = names.iter().map(|name| format!("--without {name}")).collect();
     Err(OperationError::unavailable(format!(
-        "VM {}: the disk of its journal does not answer: what was being written for {} s may still be acknowledged; see to \
-         the disk, or do without it with `--without`",
-        vm.name(),
-        FENCE_TIMEOUT.as_secs()
+        "VM {}: the disk of its journal has not answered for {} s; see to the disk, or give `{}` to fail the others over \
+         without",
+        names.join(", "),
+        waited.as_secs(),
+        words.join(" ")
     )))
 }
 
@@ -536,5 +602,7 @@ fn definition_of(vm: &RecoveredVm) -> Result<Option<VmDefinition>> {
         .map_err(|error| OperationError::conflict(format!("VM {}: {error}", vm.name())))
 }
 
+#[cfg(test)]
+mod hanging_disk;
 #[cfg(test)]
 mod tests;

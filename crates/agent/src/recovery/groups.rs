@@ -59,6 +59,14 @@ impl KeptGroup {
         self.members.iter().chain(&self.former)
     }
 
+    /// The group without some of its VMs.
+    pub(super) fn without(mut self, vms: &[Arc<RecoveredVm>]) -> Self {
+        let is_left = |vm: &Arc<RecoveredVm>| !vms.iter().any(|other| other.id() == vm.id());
+        self.members.retain(is_left);
+        self.former.retain(is_left);
+        self
+    }
+
     /// Its name as it is unique here.
     pub(super) fn label(&self) -> String {
         format!("{}/{}", self.site, self.name)

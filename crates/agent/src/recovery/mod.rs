@@ -2,9 +2,9 @@
 //!
 //! Locks are taken in this order and never in another; whoever has one takes only such as stand below it:
 //!
-//! 1. `failing_over`, while guests are started and stopped: failovers, commits, rollbacks and images that are served
-//!    again go one at a time;
-//! 2. `making`, while a journal is made for a VM that is not kept yet;
+//! 1. a group's turn (`turns_of_groups`), while its guests are started and stopped: what is done with one group, failover,
+//!    commit, rollback and images that are served again, goes one at a time, and no group waits for another;
+//! 2. `making`, while a journal is made for a VM that is not kept yet; `naming`, while guests get their names on this host;
 //! 3. a VM's `handing_over`, while its stream goes from one connection to the next;
 //! 4. `images`, then `waiting_images`;
 //! 5. `failovers`;
@@ -29,6 +29,7 @@ mod journals;
 mod leaving;
 mod life;
 mod making;
+mod one_at_a_time;
 mod policy;
 mod promote;
 mod promoted;
@@ -37,6 +38,7 @@ mod replicas;
 mod resume;
 mod scrub;
 mod seeds;
+mod side_by_side;
 mod silence;
 mod turns;
 mod unreadable;
@@ -55,6 +57,7 @@ use crate::state::{StateDir, random};
 use failover::FailoverRecord;
 use guests::GuestEvents;
 pub(crate) use incoming::serve_stream;
+use one_at_a_time::OneAtATime;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -89,8 +92,9 @@ pub(crate) struct Recovery {
     unreadable: unreadable::Unreadable,
     /// New journals are made one at a time.
     making: Mutex<()>,
-    /// Failover, commit and rollback go one at a time.
-    failing_over: Mutex<()>,
+    turns_of_groups: OneAtATime,
+    /// Guests of failovers get their names on this host one at a time.
+    naming: Mutex<()>,
 }
 
 impl Recovery {
@@ -120,7 +124,8 @@ impl Recovery {
             failovers: Mutex::default(),
             unreadable: unreadable::Unreadable::default(),
             making: Mutex::default(),
-            failing_over: Mutex::default(),
+            turns_of_groups: OneAtATime::default(),
+            naming: Mutex::default(),
         })
     }
 

@@ -3,12 +3,13 @@
 
 use super::Recovery;
 use super::images::{Closing, ImageRecord};
+use super::one_at_a_time::Turn;
 use crate::error::{OperationError, Result};
 use joint::life::Use;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use types::WriteSeq;
+use types::{GroupId, WriteSeq};
 
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -40,21 +41,38 @@ impl Unserved {
 }
 
 impl Recovery {
-    /// Tries those again that could not be served.
+    /// Tries those again that could not be served, each by itself: one whose disk hangs is no other's trouble.
     pub(crate) async fn serve_waiting_images(self: Arc<Self>) {
         loop {
             tokio::time::sleep(RETRY).await;
-            let recovery = self.clone();
-            let tried = move || {
-                let _one = recovery.failing_over.lock().expect("a panic aborts the process");
-                let waiting: Vec<_> =
-                    recovery.waiting_images().values().map(|image| image.record.clone()).collect();
-                waiting.into_iter().for_each(|record| recovery.serve_again(record));
-            };
-            if tokio::task::spawn_blocking(tried).await.is_err() {
-                return;
+            let waiting: Vec<_> = self.waiting_images().values().map(|image| image.record.clone()).collect();
+            for record in waiting {
+                let recovery = self.clone();
+                tokio::task::spawn_blocking(move || {
+                    // Whoever does something with its group, a try before this one too, comes first.
+                    if let Some(_turn) = recovery.try_turn_for_image(&record)
+                        && recovery.waiting_images().contains_key(&record.id)
+                    {
+                        recovery.serve_again(record);
+                    }
+                });
             }
         }
+    }
+
+    /// The group that an image belongs to; no group's id where its VM is not kept any more.
+    fn group_of_image(&self, record: &ImageRecord) -> GroupId {
+        let vm = self.list().into_iter().find(|vm| vm.id().to_string() == record.vm);
+        vm.map_or(GroupId::from_bytes([0; 16]), |vm| vm.group())
+    }
+
+    pub(super) fn turn_for_image(&self, record: &ImageRecord) -> Result<Turn<'_>> {
+        let name = record.failover.as_deref().unwrap_or(&record.vm_name);
+        self.turns_of_groups.take(self.group_of_image(record), name)
+    }
+
+    fn try_turn_for_image(&self, record: &ImageRecord) -> Option<Turn<'_>> {
+        self.turns_of_groups.try_take(self.group_of_image(record))
     }
 
     pub(super) fn wait_for_image(&self, record: ImageRecord, error: String) {
@@ -92,13 +110,13 @@ impl Recovery {
 
     /// Closes an image that is not served.
     pub(super) fn close_waiting(&self, id: &str) -> Result<Vec<PathBuf>> {
-        let _one = self.failing_over.lock().expect("a panic aborts the process");
         let missing = || {
             let detail = format!("no image {id:?} is open; `holdfast image list` shows those that are");
             OperationError::not_found(detail)
         };
-        let owner = self.waiting_images().get(id).map(|image| image.record.failover.clone());
-        if let Some(group) = owner.ok_or_else(missing)? {
+        let record = self.waiting_images().get(id).map(|image| image.record.clone()).ok_or_else(missing)?;
+        let _turn = self.turn_for_image(&record)?;
+        if let Some(group) = record.failover {
             return Err(OperationError::conflict(format!(
                 "the failover of group {group} needs this image, which cannot be served just now: roll it back, or see \
                  in `holdfast image list` what is in its way"
@@ -107,7 +125,7 @@ impl Recovery {
         self.end_waiting(id)
     }
 
-    /// Ends an image that is not served; `failing_over` is held.
+    /// Ends an image that is not served; its group's turn is held.
     pub(super) fn end_waiting(&self, id: &str) -> Result<Vec<PathBuf>> {
         let Some(mut record) = self.waiting_images().get(id).map(|image| image.record.clone()) else {
             return Ok(Vec::new());
