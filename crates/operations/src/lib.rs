@@ -24,6 +24,7 @@
 //!
 //! This crate has no clock, thread or file: the agent's [`Work`] does the steps, its [`Ledger`] keeps the records.
 
+mod at;
 mod book;
 mod control;
 mod lock;
@@ -33,9 +34,10 @@ mod run;
 #[cfg(test)]
 mod tests;
 
+pub use at::At;
 pub use book::{Begun, Book, Refused};
 pub use control::{Cancelled, Control, Progress, TooLate};
 pub use lock::Lock;
 pub use plan::{Failure, Plan, Trouble, Work};
 pub use record::{BadRecord, OperationId, Record, RequestKey, Standing};
-pub use run::{At, Ledger, LedgerError, Pass, go_on};
+pub use run::{Ledger, LedgerError, Pass, go_on};

@@ -1,7 +1,7 @@
 //! What an operation is made of, and who does it.
 
+use crate::at::At;
 use crate::lock::Lock;
-use crate::run::At;
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -14,7 +14,8 @@ pub trait Plan: Clone {
     /// The steps in their order, at least one.
     fn steps(&self) -> Vec<Self::Step>;
 
-    /// Whether there is no way back once this step has begun. All after it are final as well.
+    /// Whether there is no way back once this step has begun. All after it are final as well. A step that comes to such a
+    /// point only while it runs writes that down in the plan, by [`At::keep`].
     fn is_final(&self, step: Self::Step) -> bool;
 
     /// Whether the operation may end without this step done, or undone, where that cannot be and an operator says so:

@@ -103,7 +103,7 @@ pub struct Record<P> {
     pub key: Option<RequestKey>,
     /// What could not be done or undone, and was left at an operator's word.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub left: Vec<String>,
+    pub left_undone: Vec<String>,
     /// Unix time in seconds, a label.
     pub began_at: i64,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -7,6 +7,7 @@
 //! 3. That it goes back, before the first undo: an agent that starts again does not go forward over what is half undone.
 //! 4. Its end, after the last step.
 
+use crate::at::At;
 use crate::control::{Control, Progress};
 use crate::plan::{Failure, Plan, Trouble, Work};
 use crate::record::{Record, Standing};
@@ -23,43 +24,6 @@ pub trait Ledger<P> {
     /// # Errors
     /// If that cannot be promised.
     fn keep(&self, record: &Record<P>) -> Result<(), LedgerError>;
-}
-
-/// Where a step in progress stands, for the step itself.
-pub struct At<'a, P> {
-    record: &'a mut Record<P>,
-    ledger: &'a dyn Ledger<P>,
-    control: &'a Control,
-    is_final: bool,
-}
-
-impl<P: Clone> At<'_, P> {
-    /// Makes what a step has chosen durable, before it does what could not be found again without.
-    ///
-    /// # Errors
-    /// If it is not.
-    pub fn keep(&mut self, plan: &P) -> Result<(), Failure> {
-        // In memory too, and first: whatever is written after this has it.
-        self.record.plan = plan.clone();
-        self.ledger.keep(self.record).map_err(|error| Failure::NotNow(error.to_string()))
-    }
-
-    /// Says how far the step is.
-    pub fn progress(&self, progress: Progress) {
-        self.control.set_progress(progress);
-    }
-
-    /// What others see and ask of the operation.
-    #[must_use]
-    pub fn control(&self) -> &Control {
-        self.control
-    }
-
-    /// # Errors
-    /// If an operator has cancelled the operation and there is a way back: the step is to leave off, wherever it is.
-    pub fn check(&self) -> Result<(), Failure> {
-        if self.is_final { Ok(()) } else { self.control.check().map_err(|_| Failure::Cancelled) }
-    }
 }
 
 /// How a pass through the steps has ended.
@@ -123,14 +87,14 @@ impl<P: Plan> Run<'_, P> {
         let mut plan = self.record.plan.clone();
         let done = match self.work.is_done(&plan, step) {
             Ok(true) => Ok(()),
-            Ok(false) => {
-                let mut at = At { record: self.record, ledger: self.ledger, control: self.control, is_final };
-                self.work.run(&mut plan, step, &mut at)
-            }
+            Ok(false) => self.run_step(&mut plan, step, is_final),
             Err(Trouble(why)) => Err(Failure::NotNow(why)),
         };
-        // What the step has found out is not lost, wherever it stands.
-        self.record.plan = plan;
+        // What a step has found out is not lost where its end cannot be written; one that fails has kept what counts.
+        if done.is_ok() {
+            self.record.plan = plan;
+        }
+        let is_final = is_final || !self.record.has_way_back();
         match done {
             Ok(()) => self.done_with(&steps, next, is_final),
             Err(Failure::Cancelled) if !is_final => self.turn_back(next, Failure::Cancelled.to_string()),
@@ -143,6 +107,23 @@ impl<P: Plan> Run<'_, P> {
                 self.leave(step, trouble, Standing::Forward { next: next + 1 })
             }
         }
+    }
+
+    fn run_step(&mut self, plan: &mut P, step: P::Step, is_final: bool) -> Result<(), Failure> {
+        let (record, ledger, control) = (&mut *self.record, self.ledger, self.control);
+        let mut keep = |plan: &P| {
+            let kept = Record { plan: plan.clone(), ..record.clone() };
+            let is_final = !kept.has_way_back();
+            if is_final && record.has_way_back() {
+                control.shut().map_err(|_| Failure::Cancelled)?;
+            }
+            // In memory too, and first: whatever is written after this has it.
+            *record = kept;
+            ledger.keep(record).map_err(|error| Failure::NotNow(error.to_string()))?;
+            Ok(is_final)
+        };
+        let mut at = At { keep: &mut keep, control, is_final };
+        self.work.run(plan, step, &mut at)
     }
 
     /// A step is done. Before one from which there is no way back, a cancel that was taken is heard.
@@ -177,7 +158,7 @@ impl<P: Plan> Run<'_, P> {
             return Err(trouble);
         }
         let mut changed = Record { standing, ..self.record.clone() };
-        changed.left.push(trouble.0);
+        changed.left_undone.push(trouble.0);
         self.replace(changed)
     }
 

@@ -221,7 +221,7 @@ fn first_record() -> Record<Swap> {
         plan: Swap { new: 2, found: None },
         standing: Standing::Forward { next: 0 },
         key: None,
-        left: Vec::new(),
+        left_undone: Vec::new(),
         began_at: 5,
         ended_at: None,
     }
@@ -353,6 +353,92 @@ fn a_cancel_that_was_taken_is_never_forgotten_and_one_that_comes_too_late_is_ref
     assert_eq!(done.control.cancel(), Err(TooLate));
 }
 
+/// One step, which has no way back once it has kept that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Crossing {
+    crossed: bool,
+}
+
+impl Plan for Crossing {
+    type Step = Step;
+
+    fn steps(&self) -> Vec<Step> {
+        vec![Step::Replace, Step::Clean]
+    }
+
+    fn is_final(&self, step: Step) -> bool {
+        step == Step::Clean || self.crossed
+    }
+
+    fn may_be_left(&self, _: Step) -> bool {
+        false
+    }
+
+    fn locks(&self) -> BTreeSet<Lock> {
+        BTreeSet::new()
+    }
+}
+
+/// Cancels before or after the crossing; the ledger fails as often as is said.
+struct Walk<'a> {
+    control: &'a Control,
+    cancels_before: bool,
+    ledger_fails: Cell<usize>,
+}
+
+impl Ledger<Crossing> for Walk<'_> {
+    fn keep(&self, _: &Record<Crossing>) -> Result<(), LedgerError> {
+        match self.ledger_fails.get() {
+            0 => Ok(()),
+            left => {
+                self.ledger_fails.set(left - 1);
+                Err(LedgerError("no room".into()))
+            }
+        }
+    }
+}
+
+impl Work<Crossing> for Walk<'_> {
+    fn is_done(&self, _: &Crossing, _: Step) -> Result<bool, Trouble> {
+        Ok(false)
+    }
+
+    fn run(&self, plan: &mut Crossing, _: Step, at: &mut At<'_, Crossing>) -> Result<(), Failure> {
+        if self.cancels_before {
+            let _ = self.control.cancel();
+        }
+        plan.crossed = true;
+        at.keep(plan)?;
+        assert_eq!(self.control.cancel(), Err(TooLate));
+        at.check()
+    }
+
+    fn undo(&self, plan: &Crossing, _: Step) -> Result<(), Trouble> {
+        assert!(!plan.crossed);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_step_that_comes_to_a_point_of_no_return_is_cancelled_before_it_or_never() {
+    for (cancels_before, ledger_fails) in [(false, 0), (true, 0), (false, 2)] {
+        let control = Control::default();
+        let walk = Walk { control: &control, cancels_before, ledger_fails: Cell::new(ledger_fails) };
+        let mut record = Record {
+            id: OperationId::from_bytes([7; 16]),
+            plan: Crossing { crossed: false },
+            standing: Standing::Forward { next: 0 },
+            key: None,
+            left_undone: Vec::new(),
+            began_at: 5,
+            ended_at: None,
+        };
+        while go_on(&mut record, &walk, &walk, &control, &|| 9) != Pass::Ended {}
+        assert_eq!(matches!(record.standing, Standing::TakenBack { .. }), cancels_before);
+        assert_eq!(record.plan.crossed, !cancels_before);
+    }
+}
+
 #[test]
 fn what_only_frees_room_is_left_at_an_operators_word_and_nothing_else_is() {
     for (step, is_left) in [(Step::Clean, true), (Step::Replace, false)] {
@@ -363,7 +449,7 @@ fn what_only_frees_room_is_left_at_an_operators_word_and_nothing_else_is() {
         life.control.leave();
         let pass = go_on(&mut record, &life, &life, &life.control, &|| 9);
         assert_eq!(pass == Pass::Ended, is_left, "{step}");
-        assert_eq!(record.left, if is_left { vec!["Clean: no".to_owned()] } else { vec![] });
+        assert_eq!(record.left_undone, if is_left { vec!["Clean: no".to_owned()] } else { vec![] });
     }
 }
 
@@ -453,4 +539,21 @@ fn ended_operations_are_remembered_up_to_a_bound() {
     (record.standing, record.ended_at) = (Standing::Done, Some(-5));
     assert_eq!(book.note(&record).len(), 1);
     assert!(book.get(id).is_some());
+}
+
+#[test]
+fn a_record_is_read_as_it_was_written_wherever_it_stands() {
+    let standings = [
+        Standing::Forward { next: 2 },
+        Standing::Back { left: 1, why: "cancelled".into() },
+        Standing::Done,
+        Standing::TakenBack { why: "no room".into() },
+    ];
+    for standing in standings {
+        let left_undone = vec!["remove the old folder: no such device".to_owned()];
+        let Record { id, key, began_at, ended_at, .. } = first_record();
+        let record = Record { id, plan: 7_u32, standing, key, left_undone, began_at, ended_at };
+        let text = serde_json::to_string(&record).unwrap();
+        assert_eq!(serde_json::from_str::<Record<u32>>(&text).unwrap(), record, "{text}");
+    }
 }
