@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use list::Mutation;
 use std::fs::File;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tree::Tree;
 
 /// What has not ended by then has been stopped by what was broken, which is as good as a failure.
@@ -31,7 +31,7 @@ pub(crate) fn run(only: Option<&str>) -> Result<()> {
     let tree = Tree::copy(&folder.join("tree"))?;
     let mut missed = Vec::new();
     for (at, mutation) in wanted.iter().enumerate() {
-        let began = Instant::now();
+        let began = lab::now();
         let outcome = try_one(&tree, &folder, mutation).with_context(|| mutation.name.clone())?;
         let seconds = began.elapsed().as_secs();
         println!("{}/{} {}: {} ({seconds} s)", at + 1, wanted.len(), mutation.name, outcome.words());
@@ -103,7 +103,7 @@ fn try_one(tree: &Tree, folder: &std::path::Path, mutation: &Mutation) -> Result
 fn bounded(command: &mut Command) -> Result<Option<bool>> {
     use std::os::unix::process::CommandExt as _;
     let mut child = command.process_group(0).spawn().with_context(|| format!("run {command:?}"))?;
-    let began = Instant::now();
+    let began = lab::now();
     loop {
         if let Some(status) = child.try_wait().context("wait")? {
             return Ok(Some(status.success()));

@@ -393,7 +393,7 @@ fn check(rome: &Rome, vm: u8) -> Result<WriteSeq, TestCaseError> {
 fn a_protected_side_that_lies_costs_no_acknowledged_history() {
     let rome = Rome::new();
     let (next, believed) = (AtomicU8::new(100), AtomicU32::new(0));
-    let twists = prop_oneof![Just(Vec::new()), prop::collection::vec(twist(), 1..3)];
+    let twists = prop_oneof![3 => Just(Vec::new()), 1 => prop::collection::vec(twist(), 1..3)];
     let connection = (twists, prop::collection::vec(word(), 0..8));
     let case = prop::collection::vec(connection, 1..3);
     let config = ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() };
