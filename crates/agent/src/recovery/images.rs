@@ -62,6 +62,8 @@ pub(super) struct OpenImage {
     locks: Mutex<Vec<WriterLock>>,
     pub(super) socket: PathBuf,
     pub(super) promotion: PromotionRun,
+    /// It was closed, so that no promotion may come to its end any more. Taken before `images`.
+    pub(super) ended: Mutex<bool>,
 }
 
 impl std::fmt::Debug for OpenImage {
@@ -165,6 +167,12 @@ impl Recovery {
         let journal = lease.shared();
         let folder = record.overlay_folder();
         let folder = record.writable.then_some(folder.as_str());
+        // What is opened anew would be empty.
+        let own = vm.folder(&self.journal_config.folder).join(record.overlay_folder());
+        if record.promoted && !own.exists() {
+            let detail = format!("its disks are gone: {} is not there", own.display());
+            return Err(OperationError::unavailable(detail));
+        }
         let image = Image::open(journal.clone(), WriteSeq::from_raw(record.cut), folder, self.boot_id)
             .map_err(|error| OperationError::conflict(with_sources(&error)))?;
         let owner = record.pin_owner();
@@ -201,6 +209,7 @@ impl Recovery {
             server: Mutex::new(Some(server)),
             locks: Mutex::new(locks),
             socket,
+            ended: Mutex::default(),
             // A promotion takes the pin away.
             promotion: PromotionRun::begin(record.promoted || (record.writable && has_all && !has_pin)),
         })
@@ -246,7 +255,14 @@ impl Recovery {
         };
         match &image.record.failover {
             Some(group) => self.close_image_of_failover(group, &image),
-            None => self.end_image(&image),
+            None => {
+                let _turn = self.turn_for_image(&image.record)?;
+                // Whoever closed it meanwhile has done so.
+                match self.image(id) {
+                    Some(image) => self.end_image(&image),
+                    None => self.end_waiting(id),
+                }
+            }
         }
     }
 
@@ -261,6 +277,8 @@ impl Recovery {
 
     fn end_image_under(&self, lease: &Lease, image: &OpenImage) -> Result<Vec<PathBuf>> {
         image.promotion.stop();
+        // From here on no promotion comes to its end.
+        let mut has_ended = image.ended.lock().expect("a panic aborts the process");
         let mut record = image.record.clone();
         let is_promoted = image.is_promoted();
         let keep_in = is_promoted.then(|| super::promoted::place_for(&image.folder, &record)).transpose()?;
@@ -272,6 +290,7 @@ impl Recovery {
             }
         }
         record.closing = Some(Closing { keep_in });
+        *has_ended = true;
         let ended = self.finish_image(lease, &image.folder, &record);
         // Whoever still has this image writes nothing any more: the disks are the operator's from here on.
         image.locks.lock().expect("a panic aborts the process").clear();

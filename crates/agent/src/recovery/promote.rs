@@ -68,12 +68,7 @@ fn promote(image: &Arc<OpenImage>, bytes_per_second: u64, state: &StateDir) {
     let error = match result {
         Ok(promotion) if promotion.is_done() => {
             tracing::info!(image = id, vm, bytes = promotion.total_bytes, "promoted: it needs no journal");
-            let record = ImageRecord { promoted: true, ..image.record.clone() };
-            let kept = state.save(&record.file_name(), &record).map_err(|error| format!("{error:#}"));
-            image.promotion.done.store(kept.is_ok(), Ordering::SeqCst);
-            let unpinned =
-                image.unpin().map_err(|error| format!("cannot take the image's pin away: {error}"));
-            kept.and(unpinned.map(drop)).err()
+            keep(image, state).err()
         }
         Ok(_) => None,
         Err(error) => {
@@ -84,6 +79,19 @@ fn promote(image: &Arc<OpenImage>, bytes_per_second: u64, state: &StateDir) {
     };
     *image.promotion.error.lock().expect("a panic aborts the process") = error;
     image.promotion.running.store(false, Ordering::SeqCst);
+}
+
+/// Writes down that an image is promoted; not one that was closed meanwhile, whose disks are gone.
+fn keep(image: &OpenImage, state: &StateDir) -> std::result::Result<(), String> {
+    let ended = image.ended.lock().expect("a panic aborts the process");
+    if *ended {
+        return Err("the image was closed before it was promoted".into());
+    }
+    let record = ImageRecord { promoted: true, ..image.record.clone() };
+    let kept = state.save(&record.file_name(), &record).map_err(|error| format!("{error:#}"));
+    image.promotion.done.store(kept.is_ok(), Ordering::SeqCst);
+    let unpinned = image.unpin().map_err(|error| format!("cannot take the image's pin away: {error}"));
+    kept.and(unpinned.map(drop))
 }
 
 /// A promotion for the operator.
@@ -106,5 +114,28 @@ pub(super) fn to_api(image: &OpenImage) -> api::Promotion {
         own_bytes: promotion.own_bytes,
         total_bytes: promotion.total_bytes,
         error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{PEER, append_sync, hello, recovery};
+    use super::*;
+
+    #[test]
+    fn a_promotion_that_ends_after_its_image_was_closed_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let recovery = recovery(folder.path());
+        append_sync(&recovery.admit(&hello(1), PEER).unwrap().1);
+        let request = api::FailoverRequest { at: "latest".into(), vms: Vec::new(), without: Vec::new() };
+        let failover = recovery.failover("web", &request).unwrap();
+        let image = recovery.image(&failover.vms[0].image).unwrap();
+        recovery.rollback("web").unwrap();
+        assert!(keep(&image, &recovery.state).is_err());
+        assert!(!image.is_promoted());
+        assert!(
+            !recovery.state.path(&image.record.file_name()).exists(),
+            "it would be served as an empty disk"
+        );
     }
 }

@@ -445,3 +445,23 @@ fn a_journal_that_is_being_moved_refuses_streams_at_once_and_never_goes_into_its
     let refused = recovery.move_journal("vm-1", "/elsewhere").unwrap_err();
     assert!(refused.detail.contains("moved"), "{}", refused.detail);
 }
+
+/// A second one that comes while the first deletes must not take back what the first has begun.
+#[test]
+fn one_that_is_being_forgotten_is_kept_by_nobody_who_asks_for_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let recovery = recovery(folder.path());
+    let (vm, journal) = recovery.admit(&hello(1), PEER).unwrap();
+    drop(journal);
+    let alone = vm.forgets().unwrap();
+    assert!(recovery.forget("vm-1").is_err());
+    assert!(!vm.is_forgotten(), "it has not begun");
+    // An agent that died with a part deleted: nobody else is about it, and its folder cannot be had just now.
+    assert!(vm.begin_forgetting(&recovery.state).unwrap());
+    drop(alone);
+    let taken = vm.life().take_folder(Task::Delete, Duration::from_secs(5)).unwrap();
+    assert!(recovery.forget(&vm.id().to_string()).is_err());
+    assert!(vm.is_forgotten());
+    drop(taken);
+    recovery.forget(&vm.id().to_string()).unwrap();
+}

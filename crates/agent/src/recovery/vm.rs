@@ -34,6 +34,8 @@ pub(crate) struct RecoveredVm {
     inner: Mutex<Inner>,
     /// Held while a stream is handed over: connections get it one after the other.
     handing_over: tokio::sync::Mutex<()>,
+    /// Held by whoever forgets it; nobody waits for it.
+    forgetting: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -104,6 +106,7 @@ impl RecoveredVm {
             life: Arc::default(),
             inner: Mutex::new(inner),
             handing_over: tokio::sync::Mutex::default(),
+            forgetting: Mutex::default(),
         }))
     }
 
@@ -327,9 +330,12 @@ impl RecoveredVm {
         self.lock().check_is_kept()
     }
 
-    /// Writes down that it is forgotten: from here on no stream begins. Not while there is one.
-    pub(super) fn begin_forgetting(&self, state: &StateDir) -> crate::error::Result<()> {
+    /// Writes down that it is forgotten: from here on no stream begins. Not while there is one. Whether this call did.
+    pub(super) fn begin_forgetting(&self, state: &StateDir) -> crate::error::Result<bool> {
         let mut inner = self.lock();
+        if inner.record.forgotten {
+            return Ok(false);
+        }
         let name = &inner.record.name;
         if inner.stream.as_ref().is_some_and(|stream| stream.ended.has_changed().is_ok()) {
             return Err(crate::error::OperationError::conflict(format!(
@@ -339,7 +345,12 @@ impl RecoveredVm {
         let record = RecoveryRecord { forgotten: true, ..inner.record.clone() };
         state.save(&record.file_name(), &record).context("save that the VM is forgotten")?;
         inner.record = record;
-        Ok(())
+        Ok(true)
+    }
+
+    /// Who forgets it, alone; none where somebody does already.
+    pub(super) fn forgets(&self) -> Option<MutexGuard<'_, ()>> {
+        self.forgetting.try_lock().ok()
     }
 
     /// Takes back that it is forgotten; its journal is as it was.

@@ -54,8 +54,11 @@ impl Recovery {
         if self.has_images(&vm) {
             return Err(images_are_open(&vm));
         }
-        vm.begin_forgetting(&self.state)?;
-        if let Err(error) = self.finish_forgetting(&vm) {
+        let Some(_alone) = vm.forgets() else {
+            return Err(OperationError::conflict(format!("VM {} is being forgotten already", vm.label())));
+        };
+        let has_begun = vm.begin_forgetting(&self.state)?;
+        if let Err(error) = self.finish_forgetting(&vm, has_begun) {
             if vm.is_forgotten() {
                 self.tell_half_forgotten(&vm, &error);
             }
@@ -65,12 +68,14 @@ impl Recovery {
         Ok(())
     }
 
-    /// Steps 2 to 4.
-    fn finish_forgetting(&self, vm: &Arc<RecoveredVm>) -> Result<()> {
+    /// Steps 2 to 4. Only what has begun in this very call is taken back: of what was begun before a part may be deleted.
+    fn finish_forgetting(&self, vm: &Arc<RecoveredVm>, has_begun: bool) -> Result<()> {
         let taken = match vm.life().take_folder(Task::Delete, FOLDER_PATIENCE) {
             Ok(taken) if !self.has_images(vm) => taken,
             refused => {
-                vm.keep_after_all(&self.state)?;
+                if has_begun {
+                    vm.keep_after_all(&self.state)?;
+                }
                 return Err(refused.err().map_or_else(|| images_are_open(vm), |why| not_taken(vm, &why)));
             }
         };
@@ -99,7 +104,7 @@ impl Recovery {
 
     /// Goes on with what the agent's end has interrupted.
     pub(in super::super) fn forget_the_rest(&self, vm: &Arc<RecoveredVm>) {
-        match self.finish_forgetting(vm) {
+        match self.finish_forgetting(vm, false) {
             Ok(()) => tracing::info!(vm = vm.label(), "forgotten, as was asked for before the agent ended"),
             Err(error) => self.tell_half_forgotten(vm, &error),
         }
