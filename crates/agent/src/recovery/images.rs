@@ -131,13 +131,22 @@ impl Recovery {
         self.state.save(&record.file_name(), &record)?;
         let opened = self.serve_image(vm, &lease, &record);
         if opened.is_err() {
-            self.state.remove(&record.file_name())?;
+            self.give_up(vm, &lease, record.clone());
         }
         record.open_seconds = clock::now().since(started).as_secs_f64();
         let image = OpenImage { record: record.clone(), ..opened? };
         let image = self.have_it_stay(vm, &lease, image)?;
         tracing::info!(vm = record.vm_name, image = record.id, %cut, writable, "image opened");
         Ok(image)
+    }
+
+    /// Takes away what an image has left that could not be served: its pin would hold history for ever. Where that cannot
+    /// be done it is tried again.
+    fn give_up(&self, vm: &RecoveredVm, lease: &Lease, mut record: ImageRecord) {
+        record.closing = Some(Closing { keep_in: None });
+        if let Err(error) = self.finish_image(lease, &vm.folder(&self.journal_config.folder), &record) {
+            self.wait_for_image(record, error.detail);
+        }
     }
 
     /// A served image is known from now on, and goes on over the journal's next lives.

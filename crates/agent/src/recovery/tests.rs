@@ -465,3 +465,24 @@ fn one_that_is_being_forgotten_is_kept_by_nobody_who_asks_for_the_same() {
     drop(taken);
     recovery.forget(&vm.id().to_string()).unwrap();
 }
+
+#[test]
+fn an_image_that_cannot_be_served_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let recovery = recovery(folder.path());
+    let (vm, journal) = recovery.admit(&hello(1), PEER).unwrap();
+    append_sync(&journal);
+    // Where its socket would be.
+    let run = folder.path().join("run");
+    std::fs::remove_dir_all(&run).unwrap();
+    std::fs::write(&run, "").unwrap();
+    let request = api::OpenImageRequest { vm: "vm-1".into(), at: "latest".into(), writable: true };
+    assert!(recovery.open_image(&request).is_err());
+    assert!(journal.pins().is_empty(), "history is held by nobody");
+    let files = std::fs::read_dir(vm.folder(&recovery.journal_dir)).unwrap();
+    let names: Vec<_> = files.map(|row| row.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(!names.iter().any(|name| name.starts_with("image-")), "{names:?}");
+    std::fs::remove_file(&run).unwrap();
+    drop(journal);
+    recovery.forget("vm-1").unwrap();
+}
