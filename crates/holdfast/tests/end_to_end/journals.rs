@@ -68,7 +68,7 @@ fn settings_out_of_range_are_refused_with_the_range() {
     stage.protect("web", "web", &disk);
     let ask = |more: &[&str]| stage.b.ask(&[&["journal", "set", "web"], more].concat());
     refused(ask(&["--mode", "sideways"]), 2, "use roll-forward or rollback");
-    refused(ask(&["--soft", "5"]), 2, "use 1000000000 to 20000000000000, or 0 for none");
+    refused(ask(&["--soft", "5"]), 2, "use 900000000 to 20000000000000, or 0 for none");
     refused(ask(&["--keep-all", "7200", "--keep-minutely", "3600"]), 2, "the second must be longer");
     refused(stage.b.ask(&["journal", "show", "nobody"]), 3, "no journal of a VM \"nobody\"");
     let journal = ask(&["--soft", "2000000000", "--keep-tagged", "86400"]).unwrap();
