@@ -87,6 +87,11 @@ impl ImageRecord {
     }
 
     /// Where the overlays lie in the journal's folder.
+    /// It is being closed, and nothing of it is kept.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.closing.as_ref().is_some_and(|closing| closing.keep_in.is_none())
+    }
+
     pub(super) fn overlay_folder(&self) -> String {
         format!("image-{}", self.id)
     }
@@ -245,11 +250,12 @@ impl Recovery {
         false
     }
 
-    /// Whether images of a VM are open, served or not.
+    /// Whether images of a VM are open, served or not. One that is given up goes with its journal.
     pub(super) fn has_images(&self, vm: &RecoveredVm) -> bool {
         let id = vm.id().to_string();
+        let needs_it = |image: &ImageRecord| image.vm == id && !image.is_given_up();
         vm.life().has_images()
-            || self.waiting_images().values().any(|image| image.record.vm == id)
+            || self.waiting_images().values().any(|image| needs_it(&image.record))
             || self.has_unread_images(vm)
     }
 
@@ -276,12 +282,33 @@ impl Recovery {
     }
 
     /// Ends an image: the disks of one that was promoted are kept beside the journal's folder, whatever else is
-    /// thrown away.
+    /// thrown away. Where its journal is not open, one that keeps nothing ends all the same: what it has there goes once
+    /// that is open, or with it.
     pub(super) fn end_image(&self, image: &OpenImage) -> Result<Vec<PathBuf>> {
-        let lease = image.life.lease(Use::Image).map_err(|_| {
-            OperationError::unavailable(not_usable(&image.record.vm_name, image.life.state()))
-        })?;
-        self.end_image_under(&lease, image)
+        match image.life.lease(Use::Image) {
+            Ok(lease) => self.end_image_under(&lease, image),
+            Err(_) => self.end_image_without_journal(image),
+        }
+    }
+
+    fn end_image_without_journal(&self, image: &OpenImage) -> Result<Vec<PathBuf>> {
+        image.promotion.stop();
+        let mut has_ended = image.ended.lock().expect("a panic aborts the process");
+        let mut record = image.record.clone();
+        let why = not_usable(&record.vm_name, image.life.state());
+        if image.is_promoted() {
+            return Err(OperationError::unavailable(why));
+        }
+        record.closing = Some(Closing { keep_in: None });
+        self.state.save(&record.file_name(), &record)?;
+        *has_ended = true;
+        drop(image.server.lock().expect("a panic aborts the process").take());
+        image.locks.lock().expect("a panic aborts the process").clear();
+        let id = record.id.clone();
+        self.wait_for_image(record, why);
+        self.images().remove(&id);
+        image.life.leave(&id);
+        Ok(Vec::new())
     }
 
     fn end_image_under(&self, lease: &Lease, image: &OpenImage) -> Result<Vec<PathBuf>> {

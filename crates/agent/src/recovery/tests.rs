@@ -486,3 +486,32 @@ fn an_image_that_cannot_be_served_leaves_nothing_behind() {
     drop(journal);
     recovery.forget("vm-1").unwrap();
 }
+
+/// The journal is lost, and so is what its images read from.
+#[test]
+fn images_on_a_journal_that_cannot_be_opened_end_and_hold_nothing_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let recovery = recovery(folder.path());
+    for vm in [1, 2] {
+        append_sync(&recovery.admit(&hello(vm), PEER).unwrap().1);
+    }
+    let request = api::FailoverRequest { at: "latest".into(), vms: Vec::new(), without: Vec::new() };
+    recovery.failover("web", &request).unwrap();
+    let open = api::OpenImageRequest { vm: "vm-1".into(), at: "latest".into(), writable: true };
+    let by_hand = recovery.open_image(&open).unwrap().id;
+    let vm = recovery.vm("vm-1").unwrap();
+    close(&vm);
+    for copy in journal::MANIFESTS {
+        let _ = std::fs::remove_file(vm.folder(&recovery.journal_dir).join(copy));
+    }
+    assert!(recovery.open_journal(&vm, Use::Look).is_err(), "it is lost");
+    recovery.close_image(&by_hand).unwrap();
+    assert_eq!(recovery.rollback("web").unwrap().phase, "rolled-back");
+    assert!(recovery.images().is_empty());
+    recovery.forget("vm-1").unwrap();
+    let waiting: Vec<_> = recovery.waiting_images().values().map(|image| image.record.clone()).collect();
+    assert_eq!(waiting.len(), 2);
+    waiting.into_iter().for_each(|record| recovery.serve_again(record));
+    assert!(recovery.waiting_images().is_empty(), "they went with the journal");
+    assert!(recovery.open_image(&api::OpenImageRequest { vm: "vm-2".into(), ..open }).is_ok());
+}

@@ -99,7 +99,14 @@ impl Recovery {
 
     fn try_again(&self, record: &ImageRecord) -> Result<()> {
         let vm = self.list().into_iter().find(|vm| vm.id().to_string() == record.vm);
-        let vm = vm.ok_or_else(|| OperationError::not_found("its journal is not kept here any more"))?;
+        let Some(vm) = vm else {
+            if record.is_given_up() {
+                // What it had went with the journal.
+                self.check_image_has_no_unread_vm(&record.vm)?;
+                return Ok(self.state.remove(&record.file_name())?);
+            }
+            return Err(OperationError::not_found("its journal is not kept here any more"));
+        };
         let lease = super::at::lease_of(&vm, Use::Image)?;
         if record.closing.is_some() {
             return self.finish_image(&lease, &vm.folder(&self.journal_config.folder), record).map(drop);
@@ -133,8 +140,16 @@ impl Recovery {
         let vm = self.list().into_iter().find(|vm| vm.id().to_string() == record.vm);
         let kept = match vm {
             Some(vm) => {
-                let (lease, folder) =
-                    (super::at::lease_of(&vm, Use::Image)?, vm.folder(&self.journal_config.folder));
+                let lease = super::at::lease_of(&vm, Use::Image);
+                if lease.is_err() && !record.promoted {
+                    // What it has there goes once its journal is open.
+                    record.closing = Some(Closing { keep_in: None });
+                    self.state.save(&record.file_name(), &record)?;
+                    let why = lease.err().map(|error| error.detail).unwrap_or_default();
+                    self.wait_for_image(record, why);
+                    return Ok(Vec::new());
+                }
+                let (lease, folder) = (lease?, vm.folder(&self.journal_config.folder));
                 if record.closing.is_none() {
                     let keep_in = record.promoted.then(|| super::promoted::place_for(&folder, &record));
                     record.closing = Some(Closing { keep_in: keep_in.transpose()? });
