@@ -67,6 +67,7 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::view::{SpillRoom, view};
     use replication::wire::{Ack, Message, Welcome};
     use replication::{CaptureView, SenderConfig, SenderEvent, SyncReason};
     use splitter::SyncState;
@@ -136,24 +137,8 @@ mod tests {
             suspects_because: SyncReason::Interrupted,
         };
         let zero = WriteSeq::ZERO;
-        let view = CaptureView {
-            tracking: false,
-            gap_open: true,
-            deaf: false,
-            dirty_blocks: 0,
-            suspect_blocks: 0,
-            unsettled_blocks: 0,
-            spill_has_room: false,
-            spill_lost: false,
-            spills: false,
-            buffered_bytes: 0,
-            copies: 0,
-            buffer_bytes_max: 1 << 20,
-            released: zero,
-            last: seq(10),
-            drawn: seq(10),
-            watermark: seq(10),
-        };
+        let room = SpillRoom { has_room: false, lost: false };
+        let view = view(&capture(10, true), room, true);
         let mut stream = Stream { sender: Sender::new(config, Monotonic::default()), view };
         stream.step(SenderEvent::LinkUp);
         let (epoch, incarnation, missing) = (Epoch::FIRST, None, Vec::new());

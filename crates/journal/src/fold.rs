@@ -258,7 +258,8 @@ impl Fold {
 
     /// Which parts of a piece some cut that can be opened needs as they are at `target`. In a gap that has ended those are
     /// not needed that were written anew by its end, as all was that could not be read when the sides were compared.
-    /// An image that was opened before the gap was found, at the write or above it, needs them as far as its cut. None where there is no such gap.
+    /// An image that was opened before the gap was found, at the write or above it, needs them as far as its cut. None
+    /// where there is no such gap.
     fn still_needed(
         &self,
         disk: DiskIndex,

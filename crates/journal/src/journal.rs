@@ -317,11 +317,6 @@ impl Journal {
         self.state.change_manifest_alone(|manifest| manifest.scrubbed_at = Some(at.0))
     }
 
-    /// When that was last.
-    pub fn scrubbed_at(&self) -> Option<WallTime> {
-        self.read_shared().manifest.scrubbed_at.map(WallTime)
-    }
-
     /// What holds cuts, images first of all.
     pub(crate) fn held(&self) -> Pins<'_> {
         Pins { state: &self.state }

@@ -36,12 +36,7 @@ pub(super) fn find(group: &KeptGroup, at: &str, pick: &Pick) -> Result<GroupCut>
 
 /// The newest cut durable and consistent in every stream that is meant.
 fn tail(group: &KeptGroup, pick: &Pick) -> Result<GroupCut> {
-    let meant = |vm: &&Arc<RecoveredVm>| match pick {
-        Pick::All => true,
-        Pick::Only(ids) => ids.contains(&vm.id()),
-        Pick::Without(ids) => !ids.contains(&vm.id()),
-    };
-    let (vms, others): (Vec<_>, Vec<_>) = group.members.iter().partition(meant);
+    let (vms, others): (Vec<_>, Vec<_>) = group.members.iter().partition(|vm| pick.has(vm.id()));
     let vms: Vec<_> = vms.into_iter().cloned().collect();
     if vms.is_empty() {
         return Err(OperationError::unavailable(format!(

@@ -315,7 +315,7 @@ impl Recovery {
     /// Takes away what an image has left in its journal though nothing is recorded of it any more: its pin would hold
     /// history for ever. One without a pin may have been promoted: its disks are the operator's, and stay.
     fn end_lost_image(&self, run: &VmRun) -> Result<()> {
-        let vm = self.list().into_iter().find(|vm| vm.id().to_string() == run.id);
+        let vm = self.vm_of_record(&run.id);
         // What it had went with the journal.
         let Some(vm) = vm else { return Ok(()) };
         let lease = super::at::lease_of(&vm, Use::Image)?;
@@ -328,7 +328,7 @@ impl Recovery {
             failover: None,
             open_seconds: 0.0,
             promoted: false,
-            closing: Some(Closing { keep_in: None }),
+            closing: Some(Closing::KEEPS_NOTHING),
         };
         let owner = record.pin_owner();
         if lease.pins().iter().any(|pin| pin.owner == owner) {
@@ -519,10 +519,9 @@ impl Recovery {
 fn who_answers(group: &KeptGroup, pick: &Pick) -> Result<(KeptGroup, Vec<Arc<RecoveredVm>>)> {
     let all: Vec<_> = group.all().cloned().collect();
     let (_, silent) = side_by_side(&all, ANSWER_PATIENCE, hindrance);
-    let is_meant = |vm: &&Arc<RecoveredVm>| match pick {
-        Pick::All => vm.record().left.is_none(),
-        Pick::Only(ids) => ids.contains(&vm.id()),
-        Pick::Without(ids) => vm.record().left.is_none() && !ids.contains(&vm.id()),
+    // Former members are opened where they are named.
+    let is_meant = |vm: &&Arc<RecoveredVm>| {
+        pick.has(vm.id()) && (matches!(pick, Pick::Only(_)) || vm.record().left.is_none())
     };
     refuse_silent(silent.iter().filter(is_meant), ANSWER_PATIENCE)?;
     Ok((group.clone().without(&silent), silent))

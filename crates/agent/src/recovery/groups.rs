@@ -32,6 +32,17 @@ pub(super) enum Pick {
     Without(Vec<VmId>),
 }
 
+impl Pick {
+    /// Whether a VM is meant, of those that could be.
+    pub(super) fn has(&self, vm: VmId) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(ids) => ids.contains(&vm),
+            Self::Without(ids) => !ids.contains(&vm),
+        }
+    }
+}
+
 /// The site of a peer that is known as `AGENT.SITE`.
 pub(super) fn site_of(peer: &str) -> &str {
     peer.split_once('.').map_or(peer, |(_, site)| site)
@@ -151,6 +162,11 @@ impl Recovery {
             true => OperationError::not_found(format!("group {word:?} has not failed over here")),
             false => error,
         })
+    }
+
+    /// The kept VM that a record names by its id.
+    pub(super) fn vm_of_record(&self, id: &str) -> Option<Arc<RecoveredVm>> {
+        self.list().into_iter().find(|vm| vm.id().to_string() == id)
     }
 
     /// The kept VM an operator means by its id, `site/name` or name. A name means who has it now before who had it.

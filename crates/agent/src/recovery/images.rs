@@ -50,6 +50,10 @@ pub(super) struct Closing {
     pub(super) keep_in: Option<PathBuf>,
 }
 
+impl Closing {
+    pub(super) const KEEPS_NOTHING: Self = Self { keep_in: None };
+}
+
 /// A served image.
 pub(super) struct OpenImage {
     pub(super) record: ImageRecord,
@@ -148,7 +152,7 @@ impl Recovery {
     /// Takes away what an image has left that could not be served: its pin would hold history for ever. Where that cannot
     /// be done it is tried again.
     fn give_up(&self, vm: &RecoveredVm, lease: &Lease, mut record: ImageRecord) {
-        record.closing = Some(Closing { keep_in: None });
+        record.closing = Some(Closing::KEEPS_NOTHING);
         if let Err(error) = self.finish_image(lease, &vm.folder(&self.journal_config.folder), &record) {
             self.wait_for_image(record, error.detail);
         }
@@ -294,21 +298,25 @@ impl Recovery {
     fn end_image_without_journal(&self, image: &OpenImage) -> Result<Vec<PathBuf>> {
         image.promotion.stop();
         let mut has_ended = image.ended.lock().expect("a panic aborts the process");
-        let mut record = image.record.clone();
-        let why = not_usable(&record.vm_name, image.life.state());
+        let why = not_usable(&image.record.vm_name, image.life.state());
         if image.is_promoted() {
             return Err(OperationError::unavailable(why));
         }
-        record.closing = Some(Closing { keep_in: None });
-        self.state.save(&record.file_name(), &record)?;
+        self.give_up_until_open(image.record.clone(), why)?;
         *has_ended = true;
         drop(image.server.lock().expect("a panic aborts the process").take());
         image.locks.lock().expect("a panic aborts the process").clear();
-        let id = record.id.clone();
-        self.wait_for_image(record, why);
-        self.images().remove(&id);
-        image.life.leave(&id);
+        self.images().remove(&image.record.id);
+        image.life.leave(&image.record.id);
         Ok(Vec::new())
+    }
+
+    /// What an image has in a journal that is not open goes once that is open, or with it.
+    pub(super) fn give_up_until_open(&self, mut record: ImageRecord, why: String) -> Result<()> {
+        record.closing = Some(Closing::KEEPS_NOTHING);
+        self.state.save(&record.file_name(), &record)?;
+        self.wait_for_image(record, why);
+        Ok(())
     }
 
     fn end_image_under(&self, lease: &Lease, image: &OpenImage) -> Result<Vec<PathBuf>> {

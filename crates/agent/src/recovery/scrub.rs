@@ -60,7 +60,7 @@ impl Recovery {
         rounds.keep(&vms.iter().map(|vm| vm.id()).collect());
         for vm in vms {
             let Some(journal) = vm.journal() else { continue };
-            let at = journal.scrubbed_at();
+            let at = journal.status().scrubbed_at;
             if !rounds.knows(vm.id()) {
                 rounds.learn(vm.id(), at.and_then(|at| age_of(at, clock::wall())), now);
             }

@@ -62,8 +62,7 @@ impl Recovery {
 
     /// The group that an image belongs to; no group's id where its VM is not kept any more.
     fn group_of_image(&self, record: &ImageRecord) -> GroupId {
-        let vm = self.list().into_iter().find(|vm| vm.id().to_string() == record.vm);
-        vm.map_or(GroupId::from_bytes([0; 16]), |vm| vm.group())
+        self.vm_of_record(&record.vm).map_or(GroupId::from_bytes([0; 16]), |vm| vm.group())
     }
 
     pub(super) fn turn_for_image(&self, record: &ImageRecord) -> Result<Turn<'_>> {
@@ -98,7 +97,7 @@ impl Recovery {
     }
 
     fn try_again(&self, record: &ImageRecord) -> Result<()> {
-        let vm = self.list().into_iter().find(|vm| vm.id().to_string() == record.vm);
+        let vm = self.vm_of_record(&record.vm);
         let Some(vm) = vm else {
             if record.is_given_up() {
                 // What it had went with the journal.
@@ -137,19 +136,17 @@ impl Recovery {
         let Some(mut record) = self.waiting_images().get(id).map(|image| image.record.clone()) else {
             return Ok(Vec::new());
         };
-        let vm = self.list().into_iter().find(|vm| vm.id().to_string() == record.vm);
+        let vm = self.vm_of_record(&record.vm);
         let kept = match vm {
             Some(vm) => {
-                let lease = super::at::lease_of(&vm, Use::Image);
-                if lease.is_err() && !record.promoted {
-                    // What it has there goes once its journal is open.
-                    record.closing = Some(Closing { keep_in: None });
-                    self.state.save(&record.file_name(), &record)?;
-                    let why = lease.err().map(|error| error.detail).unwrap_or_default();
-                    self.wait_for_image(record, why);
-                    return Ok(Vec::new());
-                }
-                let (lease, folder) = (lease?, vm.folder(&self.journal_config.folder));
+                let lease = match super::at::lease_of(&vm, Use::Image) {
+                    Err(error) if !record.promoted => {
+                        self.give_up_until_open(record, error.detail)?;
+                        return Ok(Vec::new());
+                    }
+                    lease => lease?,
+                };
+                let folder = vm.folder(&self.journal_config.folder);
                 if record.closing.is_none() {
                     let keep_in = record.promoted.then(|| super::promoted::place_for(&folder, &record));
                     record.closing = Some(Closing { keep_in: keep_in.transpose()? });

@@ -350,26 +350,8 @@ impl Coordinator {
 
 #[cfg(test)]
 mod tests {
+    use super::super::part::Willing;
     use super::*;
-
-    /// A host that holds and draws whatever it is told to.
-    struct Willing;
-
-    impl Part for Willing {
-        fn hold(&mut self) -> u64 {
-            1
-        }
-
-        fn release(&mut self, _hold: u64) {}
-
-        fn draw(&mut self, _cut: WriteSeq) -> Result<(), CutRefusal> {
-            Ok(())
-        }
-
-        fn mark(&mut self, _checkpoint: &Checkpoint, _hosts: &[String]) -> Result<(), String> {
-            Ok(())
-        }
-    }
 
     fn ask() -> Ask {
         let (kind, tag) = (CheckpointKind::Automatic, String::new());
@@ -386,28 +368,29 @@ mod tests {
     #[test]
     fn no_host_lifts_the_next_cut_to_what_is_refused() {
         let (mut coordinator, now) = (Coordinator::default(), Monotonic::default());
-        let beta = coordinator.join("beta.site", 1, &mut Willing).unwrap();
+        let beta = coordinator.join("beta.site", 1, &mut Willing::default()).unwrap();
         let far = WriteSeq::CUT_MAX.next();
         for answer in [(WriteSeq::ZERO, Some(CutRefusal::Passed(far))), (far, None)] {
-            let why = coordinator.on_prepared(now, "beta.site", beta, answer, &mut Willing).unwrap_err();
+            let why =
+                coordinator.on_prepared(now, "beta.site", beta, answer, &mut Willing::default()).unwrap_err();
             assert!(why.0.contains("beta.site"), "{why}");
         }
         let passed = (WriteSeq::ZERO, Some(CutRefusal::Passed(WriteSeq::from_raw(7))));
-        coordinator.on_prepared(now, "beta.site", beta, passed, &mut Willing).unwrap();
-        coordinator.begin(now, ask(), WriteSeq::ZERO, &mut Willing).unwrap();
+        coordinator.on_prepared(now, "beta.site", beta, passed, &mut Willing::default()).unwrap();
+        coordinator.begin(now, ask(), WriteSeq::ZERO, &mut Willing::default()).unwrap();
         assert_eq!(cut_of(&coordinator.said()), WriteSeq::from_raw(7 + CUT_MARGIN));
     }
 
     #[test]
     fn a_host_that_is_further_costs_three_tries_at_most() {
         let (mut coordinator, now) = (Coordinator::default(), Monotonic::default());
-        let beta = coordinator.join("beta.site", 1, &mut Willing).unwrap();
-        coordinator.begin(now, ask(), WriteSeq::ZERO, &mut Willing).unwrap();
+        let beta = coordinator.join("beta.site", 1, &mut Willing::default()).unwrap();
+        coordinator.begin(now, ask(), WriteSeq::ZERO, &mut Willing::default()).unwrap();
         for _ in 0..TRIES {
             assert_eq!(coordinator.outcome(), None);
             let cut = cut_of(&coordinator.said());
             let answer = (cut, Some(CutRefusal::Passed(cut.next())));
-            coordinator.on_prepared(now, "beta.site", beta, answer, &mut Willing).unwrap();
+            coordinator.on_prepared(now, "beta.site", beta, answer, &mut Willing::default()).unwrap();
         }
         assert_eq!(coordinator.outcome(), Some(Outcome::GivenUp(Why::Overtaken)));
         assert_eq!(coordinator.due(), None);
@@ -416,15 +399,15 @@ mod tests {
     #[test]
     fn a_host_that_goes_or_comes_ends_the_cut_that_is_being_made() {
         let (mut coordinator, now) = (Coordinator::default(), Monotonic::default());
-        let beta = coordinator.join("beta.site", 1, &mut Willing).unwrap();
-        coordinator.begin(now, ask(), WriteSeq::ZERO, &mut Willing).unwrap();
-        coordinator.leave("beta.site", beta, &mut Willing);
+        let beta = coordinator.join("beta.site", 1, &mut Willing::default()).unwrap();
+        coordinator.begin(now, ask(), WriteSeq::ZERO, &mut Willing::default()).unwrap();
+        coordinator.leave("beta.site", beta, &mut Willing::default());
         assert_eq!(coordinator.outcome(), Some(Outcome::GivenUp(Why::Late(vec!["beta.site".into()]))));
-        let away = coordinator.begin(now, ask(), WriteSeq::ZERO, &mut Willing);
+        let away = coordinator.begin(now, ask(), WriteSeq::ZERO, &mut Willing::default());
         assert_eq!(away, Err(CannotBegin::Away(vec!["beta.site".into()])));
-        coordinator.join("beta.site", 1, &mut Willing).unwrap();
-        coordinator.begin(now, ask(), WriteSeq::ZERO, &mut Willing).unwrap();
-        coordinator.join("gamma.site", 2, &mut Willing).unwrap();
+        coordinator.join("beta.site", 1, &mut Willing::default()).unwrap();
+        coordinator.begin(now, ask(), WriteSeq::ZERO, &mut Willing::default()).unwrap();
+        coordinator.join("gamma.site", 2, &mut Willing::default()).unwrap();
         assert_eq!(coordinator.outcome(), Some(Outcome::GivenUp(Why::Changed)));
         assert_eq!(coordinator.vms(), 3);
     }

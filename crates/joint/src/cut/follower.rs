@@ -109,33 +109,10 @@ impl Follower {
 
 #[cfg(test)]
 mod tests {
+    use super::super::part::Willing;
     use super::*;
     use batch::encode_mark;
-    use replication::wire::CutRefusal;
     use types::{Checkpoint, CheckpointId, CheckpointKind, WallTime};
-
-    /// A host that holds and draws whatever it is told to, and counts what it marks.
-    #[derive(Default)]
-    struct Willing {
-        marked: Vec<WriteSeq>,
-    }
-
-    impl Part for Willing {
-        fn hold(&mut self) -> u64 {
-            1
-        }
-
-        fn release(&mut self, _hold: u64) {}
-
-        fn draw(&mut self, _cut: WriteSeq) -> Result<(), CutRefusal> {
-            Ok(())
-        }
-
-        fn mark(&mut self, checkpoint: &Checkpoint, _hosts: &[String]) -> Result<(), String> {
-            self.marked.push(checkpoint.cut);
-            Ok(())
-        }
-    }
 
     fn settle(cut: u64, marked: u64) -> CutMessage {
         let (kind, tag, taken_at) = (CheckpointKind::Automatic, String::new(), WallTime::default());

@@ -37,3 +37,28 @@ impl fmt::Display for Disbelieved {
 }
 
 impl std::error::Error for Disbelieved {}
+
+/// A host that holds and draws whatever it is told to, with what it has marked.
+#[cfg(test)]
+#[derive(Debug, Default)]
+pub(super) struct Willing {
+    pub(super) marked: Vec<WriteSeq>,
+}
+
+#[cfg(test)]
+impl Part for Willing {
+    fn hold(&mut self) -> u64 {
+        1
+    }
+
+    fn release(&mut self, _hold: u64) {}
+
+    fn draw(&mut self, _cut: WriteSeq) -> Result<(), CutRefusal> {
+        Ok(())
+    }
+
+    fn mark(&mut self, checkpoint: &Checkpoint, _hosts: &[String]) -> Result<(), String> {
+        self.marked.push(checkpoint.cut);
+        Ok(())
+    }
+}
