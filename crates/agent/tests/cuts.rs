@@ -186,7 +186,7 @@ fn numbers(folder: &Path) -> BTreeMap<String, u64> {
         Arc::new(Journal::open(Arc::new(FsStore::open(folder).unwrap()), settings).unwrap().journal);
     let query = CheckpointQuery { limit: usize::MAX, ..CheckpointQuery::default() };
     let mut found = BTreeMap::new();
-    for facts in journal.checkpoints(&query).unwrap() {
+    for facts in journal.checkpoints(&query).rows {
         let image = Image::open(journal.clone(), facts.checkpoint.cut, None, [0; 16]).unwrap();
         let mut sector = [0; 512];
         image.read_at(DiskIndex(0), 0, &mut sector).unwrap();

@@ -356,6 +356,9 @@ pub struct CheckpointPage {
     pub checkpoints: Vec<Checkpoint>,
     /// Give this as `cursor` for the next page; none where this is the last.
     pub next: Option<String>,
+    /// Where checkpoints may be missing in the list, because what has them cannot be read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unread: Vec<String>,
 }
 
 /// A request for a tagged checkpoint.

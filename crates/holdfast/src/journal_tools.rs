@@ -40,7 +40,7 @@ pub(crate) fn repair(folder: &Path, as_json: bool) -> Result<ExitCode> {
     let mut told = ReadingThrough::new("reading the journal".into(), Some(bytes_in(folder)));
     let opened = Journal::open(store, Settings::for_repair()).context("open the journal")?;
     let (journal, mut damage) = (opened.journal, opened.damage);
-    let (mut rebuilt, mut read_bytes, mut mended) = (0, 0, opened.mended);
+    let (mut rebuilt, mut read_bytes, mut mended, mut lost) = (0, 0, opened.mended, Vec::new());
     let mut place = None;
     loop {
         let how = Upkeep::plain(agent::clock::wall(), agent::random());
@@ -48,6 +48,7 @@ pub(crate) fn repair(folder: &Path, as_json: bool) -> Result<ExitCode> {
         damage.extend(step.damage);
         rebuilt += step.rebuilt;
         mended.extend(step.mended);
+        lost.extend(step.lost.iter().map(ToString::to_string));
         read_bytes += step.bytes;
         told.tell(read_bytes, &format!(", {} places damaged", damage.len()));
         place = step.place;
@@ -59,24 +60,29 @@ pub(crate) fn repair(folder: &Path, as_json: bool) -> Result<ExitCode> {
     if as_json {
         let damage =
             damage.iter().map(|damage| json!({"what": damage.what, "from": damage.from.to_string()}));
-        print::json(&json!({"rebuilt": rebuilt, "mended": mended, "contained": damage.collect::<Vec<_>>()}))?;
+        print::json(
+            &json!({"rebuilt": rebuilt, "mended": mended, "lost": lost, "contained": damage.collect::<Vec<_>>()}),
+        )?;
     } else {
         println!("{rebuilt} damaged index runs made again");
         for what in &mended {
             println!("MADE AGAIN: {what}");
         }
+        for what in &lost {
+            println!("LOST: {what}");
+        }
         for damage in &damage {
             println!("CONTAINED: {}; checkpoints before {} are good", damage.what, damage.from);
         }
-        if damage.is_empty() {
+        if damage.is_empty() && lost.is_empty() {
             println!("every byte is as it was written");
-        } else {
+        } else if !damage.is_empty() {
             println!(
                 "later checkpoints come back once the source has sent everything again, which it will by itself"
             );
         }
     }
-    Ok(if damage.is_empty() && mended.is_empty() && rebuilt == 0 {
+    Ok(if damage.is_empty() && mended.is_empty() && lost.is_empty() && rebuilt == 0 {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(exit::DAMAGED)

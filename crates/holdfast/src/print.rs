@@ -252,6 +252,9 @@ pub(crate) fn checkpoints(page: &CheckpointPage) -> String {
     if let Some(next) = &page.next {
         let _ = writeln!(out, "more: --cursor {next}");
     }
+    for unread in &page.unread {
+        let _ = writeln!(out, "CANNOT BE READ: {unread}");
+    }
     out
 }
 

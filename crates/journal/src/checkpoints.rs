@@ -1,5 +1,5 @@
 //! Checkpoints by the million: facts about each, kept in memory for open segments and in files of pages
-//! for sealed ones, listed by page, time, kind and tag without loading them all.
+//! for sealed ones (`checkpoint_files.rs`), and which of them a list is to hold.
 //!
 //! A row on disk is 48 bytes:
 //! ```text
@@ -10,18 +10,11 @@
 //! ```
 //! Words of tags are in the manifest. Thinning asks the flags, so that it needs nothing but the row.
 
-use crate::manifest::{CheckpointFile, Manifest, TagEntry};
-use crate::page::{PAGE_BYTES, PageKind, ROWS_BYTES, open_page, seal_page};
-use crate::store::{Store, StoreFile};
-use std::io;
-use std::sync::Arc;
+use crate::manifest::{CheckpointFile, TagEntry};
 use std::time::Duration;
 use types::{Checkpoint, CheckpointId, CheckpointKind, WallTime, WriteSeq};
 
 pub(crate) const ROW_BYTES: usize = 48;
-const ROWS_PER_PAGE: usize = ROWS_BYTES / ROW_BYTES;
-/// A file of checkpoints is closed after this many pages.
-pub(crate) const FILE_PAGES_MAX: u32 = 256;
 const MINUTE: i64 = 60_000_000;
 const QUARTER: i64 = 15 * MINUTE;
 const FIRST_OF_MINUTE: u8 = 1;
@@ -96,6 +89,20 @@ impl CheckpointFacts {
         self.checkpoint.cut
     }
 
+    /// What the manifest knows of a tagged one whose row is lost.
+    pub(crate) fn of_tag(entry: &TagEntry) -> Self {
+        let cut = WriteSeq::from_raw(entry.cut);
+        let checkpoint = Checkpoint {
+            id: CheckpointId(cut),
+            cut,
+            kind: CheckpointKind::Tagged,
+            taken_at: WallTime(entry.taken_at),
+            members: entry.members,
+            tag: entry.tag.clone(),
+        };
+        Self { checkpoint, ..Self::default() }
+    }
+
     /// The flags of one taken at `now` after one taken at `before`.
     pub(crate) fn flags_after(before: Option<WallTime>, now: WallTime) -> u8 {
         let first =
@@ -111,7 +118,7 @@ impl CheckpointFacts {
             || (age <= thinning.minutely && self.flags & FIRST_OF_MINUTE != 0)
     }
 
-    fn encode(&self) -> [u8; ROW_BYTES] {
+    pub(crate) fn encode(&self) -> [u8; ROW_BYTES] {
         let mut row = [0; ROW_BYTES];
         row[..8].copy_from_slice(&self.checkpoint.id.0.raw().to_le_bytes());
         row[8..16].copy_from_slice(&self.checkpoint.cut.raw().to_le_bytes());
@@ -128,7 +135,7 @@ impl CheckpointFacts {
         row
     }
 
-    fn decode(row: &[u8], tags: &[TagEntry]) -> Result<Self, &'static str> {
+    pub(crate) fn decode(row: &[u8], tags: &[TagEntry]) -> Result<Self, &'static str> {
         let number = |at: usize| u64::from_le_bytes(row[at..at + 8].try_into().expect("eight bytes"));
         let half = |at: usize| u16::from_le_bytes([row[at], row[at + 1]]);
         let cut = WriteSeq::from_raw(number(8));
@@ -170,7 +177,7 @@ impl CheckpointQuery {
     }
 
     /// Whether a file may hold something the query wants.
-    fn may_be_in(&self, file: &CheckpointFile) -> bool {
+    pub(crate) fn may_be_in(&self, file: &CheckpointFile) -> bool {
         let after = self.after.is_none_or(|after| match self.newest_first {
             true => file.first_cut < after.raw(),
             false => file.last_cut > after.raw(),
@@ -181,132 +188,13 @@ impl CheckpointQuery {
     }
 
     /// Whether no page on this side of a page's first and last row can hold more.
-    fn skips_page(&self, first: &CheckpointFacts, last: &CheckpointFacts) -> bool {
+    pub(crate) fn skips_page(&self, first: &CheckpointFacts, last: &CheckpointFacts) -> bool {
         match (self.after, self.newest_first) {
             (Some(after), true) => first.cut() >= after,
             (Some(after), false) => last.cut() <= after,
             (None, _) => false,
         }
     }
-}
-
-/// A checkpoint file does not check.
-#[derive(Debug, thiserror::Error)]
-pub enum CheckpointError {
-    #[error("checkpoint file {name}, page {page}: {what}")]
-    Damaged { name: String, page: u32, what: &'static str },
-    #[error("cannot read checkpoint file {name}")]
-    Io {
-        name: String,
-        #[source]
-        source: io::Error,
-    },
-}
-
-/// Reads rows of the files a manifest names.
-pub(crate) struct Files<'a> {
-    pub(crate) store: &'a dyn Store,
-    pub(crate) manifest: &'a Manifest,
-}
-
-impl Files<'_> {
-    fn open(&self, file: &CheckpointFile) -> Result<Arc<dyn StoreFile>, CheckpointError> {
-        self.store
-            .open(&file.file_name(), false)
-            .map_err(|source| CheckpointError::Io { name: file.file_name(), source })
-    }
-
-    fn page(
-        &self,
-        file: &CheckpointFile,
-        open: &dyn StoreFile,
-        page: u32,
-    ) -> Result<Vec<CheckpointFacts>, CheckpointError> {
-        let damaged = |what| CheckpointError::Damaged { name: file.file_name(), page, what };
-        let mut bytes = [0; PAGE_BYTES as usize];
-        open.read_at(u64::from(page) * PAGE_BYTES, &mut bytes)
-            .map_err(|source| CheckpointError::Io { name: file.file_name(), source })?;
-        let rows = open_page(&bytes, PageKind::Checkpoints, page, file.stamp, ROW_BYTES).map_err(damaged)?;
-        let rows = bytes[..rows * ROW_BYTES].chunks_exact(ROW_BYTES);
-        rows.map(|row| CheckpointFacts::decode(row, &self.manifest.tags).map_err(damaged)).collect()
-    }
-
-    /// Offers what the query wants, in its order, until `take` has enough and says false.
-    pub(crate) fn visit(
-        &self,
-        query: &CheckpointQuery,
-        take: &mut dyn FnMut(CheckpointFacts) -> bool,
-    ) -> Result<bool, CheckpointError> {
-        let files = self.manifest.checkpoints.iter().filter(|file| query.may_be_in(file));
-        let files: Vec<_> = if query.newest_first { files.rev().collect() } else { files.collect() };
-        for file in files {
-            let open = self.open(file)?;
-            for page in self.pages_from(file, &*open, query)? {
-                let mut rows = self.page(file, &*open, page)?;
-                if let (Some(first), Some(last)) = (rows.first(), rows.last())
-                    && query.skips_page(first, last)
-                {
-                    continue;
-                }
-                if query.newest_first {
-                    rows.reverse();
-                }
-                for row in rows.into_iter().filter(|row| query.wants(row)) {
-                    if !take(row) {
-                        return Ok(false);
-                    }
-                }
-            }
-        }
-        Ok(true)
-    }
-
-    /// The pages of a file in the query's order, from the one on that `after` lies in.
-    fn pages_from(
-        &self,
-        file: &CheckpointFile,
-        open: &dyn StoreFile,
-        query: &CheckpointQuery,
-    ) -> Result<Box<dyn Iterator<Item = u32>>, CheckpointError> {
-        let Some(after) = query.after else {
-            return Ok(if query.newest_first {
-                Box::new((0..file.pages).rev())
-            } else {
-                Box::new(0..file.pages)
-            });
-        };
-        // The last page that begins at or below `after`.
-        let (mut low, mut high) = (0, file.pages);
-        while low < high {
-            let middle = (low + high) / 2;
-            let begins = self.page(file, open, middle)?.first().map(CheckpointFacts::cut);
-            if begins.is_some_and(|cut| cut <= after) { low = middle + 1 } else { high = middle }
-        }
-        let page = low.saturating_sub(1);
-        Ok(if query.newest_first { Box::new((0..=page).rev()) } else { Box::new(page..file.pages) })
-    }
-}
-
-/// Writes `rows`, ascending by cut, as pages from `page` on; not synced. How many pages it took.
-pub(crate) fn write_rows(
-    file: &dyn StoreFile,
-    rows: &[CheckpointFacts],
-    page: u32,
-    stamp: u32,
-) -> io::Result<u32> {
-    let mut pages = 0;
-    for chunk in rows.chunks(ROWS_PER_PAGE) {
-        let bytes: Vec<u8> = chunk.iter().flat_map(CheckpointFacts::encode).collect();
-        let sealed = seal_page(&bytes, chunk.len() as u16, PageKind::Checkpoints, page + pages, stamp);
-        file.write_at(u64::from(page + pages) * PAGE_BYTES, &sealed)?;
-        pages += 1;
-    }
-    Ok(pages)
-}
-
-/// The pages a number of rows takes.
-pub(crate) fn pages_for(rows: usize) -> u32 {
-    rows.div_ceil(ROWS_PER_PAGE) as u32
 }
 
 #[cfg(test)]
@@ -325,7 +213,7 @@ mod tests {
         facts.checkpoint.cut = WriteSeq::from_raw(99);
         facts.checkpoint.kind = CheckpointKind::Tagged;
         facts.checkpoint.tag = "before".into();
-        let tags = [TagEntry { cut: 99, tag: "before".into(), taken_at: 0 }];
+        let tags = [TagEntry { cut: 99, tag: "before".into(), taken_at: 0, members: 0 }];
         assert_eq!(CheckpointFacts::decode(&facts.encode(), &tags), Ok(facts.clone()));
         let unknown = CheckpointFacts { entropy: None, ..facts.clone() };
         assert_eq!(CheckpointFacts::decode(&unknown.encode(), &tags), Ok(unknown));

@@ -3,7 +3,8 @@
 //! Until that is done the table stays in memory; after a crash before it, the segment is read again.
 
 use crate::age::Stamp;
-use crate::checkpoints::{CheckpointFacts, FILE_PAGES_MAX, pages_for, write_rows};
+use crate::checkpoint_files::{FILE_PAGES_MAX, pages_for, write_rows};
+use crate::checkpoints::CheckpointFacts;
 use crate::cover::LogKind;
 use crate::layout::{FIRST_BATCH_AT, SegmentHeader};
 use crate::manifest::{CheckpointFile, Manifest, RunInfo, SegmentInfo, TagEntry};
@@ -113,7 +114,7 @@ impl Footers {
         Segment::create(&*self.state.store, None, header)
     }
 
-    /// Appends checkpoints to their file, or begins a new one; synced.
+    /// Appends checkpoints to both copies of their file, or begins a new one; synced.
     fn write_checkpoints(
         &self,
         manifest: &Manifest,
@@ -123,7 +124,7 @@ impl Footers {
         let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return Ok(WrittenRows(None)) };
         let pages = pages_for(rows.len());
         let mut file = match manifest.checkpoints.last() {
-            Some(file) if file.pages + pages <= FILE_PAGES_MAX => file.clone(),
+            Some(file) if file.pages + pages <= FILE_PAGES_MAX && file.is_double => file.clone(),
             _ => CheckpointFile {
                 number: manifest.next_file + 1,
                 stamp,
@@ -133,12 +134,14 @@ impl Footers {
                 last_cut: 0,
                 first_at: i64::MAX,
                 last_at: i64::MIN,
+                is_double: true,
             },
         };
-        let name = file.file_name();
-        let open = self.state.store.open(&name, true)?;
-        write_rows(&*open, rows, file.pages, file.stamp)?;
-        open.sync_data()?;
+        for name in file.file_names() {
+            let open = self.state.store.open(&name, true)?;
+            write_rows(&*open, rows, file.pages, file.stamp)?;
+            open.sync_data()?;
+        }
         if file.pages == 0 {
             self.state.store.sync_folder()?;
         }
@@ -170,6 +173,7 @@ impl WrittenRows {
             cut: row.cut().raw(),
             tag: row.checkpoint.tag.clone(),
             taken_at: row.checkpoint.taken_at.0,
+            members: row.checkpoint.members,
         }));
     }
 }

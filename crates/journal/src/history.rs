@@ -1,10 +1,29 @@
 //! Which checkpoints and cuts of a journal can be opened, out of its files and its memory.
 
-use crate::checkpoints::{CheckpointError, CheckpointFacts, CheckpointQuery, Files};
+use crate::checkpoint_files::{CheckpointError, Files};
+use crate::checkpoints::{CheckpointFacts, CheckpointQuery};
 use crate::state::State;
 use types::{CheckpointId, WallTime, WriteSeq};
 
-/// What can be opened of a journal now. Every error is of a checkpoint file that cannot be read.
+/// A list of checkpoints.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Listed {
+    pub rows: Vec<CheckpointFacts>,
+    /// Where more may be missing in it.
+    pub unread: Vec<CheckpointError>,
+}
+
+impl Listed {
+    /// The only one there is; an error where what cannot be read may be it.
+    fn only(mut self) -> Result<Option<CheckpointFacts>, CheckpointError> {
+        match (self.rows.pop(), self.unread.pop()) {
+            (None, Some(error)) => Err(error),
+            (found, _) => Ok(found),
+        }
+    }
+}
+
+/// What can be opened of a journal now.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct History<'a> {
     pub(crate) state: &'a State,
@@ -12,17 +31,15 @@ pub(crate) struct History<'a> {
 
 impl History<'_> {
     /// Checkpoints that can be opened, in the order asked for, at most as many as the query's limit.
-    pub(crate) fn checkpoints(
-        &self,
-        query: &CheckpointQuery,
-    ) -> Result<Vec<CheckpointFacts>, CheckpointError> {
+    pub(crate) fn checkpoints(&self, query: &CheckpointQuery) -> Listed {
         let (manifest, timeline, thinning, recent) = {
             let shared = self.state.read_shared();
             let frozen = shared.view.redo.frozen.iter().flat_map(|table| &table.checkpoints);
             let recent: Vec<_> = frozen.chain(&shared.redo_table.checkpoints).cloned().collect();
             (shared.manifest.clone(), shared.timeline.clone(), shared.settings.thinning, recent)
         };
-        let mut found = Vec::new();
+        let mut listed = Listed::default();
+        let Listed { rows: found, unread } = &mut listed;
         let mut take = |facts: CheckpointFacts| {
             let is_kept =
                 || !query.thinned || facts.is_kept(&thinning, self.state.read_shared().age_of(facts.cut()));
@@ -33,7 +50,7 @@ impl History<'_> {
         };
         let files = Files { store: &*self.state.store, manifest: &manifest };
         if query.limit == 0 {
-            return Ok(found);
+            return listed;
         }
         if query.newest_first {
             let recent = recent.into_iter().rev().filter(|facts| query.wants(facts));
@@ -45,23 +62,29 @@ impl History<'_> {
                 }
             }
             if all {
-                files.visit(query, &mut take)?;
+                files.visit(query, unread, &mut take);
             }
-        } else if files.visit(query, &mut take)? {
+        } else if files.visit(query, unread, &mut take) {
             for facts in recent.into_iter().filter(|facts| query.wants(facts)) {
                 if !take(facts) {
                     break;
                 }
             }
         }
-        Ok(found)
+        listed
     }
 
     /// A checkpoint by its id, if it can be opened; thinned ones too, as long as their data is there.
     pub(crate) fn checkpoint(&self, id: CheckpointId) -> Result<Option<CheckpointFacts>, CheckpointError> {
         let query = CheckpointQuery { after: Some(id.0.previous()), limit: 1, ..CheckpointQuery::default() };
-        let found = self.checkpoints(&query)?.pop();
-        Ok(found.filter(|facts| facts.checkpoint.id == id))
+        let Listed { rows, unread } = self.checkpoints(&query);
+        let found = rows.into_iter().find(|facts| facts.checkpoint.id == id);
+        // Of one that lies behind it nobody knows, either: it was not looked for.
+        let of_it = unread.into_iter().find(|lost| lost.first_cut <= id.0 && id.0 <= lost.last_cut);
+        match of_it.filter(|_| found.is_none()) {
+            Some(error) => Err(error),
+            None => Ok(found),
+        }
     }
 
     /// The newest consistent cut at or below `cut`, if there is one.
@@ -71,7 +94,7 @@ impl History<'_> {
             let after = Some(cut.next());
             let query = CheckpointQuery { after, newest_first: true, limit: 1, ..CheckpointQuery::default() };
             // One that cannot be read is none: an older cut is taken.
-            self.checkpoints(&query).ok()?.pop().map(|facts| facts.cut())
+            self.checkpoints(&query).rows.pop().map(|facts| facts.cut())
         })
     }
 
@@ -83,7 +106,7 @@ impl History<'_> {
     /// The newest checkpoint that can be opened.
     pub(crate) fn newest_checkpoint(&self) -> Result<Option<CheckpointFacts>, CheckpointError> {
         let query = CheckpointQuery { newest_first: true, limit: 1, ..CheckpointQuery::default() };
-        Ok(self.checkpoints(&query)?.pop())
+        self.checkpoints(&query).only()
     }
 
     /// The newest checkpoint taken at or before `time`.
@@ -93,6 +116,6 @@ impl History<'_> {
     ) -> Result<Option<CheckpointFacts>, CheckpointError> {
         let query =
             CheckpointQuery { to: Some(time), newest_first: true, limit: 1, ..CheckpointQuery::default() };
-        Ok(self.checkpoints(&query)?.pop())
+        self.checkpoints(&query).only()
     }
 }

@@ -5,12 +5,13 @@
 //! is replaced; `shared`, held shortly to look up or to publish. The gate is for readers: see `read.rs`.
 
 use crate::append::Appender;
-use crate::checkpoints::{CheckpointError, CheckpointFacts, CheckpointQuery};
+use crate::checkpoint_files::CheckpointError;
+use crate::checkpoints::{CheckpointFacts, CheckpointQuery};
 use crate::create::{CreateError, create};
 use crate::damage::Damage;
 use crate::fold::FoldError;
 use crate::footers::Footers;
-use crate::history::History;
+use crate::history::{History, Listed};
 use crate::life::Life;
 use crate::manifest::ManifestError;
 use crate::open::{OpenError, Standing, open};
@@ -249,18 +250,16 @@ impl Journal {
         History { state: &self.state }
     }
 
-    /// Checkpoints that can be opened, in the order asked for, at most as many as the query's limit.
-    ///
-    /// # Errors
-    /// [`CheckpointError`] where a file of them cannot be read.
-    pub fn checkpoints(&self, query: &CheckpointQuery) -> Result<Vec<CheckpointFacts>, CheckpointError> {
+    /// Checkpoints that can be opened, in the order asked for, at most as many as the query's limit, and where more may
+    /// be that cannot be read.
+    pub fn checkpoints(&self, query: &CheckpointQuery) -> Listed {
         self.history().checkpoints(query)
     }
 
     /// A checkpoint by its id, if it can be opened; thinned ones too, as long as their data is there.
     ///
     /// # Errors
-    /// [`CheckpointError`] where a file of them cannot be read.
+    /// [`CheckpointError`] where the page it may be in cannot be read.
     pub fn checkpoint(&self, id: CheckpointId) -> Result<Option<CheckpointFacts>, CheckpointError> {
         self.history().checkpoint(id)
     }
@@ -275,18 +274,18 @@ impl Journal {
         self.history().is_consistent(cut)
     }
 
-    /// The newest checkpoint that can be opened.
+    /// The newest checkpoint that can be opened, of those that can be read.
     ///
     /// # Errors
-    /// [`CheckpointError`] where a file of them cannot be read.
+    /// [`CheckpointError`] where none can be.
     pub fn newest_checkpoint(&self) -> Result<Option<CheckpointFacts>, CheckpointError> {
         self.history().newest_checkpoint()
     }
 
-    /// The newest checkpoint taken at or before `time`.
+    /// The newest checkpoint taken at or before `time`, of those that can be read.
     ///
     /// # Errors
-    /// [`CheckpointError`] where a file of them cannot be read.
+    /// [`CheckpointError`] where none can be.
     pub fn nearest_checkpoint(&self, time: WallTime) -> Result<Option<CheckpointFacts>, CheckpointError> {
         self.history().nearest_checkpoint(time)
     }
@@ -304,8 +303,8 @@ impl Journal {
     /// # Errors
     /// [`FoldError`] where something cannot be read or written just now.
     pub fn scrub(&self, after: Option<ScrubPlace>, how: &Upkeep<'_>) -> Result<Scrubbed, FoldError> {
-        let scrub =
-            Scrub { state: &self.state, reads: &self.reads, appender: &self.appender, turns: &self.turns };
+        let (state, reads, turns) = (&self.state, &self.reads, &self.turns);
+        let scrub = Scrub { state, reads, footers: &self.footers, appender: &self.appender, turns };
         scrub.step(after, how)
     }
 

@@ -26,6 +26,7 @@
 
 mod age;
 mod append;
+mod checkpoint_files;
 mod checkpoints;
 mod compact;
 mod copies;
@@ -74,13 +75,15 @@ mod view;
 mod windows;
 mod writer;
 
-pub use checkpoints::{CheckpointError, CheckpointFacts, CheckpointQuery, Thinning};
+pub use checkpoint_files::CheckpointError;
+pub use checkpoints::{CheckpointFacts, CheckpointQuery, Thinning};
 pub use copies::{NAMES as MANIFESTS, is_journal};
 pub use create::CreateError;
 pub use damage::Damage;
 pub use fold::FoldError;
 pub use fs_store::{FsStore, LockError};
 pub use gather::batch_room;
+pub use history::Listed;
 pub use image::{Image, ImageError};
 pub use journal::{Journal, Opened, index_pages_read, newest_common_cut};
 pub use manifest::{Manifest, ManifestError, SegmentInfo};

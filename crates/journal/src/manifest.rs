@@ -161,6 +161,9 @@ pub struct CheckpointFile {
     /// Times are labels: the least and the greatest in the file.
     pub first_at: i64,
     pub last_at: i64,
+    /// Whether there is a second copy: older versions wrote one, to which the scrub adds the other.
+    #[serde(default)]
+    pub is_double: bool,
 }
 
 /// A person's words for a checkpoint.
@@ -169,6 +172,9 @@ pub struct TagEntry {
     pub cut: u64,
     pub tag: String,
     pub taken_at: i64,
+    /// VMs the group had; `u16::MAX`, as many as no group has, where an older version wrote it.
+    #[serde(default = "unknown_members")]
+    pub members: u16,
 }
 
 /// A cut that must stay readable.
@@ -223,9 +229,16 @@ impl RunInfo {
     }
 }
 
+fn unknown_members() -> u16 {
+    u16::MAX
+}
+
 impl CheckpointFile {
-    pub(crate) fn file_name(&self) -> String {
-        format!("checkpoints-{:08}", self.number)
+    /// Its two copies.
+    pub(crate) fn file_names(&self) -> [String; 2] {
+        let first = format!("checkpoints-{:08}", self.number);
+        let second = format!("{first}-2");
+        [first, second]
     }
 }
 

@@ -131,7 +131,7 @@ fn remove_leftovers(store: &dyn Store, manifest: &Manifest) -> io::Result<()> {
         let footers = log.segments.iter().filter_map(|segment| segment.sealed.as_ref()?.footer.as_ref());
         known.extend(log.runs.iter().chain(footers).map(|run| run.file_name(kind)));
     }
-    known.extend(manifest.checkpoints.iter().map(|file| file.file_name()));
+    known.extend(manifest.checkpoints.iter().flat_map(|file| file.file_names()));
     let ours = ["segment-", "undo-", "run-", "checkpoints-"];
     for name in store.names()? {
         if ours.iter().any(|prefix| name.starts_with(prefix)) && !known.contains(&name) {

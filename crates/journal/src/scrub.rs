@@ -6,11 +6,13 @@
 //! file of its own. A segment that retention drops while it is read is passed over.
 
 use crate::append::Appender;
+use crate::checkpoint_files::{CheckpointError, Copies, Mended};
 use crate::compact::{remove_run_files, swap_runs};
 use crate::cover::LogKind;
 use crate::damage::{Damage, contain};
 use crate::extent::extents_of;
 use crate::fold::FoldError;
+use crate::footers::Footers;
 use crate::manifest::{RunInfo, SegmentInfo};
 use crate::page::PAGE_BYTES;
 use crate::read::Reads;
@@ -44,6 +46,8 @@ pub struct Scrubbed {
     pub rebuilt: usize,
     /// What else was damaged, cost nothing, and was made again.
     pub mended: Vec<String>,
+    /// Checkpoints that no list shows any more.
+    pub lost: Vec<CheckpointError>,
 }
 
 /// Who scrubs a journal.
@@ -51,18 +55,23 @@ pub struct Scrubbed {
 pub(crate) struct Scrub<'a> {
     pub(crate) state: &'a State,
     pub(crate) reads: &'a Reads,
+    /// Beside whose work no checkpoint file is mended.
+    pub(crate) footers: &'a Footers,
     pub(crate) appender: &'a Appender,
     /// Beside whose work no run is put in another's place.
     pub(crate) turns: &'a Turns,
 }
 
 impl Scrub<'_> {
-    /// Reads the sealed segment after `after` and its footer, and with the last one every merged run and the manifest.
+    /// Reads the sealed segment after `after` and its footer, and with the last one every merged run, the checkpoint files
+    /// and the manifest.
     pub(crate) fn step(&self, after: Option<ScrubPlace>, how: &Upkeep<'_>) -> Result<Scrubbed, FoldError> {
         let mut done = Scrubbed::default();
         let Some((kind, info, before)) = self.next_to_scrub(after) else {
             done.rebuilt = self.rebuild_merged(how)?;
-            done.mended = self.state.mend_copies().map_err(FoldError::Manifest)?;
+            Mended { mended: done.mended, lost: done.lost } =
+                self.mend_checkpoints(how).map_err(FoldError::Footer)?;
+            done.mended.extend(self.state.mend_copies().map_err(FoldError::Manifest)?);
             return Ok(done);
         };
         done.place = Some(ScrubPlace { undo: kind == LogKind::Undo, segment: info.number });
@@ -289,5 +298,35 @@ impl Scrub<'_> {
             }
         }
         Ok(count)
+    }
+
+    /// Makes checkpoint files whole in both copies.
+    fn mend_checkpoints(&self, how: &Upkeep<'_>) -> io::Result<Mended> {
+        let (store, mut all) = (&*self.state.store, Mended::default());
+        let numbers: Vec<u64> =
+            self.state.read_shared().manifest.checkpoints.iter().map(|file| file.number).collect();
+        for number in numbers {
+            let manifest = self.state.read_shared().manifest.clone();
+            let Some(file) = manifest.checkpoints.iter().find(|file| file.number == number) else { continue };
+            (how.pace)(u64::from(file.pages) * PAGE_BYTES * 2);
+            if Copies::past_the_cache(store, &manifest, file).are_whole() {
+                continue;
+            }
+            // Nobody adds pages to it, or removes it, until it is whole.
+            let _footers = self.footers.lock();
+            self.state.check_life()?;
+            let manifest = self.state.read_shared().manifest.clone();
+            let Some(file) = manifest.checkpoints.iter().find(|file| file.number == number) else { continue };
+            let Mended { mended, lost } = Copies::past_the_cache(store, &manifest, file).mend()?;
+            all.mended.extend(mended);
+            all.lost.extend(lost);
+            if !file.is_double {
+                self.state.change_manifest_alone(|manifest| {
+                    let mut files = manifest.checkpoints.iter_mut();
+                    files.find(|file| file.number == number).expect("it stays").is_double = true;
+                })?;
+            }
+        }
+        Ok(all)
     }
 }

@@ -1,7 +1,8 @@
 //! Reading a whole journal offline, changing nothing: is every byte as it was written, and which
 //! checkpoints are good?
 
-use crate::checkpoints::{CheckpointFacts, CheckpointQuery, Files};
+use crate::checkpoint_files::Files;
+use crate::checkpoints::{CheckpointFacts, CheckpointQuery};
 use crate::copies;
 use crate::cover::LogKind;
 use crate::entropy::sample;
@@ -306,13 +307,14 @@ impl<F: FnMut(RecordRow)> Reading<'_, F> {
         };
         let mut good = Vec::new();
         let query = CheckpointQuery { limit: usize::MAX, ..CheckpointQuery::default() };
-        let visited = files.visit(&query, &mut |facts| {
+        files.visit(&query, &mut Vec::new(), &mut |facts| {
             good.extend(Some(facts).filter(|facts| is_good(facts)));
             true
         });
-        if let Err(error) = visited {
-            self.report.damage.push(error.to_string());
-        }
+        let (spoilt, lost) = files.look_through();
+        let spoilt = spoilt.into_iter();
+        let spoilt = spoilt.map(|what| format!("{what} (the scrub makes again what its other copy has)"));
+        self.report.damage.extend(spoilt.chain(lost.iter().map(|lost| lost.to_string())));
         good.extend(self.recent.drain(..).filter(|facts| is_good(facts)));
         self.report.checkpoints = good;
     }

@@ -4,7 +4,7 @@
 
 mod stream;
 
-use journal::{FsStore, Journal, Mode, Settings, verify};
+use journal::{FsStore, Journal, Mode, Settings, Upkeep, verify};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -81,4 +81,29 @@ fn the_fixture_of_format_2_opens_and_shows_what_it_showed() {
     let status = journal.status();
     assert!(status.runs > 1 && status.applied.raw() > 0);
     assert_eq!(journal.pins()[0].owner, "the fixture");
+}
+
+#[test]
+fn a_checkpoint_file_of_an_older_version_is_given_its_second_copy() {
+    let folder = tempfile::tempdir().unwrap();
+    copy(&fixture(), folder.path());
+    let open = || Journal::open(Arc::new(FsStore::open(folder.path()).unwrap()), SETTINGS).unwrap().journal;
+    let journal = open();
+    let listed = cuts(&journal);
+    let mut place = None;
+    loop {
+        let step = journal.scrub(place, &Upkeep::plain(types::WallTime(0), [5; 16])).unwrap();
+        assert_eq!((step.mended, step.lost), (vec![], vec![]), "it lacks nothing that it had");
+        place = step.place;
+        if place.is_none() {
+            break;
+        }
+    }
+    drop(journal);
+    for name in ["checkpoints-00000001", "checkpoints-00000001-2"] {
+        let (path, aside) = (folder.path().join(name), folder.path().join("aside"));
+        std::fs::rename(&path, &aside).unwrap();
+        assert_eq!(cuts(&open()), listed, "without {name}");
+        std::fs::rename(&aside, &path).unwrap();
+    }
 }

@@ -281,7 +281,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 /// Every checkpoint that can be opened, block by block.
 fn check(source: &Source, states: &[(WriteSeq, Vec<u8>)]) {
     let query = journal::CheckpointQuery { limit: usize::MAX, ..Default::default() };
-    let found = source.journal.checkpoints(&query).unwrap();
+    let found = source.journal.checkpoints(&query).rows;
     for facts in found {
         let cut = facts.checkpoint.cut;
         let (_, expected) = states.iter().find(|(at, _)| *at == cut).unwrap();

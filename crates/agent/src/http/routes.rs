@@ -324,15 +324,12 @@ async fn list_checkpoints(
         .ok_or_else(|| OperationError::unavailable(format!("the journal of VM {name} is not open")))?;
     let limit = query.limit;
     let one_more = CheckpointQuery { limit: limit + 1, thinned: true, ..query };
-    let rows = beside(move || {
-        let rows = journal.checkpoints(&one_more);
-        rows.map_err(|error| OperationError::unavailable(with_sources(&error)))
-    });
-    let mut rows = rows.await?;
+    let journal::Listed { mut rows, unread } = beside(move || Ok(journal.checkpoints(&one_more))).await?;
     let more = rows.len() > limit;
     rows.truncate(limit);
     let next = rows.last().filter(|_| more).map(|last| last.checkpoint.cut.to_string());
-    Ok(Json(CheckpointPage { checkpoints: rows.iter().map(checkpoint_to_api).collect(), next }))
+    let unread = unread.iter().map(ToString::to_string).collect();
+    Ok(Json(CheckpointPage { checkpoints: rows.iter().map(checkpoint_to_api).collect(), next, unread }))
 }
 
 /// Fails a group over to this side.

@@ -91,10 +91,13 @@ pub(super) fn first_of<T>(
 ) -> Result<Option<T>> {
     let journal = journal_of(vm)?;
     loop {
-        let rows = journal
-            .checkpoints(&query)
-            .map_err(|error| OperationError::unavailable(crate::error::with_sources(&error)))?;
-        let Some(last) = rows.last() else { return Ok(None) };
+        let journal::Listed { rows, mut unread } = journal.checkpoints(&query);
+        let Some(last) = rows.last() else {
+            // Of what cannot be read nobody knows whether it would be taken.
+            return unread
+                .pop()
+                .map_or(Ok(None), |error| Err(OperationError::unavailable(error.to_string())));
+        };
         query.after = Some(last.checkpoint.cut);
         for row in &rows {
             if let Some(taken) = take(&row.checkpoint)? {

@@ -138,6 +138,9 @@ fn tell(vm: &Arc<RecoveredVm>, step: &Scrubbed) {
         tracing::warn!(vm = vm.name(), runs = step.rebuilt, "damaged index runs were made again");
     }
     vm.tell_mended(&step.mended);
+    for lost in &step.lost {
+        tracing::error!(vm = vm.name(), lost = lost.to_string(), "checkpoints cannot be listed any more");
+    }
     for damage in &step.damage {
         let text = vm.report_damage(damage);
         // The source greets again, learns that it cannot resume, and sends everything.

@@ -48,7 +48,7 @@ pub(crate) fn drop_what_is_done(manifest: &mut Manifest) -> Gone {
     let floor = manifest.retired_below;
     manifest.checkpoints.retain(|file| {
         let is_gone = file.last_cut < floor;
-        gone.files.extend(is_gone.then(|| file.file_name()));
+        gone.files.extend(is_gone.then(|| file.file_names()).into_iter().flatten());
         !is_gone
     });
     manifest.tags.retain(|tag| tag.cut >= floor);

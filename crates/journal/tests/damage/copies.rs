@@ -1,11 +1,11 @@
 //! The two copies of the manifest: rot in one costs nothing, and no crash leaves less than one.
 
 use crate::stream::{append, compare, cuts};
-use crate::{SEGMENTS, open, scrub_all, sealed};
-use journal::{Journal, Manifest, Store, verify};
+use crate::{SEGMENTS, open, scrub_all, sealed, try_scrub};
+use journal::{Journal, Manifest, Store, Upkeep, verify};
 use sim::{Rng, SimStore};
 use std::sync::Arc;
-use types::{DiskIndex, WriteSeq};
+use types::{DiskIndex, WallTime, WriteSeq};
 
 const COPIES: [&str; 2] = ["manifest", "manifest-2"];
 
@@ -109,6 +109,56 @@ fn a_save_that_is_cut_short_anywhere_leaves_one_copy_that_is_whole() {
                 let epoch = opened.journal.status().epoch.0;
                 assert!(epoch == 7 || (!saved && epoch == before.epoch), "{epoch} after {syncs} syncs");
                 assert!(both_are_whole(&store));
+            }
+        }
+    }
+}
+
+/// The process is killed at each change of the disk in a save, and in making a copy again; then the power goes, or not; then
+/// one of the copies rots, or is gone.
+#[test]
+fn a_save_that_is_cut_short_at_any_change_of_the_disk_leaves_both_copies_or_one_and_what_it_said_before_or_after()
+ {
+    for gone_before in [None, Some(COPIES[0]), Some(COPIES[1])] {
+        for changes in 0.. {
+            let (store, stream) = sealed(3);
+            let journal = open(&store);
+            gone_before.iter().for_each(|name| Store::remove(&store, name).unwrap());
+            store.sync_folder().unwrap();
+            store.die_after(Some(changes));
+            let saved = match gone_before {
+                None => journal.raise_epoch(types::Epoch(7)).is_ok(),
+                Some(_) => try_scrub(&journal).is_ok(),
+            };
+            let is_over = !store.is_dead();
+            drop(journal);
+            store.die_after(None);
+            for seed in 0..8 {
+                let store = store.fork();
+                if seed > 0 {
+                    store.lose_power(&mut Rng::new(seed));
+                }
+                // Until it was made again there is only one.
+                let may_rot = gone_before.is_none() || saved;
+                let spoilt =
+                    [None, Some(COPIES[0]), Some(COPIES[1])].into_iter().take(if may_rot { 3 } else { 1 });
+                for (name, is_gone) in spoilt.flat_map(|name| [(name, false), (name, true)]) {
+                    let store = store.fork();
+                    match (name, is_gone) {
+                        (Some(name), true) => Store::remove(&store, name).unwrap(),
+                        (Some(name), false) => assert!(store.rot(name, 40)),
+                        (None, _) => {}
+                    }
+                    let opened = Journal::open(Arc::new(store.clone()), SEGMENTS).unwrap();
+                    assert_eq!(compare(&opened.journal, &stream.states), 3, "{changes} changes, seed {seed}");
+                    let epoch = opened.journal.status().epoch.0;
+                    assert!(epoch == 7 || !saved || gone_before.is_some(), "{epoch} after {changes} changes");
+                    assert!(both_are_whole(&store));
+                }
+            }
+            if is_over {
+                assert!(saved && changes > 4, "{changes}");
+                break;
             }
         }
     }

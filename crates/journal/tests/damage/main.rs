@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod before_images;
+mod checkpoints;
 mod copies;
 mod demand;
 mod found;
@@ -12,7 +13,7 @@ mod open_images;
 mod stream;
 mod unreadable;
 
-use journal::{Damage, Journal, Scrubbed, Settings, Upkeep};
+use journal::{Damage, FoldError, Journal, Scrubbed, Settings, Upkeep};
 use sim::SimStore;
 use std::sync::Arc;
 use stream::{SMALL, Stream, append, compare, create, cuts, keep_up, read_all};
@@ -41,17 +42,23 @@ pub(crate) fn open(store: &SimStore) -> Journal {
 
 /// Scrubs everything once.
 pub(crate) fn scrub_all(journal: &Journal) -> Scrubbed {
+    try_scrub(journal).unwrap()
+}
+
+/// The same, on a disk that may fail.
+pub(crate) fn try_scrub(journal: &Journal) -> Result<Scrubbed, FoldError> {
     let mut all = Scrubbed::default();
     let mut place = None;
     loop {
-        let step = journal.scrub(place, &Upkeep::plain(WallTime(0), [5; 16])).unwrap();
+        let step = journal.scrub(place, &Upkeep::plain(WallTime(0), [5; 16]))?;
         all.damage.extend(step.damage);
         all.rebuilt += step.rebuilt;
         all.mended.extend(step.mended);
+        all.lost.extend(step.lost);
         all.bytes += step.bytes;
         match step.place {
             Some(next) => place = Some(next),
-            None => return all,
+            None => return Ok(all),
         }
     }
 }

@@ -225,8 +225,9 @@ pub(crate) fn read_all(journal: &Journal, cut: WriteSeq) -> Result<Vec<u8>, jour
 /// Cuts of all checkpoints that can be opened.
 pub(crate) fn cuts(journal: &Journal) -> Vec<WriteSeq> {
     let query = CheckpointQuery { limit: usize::MAX, ..CheckpointQuery::default() };
-    let found = journal.checkpoints(&query).unwrap();
-    found.iter().map(|facts| facts.checkpoint.cut).collect()
+    let found = journal.checkpoints(&query);
+    assert_eq!(found.unread, Vec::new());
+    found.rows.iter().map(|facts| facts.checkpoint.cut).collect()
 }
 
 /// Every checkpoint that can be opened shows the disk of its moment; how many there are.
