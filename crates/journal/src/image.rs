@@ -172,6 +172,29 @@ impl Image {
         }
     }
 
+    /// Bytes of which it is not known whether they are on the disk: they are written again before a flush is told.
+    pub fn in_doubt_bytes(&self) -> u64 {
+        self.overlays.iter().map(Overlay::in_doubt_bytes).sum()
+    }
+
+    /// Where maps of the overlays had rotted when the image was opened: reading what they tell of is an error.
+    pub fn damage(&self) -> Vec<String> {
+        self.overlays.iter().flat_map(Overlay::damage).cloned().collect()
+    }
+
+    /// Reads the overlays' maps from the disk again, and makes anew what has rotted there; the places of that.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn scrub(&self) -> Result<Vec<String>, ImageError> {
+        let journal = self.journal();
+        let mut places = Vec::new();
+        for overlay in &self.overlays {
+            places.extend(overlay.scrub(&*journal.state.store)?);
+        }
+        Ok(places)
+    }
+
     pub(crate) fn overlays(&self) -> &[Overlay] {
         &self.overlays
     }

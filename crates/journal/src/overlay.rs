@@ -1,91 +1,65 @@
-//! The overlay of a writable image's disk: a sparse data file and a map of the 4 KiB blocks it holds.
+//! The overlay of a writable image's disk: a sparse data file and maps of the 4 KiB blocks it holds.
 //!
 //! Three files, because two kinds of crash need two promises:
 //!
 //! - `data` holds the blocks at their own place.
-//! - `live` is the map as it is now, kept in the page cache and never synced. It survives the death of
+//! - `now` is the map as it is now, kept in the page cache and never synced. It survives the death of
 //!   the agent, so a guest that goes on after a `kill -9` reads back every write it was acknowledged.
 //!   It carries the host's boot id and is believed only within that boot, and not after a flush has failed.
-//! - `map` is the map as of the last flush. On a flush the data is synced first and the map after it, so
+//! - `flushed` is the map as of the last flush. On a flush the data is synced first and the map after it, so
 //!   that after a loss of power no block is taken from the data file that never reached the disk: the
 //!   block below, older but whole, is read instead.
 //!
-//! ```text
-//! map, live:   0  [4] magic "HFOV"   4  u32 version   8  u64 blocks   16  [16] boot id   32  bits, LSB first
-//! ```
+//! What a flush that fails was about is on the disk or not, and counts as clean: the next one would be told as done without
+//! it. So `now` also knows which regions were written since the last flush, from before they are. Whoever finds such
+//! regions when the overlay is opened within the same boot has them *in doubt*, whether a flush had failed, and could say
+//! so, or the agent was killed: they are written once more before his next flush is told, in steps that last each. After
+//! a reboot nothing is in doubt, for what is read then comes from the disk.
+//!
+//! What the maps look like is in `overlay/map_file.rs`. Where a sector of one has rotted, whose the blocks are that it
+//! tells of is not known, and reading or writing them is an error.
+
+mod bits;
+mod error;
+mod map_file;
+mod opening;
+mod version_1;
 
 use crate::store::{Store, StoreFile};
-use std::collections::BTreeSet;
+use bits::{BLOCK, Bits, REGION, runs_of, told_by};
+use map_file::Header;
+use opening::Files;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use types::ByteRange;
 
-const BLOCK: u64 = 4096;
-const MAGIC: [u8; 4] = *b"HFOV";
-/// 1: the first.
-const VERSION: u32 = 1;
-const HEADER_BYTES: usize = 32;
-/// In `live`, after a flush has failed: it is believed in no boot.
-const NO_BOOT: [u8; 16] = [0; 16];
-/// The map is made durable in pieces of this many bytes.
-const MAP_PAGE: usize = 4096;
+pub use error::OverlayError;
 
-/// Why an overlay could not be opened, read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum OverlayError {
-    #[error("overlay map {name}: {what}")]
-    Map { name: String, what: &'static str },
-    #[error(
-        "the overlay could not be made durable before: what was written since the last flush may be lost; mend the \
-         disk and start the agent anew, or close the image"
-    )]
-    Failed,
-    #[error("cannot read or write the overlay")]
-    Io(#[from] io::Error),
-}
+/// Regions in doubt that are written again in one step, under the lock.
+const REGIONS_A_STEP: usize = 16;
+/// Sectors of a map that are looked at in one step of a scrub, under the lock.
+const SECTORS_A_LOOK: usize = 2048;
 
 /// The new blocks of one disk of an image.
 #[derive(Debug)]
 pub struct Overlay {
     data: Arc<dyn StoreFile>,
-    live: Arc<dyn StoreFile>,
-    map: Arc<dyn StoreFile>,
+    files: Files,
     size_bytes: u64,
+    boot_id: [u8; 16],
     bits: Mutex<Bits>,
-}
-
-#[derive(Debug)]
-struct Bits {
-    bytes: Vec<u8>,
-    /// Pages of `bytes` that `map` does not have yet.
-    unsynced: BTreeSet<usize>,
-    /// A flush has failed. Nobody knows which writes are on the disk, and the next sync would succeed without them. The
-    /// blocks that were durable before: any other may read as zeroes once the kernel has dropped what it gave up.
-    failed: Option<Vec<u8>>,
-}
-
-impl Bits {
-    fn check_is_well(&self) -> Result<(), OverlayError> {
-        if self.failed.is_some() { Err(OverlayError::Failed) } else { Ok(()) }
-    }
-
-    /// Whether blocks of its own can be read.
-    fn check_is_there(&self, range: ByteRange) -> Result<(), OverlayError> {
-        let Some(durable) = &self.failed else { return Ok(()) };
-        let is_there = range.units(BLOCK).all(|block| has_bit(durable, block));
-        if is_there { Ok(()) } else { Err(OverlayError::Failed) }
-    }
-
-    fn has(&self, block: u64) -> bool {
-        has_bit(&self.bytes, block)
-    }
+    /// As `bits` has them, for whoever must not wait for a flush.
+    held_blocks: AtomicU64,
+    regions_in_doubt: AtomicU64,
+    damage: Vec<String>,
 }
 
 impl Overlay {
     /// Opens the overlay of a disk of `size_bytes`, or makes an empty one.
     ///
     /// # Errors
-    /// [`OverlayError::Map`] where the map is of another disk or damaged.
+    /// [`OverlayError::Map`] where the map is of another disk.
     pub fn open(
         store: &dyn Store,
         folder: &str,
@@ -93,37 +67,33 @@ impl Overlay {
         size_bytes: u64,
         boot_id: [u8; 16],
     ) -> Result<Self, OverlayError> {
-        let name = |part: &str| format!("{folder}/{disk}.{part}");
-        let data = store.open(&name("data"), true)?;
+        let prefix = format!("{folder}/{disk}");
+        let data = store.open(&format!("{prefix}.data"), true)?;
         data.set_len(size_bytes)?;
-        let blocks = size_bytes.div_ceil(BLOCK);
-        let live = store.open(&name("live"), true)?;
-        let map = store.open(&name("map"), true)?;
-        let durable = load_map(&*map, blocks, None).map_err(|what| named(what, &name("map")))?;
-        let current = load_map(&*live, blocks, Some(boot_id)).map_err(|what| named(what, &name("live")))?;
-        let is_new = durable.is_none();
-        if let Some(bits) = durable.as_ref().filter(|_| has_failed(&*live)) {
-            write_again(&*data, size_bytes, bits)?;
-        }
-        let bytes = current.or(durable).unwrap_or_else(|| vec![0; blocks.div_ceil(8) as usize]);
-        // Also of the map itself: where a flush has failed, what is read of it may not be on the disk.
-        let unsynced = if is_new { BTreeSet::new() } else { (0..bytes.len().div_ceil(MAP_PAGE)).collect() };
-        let header = encode_header(blocks, boot_id);
-        live.set_len((HEADER_BYTES + bytes.len()) as u64)?;
-        live.write_at(HEADER_BYTES as u64, &bytes)?;
-        live.write_at(0, &header)?;
-        if is_new {
-            map.set_len((HEADER_BYTES + bytes.len()) as u64)?;
-            map.write_at(0, &header)?;
-            map.sync_data()?;
-        }
-        // Also where it is not new: whoever made it may not have come to this.
-        store.sync_folder()?;
-        Ok(Self { data, live, map, size_bytes, bits: Mutex::new(Bits { bytes, unsynced, failed: None }) })
+        let files = Files::open(store, &prefix, size_bytes)?;
+        let bits = files.take_up(store, &prefix, boot_id)?;
+        let held_blocks = AtomicU64::new(bits::count(&bits.own));
+        let regions_in_doubt = AtomicU64::new(bits.doubt.len() as u64);
+        let places = bits.rotten_places(files.blocks).into_iter();
+        let damage = places.map(|at| format!("{} at byte {at}", files.flushed.name)).collect();
+        let bits = Mutex::new(bits);
+        Ok(Self { data, files, size_bytes, boot_id, bits, held_blocks, regions_in_doubt, damage })
     }
 
     fn lock(&self) -> MutexGuard<'_, Bits> {
         self.bits.lock().expect("a panic aborts the process")
+    }
+
+    fn check_is_known(&self, bits: &Bits, range: ByteRange) -> Result<(), OverlayError> {
+        bits.check_is_known(range).map_err(|sector| {
+            let told = told_by(sector);
+            OverlayError::Rotten {
+                name: self.files.flushed.name.clone(),
+                at: self.files.blocks.at(sector),
+                from: told.start,
+                to: told.end().min(self.size_bytes),
+            }
+        })
     }
 
     /// Fills `buf` from `start`; what the overlay does not hold is asked of `below`.
@@ -136,7 +106,12 @@ impl Overlay {
         buf: &mut [u8],
         mut below: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        let runs = self.runs(ByteRange::new(start, buf.len() as u64));
+        let range = ByteRange::new(start, buf.len() as u64);
+        let runs = {
+            let bits = self.lock();
+            self.check_is_known(&bits, range)?;
+            bits.runs(range)
+        };
         for (range, own) in runs {
             let at = (range.start - start) as usize;
             let part = &mut buf[at..at + range.len as usize];
@@ -153,7 +128,7 @@ impl Overlay {
 
     /// The range in runs of blocks that are all the overlay's, or all not.
     pub fn runs(&self, range: ByteRange) -> Vec<(ByteRange, bool)> {
-        runs_of(&self.lock(), range)
+        self.lock().runs(range)
     }
 
     /// Writes `bytes` at `start`; blocks only partly covered are completed from `below`.
@@ -168,7 +143,7 @@ impl Overlay {
     ) -> Result<(), E> {
         let range = ByteRange::new(start, bytes.len() as u64);
         let mut bits = self.lock();
-        bits.check_is_well()?;
+        self.begin_write(&mut bits, range)?;
         self.complete_edges(&bits, range, &mut below)?;
         self.data.write_at(start, bytes).map_err(OverlayError::Io)?;
         self.mark(&mut bits, range).map_err(OverlayError::Io)?;
@@ -185,7 +160,7 @@ impl Overlay {
         mut below: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut bits = self.lock();
-        bits.check_is_well()?;
+        self.begin_write(&mut bits, range)?;
         self.complete_edges(&bits, range, &mut below)?;
         self.data.zero(range).map_err(OverlayError::Io)?;
         self.mark(&mut bits, range).map_err(OverlayError::Io)?;
@@ -204,21 +179,35 @@ impl Overlay {
     ) -> Result<(), E> {
         // Held throughout: a guest's write to one of these blocks must not be copied over.
         let mut bits = self.lock();
-        bits.check_is_well()?;
-        for (run, own) in runs_of(&bits, range) {
+        self.begin_write(&mut bits, range)?;
+        for (run, own) in bits.runs(range) {
             if own {
                 continue;
             }
             let mut bytes = vec![0; run.len as usize];
             below(run.start, &mut bytes)?;
-            if bytes.iter().any(|&byte| byte != 0) {
-                self.data.write_at(run.start, &bytes).map_err(OverlayError::Io)?;
-            } else {
-                self.data.zero(run).map_err(OverlayError::Io)?;
-            }
+            self.put(run, &bytes).map_err(OverlayError::Io)?;
             self.mark(&mut bits, run).map_err(OverlayError::Io)?;
         }
         Ok(())
+    }
+
+    /// Whether a range may be written; if so, that its regions are is known from here on.
+    fn begin_write(&self, bits: &mut Bits, range: ByteRange) -> Result<(), OverlayError> {
+        bits.check_is_well()?;
+        self.check_is_known(bits, range)?;
+        let regions = range.units(REGION);
+        let sectors = bits::set(&self.files.now, self.files.regions, &mut bits.fresh, &regions)?;
+        bits.fresh_sectors.extend(sectors);
+        Ok(())
+    }
+
+    /// Writes bytes to their place; zeroes as a hole.
+    fn put(&self, range: ByteRange, bytes: &[u8]) -> io::Result<()> {
+        if bytes.iter().all(|byte| *byte == 0) {
+            return self.data.zero(range);
+        }
+        self.data.write_at(range.start, bytes)
     }
 
     /// Copies up the first and the last block of `range` where it covers them only in part.
@@ -249,143 +238,122 @@ impl Overlay {
     /// Makes all blocks of a range the overlay's own, by one write to the map.
     fn mark(&self, bits: &mut Bits, range: ByteRange) -> io::Result<()> {
         let blocks = range.units(BLOCK);
-        if blocks.is_empty() {
-            return Ok(());
-        }
-        let bytes = (blocks.start / 8) as usize..((blocks.end - 1) / 8 + 1) as usize;
-        let mut wanted = bits.bytes[bytes.clone()].to_vec();
-        for (at, byte) in bytes.clone().zip(&mut wanted) {
-            let first = at as u64 * 8;
-            let from = blocks.start.max(first) - first;
-            let to = blocks.end.min(first + 8) - first;
-            *byte |= ((0xff_u16 << from) & (0xff_u16 >> (8 - to))) as u8;
-        }
-        if wanted != bits.bytes[bytes.clone()] {
-            self.live.write_at((HEADER_BYTES + bytes.start) as u64, &wanted)?;
-            bits.bytes[bytes.clone()].copy_from_slice(&wanted);
-            bits.unsynced.extend(bytes.start / MAP_PAGE..(bytes.end - 1) / MAP_PAGE + 1);
-        }
+        let before = bits.own_of(&blocks);
+        let sectors = bits::set(&self.files.now, self.files.blocks, &mut bits.own, &blocks)?;
+        self.held_blocks.fetch_add(bits.own_of(&blocks) - before, Ordering::Relaxed);
+        bits.unsynced.extend(sectors);
         Ok(())
     }
 
-    /// Makes every write so far durable.
+    /// Makes every write so far durable. What is in doubt is written again first, a step at a time: others go on between.
     ///
     /// # Errors
     /// As the file system says; after one every write and flush fails with [`OverlayError::Failed`], and every read of
     /// what was not durable before.
     pub fn flush(&self) -> Result<(), OverlayError> {
-        let mut bits = self.lock();
-        bits.check_is_well()?;
-        let flushed = self.flush_all(&mut bits);
-        if flushed.is_err() {
-            let none = || vec![0; bits.bytes.len()];
-            let durable = load_map(&*self.map, self.size_bytes.div_ceil(BLOCK), None).ok().flatten();
-            bits.failed = Some(durable.unwrap_or_else(none));
-            // Whoever opens it next, also in this boot, is to take the map as of the last flush.
-            self.live.write_at(0, &encode_header(0, NO_BOOT))?;
+        loop {
+            let mut bits = self.lock();
+            bits.check_is_well()?;
+            let flushed = self.write_again(&mut bits).and_then(|()| self.flush_all(&mut bits));
+            if let Err(error) = flushed {
+                self.fail(&mut bits);
+                return Err(error.into());
+            }
+            if bits.doubt.is_empty() {
+                return Ok(());
+            }
         }
-        Ok(flushed?)
+    }
+
+    /// Nothing is taken any more. Whoever opens it next within this boot is to take the map as of the last flush. Where
+    /// that cannot be written down he takes what is there; what of it is in doubt he knows all the same.
+    fn fail(&self, bits: &mut Bits) {
+        let durable = self.files.flushed.load(self.files.blocks).map(|loaded| loaded.bits);
+        bits.failed = Some(durable.unwrap_or_else(|_| vec![0; bits.own.len()]));
+        let _ = self.files.now.write_header(&Header { has_failed: true, ..self.header() });
+    }
+
+    fn header(&self) -> Header {
+        Header { blocks: self.size_bytes.div_ceil(BLOCK), boot_id: self.boot_id, has_failed: false }
+    }
+
+    /// Writes some of what is in doubt once more, as it is read.
+    fn write_again(&self, bits: &mut Bits) -> io::Result<()> {
+        let step: Vec<u64> = bits.doubt.iter().take(REGIONS_A_STEP).copied().collect();
+        for region in step {
+            let start = region * REGION;
+            let range = ByteRange::new(start, REGION.min(self.size_bytes - start));
+            for (run, _) in bits.runs(range).into_iter().filter(|(_, own)| *own) {
+                let mut bytes = vec![0; run.len as usize];
+                self.data.read_at(run.start, &mut bytes)?;
+                self.put(run, &bytes)?;
+            }
+            bits.doubt.remove(&region);
+        }
+        Ok(())
     }
 
     fn flush_all(&self, bits: &mut Bits) -> io::Result<()> {
+        let Files { now, flushed, blocks, regions, .. } = &self.files;
         self.data.sync_data()?;
-        if bits.unsynced.is_empty() {
-            return Ok(());
+        // Of what is in doubt the data may not be on the disk yet.
+        if bits.doubt.is_empty() && !bits.unsynced.is_empty() {
+            // Also the header: what is read of it may not be on the disk, where whoever made it could not sync it.
+            flushed.write_header(&self.header())?;
+            for sectors in runs_of(bits.unsynced.iter().copied()) {
+                flushed.put(*blocks, &bits.own, sectors)?;
+            }
+            flushed.sync()?;
+            bits.unsynced.clear();
         }
-        for page in &bits.unsynced {
-            let from = page * MAP_PAGE;
-            let to = (from + MAP_PAGE).min(bits.bytes.len());
-            self.map.write_at((HEADER_BYTES + from) as u64, &bits.bytes[from..to])?;
+        // Only once all of it is on the disk.
+        let sectors = std::mem::take(&mut bits.fresh_sectors);
+        sectors.iter().for_each(|sector| bits.fresh[regions.bytes_of(*sector)].fill(0));
+        for region in &bits.doubt {
+            bits.fresh[(region / 8) as usize] |= 1 << (region % 8);
         }
-        self.map.sync_data()?;
-        bits.unsynced.clear();
-        Ok(())
+        bits.fresh_sectors = bits::sectors_with(&bits.doubt);
+        self.regions_in_doubt.store(bits.doubt.len() as u64, Ordering::Relaxed);
+        runs_of(sectors).into_iter().try_for_each(|sectors| now.put(*regions, &bits.fresh, sectors))
+    }
+
+    /// Reads the map of the last flush from the disk again, and makes anew what has rotted there; the places of that. What
+    /// had rotted before the overlay was opened is not known, and stays so.
+    ///
+    /// # Errors
+    /// As the file system says, and as [`Overlay::flush`].
+    pub fn scrub(&self, store: &dyn Store) -> Result<Vec<String>, OverlayError> {
+        let (flushed, blocks) = (self.files.flushed.on_disk(store)?, self.files.blocks);
+        let mut places = Vec::new();
+        for first in (0..blocks.sectors()).step_by(SECTORS_A_LOOK) {
+            // Held, so that no sector is being written meanwhile.
+            let mut bits = self.lock();
+            let part = first..blocks.sectors().min(first + SECTORS_A_LOOK);
+            let mut rotten = flushed.rotten(blocks, part)?;
+            rotten.retain(|sector| !bits.rotten.contains(sector));
+            places.extend(
+                rotten.iter().map(|sector| format!("{} at byte {}", flushed.name, blocks.at(*sector))),
+            );
+            bits.unsynced.extend(rotten);
+        }
+        if !places.is_empty() {
+            self.flush()?;
+        }
+        Ok(places)
+    }
+
+    /// Where the map had rotted when the overlay was opened: reading what that tells of is an error.
+    pub fn damage(&self) -> &[String] {
+        &self.damage
+    }
+
+    /// Bytes that are to be written again before a flush is told.
+    pub fn in_doubt_bytes(&self) -> u64 {
+        self.regions_in_doubt.load(Ordering::Relaxed) * REGION
     }
 
     /// Bytes of blocks the overlay holds.
     pub fn held_bytes(&self) -> u64 {
-        self.lock().bytes.iter().map(|byte| u64::from(byte.count_ones())).sum::<u64>() * BLOCK
+        self.held_blocks.load(Ordering::Relaxed) * BLOCK
     }
-}
-
-/// Whether a flush has failed since it was last opened.
-fn has_failed(live: &dyn StoreFile) -> bool {
-    let mut header = [0; HEADER_BYTES];
-    live.read_at(0, &mut header).is_ok() && header == encode_header(0, NO_BOOT)
-}
-
-/// Writes the blocks that a map has once more, as they are read.
-fn write_again(data: &dyn StoreFile, size_bytes: u64, bits: &[u8]) -> io::Result<()> {
-    for block in (0..size_bytes.div_ceil(BLOCK)).filter(|&block| has_bit(bits, block)) {
-        let mut bytes = vec![0; BLOCK.min(size_bytes - block * BLOCK) as usize];
-        data.read_at(block * BLOCK, &mut bytes)?;
-        data.write_at(block * BLOCK, &bytes)?;
-    }
-    Ok(())
-}
-
-fn has_bit(bits: &[u8], block: u64) -> bool {
-    bits[(block / 8) as usize] & (1 << (block % 8)) != 0
-}
-
-fn runs_of(bits: &Bits, range: ByteRange) -> Vec<(ByteRange, bool)> {
-    let mut runs: Vec<(ByteRange, bool)> = Vec::new();
-    for piece in range.split_at_multiples(BLOCK) {
-        let own = bits.has(piece.start / BLOCK);
-        match runs.last_mut() {
-            Some((last, kind)) if *kind == own => last.len += piece.len,
-            _ => runs.push((piece, own)),
-        }
-    }
-    runs
-}
-
-fn named(what: MapFault, name: &str) -> OverlayError {
-    match what {
-        MapFault::Not(what) => OverlayError::Map { name: name.to_owned(), what },
-        MapFault::Io(error) => OverlayError::Io(error),
-    }
-}
-
-enum MapFault {
-    Not(&'static str),
-    Io(io::Error),
-}
-
-fn encode_header(blocks: u64, boot_id: [u8; 16]) -> [u8; HEADER_BYTES] {
-    let mut header = [0; HEADER_BYTES];
-    header[..4].copy_from_slice(&MAGIC);
-    header[4..8].copy_from_slice(&VERSION.to_le_bytes());
-    header[8..16].copy_from_slice(&blocks.to_le_bytes());
-    header[16..].copy_from_slice(&boot_id);
-    header
-}
-
-/// The bits of a map file; none where it is empty, or was kept in another boot than `boot_id`.
-fn load_map(
-    file: &dyn StoreFile,
-    blocks: u64,
-    boot_id: Option<[u8; 16]>,
-) -> Result<Option<Vec<u8>>, MapFault> {
-    let expected = HEADER_BYTES as u64 + blocks.div_ceil(8);
-    let len = file.len().map_err(MapFault::Io)?;
-    if len < HEADER_BYTES as u64 {
-        return Ok(None);
-    }
-    let mut header = [0; HEADER_BYTES];
-    file.read_at(0, &mut header).map_err(MapFault::Io)?;
-    if let Some(boot_id) = boot_id
-        && header != encode_header(blocks, boot_id)
-    {
-        return Ok(None);
-    }
-    if header[..4] != MAGIC || header[4..8] != VERSION.to_le_bytes() {
-        return Err(MapFault::Not("the magic or version does not match"));
-    }
-    if len != expected || header[8..16] != blocks.to_le_bytes() {
-        return Err(MapFault::Not("made for a disk of another size"));
-    }
-    let mut bits = vec![0; blocks.div_ceil(8) as usize];
-    file.read_at(HEADER_BYTES as u64, &mut bits).map_err(MapFault::Io)?;
-    Ok(Some(bits))
 }

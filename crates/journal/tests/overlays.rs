@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use journal::{Overlay, OverlayError};
+use journal::{Overlay, OverlayError, Store};
 use sim::{Rng, SimStore};
 
 const SIZE: u64 = 64 << 10;
@@ -48,7 +48,7 @@ fn what_is_read_after_a_flush_has_failed_is_made_durable_by_the_next() {
 /// The folder could not be synced when the overlay was made: its files would be gone after a loss of power.
 #[test]
 fn what_is_flushed_stays_though_making_the_overlay_failed_at_first() {
-    for (seed, syncs) in (0..20).flat_map(|seed| [(seed, 0), (seed, 1)]) {
+    for (seed, syncs) in (0..20).flat_map(|seed| [(seed, 0), (seed, 1), (seed, 2)]) {
         let store = SimStore::new();
         store.fail_sync_after(Some(syncs));
         Overlay::open(&store, "image-1", "vda", SIZE, [1; 16]).unwrap_err();
@@ -89,6 +89,205 @@ fn what_a_failed_flush_has_given_up_is_never_read_as_zeroes() {
         })
         .unwrap();
     assert_eq!(block[0], 9, "the block below");
+}
+
+/// (1) The disk is gone, as where a file system has gone read-only: a flush fails, and that it did cannot be written down;
+/// (2) it is there again, and the agent is started anew; (3) the guest flushes: told as done; (4) the power goes.
+#[test]
+fn what_a_flush_has_given_up_is_made_durable_by_the_next_though_nothing_could_be_noted_of_it() {
+    for seed in 0..20 {
+        let store = SimStore::new();
+        let overlay = open(&store, 1);
+        write(&overlay, 1);
+        overlay.flush().unwrap();
+        write(&overlay, 2);
+        store.fail_sync_after(Some(0));
+        store.die_after(Some(1));
+        overlay.flush().unwrap_err();
+        assert!(store.is_dead(), "nothing more could be written");
+        store.die_after(None);
+        store.fail_sync_after(None);
+        drop(overlay);
+        let again = open(&store, 1);
+        let seen = read(&again);
+        again.flush().unwrap();
+        drop(again);
+        store.lose_power(&mut Rng::new(seed));
+        assert_eq!(read(&open(&store, 2))[0], seen[0], "seed {seed}");
+    }
+}
+
+const MIB: u64 = 1 << 20;
+
+fn open_large(store: &SimStore) -> Overlay {
+    Overlay::open(store, "image-1", "vda", 64 * MIB, [1; 16]).unwrap()
+}
+
+fn write_large(overlay: &Overlay, range: std::ops::Range<u64>) {
+    for at in range.step_by(MIB as usize) {
+        overlay.write_at::<OverlayError>(at, &[at as u8 | 1; MIB as usize], |_, _| Ok(())).unwrap();
+    }
+}
+
+fn fail_a_flush(store: &SimStore, overlay: Overlay) {
+    store.fail_sync_after(Some(0));
+    overlay.flush().unwrap_err();
+    store.fail_sync_after(None);
+}
+
+#[test]
+fn only_what_was_written_since_the_last_flush_is_written_again_after_one_has_failed() {
+    let store = SimStore::new();
+    let overlay = open_large(&store);
+    write_large(&overlay, 0..64 * MIB);
+    overlay.flush().unwrap();
+    write_large(&overlay, 5 * MIB..6 * MIB);
+    fail_a_flush(&store, overlay);
+    store.limit_room(Some(2 * MIB));
+    let again = open_large(&store);
+    assert_eq!(again.in_doubt_bytes(), MIB);
+    again.flush().unwrap();
+    assert_eq!(again.in_doubt_bytes(), 0);
+}
+
+/// Nobody waits for it when the image is opened, and whoever is cut short does not begin from the first byte.
+#[test]
+fn what_is_to_be_written_again_is_so_in_steps_that_last() {
+    let store = SimStore::new();
+    let overlay = open_large(&store);
+    write_large(&overlay, 0..48 * MIB);
+    overlay.flush().unwrap();
+    write_large(&overlay, 0..48 * MIB);
+    fail_a_flush(&store, overlay);
+    let again = open_large(&store);
+    assert_eq!(again.in_doubt_bytes(), 48 * MIB);
+    store.limit_room(Some(40 * MIB));
+    again.flush().unwrap_err();
+    drop(again);
+    store.limit_room(Some(34 * MIB));
+    let again = open_large(&store);
+    assert!(again.in_doubt_bytes() <= 32 * MIB, "{}", again.in_doubt_bytes());
+    again.flush().unwrap();
+}
+
+/// The first step of a flush that has more to write again makes no block durable that is still in doubt.
+#[test]
+fn what_is_in_doubt_is_not_in_the_map_before_it_is_on_the_disk() {
+    let store = SimStore::new();
+    let overlay = open_large(&store);
+    write_large(&overlay, 0..48 * MIB);
+    store.fail_sync_after(Some(0));
+    store.die_after(Some(1));
+    overlay.flush().unwrap_err();
+    store.die_after(None);
+    store.fail_sync_after(None);
+    drop(overlay);
+    let again = open_large(&store);
+    assert_eq!(again.in_doubt_bytes(), 48 * MIB);
+    // It is cut short between its steps.
+    store.fail_sync_after(Some(2));
+    again.flush().unwrap_err();
+    drop(again);
+    store.fail_sync_after(None);
+    store.lose_power(&mut Rng::new(1));
+    let last = Overlay::open(&store, "image-1", "vda", 64 * MIB, [2; 16]).unwrap();
+    for at in (0..64 * MIB).step_by(MIB as usize) {
+        let read = read_at(&last, at).unwrap();
+        assert!(read == 9 || (at < 48 * MIB && read == at as u8 | 1), "{read} at {at}");
+    }
+}
+
+fn read_at(overlay: &Overlay, at: u64) -> Result<u8, OverlayError> {
+    let mut byte = [0];
+    overlay.read_at::<OverlayError>(at, &mut byte, |_, below| {
+        below.fill(9);
+        Ok(())
+    })?;
+    Ok(byte[0])
+}
+
+const FLUSHED: &str = "image-1/vda.flushed";
+/// One sector of a map tells of 4064 blocks, and the first sector is the header.
+const SECTOR_BYTES: u64 = 4064 * 4096;
+
+#[test]
+fn a_map_that_rots_under_an_open_image_is_made_anew_by_a_scrub() {
+    let store = SimStore::new();
+    let overlay = open_large(&store);
+    write_large(&overlay, 0..40 * MIB);
+    overlay.flush().unwrap();
+    assert_eq!(overlay.scrub(&store).unwrap(), Vec::<String>::new());
+    assert!(store.rot(FLUSHED, 512 + 17) && store.rot(FLUSHED, 2 * 512 + 100));
+    let found = overlay.scrub(&store).unwrap();
+    assert_eq!(found, [format!("{FLUSHED} at byte 512"), format!("{FLUSHED} at byte 1024")]);
+    assert_eq!(overlay.scrub(&store).unwrap(), Vec::<String>::new());
+    drop(overlay);
+    store.lose_power(&mut Rng::new(1));
+    let again = Overlay::open(&store, "image-1", "vda", 64 * MIB, [2; 16]).unwrap();
+    assert_eq!(again.damage(), Vec::<String>::new());
+    for at in (0..64 * MIB).step_by(MIB as usize) {
+        let expected = if at < 40 * MIB { at as u8 | 1 } else { 9 };
+        assert_eq!(read_at(&again, at).unwrap(), expected, "at {at}");
+    }
+}
+
+/// Whose blocks they are is not known: what is below may be older, and what is in the data file of no time at all.
+#[test]
+fn what_a_rotten_map_tells_of_cannot_be_read_and_all_else_can() {
+    let store = SimStore::new();
+    let overlay = open_large(&store);
+    write_large(&overlay, 0..40 * MIB);
+    overlay.flush().unwrap();
+    drop(overlay);
+    store.lose_power(&mut Rng::new(1));
+    assert!(store.rot(FLUSHED, 2 * 512 + 100));
+    // Also where the agent is killed, and finds what it has written of that itself.
+    for boot in [2, 2, 3] {
+        let again = Overlay::open(&store, "image-1", "vda", 64 * MIB, [boot; 16]).unwrap();
+        assert_eq!(again.damage(), [format!("{FLUSHED} at byte 1024")]);
+        for at in (0..64 * MIB).step_by(MIB as usize) {
+            let (read, written) =
+                (read_at(&again, at), again.write_at::<OverlayError>(at, &[7; 10], |_, _| Ok(())));
+            if (SECTOR_BYTES..2 * SECTOR_BYTES).contains(&at) {
+                let error = read.unwrap_err().to_string();
+                assert!(error.contains("at byte 1024") && written.is_err(), "{error}");
+            } else {
+                read.unwrap();
+                written.unwrap();
+            }
+        }
+        again.flush().unwrap();
+    }
+}
+
+/// As the release before has left it, within one boot and over the next.
+#[test]
+fn an_overlay_of_version_1_is_taken_up() {
+    let header = |boot: u8| {
+        let mut header = b"HFOV\x01\0\0\0".to_vec();
+        header.extend(16_u64.to_le_bytes());
+        header.extend([boot; 16]);
+        header
+    };
+    for (boot, expected) in [(1, [1, 2, 9]), (2, [1, 9, 9])] {
+        let store = SimStore::new();
+        let file = |name: &str, bytes: &[u8]| {
+            let file = Store::open(&store, &format!("image-1/vda.{name}"), true).unwrap();
+            file.write_at(0, bytes).unwrap();
+        };
+        let data: Vec<u8> = (0..SIZE).map(|at| 1 + (at / 4096) as u8).collect();
+        file("data", &data);
+        file("map", &[header(1), vec![0b01, 0]].concat());
+        file("live", &[header(1), vec![0b11, 0]].concat());
+        for _ in 0..2 {
+            let overlay = open(&store, boot);
+            assert_eq!([0, 4096, 8192].map(|at| read_at(&overlay, at).unwrap()), expected);
+            overlay.flush().unwrap();
+            assert!(!store.names().iter().any(|name| name.ends_with(".map") || name.ends_with(".live")));
+        }
+        store.lose_power(&mut Rng::new(5));
+        assert_eq!([0, 4096, 8192].map(|at| read_at(&open(&store, 3), at).unwrap()), expected);
+    }
 }
 
 fn first_byte(overlay: &Overlay) -> u8 {
