@@ -13,6 +13,9 @@ use crate::store::Store;
 use std::sync::Arc;
 use types::limits::RUN_FAN_OUT;
 
+/// Whether somebody waits is asked after so many extents.
+const EXTENTS_A_STEP: usize = 1 << 14;
+
 /// Merges while a level is full, one merge a log. How many.
 pub(crate) fn merge_runs(state: &State, reads: &Reads, entropy: [u8; 16]) -> Result<usize, FoldError> {
     let mut merges = 0;
@@ -54,7 +57,12 @@ fn merge(
     for width in Width::BOTH {
         let sources = runs.iter().map(|run| Source::of_run(run.clone(), width, &*state.store));
         let mut merge = Merge::new(sources.collect::<Result<_, _>>()?)?;
+        let mut looked_at = 0_usize;
         while let Some(extent) = merge.next()? {
+            looked_at += 1;
+            if looked_at.is_multiple_of(EXTENTS_A_STEP) {
+                state.check_turn().map_err(FoldError::Footer)?;
+            }
             if extent.seq.raw() <= above {
                 continue;
             }

@@ -189,8 +189,8 @@ impl Fold {
         buf: &mut PageBuf,
         how: &Upkeep<'_>,
     ) -> Result<u64, FoldError> {
-        // Between regions, so that whoever ends this life does not wait for a whole fold.
-        self.state.check_life().map_err(FoldError::Replica)?;
+        // Between regions, so that whoever waits for this life to end does not wait for a whole fold.
+        self.state.check_turn().map_err(FoldError::Replica)?;
         let mut cover = Cover::of(region.range);
         fill_in_order(&mut cover, &region.extents, LogKind::Redo);
         let view = self.state.read_shared().view.clone();
@@ -248,7 +248,7 @@ impl Fold {
         }
         for part in range.split_at_multiples(REGION_BYTES) {
             if part.start != range.start {
-                self.state.check_life()?;
+                self.state.check_turn()?;
                 (how.pace)(part.len);
             }
             replica.zero(part)?;

@@ -1,8 +1,6 @@
 //! The journal as the rest of the program sees it: it puts the parts together, and none of them knows it.
 //!
-//! Locks, taken in this order: `upkeep` (`turn.rs`), held by whoever merges, folds or retires; `writer` (`append.rs`), held
-//! while batches get their places; `one` (`footers.rs`), while footers are written; `saving` (`state.rs`), while the manifest
-//! is replaced; `shared`, held shortly to look up or to publish. The gate is for readers: see `read.rs`.
+//! In which order its locks are taken is in ARCHITECTURE, "Locks".
 
 use crate::append::Appender;
 use crate::checkpoint_files::CheckpointError;
@@ -140,6 +138,17 @@ impl Journal {
         self.wait_for_appends();
         drop(self.footers.lock());
         self.state.wait_for_saving();
+    }
+
+    /// Tells what is long (a turn of upkeep, a scrub) that somebody waits for this life to end: it fails at its next step,
+    /// and is gone on with by the next life, or once this is taken back.
+    pub fn give_way(&self, yes: bool) {
+        self.state.give_way(yes);
+    }
+
+    /// Whether what is long fails because its life has ended or is about to.
+    pub fn gives_way(&self) -> bool {
+        self.state.gives_way() || self.is_closed()
     }
 
     /// Whether its life has ended.

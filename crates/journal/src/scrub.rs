@@ -157,6 +157,7 @@ impl Scrub<'_> {
         };
         let mut scan = segment.scan(end).map_err(io::Error::other)?;
         loop {
+            self.state.check_turn()?;
             let at = scan.position.at;
             let error = match scan.next() {
                 Ok(Some(found)) => {
@@ -276,6 +277,7 @@ impl Scrub<'_> {
         for kind in [LogKind::Redo, LogKind::Undo] {
             let manifest = self.state.read_shared().manifest.clone();
             for info in manifest.log(kind).runs.iter().filter(|run| run.level > 0) {
+                self.state.check_turn().map_err(FoldError::Footer)?;
                 (how.pace)(info.bytes);
                 let run = Arc::new(Run::new(kind, info.clone()));
                 if self.is_whole(&run) {

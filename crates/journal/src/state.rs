@@ -9,7 +9,7 @@ use crate::manifest::Manifest;
 use crate::store::Store;
 use crate::view::Shared;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 static NEXT_UID: AtomicU64 = AtomicU64::new(1);
@@ -25,13 +25,23 @@ pub(crate) struct State {
     pub(crate) uid: u64,
     pub(crate) store: Arc<dyn Store>,
     life: Life,
+    /// Somebody waits for this life to end, or for the journal's folder.
+    gives_way: AtomicBool,
     saving: Mutex<()>,
     shared: RwLock<Shared>,
 }
 
 impl State {
     pub(crate) fn new(store: Arc<dyn Store>, life: Life, shared: Shared) -> Self {
-        Self { uid: next_uid(), store, life, saving: Mutex::default(), shared: RwLock::new(shared) }
+        let gives_way = AtomicBool::new(false);
+        Self {
+            uid: next_uid(),
+            store,
+            life,
+            gives_way,
+            saving: Mutex::default(),
+            shared: RwLock::new(shared),
+        }
     }
 
     pub(crate) fn read_shared(&self) -> RwLockReadGuard<'_, Shared> {
@@ -110,6 +120,26 @@ impl State {
     /// Whether its life has ended.
     pub(crate) fn is_closed(&self) -> bool {
         self.life.is_over(&*self.store)
+    }
+
+    /// What is long gives way from here on, or goes on.
+    pub(crate) fn give_way(&self, yes: bool) {
+        self.gives_way.store(yes, Ordering::SeqCst);
+    }
+
+    pub(crate) fn gives_way(&self) -> bool {
+        self.gives_way.load(Ordering::SeqCst)
+    }
+
+    /// Whether what is long goes on with its next step.
+    pub(crate) fn check_turn(&self) -> io::Result<()> {
+        self.check_life()?;
+        match self.gives_way() {
+            true => {
+                Err(io::Error::other("somebody waits for this journal: what is long is gone on with later"))
+            }
+            false => Ok(()),
+        }
     }
 
     pub(crate) fn check_life(&self) -> io::Result<()> {

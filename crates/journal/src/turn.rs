@@ -55,7 +55,7 @@ impl Turns {
     /// Does a bounded amount of what is to be done.
     pub(crate) fn take(&self, how: &Upkeep<'_>) -> Result<Kept, FoldError> {
         let mut undo = self.lock();
-        self.state.check_life().map_err(FoldError::Manifest)?;
+        self.state.check_turn().map_err(FoldError::Manifest)?;
         let stamp = self.state.write_shared().age.tick(how);
         Pins { state: &self.state }.expire(how.now).map_err(FoldError::Manifest)?;
         damage::settle(&self.state).map_err(FoldError::Manifest)?;

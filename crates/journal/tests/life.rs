@@ -76,6 +76,36 @@ fn an_image_goes_over_to_the_journal_opened_anew() {
     assert_eq!(two.unpin(|_| true).unwrap(), 1);
 }
 
+/// Whoever wants the folder waits for a step, and not for all of what is long.
+#[test]
+fn upkeep_and_scrubs_give_way_at_once_and_go_on_where_nobody_comes_after_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = Settings { bytes_soft: 1, segment_bytes: 16 << 20, ..SETTINGS };
+    let one = create_in(Arc::new(FsStore::open(folder.path()).unwrap()), settings);
+    let mut stream = Stream::begin();
+    write(&one, &mut stream, 0..9);
+    let epoch = one.status().epoch.next();
+    assert!(one.fence(epoch, std::time::Duration::from_secs(60)).unwrap());
+    let plain = journal::Upkeep::plain(types::WallTime(9_000_000), [3; 16]);
+    one.set(Settings { bytes_soft: 0, ..settings });
+    one.keep_up(&plain).unwrap();
+    one.set(settings);
+
+    let steps = std::sync::atomic::AtomicUsize::new(0);
+    let pace = |_| {
+        one.give_way(true);
+        steps.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    };
+    assert!(one.scrub(None, &journal::Upkeep { pace: &pace, ..plain }).is_err());
+    assert_eq!(steps.into_inner(), 1, "of nine batches");
+    assert!(one.keep_up(&plain).is_err() && one.gives_way() && !one.is_closed());
+    assert_eq!(one.status().applied, types::WriteSeq::ZERO);
+    one.give_way(false);
+    one.scrub(None, &plain).unwrap();
+    one.keep_up(&plain).unwrap();
+    assert!(one.status().applied > types::WriteSeq::ZERO);
+}
+
 /// Whoever closes a journal may open it anew at once: a fold that was under way has ended, at the region it was at.
 #[test]
 fn closing_waits_for_what_is_under_way() {

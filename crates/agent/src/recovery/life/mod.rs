@@ -130,6 +130,10 @@ impl JournalLife {
     fn end(&self, reason: Reason, within: Option<Duration>) -> Result<(), NotClosed> {
         let mut inner = self.lock();
         inner.life.close(reason).map_err(NotClosed::Refused)?;
+        // Upkeep and scrubs are the long ones.
+        let journal = inner.journal.clone();
+        let give_way = |yes| journal.iter().for_each(|journal| journal.give_way(yes));
+        give_way(true);
         let is_used = |inner: &mut Inner| !inner.life.uses().is_empty();
         let poisoned = "a panic aborts the process";
         inner = match within {
@@ -139,6 +143,7 @@ impl JournalLife {
         let uses = inner.life.uses();
         if !uses.is_empty() {
             inner.life.give_up_closing();
+            give_way(false);
             return Err(NotClosed::StillUsed(uses.into_iter().collect()));
         }
         if let Some(journal) = inner.journal.take() {

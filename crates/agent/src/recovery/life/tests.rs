@@ -102,7 +102,24 @@ fn whoever_wants_a_folder_says_who_uses_it_and_leaves_the_journal_as_it_was() {
     assert_eq!(refused, NotClosed::StillUsed(vec![Use::Upkeep]));
     let text = super::moving::not_taken(&vm, &refused).detail;
     assert!(text.contains("upkeep") && text.contains(&FOLDER_PATIENCE.as_secs().to_string()), "{text}");
-    assert!(life.lease(Use::Look).is_ok() && !journal.is_closed());
+    assert!(life.lease(Use::Look).is_ok() && !journal.gives_way(), "it goes on");
+}
+
+/// A scrub of a segment at its rate, or a fold of a gigabyte, takes minutes.
+#[test]
+fn whoever_waits_for_a_life_to_end_has_what_is_long_give_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_recovery, vm) = kept(folder.path());
+    let scrub = vm.lease(Use::Scrub).unwrap();
+    let journal = scrub.shared().clone();
+    thread::scope(|scope| {
+        let taken = scope.spawn(|| vm.life().take_folder(Task::Move, Duration::from_secs(60)));
+        wait_until(|| journal.gives_way());
+        assert!(!journal.is_closed(), "who has begun is waited for");
+        drop(scrub);
+        drop(taken.join().unwrap().unwrap());
+    });
+    assert!(journal.is_closed());
 }
 
 #[test]
