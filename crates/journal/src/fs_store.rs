@@ -8,12 +8,13 @@ use crate::page::PAGE_BYTES;
 use crate::store::{Store, StoreFile};
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use types::ByteRange;
 
 /// Threads that read for one request, where it is scattered.
@@ -31,6 +32,8 @@ pub struct FsStore {
     replica_root: Option<PathBuf>,
     direct_refused: AtomicBool,
     lives: AtomicU64,
+    /// Folders in which names have changed since they were last synced.
+    changed: Mutex<BTreeSet<PathBuf>>,
     /// Holds the lock while the store lives.
     _lock: File,
 }
@@ -56,6 +59,7 @@ impl FsStore {
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, LockError> {
         let root = root.into();
         let io = |source| LockError::Io { path: root.clone(), source };
+        let above = root.parent().filter(|_| !root.exists()).map(Path::to_path_buf);
         std::fs::create_dir_all(&root).map_err(io)?;
         let options = OpenOptions::new().create(true).truncate(false).write(true).open(root.join("lock"));
         let lock = options.map_err(io)?;
@@ -69,6 +73,7 @@ impl FsStore {
             replica_root: None,
             direct_refused: AtomicBool::new(false),
             lives: AtomicU64::new(0),
+            changed: Mutex::new(above.into_iter().collect()),
             _lock: lock,
         })
     }
@@ -102,10 +107,22 @@ impl FsStore {
         }
     }
 
+    /// A name is about to be made, changed or removed.
+    fn note_change(&self, path: &Path) {
+        let parent = path.parent().map(Path::to_path_buf);
+        self.changed.lock().expect("a panic aborts the process").extend(parent);
+    }
+
     fn open_buffered(&self, name: &str, create: bool) -> io::Result<File> {
         let path = self.path(name);
         if create && let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent)?;
+            if !parent.exists() {
+                self.note_change(parent);
+                std::fs::create_dir_all(parent)?;
+            }
+            if !path.exists() {
+                self.note_change(&path);
+            }
         }
         OpenOptions::new().read(true).write(true).create(create).truncate(false).open(path)
     }
@@ -147,11 +164,14 @@ impl Store for FsStore {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.note_change(&self.path(from));
+        self.note_change(&self.path(to));
         std::fs::rename(self.path(from), self.path(to))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
         let path = self.path(name);
+        self.note_change(&path);
         let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
         match removed {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -160,7 +180,17 @@ impl Store for FsStore {
     }
 
     fn sync_folder(&self) -> io::Result<()> {
-        File::open(&self.root)?.sync_all()
+        let changed = std::mem::take(&mut *self.changed.lock().expect("a panic aborts the process"));
+        let sync = |folder: &PathBuf| match File::open(folder) {
+            // What was in it went with it, and its own name is another folder's.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            opened => opened?.sync_all(),
+        };
+        let synced = changed.iter().chain([&self.root]).try_for_each(sync);
+        if synced.is_err() {
+            self.changed.lock().expect("a panic aborts the process").extend(changed);
+        }
+        synced
     }
 
     fn readers(&self) -> usize {
@@ -315,5 +345,37 @@ impl StoreFile for DirectFile {
 
     fn zero(&self, range: ByteRange) -> io::Result<()> {
         self.buffered.zero(range)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+
+    use super::*;
+
+    /// A name in a folder below is no more durable by a sync of the journal's own than one elsewhere is.
+    #[test]
+    fn every_folder_in_which_a_name_has_changed_is_synced() {
+        let place = tempfile::tempdir().unwrap();
+        let (root, replicas) = (place.path().join("journal"), place.path().join("replicas/1"));
+        let store = FsStore::open(&root).unwrap().with_replicas_in(Some(replicas.clone()));
+        let changed = || store.changed.lock().unwrap().iter().cloned().collect::<Vec<_>>();
+        assert_eq!(changed(), [place.path()], "the journal's own name");
+        store.open("image-1/vda.data", true).unwrap();
+        store.open("replica/vda.raw", true).unwrap();
+        let beside = place.path().join("replicas");
+        let expected = [place.path().to_path_buf(), root.clone(), root.join("image-1"), beside, replicas];
+        assert_eq!(changed(), expected);
+        store.sync_folder().unwrap();
+        assert!(changed().is_empty());
+        store.open("image-1/vda.data", true).unwrap();
+        assert!(changed().is_empty(), "it is there already");
+        store.remove("image-1").unwrap();
+        assert_eq!(changed(), [root.clone()]);
+        store.open("image-2/vda.data", true).unwrap();
+        store.remove("image-2").unwrap();
+        store.sync_folder().unwrap();
+        assert!(changed().is_empty(), "also of folders that are gone");
     }
 }
