@@ -91,8 +91,7 @@ impl DirtyMap {
                 (Header::empty(vm, boot_id, disks.len()), vec![0; len])
             }
         };
-        let was_clean = header.clean;
-        header.clean = false;
+        let was_clean = header.go_on();
         header.boot_id = boot_id;
         let map = Self { store, header, bits, disks: places, noted: now, keeping: Keeping::Kept };
         map.store.write_at(map.noted_at(0), &map.encoded_notes())?;
@@ -258,7 +257,7 @@ impl DirtyMap {
     pub(crate) fn close(&mut self, now: WallTime, seen: &[Option<DiskIdentity>]) {
         self.note_disks(seen);
         self.header.seen_at = now;
-        self.header.clean = true;
+        self.header.stop(&self.bits);
         self.write_header();
         if self.keeping == Keeping::Kept
             && let Err(error) = self.store.sync()

@@ -4,9 +4,9 @@
 //! 0   [4]  magic "HFDM" or "HFRL"   4  u32  version, 2      8   [16] VM          24  [16] boot id
 //! 40  [16] incarnation      56  u64  acknowledged up to
 //! 64  [16] the incarnation before, until this one is acknowledged   80  u64  acknowledged up to in that one
-//! 88  u32  flags: 1 stopped cleanly, 2 some of the bits say no more than that a block is suspect
+//! 88  u32  flags: 1 stopped cleanly, 2 some of the bits say no more than that a block is suspect, 4 with a sum of bits
 //! 92  u32  number of disks
-//! 96  i64  the agent was last there, microseconds since 1970      104 u32  reserved
+//! 96  i64  the agent was last there, microseconds since 1970      104 u32  CRC-32C of the bits, after a clean stop
 //! 108 u32  CRC-32C of bytes 0-107
 //! 112 ..   bits of each disk, one disk behind the other, each on whole bytes, least significant first
 //!     ..   behind the bits: what each disk was last noted as, 64 bytes each (`identity.rs`)
@@ -23,6 +23,7 @@ use types::{Incarnation, VmId, WallTime, WriteSeq};
 const VERSION: u32 = 2;
 const FLAG_CLEAN: u32 = 1;
 const FLAG_SUSPECTS: u32 = 2;
+const FLAG_SUM: u32 = 4;
 
 /// A stream that a kept map can be continued from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +92,8 @@ pub(crate) struct Header {
     pub(crate) current: Kept,
     pub(crate) before: Kept,
     pub(crate) clean: bool,
+    /// Of the bits, once nothing changes them any more: what rots of them until the next start is not believed.
+    pub(crate) bits_sum: Option<u32>,
     pub(crate) suspects: bool,
     pub(crate) disks: u32,
     pub(crate) seen_at: WallTime,
@@ -109,6 +112,7 @@ impl Header {
             current: NOTHING,
             before: NOTHING,
             clean: false,
+            bits_sum: None,
             suspects: false,
             disks: disks as u32,
             seen_at: WallTime(0),
@@ -135,6 +139,18 @@ impl Header {
         }
     }
 
+    /// Nothing is written any more.
+    pub(crate) fn stop(&mut self, bits: &[u8]) {
+        self.clean = true;
+        self.bits_sum = Some(crc32c::crc32c(bits));
+    }
+
+    /// A clean stop counts once: from here on the agent writes. Whether there had been one.
+    pub(crate) fn go_on(&mut self) -> bool {
+        self.bits_sum = None;
+        std::mem::take(&mut self.clean)
+    }
+
     pub(crate) fn encode(&self, kind: FileKind) -> [u8; Header::BYTES] {
         let mut bytes = [0; Header::BYTES];
         bytes[..4].copy_from_slice(&kind.magic());
@@ -145,10 +161,13 @@ impl Header {
             bytes[at..at + 16].copy_from_slice(&kept.incarnation.to_bytes());
             bytes[at + 16..at + 24].copy_from_slice(&kept.acked.raw().to_le_bytes());
         }
-        let flags = if self.clean { FLAG_CLEAN } else { 0 } | if self.suspects { FLAG_SUSPECTS } else { 0 };
+        let flags =
+            [(self.clean, FLAG_CLEAN), (self.suspects, FLAG_SUSPECTS), (self.bits_sum.is_some(), FLAG_SUM)];
+        let flags = flags.into_iter().map(|(is_set, flag)| if is_set { flag } else { 0 }).sum::<u32>();
         bytes[88..92].copy_from_slice(&flags.to_le_bytes());
         bytes[92..96].copy_from_slice(&self.disks.to_le_bytes());
         bytes[96..104].copy_from_slice(&self.seen_at.0.to_le_bytes());
+        bytes[104..108].copy_from_slice(&self.bits_sum.unwrap_or(0).to_le_bytes());
         let crc = crc32c::crc32c(&bytes[..108]);
         bytes[108..].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -173,6 +192,7 @@ impl Header {
             current: kept(40),
             before: kept(64),
             clean: u32_at(88) & FLAG_CLEAN != 0,
+            bits_sum: (u32_at(88) & FLAG_SUM != 0).then(|| u32_at(104)),
             suspects: u32_at(88) & FLAG_SUSPECTS != 0,
             disks: u32_at(92),
             seen_at: WallTime(i64::from_le_bytes(bytes[96..104].try_into().expect("eight bytes"))),
@@ -201,8 +221,13 @@ impl KeptFile {
         if header.disks as usize != disks.len() || bytes.len() != table_at + disks.len() * Noted::BYTES {
             return None;
         }
+        let bits = &bytes[Header::BYTES..table_at];
+        if header.bits_sum.is_some_and(|sum| sum != crc32c::crc32c(bits)) {
+            tracing::warn!(vm = %vm, "a map of what is to be sent has rotted, and everything is compared");
+            return None;
+        }
         let noted: Option<Vec<Noted>> = bytes[table_at..].chunks(Noted::BYTES).map(Noted::decode).collect();
-        Some(Self { header, bits: bytes[Header::BYTES..table_at].to_vec(), noted: noted? })
+        Some(Self { header, bits: bits.to_vec(), noted: noted? })
     }
 
     fn all(&self, now: &[Noted], same: impl Fn(&Noted, &Noted) -> bool) -> bool {

@@ -78,8 +78,7 @@ impl RegionLog {
             }
         };
         header.boot_id = boot.id;
-        // A clean stop counts once: from here on the agent writes.
-        header.clean = false;
+        header.go_on();
         let keeping = Keeping::Kept;
         let log = Self { store, header, region_bytes, bits, disks: places, believed, noted: now, keeping };
         log.write_notes()?;
@@ -177,7 +176,7 @@ impl RegionLog {
     /// Says durably that the agent writes nothing more, and as what the disks are seen. Who writes nevertheless is
     /// refused by the dirty map, which is closed first.
     pub(crate) fn close(&mut self, now: WallTime, seen: &[Option<DiskIdentity>]) {
-        self.header.clean = true;
+        self.header.stop(&self.bits);
         if let Err(error) = self.note_alive(now, seen) {
             // What it said before may be what is kept: that would be believed of times that are not the agent's.
             let _ = self.give_up(&error);

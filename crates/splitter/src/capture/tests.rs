@@ -268,6 +268,20 @@ fn a_map_is_believed_after_a_reboot_only_if_the_agent_had_stopped_cleanly() {
     assert_eq!(marked_after_a_kill(&memory, 3), (vec![], 0), "but it counts once");
 }
 
+/// A bit that rots away is a block that is never sent again.
+#[test]
+fn a_map_whose_bits_have_rotted_since_a_clean_stop_is_not_believed() {
+    for byte in [0, 1] {
+        let memory = Memory::default();
+        let capture = begun(&memory, 1 << 20);
+        write(&capture, 65_536, 1);
+        capture.close(WallTime(0), &[Some(changed_at(0))]);
+        drop(capture);
+        memory.0.lock().unwrap()[112 + byte] ^= 2;
+        assert_eq!(marked_after_a_kill(&memory, 2), (vec![], 0), "byte {byte}");
+    }
+}
+
 #[test]
 fn a_damaged_map_is_not_believed() {
     let memory = Memory::default();
