@@ -59,15 +59,21 @@ pub(crate) enum AlertKind {
     SourceSilent,
     /// At the recovery side: a VM's site asks for less history than is kept.
     AskedLess,
+    /// At the recovery side: an image that is recorded is not served, or only in part.
+    ImageUnserved,
     /// Something happened to a VM that runs here.
     Guest,
+    /// A VM that was started here does not run any more.
+    GuestEnded,
+    /// What waits for the link of a VM has no room but memory, though room on a disk was asked for.
+    NoSpill,
     /// The agent itself: a listener, a certificate, a file.
     Agent,
 }
 
 impl AlertKind {
     /// What is said of a VM that is protected here.
-    const OF_A_PROTECTION: [Self; 13] = [
+    const OF_A_PROTECTION: [Self; 14] = [
         Self::Rpo,
         Self::NeverCopied,
         Self::History,
@@ -81,6 +87,7 @@ impl AlertKind {
         Self::Image,
         Self::WrittenBeside,
         Self::SecondWriter,
+        Self::NoSpill,
     ];
 
     /// The word for it in log, API and screens.
@@ -102,16 +109,22 @@ impl AlertKind {
             Self::Departure => "departure",
             Self::SourceSilent => "source-silent",
             Self::AskedLess => "asked-less",
+            Self::ImageUnserved => "image-unserved",
             Self::Guest => "guest",
+            Self::GuestEnded => "guest-ended",
+            Self::NoSpill => "no-spill",
             Self::Agent => "agent",
         }
     }
 
     pub(crate) fn severity(self) -> Severity {
         match self {
-            Self::History | Self::LinkDown | Self::Departure | Self::SyncDegraded | Self::AskedLess => {
-                Severity::Warning
-            }
+            Self::History
+            | Self::LinkDown
+            | Self::Departure
+            | Self::SyncDegraded
+            | Self::AskedLess
+            | Self::NoSpill => Severity::Warning,
             Self::Rpo
             | Self::NeverCopied
             | Self::Failed
@@ -123,7 +136,9 @@ impl AlertKind {
             | Self::WrittenBeside
             | Self::SecondWriter
             | Self::SourceSilent
+            | Self::ImageUnserved
             | Self::Guest
+            | Self::GuestEnded
             | Self::Agent => Severity::Critical,
         }
     }
@@ -157,7 +172,14 @@ impl AlertKind {
             Self::SourceSilent => {
                 "look at the VM's site: its host, its agent and the link; if it is gone for good, fail over or `holdfast vm forget`"
             }
+            Self::ImageUnserved => "do what the alert says; it is tried again by itself",
             Self::Guest => "look at the VM with `holdfast failover list`",
+            Self::GuestEnded => {
+                "see in `holdfast failover list` what it last did; its image stays as it is until it is closed or rolled back"
+            }
+            Self::NoSpill => {
+                "see to the folder of the spill; until then a link that is down for longer costs a comparison"
+            }
             Self::Agent => "do what the alert says",
         }
     }

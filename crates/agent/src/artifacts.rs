@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use replication::wire::{ArtifactHash, ArtifactPart};
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
@@ -31,6 +32,24 @@ impl Artifacts {
 
     pub fn has(&self, hash: ArtifactHash) -> bool {
         self.path(hash).exists()
+    }
+
+    /// Removes all but these, and what had come of others in part. How many.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub(crate) fn keep_only(&self, wanted: &BTreeSet<ArtifactHash>) -> Result<usize> {
+        let names: BTreeSet<String> = wanted.iter().map(ArtifactHash::to_string).collect();
+        let mut count = 0;
+        for row in std::fs::read_dir(&self.folder).context("list the files of definitions")? {
+            let row = row.context("list the files of definitions")?;
+            if row.file_name().to_str().is_none_or(|name| !names.contains(name)) {
+                std::fs::remove_file(row.path())
+                    .with_context(|| format!("remove {}", row.path().display()))?;
+                count += 1;
+            }
+        }
+        Ok(count)
     }
 
     /// Copies a file in; its hash and size in bytes.
@@ -92,5 +111,26 @@ impl Artifacts {
         file.sync_all()?;
         std::fs::rename(&partial, self.path(part.hash)).context("name the file")?;
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_no_definition_names_any_more_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let artifacts = Artifacts::open(folder.path().join("files")).unwrap();
+        let take = |text: &str| {
+            let path = folder.path().join("kernel");
+            std::fs::write(&path, text).unwrap();
+            artifacts.take(&path).unwrap().0
+        };
+        let (old, new) = (take("old"), take("new"));
+        std::fs::write(artifacts.path(new).with_extension("partial"), "ha").unwrap();
+        assert_eq!(artifacts.keep_only(&BTreeSet::from([new])).unwrap(), 2);
+        assert!(artifacts.has(new) && !artifacts.has(old));
+        assert_eq!(artifacts.keep_only(&BTreeSet::from([new])).unwrap(), 0);
     }
 }

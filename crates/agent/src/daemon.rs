@@ -69,7 +69,7 @@ impl Agent {
             let (run_dir, state, artifacts) = (run_dir.clone(), state.clone(), artifacts.clone());
             Source::new(&config, run_dir, state, artifacts, run, boot_id, alerts.clone())
         };
-        let recovery = Recovery::new(&config, run_dir, state, artifacts, boot_id, alerts.clone());
+        let recovery = Recovery::new(&config, run_dir, state, artifacts.clone(), boot_id, alerts.clone());
         let pki = Pki::new(&config.pki_dir);
         tracing::info!(site = config.site, agent = config.agent, run = run.0, "agent starts");
         if let Err(error) = raise_file_limit() {
@@ -92,6 +92,7 @@ impl Agent {
         };
         match resumed {
             Ok(()) => {
+                forget_files(&artifacts, &source, &recovery);
                 if let Some(address) = config.stream_listen {
                     tokio::spawn(listen(
                         recovery.clone(),
@@ -102,6 +103,7 @@ impl Agent {
                     ));
                 }
                 tokio::spawn(recovery.clone().watch_sources());
+                tokio::spawn(recovery.clone().watch_for_ended_guests());
                 tokio::spawn(recovery.clone().keep_up_regularly());
                 tokio::spawn(recovery.clone().watch_clock());
                 tokio::spawn(recovery.clone().serve_waiting_images());
@@ -129,6 +131,19 @@ impl Agent {
         tracing::info!("agent stops");
         self.source.stop_all();
         let _ = std::fs::remove_file(&self.api_socket);
+    }
+}
+
+/// Removes the files of definitions that nobody needs any more, before anybody brings others.
+fn forget_files(artifacts: &Artifacts, source: &Source, recovery: &Recovery) {
+    let (Some(mut files), Some(kept)) = (source.files_in_use(), recovery.files_in_use()) else { return };
+    files.extend(kept);
+    match artifacts.keep_only(&files) {
+        Ok(0) => {}
+        Ok(count) => tracing::info!(count, "files that no definition names any more are removed"),
+        Err(error) => {
+            tracing::warn!(error = format!("{error:#}"), "files that no definition names any more stay");
+        }
     }
 }
 

@@ -33,7 +33,8 @@ pub struct Status {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Alert {
     /// `rpo`, `never-copied`, `history`, `sync-degraded`, `link-down`, `failed`, `fenced`, `protection`, `image`,
-    /// `written-beside`, `second-writer`, `departure`, `source-silent`, `guest` or `agent`.
+    /// `written-beside`, `second-writer`, `departure`, `source-silent`, `image-unserved`, `guest`, `guest-ended`,
+    /// `no-spill` or `agent`.
     pub kind: String,
     /// The VM or the part of the agent that it is about.
     pub subject: String,
@@ -408,6 +409,9 @@ pub struct ClosedImage {
     pub done: bool,
     /// The plain disks of an image that was promoted: they stay.
     pub kept: Vec<String>,
+    /// Why what was written to them since the last flush may be lost.
+    #[serde(default)]
+    pub lost: Option<String>,
 }
 
 /// A request to fail a group over.

@@ -290,6 +290,12 @@ pub(crate) fn closed_image(id: &str, closed: &ClosedImage) -> String {
     for path in &closed.kept {
         let _ = writeln!(out, "  plain disk  {path} stays: it is yours to use or to remove");
     }
+    if let Some(lost) = &closed.lost {
+        let _ = writeln!(
+            out,
+            "  warning     what was written since the last flush may be lost: {lost}; check the file systems on them"
+        );
+    }
     out
 }
 

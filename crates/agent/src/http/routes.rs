@@ -428,9 +428,9 @@ async fn open_image(State(app): State<App>, Body(request): Body<OpenImageRequest
     (status = 409, body = Problem, content_type = "application/problem+json"),
 ))]
 async fn close_image(State(app): State<App>, Path(id): Path<String>) -> Answer<ClosedImage> {
-    let kept = beside(move || app.recovery.close_image(&id)).await?;
-    let kept = kept.into_iter().map(|path| path.display().to_string()).collect();
-    Ok(Json(ClosedImage { done: true, kept }))
+    let closed = beside(move || app.recovery.close_image(&id)).await?;
+    let kept = closed.kept.into_iter().map(|path| path.display().to_string()).collect();
+    Ok(Json(ClosedImage { done: true, kept, lost: closed.lost }))
 }
 
 /// Waits shortly for what was commanded to be seen; the answer shows the state either way.

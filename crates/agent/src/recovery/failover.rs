@@ -12,6 +12,7 @@ use super::cut::{self, hindrance};
 use super::groups::{KeptGroup, Pick};
 use super::images::{Closing, ImageRecord, OpenImage};
 use super::one_at_a_time::Turn;
+use super::promoted::Closed;
 use super::side_by_side::side_by_side;
 use super::vm::{RecoveredVm, checkpoint_to_api};
 use crate::clock;
@@ -21,7 +22,6 @@ use anyhow::Context;
 use joint::life::Use;
 use replication::wire::{Refusal, Refuse};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use types::{Epoch, GroupId, Monotonic, VmId, WriteSeq};
@@ -244,7 +244,8 @@ impl Recovery {
         let others = self.failovers();
         let runs = others.values().filter(|other| !other.is_released()).chain([record]);
         let mut runs = runs.flat_map(|record| &record.vms);
-        runs.any(|run| run.id != id && run.key() == name)
+        // Whoever runs by a record that cannot be read may have any name.
+        self.has_unread_failovers() || runs.any(|run| run.id != id && run.key() == name)
     }
 
     /// Makes a failover final: the images go on, the old protected side stays fenced.
@@ -361,7 +362,7 @@ impl Recovery {
     }
 
     /// Closes an image that a failover ran on: once that is final, all of the image is its own, and nobody runs on it.
-    pub(super) fn close_image_of_failover(&self, group: &str, image: &OpenImage) -> Result<Vec<PathBuf>> {
+    pub(super) fn close_image_of_failover(&self, group: &str, image: &OpenImage) -> Result<Closed> {
         let _turn = self.turn_for_image(&image.record)?;
         let id = &image.record.id;
         let runs_on_it = |record: &&FailoverRecord| record.vms.iter().any(|run| run.image == *id);
@@ -406,6 +407,17 @@ impl Recovery {
             OperationError::not_found(format!("group {group:?} has no failover here with a VM {vm:?}"))
         })?;
         Ok((run.key().to_owned(), run.pid))
+    }
+
+    /// VMs of failovers that were started here and whose QEMU is gone: what each is called on this host, and its group.
+    pub(super) fn ended_guests(&self) -> Vec<(String, String)> {
+        let records: Vec<_> = self.failovers().values().cloned().collect();
+        let runs = records.iter().flat_map(|record| record.vms.iter().map(|run| (run, &record.group)));
+        let is_gone =
+            |run: &VmRun| run.pid.is_some_and(|pid| self.adapter.state(run.key(), pid) == RunState::Stopped);
+        runs.filter(|(run, _)| is_gone(run))
+            .map(|(run, group)| (run.key().to_owned(), group.clone()))
+            .collect()
     }
 
     /// Listens to every VM that runs on: the agent has begun anew.
@@ -454,7 +466,7 @@ impl Recovery {
                 Phase::Committed => Some("committed"),
                 Phase::RolledBack => None,
             });
-            vm.to_api(&self.journal_dir, state, failover.map_or(0, |failover| failover.epoch))
+            vm.to_api(&self.journal_config, state, failover.map_or(0, |failover| failover.epoch))
         };
         self.list().into_iter().map(describe).collect()
     }

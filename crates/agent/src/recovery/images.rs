@@ -5,7 +5,8 @@ use super::Recovery;
 use super::at::{lease_of, resolve};
 use super::life::{JournalLife, Lease, not_usable};
 use super::promote::PromotionRun;
-use super::unserved::Unserved;
+use super::promoted::Closed;
+use super::unserved::{Unserved, image_alert};
 use super::vm::{RecoveredVm, checkpoint_to_api};
 use crate::clock;
 use crate::disk_server::DiskServer;
@@ -61,6 +62,9 @@ pub(super) struct OpenImage {
     image: Arc<Image>,
     disks: Vec<DiskSpec>,
     folder: PathBuf,
+    /// What is shown of it and does not change, so that whoever lists images waits for no disk.
+    checkpoint: Option<api::Checkpoint>,
+    vhost_user_sockets: Vec<Option<String>>,
     server: Mutex<Option<DiskServer>>,
     /// Of the files that the image is written to: nobody takes them for disks of their own meanwhile.
     locks: Mutex<Vec<WriterLock>>,
@@ -90,12 +94,12 @@ impl ImageRecord {
         format!("image {}", self.id)
     }
 
-    /// Where the overlays lie in the journal's folder.
     /// It is being closed, and nothing of it is kept.
     pub(super) fn is_given_up(&self) -> bool {
         self.closing.as_ref().is_some_and(|closing| closing.keep_in.is_none())
     }
 
+    /// Where the overlays lie in the journal's folder.
     pub(super) fn overlay_folder(&self) -> String {
         format!("image-{}", self.id)
     }
@@ -218,12 +222,15 @@ impl Recovery {
         let locks = lock_files(&vm.folder(&self.journal_config.folder), record, &disks)?;
         let server = DiskServer::serve(&self.run_dir, "images", &record.id, exports.collect())?;
         let socket = server.path().to_path_buf();
+        let checkpoint = journal.checkpoint(types::CheckpointId(image.cut())).ok().flatten();
         Ok(OpenImage {
             record: record.clone(),
             life: vm.life().clone(),
             image,
-            disks,
             folder: vm.folder(&self.journal_config.folder),
+            checkpoint: checkpoint.as_ref().map(checkpoint_to_api),
+            vhost_user_sockets: (0..disks.len()).map(|disk| server.vhost_user_socket(disk)).collect(),
+            disks,
             server: Mutex::new(Some(server)),
             locks: Mutex::new(locks),
             socket,
@@ -234,9 +241,36 @@ impl Recovery {
     }
 
     pub(crate) fn list_images(&self) -> Vec<api::Image> {
-        let served = self.images();
-        let waiting = self.waiting_images();
-        served.values().map(|image| image.to_api()).chain(waiting.values().map(Unserved::to_api)).collect()
+        let (served, waiting): (Vec<_>, Vec<_>) = {
+            let served = self.images();
+            let waiting = self.waiting_images();
+            let waiting = waiting.values().filter(|image| !served.contains_key(&image.record.id));
+            (served.values().cloned().collect(), waiting.map(Unserved::to_api).collect())
+        };
+        served.iter().map(|image| image.to_api()).chain(waiting).collect()
+    }
+
+    /// Of an image whose map has rotted a part is not served, for as long as it is open.
+    pub(super) fn tell_image_damage(&self, image: &OpenImage) {
+        if let Some(trouble) = image.damage() {
+            let (id, vm) = (&image.record.id, &image.record.vm_name);
+            self.alerts.raise(image_alert(id), format!("image {id} of VM {vm} is {trouble}"));
+        }
+    }
+
+    /// Reads the maps of a VM's images that are open again; what has rotted there is made anew.
+    pub(super) fn scrub_images(&self, vm: &RecoveredVm) {
+        let id = vm.id().to_string();
+        let images: Vec<_> = self.images().values().filter(|image| image.record.vm == id).cloned().collect();
+        for image in images {
+            match image.image.scrub() {
+                Ok(places) => vm.tell_mended(&places),
+                Err(error) => {
+                    let (image, error) = (&image.record.id, with_sources(&error));
+                    tracing::warn!(vm = vm.name(), image, error, "the maps of the image cannot be scrubbed");
+                }
+            }
+        }
     }
 
     /// The journal of an image was opened anew: it reads from there from now on. One that cannot is not served any more,
@@ -246,9 +280,9 @@ impl Recovery {
         let Err(error) = image.image.rebind(journal.clone()) else { return true };
         let error = with_sources(&error);
         let vm = &image.record.vm_name;
-        tracing::error!(vm, image = id, error, "image is not served any more");
-        drop(image.server.lock().expect("a panic aborts the process").take());
-        image.locks.lock().expect("a panic aborts the process").clear();
+        tracing::info!(vm, image = id, error, "image is not served any more");
+        image.stop_serving();
+        image.let_go_of_files();
         self.wait_for_image(image.record.clone(), error);
         self.images().remove(id);
         false
@@ -268,7 +302,7 @@ impl Recovery {
     }
 
     /// Closes an image. Its overlay is thrown away, unless it was promoted: then its disks stay, and where is returned.
-    pub(crate) fn close_image(&self, id: &str) -> Result<Vec<PathBuf>> {
+    pub(crate) fn close_image(&self, id: &str) -> Result<Closed> {
         let Some(image) = self.image(id) else {
             return self.close_waiting(id);
         };
@@ -288,14 +322,14 @@ impl Recovery {
     /// Ends an image: the disks of one that was promoted are kept beside the journal's folder, whatever else is
     /// thrown away. Where its journal is not open, one that keeps nothing ends all the same: what it has there goes once
     /// that is open, or with it.
-    pub(super) fn end_image(&self, image: &OpenImage) -> Result<Vec<PathBuf>> {
+    pub(super) fn end_image(&self, image: &OpenImage) -> Result<Closed> {
         match image.life.lease(Use::Image) {
             Ok(lease) => self.end_image_under(&lease, image),
             Err(_) => self.end_image_without_journal(image),
         }
     }
 
-    fn end_image_without_journal(&self, image: &OpenImage) -> Result<Vec<PathBuf>> {
+    fn end_image_without_journal(&self, image: &OpenImage) -> Result<Closed> {
         image.promotion.stop();
         let mut has_ended = image.ended.lock().expect("a panic aborts the process");
         let why = not_usable(&image.record.vm_name, image.life.state());
@@ -304,11 +338,11 @@ impl Recovery {
         }
         self.give_up_until_open(image.record.clone(), why)?;
         *has_ended = true;
-        drop(image.server.lock().expect("a panic aborts the process").take());
-        image.locks.lock().expect("a panic aborts the process").clear();
+        image.stop_serving();
+        image.let_go_of_files();
         self.images().remove(&image.record.id);
         image.life.leave(&image.record.id);
-        Ok(Vec::new())
+        Ok(Closed::default())
     }
 
     /// What an image has in a journal that is not open goes once that is open, or with it.
@@ -319,31 +353,46 @@ impl Recovery {
         Ok(())
     }
 
-    fn end_image_under(&self, lease: &Lease, image: &OpenImage) -> Result<Vec<PathBuf>> {
+    fn end_image_under(&self, lease: &Lease, image: &OpenImage) -> Result<Closed> {
         image.promotion.stop();
         // From here on no promotion comes to its end.
         let mut has_ended = image.ended.lock().expect("a panic aborts the process");
         let mut record = image.record.clone();
         let is_promoted = image.is_promoted();
         let keep_in = is_promoted.then(|| super::promoted::place_for(&image.folder, &record)).transpose()?;
-        drop(image.server.lock().expect("a panic aborts the process").take());
-        if is_promoted {
-            for disk in 0..image.disks.len() {
-                let flushed = image.image.flush(DiskIndex(disk as u16));
-                flushed.map_err(|error| anyhow::anyhow!("flush a disk: {}", with_sources(&error)))?;
-            }
-        }
+        image.stop_serving();
+        let lost = is_promoted.then(|| self.make_durable(lease, image)).and_then(std::result::Result::err);
         record.closing = Some(Closing { keep_in });
         *has_ended = true;
         let ended = self.finish_image(lease, &image.folder, &record);
         // Whoever still has this image writes nothing any more: the disks are the operator's from here on.
-        image.locks.lock().expect("a panic aborts the process").clear();
+        image.let_go_of_files();
         if let Err(error) = &ended {
             self.wait_for_image(record.clone(), error.detail.clone());
         }
+        if ended.is_ok() {
+            self.alerts.clear(image_alert(&record.id));
+        }
         self.images().remove(&record.id);
         image.life.leave(&record.id);
-        ended
+        Ok(Closed { lost, ..ended? })
+    }
+
+    /// Makes the disks of an image that nobody is served any more durable. Those of which a flush has failed are opened
+    /// anew, which has all written again that may be lost; else why they are not as they should be.
+    fn make_durable(&self, lease: &Lease, image: &OpenImage) -> std::result::Result<(), String> {
+        let flush =
+            |opened: &Image| (0..image.disks.len()).try_for_each(|disk| opened.flush(DiskIndex(disk as u16)));
+        let flushed = flush(&image.image).or_else(|_| {
+            let folder = image.record.overlay_folder();
+            let again = Image::open(lease.shared().clone(), image.image.cut(), Some(&folder), self.boot_id)?;
+            flush(&again)
+        });
+        flushed.map_err(|error| {
+            let error = with_sources(&error);
+            tracing::error!(image = image.record.id, error, "promoted disks are not known to be durable");
+            error
+        })
     }
 }
 
@@ -385,29 +434,62 @@ impl OpenImage {
         data_file(&self.folder, &self.record, disk).display().to_string()
     }
 
+    /// Waits for what its clients have begun, and holds nothing meanwhile.
+    fn stop_serving(&self) {
+        let server = self.server.lock().expect("a panic aborts the process").take();
+        drop(server);
+    }
+
+    /// As whoever closes it does.
+    #[cfg(test)]
+    pub(super) fn hold_server(&self) -> std::sync::MutexGuard<'_, Option<DiskServer>> {
+        self.server.lock().unwrap()
+    }
+
+    fn let_go_of_files(&self) {
+        self.locks.lock().expect("a panic aborts the process").clear();
+    }
+
     fn disks_to_api(&self, is_promoted: bool) -> Vec<api::Disk> {
-        let server = self.server.lock().expect("a panic aborts the process");
         let disks = self.disks.iter().enumerate().map(|(at, disk)| api::Disk {
             name: disk.name.clone(),
             size_bytes: disk.size_bytes,
             path: if is_promoted { self.own_path(&disk.name) } else { String::new() },
-            vhost_user_socket: server.as_ref().and_then(|server| server.vhost_user_socket(at)),
+            vhost_user_socket: self.vhost_user_sockets.get(at).cloned().flatten(),
             ublk_device: None,
         });
         disks.collect()
     }
 
+    /// What of it is not served.
+    fn damage(&self) -> Option<String> {
+        let damage = self.image.damage();
+        let more = damage.len().saturating_sub(1);
+        damage.first().map(|first| {
+            format!("served but for what the damaged map {first} tells of ({more} places more): reading that is an error")
+        })
+    }
+
+    /// What is to be said of an image that is served.
+    fn trouble(&self) -> Option<String> {
+        let bytes = self.image.in_doubt_bytes();
+        self.damage().or_else(|| (bytes > 0).then(|| {
+            format!(
+                "served, and being written again: {bytes} bytes, of which it is not known whether they are on the disk, are \
+                 before the next flush is told as done"
+            )
+        }))
+    }
+
     pub(super) fn to_api(&self) -> api::Image {
         let cut = self.image.cut();
-        let checkpoint = self.image.journal().checkpoint(types::CheckpointId(cut)).ok().flatten();
-        let checkpoint = checkpoint.as_ref().map(checkpoint_to_api);
         // Once, for it may end while this is put together.
         let promotion = super::promote::to_api(self);
         api::Image {
             id: self.record.id.clone(),
             vm: self.record.vm_name.clone(),
             cut: cut.to_string(),
-            checkpoint,
+            checkpoint: self.checkpoint.clone(),
             writable: self.image.is_writable(),
             socket: self.socket.display().to_string(),
             disks: self.disks_to_api(promotion.state == "done"),
@@ -415,7 +497,7 @@ impl OpenImage {
             promotion,
             owner: self.record.owner(),
             open_seconds: self.record.open_seconds,
-            error: None,
+            error: self.trouble(),
         }
     }
 }

@@ -16,10 +16,13 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::block_in_place;
+use types::Epoch;
 
 const TICK: Duration = Duration::from_millis(500);
 /// How often trust in a connected peer is looked at again.
 const TRUST_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a greeting of a higher epoch waits for what was written before.
+const SEAL_PATIENCE: Duration = Duration::from_secs(5);
 
 struct Connection {
     recovery: Arc<Recovery>,
@@ -175,8 +178,7 @@ impl Connection {
         let busy = || Refuse { why: Refusal::Busy, detail: "the connection before does not let go".into() };
         let hold = vm.hold_stream(farewell).await.ok_or_else(busy)?;
         let (_, journal) = block_in_place(|| recovery.admit(hello, &peer))?;
-        block_in_place(|| journal.raise_epoch(hello.epoch))
-            .map_err(|error| Refuse { why: Refusal::JournalFailed, detail: error.to_string() })?;
+        block_in_place(|| take_epoch(&journal, hello.epoch))?;
         let status = journal.begin_stream();
         let missing =
             hello.artifacts.iter().map(|file| file.hash).filter(|hash| !recovery.artifacts.has(*hash));
@@ -196,6 +198,22 @@ impl Connection {
         let writer = StreamWriter::new(vm, journal.clone(), hello.epoch, shards, floor, written);
         self.open = Some(OpenStream { hold, writer, journal, compares: None });
         Ok(opened)
+    }
+}
+
+/// Takes a higher epoch, and ends what was written of lower ones: what a write of those that failed has left behind is not
+/// found any more. The stream is this connection's, so that nothing is on its way but what a disk holds up.
+fn take_epoch(journal: &journal::Journal, epoch: Epoch) -> Result<(), Refuse> {
+    if epoch <= journal.status().epoch {
+        return Ok(());
+    }
+    let failed =
+        |error| Refuse { why: Refusal::JournalFailed, detail: format!("raise the journal's epoch: {error}") };
+    // Before it is raised: who comes again with the same epoch would not seal it.
+    let is_at_rest = journal.wait_for_appends_within(SEAL_PATIENCE);
+    match is_at_rest && journal.fence(epoch, SEAL_PATIENCE).map_err(failed)? {
+        true => Ok(()),
+        false => Err(Refuse { why: Refusal::Busy, detail: "the journal's disk does not answer".into() }),
     }
 }
 

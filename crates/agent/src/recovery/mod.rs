@@ -1,25 +1,13 @@
 //! The recovery side: journals received, images opened, groups failed over.
 //!
-//! Locks are taken in this order and never in another; whoever has one takes only such as stand below it:
-//!
-//! 1. a group's turn (`turns_of_groups`), while its guests are started and stopped: what is done with one group, failover,
-//!    commit, rollback and images that are served again, goes one at a time, and no group waits for another;
-//! 2. `making`, while a journal is made for a VM that is not kept yet; `naming`, while guests get their names on this host;
-//! 3. a VM's `handing_over`, while its stream goes from one connection to the next;
-//! 4. `images`, then `waiting_images`;
-//! 5. `failovers`;
-//! 6. `vms`, then one VM's `inner`, under which its record is saved;
-//! 7. `unreadable`, alerts, the events of guests;
-//! 8. a [journal's life](life), under which nothing is taken, and nothing is waited for but the end of its leases.
-//!
-//! From 4 on they are held for a moment. What takes long is kept apart by *states* and not by locks: a lease keeps a
-//! journal open, a record says what is under way.
+//! In which order its locks are taken, and that nothing is waited for under most of them, is in ARCHITECTURE, "Locks".
 
 mod admission;
 mod at;
 mod clock_watch;
 mod compare;
 mod cut;
+mod ended;
 mod failover;
 mod groups;
 mod guests;

@@ -30,6 +30,15 @@ pub(super) fn place_for(journal: &Path, record: &ImageRecord) -> Result<PathBuf>
     Ok(parent.join(format!("disks-of-{name}-{}", record.id)))
 }
 
+/// What is left of a closed image.
+#[derive(Debug, Default)]
+pub(crate) struct Closed {
+    /// Promoted disks.
+    pub(crate) kept: Vec<PathBuf>,
+    /// Why the last writes to them may be lost.
+    pub(crate) lost: Option<String>,
+}
+
 impl Recovery {
     /// Gives up everything an image holds but for promoted disks, which are moved to their place.
     pub(super) fn finish_image(
@@ -37,7 +46,7 @@ impl Recovery {
         journal: &journal::Journal,
         folder: &Path,
         record: &ImageRecord,
-    ) -> Result<Vec<PathBuf>> {
+    ) -> Result<Closed> {
         let mut kept = Vec::new();
         self.state.save(&record.file_name(), record)?;
         if let Some(target) = record.closing.as_ref().and_then(|closing| closing.keep_in.as_ref()) {
@@ -50,7 +59,7 @@ impl Recovery {
         journal.discard_overlays(&record.overlay_folder()).context("remove the overlay")?;
         self.state.remove(&record.file_name())?;
         tracing::info!(vm = record.vm_name, image = record.id, disks = ?kept, "image closed");
-        Ok(kept)
+        Ok(Closed { kept, lost: None })
     }
 }
 

@@ -2,7 +2,6 @@
 //! protected as a VM's disk would be sent round in a circle, by a guest that has its disk changed under it.
 
 use super::Recovery;
-use super::vm::RecoveredVm;
 use crate::error::{OperationError, Result};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -11,7 +10,7 @@ use types::VmId;
 impl Recovery {
     /// Refuses disks that are replicas: of a journal kept here, under whatever name, or one in a place of replicas.
     pub(crate) fn check_not_replicas(&self, disks: &[api::ProtectDisk]) -> Result<()> {
-        let kept: Vec<_> = self.list().iter().map(|vm| self.replica_folder(vm)).collect();
+        let kept: Vec<_> = self.list().iter().map(|vm| vm.replicas(&self.journal_config)).collect();
         let of_config = self.journal_config.replica_folder.as_deref();
         for disk in disks {
             let path = std::fs::canonicalize(&disk.path).unwrap_or_else(|_| PathBuf::from(&disk.path));
@@ -25,12 +24,6 @@ impl Recovery {
             }
         }
         Ok(())
-    }
-
-    /// Where the replicas of a VM lie.
-    fn replica_folder(&self, vm: &RecoveredVm) -> PathBuf {
-        let elsewhere = vm.replica_folder(&self.journal_config);
-        elsewhere.unwrap_or_else(|| vm.folder(&self.journal_dir).join("replica"))
     }
 }
 

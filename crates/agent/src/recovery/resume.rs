@@ -8,6 +8,8 @@ use super::record::RecoveryRecord;
 use super::vm::RecoveredVm;
 use super::{Recovery, policy};
 use anyhow::Result;
+use replication::wire::ArtifactHash;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 impl Recovery {
@@ -16,9 +18,10 @@ impl Recovery {
     /// # Errors
     /// Where a folder of records cannot be listed: nothing is known then of who may stream.
     pub(crate) fn resume_all(self: &Arc<Self>) -> Result<()> {
+        let mut forgotten = Vec::new();
         for (name, loaded) in self.state.load_named::<RecoveryRecord>("recovered")? {
             match loaded.and_then(|record| self.resume(record)) {
-                Ok(vm) if vm.is_forgotten() => self.forget_the_rest(&vm),
+                Ok(vm) if vm.is_forgotten() => forgotten.push(vm),
                 Ok(vm) => {
                     self.reopen(&vm);
                     self.tell_asked(&vm);
@@ -38,8 +41,18 @@ impl Recovery {
                 Err(error) => self.leave_out_image(name, &error),
             }
         }
+        // Once it is known which images hold what they have.
+        forgotten.iter().for_each(|vm| self.forget_the_rest(vm));
+        self.list().iter().for_each(|vm| self.tell_leftovers(vm));
         self.watch_all();
         Ok(())
+    }
+
+    /// Files that the definitions of kept VMs name; none where a record could not be read, for then nobody knows.
+    pub(crate) fn files_in_use(&self) -> Option<BTreeSet<ArtifactHash>> {
+        let vms: Vec<_> = self.vms().values().cloned().collect();
+        let files = vms.iter().flat_map(|vm| vm.record().files).map(|file| ArtifactHash(file.hash));
+        self.unread_vms_note().is_none().then(|| files.collect())
     }
 
     /// Knows a VM again. Without what the operator has set it is not known where its journal lies.

@@ -45,9 +45,10 @@ impl Recovery {
                 if !rounds.begin(vm.id(), vm.disk(), clock::now()) {
                     continue;
                 }
-                let (pace, ended) = (pace.clone(), ended.clone());
+                let (recovery, pace, ended) = (self.clone(), pace.clone(), ended.clone());
                 tokio::task::spawn_blocking(move || {
                     let round = scrub(&vm, &pace);
+                    recovery.scrub_images(&vm);
                     let _ = ended.send((vm.id(), round)); // Nobody is there when the agent ends.
                 });
             }
@@ -105,7 +106,7 @@ fn scrub(vm: &Arc<RecoveredVm>, pace: &Pace) -> Round {
                     break;
                 }
             }
-            Err(_) if journal.is_closed() => return Round::Again,
+            Err(_) if journal.gives_way() => return Round::Again,
             Err(error) => {
                 let error = format!("the journal cannot be scrubbed: {}", with_sources(&error));
                 tracing::warn!(vm = vm.name(), error);

@@ -30,14 +30,20 @@ impl Recovery {
         let vms = self.list();
         heard.retain(|id, _| vms.iter().any(|vm| vm.id() == *id));
         for vm in vms {
-            let failed_over = self.failovers().get(&vm.group()).is_some_and(|record| !record.is_released());
-            let expected = vm.record().left.is_none() && !failed_over;
+            let expected = self.is_expected(&vm);
             let heard_at = heard.entry(vm.id()).or_insert(now);
             if vm.is_streaming() {
                 *heard_at = now;
             }
             self.tell_silence(&vm, now.since(*heard_at), expected);
         }
+    }
+
+    /// Whether anything is to come of it. A group whose failover's record cannot be read is refused here, which is told by
+    /// itself.
+    pub(super) fn is_expected(&self, vm: &RecoveredVm) -> bool {
+        let failed_over = self.failovers().get(&vm.group()).is_some_and(|record| !record.is_released());
+        vm.record().left.is_none() && !failed_over && self.unread_failover(vm.group()).is_none()
     }
 
     fn tell_silence(&self, vm: &RecoveredVm, silent_for: Duration, expected: bool) {

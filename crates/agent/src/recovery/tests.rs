@@ -515,3 +515,233 @@ fn images_on_a_journal_that_cannot_be_opened_end_and_hold_nothing_up() {
     assert!(recovery.waiting_images().is_empty(), "they went with the journal");
     assert!(recovery.open_image(&api::OpenImageRequest { vm: "vm-2".into(), ..open }).is_ok());
 }
+
+/// Images of a VM whose first sync has ended, opened by hand.
+fn open_by_hand(recovery: &Recovery) -> Arc<images::OpenImage> {
+    append_sync(&recovery.admit(&hello(1), PEER).unwrap().1);
+    let request = api::OpenImageRequest { vm: "vm-1".into(), at: "latest".into(), writable: true };
+    recovery.image(&recovery.open_image(&request).unwrap().id).unwrap()
+}
+
+/// Whoever closes an image waits for its guest's flush, and a checkpoint's file may lie on a disk that hangs.
+#[test]
+fn who_lists_images_waits_for_no_disk_and_for_nobody_who_closes_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let recovery = recovery(folder.path());
+    let image = open_by_hand(&recovery);
+    let _closing = image.hold_server();
+    for row in std::fs::read_dir(recovery.list()[0].folder(&recovery.journal_dir)).unwrap() {
+        let path = row.unwrap().path();
+        if path.file_name().unwrap().to_str().unwrap().starts_with("checkpoints-") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    let shown = recovery.list_images();
+    assert_eq!(shown.len(), 1);
+    assert!(shown[0].disks[0].vhost_user_socket.is_some());
+}
+
+fn alerts_of(recovery: &Recovery, kind: &str) -> Vec<String> {
+    let alerts = recovery.alerts.to_api().into_iter();
+    alerts.filter(|alert| alert.kind == kind).map(|alert| alert.text).collect()
+}
+
+#[test]
+fn an_image_that_is_not_served_is_an_alert_until_it_is_or_is_closed() {
+    let folder = tempfile::tempdir().unwrap();
+    let id = open_by_hand(&recovery(folder.path())).record.id.clone();
+    let run = folder.path().join("run");
+    for is_closed in [false, true] {
+        let recovery = recovery(folder.path());
+        // Where its socket would be.
+        std::fs::remove_dir_all(&run).unwrap();
+        std::fs::write(&run, "").unwrap();
+        recovery.resume_all().unwrap();
+        let told = alerts_of(&recovery, "image-unserved");
+        assert!(told.len() == 1 && told[0].contains(&id), "{told:?}");
+        std::fs::remove_file(&run).unwrap();
+        std::fs::create_dir(&run).unwrap();
+        if is_closed {
+            recovery.close_image(&id).unwrap();
+        } else {
+            let waiting = recovery.waiting_images()[&id].record.clone();
+            recovery.serve_again(waiting);
+            assert!(recovery.image(&id).is_some());
+        }
+        assert_eq!(alerts_of(&recovery, "image-unserved"), Vec::<String>::new(), "{is_closed}");
+    }
+}
+
+#[test]
+fn a_guest_that_has_ended_is_an_alert_as_long_as_its_failover_stands() {
+    let folder = tempfile::tempdir().unwrap();
+    let ours = recovery(folder.path());
+    append_sync(&ours.admit(&hello(1), PEER).unwrap().1);
+    let request = api::FailoverRequest { at: "latest".into(), vms: Vec::new(), without: Vec::new() };
+    ours.failover("web", &request).unwrap();
+    drop(ours);
+    // As if it had a definition, and had ended since.
+    let mut ended = std::process::Command::new("true").spawn().unwrap();
+    ended.wait().unwrap();
+    let path = folder.path().join(format!("state/failovers/{}.json", hello(1).group));
+    let text = std::fs::read_to_string(&path).unwrap();
+    let now = text.replace("\"pid\": null", &format!("\"pid\": {}", ended.id()));
+    assert_ne!(now, text);
+    std::fs::write(&path, now).unwrap();
+    let recovery = recovery(folder.path());
+    recovery.resume_all().unwrap();
+    let mut known = BTreeMap::new();
+    recovery.tell_ended(&mut known);
+    let told = alerts_of(&recovery, "guest-ended");
+    assert!(told.len() == 1 && told[0].contains("vm-1"), "{told:?}");
+    recovery.rollback("web").unwrap();
+    recovery.tell_ended(&mut known);
+    assert_eq!(alerts_of(&recovery, "guest-ended"), Vec::<String>::new());
+}
+
+/// The streams are refused here: that nothing comes says nothing of the site.
+#[test]
+fn a_site_that_is_refused_for_a_record_that_cannot_be_read_is_not_called_silent() {
+    let folder = tempfile::tempdir().unwrap();
+    recovery(folder.path()).admit(&hello(1), PEER).unwrap();
+    let record = folder.path().join(format!("state/failovers/{}.json", hello(1).group));
+    std::fs::create_dir_all(record.parent().unwrap()).unwrap();
+    std::fs::write(record, "{").unwrap();
+    let recovery = recovery(folder.path());
+    recovery.resume_all().unwrap();
+    assert!(!recovery.is_expected(&recovery.list()[0]));
+    assert_eq!(recovery.alerts.list().len(), 1, "{:?}", recovery.alerts.list());
+}
+
+/// What it cannot fold it keeps, and takes ever more room.
+#[test]
+fn a_journal_that_cannot_be_kept_up_is_an_alert_until_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let recovery = recovery(folder.path());
+    let (vm, journal) = recovery.admit(&hello(1), PEER).unwrap();
+    append_sync(&journal);
+    assert!(journal.fence(Epoch::FIRST.next(), Duration::from_secs(60)).unwrap());
+    journal.set(journal::Settings { bytes_soft: 1, ..journal.status().settings });
+    let replica = vm.folder(&recovery.journal_dir).join("replica/vda.raw");
+    let aside = replica.with_extension("aside");
+    let mut turns = turns::Turns::default();
+    turns.ask(vm.id(), vm.disk());
+    let (_, progress) = turns.next(clock::now()).unwrap();
+    let turn = || recovery.take_turn(&vm, &crate::pace::Pace::new(0), &progress, false);
+    std::fs::rename(&replica, &aside).unwrap();
+    turn();
+    assert!(recovery.alerts.list()[0].contains("cannot be kept up"), "{:?}", recovery.alerts.list());
+    std::fs::rename(&aside, &replica).unwrap();
+    turn();
+    assert_eq!(recovery.alerts.list(), Vec::<String>::new());
+    assert_eq!(journal.status().applied, journal.status().last_seq);
+}
+
+/// Its file fails: the operator is told to close it, and its disks are his.
+#[test]
+fn a_promoted_image_whose_flush_fails_is_closed_and_its_disks_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let recovery = recovery(folder.path());
+    let (vm, journal) = recovery.admit(&hello(1), PEER).unwrap();
+    append_sync(&journal);
+    let record = images::ImageRecord {
+        id: "0000000a".into(),
+        vm: vm.id().to_string(),
+        vm_name: vm.name(),
+        cut: journal.newest_consistent(WriteSeq::MAX).unwrap().raw(),
+        writable: true,
+        failover: None,
+        open_seconds: 0.0,
+        promoted: false,
+        closing: None,
+    };
+    recovery.state.save(&record.file_name(), &record).unwrap();
+    // A map that can be sealed, so that writing it fails from then on.
+    let map = rustix::fs::memfd_create("map", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
+    let files = vm.folder(&recovery.journal_dir).join(record.overlay_folder());
+    std::fs::create_dir(&files).unwrap();
+    let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&map));
+    std::os::unix::fs::symlink(link, files.join("vda.now")).unwrap();
+    let lease = vm.lease(Use::Image).unwrap();
+    let image = recovery.serve_image(&vm, &lease, &record).unwrap();
+    let image = recovery.have_it_stay(&vm, &lease, image).unwrap();
+    drop((lease, journal));
+    recovery.promote_image(&record.id, &api::PromoteRequest { bytes_per_second: 0 }).unwrap();
+    while !image.is_promoted() {
+        thread::yield_now();
+    }
+    image.image().write_at(DiskIndex(0), 4096, &[9; 4096]).unwrap();
+    rustix::fs::fcntl_add_seals(&map, rustix::fs::SealFlags::WRITE).unwrap();
+    let closed = recovery.close_image(&record.id).unwrap();
+    assert!(closed.lost.is_some(), "the last writes are not known to be on the disk");
+    let disk = std::fs::read(&closed.kept[0]).unwrap();
+    assert_eq!((disk.len(), disk[0], disk[4096]), (DISK_BYTES as usize, 7, 9));
+    assert!(recovery.images().is_empty() && recovery.waiting_images().is_empty() && !files.exists());
+}
+
+/// It may have come to stay just as the forgetting began, which was not taken back any more.
+#[test]
+fn a_vm_with_an_image_is_not_forgotten_when_the_agent_is_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = {
+        let recovery = recovery(folder.path());
+        open_by_hand(&recovery);
+        let vm = recovery.list()[0].clone();
+        vm.begin_forgetting(&recovery.state).unwrap();
+        vm.folder(&recovery.journal_dir)
+    };
+    let recovery = recovery(folder.path());
+    recovery.resume_all().unwrap();
+    assert!(files.join("manifest").exists(), "a guest may have written to the image");
+    let id = recovery.list_images()[0].id.clone();
+    recovery.close_image(&id).unwrap();
+    recovery.forget(&hello(1).vm.to_string()).unwrap();
+    assert!(!files.exists());
+}
+
+#[test]
+fn what_is_left_of_an_image_that_nobody_knows_is_told_and_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let (id, files) = {
+        let recovery = recovery(folder.path());
+        let image = open_by_hand(&recovery);
+        recovery.state.remove(&image.record.file_name()).unwrap();
+        let files = recovery.list()[0].folder(&recovery.journal_dir).join(image.record.overlay_folder());
+        (image.record.id.clone(), files)
+    };
+    let recovery = recovery(folder.path());
+    recovery.resume_all().unwrap();
+    let told = recovery.alerts.list();
+    assert!(told.len() == 1 && told[0].contains(&id), "{told:?}");
+    assert!(files.exists());
+}
+
+/// A VM of it may run here by any name.
+#[test]
+fn a_guest_gets_a_name_of_its_own_beside_a_failover_that_cannot_be_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let unread = hello_of_group(2, 2, "db");
+    {
+        let recovery = recovery(folder.path());
+        append_sync(&recovery.admit(&hello(1), PEER).unwrap().1);
+        recovery.admit(&unread, PEER).unwrap();
+    }
+    let record = folder.path().join(format!("state/failovers/{}.json", unread.group));
+    std::fs::create_dir_all(record.parent().unwrap()).unwrap();
+    std::fs::write(record, "{").unwrap();
+    let recovery = recovery(folder.path());
+    recovery.resume_all().unwrap();
+    let request = api::FailoverRequest { at: "latest".into(), vms: Vec::new(), without: Vec::new() };
+    recovery.failover("web", &request).unwrap();
+    assert_eq!(recovery.run_of("web", "vm-1").unwrap().0, hello(1).vm.to_string());
+}
+
+#[test]
+fn a_kept_vm_shows_its_replicas_where_they_lie() {
+    let folder = tempfile::tempdir().unwrap();
+    let recovery = recovery(folder.path());
+    let vm = recovery.admit(&hello(1), PEER).unwrap().0;
+    let elsewhere = folder.path().join("elsewhere");
+    vm.set_policy(policy::JournalPolicy { replica_folder: Some(elsewhere.clone()), ..vm.policy() });
+    assert_eq!(recovery.vms_to_api()[0].disks[0].path, elsewhere.join("vda.raw").display().to_string());
+}

@@ -130,7 +130,7 @@ impl Recovery {
 
     /// Whether something of an image lies in a VM's journal whose record could not be read.
     pub(super) fn has_unread_images(&self, vm: &RecoveredVm) -> bool {
-        let folder = vm.folder(&self.journal_dir);
-        self.unreadable.lock().images.iter().any(|id| folder.join(format!("image-{id}")).exists())
+        let (folder, images) = (vm.folder(&self.journal_dir), self.unreadable.lock().images.clone());
+        images.iter().any(|id| folder.join(format!("image-{id}")).exists())
     }
 }

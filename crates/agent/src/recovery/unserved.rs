@@ -4,9 +4,12 @@
 use super::Recovery;
 use super::images::{Closing, ImageRecord};
 use super::one_at_a_time::Turn;
+use super::promoted::Closed;
+use super::vm::RecoveredVm;
+use crate::alerts::{AlertKind, Cause};
 use crate::error::{OperationError, Result};
 use joint::life::Use;
-use std::path::PathBuf;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use types::{GroupId, WriteSeq};
@@ -75,25 +78,31 @@ impl Recovery {
     }
 
     pub(super) fn wait_for_image(&self, record: ImageRecord, error: String) {
+        let what = if record.closing.is_some() { "closed" } else { "served" };
+        let (cause, name) = (image_alert(&record.id), &record.vm_name);
+        let text = format!("image {} of VM {name} is not {what}, tried again by itself: {error}", record.id);
         self.waiting_images().insert(record.id.clone(), Unserved { record, error });
+        self.alerts.raise(cause, text);
+    }
+
+    /// An image waits no longer, if it did.
+    fn wait_no_longer(&self, id: &str) -> bool {
+        let waited = self.waiting_images().remove(id).is_some();
+        self.alerts.clear(image_alert(id));
+        waited
     }
 
     /// Serves a recorded image again, on the socket it had; one that cannot be served waits.
     pub(super) fn serve_again(&self, record: ImageRecord) {
-        let served = self.try_again(&record);
-        let mut waiting = self.waiting_images();
-        let Err(error) = served else {
-            if waiting.remove(&record.id).is_some() {
-                tracing::info!(image = record.id, vm = record.vm_name, "image is served again");
-            }
-            return;
-        };
-        let before = waiting.get(&record.id).map(|image| &image.error);
-        if before != Some(&error.detail) {
-            let (image, vm) = (&record.id, &record.vm_name);
-            tracing::error!(image, vm, error = error.detail, "image is not served");
+        if let Err(error) = self.try_again(&record) {
+            return self.wait_for_image(record, error.detail);
         }
-        waiting.insert(record.id.clone(), Unserved { record, error: error.detail });
+        if self.wait_no_longer(&record.id) && record.closing.is_none() {
+            tracing::info!(image = record.id, vm = record.vm_name, "image is served again");
+        }
+        if let Some(image) = self.image(&record.id) {
+            self.tell_image_damage(&image);
+        }
     }
 
     fn try_again(&self, record: &ImageRecord) -> Result<()> {
@@ -115,7 +124,7 @@ impl Recovery {
     }
 
     /// Closes an image that is not served.
-    pub(super) fn close_waiting(&self, id: &str) -> Result<Vec<PathBuf>> {
+    pub(super) fn close_waiting(&self, id: &str) -> Result<Closed> {
         let missing = || {
             let detail = format!("no image {id:?} is open; `holdfast image list` shows those that are");
             OperationError::not_found(detail)
@@ -132,9 +141,9 @@ impl Recovery {
     }
 
     /// Ends an image that is not served; its group's turn is held.
-    pub(super) fn end_waiting(&self, id: &str) -> Result<Vec<PathBuf>> {
+    pub(super) fn end_waiting(&self, id: &str) -> Result<Closed> {
         let Some(mut record) = self.waiting_images().get(id).map(|image| image.record.clone()) else {
-            return Ok(Vec::new());
+            return Ok(Closed::default());
         };
         let vm = self.vm_of_record(&record.vm);
         let kept = match vm {
@@ -142,7 +151,7 @@ impl Recovery {
                 let lease = match super::at::lease_of(&vm, Use::Image) {
                     Err(error) if !record.promoted => {
                         self.give_up_until_open(record, error.detail)?;
-                        return Ok(Vec::new());
+                        return Ok(Closed::default());
                     }
                     lease => lease?,
                 };
@@ -157,10 +166,42 @@ impl Recovery {
             None => {
                 self.check_image_has_no_unread_vm(&record.vm)?;
                 self.state.remove(&record.file_name())?;
-                Vec::new()
+                Closed::default()
             }
         };
-        self.waiting_images().remove(id);
+        self.wait_no_longer(id);
         Ok(kept)
     }
+}
+
+impl Recovery {
+    /// Says what a VM's journal has of images that nothing is recorded of. It may be a promoted disk, or hold what a guest
+    /// wrote: nobody but the operator throws it away.
+    pub(super) fn tell_leftovers(&self, vm: &RecoveredVm) {
+        let Some(journal) = vm.journal() else { return };
+        let folder = vm.folder(&self.journal_dir);
+        let rows = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+        let names = rows.filter_map(|row| row.file_name().into_string().ok());
+        let of_folders = names.filter_map(|name| name.strip_prefix("image-").map(str::to_owned));
+        let owners = journal.pins().into_iter().map(|pin| pin.owner);
+        let of_pins = owners.filter_map(|owner| owner.strip_prefix("image ").map(str::to_owned));
+        for id in of_folders.chain(of_pins).collect::<BTreeSet<_>>() {
+            if self.state.path(&format!("images/{id}.json")).exists() {
+                continue;
+            }
+            let text = format!(
+                "VM {}: nothing is recorded of image {id} any more, of which its journal still has something: look at {} and \
+                 remove it where nobody needs it, and see in `holdfast journal show {}` whether a pin of it holds history",
+                vm.name(),
+                folder.join(format!("image-{id}")).display(),
+                vm.id()
+            );
+            self.alerts.raise(format!("what is left of image {id}"), text);
+        }
+    }
+}
+
+/// What an image that is not served, or only in part, is an alert of.
+pub(super) fn image_alert(id: &str) -> Cause {
+    Cause::new(AlertKind::ImageUnserved, id)
 }

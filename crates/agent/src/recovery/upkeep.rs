@@ -3,12 +3,13 @@
 use super::Recovery;
 use super::turns::{Progress, Turns};
 use super::vm::RecoveredVm;
+use crate::alerts::Cause;
 use crate::clock;
 use crate::error::with_sources;
 use crate::pace::Pace;
 use crate::state::random;
 use joint::life::Use;
-use journal::{Clock, Journal, Kept, Upkeep};
+use journal::{Clock, FoldError, Journal, Kept, Upkeep};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,7 +55,7 @@ impl Recovery {
                 tokio::task::spawn_blocking(move || {
                     // A disk that hangs holds up its own journals only, as in their other turns.
                     recovery.reopen(&vm);
-                    let more = keep_up(&vm, &pace, &progress, rests);
+                    let more = recovery.take_turn(&vm, &pace, &progress, rests);
                     let _ = ended.send((id, more)); // Nobody is there when the agent ends.
                 });
             }
@@ -98,9 +99,45 @@ impl Recovery {
     }
 }
 
-/// One journal's turn; whether it wants another at once.
-fn keep_up(vm: &RecoveredVm, pace: &Pace, progress: &Progress, rests: bool) -> bool {
-    let Ok(journal) = vm.lease(Use::Upkeep) else { return false };
+/// What a journal that cannot be kept up is an alert of.
+pub(super) fn upkeep_alert(vm: &RecoveredVm) -> Cause {
+    Cause::from(format!("failing upkeep of {}", vm.id()))
+}
+
+impl Recovery {
+    /// One journal's turn; whether it wants another at once. One that cannot be kept up is an alert until it is.
+    pub(super) fn take_turn(&self, vm: &RecoveredVm, pace: &Pace, progress: &Progress, rests: bool) -> bool {
+        let Ok(journal) = vm.lease(Use::Upkeep) else { return false };
+        match keep_up(&journal, pace, progress, rests) {
+            Ok(kept) => {
+                tell(vm, &journal, &kept);
+                self.alerts.clear(upkeep_alert(vm));
+                kept.more
+            }
+            // Whoever opens it anew keeps it up.
+            Err(_) if journal.gives_way() => false,
+            Err(error) => {
+                let error = with_sources(&error);
+                let text = format!(
+                    "VM {}: its journal cannot be kept up, so that its history does not shrink and takes ever more room: \
+                     {error}; tried again by itself. See to its disk, or, where an open image needs what cannot be read, \
+                     close that image",
+                    vm.name()
+                );
+                self.alerts.raise(upkeep_alert(vm), text);
+                vm.set_error(error);
+                false
+            }
+        }
+    }
+}
+
+fn keep_up(
+    journal: &Journal,
+    pace: &Pace,
+    progress: &Progress,
+    rests: bool,
+) -> std::result::Result<Kept, FoldError> {
     if rests {
         journal.rest();
     }
@@ -114,20 +151,7 @@ fn keep_up(vm: &RecoveredVm, pace: &Pace, progress: &Progress, rests: bool) -> b
             progress.note(clock::now());
         },
     };
-    match journal.keep_up(&how) {
-        Ok(kept) => {
-            tell(vm, &journal, &kept);
-            kept.more
-        }
-        // It was closed meanwhile; whoever opens it anew keeps it up.
-        Err(_) if journal.is_closed() => false,
-        Err(error) => {
-            let error = with_sources(&error);
-            tracing::error!(vm = vm.name(), error, "upkeep of the journal failed; tried again");
-            vm.set_error(error);
-            false
-        }
-    }
+    journal.keep_up(&how)
 }
 
 fn tell(vm: &RecoveredVm, journal: &Journal, kept: &Kept) {

@@ -32,6 +32,8 @@ pub(crate) struct RecoveredVm {
     /// Its journal, and who uses that.
     life: Arc<JournalLife>,
     inner: Mutex<Inner>,
+    /// Held while the folder is taken, which a disk may hold up.
+    taking_folder: Mutex<()>,
     /// Held while a stream is handed over: connections get it one after the other.
     handing_over: tokio::sync::Mutex<()>,
     /// Held by whoever forgets it; nobody waits for it.
@@ -75,13 +77,13 @@ impl Inner {
     }
 
     /// The state where no failover says another.
-    fn own_state(&self, journal: Option<&Lease>) -> &'static str {
-        match (&self.moving, journal) {
+    fn own_state(&self, is_open: bool, has_tail: bool) -> &'static str {
+        match (&self.moving, is_open) {
             (Some(_), _) => "moving",
-            (None, None) => "failed",
-            (None, Some(_)) if self.record.left.is_some() => "left",
-            (None, Some(journal)) if journal.newest_consistent(WriteSeq::MAX).is_none() => "initial-sync",
-            (None, Some(_)) => "following",
+            (None, false) => "failed",
+            (None, true) if self.record.left.is_some() => "left",
+            (None, true) if !has_tail => "initial-sync",
+            (None, true) => "following",
         }
     }
 }
@@ -105,6 +107,7 @@ impl RecoveredVm {
             group,
             life: Arc::default(),
             inner: Mutex::new(inner),
+            taking_folder: Mutex::default(),
             handing_over: tokio::sync::Mutex::default(),
             forgetting: Mutex::default(),
         }))
@@ -217,6 +220,11 @@ impl RecoveredVm {
         own.or_else(|| Some(config.replica_folder.as_ref()?.join(self.id.to_string())))
     }
 
+    /// Where its replicas lie.
+    pub(super) fn replicas(&self, config: &JournalConfig) -> PathBuf {
+        self.replica_folder(config).unwrap_or_else(|| self.folder(&config.folder).join("replica"))
+    }
+
     /// All that is kept of it on disks, but for its record.
     pub(super) fn folders(&self, config: &JournalConfig) -> Vec<PathBuf> {
         [Some(self.folder(&config.folder)), self.replica_folder(config)].into_iter().flatten().collect()
@@ -235,13 +243,15 @@ impl RecoveredVm {
     pub(crate) fn take_folder(&self, config: &JournalConfig) -> Result<Arc<FsStore>> {
         let folder = self.folder(&config.folder);
         let replicas = self.replica_folder(config);
-        let mut inner = self.lock();
-        if let Some(store) = &inner.store {
-            return Ok(store.clone());
+        let _one = self.taking_folder.lock().expect("a panic aborts the process");
+        let known = self.lock().store.clone();
+        if let Some(store) = known {
+            return Ok(store);
         }
         let store = Arc::new(FsStore::open(folder)?.with_replicas_in(replicas));
-        inner.disk = std::fs::metadata(store.root()).context("look at the journal's folder")?.dev();
-        inner.store = Some(store.clone());
+        let disk = std::fs::metadata(store.root()).context("look at the journal's folder")?.dev();
+        let mut inner = self.lock();
+        (inner.disk, inner.store) = (disk, Some(store.clone()));
         Ok(store)
     }
 
@@ -409,9 +419,14 @@ impl RecoveredVm {
     }
 
     /// The VM for the operator.
-    pub(crate) fn to_api(&self, journal_dir: &Path, failover: Option<&str>, epoch: u64) -> api::RecoveredVm {
+    pub(crate) fn to_api(
+        &self,
+        config: &JournalConfig,
+        failover: Option<&str>,
+        epoch: u64,
+    ) -> api::RecoveredVm {
         let connected = self.is_streaming();
-        let folder = self.folder(journal_dir);
+        let replicas = self.replicas(config);
         let journal = self.journal();
         let journal = journal.as_ref();
         let status = journal.map(|journal| journal.status());
@@ -428,7 +443,7 @@ impl RecoveredVm {
             group: record.group.clone(),
             group_id: record.group_id.clone(),
             epoch: epoch.max(status.map_or(0, |status| status.epoch.0)),
-            state: failover.unwrap_or_else(|| inner.own_state(journal)).to_owned(),
+            state: failover.unwrap_or_else(|| inner.own_state(journal.is_some(), tail.is_some())).to_owned(),
             moving: inner.moving.as_ref().map(|moving| moving.to_api()),
             last_error: inner.last_error.clone(),
             connected,
@@ -436,7 +451,7 @@ impl RecoveredVm {
             disks: disks
                 .into_iter()
                 .map(|disk| api::Disk {
-                    path: folder.join("replica").join(format!("{}.raw", disk.name)).display().to_string(),
+                    path: replicas.join(format!("{}.raw", disk.name)).display().to_string(),
                     name: disk.name,
                     size_bytes: disk.size_bytes,
                     vhost_user_socket: None,

@@ -53,10 +53,11 @@ use host_devices::HostDevices;
 pub(crate) use nbd_tls::serve_disks;
 use peers::Peers;
 use record::{DiskRecord, FileRecord, FirstSync, ProtectionRecord};
+use replication::wire::ArtifactHash;
 use splitter::nbd::Export;
 use splitter::{BufferPool, RawDisk};
 use stalled::Stalled;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -438,6 +439,16 @@ impl Source {
             files.push(FileRecord { name: name.to_owned(), hash: hash.to_string(), size_bytes });
         }
         Ok((text.clone(), files))
+    }
+
+    /// Files that the definitions of protected VMs name; none where a record cannot be read, for then nobody knows.
+    pub(crate) fn files_in_use(&self) -> Option<BTreeSet<ArtifactHash>> {
+        let mut files = BTreeSet::new();
+        for record in self.state.load_each::<ProtectionRecord>("protected").ok()? {
+            let hashes = record.ok()?.files.into_iter().map(|file| record::parse_hash(&file.hash));
+            files.extend(hashes.collect::<Option<Vec<_>>>()?);
+        }
+        Some(files)
     }
 
     /// Ends a protection. The VM's image stays as it is; its socket goes.

@@ -363,6 +363,51 @@ fn other(which: u8, vm: u8, a: u64, b: u64) -> Message {
     }
 }
 
+/// (1) A batch is written, and its sync fails: it stands in the open segment, and nobody counts it; (2) another comes with
+/// a higher epoch; (3) the journal is opened again. It would be the newest write, of one who has no authority any more.
+#[test]
+fn what_a_failed_write_has_left_behind_is_not_found_after_a_greeting_of_a_higher_epoch() {
+    let rome = Rome::new();
+    let greeting = |epoch| Message::Hello(Box::new(Hello { epoch, ..honest_hello(1) }));
+    let is_kept: fn(&Message) -> bool = |word| matches!(word, Message::Ack(ack) if ack.durable == LAST);
+    rome.talk(vec![greeting(Epoch::FIRST), honest_batch()], Some(is_kept));
+    let vm = rome.recovery.list()[0].clone();
+    let files = vm.folder(&rome.recovery.journal_dir);
+    let aside = tempfile::tempdir().unwrap();
+    copy_all(&files, aside.path());
+    let store = Arc::new(journal::FsStore::open(aside.path()).unwrap());
+    let copy = journal::Journal::open(store, vm.journal().unwrap().status().settings).unwrap().journal;
+    let range = ByteRange::new(0, 4096);
+    let payload = Bytes::from(vec![8; 4096]);
+    let late = Record { seq: LAST.next(), kind: Kind::Write, disk: DiskIndex(0), range, payload };
+    let batch = batch::Batch::parse(encode(&meta(LAST, LAST.next()), &[late], Codec::Raw)).unwrap();
+    let how = journal::AppendMeta { epoch: Epoch::FIRST, received_at: WallTime(0), entropy: [9; 16] };
+    copy.append(vec![batch], how).unwrap();
+    for row in std::fs::read_dir(aside.path()).unwrap() {
+        let (path, name) = (row.as_ref().unwrap().path(), row.unwrap().file_name());
+        if name.to_str().unwrap().starts_with("segment-") {
+            std::fs::write(files.join(name), std::fs::read(path).unwrap()).unwrap();
+        }
+    }
+    rome.talk(vec![greeting(Epoch::FIRST.next())], Some(|word| matches!(word, Message::Welcome(_))));
+    close(&vm);
+    let journal = rome.recovery.open_journal(&vm, Use::Look).unwrap();
+    assert_eq!(journal.status().last_seq, LAST);
+    assert!(journal.status().damage.is_empty(), "{:?}", journal.status().damage);
+}
+
+fn copy_all(from: &std::path::Path, to: &std::path::Path) {
+    for row in std::fs::read_dir(from).unwrap() {
+        let (row, target) = (row.as_ref().unwrap(), to.join(row.as_ref().unwrap().file_name()));
+        if row.file_type().unwrap().is_dir() {
+            std::fs::create_dir(&target).unwrap();
+            copy_all(&row.path(), &target);
+        } else if row.file_name() != "lock" {
+            std::fs::copy(row.path(), target).unwrap();
+        }
+    }
+}
+
 /// What must hold afterwards; up to where the journal reaches.
 fn check(rome: &Rome, vm: u8) -> Result<WriteSeq, TestCaseError> {
     let id = VmId::from_bytes([vm; 16]);

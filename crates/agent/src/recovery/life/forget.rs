@@ -12,6 +12,7 @@
 use super::super::Recovery;
 use super::super::policy::file_name;
 use super::super::scrub::scrub_alert;
+use super::super::upkeep::upkeep_alert;
 use super::super::vm::RecoveredVm;
 use super::images_are_open;
 use super::moving::{FOLDER_PATIENCE, not_taken};
@@ -121,6 +122,7 @@ impl Recovery {
 fn clear_alerts(alerts: &Alerts, vm: &RecoveredVm) {
     alerts.clear(format!("journal of {}", vm.name()));
     alerts.clear(scrub_alert(vm));
+    alerts.clear(upkeep_alert(vm));
     alerts.clear(format!("forgetting of {}", vm.id()));
     alerts.clear(Cause::new(AlertKind::AskedLess, vm.label()));
 }

@@ -1,6 +1,7 @@
 //! What a stream has done that takes long: beside its driver, which hears how it ended.
 
 use super::{Driver, Input};
+use crate::alerts::{AlertKind, Cause};
 use crate::clock;
 use crate::error::with_sources;
 use crate::source::spill::SegmentSpill;
@@ -25,10 +26,18 @@ impl Driver {
             return;
         }
         let folder = self.source.spill_dir.join(&record.vm);
+        let cause = Cause::new(AlertKind::NoSpill, &record.name);
         match block_in_place(|| SegmentSpill::open(&folder, self.vm.id(), record.policy.spill_bytes)) {
-            Ok(spill) => self.core.outbox().give_spill(spill),
+            Ok(spill) => {
+                self.core.outbox().give_spill(spill);
+                self.source.alerts.clear(cause);
+            }
             Err(error) => {
-                tracing::error!(vm = record.name, error = format!("{error:#}"), "no spill");
+                let text = format!(
+                    "VM {}: what waits for the link has no room but memory, for its spill cannot be opened: {error:#}",
+                    record.name
+                );
+                self.source.alerts.raise(cause, text);
                 self.core.outbox().lacks_spill(format!("{error:#}"));
             }
         }
