@@ -3,7 +3,7 @@
 use super::App;
 use super::answer::{Answer, ApiError, Body, beside};
 use crate::clock;
-use crate::error::{OperationError, with_sources};
+use crate::error::OperationError;
 use crate::recovery::checkpoint_to_api;
 use crate::source::Command;
 use api::{

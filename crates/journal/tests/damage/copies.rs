@@ -2,10 +2,10 @@
 
 use crate::stream::{append, compare, cuts};
 use crate::{SEGMENTS, open, scrub_all, sealed, try_scrub};
-use journal::{Journal, Manifest, Store, Upkeep, verify};
+use journal::{Journal, Manifest, Store, verify};
 use sim::{Rng, SimStore};
 use std::sync::Arc;
-use types::{DiskIndex, WallTime, WriteSeq};
+use types::{DiskIndex, WriteSeq};
 
 const COPIES: [&str; 2] = ["manifest", "manifest-2"];
 
