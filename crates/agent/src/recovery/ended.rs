@@ -25,7 +25,9 @@ impl Recovery {
 
     /// A VM that has ended is an alert until its image is closed or rolled back, or it runs again.
     pub(super) fn tell_ended(&self, known: &mut BTreeMap<String, String>) {
-        let now: BTreeMap<_, _> = self.ended_guests().into_iter().collect();
+        let (mut now, busy) = self.ended_guests();
+        let of_busy = known.iter().filter(|(_, group)| busy.contains(*group));
+        now.extend(of_busy.map(|(vm, group)| (vm.clone(), group.clone())));
         let cause = |vm: &String| Cause::new(AlertKind::GuestEnded, vm);
         known.extract_if(.., |vm, _| !now.contains_key(vm)).for_each(|(vm, _)| self.alerts.clear(cause(&vm)));
         for (vm, group) in &now {
@@ -35,6 +37,6 @@ impl Recovery {
             );
             self.alerts.raise(cause(vm), text);
         }
-        *known = now;
+        known.extend(now);
     }
 }

@@ -22,6 +22,7 @@ use anyhow::Context;
 use joint::life::Use;
 use replication::wire::{Refusal, Refuse};
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use types::{Epoch, GroupId, Monotonic, VmId, WriteSeq};
@@ -409,15 +410,25 @@ impl Recovery {
         Ok((run.key().to_owned(), run.pid))
     }
 
-    /// VMs of failovers that were started here and whose QEMU is gone: what each is called on this host, and its group.
-    pub(super) fn ended_guests(&self) -> Vec<(String, String)> {
-        let records: Vec<_> = self.failovers().values().cloned().collect();
-        let runs = records.iter().flat_map(|record| record.vms.iter().map(|run| (run, &record.group)));
-        let is_gone =
-            |run: &VmRun| run.pid.is_some_and(|pid| self.adapter.state(run.key(), pid) == RunState::Stopped);
-        runs.filter(|(run, _)| is_gone(run))
-            .map(|(run, group)| (run.key().to_owned(), group.clone()))
-            .collect()
+    /// VMs of failovers that were started here and whose QEMU is gone: what each is called on this host, and its group. Of
+    /// groups with which something is being done nothing is said but their names.
+    pub(super) fn ended_guests(&self) -> (BTreeMap<String, String>, BTreeSet<String>) {
+        let (mut ended, mut busy) = (BTreeMap::new(), BTreeSet::new());
+        let groups: Vec<_> =
+            self.failovers().iter().map(|(id, record)| (*id, record.group.clone())).collect();
+        for (id, group) in groups {
+            let Some(_turn) = self.turns_of_groups.try_take(id) else {
+                busy.insert(group);
+                continue;
+            };
+            let runs = self.failovers().get(&id).map(|record| record.vms.clone()).unwrap_or_default();
+            let is_gone = |run: &VmRun| {
+                run.pid.is_some_and(|pid| self.adapter.state(run.key(), pid) == RunState::Stopped)
+            };
+            let gone = runs.iter().filter(|run| is_gone(run));
+            ended.extend(gone.map(|run| (run.key().to_owned(), group.clone())));
+        }
+        (ended, busy)
     }
 
     /// Listens to every VM that runs on: the agent has begun anew.
