@@ -89,7 +89,9 @@ impl World {
         for vm in 0..usize::from(VMS) {
             self.pairs[vm].recovery.crash(power, &mut self.rng);
             self.cut_link(vm);
-            self.pairs[vm].recovery.reopen();
+            if self.moves(vm) {
+                self.pairs[vm].recovery.reopen();
+            }
         }
     }
 
@@ -102,7 +104,7 @@ impl World {
 
     pub(crate) fn failover_or_rollback(&mut self) {
         let journals: Vec<_> = self.pairs.iter().filter_map(|pair| pair.recovery.journal.clone()).collect();
-        if journals.len() < self.pairs.len() {
+        if journals.len() < self.pairs.len() || (0..self.pairs.len()).any(|vm| !self.moves(vm)) {
             return;
         }
         if self.fenced_at.take().is_some() {
@@ -128,8 +130,8 @@ impl World {
     /// What is found to be damaged is contained, and the stream begins anew: not at once, for whoever streams goes on
     /// until it is told.
     pub(crate) fn spoil(&mut self, vm: usize) {
-        let wall = self.wall(1);
-        let Some(found) = self.pairs[vm].recovery.spoil(wall, &mut self.rng) else { return };
+        let moment = self.moment();
+        let Some(found) = self.pairs[vm].recovery.spoil(moment, &mut self.rng) else { return };
         self.say(&format!("a page of {vm} is spoilt: {found} damages"));
         self.summary.pages_spoilt += 1;
         self.summary.damages += found as u64;

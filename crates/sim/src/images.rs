@@ -2,16 +2,18 @@
 //! the agent is back, and read from the journal that was opened last.
 //!
 //! Whatever is read of one is what the guest's disk was at its cut, under what was written to the image. An error is as
-//! good only where the disk fails.
+//! good only where the disk fails, or where something below was damaged.
 
 use crate::image_model::{DiskModel, SECTOR};
+use crate::retained::Retained;
 use crate::rng::Rng;
 use crate::store::SimStore;
 use crate::summary::Summary;
-use journal::{Image, ImageError, Journal, Store, Upkeep};
+use crate::world::Moment;
+use journal::{Image, ImageError, Journal, Store};
 use std::cell::RefCell;
 use std::sync::Arc;
-use types::{ByteRange, DiskIndex, WallTime, WriteSeq};
+use types::{ByteRange, DiskIndex, WriteSeq};
 
 const DISK: DiskIndex = DiskIndex(0);
 const IMAGES_MAX: usize = 3;
@@ -36,9 +38,18 @@ struct SimImage {
     served: Option<Arc<Image>>,
     /// A flush has failed since it was opened.
     unwell: bool,
-    /// Something below it was damaged: what lies there is not known any more.
+    /// Something below it was damaged: some of it cannot be read any more, and nothing else than it was is shown of it.
     spoilt: bool,
+    store: SimStore,
     model: DiskModel,
+}
+
+/// What images lie on, at a moment.
+pub(crate) struct Below<'a> {
+    pub(crate) journal: &'a Arc<Journal>,
+    pub(crate) store: &'a SimStore,
+    pub(crate) retained: &'a mut Retained,
+    pub(crate) moment: Moment,
 }
 
 impl SimImage {
@@ -51,11 +62,6 @@ impl SimImage {
     }
 
     fn compare(&mut self, at: u64, read: &[u8]) {
-        // An image that was open when damage was found shows what is left: writes that no index has any more are not
-        // missed by it.
-        if self.spoilt {
-            return;
-        }
         if let Err(what) = self.model.compare(at, read) {
             panic!("invariant_image_holds_what_was_written: image {} at {}: {what}", self.id, self.cut);
         }
@@ -66,7 +72,7 @@ impl SimImage {
         let mut buf = vec![0; range.len as usize];
         match image.read_at(DISK, range.start, &mut buf) {
             Ok(()) => self.compare(range.start, &buf),
-            Err(_) if self.spoilt || self.unwell => {}
+            Err(_) if self.spoilt || self.unwell || self.store.has_unreadable() => {}
             Err(error) => panic!("image {} at {} cannot be read: {error:?}", self.id, self.cut),
         }
     }
@@ -140,6 +146,12 @@ impl Images {
         self.list.len() < IMAGES_MAX
     }
 
+    /// The cuts that they hold.
+    pub(crate) fn cuts(&self) -> Vec<WriteSeq> {
+        let held = self.list.iter().filter(|image| image.served.is_some() && !image.promoted);
+        held.map(|image| image.cut).collect()
+    }
+
     /// The disk works again, and so all of them do.
     pub(crate) fn assert_all_served(&self) {
         for image in &self.list {
@@ -167,6 +179,7 @@ impl Images {
             served: None,
             unwell: false,
             spoilt: false,
+            store: store.clone(),
             model,
         };
         if let Err(error) = image.serve(journal, self.boot) {
@@ -212,7 +225,7 @@ impl Images {
                     served += 1;
                     image.read_all();
                 }
-                Err(ImageError::NotConsistent { .. }) if !image.spoilt => {
+                Err(ImageError::NotConsistent { .. }) if !image.spoilt && !image.store.has_unreadable() => {
                     panic!("invariant_an_open_image_stays: image {} at {}", image.id, image.cut)
                 }
                 Err(_) => {}
@@ -232,14 +245,8 @@ impl Images {
     }
 
     /// Something is done with one of them.
-    pub(crate) fn play(
-        &mut self,
-        journal: &Arc<Journal>,
-        store: &SimStore,
-        wall: WallTime,
-        rng: &mut Rng,
-        summary: &mut Summary,
-    ) {
+    pub(crate) fn play(&mut self, mut below: Below<'_>, rng: &mut Rng, summary: &mut Summary) {
+        let (journal, store) = (below.journal, below.store);
         self.serve_waiting(journal);
         if self.list.is_empty() {
             return;
@@ -255,7 +262,10 @@ impl Images {
                 summary.image_reads += 1;
                 self.list[at].read_some(rng);
             }
-            14 => summary.promoted += u64::from(self.list[at].promote(journal, store, wall, rng)),
+            14 => {
+                let held = self.cuts();
+                summary.promoted += u64::from(self.list[at].promote(&mut below, &held, rng));
+            }
             _ => self.close(at, journal, store),
         }
     }
@@ -310,14 +320,16 @@ impl SimImage {
     }
 
     /// Turns it into a plain disk, while it is read and written and the journal is folded. Whether it came to the end.
-    fn promote(&mut self, journal: &Arc<Journal>, store: &SimStore, wall: WallTime, rng: &mut Rng) -> bool {
+    fn promote(&mut self, below: &mut Below<'_>, held: &[WriteSeq], rng: &mut Rng) -> bool {
         let Some(image) = self.served.clone().filter(|_| self.writable) else { return false };
-        let meanwhile = RefCell::new((&mut *self, &mut *rng));
+        let (journal, store) = (below.journal, below.store);
+        let meanwhile = RefCell::new((&mut *self, &mut *rng, &mut *below.retained));
+        let moment = below.moment;
         let result = image.promote(|_| {
-            let (image, rng) = &mut *meanwhile.borrow_mut();
+            let (image, rng, retained) = &mut *meanwhile.borrow_mut();
             for _ in 0..rng.below(4) {
                 match rng.below(3) {
-                    0 => drop(journal.keep_up(&Upkeep::plain(wall, rng.sixteen()))),
+                    0 => drop(retained.keep_up(journal, held, &moment.upkeep(rng.sixteen()))),
                     1 => image.read_some(rng),
                     _ => image.write(store, rng),
                 }

@@ -4,8 +4,8 @@ use crate::recovery::RecoveryVm;
 use crate::source::{Playback, SourceVm};
 use journal::{CheckpointQuery, Image, Journal, Mode, ReadError, Settings, Upkeep, newest_common_cut};
 use std::sync::Arc;
-use types::limits::BLOCK_BYTES;
-use types::{BlockIndex, ByteRange, Checkpoint, CheckpointKind, DiskIndex, WallTime, WriteSeq};
+use types::limits::{BATCH_BYTES_MAX, BLOCK_BYTES, WINDOW_BYTES};
+use types::{BlockIndex, ByteRange, Checkpoint, CheckpointKind, DiskIndex, Monotonic, WriteSeq};
 
 /// A VM at both its sites, with the disk it began with.
 pub(crate) struct Pair {
@@ -119,15 +119,50 @@ pub(crate) fn invariant_at_rest_both_sides_are_equal(pair: &Pair) {
 }
 
 /// Once both sides are equal and the disks work, all that is old can be folded, whatever was damaged on the way.
-pub(crate) fn invariant_nothing_keeps_old_history_from_going(pair: &Pair, now: WallTime, entropy: [u8; 16]) {
+pub(crate) fn invariant_nothing_keeps_old_history_from_going(pair: &mut Pair, how: &Upkeep<'_>) {
     let journal = pair.recovery.journal.as_ref().expect("at rest the journal is open");
     let settings = journal.status().settings;
     journal.set(Settings { bytes_soft: 1, mode: Mode::RollForward, ..settings });
-    while journal
-        .keep_up(&Upkeep::plain(now, entropy))
-        .expect("invariant_nothing_keeps_old_history_from_going")
-        .more
-    {}
+    while pair.recovery.keep_up(how).expect("invariant_nothing_keeps_old_history_from_going").more {}
+}
+
+/// A checkpoint that could be opened goes by retention alone, and something to fail over to stays.
+pub(crate) fn invariant_history_goes_only_by_retention(pair: &mut Pair, now: Monotonic) {
+    if let Some(journal) = &pair.recovery.journal {
+        pair.recovery.retained.follow(now, journal, pair.source.leaves_out());
+    }
+}
+
+/// What waits, in memory or in the spill, is within its bounds whatever has happened.
+pub(crate) fn invariant_memory_is_bounded(pair: &Pair) {
+    if let Some(agent) = &pair.source.agent {
+        let status = agent.capture().status();
+        assert!(status.buffered_bytes <= status.buffer_bytes_max, "invariant_memory_is_bounded: {status:?}");
+        let spill = agent.spill();
+        assert!(spill.bytes <= spill.bytes_max, "invariant_memory_is_bounded: {spill:?}");
+    }
+    let waits = pair.recovery.waiting_bytes();
+    let most = WINDOW_BYTES + BATCH_BYTES_MAX;
+    assert!(waits <= most, "invariant_memory_is_bounded: {waits} bytes wait for the journal");
+}
+
+/// Had the power gone at this moment, and everything not synced with it, what was told as durable would be there, and every
+/// checkpoint that could be opened.
+pub(crate) fn invariant_nothing_acknowledged_rests_on_what_was_not_synced(pair: &Pair) {
+    let RecoveryVm { store, journal: Some(journal), told, settings, .. } = &pair.recovery else { return };
+    let left = store.fork_of_what_is_synced();
+    let opened = Journal::open(Arc::new(left), *settings).expect("what is synced is a journal");
+    assert!(opened.damage.is_empty(), "damage in what is synced: {:?}", opened.damage);
+    let durable = opened.journal.status().last_seq;
+    let name = "invariant_nothing_acknowledged_rests_on_what_was_not_synced";
+    assert!(durable >= *told, "{name}: {durable} is left of {told}");
+    let (there, left) = (all_checkpoints(journal), all_checkpoints(&opened.journal));
+    for checkpoint in there {
+        assert!(left.contains(&checkpoint), "{name}: checkpoint {} is gone", checkpoint.cut);
+    }
+    for pin in journal.pins() {
+        assert!(opened.journal.pins().contains(&pin), "{name}: the pin of {} is gone", pin.cut);
+    }
 }
 
 /// What a person has pinned can be opened as it was, whatever was folded since.

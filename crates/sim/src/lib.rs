@@ -15,6 +15,13 @@
 //! again after each restart; pins and tags; disks that are full by what files take up and get room back, that stand still,
 //! and that forget what a failed sync gave up; agents that are killed in the middle of something.
 //!
+//! [`run_whole`] plays all that, and whatever else has come since: history windows of seconds, limits that the journal
+//! reaches, thinning and tags that hold; clocks that jump by a year; disks of either side on which nothing moves at all;
+//! files that cannot be read for a while, and copies of the manifest that rot. Whoever looks afterwards can read everything.
+//!
+//! Whatever is played: a checkpoint that could be opened goes by retention alone (`retained.rs`), what waits is within its
+//! bounds, and, where whole runs ask for it, what was told as durable is there without anything that was not synced.
+//!
 //! [`run_cuts`] plays the cuts of groups on several hosts, by themselves.
 //!
 //! Not simulated: local writes of one guest that end in another order than they began, the streams of groups
@@ -30,12 +37,14 @@ mod link;
 mod local_disk;
 mod recovery;
 mod rest;
+mod retained;
 mod rng;
 mod source;
 mod spill;
 mod store;
 mod summary;
 mod threads;
+mod whole;
 mod wide;
 mod world;
 
@@ -44,4 +53,4 @@ pub use hosts::{CutSummary, run_cuts};
 pub use rng::Rng;
 pub use store::SimStore;
 pub use summary::Summary;
-pub use world::{run, run_wide};
+pub use world::{run, run_whole, run_wide};

@@ -1,7 +1,7 @@
 //! `cargo xtask sim`.
 
 use clap::{Parser, ValueEnum};
-use sim::{CutSummary, Summary, run, run_cuts, run_wide};
+use sim::{CutSummary, Summary, run, run_cuts, run_whole, run_wide};
 
 /// Simulate both sides by seed.
 #[derive(Debug, Parser)]
@@ -24,6 +24,7 @@ struct Cli {
 enum Play {
     Narrow,
     Wide,
+    Whole,
     Cuts,
 }
 
@@ -37,6 +38,7 @@ impl Cli {
 struct Total {
     narrow: Summary,
     wide: Summary,
+    whole: Summary,
     cuts: CutSummary,
 }
 
@@ -48,6 +50,9 @@ impl Total {
         }
         if cli.plays(Play::Wide) {
             self.wide.add(&run_wide(seed, tell));
+        }
+        if cli.plays(Play::Whole) {
+            self.whole.add(&run_whole(seed, tell));
         }
         if cli.plays(Play::Cuts) {
             self.cuts.add(&run_cuts(seed));
@@ -72,6 +77,6 @@ fn main() {
         }
         println!("{} seeds without a violation", cli.runs);
     }
-    let Total { narrow, wide, cuts } = total;
-    println!("narrow: {narrow}\nwide: {wide}\n{cuts}");
+    let Total { narrow, wide, whole, cuts } = total;
+    println!("narrow: {narrow}\nwide: {wide}\nwhole: {whole}\n{cuts}");
 }

@@ -2,12 +2,14 @@
 
 use crate::images::Images;
 use crate::link::Connection;
+use crate::retained::Retained;
 use crate::rng::Rng;
 use crate::store::SimStore;
+use crate::world::Moment;
 use batch::{Batch, BlockHash};
 use journal::{
-    AppendError, AppendMeta, Journal, Manifest, Mode, OpenError, SegmentInfo, Settings, Store, StoreFile,
-    Thinning, Upkeep,
+    AppendError, AppendMeta, Journal, Kept, Manifest, ManifestError, Mode, OpenError, SegmentInfo, Settings,
+    Store, StoreFile, Thinning, Upkeep,
 };
 use replication::wire::{Ack, ClockAnswer, Compare, Compared, Hello, Message, Refusal, Refuse};
 use replication::{Opened, Receiver, ReceiverEffect, ReceiverEvent};
@@ -47,10 +49,13 @@ pub(crate) struct RecoveryVm {
     pub(crate) pins: Vec<(u64, WriteSeq)>,
     /// For so many steps more its disk stands still, and whoever waits for it.
     pub(crate) stands_still: u64,
+    /// What an operator has set.
+    pub(crate) settings: Settings,
+    pub(crate) retained: Retained,
 }
 
 impl RecoveryVm {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(settings: Settings) -> Self {
         Self {
             store: SimStore::new(),
             journal: None,
@@ -63,7 +68,15 @@ impl RecoveryVm {
             images: Images::new(),
             pins: Vec::new(),
             stands_still: 0,
+            settings,
+            retained: Retained::default(),
         }
+    }
+
+    /// A turn of upkeep; what it did, unless something hindered it.
+    pub(crate) fn keep_up(&mut self, how: &Upkeep<'_>) -> Option<Kept> {
+        let journal = self.journal.clone()?;
+        self.retained.keep_up(&journal, &self.images.cuts(), how)
     }
 
     /// A new connection begins.
@@ -89,10 +102,10 @@ impl RecoveryVm {
         if self.journal.is_some() || !self.has_journal() {
             return;
         }
-        let opened = match Journal::open(Arc::new(self.store.clone()), SETTINGS) {
+        let opened = match Journal::open(Arc::new(self.store.clone()), self.settings) {
             Ok(opened) => opened,
             // The disk fails or is full just now; it is tried again when the source comes back.
-            Err(OpenError::Io(_)) => return,
+            Err(OpenError::Io(_) | OpenError::Manifest(ManifestError::Io(_))) => return,
             Err(error) => panic!("a journal that cannot be opened: {error}"),
         };
         assert!(opened.damage.is_empty(), "damage without cause: {:?}", opened.damage);
@@ -105,10 +118,10 @@ impl RecoveryVm {
 
     /// A page of a segment that is not written to any more changes on the disk: it rots, its write was lost, or one
     /// that was meant for another place went there. Then the scrub comes by; how much damage it found.
-    pub(crate) fn spoil(&mut self, wall: WallTime, rng: &mut Rng) -> Option<usize> {
+    pub(crate) fn spoil(&mut self, moment: Moment, rng: &mut Rng) -> Option<usize> {
         let journal = self.journal.clone()?;
         self.mend_disk();
-        journal.keep_up(&Upkeep::plain(wall, rng.sixteen())).ok()?;
+        self.keep_up(&moment.upkeep(rng.sixteen()))?;
         let manifest = Manifest::load(&self.store).ok()?;
         let (kind, log) = if rng.one_in(3) { ("undo", &manifest.undo) } else { ("segment", &manifest.redo) };
         // Without a footer a segment is not scrubbed yet.
@@ -139,7 +152,8 @@ impl RecoveryVm {
         }
         let (mut place, mut found) = (None, 0);
         loop {
-            let step = journal.scrub(place, &Upkeep::plain(wall, rng.sixteen())).expect("a disk that works");
+            let step = journal.scrub(place, &moment.upkeep(rng.sixteen())).expect("a disk that works");
+            step.damage.iter().for_each(|damage| self.retained.damaged(damage.from));
             found += step.damage.len();
             place = step.place;
             if place.is_none() {
@@ -154,6 +168,7 @@ impl RecoveryVm {
         self.store.fail_sync_after(None);
         self.store.limit_capacity(None);
         self.store.die_after(None);
+        self.store.cannot_read(None);
     }
 
     /// Damage was found, and sooner or later somebody closes the stream for it.
@@ -234,7 +249,8 @@ impl RecoveryVm {
         }
         if self.journal.is_none() {
             let store = Arc::new(self.store.clone());
-            let made = Journal::create(store, hello.vm, &hello.vm_name, &hello.disks, hello.epoch, SETTINGS);
+            let made =
+                Journal::create(store, hello.vm, &hello.vm_name, &hello.disks, hello.epoch, self.settings);
             self.journal = Some(Arc::new(made.map_err(|error| failed(error.to_string()))?));
         }
         let journal = self.journal.as_ref().expect("made just now");
@@ -301,6 +317,11 @@ impl RecoveryVm {
             }
         };
         self.run(now, event, link);
+    }
+
+    /// Bytes of batches that came and are not in the journal yet.
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.queue.iter().map(|batch| batch.bytes().len()).sum()
     }
 
     pub(crate) fn is_idle(&self) -> bool {

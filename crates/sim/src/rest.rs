@@ -22,6 +22,7 @@ impl World {
         self.say("comes to rest");
         self.network_up = true;
         self.fenced_at = None;
+        self.lift_limits();
         for pair in &mut self.pairs {
             pair.recovery.mend_disk();
             pair.recovery.stands_still = 0;
@@ -54,10 +55,15 @@ impl World {
         self.check(true);
         self.rest_wide();
         for vm in 0..usize::from(VMS) {
-            let entropy = self.rng.sixteen();
-            invariant_nothing_keeps_old_history_from_going(&self.pairs[vm], self.wall(1), entropy);
+            let how = self.moment().upkeep(self.rng.sixteen());
+            invariant_nothing_keeps_old_history_from_going(&mut self.pairs[vm], &how);
         }
         self.check(true);
+        for pair in &self.pairs {
+            let (gone, held) = pair.recovery.retained.counts();
+            self.summary.gone += gone;
+            self.summary.held_by_tags += held;
+        }
     }
 
     pub(crate) fn state_of(&self, vm: usize) -> Option<State> {

@@ -9,6 +9,7 @@ use crate::store::SimStore;
 use crate::threads::Threads;
 use batch::Codec;
 use bytes::Bytes;
+use joint::outbox::SpillView;
 use joint::promise::Standing;
 use joint::source::{CoreConfig, SourceCore, Task};
 use replication::wire::{Hello, Message};
@@ -83,6 +84,8 @@ pub(crate) struct SourceVm {
     /// The last write the guest was told of because the other side has it.
     pub(crate) promised: WriteSeq,
     pub(crate) agent: Option<Agent>,
+    /// For so many steps more its disk stands still, and whoever waits for it.
+    pub(crate) stands_still: u64,
 }
 
 /// What lives and dies with the agent's process.
@@ -131,6 +134,7 @@ impl SourceVm {
             is_member: false,
             promised: WriteSeq::ZERO,
             agent: None,
+            stands_still: 0,
         }
     }
 
@@ -206,7 +210,7 @@ impl SourceVm {
 
     /// The guest flushes, or the agent does for its region log.
     pub(crate) fn flush(&mut self, for_the_log: bool) {
-        let Some(agent) = &self.agent else { return };
+        let Some(agent) = self.agent.as_ref().filter(|_| self.stands_still == 0) else { return };
         if for_the_log {
             agent.capture().cool_regions(|| agent.disk().sync()).expect("a disk that works");
         } else {
@@ -217,7 +221,7 @@ impl SourceVm {
     /// The guest changes its disk. False where it does not: it waits while the agent is away, and while it has
     /// been told of too few of its writes.
     pub(crate) fn guest_write(&mut self, rng: &mut Rng) -> bool {
-        let Some(agent) = &mut self.agent else { return false };
+        let Some(agent) = self.agent.as_mut().filter(|_| self.stands_still == 0) else { return false };
         if agent.unanswered.len() >= GUEST_DEPTH {
             return false;
         }
@@ -258,6 +262,10 @@ impl SourceVm {
         agent.unanswered.extend(seq.map(|seq| (seq, !status.gap_open && !status.tracking)));
         self.history.push(GuestChange { before, last: agent.counter.last(), range, bytes });
         true
+    }
+
+    pub(crate) fn leaves_out(&self) -> bool {
+        self.leaves_out
     }
 
     /// How the VM stands for the others of its group: not at all before its first sync is there. An agent that is away
@@ -330,7 +338,7 @@ impl SourceVm {
 
     /// One of the agent's threads takes a step; what it says when it is done is to be run.
     pub(crate) fn step_of_a_thread(&mut self, rng: &mut Rng) -> Option<SenderEvent> {
-        let agent = self.agent.as_mut()?;
+        let agent = self.agent.as_mut().filter(|_| self.stands_still == 0)?;
         agent.threads.step(&mut agent.core, rng)
     }
 
@@ -357,6 +365,10 @@ impl Agent {
 
     fn disk(&self) -> &Arc<ProtectedDisk> {
         &self.core.disks()[0]
+    }
+
+    pub(crate) fn spill(&self) -> SpillView {
+        self.core.outbox().view()
     }
 
     pub(crate) fn spilled_batches(&self) -> u64 {

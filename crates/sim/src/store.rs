@@ -42,6 +42,8 @@ struct Disk {
     capacity: Option<u64>,
     /// Changes that still happen before the process is gone.
     changes_left: Option<u64>,
+    /// A file that cannot be read.
+    unreadable: Option<u64>,
 }
 
 #[derive(Debug, Clone)]
@@ -120,6 +122,26 @@ impl SimStore {
             || disk.syncs_left.is_some()
             || disk.capacity.is_some()
             || disk.changes_left.is_some()
+            || disk.unreadable.is_some()
+    }
+
+    /// Nothing of this file can be read; `None`: of every file again.
+    pub fn cannot_read(&self, name: Option<&str>) {
+        let mut disk = self.lock();
+        disk.unreadable = name.and_then(|name| disk.names.get(name).copied());
+    }
+
+    /// Whether there is a file that cannot be read.
+    pub fn has_unreadable(&self) -> bool {
+        self.lock().unreadable.is_some()
+    }
+
+    /// What `look` finds where every file can be read.
+    pub fn spared<T>(&self, look: impl FnOnce() -> T) -> T {
+        let unreadable = self.lock().unreadable.take();
+        let found = look();
+        self.lock().unreadable = unreadable;
+        found
     }
 
     /// Files may take up this much; `None` for as much as they like.
@@ -167,6 +189,24 @@ impl SimStore {
         content.durable = content.now.clone();
     }
 
+    /// A copy of the disk as it would be without anything that is not synced.
+    pub fn fork_of_what_is_synced(&self) -> Self {
+        let disk = self.lock();
+        let synced = |content: &Content| Content {
+            now: content.durable.clone(),
+            durable: content.durable.clone(),
+            ..Content::default()
+        };
+        let copy = Disk {
+            names: disk.durable_names.clone(),
+            durable_names: disk.durable_names.clone(),
+            files: disk.files.iter().map(|(file, content)| (*file, synced(content))).collect(),
+            next_file: disk.next_file,
+            ..Disk::default()
+        };
+        Self { disk: Arc::new(Mutex::new(copy)), lives: Arc::default() }
+    }
+
     /// A copy of the disk as it is now.
     pub fn fork(&self) -> Self {
         let disk = self.lock();
@@ -180,6 +220,7 @@ impl SimStore {
             syncs_left: disk.syncs_left,
             capacity: disk.capacity,
             changes_left: disk.changes_left,
+            unreadable: disk.unreadable,
         };
         Self { disk: Arc::new(Mutex::new(copy)), lives: Arc::default() }
     }
@@ -380,6 +421,9 @@ impl SimFile {
 impl StoreFile for SimFile {
     fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
         let disk = self.lock();
+        if disk.unreadable == Some(self.file) {
+            return Err(io::Error::other("simulated failure of a read"));
+        }
         let start = at as usize;
         let from = disk.files[&self.file].now.get(start..start + buf.len());
         buf.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);

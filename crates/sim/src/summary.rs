@@ -59,4 +59,8 @@ summary! {
     filled_up: "disks filled up",
     killed_within: "agents killed in the middle of something",
     stood_still: "disks that stood still",
+    gone: "checkpoints gone by retention",
+    held_by_tags: "times that a tag held it back",
+    unreadable: "files that could not be read",
+    manifests_rotten: "copies of manifests rotten",
 }

@@ -1,9 +1,11 @@
 //! What only wide runs play, drawn from numbers of its own: so that seeds of before stay what they were.
 
 use crate::image_model::DiskModel;
-use crate::invariants::{all_checkpoints, invariant_pinned_cuts_stay, invariant_words_of_a_tag_stay};
+use crate::images::Below;
+use crate::invariants::{invariant_pinned_cuts_stay, invariant_words_of_a_tag_stay};
 use crate::rng::Rng;
 use crate::world::World;
+use journal::CheckpointQuery;
 use std::time::Duration;
 use types::{CheckpointKind, WriteSeq};
 
@@ -28,10 +30,11 @@ impl World {
     pub(crate) fn play_wide(&mut self) {
         let Some(mut wide) = self.wide.take() else { return };
         let vm = wide.rng.below(self.pairs.len() as u64) as usize;
-        if wide.rng.one_in(wide.images) {
+        let moves = self.moves(vm);
+        if wide.rng.one_in(wide.images) && moves {
             self.play_images(&mut wide.rng, vm);
         }
-        if wide.rng.one_in(60) {
+        if wide.rng.one_in(60) && moves {
             self.pin_or_unpin(&mut wide.rng, vm);
         }
         for pair in &mut self.pairs {
@@ -127,13 +130,15 @@ impl World {
     }
 
     fn play_images(&mut self, rng: &mut Rng, vm: usize) {
-        let wall = self.wall(1);
+        let moment = self.moment();
         let recovery = &mut self.pairs[vm].recovery;
         let Some(journal) = recovery.journal.clone() else { return };
         if recovery.images.has_room() && rng.one_in(12) {
             return self.open_image(rng, vm);
         }
-        recovery.images.play(&journal, &recovery.store, wall, rng, &mut self.summary);
+        let below =
+            Below { journal: &journal, store: &recovery.store, retained: &mut recovery.retained, moment };
+        recovery.images.play(below, rng, &mut self.summary);
     }
 
     fn open_image(&mut self, rng: &mut Rng, vm: usize) {
@@ -152,8 +157,9 @@ impl World {
 
 /// A cut that can be opened: a checkpoint, or the newest.
 fn any_cut(journal: &journal::Journal, rng: &mut Rng) -> Option<WriteSeq> {
-    let mut cuts: Vec<WriteSeq> =
-        all_checkpoints(journal).into_iter().map(|checkpoint| checkpoint.cut).collect();
+    let all = CheckpointQuery { limit: usize::MAX, ..CheckpointQuery::default() };
+    let found = journal.checkpoints(&all).ok()?;
+    let mut cuts: Vec<WriteSeq> = found.into_iter().map(|facts| facts.checkpoint.cut).collect();
     cuts.extend(journal.newest_consistent(WriteSeq::MAX));
     (!cuts.is_empty()).then(|| cuts[rng.below(cuts.len() as u64) as usize])
 }

@@ -2,10 +2,11 @@
 
 use crate::invariants::*;
 use crate::link::Connection;
-use crate::recovery::RecoveryVm;
+use crate::recovery::{RecoveryVm, SETTINGS};
 use crate::rng::Rng;
 use crate::source::SourceVm;
 use crate::summary::Summary;
+use crate::whole::Whole;
 use crate::wide::Wide;
 use joint::promise::Promises;
 use journal::{Clock, Mode, Upkeep};
@@ -50,6 +51,22 @@ pub(crate) struct World {
     tell: bool,
     /// What only wide runs play.
     pub(crate) wide: Option<Wide>,
+    /// What only whole runs play.
+    pub(crate) whole: Option<Whole>,
+}
+
+/// What the clocks of the recovery side say.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moment {
+    pub(crate) now: Monotonic,
+    pub(crate) wall: WallTime,
+}
+
+impl Moment {
+    /// A turn of upkeep at it. What the wall clock says makes nothing older.
+    pub(crate) fn upkeep(self, entropy: [u8; 16]) -> Upkeep<'static> {
+        Upkeep { clock: Clock::Monotonic(self.now), ..Upkeep::plain(self.wall, entropy) }
+    }
 }
 
 /// Plays one seed.
@@ -57,7 +74,7 @@ pub(crate) struct World {
 /// # Panics
 /// Where an invariant does not hold; the seed is said before.
 pub fn run(seed: u64, tell: bool) -> Summary {
-    play(seed, World::new(seed, tell, None))
+    play(seed, World::new(seed, tell, None, None))
 }
 
 /// Plays one seed with all that the product does: what [`run`] plays, and images, pins and tags.
@@ -65,7 +82,15 @@ pub fn run(seed: u64, tell: bool) -> Summary {
 /// # Panics
 /// As [`run`].
 pub fn run_wide(seed: u64, tell: bool) -> Summary {
-    play(seed, World::new(seed, tell, Some(Wide::new(seed))))
+    play(seed, World::new(seed, tell, Some(Wide::new(seed)), None))
+}
+
+/// Plays one seed with what [`run_wide`] plays, and with limits, windows, clocks and disks as bad as they come.
+///
+/// # Panics
+/// As [`run`].
+pub fn run_whole(seed: u64, tell: bool) -> Summary {
+    play(seed, World::new(seed, tell, Some(Wide::new(seed)), Some(Whole::new(seed))))
 }
 
 fn play(seed: u64, mut world: World) -> Summary {
@@ -95,7 +120,7 @@ fn policy(seed: u64) -> Option<SyncPolicy> {
 }
 
 impl World {
-    fn new(seed: u64, tell: bool, wide: Option<Wide>) -> Self {
+    fn new(seed: u64, tell: bool, wide: Option<Wide>, whole: Option<Whole>) -> Self {
         std::panic::set_hook(Box::new(move |info| eprintln!("seed {seed}: {info}")));
         let mut rng = Rng::new(seed);
         let mut pairs = Vec::new();
@@ -103,7 +128,8 @@ impl World {
             let size = (4 + rng.below(12)) * 65_536 + 512 * rng.below(128);
             let source = SourceVm::new(number, size, policy(seed), &mut rng);
             let initial = source.disk.content();
-            pairs.push(Pair { source, recovery: RecoveryVm::new(), initial });
+            let settings = whole.as_ref().map_or(SETTINGS, Whole::settings);
+            pairs.push(Pair { source, recovery: RecoveryVm::new(settings), initial });
         }
         let calm = [1, 3, 10, 40][rng.below(4) as usize];
         let mut world = Self {
@@ -124,6 +150,7 @@ impl World {
             summary: Summary::default(),
             tell,
             wide,
+            whole,
         };
         world.start_sources();
         world
@@ -147,6 +174,7 @@ impl World {
         self.now = self.now.plus(Duration::from_millis(self.rng.below(40)));
         self.stop_streams();
         self.play_wide();
+        self.play_whole();
         self.run_threads();
         let vm = self.rng.below(VMS.into()) as usize;
         match self.rng.below(1000) {
@@ -156,8 +184,9 @@ impl World {
             750..880 if self.sends() => self.tick(vm),
             880..910 => self.checkpoint(),
             150..500 | 750..880 => {}
-            910..918 => self.keep_up(vm),
-            918..920 if self.spoils => self.spoil(vm),
+            910..918 if self.moves(vm) => self.keep_up(vm),
+            918..920 if self.spoils && self.moves(vm) => self.spoil(vm),
+            910..918 => {}
             918..922 => self.pairs[vm].source.flush(self.rng.one_in(2)),
             // How often anything goes wrong is drawn once for the whole run.
             fault if self.rng.one_in(self.calm) => self.fault(fault - 922, vm),
@@ -276,20 +305,19 @@ impl World {
         self.say(&format!("checkpoint {cut}"));
     }
 
-    fn keep_up(&mut self, vm: usize) {
+    pub(crate) fn keep_up(&mut self, vm: usize) {
         let Some(journal) = self.pairs[vm].recovery.journal.clone() else { return };
         let mut settings = journal.status().settings;
-        settings.bytes_soft = if self.rng.one_in(2) { 0 } else { 1 + self.rng.below(2 << 20) };
+        let bytes_soft = if self.rng.one_in(2) { 0 } else { 1 + self.rng.below(2 << 20) };
+        settings.bytes_soft = self.whole.as_ref().map_or(bytes_soft, |whole| whole.settings().bytes_soft);
         if self.rng.one_in(4) {
             settings.mode = if self.rng.one_in(2) { Mode::Rollback } else { Mode::RollForward };
         }
         journal.set(settings);
         let before = journal.status().applied;
+        let how = self.moment().upkeep(self.rng.sixteen());
         // A full or failing disk may hinder it; nothing is lost then.
-        let plain = Upkeep::plain(self.wall(1), self.rng.sixteen());
-        // What clocks say makes nothing older.
-        let how = Upkeep { clock: Clock::Monotonic(self.now), ..plain };
-        if let Ok(kept) = journal.keep_up(&how) {
+        if let Some(kept) = self.pairs[vm].recovery.keep_up(&how) {
             self.summary.folds += u64::from(kept.applied > before);
             self.summary.merges += kept.merges as u64;
             self.say(&format!("{vm} keeps up: {kept:?}"));
@@ -324,15 +352,29 @@ impl World {
         }
     }
 
+    pub(crate) fn moment(&self) -> Moment {
+        Moment { now: self.now, wall: self.wall(1) }
+    }
+
     /// What the clock of the protected side (0) or the recovery side (1) says. Nothing may depend on it but
     /// labels and how much history is kept.
     pub(crate) fn wall(&self, side: usize) -> WallTime {
         WallTime(self.now.0.as_micros() as i64 + self.skew[side])
     }
 
+    /// Everything that holds after each event is asked for, where every file can be read.
     pub(crate) fn check(&mut self, in_full: bool) {
+        let stores: Vec<_> = self.pairs.iter().map(|pair| pair.recovery.store.clone()).collect();
+        stores[0].spared(|| stores[1].spared(|| self.check_all(in_full)));
+    }
+
+    fn check_all(&mut self, in_full: bool) {
         self.answer_guests();
         invariant_what_was_promised_is_at_the_other_side(&self.pairs);
+        for pair in &mut self.pairs {
+            invariant_history_goes_only_by_retention(pair, self.now);
+            invariant_memory_is_bounded(pair);
+        }
         for (at, pair) in self.pairs.iter().enumerate() {
             invariant_checkpoint_never_precedes_its_writes(pair);
             invariant_one_writer_per_epoch(pair, self.fenced_at.as_ref().map(|all| all[at]));
@@ -344,6 +386,7 @@ impl World {
         }
         if in_full {
             self.check_wide();
+            self.check_whole();
             invariant_tail_is_one_moment(&self.pairs);
         }
     }

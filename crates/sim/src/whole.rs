@@ -1,0 +1,158 @@
+//! What only whole runs play, drawn from numbers of its own: windows and limits so small that history goes all the time,
+//! clocks that jump by a year, disks on which nothing moves at all, files that cannot be read for a while, a copy of a
+//! manifest that rots.
+
+use crate::invariants::invariant_nothing_acknowledged_rests_on_what_was_not_synced;
+use crate::recovery::SETTINGS;
+use crate::rng::Rng;
+use crate::world::World;
+use journal::{MANIFESTS, Manifest, Settings, Thinning};
+use std::time::Duration;
+
+const YEAR_MICROS: i64 = 365 * 86_400 * 1_000_000;
+
+/// What a whole run has beside the rest.
+#[derive(Debug)]
+pub(crate) struct Whole {
+    rng: Rng,
+    settings: Settings,
+}
+
+impl Whole {
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut rng = Rng::new(seed ^ 0x0000_3a01_e000);
+        let settings = any_settings(&mut rng);
+        Self { rng, settings }
+    }
+
+    /// What the operator has set of the journals.
+    pub(crate) fn settings(&self) -> Settings {
+        self.settings
+    }
+}
+
+fn any_settings(rng: &mut Rng) -> Settings {
+    let of = |rng: &mut Rng, seconds: [u64; 4]| Duration::from_secs(seconds[rng.below(4) as usize]);
+    let bytes_hard = [0, 0, 512 << 10, 1 << 20, 3 << 20][rng.below(5) as usize];
+    let bytes_soft = if rng.one_in(2) { 0 } else { 256 << 10 };
+    let all = of(rng, [0, 4, 20, 86_400]);
+    Settings {
+        history: of(rng, [10, 25, 80, 3600]),
+        bytes_soft,
+        bytes_hard,
+        thinning: Thinning { all, minutely: all + of(rng, [0, 60, 300, 86_400]) },
+        tagged_history: of(rng, [0, 20, 90, 7200]),
+        ..SETTINGS
+    }
+}
+
+impl World {
+    /// A step of what only whole runs play.
+    pub(crate) fn play_whole(&mut self) {
+        let Some(mut whole) = self.whole.take() else { return };
+        let vm = whole.rng.below(self.pairs.len() as u64) as usize;
+        for pair in &mut self.pairs {
+            pair.source.stands_still = pair.source.stands_still.saturating_sub(1);
+        }
+        if whole.rng.one_in(20 * self.calm) {
+            self.trouble_whole(&mut whole, vm);
+        }
+        if whole.rng.one_in(60) {
+            let pair = &self.pairs[vm];
+            let look = || invariant_nothing_acknowledged_rests_on_what_was_not_synced(pair);
+            pair.recovery.store.spared(look);
+        }
+        let keeps_up = whole.rng.one_in(20);
+        self.whole = Some(whole);
+        if keeps_up && self.moves(vm) {
+            self.keep_up(vm);
+        }
+    }
+
+    fn trouble_whole(&mut self, whole: &mut Whole, vm: usize) {
+        let rng = &mut whole.rng;
+        let pair = &mut self.pairs[vm];
+        match rng.below(8) {
+            0 => {
+                let side = rng.below(2) as usize;
+                self.skew[side] += if rng.one_in(2) { YEAR_MICROS } else { -YEAR_MICROS };
+                self.summary.clock_jumps += 1;
+                self.say(&format!("the clock of side {side} jumps by a year"));
+            }
+            1 => {
+                pair.source.stands_still = 1 + rng.below(200);
+                self.summary.stood_still += 1;
+                self.now = self.now.plus(Duration::from_secs(rng.below(60)));
+                self.say(&format!("the guest's disk of {vm} stands still"));
+            }
+            2 => {
+                whole.settings = any_settings(rng);
+                self.say(&format!("the operator sets {:?}", whole.settings));
+                for pair in &mut self.pairs {
+                    pair.recovery.set(whole.settings);
+                }
+            }
+            3..6 => {
+                let names = pair.recovery.store.names();
+                let any =
+                    (rng.one_in(2) && !names.is_empty()).then(|| rng.below(names.len() as u64) as usize);
+                let name = any.map(|at| names[at].as_str());
+                self.summary.unreadable += u64::from(name.is_some());
+                pair.recovery.store.cannot_read(name);
+                self.say(&format!("of {vm} {name:?} cannot be read"));
+            }
+            _ => {
+                if let Some(name) = pair.recovery.rot_a_manifest(rng) {
+                    self.summary.manifests_rotten += 1;
+                    self.say(&format!("{name} of {vm} rots"));
+                }
+            }
+        }
+    }
+
+    /// Whether anything goes on on the recovery side's disk of a VM.
+    pub(crate) fn moves(&self, vm: usize) -> bool {
+        self.whole.is_none() || self.pairs[vm].recovery.stands_still == 0
+    }
+
+    pub(crate) fn check_whole(&mut self) {
+        if self.whole.is_none() {
+            return;
+        }
+        for pair in &self.pairs {
+            if let Some(journal) = &pair.recovery.journal {
+                pair.recovery.retained.invariant_thinning_takes_nothing_young_and_no_tag(self.now, journal);
+            }
+        }
+    }
+
+    /// At rest the journals take whatever comes.
+    pub(crate) fn lift_limits(&mut self) {
+        let Some(whole) = &mut self.whole else { return };
+        whole.settings = Settings { bytes_soft: 0, bytes_hard: 0, ..whole.settings };
+        for pair in &mut self.pairs {
+            pair.source.stands_still = 0;
+            pair.recovery.set(whole.settings);
+        }
+    }
+}
+
+impl crate::recovery::RecoveryVm {
+    fn set(&mut self, settings: Settings) {
+        self.settings = settings;
+        if let Some(journal) = &self.journal {
+            journal.set(Settings { mode: journal.status().settings.mode, ..settings });
+        }
+    }
+
+    /// A byte of one copy of the manifest rots, where the other one is whole and there to stay.
+    fn rot_a_manifest(&mut self, rng: &mut Rng) -> Option<&'static str> {
+        let at = rng.below(2) as usize;
+        let name = MANIFESTS[at];
+        let without = self.store.fork_of_what_is_synced();
+        journal::Store::remove(&without, name).expect("a store that works");
+        Manifest::load(&without).ok()?;
+        let byte = rng.below(self.store.len_of(name)?);
+        self.store.rot(name, byte).then_some(name)
+    }
+}

@@ -1,0 +1,15 @@
+//! Some hundred seeds with limits, windows, clocks and disks as bad as they come, and those that once found something.
+
+use sim::{Summary, run_whole};
+
+#[test]
+fn a_hundred_and_fifty_seeds_hold_every_invariant() {
+    let mut total = Summary::default();
+    for seed in 0..150 {
+        total.add(&run_whole(seed, false));
+    }
+    println!("{total}");
+    // Otherwise the seeds prove nothing.
+    assert!(total.gone > 300 && total.held_by_tags > 50, "{total}");
+    assert!(total.unreadable > 100 && total.manifests_rotten > 50 && total.clock_jumps > 100, "{total}");
+}
