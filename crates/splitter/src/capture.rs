@@ -298,10 +298,13 @@ impl Capture {
     }
 
     /// Puts a checkpoint's mark behind everything at or below its cut, and says the mark's own sequence.
-    /// While writes are missing there is no mark to put.
+    /// While writes are missing there is no mark to put, and none has room in a full buffer: a VM that writes nothing while
+    /// its link is down would have its buffer grow with every checkpoint.
     pub fn mark_checkpoint(&self, checkpoint: &Checkpoint) -> Option<WriteSeq> {
+        let mark = encode_mark(checkpoint);
         let mut inner = self.lock();
-        if inner.gap_open {
+        let more = mark.len() as u64 + RECORD_OVERHEAD_BYTES;
+        if inner.gap_open || inner.buffered_bytes + more > self.buffer_bytes_max {
             return None;
         }
         if let Some(superseded) = &mut inner.superseded
@@ -310,7 +313,7 @@ impl Capture {
             return None;
         }
         let seq = self.counter.draw();
-        inner.push(Record::mark(seq, Kind::Checkpoint, encode_mark(checkpoint)), &self.pool);
+        inner.push(Record::mark(seq, Kind::Checkpoint, mark), &self.pool);
         drop(inner);
         (self.wake)();
         Some(seq)

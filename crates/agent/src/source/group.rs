@@ -360,7 +360,7 @@ impl Group {
         for vm in members {
             let Some(mark) = vm.capture().mark_checkpoint(checkpoint) else {
                 return Err(OperationError::unavailable(format!(
-                    "VM {} began to sync just now; try again",
+                    "VM {} began to sync just now, or its buffer is full; try again",
                     vm.name()
                 )));
             };

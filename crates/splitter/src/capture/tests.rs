@@ -175,17 +175,32 @@ fn a_full_buffer_turns_into_a_bitmap_and_says_so_in_the_stream() {
 #[test]
 fn no_checkpoint_is_marked_while_writes_are_missing() {
     let capture = capture(10_000);
-    let checkpoint = Checkpoint {
-        id: CheckpointId(WriteSeq::from_raw(1)),
-        cut: WriteSeq::from_raw(1),
+    assert!(capture.mark_checkpoint(&checkpoint(1)).is_some());
+    capture.start_tracking();
+    assert!(capture.mark_checkpoint(&checkpoint(1)).is_none());
+}
+
+#[test]
+fn checkpoints_of_a_vm_that_writes_nothing_fill_no_more_than_its_buffer() {
+    let capture = capture(10_000);
+    let marked = (1..1000).filter(|number| capture.mark_checkpoint(&checkpoint(*number)).is_some()).count();
+    let status = capture.status();
+    assert!(marked > 20 && status.buffered_bytes <= status.buffer_bytes_max, "{marked}: {status:?}");
+    assert!(!status.gap_open, "nothing is missing");
+    capture.release(status.last);
+    assert!(capture.mark_checkpoint(&checkpoint(1000)).is_some(), "there is room again");
+}
+
+fn checkpoint(cut: u64) -> Checkpoint {
+    let cut = WriteSeq::from_raw(cut);
+    Checkpoint {
+        id: CheckpointId(cut),
+        cut,
         kind: CheckpointKind::Automatic,
         taken_at: WallTime(0),
         members: 1,
         tag: String::new(),
-    };
-    assert!(capture.mark_checkpoint(&checkpoint).is_some());
-    capture.start_tracking();
-    assert!(capture.mark_checkpoint(&checkpoint).is_none());
+    }
 }
 
 #[test]
