@@ -279,7 +279,7 @@ impl Images {
             }
             let mut plain = vec![0; image.model.len() as usize];
             let data = store.open(&format!("{}/vda.data", image.folder()), false).expect("its data is there");
-            data.read_at(0, &mut plain).expect("a disk of the full length");
+            store.spared(|| data.read_at(0, &mut plain)).expect("a disk of the full length");
             image.compare(0, &plain);
         }
         (image.closing, image.served) = (true, None);

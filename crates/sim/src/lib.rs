@@ -17,7 +17,7 @@
 //!
 //! [`run_whole`] plays all that, and whatever else has come since: history windows of seconds, limits that the journal
 //! reaches, thinning and tags that hold; clocks that jump by a year; disks of either side on which nothing moves at all;
-//! files that cannot be read for a while, and copies of the manifest that rot. Whoever looks afterwards can read everything.
+//! files that cannot be read for a while, and copies that rot of what is kept twice. Whoever looks afterwards can read everything.
 //!
 //! Whatever is played: a checkpoint that could be opened goes by retention alone (`retained.rs`), what waits is within its
 //! bounds, and, where whole runs ask for it, what was told as durable is there without anything that was not synced.

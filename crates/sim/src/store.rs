@@ -180,6 +180,12 @@ impl SimStore {
         true
     }
 
+    /// What a file holds.
+    pub fn content(&self, name: &str) -> Option<Vec<u8>> {
+        let disk = self.lock();
+        disk.names.get(name).map(|file| disk.files[file].now.clone())
+    }
+
     /// Cuts a file short, as if its end had never been written.
     pub fn truncate(&self, name: &str, len: u64) {
         let mut disk = self.lock();

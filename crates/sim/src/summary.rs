@@ -62,5 +62,5 @@ summary! {
     gone: "checkpoints gone by retention",
     held_by_tags: "times that a tag held it back",
     unreadable: "files that could not be read",
-    manifests_rotten: "copies of manifests rotten",
+    copies_rotten: "copies rotten",
 }

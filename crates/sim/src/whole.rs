@@ -1,12 +1,13 @@
 //! What only whole runs play, drawn from numbers of its own: windows and limits so small that history goes all the time,
-//! clocks that jump by a year, disks on which nothing moves at all, files that cannot be read for a while, a copy of a
-//! manifest that rots.
+//! clocks that jump by a year, disks on which nothing moves at all, files that cannot be read for a while, one of two copies
+//! that rots.
 
 use crate::invariants::invariant_nothing_acknowledged_rests_on_what_was_not_synced;
 use crate::recovery::SETTINGS;
 use crate::rng::Rng;
+use crate::store::SimStore;
 use crate::world::World;
-use journal::{MANIFESTS, Manifest, Settings, Thinning};
+use journal::{MANIFESTS, Settings, Thinning};
 use std::time::Duration;
 
 const YEAR_MICROS: i64 = 365 * 86_400 * 1_000_000;
@@ -102,8 +103,8 @@ impl World {
                 self.say(&format!("of {vm} {name:?} cannot be read"));
             }
             _ => {
-                if let Some(name) = pair.recovery.rot_a_manifest(rng) {
-                    self.summary.manifests_rotten += 1;
+                if let Some(name) = pair.recovery.rot_a_copy(rng) {
+                    self.summary.copies_rotten += 1;
                     self.say(&format!("{name} of {vm} rots"));
                 }
             }
@@ -145,14 +146,20 @@ impl crate::recovery::RecoveryVm {
         }
     }
 
-    /// A byte of one copy of the manifest rots, where the other one is whole and there to stay.
-    fn rot_a_manifest(&mut self, rng: &mut Rng) -> Option<&'static str> {
-        let at = rng.below(2) as usize;
-        let name = MANIFESTS[at];
-        let without = self.store.fork_of_what_is_synced();
-        journal::Store::remove(&without, name).expect("a store that works");
-        Manifest::load(&without).ok()?;
-        let byte = rng.below(self.store.len_of(name)?);
-        self.store.rot(name, byte).then_some(name)
+    /// A byte of one of two copies rots, where the other one is the same, on the disk too.
+    fn rot_a_copy(&mut self, rng: &mut Rng) -> Option<String> {
+        let mut pairs = vec![MANIFESTS.map(str::to_owned)];
+        for name in self.store.names().into_iter().filter(|name| name.starts_with("checkpoints-")) {
+            let pair = [name.clone(), format!("{name}-2")];
+            pairs.extend(self.store.names().contains(&pair[1]).then_some(pair));
+        }
+        let pair = &pairs[rng.below(pairs.len() as u64) as usize];
+        let name = &pair[rng.below(2) as usize];
+        let whole = self.store.content(name)?;
+        let synced = self.store.fork_of_what_is_synced();
+        let is_twice =
+            |store: &SimStore| pair.iter().all(|copy| store.content(copy).as_ref() == Some(&whole));
+        let at = rng.below(1 + whole.len() as u64);
+        ([&self.store, &synced].into_iter().all(is_twice) && self.store.rot(name, at)).then(|| name.clone())
     }
 }

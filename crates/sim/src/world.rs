@@ -300,7 +300,9 @@ impl World {
             tag: if kind == CheckpointKind::Tagged { words_of(cut) } else { String::new() },
         };
         for agent in agents {
-            agent.capture().mark_checkpoint(&checkpoint).expect("no gap is open");
+            if agent.capture().mark_checkpoint(&checkpoint).is_none() {
+                return self.say(&format!("there is no room for checkpoint {cut}"));
+            }
         }
         self.say(&format!("checkpoint {cut}"));
     }
