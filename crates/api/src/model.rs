@@ -399,7 +399,7 @@ pub struct Image {
     pub owner: String,
     /// How long opening took.
     pub open_seconds: f64,
-    /// Why it is not served.
+    /// Why it is not served; of one that is, what is wrong with it.
     pub error: Option<String>,
 }
 

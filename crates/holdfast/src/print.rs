@@ -373,7 +373,7 @@ pub(crate) fn image_table(images: &[Image]) -> String {
             image.cut.clone(),
             if image.writable { bytes(image.overlay_bytes) } else { "read-only".into() },
             image.owner.clone(),
-            image.error.clone().unwrap_or_else(|| image.socket.clone()),
+            image.error.clone().filter(|_| image.socket.is_empty()).unwrap_or_else(|| image.socket.clone()),
         ]);
     }
     table(&rows)

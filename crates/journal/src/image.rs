@@ -172,9 +172,10 @@ impl Image {
         }
     }
 
-    /// Bytes of which it is not known whether they are on the disk: they are written again before a flush is told.
+    /// Bytes that a flush has failed to make durable before the image was opened: they are written again before the next
+    /// is told.
     pub fn in_doubt_bytes(&self) -> u64 {
-        self.overlays.iter().map(Overlay::in_doubt_bytes).sum()
+        self.overlays.iter().filter(|overlay| overlay.had_failed()).map(Overlay::in_doubt_bytes).sum()
     }
 
     /// Where maps of the overlays had rotted when the image was opened: reading what they tell of is an error.

@@ -52,6 +52,7 @@ pub struct Overlay {
     /// As `bits` has them, for whoever must not wait for a flush.
     held_blocks: AtomicU64,
     regions_in_doubt: AtomicU64,
+    had_failed: bool,
     damage: Vec<String>,
 }
 
@@ -76,8 +77,9 @@ impl Overlay {
         let regions_in_doubt = AtomicU64::new(bits.doubt.len() as u64);
         let places = bits.rotten_places(files.blocks).into_iter();
         let damage = places.map(|at| format!("{} at byte {at}", files.flushed.name)).collect();
+        let had_failed = bits.had_failed;
         let bits = Mutex::new(bits);
-        Ok(Self { data, files, size_bytes, boot_id, bits, held_blocks, regions_in_doubt, damage })
+        Ok(Self { data, files, size_bytes, boot_id, bits, held_blocks, regions_in_doubt, had_failed, damage })
     }
 
     fn lock(&self) -> MutexGuard<'_, Bits> {
@@ -345,6 +347,11 @@ impl Overlay {
     /// Where the map had rotted when the overlay was opened: reading what that tells of is an error.
     pub fn damage(&self) -> &[String] {
         &self.damage
+    }
+
+    /// Whether a flush had failed when it was opened, so that what is in doubt may be lost.
+    pub fn had_failed(&self) -> bool {
+        self.had_failed
     }
 
     /// Bytes that are to be written again before a flush is told.

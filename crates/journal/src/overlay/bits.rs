@@ -26,6 +26,8 @@ pub(super) struct Bits {
     /// Regions of which it is not known whether what is read of them is on the disk: they are written again before the
     /// next flush is told.
     pub(super) doubt: BTreeSet<u64>,
+    /// What is in doubt is so for a flush that failed before the overlay was opened.
+    pub(super) had_failed: bool,
     /// A flush has failed. Nobody knows which writes are on the disk, and the next sync would succeed without them. The
     /// blocks that were durable before: any other may read as zeroes once the kernel has dropped what it gave up.
     pub(super) failed: Option<Vec<u8>>,

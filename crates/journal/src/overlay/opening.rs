@@ -133,7 +133,7 @@ impl Files {
     }
 
     fn bits(&self, found: Found) -> Bits {
-        let Found { own: Loaded { bits: own, rotten }, fresh, .. } = found;
+        let Found { own: Loaded { bits: own, rotten }, fresh, now } = found;
         let rotten: BTreeSet<usize> = rotten.into_iter().collect();
         let regions = self.size_bytes.div_ceil(REGION);
         let doubt: BTreeSet<u64> = set_bits_of(&fresh).filter(|region| *region < regions).collect();
@@ -145,6 +145,7 @@ impl Files {
             rotten,
             fresh,
             doubt,
+            had_failed: now == Now::Failed,
             failed: None,
         }
     }
