@@ -216,7 +216,7 @@ impl Adapter {
     }
 
     /// Whether the process is there and is this VM's: a process id alone may have been given again.
-    fn is_alive(&self, key: &str, pid: u32) -> bool {
+    pub fn is_alive(&self, key: &str, pid: u32) -> bool {
         let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let socket = self.control_socket(key);
         let needle = socket.as_os_str().as_encoded_bytes();

@@ -422,9 +422,7 @@ impl Recovery {
                 continue;
             };
             let runs = self.failovers().get(&id).map(|record| record.vms.clone()).unwrap_or_default();
-            let is_gone = |run: &VmRun| {
-                run.pid.is_some_and(|pid| self.adapter.state(run.key(), pid) == RunState::Stopped)
-            };
+            let is_gone = |run: &VmRun| run.pid.is_some_and(|pid| !self.adapter.is_alive(run.key(), pid));
             let gone = runs.iter().filter(|run| is_gone(run));
             ended.extend(gone.map(|run| (run.key().to_owned(), group.clone())));
         }
