@@ -158,6 +158,9 @@ pub struct ProtectedVm {
     pub link: String,
     /// What the peer or the link said last when something was wrong.
     pub last_error: Option<String>,
+    /// What is so by the way the VM is protected, with what to do about it: no alerts, for nothing is broken.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// The NBD socket to start the VM on; empty where it runs on its own image.
     pub socket: String,
     /// The QMP socket, where the VM runs on its own image.

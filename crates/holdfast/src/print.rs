@@ -184,14 +184,13 @@ pub(crate) fn protected(vm: &ProtectedVm) -> String {
             if let Some(guest) = &vm.guest {
                 let _ = writeln!(out, "  guest    {guest}");
             }
-            let _ = writeln!(
-                out,
-                "  note     QEMU drops the guest's discards under the tap: trim after `vm unprotect` and a remount"
-            );
         }
         None => {
             let _ = writeln!(out, "  socket   {} (NBD; each disk is an export by its name)", vm.socket);
         }
+    }
+    for note in &vm.notes {
+        let _ = writeln!(out, "  note     {note}");
     }
     out
 }

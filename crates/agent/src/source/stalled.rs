@@ -59,6 +59,7 @@ impl Stalled {
             reason: "not taken up; tried again by itself".into(),
             link: "down".into(),
             last_error: Some(self.error.clone()),
+            notes: Vec::new(),
             socket: String::new(),
             qmp: record.qmp.as_ref().map(|path| path.display().to_string()),
             guest: None,

@@ -18,6 +18,10 @@ use std::time::Duration;
 use types::{ByteRange, DiskIndex, WriteSeq};
 
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// What an operator has to know of every VM under the tap.
+pub(super) const TRIM_NOTE: &str = "TRIM has no effect while tapped: QEMU acknowledges the guest's discards and drops them, so \
+     that image and replica keep room for what the guest has deleted. To give it back, `holdfast vm unprotect`, mount the \
+     guest's file systems anew, run `fstrim --all` in it, and protect it again; a VM on the agent's sockets trims as usual";
 
 /// The tap of a protected VM.
 #[derive(Debug)]

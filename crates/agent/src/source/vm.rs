@@ -8,7 +8,7 @@ use super::images::{Trouble, check_at_start, image_file, trouble};
 use super::record::{FirstSync, ProtectionRecord};
 use super::remote_clients::{RemoteClient, RemoteClients};
 use super::stream_status::StreamStatus;
-use super::tapped::{NamedBy, VmTap};
+use super::tapped::{self, NamedBy, VmTap};
 use super::{Source, save_record};
 use crate::clock;
 use crate::disk_server::DiskServer;
@@ -412,6 +412,7 @@ impl ProtectedVm {
             reason: stream.reason,
             link: stream.link,
             last_error: stream.last_error,
+            notes: self.tap.iter().map(|_| tapped::TRIM_NOTE.to_owned()).collect(),
             socket,
             qmp: record.qmp.as_ref().map(|path| path.display().to_string()),
             guest: self.tap.as_ref().and_then(|tap| tap.guest()),

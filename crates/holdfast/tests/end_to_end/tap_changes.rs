@@ -19,7 +19,7 @@ fn plug(stage: &Stage, image: &Path, id: &str) {
     ask(stage, "device_add", &json!({ "driver": "scsi-hd", "drive": id, "bus": "scsi0.0", "id": id }));
 }
 
-fn wait_until_no_alerts(stage: &Stage) {
+pub(crate) fn wait_until_no_alerts(stage: &Stage) {
     wait_until("no alerts", SOON, || Ok((stage.a.ask(&["status"])?["alerts"] == json!([])).then_some(())))
         .unwrap();
 }
@@ -141,4 +141,23 @@ fn a_tapped_disk_is_for_its_vm_only() {
     wait_until("a checkpoint that is refused", SOON, || Ok(refused().then_some(()))).unwrap();
     stage.a.wait_for_state("web", "journaling", SOON).unwrap();
     stage.tag("web", "web", "later");
+}
+
+#[test]
+fn that_trim_has_no_effect_is_said_of_a_tapped_vm_and_of_no_other() {
+    let stage = Stage::set();
+    let (web, other) = (stage.disk("web.raw", 4 << 20), stage.disk("other.raw", 4 << 20));
+    // It has an NBD and a vhost-user socket.
+    stage.protect("other", "other", &other);
+    let _vm = Unbooted::start(&stage, &[("virtio-disk0", &web, "own")], &[]);
+    protect(&stage, &stage.path("holdfast.qmp")).unwrap();
+    stage.a.wait_for_state("web", "journaling", SOON).unwrap();
+    let said_of = |vm: &str| {
+        let output = stage.a.command().args(["vm", "show", vm]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let notes = stage.a.protected(vm).unwrap()["notes"].to_string();
+        [text, notes].map(|said| said.contains("TRIM has no effect while tapped"))
+    };
+    assert_eq!((said_of("web"), said_of("other")), ([true; 2], [false; 2]));
+    assert_eq!(stage.a.ask(&["status"]).unwrap()["alerts"], json!([]), "nothing is broken");
 }
