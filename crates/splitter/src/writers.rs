@@ -124,6 +124,15 @@ impl Writers {
         self.lock().owner.as_ref().map(Client::to_string)
     }
 
+    /// The clients that are processes which the system names.
+    pub fn processes(&self) -> Vec<u32> {
+        let process = |client: &Client| match client.key {
+            Key::Process(pid) => Some(pid),
+            Key::Named(_) | Key::Unnamed => None,
+        };
+        self.lock().clients.keys().filter_map(process).collect()
+    }
+
     /// Whose writes were refused since this was asked last.
     pub fn take_refusals(&self) -> Vec<Refusal> {
         std::mem::take(&mut self.lock().refusals)

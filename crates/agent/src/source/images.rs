@@ -1,6 +1,7 @@
 //! What the images of a protected VM are, compared with what they were: at each start by what is recorded, and while
 //! they are open by their names. What to do is said here, and nothing is done.
 
+use super::above::image_above;
 use super::record::{DiskRecord, ImageFile, ProtectionRecord};
 use crate::error::{OperationError, Result};
 use splitter::{DiskIdentity, Look};
@@ -56,6 +57,23 @@ pub(super) fn trouble(look: Look, path: &Path, vm: &str, size_bytes: u64) -> Opt
             path.display()
         )),
     }
+}
+
+/// What is wrong where one of these processes writes to an image that stands on a disk of `socket`.
+pub(super) fn trouble_above(
+    processes: impl IntoIterator<Item = u32>,
+    socket: &Path,
+    vm: &str,
+) -> Option<Trouble> {
+    let above = |process: u32| Some((process, image_above(process, socket)?));
+    let (process, image) = processes.into_iter().find_map(above)?;
+    let text = format!(
+        "process {process} has image {} open, which stands above a disk of VM {vm}, as an external snapshot makes one: what the \
+         guest writes goes there, and is not protected. Merge it back into the disk (`virsh blockcommit --active --pivot`, or \
+         QEMU's `block-commit` and `block-job-complete`): what it has is protected then, and all that follows",
+        image.display()
+    );
+    Some(Trouble { text, may_stay_open: true })
 }
 
 fn replaced(path: &Path, vm: &str) -> String {

@@ -1,5 +1,6 @@
 //! The protected side: VMs whose writes are captured, numbered and sent.
 
+mod above;
 mod absent;
 mod bounds;
 mod coordinate;

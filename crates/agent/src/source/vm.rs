@@ -4,7 +4,7 @@ use super::HostDevices;
 use super::driver::{self, Command};
 use super::group::Group;
 use super::image_watch;
-use super::images::{Trouble, check_at_start, image_file, trouble};
+use super::images::{Trouble, check_at_start, image_file, trouble, trouble_above};
 use super::record::{FirstSync, ProtectionRecord};
 use super::remote_clients::{RemoteClient, RemoteClients};
 use super::stream_status::StreamStatus;
@@ -218,7 +218,8 @@ impl ProtectedVm {
         *self.lock_trouble() = trouble;
     }
 
-    /// What is wrong with the first image that is not what it was when it was opened.
+    /// What is wrong with the first image that is not what it was when it was opened, or that is written no more because
+    /// the VM writes to another above it.
     pub(super) fn trouble_with_images(&self) -> io::Result<Option<Trouble>> {
         let record = self.record();
         for (disk, open) in record.disks.iter().zip(&self.disks) {
@@ -227,7 +228,13 @@ impl ProtectedVm {
                 return Ok(found);
             }
         }
-        Ok(None)
+        // Of a VM under the tap QEMU is asked.
+        let served = self.server.lock().expect("a panic aborts the process");
+        let socket = served.as_ref().filter(|_| self.tap.is_none()).map(|server| server.path().to_owned());
+        drop(served);
+        let clients =
+            self.disks.iter().filter_map(|disk| disk.writers()).flat_map(|writers| writers.processes());
+        Ok(socket.and_then(|socket| trouble_above(clients, &socket, &record.name)))
     }
 
     /// How many clients are connected, of any kind.
@@ -370,6 +377,8 @@ impl ProtectedVm {
             stream.state = "failed".into();
             stream.reason = "a disk image is not what it was".into();
             stream.last_error = Some(trouble);
+            // What is at the other side may be a copy of what the guest has left.
+            stream.rpo_exceeded = true;
         }
         stream
     }

@@ -25,6 +25,7 @@ mod ranges;
 mod refusals;
 mod remote;
 mod service_manager;
+mod snapshots;
 mod stage;
 mod streams;
 mod suite_away;
