@@ -17,6 +17,7 @@ mod hostile;
 mod images;
 mod journals;
 mod kill;
+mod migration;
 mod one_writer;
 mod order;
 mod peers;
