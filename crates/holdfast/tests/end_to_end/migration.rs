@@ -2,7 +2,7 @@
 //! on our socket is let in again as soon as the QEMU it comes from has gone.
 
 use crate::kill::more_ticks;
-use crate::stage::{SOON, Stage, refused, same_bytes};
+use crate::stage::{SOON, Stage, refused, same_bytes, wait_for_listener};
 use crate::tap::{ask, ask_at, monitors, protect};
 use crate::tap_changes::wait_until_no_alerts;
 use crate::tap_identity::wait_for_alert;
@@ -12,6 +12,7 @@ use lab::{
 };
 use serde_json::json;
 use std::path::Path;
+use std::time::Duration;
 
 /// A VM on its way in from another QEMU, whose monitors are these.
 fn incoming(stage: &Stage, disk: GuestDisk, monitors: &[&str]) -> Guest {
@@ -25,10 +26,7 @@ fn incoming(stage: &Stage, disk: GuestDisk, monitors: &[&str]) -> Guest {
     let files = GuestFiles::find().unwrap();
     let options = GuestOptions { files: &files, work: Work::Load, disk, folder, name: "moved", more: &more };
     let guest = Guest::start(&options).unwrap();
-    for socket in monitors.iter().chain(&["moving"]) {
-        let is_there = || Ok(stage.path(socket).exists().then_some(()));
-        wait_until("a socket of the VM that is to come", SOON, is_there).unwrap();
-    }
+    monitors.iter().chain(&["moving"]).for_each(|socket| wait_for_listener(&stage.path(socket)));
     guest
 }
 
@@ -99,7 +97,8 @@ fn a_vm_on_our_socket_that_moves_to_another_qemu_writes_on_once_the_one_before_h
     more_ticks(&mut guest, 5);
     let mut moved = incoming(&stage, GuestDisk::nbd(&socket, "vda"), &["moved.qmp"]);
     migrate(&stage, &stage.path("moved.qmp"));
-    // It writes at once, and waits for this.
+    // It writes by then, and waits for the one before to go.
+    std::thread::sleep(Duration::from_millis(500));
     ask(&stage, "quit", &json!({}));
     more_ticks(&mut moved, 10);
     let first = Ticks::reported(&mut guest.console).unwrap().last().unwrap().number;

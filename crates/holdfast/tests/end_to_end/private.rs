@@ -1,6 +1,6 @@
 //! What an agent keeps is for its own user only, and who else may use disks' sockets is for its operator to say.
 
-use crate::stage::{SOON, Stage, refused};
+use crate::stage::{SOON, Stage, refused, wait_for_listener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -93,7 +93,7 @@ fn a_tap_that_may_not_use_the_agents_socket_says_what_to_set() {
     qemu.arg(format!("driver=raw,node-name=disk,file.driver=file,file.filename={}", image.display()));
     qemu.arg("-qmp").arg(format!("unix:{},server=on,wait=off", qmp.display()));
     let mut running = qemu.spawn().unwrap();
-    lab::wait_until("QEMU's monitor", SOON, || Ok(qmp.exists().then_some(()))).unwrap();
+    wait_for_listener(&qmp);
     let (qmp, peer) = (qmp.display().to_string(), stage.b.peer());
     let asked = stage.a.ask(&["vm", "protect", "web", "--qmp", &qmp, "--peer", &peer]);
     running.kill().unwrap();

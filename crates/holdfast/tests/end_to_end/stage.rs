@@ -153,6 +153,21 @@ impl Stage {
     }
 }
 
+/// Waits until somebody listens at a socket: between the making of its file and that a client is refused.
+pub(crate) fn wait_for_listener(socket: &Path) {
+    let path = socket.display().to_string();
+    wait_until(&format!("a listener at {path}"), SOON, || {
+        let sockets = std::fs::read_to_string("/proc/net/unix")?;
+        // Flags, of which one says that it listens, are the fourth word, and the path the last.
+        let listens = |line: &str| {
+            let mut words = line.split_whitespace();
+            words.nth(3) == Some("00010000") && words.next_back() == Some(path.as_str())
+        };
+        Ok(sockets.lines().any(listens).then_some(()))
+    })
+    .unwrap();
+}
+
 /// The exit code and message of a command that was refused.
 pub(crate) fn failed(error: &anyhow::Error) -> &CommandFailed {
     error.downcast_ref::<CommandFailed>().unwrap_or_else(|| panic!("not a command's failure: {error:#}"))

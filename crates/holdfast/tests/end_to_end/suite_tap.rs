@@ -3,7 +3,7 @@
 //! time the VM's process goes on, without a connection of ours; at the end the disks are what B has.
 
 use crate::kill::more_ticks;
-use crate::stage::{SOON, Stage, same_bytes};
+use crate::stage::{SOON, Stage, same_bytes, wait_for_listener};
 use crate::tap::{ask, monitors, protect, traces};
 use crate::tap_harmless::{nothing_is_open, wait_until_nothing_is_open};
 use lab::{Guest, GuestDisk, GuestFiles, GuestOptions, Qemu, Work, check_file_system, make_disk, wait_until};
@@ -268,7 +268,7 @@ fn monitors_that_say_nothing_hold_up_neither_the_agent_nor_other_vms() {
         qemu.arg("-blockdev")
             .arg(format!("driver=raw,node-name=own,file.driver=file,file.filename={}", image.display()));
         vms.push(Killed(qemu.args(["-device", "virtio-blk-pci,drive=own,id=own"]).spawn().unwrap()));
-        wait_until("a monitor", SOON, || Ok(Path::new(&control).exists().then_some(()))).unwrap();
+        wait_for_listener(Path::new(&control));
         stage.a.ask(&["vm", "protect", &name, "--qmp", &control, "--peer", &peer]).unwrap();
         stage.a.wait_for_state(&name, "journaling", SOON).unwrap();
     }

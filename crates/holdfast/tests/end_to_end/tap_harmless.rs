@@ -2,7 +2,7 @@
 //! export, server or connection of ours for reading in the VM's process, and where one could do harm there never is.
 
 use crate::kill::more_ticks;
-use crate::stage::{SOON, Stage, refused, same_bytes};
+use crate::stage::{SOON, Stage, refused, same_bytes, wait_for_listener};
 use crate::tap::{ask, monitors, protect, traces, try_to_ask};
 use lab::{Guest, GuestDisk, Qemu, Work, make_disk, wait_until};
 use serde_json::{Value, json};
@@ -124,7 +124,7 @@ fn protect_with_an_io_thread(stage: &Stage, qemu: &Qemu, format: &str) -> (anyho
     qemu.arg("-blockdev")
         .arg(format!("driver={format},node-name=own,file.driver=file,file.filename={}", image.display()));
     let mut qemu = qemu.args(monitors(stage)).spawn().unwrap();
-    wait_until("the VM's monitor", SOON, || Ok(stage.path("own.qmp").exists().then_some(()))).unwrap();
+    wait_for_listener(&stage.path("own.qmp"));
     let before = traces(stage);
     let answer = protect(stage, &stage.path("holdfast.qmp"));
     let is_as_it_was = traces(stage) == before;

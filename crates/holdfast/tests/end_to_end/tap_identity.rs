@@ -1,6 +1,6 @@
 //! A disk under the tap is known by its device and its image, not by what QEMU calls its node at the moment.
 
-use crate::stage::{SOON, Stage, refused, same_bytes};
+use crate::stage::{SOON, Stage, refused, same_bytes, wait_for_listener};
 use crate::tap::{ask, monitors, protect, traces};
 use lab::wait_until;
 use serde_json::json;
@@ -23,8 +23,7 @@ impl Unbooted {
             qemu.arg("-device").arg(format!("virtio-blk-pci,drive={node},id={device}"));
         }
         let child = qemu.args(monitors(stage)).spawn().unwrap();
-        let socket = stage.path("own.qmp");
-        wait_until("the VM's monitor", SOON, || Ok(socket.exists().then_some(()))).unwrap();
+        wait_for_listener(&stage.path("own.qmp"));
         Self(child)
     }
 

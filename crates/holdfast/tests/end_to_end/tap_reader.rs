@@ -1,6 +1,6 @@
 //! What is read of a VM under the tap is read from its own QEMU, and from nobody who takes its socket's place.
 
-use crate::stage::{SOON, Stage, same_bytes};
+use crate::stage::{SOON, Stage, same_bytes, wait_for_listener};
 use crate::tap::{ask, protect};
 use crate::tap_identity::Unbooted;
 use lab::wait_until;
@@ -24,7 +24,7 @@ impl Impostor {
         let mut server = Command::new("qemu-nbd");
         server.args(["--persistent", "--shared=0", "--read-only", "--format=raw", "--export-name=vda"]);
         let server = server.arg("--socket").arg(&socket).arg(image).spawn().unwrap();
-        wait_until("the impostor", SOON, || Ok(socket.exists().then_some(()))).unwrap();
+        wait_for_listener(&socket);
         let ended = Arc::new(AtomicBool::new(false));
         let ours = std::fs::metadata(&socket).unwrap().ino();
         let is_over = ended.clone();
