@@ -107,6 +107,7 @@ impl Agent {
                 tokio::spawn(recovery.clone().keep_up_regularly());
                 tokio::spawn(recovery.clone().watch_clock());
                 tokio::spawn(recovery.clone().serve_waiting_images());
+                tokio::spawn(recovery.clone().go_on_with_operations());
                 tokio::spawn(recovery.scrub_regularly());
             }
             // Without knowing which groups have failed over, no stream may be taken.

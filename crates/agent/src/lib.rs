@@ -16,6 +16,7 @@ mod disk_server;
 pub mod error;
 pub mod http;
 pub mod hypervisor;
+mod id_text;
 mod link;
 mod link_limits;
 pub mod memory;

@@ -89,6 +89,15 @@ impl StateDir {
 
     /// Replaces a file; once this returns, the new one survives a crash.
     pub(crate) fn save<T: Serialize>(&self, name: &str, content: &T) -> Result<()> {
+        #[cfg(test)]
+        death::may_come();
+        let saved = self.replace(name, content);
+        #[cfg(test)]
+        death::may_come();
+        saved
+    }
+
+    fn replace<T: Serialize>(&self, name: &str, content: &T) -> Result<()> {
         let path = self.path(name);
         let folder = path.parent().context("a state file has a folder")?;
         let mut durable = self.saving.lock().expect("a panic aborts the process");
@@ -109,6 +118,8 @@ impl StateDir {
     }
 
     pub(crate) fn remove(&self, name: &str) -> Result<()> {
+        #[cfg(test)]
+        death::may_come();
         match std::fs::remove_file(self.path(name)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(error).with_context(|| format!("remove {name}"))
@@ -170,6 +181,42 @@ pub(crate) fn boot_id() -> Result<[u8; 16]> {
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
     let id: types::Incarnation = digits.parse().map_err(|_| anyhow::anyhow!("boot id {text:?} is no id"))?;
     Ok(id.to_bytes())
+}
+
+/// Has a thread die at a given place, as `kill -9` has the whole agent: before and after each file that is saved, and
+/// before one is removed.
+#[cfg(test)]
+pub(crate) mod death {
+    use std::cell::Cell;
+    use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+    thread_local! {
+        static PLACES_LEFT: Cell<Option<usize>> = const { Cell::new(None) };
+    }
+
+    struct Dead;
+
+    /// What `work` returns, unless it has died at the place that is this many places ahead.
+    pub(crate) fn at<T>(places: usize, work: impl FnOnce() -> T) -> Option<T> {
+        PLACES_LEFT.set(Some(places));
+        let done = catch_unwind(AssertUnwindSafe(work));
+        PLACES_LEFT.set(None);
+        match done {
+            Ok(done) => Some(done),
+            Err(panic) if panic.is::<Dead>() => None,
+            Err(panic) => resume_unwind(panic),
+        }
+    }
+
+    pub(super) fn may_come() {
+        match PLACES_LEFT.get() {
+            Some(0) => {
+                PLACES_LEFT.set(None);
+                resume_unwind(Box::new(Dead));
+            }
+            left => PLACES_LEFT.set(left.map(|left| left - 1)),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use crate::journals::*;
 use crate::model::*;
+use crate::operations::*;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
@@ -183,6 +184,18 @@ impl Client {
 
     pub async fn pause_failover(&self, group: &str) -> Result<Failover, ClientError> {
         self.post(&format!("/v1/groups/{}/failover/pause", escape(group)), &()).await
+    }
+
+    pub async fn operations(&self) -> Result<Vec<Operation>, ClientError> {
+        self.get("/v1/operations").await
+    }
+
+    pub async fn operation(&self, id: &str) -> Result<Operation, ClientError> {
+        self.get(&format!("/v1/operations/{}", escape(id))).await
+    }
+
+    pub async fn cancel_operation(&self, id: &str) -> Result<Operation, ClientError> {
+        self.post(&format!("/v1/operations/{}/cancel", escape(id)), &()).await
     }
 
     /// A PNG.

@@ -7,7 +7,9 @@
 mod client;
 mod journals;
 mod model;
+mod operations;
 
 pub use client::{Client, ClientError, Endpoint};
 pub use journals::*;
 pub use model::*;
+pub use operations::*;

@@ -93,6 +93,9 @@ pub(crate) enum Command {
     /// Journals: their settings and pins; their folders, offline.
     #[command(subcommand)]
     Journal(JournalCommand),
+    /// What changes more than one thing and goes on after a crash: failovers that are being started.
+    #[command(subcommand)]
+    Operation(OperationCommand),
     /// Print a completion script for your shell.
     Completions { shell: Shell },
     /// Print the OpenAPI document of the agent's API.
@@ -395,6 +398,16 @@ pub(crate) enum FailoverCommand {
     },
     /// The groups and their failovers.
     List,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum OperationCommand {
+    /// Those that go on, and those that have ended lately; the newest first.
+    List,
+    /// One operation: its steps, how far it is, and what is in its way.
+    Show { id: String },
+    /// Have an operation taken back, where there still is a way back.
+    Cancel { id: String },
 }
 
 #[derive(Debug, Subcommand)]

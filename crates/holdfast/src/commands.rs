@@ -2,7 +2,7 @@
 
 use crate::cli::{
     CheckpointCommand, Cli, Command, Connect, FailoverCommand, GroupCommand, ImageCommand, JournalCommand,
-    PkiCommand, Protect, VmCommand,
+    OperationCommand, PkiCommand, Protect, VmCommand,
 };
 use crate::exit::{DAMAGED, NOT_ALL_RUN};
 use crate::{journal_tools, print, waiting};
@@ -107,6 +107,7 @@ async fn ask(connect: Connect, command: Command, json: bool) -> Result<ExitCode>
         }
         Command::Failover(command) => failover(&client, command, json).await,
         Command::Journal(command) => journal(&client, command, json).await,
+        Command::Operation(command) => operation(&client, command, json).await,
         Command::Agent { .. } | Command::Pki(_) | Command::Completions { .. } | Command::Openapi => {
             unreachable!("carried out without an agent")
         }
@@ -349,6 +350,18 @@ async fn group(client: &Client, command: GroupCommand, json: bool) -> Result<()>
         GroupCommand::RemoveHost { group, host } => {
             let done = client.remove_host(&group, &host).await?;
             print::one(json, &done, |_| format!("group {group} goes on without {host}\n"))
+        }
+    }
+}
+
+async fn operation(client: &Client, command: OperationCommand, json: bool) -> Result<()> {
+    match command {
+        OperationCommand::List => {
+            print::one(json, &client.operations().await?, |operations| print::operations(operations))
+        }
+        OperationCommand::Show { id } => print::one(json, &client.operation(&id).await?, print::operation),
+        OperationCommand::Cancel { id } => {
+            print::one(json, &client.cancel_operation(&id).await?, print::operation)
         }
     }
 }

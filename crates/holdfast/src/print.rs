@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result};
 use api::{
-    Alert, CheckpointPage, ClosedImage, Failover, Group, Image, Journal, Pin, Promotion, ProtectedVm,
-    RecoveredVm, Status, Verify,
+    Alert, CheckpointPage, ClosedImage, Failover, Group, Image, Journal, Operation, Pin, Promotion,
+    ProtectedVm, RecoveredVm, Status, Verify,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -447,6 +447,46 @@ fn hosts(group: &Group) -> String {
         None if group.hosts.is_empty() => "-".into(),
         None => group.hosts.iter().map(named).collect::<Vec<_>>().join(", "),
     }
+}
+
+pub(crate) fn operations(operations: &[Operation]) -> String {
+    if operations.is_empty() {
+        return "nothing goes on, and nothing has lately\n".into();
+    }
+    let mut rows = vec![["KIND", "ABOUT", "STATE", "STEPS", "BEGAN", "ID"].map(str::to_owned)];
+    let row = |operation: &Operation| {
+        [
+            operation.kind.clone(),
+            operation.about.clone(),
+            operation.state.clone(),
+            format!("{} of {}", operation.steps_done, operation.steps),
+            operation.began_at.clone(),
+            operation.id.clone(),
+        ]
+    };
+    rows.extend(operations.iter().map(row));
+    table(&rows)
+}
+
+pub(crate) fn operation(operation: &Operation) -> String {
+    let Operation { id, kind, about, state, steps_done, steps, .. } = operation;
+    let mut out = format!("operation {id}: {kind} of {about}, {state}, {steps_done} of {steps} steps\n");
+    if let Some(step) = &operation.step {
+        let (done, total) = (bytes(operation.bytes_done), bytes(operation.bytes_total));
+        let far = if operation.bytes_total > 0 { format!(": {done} of {total}") } else { String::new() };
+        let _ = writeln!(out, "  now: {step}{far}");
+    }
+    for (what, text) in [("taken back", &operation.why), ("in its way", &operation.trouble)] {
+        if let Some(text) = text {
+            let _ = writeln!(out, "  {what}: {text}");
+        }
+    }
+    let ended = operation.ended_at.as_ref().map_or_else(String::new, |at| format!(", ended {at}"));
+    let _ = writeln!(out, "  began {}{ended}", operation.began_at);
+    if operation.can_be_cancelled {
+        let _ = writeln!(out, "undo it:  holdfast operation cancel {id}");
+    }
+    out
 }
 
 /// Columns as wide as their widest cell.

@@ -189,7 +189,7 @@ pub(crate) async fn failed_over(client: &Client, word: &str, request: &FailoverR
         };
         let group = client.groups().await.ok()?.into_iter().find(meant)?;
         let failover = group.failover.filter(|failover| failover.phase == "starting")?;
-        let (open, of) = (failover.vms.len(), group.vms.len());
+        let (open, of) = (failover.vms.iter().filter(|vm| !vm.socket.is_empty()).count(), group.vms.len());
         let run = failover.vms.iter().filter(|vm| vm.run_state == "running").count();
         let text = format!("group {word}: fenced; images of {open} of {of} VMs are open, {run} VMs run");
         Some(Standing { key: text.clone(), share: None, text })

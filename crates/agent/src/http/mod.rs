@@ -4,6 +4,7 @@ mod answer;
 mod app;
 mod groups;
 mod journals;
+mod operations;
 mod routes;
 mod serve;
 

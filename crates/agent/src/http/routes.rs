@@ -46,6 +46,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(list_checkpoints))
         .merge(super::journals::routes())
         .merge(super::groups::routes())
+        .merge(super::operations::routes())
         .routes(routes!(failover))
         .routes(routes!(pause_failover))
         .routes(routes!(resume_failover))

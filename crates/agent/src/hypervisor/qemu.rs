@@ -3,6 +3,8 @@
 use super::definition::{Graphics, VmDefinition};
 use super::qmp::{Qmp, QmpError};
 use anyhow::{Context, Result, bail};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 use std::fs::File;
@@ -16,6 +18,8 @@ use std::time::Duration;
 const RECONNECT_SECONDS: u32 = 3600;
 const START_TRIES: u32 = 100;
 const STOP_TRIES: u32 = 100;
+/// How often a process is looked for that holds a VM's log and is not seen.
+const UNSEEN_TRIES: u32 = 10;
 const TRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Starts and stops VMs on this host.
@@ -80,7 +84,8 @@ impl Adapter {
     }
 
     /// Starts a VM; `file` tells where a file of the definition lies here. `key` names the running VM
-    /// on this host.
+    /// on this host. One that runs already, on the same disks, is taken as it is: an agent that has died may have started it
+    /// and not written that down.
     ///
     /// # Errors
     /// With what the hypervisor said, where it ended by itself.
@@ -93,11 +98,31 @@ impl Adapter {
         disks: &[StartDisk],
     ) -> Result<Started> {
         std::fs::create_dir_all(&self.run_dir).context("make the run folder")?;
-        let log_path = self.run_dir.join(format!("{key}.log"));
-        let log = File::create(&log_path).context("make the VM's log")?;
+        for _ in 0..START_TRIES {
+            if let Some(pid) = self.find(key) {
+                check_is_on(pid, disks)?;
+                match self.await_monitor(key, || (!self.is_alive(key, pid)).then(|| "ended".into()))? {
+                    Waited::Answers => return Ok(Started { pid }),
+                    Waited::Ended(_) => continue,
+                    Waited::IsSilent => bail!("process {pid} of the VM does not answer"),
+                }
+            }
+            if let Some(log) = self.take_log(key)? {
+                return self.spawn(key, log, self.arguments(key, title, definition, file, disks)?);
+            }
+            sleep(TRY_INTERVAL);
+        }
+        bail!("a process that is not seen holds {}: end it", self.log(key).display())
+    }
+
+    fn spawn(&self, key: &str, log: File, arguments: Vec<String>) -> Result<Started> {
+        for socket in [self.control_socket(key), self.event_socket(key)] {
+            let _ = std::fs::remove_file(socket);
+        }
+        log.set_len(0).context("empty the VM's log")?;
         let mut command = Command::new(&self.program);
         command
-            .args(self.arguments(key, title, definition, file, disks)?)
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("share the VM's log")?)
             .stderr(log)
@@ -106,21 +131,64 @@ impl Adapter {
             .spawn()
             .with_context(|| format!("start {}; is QEMU installed?", self.program.display()))?;
         let pid = child.id();
-        for _ in 0..START_TRIES {
-            if let Some(status) = child.try_wait().context("wait for the VM")? {
-                let said = std::fs::read_to_string(&log_path).unwrap_or_default();
-                bail!("the VM's process ended with {status}: {}", said.trim());
-            }
-            if self.ask(key, "query-status").is_ok() {
+        let ended = || match child.try_wait() {
+            Ok(status) => status.map(|status| status.to_string()),
+            Err(error) => Some(format!("an error: {error}")),
+        };
+        match self.await_monitor(key, ended)? {
+            Waited::Answers => {
                 // Somebody must wait for the process, or it stays as a zombie once it ends.
                 std::thread::spawn(move || child.wait());
-                return Ok(Started { pid });
+                Ok(Started { pid })
+            }
+            Waited::Ended(status) => {
+                let said = std::fs::read_to_string(self.log(key)).unwrap_or_default();
+                bail!("the VM's process ended with {status}: {}", said.trim())
+            }
+            Waited::IsSilent => {
+                let _ = child.kill();
+                let _ = child.wait();
+                bail!("the VM's process does not answer")
+            }
+        }
+    }
+
+    /// Waits until a VM's monitor answers, or its process has `ended`, as that says.
+    fn await_monitor(&self, key: &str, mut ended: impl FnMut() -> Option<String>) -> Result<Waited> {
+        for _ in 0..START_TRIES {
+            if let Some(how) = ended() {
+                return Ok(Waited::Ended(how));
+            }
+            if self.ask(key, "query-status").is_ok() {
+                return Ok(Waited::Answers);
             }
             sleep(TRY_INTERVAL);
         }
-        let _ = child.kill();
-        let _ = child.wait();
-        bail!("the VM's process does not answer")
+        Ok(Waited::IsSilent)
+    }
+
+    /// The process of the VM of that key, whoever has started it; none where it does not run.
+    pub fn find(&self, key: &str) -> Option<u32> {
+        let rows = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = rows.filter_map(|row| row.file_name().to_str()?.parse().ok());
+        pids.filter(|pid| self.is_alive(key, *pid)).min()
+    }
+
+    fn log(&self, key: &str) -> PathBuf {
+        self.run_dir.join(format!("{key}.log"))
+    }
+
+    /// The log of a VM; none while a process has it. Its process holds it locked from its first moment, in which it
+    /// is not yet seen for what it is, to its last.
+    fn take_log(&self, key: &str) -> Result<Option<File>> {
+        let log = File::options().create(true).write(true).truncate(false).open(self.log(key));
+        let log = log.context("make the VM's log")?;
+        match flock(&log, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Ok(None),
+            Err(error) => return Err(error).context("lock the VM's log"),
+        }
+        Ok(Some(log))
     }
 
     /// What the VM of that key is doing.
@@ -180,26 +248,34 @@ impl Adapter {
         self.ask(key, if paused { "stop" } else { "cont" }).map(drop).context("tell the VM")
     }
 
-    /// Ends a VM at once, as pulling its plug would.
+    /// Ends a VM at once, as pulling its plug would, whoever has started it.
     ///
     /// # Errors
     /// Where its process cannot be ended.
-    pub fn stop(&self, key: &str, pid: u32) -> Result<()> {
-        if !self.is_alive(key, pid) {
-            return Ok(());
-        }
-        let _ = self.ask(key, "quit");
+    pub fn stop(&self, key: &str) -> Result<()> {
+        let mut is_asked = false;
         for tries in 0..STOP_TRIES {
-            if !self.is_alive(key, pid) {
-                return Ok(());
-            }
-            if tries == STOP_TRIES / 2 {
+            let Some(pid) = self.find(key) else {
+                // One that is just being started is seen in a moment.
+                if !self.log(key).exists() || tries >= UNSEEN_TRIES || self.take_log(key)?.is_some() {
+                    return Ok(());
+                }
+                sleep(TRY_INTERVAL);
+                continue;
+            };
+            if !is_asked {
+                is_asked = true;
+                let _ = self.ask(key, "quit");
+            } else if tries >= STOP_TRIES / 2 {
                 let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("a process id")?;
-                rustix::process::kill_process(pid, Signal::KILL).context("kill the VM's process")?;
+                match rustix::process::kill_process(pid, Signal::KILL) {
+                    Ok(()) | Err(Errno::SRCH) => {}
+                    Err(error) => return Err(error).context("kill the VM's process"),
+                }
             }
             sleep(TRY_INTERVAL);
         }
-        bail!("process {pid} of the VM does not end")
+        bail!("the VM's process {} does not end", self.find(key).unwrap_or_default())
     }
 
     fn control_socket(&self, key: &str) -> PathBuf {
@@ -217,10 +293,8 @@ impl Adapter {
 
     /// Whether the process is there and is this VM's: a process id alone may have been given again.
     pub fn is_alive(&self, key: &str, pid: u32) -> bool {
-        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let socket = self.control_socket(key);
-        let needle = socket.as_os_str().as_encoded_bytes();
-        command.windows(needle.len()).any(|window| window == needle)
+        let monitor = monitor(&self.control_socket(key));
+        words_of(pid).split(|byte| *byte == 0).any(|word| word == monitor.as_bytes())
     }
 
     fn arguments(
@@ -231,11 +305,6 @@ impl Adapter {
         file: impl Fn(&str) -> Option<PathBuf>,
         disks: &[StartDisk],
     ) -> Result<Vec<String>> {
-        let quoted = |path: &Path| path.display().to_string().replace(',', ",,");
-        let (control, events) = (self.control_socket(key), self.event_socket(key));
-        for socket in [&control, &events] {
-            let _ = std::fs::remove_file(socket);
-        }
         let mut arguments: Vec<String> = [
             "-name",
             &title.replace(',', ",,"),
@@ -255,9 +324,9 @@ impl Adapter {
             "-serial",
             &format!("file:{}", quoted(&self.console(key))),
             "-qmp",
-            &format!("unix:{},server=on,wait=off", quoted(&control)),
+            &monitor(&self.control_socket(key)),
             "-qmp",
-            &format!("unix:{},server=on,wait=off", quoted(&events)),
+            &monitor(&self.event_socket(key)),
         ]
         .map(str::to_owned)
         .to_vec();
@@ -277,9 +346,8 @@ impl Adapter {
             arguments.extend([
                 "-blockdev".to_owned(),
                 format!(
-                    "driver=nbd,node-name={node},server.type=unix,server.path={},export={node},\
-                     reconnect-delay={RECONNECT_SECONDS},discard=unmap",
-                    quoted(&disk.socket)
+                    "driver=nbd,node-name={node},{}export={node},reconnect-delay={RECONNECT_SECONDS},discard=unmap",
+                    server(&disk.socket)
                 ),
                 "-device".to_owned(),
                 format!("virtio-blk-pci,drive={node},serial={node}"),
@@ -287,4 +355,44 @@ impl Adapter {
         }
         Ok(arguments)
     }
+}
+
+/// How waiting for a VM's monitor has ended.
+enum Waited {
+    Answers,
+    /// With what it ended.
+    Ended(String),
+    IsSilent,
+}
+
+fn quoted(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
+/// The word that has a VM listen at a socket, and that its process is known by.
+fn monitor(socket: &Path) -> String {
+    format!("unix:{},server=on,wait=off", quoted(socket))
+}
+
+/// What has a VM's disk lie behind a socket.
+fn server(socket: &Path) -> String {
+    format!("server.type=unix,server.path={},", quoted(socket))
+}
+
+/// What a process was started with; nothing where it is not there.
+fn words_of(pid: u32) -> Vec<u8> {
+    std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()
+}
+
+/// Whether a process that has a VM's name runs on the disks it is to run on.
+fn check_is_on(pid: u32, disks: &[StartDisk]) -> Result<()> {
+    let words = words_of(pid);
+    let has = |disk: &StartDisk| {
+        let server = server(&disk.socket);
+        words.windows(server.len()).any(|window| window == server.as_bytes())
+    };
+    if !words.is_empty() && !disks.iter().all(has) {
+        bail!("process {pid} has this VM's name and runs on other disks: end it and try again");
+    }
+    Ok(())
 }

@@ -5,7 +5,7 @@
 //! checkpoint from before has it, what came later does not.
 
 use super::Recovery;
-use super::failover::{FailoverRecord, Phase};
+use super::failover::record::{FailoverRecord, Phase};
 use super::record::RecoveryRecord;
 use super::vm::RecoveredVm;
 use crate::error::{OperationError, Result};

@@ -111,12 +111,24 @@ impl Recovery {
         let started = clock::now();
         let vm = self.vm(&request.vm)?;
         let cut = resolve(&vm, &request.at)?;
-        let image = self.open_at(&vm, cut, request.writable, None, started)?;
+        let image = self.open_at(self.new_image_id(), &vm, cut, request.writable, None, started)?;
         Ok(image.to_api())
+    }
+
+    /// An id that no image has, nor is about to have.
+    pub(super) fn new_image_id(&self) -> String {
+        loop {
+            let id: String = random()[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+            let is_open = self.images().contains_key(&id) || self.waiting_images().contains_key(&id);
+            if !is_open && !self.failovers().values().any(|record| record.has_image(&id)) {
+                return id;
+            }
+        }
     }
 
     pub(super) fn open_at(
         &self,
+        id: String,
         vm: &Arc<RecoveredVm>,
         cut: WriteSeq,
         writable: bool,
@@ -126,7 +138,6 @@ impl Recovery {
         if self.images().len() >= IMAGES_MAX {
             return Err(OperationError::conflict(format!("{IMAGES_MAX} images are open; close some first")));
         }
-        let id: String = random()[..4].iter().map(|byte| format!("{byte:02x}")).collect();
         let mut record = ImageRecord {
             id,
             vm: vm.id().to_string(),

@@ -4,6 +4,7 @@
 
 mod admission;
 mod at;
+mod carry_out;
 mod clock_watch;
 mod compare;
 mod cut;
@@ -18,6 +19,8 @@ mod leaving;
 mod life;
 mod making;
 mod one_at_a_time;
+mod operations_to_api;
+mod plans;
 mod policy;
 mod promote;
 mod promoted;
@@ -42,10 +45,11 @@ use crate::config::{Config, JournalConfig};
 use crate::hypervisor::Adapter;
 use crate::sockets::RunDir;
 use crate::state::{StateDir, random};
-use failover::FailoverRecord;
+use failover::record::FailoverRecord;
 use guests::GuestEvents;
 pub(crate) use incoming::serve_stream;
 use one_at_a_time::OneAtATime;
+use plans::Operations;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -76,6 +80,8 @@ pub(crate) struct Recovery {
     /// Recorded images that cannot be served just now. Taken after `images`.
     waiting_images: Mutex<BTreeMap<String, unserved::Unserved>>,
     failovers: Mutex<BTreeMap<GroupId, FailoverRecord>>,
+    /// What changes more than one thing, and goes on after a crash.
+    operations: Operations,
     /// What is recorded and could not be read when the agent started.
     unreadable: unreadable::Unreadable,
     /// New journals are made one at a time.
@@ -110,6 +116,7 @@ impl Recovery {
             images: Mutex::default(),
             waiting_images: Mutex::default(),
             failovers: Mutex::default(),
+            operations: Operations::default(),
             unreadable: unreadable::Unreadable::default(),
             making: Mutex::default(),
             turns_of_groups: OneAtATime::default(),

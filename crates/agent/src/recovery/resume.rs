@@ -2,7 +2,7 @@
 //!
 //! What holds: a record that cannot be read costs only what it was of, see `unreadable.rs`; all others are taken up.
 
-use super::failover::FailoverRecord;
+use super::failover::record::FailoverRecord;
 use super::images::ImageRecord;
 use super::record::RecoveryRecord;
 use super::vm::RecoveredVm;
@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 impl Recovery {
-    /// Takes up every journal, failover and image that is recorded.
+    /// Takes up every journal, failover, image and operation that is recorded.
     ///
     /// # Errors
     /// Where a folder of records cannot be listed: nothing is known then of who may stream.
@@ -45,7 +45,7 @@ impl Recovery {
         forgotten.iter().for_each(|vm| self.forget_the_rest(vm));
         self.list().iter().for_each(|vm| self.tell_leftovers(vm));
         self.watch_all();
-        Ok(())
+        self.resume_operations()
     }
 
     /// Files that the definitions of kept VMs name; none where a record could not be read, for then nobody knows.

@@ -89,6 +89,32 @@ pub(super) fn close(vm: &RecoveredVm) {
     }
 }
 
+/// The agent is gone, with all that it held.
+pub(super) fn end(recovery: Arc<Recovery>) {
+    let vms: Vec<_> = recovery.vms().values().map(Arc::downgrade).collect();
+    let state = Arc::downgrade(&recovery.state);
+    drop(recovery);
+    for _ in 0..10_000 {
+        if state.strong_count() == 0 && vms.iter().all(|vm| vm.strong_count() == 0) {
+            return;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    panic!("something of it lives on");
+}
+
+/// What an agent that begins anew does: it takes up what is recorded, and goes on with what was under way.
+pub(super) fn begin_anew(recovery: &Arc<Recovery>) {
+    recovery.resume_all().unwrap();
+    go_on_with_all(recovery);
+}
+
+pub(super) fn go_on_with_all(recovery: &Recovery) {
+    for (id, plan) in recovery.operations.unended() {
+        recovery.go_on_by_itself(id, &plan);
+    }
+}
+
 #[test]
 fn whoever_was_let_in_before_a_vm_is_forgotten_does_not_use_what_is_deleted() {
     let folder = tempfile::tempdir().unwrap();

@@ -105,6 +105,21 @@ impl Recovery {
         }
     }
 
+    /// Serves an image now that waits for that; whether there is one. One that could not be opened is given up first.
+    pub(super) fn serve_waiting(&self, id: &str) -> Result<bool> {
+        let waiting = self.waiting_images().get(id).map(|image| image.record.clone());
+        let Some(record) = waiting else { return Ok(false) };
+        if record.closing.is_some() {
+            self.end_waiting(id)?;
+            return Ok(false);
+        }
+        self.serve_again(record);
+        match self.waiting_images().get(id) {
+            Some(image) => Err(OperationError::unavailable(image.error.clone())),
+            None => Ok(true),
+        }
+    }
+
     fn try_again(&self, record: &ImageRecord) -> Result<()> {
         let vm = self.vm_of_record(&record.vm);
         let Some(vm) = vm else {

@@ -10,6 +10,7 @@ mod configuration;
 mod disks;
 mod doors;
 mod failover;
+mod failover_kill;
 mod formats;
 mod groups;
 mod guide;

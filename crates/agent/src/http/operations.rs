@@ -1,0 +1,41 @@
+//! Routes of operations: looking, cancelling.
+
+use super::App;
+use super::answer::{Answer, beside};
+use api::{Operation, Problem};
+use axum::Json;
+use axum::extract::{Path, State};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+pub(super) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(list_operations))
+        .routes(routes!(show_operation))
+        .routes(routes!(cancel_operation))
+}
+
+/// What goes on at this agent, and what has ended lately; the newest first.
+#[utoipa::path(get, path = "/v1/operations", responses((status = 200, body = [Operation])))]
+async fn list_operations(State(app): State<App>) -> Answer<Vec<Operation>> {
+    Ok(Json(app.recovery.list_operations()))
+}
+
+/// One operation.
+#[utoipa::path(get, path = "/v1/operations/{id}", params(("id" = String, Path)), responses(
+    (status = 200, body = Operation),
+    (status = 404, body = Problem, content_type = "application/problem+json"),
+))]
+async fn show_operation(State(app): State<App>, Path(id): Path<String>) -> Answer<Operation> {
+    Ok(Json(app.recovery.show_operation(&id)?))
+}
+
+/// Has an operation taken back, where there is a way back; answers once that is asked for.
+#[utoipa::path(post, path = "/v1/operations/{id}/cancel", params(("id" = String, Path)), responses(
+    (status = 200, body = Operation),
+    (status = 404, body = Problem, content_type = "application/problem+json"),
+    (status = 409, body = Problem, content_type = "application/problem+json"),
+))]
+async fn cancel_operation(State(app): State<App>, Path(id): Path<String>) -> Answer<Operation> {
+    beside(move || app.recovery.cancel_operation(&id)).await.map(Json)
+}

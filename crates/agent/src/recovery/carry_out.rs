@@ -1,0 +1,214 @@
+//! Carrying out the operations of this side: whoever asks for one carries it out himself and hears how it has ended;
+//! what stands, or was cut short with the agent's end, goes on by itself.
+//!
+//! What holds: an operation is recorded before its first step, and one thread at a time carries it out.
+
+use super::Recovery;
+use super::failover::Asked;
+use super::plans::{Plan, Step};
+use crate::clock;
+use crate::error::{ErrorKind, OperationError, Result};
+use crate::state::random;
+use operations::{
+    At, Begun, Failure, Ledger, LedgerError, OperationId, Pass, Record, Standing, Trouble, Work,
+};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use types::Monotonic;
+
+/// Between two tries of an operation that stands.
+const RETRY: Duration = Duration::from_secs(10);
+/// Where the records lie.
+const FOLDER: &str = "operations";
+
+/// How an operation has ended, for whoever waits for it.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Done,
+    TakenBack(OperationError),
+    /// It is tried again by itself.
+    Stands(OperationError),
+}
+
+/// Somebody who carries an operation out.
+pub(super) struct Doing<'a> {
+    recovery: &'a Recovery,
+    /// An operator waits: what cannot be done now is not done.
+    is_waited_for: bool,
+    started: Monotonic,
+    asked: Mutex<Option<Asked>>,
+    /// Why it goes back.
+    why: Mutex<Option<OperationError>>,
+}
+
+impl<'a> Doing<'a> {
+    pub(super) fn waited_for(recovery: &'a Recovery) -> Self {
+        let started = clock::now();
+        Self { recovery, is_waited_for: true, started, asked: Mutex::default(), why: Mutex::default() }
+    }
+
+    fn by_itself(recovery: &'a Recovery) -> Self {
+        Self { is_waited_for: false, ..Self::waited_for(recovery) }
+    }
+
+    /// With what a group's journals have answered just now.
+    pub(super) fn with_asked(self, asked: Asked) -> Self {
+        Self { asked: Mutex::new(Some(asked)), ..self }
+    }
+
+    fn failure(&self, error: OperationError) -> Failure {
+        if error.kind == ErrorKind::Unavailable && !self.is_waited_for {
+            return Failure::NotNow(error.detail);
+        }
+        let detail = error.detail.clone();
+        *self.why.lock().expect("a panic aborts the process") = Some(error);
+        Failure::Refused(detail)
+    }
+}
+
+impl Work<Plan> for Doing<'_> {
+    fn is_done(&self, plan: &Plan, step: Step) -> std::result::Result<bool, Trouble> {
+        match (plan, step) {
+            (Plan::Failover(plan), Step::Failover(step)) => {
+                Ok(self.recovery.is_failover_step_done(plan, step))
+            }
+        }
+    }
+
+    fn run(&self, plan: &mut Plan, step: Step, _at: &mut At<'_, Plan>) -> std::result::Result<(), Failure> {
+        let done = match (plan, step) {
+            (Plan::Failover(plan), Step::Failover(step)) => {
+                let asked = self.asked.lock().expect("a panic aborts the process").take();
+                self.recovery.run_failover_step(plan, step, asked, self.started)
+            }
+        };
+        done.map_err(|error| self.failure(error))
+    }
+
+    fn undo(&self, plan: &Plan, step: Step) -> std::result::Result<(), Trouble> {
+        let undone = match (plan, step) {
+            (Plan::Failover(plan), Step::Failover(step)) => self.recovery.undo_failover_step(plan, step),
+        };
+        undone.map_err(|error| Trouble(error.detail))
+    }
+}
+
+impl Ledger<Plan> for Recovery {
+    fn keep(&self, record: &Record<Plan>) -> std::result::Result<(), LedgerError> {
+        self.state.save(&file_name(record.id), record).map_err(|error| LedgerError(format!("{error:#}")))?;
+        for old in self.operations.book().note(record) {
+            if let Err(error) = self.state.remove(&file_name(old)) {
+                tracing::warn!(%old, error = format!("{error:#}"), "the record of an old operation stays");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Recovery {
+    /// Begins an operation: from here on it is done, or taken back, whatever becomes of this agent.
+    pub(super) fn begin(&self, plan: Plan) -> Result<OperationId> {
+        let begun = self.operations.book().begin(OperationId::from_bytes(random()), plan, None, unix_time());
+        let begun = begun.map_err(|refused| OperationError::conflict(refused.to_string()))?;
+        let Begun::New(record, _) = begun else { unreachable!("a request without a key is a new one") };
+        if let Err(error) = self.state.save(&file_name(record.id), &record) {
+            // Perhaps it is there all the same: nobody is to find it who starts again.
+            let _ = self.state.remove(&file_name(record.id));
+            self.operations.book().forget(record.id);
+            return Err(error.into());
+        }
+        Ok(record.id)
+    }
+
+    /// Goes on with an operation until it has ended or stands.
+    pub(super) fn go_on(&self, id: OperationId, doing: &Doing<'_>) -> Result<Outcome> {
+        let _busy = self.operations.take(id).ok_or_else(|| {
+            OperationError::conflict(format!("operation {id} goes on just now: wait for its end"))
+        })?;
+        let known = self.operations.book().get(id).map(|(record, control)| (record.clone(), control.clone()));
+        let (mut record, control) =
+            known.ok_or_else(|| OperationError::not_found(format!("there is no operation {id}")))?;
+        let pass = operations::go_on(&mut record, doing, self, &control, &unix_time);
+        let why = doing.why.lock().expect("a panic aborts the process").take();
+        self.tell_standing(&record, &pass);
+        Ok(match (pass, record.standing) {
+            (Pass::Ended, Standing::TakenBack { why: told }) => {
+                Outcome::TakenBack(why.unwrap_or_else(|| OperationError::conflict(told)))
+            }
+            (Pass::Ended, _) => Outcome::Done,
+            (Pass::Stands(trouble), _) => {
+                let why = why.map_or_else(String::new, |why| format!("{}; ", why.detail));
+                Outcome::Stands(OperationError::unavailable(format!(
+                    "{why}{trouble}; operation {id} is tried again by itself"
+                )))
+            }
+        })
+    }
+
+    fn tell_standing(&self, record: &Record<Plan>, pass: &Pass) {
+        let (kind, about, id) = (record.plan.kind(), record.plan.about(), record.id);
+        match (pass, &record.standing) {
+            (Pass::Stands(trouble), _) => self.alerts.raise(
+                cause(id),
+                format!("{kind} of {about}: {trouble}; operation {id} is tried again by itself"),
+            ),
+            (Pass::Ended, standing) => {
+                self.alerts.clear(cause(id));
+                if let Standing::TakenBack { why } = standing {
+                    tracing::error!(%id, kind, about, why, "an operation was taken back");
+                }
+            }
+        }
+    }
+
+    /// Takes up every operation that is recorded: what each locks is its own again, before anybody else may begin.
+    pub(super) fn resume_operations(&self) -> anyhow::Result<()> {
+        for (name, loaded) in self.state.load_named::<Record<Plan>>(FOLDER)? {
+            let resumed = loaded.and_then(|record| Ok(self.operations.book().resume(record)?));
+            if let Err(error) = resumed {
+                let text = format!(
+                    "what is recorded of operation {name} cannot be gone on with: {error:#}; see with `holdfast failover \
+                     list` and `holdfast status` what it was about and roll that back, or restore the file from a backup; \
+                     then restart the agent"
+                );
+                self.alerts.raise(format!("operation {name}"), text);
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on with what has not ended and nobody waits for, again and again.
+    pub(crate) async fn go_on_with_operations(self: Arc<Self>) {
+        loop {
+            for (id, plan) in self.operations.unended() {
+                let recovery = self.clone();
+                tokio::task::spawn_blocking(move || recovery.go_on_by_itself(id, &plan));
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    pub(super) fn go_on_by_itself(&self, id: OperationId, plan: &Plan) {
+        // Whoever does something with its group comes first.
+        let turn = match plan {
+            Plan::Failover(plan) => self.turns_of_groups.try_take(plan.group),
+        };
+        if turn.is_some() {
+            // Where another carries it out meanwhile, that is as good.
+            let _ = self.go_on(id, &Doing::by_itself(self));
+        }
+    }
+}
+
+fn file_name(id: OperationId) -> String {
+    format!("{FOLDER}/{id}.json")
+}
+
+fn cause(id: OperationId) -> String {
+    format!("operation {id}")
+}
+
+/// Unix time in seconds, a label.
+fn unix_time() -> i64 {
+    clock::wall().0 / 1_000_000
+}

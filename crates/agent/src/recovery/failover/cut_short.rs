@@ -1,0 +1,166 @@
+//! Failovers that are cut short wherever anything is written down, once and twice, and what is found afterwards. VMs
+//! without definitions: guests are started and killed in the end-to-end tests.
+
+use super::super::tests::{PEER, append_sync, begin_anew, end, hello, recovery};
+use super::*;
+use crate::state::death;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// More places to die at than a failover has, forward and back.
+const PLACES_MAX: usize = 200;
+
+/// A group of two VMs that can be failed over.
+fn prepared(folder: &Path) -> Arc<Recovery> {
+    let recovery = recovery(folder);
+    for vm in [1, 2] {
+        append_sync(&recovery.admit(&hello(vm), PEER).unwrap().1);
+    }
+    recovery
+}
+
+fn ask(recovery: &Recovery) -> Result<api::Failover> {
+    let request = api::FailoverRequest { at: "latest".into(), vms: Vec::new(), without: Vec::new() };
+    recovery.failover("web", &request)
+}
+
+/// What is there of images: in the records of this side, in its journals and on their disks.
+fn images(recovery: &Recovery) -> BTreeSet<String> {
+    let mut ids: BTreeSet<String> = recovery.list_images().into_iter().map(|image| image.id).collect();
+    for vm in recovery.list() {
+        let pins = vm.journal().unwrap().pins();
+        ids.extend(pins.iter().map(|pin| pin.owner.trim_start_matches("image ").to_owned()));
+        let rows = std::fs::read_dir(vm.folder(&recovery.journal_dir)).unwrap();
+        let names = rows.map(|row| row.unwrap().file_name().into_string().unwrap());
+        ids.extend(names.filter_map(|name| Some(name.strip_prefix("image-")?.to_owned())));
+    }
+    let recorded = std::fs::read_dir(recovery.state.path("images")).into_iter().flatten();
+    let recorded = recorded.map(|row| row.unwrap().file_name().into_string().unwrap());
+    ids.extend(recorded.map(|name| name.trim_end_matches(".json").to_owned()));
+    ids
+}
+
+/// Either nobody ever asked, or the failover runs on exactly the images that are recorded, or nothing of it is left.
+fn check_is_whole(recovery: &Recovery, runs: bool, how: &str) {
+    assert!(recovery.operations.unended().is_empty(), "{how}");
+    let failover = recovery.groups().remove(0).failover;
+    let Some(failover) = failover.filter(|failover| failover.phase != "rolled-back") else {
+        assert!(images(recovery).is_empty() && !runs, "{how}: {:?}", images(recovery));
+        return;
+    };
+    assert!(runs, "{how}: {failover:?}");
+    assert_eq!((failover.phase.as_str(), failover.vms.len()), ("running", 2), "{how}");
+    let chosen: BTreeSet<String> = failover.vms.iter().map(|vm| vm.image.clone()).collect();
+    assert_eq!(images(recovery), chosen, "{how}");
+    assert!(failover.vms.iter().all(|vm| !vm.socket.is_empty()), "{how}: all are served");
+}
+
+/// Plays a failover that dies at place `first`, and the agent that goes on with it at `second`; a third one ends it.
+/// Whether it has died at both.
+fn play(first: usize, second: usize, prepare: fn(&Path)) -> (tempfile::TempDir, bool, bool) {
+    let folder = tempfile::tempdir().unwrap();
+    let side = prepared(folder.path());
+    prepare(folder.path());
+    let died = death::at(first, || drop(ask(&side))).is_none();
+    end(side);
+    let side = recovery(folder.path());
+    let died_again = death::at(second, || begin_anew(&side)).is_none();
+    end(side);
+    (folder, died, died_again)
+}
+
+fn play_all(prepare: fn(&Path), check: impl Fn(&Path, &str, usize)) {
+    for first in 0..PLACES_MAX {
+        let (mut died, mut second) = (true, first % 4);
+        loop {
+            let (folder, died_first, died_again) = play(first, second, prepare);
+            died &= died_first;
+            check(folder.path(), &format!("died at {first}, then at {second}"), first);
+            if !died_again || !died {
+                break;
+            }
+            second += 4;
+        }
+        if !died {
+            return;
+        }
+    }
+    panic!("there is no end to it");
+}
+
+/// Whether an operation was written down before the agent died.
+fn has_begun(folder: &Path) -> bool {
+    std::fs::read_dir(folder.join("state/operations")).is_ok_and(|mut rows| {
+        rows.any(|row| row.unwrap().path().extension().is_some_and(|end| end == "json"))
+    })
+}
+
+#[test]
+fn a_failover_that_is_cut_short_anywhere_goes_on_and_is_committed_or_rolled_back_as_any_other() {
+    play_all(
+        |_| {},
+        |folder, how, first| {
+            let runs = has_begun(folder);
+            let side = recovery(folder);
+            begin_anew(&side);
+            check_is_whole(&side, runs, how);
+            if runs && first % 2 == 0 {
+                assert_eq!(side.rollback("web").unwrap().phase, "rolled-back", "{how}");
+                check_is_whole(&side, false, how);
+            } else if runs {
+                assert_eq!(side.commit("web").unwrap().phase, "committed", "{how}");
+            } else {
+                assert_eq!(ask(&side).unwrap().phase, "running", "{how}");
+            }
+        },
+    );
+}
+
+#[test]
+fn a_failover_that_fails_leaves_nothing_behind_wherever_it_is_cut_short_on_the_way_back() {
+    play_all(
+        // Where the images' sockets would be.
+        |folder| std::fs::write(folder.join("run/images"), "").unwrap(),
+        |folder, how, _| {
+            let side = recovery(folder);
+            begin_anew(&side);
+            // An image that was recorded and cannot be served again is waited for, until an operator says otherwise.
+            if !side.operations.unended().is_empty() {
+                side.rollback("web").unwrap();
+            }
+            check_is_whole(&side, false, how);
+            std::fs::remove_file(folder.join("run/images")).unwrap();
+            assert_eq!(ask(&side).unwrap().phase, "running", "{how}: it can be asked for again");
+        },
+    );
+}
+
+#[test]
+fn a_failover_that_was_cut_short_is_rolled_back_before_it_goes_on_or_refuses_another() {
+    for first in 0..PLACES_MAX {
+        let folder = tempfile::tempdir().unwrap();
+        let side = prepared(folder.path());
+        let died = death::at(first, || drop(ask(&side))).is_none();
+        end(side);
+        let side = recovery(folder.path());
+        side.resume_all().unwrap();
+        let phase = side.groups().remove(0).failover.map(|failover| failover.phase);
+        match phase.as_deref() {
+            Some("starting") => {
+                assert!(side.commit("web").unwrap_err().detail.contains("still being started"));
+                assert_eq!(ask(&side).unwrap_err().kind, crate::error::ErrorKind::Conflict);
+                side.rollback("web").unwrap();
+                check_is_whole(&side, false, &format!("died at {first}"));
+            }
+            None if has_begun(folder.path()) => {
+                let refused = ask(&side).unwrap_err();
+                assert!(refused.detail.contains("is being changed by operation"), "{}", refused.detail);
+            }
+            _ => {}
+        }
+        if !died {
+            return;
+        }
+    }
+    panic!("there is no end to it");
+}

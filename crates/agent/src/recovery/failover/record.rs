@@ -1,0 +1,99 @@
+//! What is written down of a failover: who has the authority over a group, and what was chosen of images and guests
+//! before any of them was made.
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+use types::{Epoch, GroupId, WriteSeq};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(in super::super) enum Phase {
+    /// Fenced; images are being opened and VMs started, by an operation.
+    Starting,
+    Running,
+    Committed,
+    /// The group is the protected side's again, with the epoch of this record.
+    RolledBack,
+}
+
+/// A failover, as `state/failovers/GROUP.json` has it. It stays after a rollback, for its epoch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(in super::super) struct FailoverRecord {
+    pub(in super::super) group_id: String,
+    pub(in super::super) group: String,
+    /// Of the group; empty where an older agent has not written it down.
+    #[serde(default)]
+    pub(in super::super) site: String,
+    pub(in super::super) epoch: u64,
+    pub(in super::super) phase: Phase,
+    pub(super) cut: u64,
+    /// Empty until the cut is chosen.
+    pub(super) vms: Vec<VmRun>,
+    /// VMs that the operator did without, and why: the id, the name and the reason.
+    #[serde(default)]
+    pub(super) left_out: Vec<(String, String, String)>,
+    #[serde(default)]
+    pub(super) notes: Vec<String>,
+    pub(super) image_open_seconds: f64,
+    pub(super) start_seconds: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct VmRun {
+    /// Its name then.
+    pub(super) vm: String,
+    pub(super) image: String,
+    pub(super) pid: Option<u32>,
+    /// Empty where an older agent has not written it down.
+    #[serde(default)]
+    pub(super) id: String,
+    /// What it is called on this host while it runs, where that is not its name.
+    #[serde(default)]
+    pub(super) key: Option<String>,
+}
+
+impl VmRun {
+    /// What the hypervisor's files of it are named by: no other VM on this host is.
+    pub(super) fn key(&self) -> &str {
+        self.key.as_deref().unwrap_or(&self.vm)
+    }
+
+    pub(super) fn answers_to(&self, word: &str) -> bool {
+        self.vm == word || self.id == word
+    }
+}
+
+impl FailoverRecord {
+    pub(in super::super) fn group_id(&self) -> anyhow::Result<GroupId> {
+        self.group_id.parse().with_context(|| format!("group id of failover of {}", self.group))
+    }
+
+    pub(in super::super) fn epoch(&self) -> Epoch {
+        Epoch(self.epoch)
+    }
+
+    pub(super) fn cut(&self) -> WriteSeq {
+        WriteSeq::from_raw(self.cut)
+    }
+
+    pub(in super::super) fn is_released(&self) -> bool {
+        self.phase == Phase::RolledBack
+    }
+
+    pub(in super::super) fn has_image(&self, id: &str) -> bool {
+        self.vms.iter().any(|run| run.image == id)
+    }
+
+    pub(super) fn file_name(&self) -> String {
+        format!("failovers/{}.json", self.group_id)
+    }
+
+    pub(super) fn phase_name(&self) -> &'static str {
+        match self.phase {
+            Phase::Starting => "starting",
+            Phase::Running => "running",
+            Phase::Committed => "committed",
+            Phase::RolledBack => "rolled-back",
+        }
+    }
+}
