@@ -7,9 +7,9 @@ use utoipa::ToSchema;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Operation {
     pub id: String,
-    /// `failover`.
+    /// `failover` or `move`.
     pub kind: String,
-    /// What it is done with: `group SITE/NAME`.
+    /// What it is done with: `group SITE/NAME`, or a VM's journal.
     pub about: String,
     /// `going`, `going-back`, `done` or `taken-back`.
     pub state: String,

@@ -93,7 +93,8 @@ pub(crate) enum Command {
     /// Journals: their settings and pins; their folders, offline.
     #[command(subcommand)]
     Journal(JournalCommand),
-    /// What changes more than one thing and goes on after a crash: failovers that are being started.
+    /// What changes more than one thing and goes on after a crash: failovers that are being started, journals
+    /// that are moved.
     #[command(subcommand)]
     Operation(OperationCommand),
     /// Print a completion script for your shell.

@@ -5,7 +5,8 @@
 
 use super::Recovery;
 use super::failover::Asked;
-use super::plans::{Plan, Step};
+use super::life::moving::plan::MovePlan;
+use super::plans::{Plan, Step, no_such_step};
 use crate::clock;
 use crate::error::{ErrorKind, OperationError, Result};
 use crate::state::random;
@@ -28,6 +29,26 @@ pub(super) enum Outcome {
     TakenBack(OperationError),
     /// It is tried again by itself.
     Stands(OperationError),
+}
+
+/// Why a step was not done.
+#[derive(Debug)]
+pub(super) enum StepError {
+    Failed(OperationError),
+    /// What the step was told by whoever leads it.
+    Told(Failure),
+}
+
+impl From<OperationError> for StepError {
+    fn from(error: OperationError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<Failure> for StepError {
+    fn from(failure: Failure) -> Self {
+        Self::Told(failure)
+    }
 }
 
 /// Somebody who carries an operation out.
@@ -56,7 +77,11 @@ impl<'a> Doing<'a> {
         Self { asked: Mutex::new(Some(asked)), ..self }
     }
 
-    fn failure(&self, error: OperationError) -> Failure {
+    fn failure(&self, error: StepError) -> Failure {
+        let error = match error {
+            StepError::Failed(error) => error,
+            StepError::Told(failure) => return failure,
+        };
         if error.kind == ErrorKind::Unavailable && !self.is_waited_for {
             return Failure::NotNow(error.detail);
         }
@@ -72,15 +97,22 @@ impl Work<Plan> for Doing<'_> {
             (Plan::Failover(plan), Step::Failover(step)) => {
                 Ok(self.recovery.is_failover_step_done(plan, step))
             }
+            (Plan::Move(plan), Step::Move(step)) => Ok(self.recovery.is_move_step_done(plan, step)),
+            (Plan::Failover(_), Step::Move(_)) | (Plan::Move(_), Step::Failover(_)) => no_such_step(),
         }
     }
 
-    fn run(&self, plan: &mut Plan, step: Step, _at: &mut At<'_, Plan>) -> std::result::Result<(), Failure> {
+    fn run(&self, plan: &mut Plan, step: Step, at: &mut At<'_, Plan>) -> std::result::Result<(), Failure> {
         let done = match (plan, step) {
             (Plan::Failover(plan), Step::Failover(step)) => {
                 let asked = self.asked.lock().expect("a panic aborts the process").take();
-                self.recovery.run_failover_step(plan, step, asked, self.started)
+                self.recovery.run_failover_step(plan, step, asked, self.started).map_err(StepError::from)
             }
+            (Plan::Move(plan), Step::Move(step)) => at.with_kind(
+                |plan: &MovePlan| Plan::Move(plan.clone()),
+                |at| self.recovery.run_move_step(plan, step, at),
+            ),
+            (Plan::Failover(_), Step::Move(_)) | (Plan::Move(_), Step::Failover(_)) => no_such_step(),
         };
         done.map_err(|error| self.failure(error))
     }
@@ -88,6 +120,8 @@ impl Work<Plan> for Doing<'_> {
     fn undo(&self, plan: &Plan, step: Step) -> std::result::Result<(), Trouble> {
         let undone = match (plan, step) {
             (Plan::Failover(plan), Step::Failover(step)) => self.recovery.undo_failover_step(plan, step),
+            (Plan::Move(plan), Step::Move(step)) => self.recovery.undo_move_step(plan, step),
+            (Plan::Failover(_), Step::Move(_)) | (Plan::Move(_), Step::Failover(_)) => no_such_step(),
         };
         undone.map_err(|error| Trouble(error.detail))
     }
@@ -106,9 +140,14 @@ impl Ledger<Plan> for Recovery {
 }
 
 impl Recovery {
-    /// Begins an operation: from here on it is done, or taken back, whatever becomes of this agent.
-    pub(super) fn begin(&self, plan: Plan) -> Result<OperationId> {
-        let begun = self.operations.book().begin(OperationId::from_bytes(random()), plan, None, unix_time());
+    /// Begins an operation: from here on it is done, or taken back, whatever becomes of this agent. `plan` makes the plan
+    /// while nobody else begins one.
+    pub(super) fn begin(&self, plan: impl FnOnce() -> Plan) -> Result<OperationId> {
+        let id = OperationId::from_bytes(random());
+        let begun = {
+            let mut book = self.operations.book();
+            book.begin(id, plan(), None, unix_time())
+        };
         let begun = begun.map_err(|refused| OperationError::conflict(refused.to_string()))?;
         let Begun::New(record, _) = begun else { unreachable!("a request without a key is a new one") };
         if let Err(error) = self.state.save(&file_name(record.id), &record) {
@@ -190,13 +229,15 @@ impl Recovery {
 
     pub(super) fn go_on_by_itself(&self, id: OperationId, plan: &Plan) {
         // Whoever does something with its group comes first.
-        let turn = match plan {
-            Plan::Failover(plan) => self.turns_of_groups.try_take(plan.group),
+        let _turn = match plan {
+            Plan::Failover(plan) => match self.turns_of_groups.try_take(plan.group) {
+                None => return,
+                turn => turn,
+            },
+            Plan::Move(_) => None,
         };
-        if turn.is_some() {
-            // Where another carries it out meanwhile, that is as good.
-            let _ = self.go_on(id, &Doing::by_itself(self));
-        }
+        // Where another carries it out meanwhile, that is as good.
+        let _ = self.go_on(id, &Doing::by_itself(self));
     }
 }
 

@@ -47,7 +47,7 @@ impl Recovery {
         let notes = asked.meant.iter().filter(|vm| vm.is_streaming()).map(still_there).collect();
         let (group, at, epoch) = (group.id, request.at.clone(), epoch.0);
         let plan = FailoverPlan { group, label: label.clone(), epoch, at, vms, without, notes };
-        let id = self.begin(Plan::Failover(plan))?;
+        let id = self.begin(|| Plan::Failover(plan))?;
         match self.go_on(id, &Doing::waited_for(self).with_asked(asked))? {
             Outcome::Done => {}
             Outcome::TakenBack(error) | Outcome::Stands(error) => return Err(error),

@@ -6,7 +6,7 @@
 
 use super::Recovery;
 use super::admission::failed;
-use super::policy::JournalPolicy;
+use super::policy::{JournalPolicy, file_name};
 use super::record::RecoveryRecord;
 use super::seeds::Seeds;
 use super::vm::RecoveredVm;
@@ -29,8 +29,10 @@ impl Recovery {
 
     fn make_to(&self, hello: &Hello, peer: &str, terms: Terms) -> Result<(), Refuse> {
         let record = RecoveryRecord::from_hello(hello, peer, terms);
-        let vm = RecoveredVm::new(record, JournalPolicy::default())
-            .map_err(|error| failed(format!("{error:#}")))?;
+        // Where its record was lost, what an operator has set still says where its journal lies.
+        let policy = self.state.load::<JournalPolicy>(&file_name(&record.vm)).map(Option::unwrap_or_default);
+        let vm = policy.and_then(|policy| RecoveredVm::new(record, policy));
+        let vm = vm.map_err(|error| failed(format!("{error:#}")))?;
         let folders = vm.folders(&self.journal_config);
         let is_new = !folders.iter().any(|folder| folder.exists());
         let mut seeds = Seeds::default();

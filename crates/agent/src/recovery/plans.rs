@@ -1,6 +1,7 @@
 //! What the operations of this side are of, and which of them there are.
 
 use super::failover::plan::{FailoverPlan, FailoverStep};
+use super::life::moving::plan::{MovePlan, MoveStep};
 use operations::{Book, Control, Lock, OperationId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -12,11 +13,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub(super) enum Plan {
     Failover(FailoverPlan),
+    Move(MovePlan),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     Failover(FailoverStep),
+    Move(MoveStep),
 }
 
 impl Plan {
@@ -24,6 +27,7 @@ impl Plan {
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Failover(_) => "failover",
+            Self::Move(_) => "move",
         }
     }
 
@@ -31,6 +35,9 @@ impl Plan {
     pub(super) fn about(&self) -> String {
         match self {
             Self::Failover(plan) => format!("group {}", plan.label),
+            Self::Move(plan) => {
+                format!("the journal of VM {} to {}", plan.label, plan.target.display())
+            }
         }
     }
 }
@@ -39,6 +46,7 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Failover(step) => step.fmt(f),
+            Self::Move(step) => step.fmt(f),
         }
     }
 }
@@ -49,26 +57,37 @@ impl operations::Plan for Plan {
     fn steps(&self) -> Vec<Step> {
         match self {
             Self::Failover(plan) => plan.steps().into_iter().map(Step::Failover).collect(),
+            Self::Move(plan) => plan.steps().into_iter().map(Step::Move).collect(),
         }
     }
 
     fn is_final(&self, step: Step) -> bool {
         match (self, step) {
             (Self::Failover(plan), Step::Failover(step)) => plan.is_final(step),
+            (Self::Move(plan), Step::Move(step)) => plan.is_final(step),
+            (Self::Failover(_), Step::Move(_)) | (Self::Move(_), Step::Failover(_)) => no_such_step(),
         }
     }
 
     fn may_be_left(&self, step: Step) -> bool {
         match (self, step) {
             (Self::Failover(plan), Step::Failover(step)) => plan.may_be_left(step),
+            (Self::Move(plan), Step::Move(step)) => plan.may_be_left(step),
+            (Self::Failover(_), Step::Move(_)) | (Self::Move(_), Step::Failover(_)) => no_such_step(),
         }
     }
 
     fn locks(&self) -> BTreeSet<Lock> {
         match self {
             Self::Failover(plan) => plan.locks(),
+            Self::Move(plan) => plan.locks(),
         }
     }
+}
+
+/// A plan is asked for its own steps alone.
+pub(super) fn no_such_step() -> ! {
+    unreachable!("a step of another plan")
 }
 
 /// The operations of this side, and whom somebody carries out just now.

@@ -472,6 +472,23 @@ fn a_journal_that_is_being_moved_refuses_streams_at_once_and_never_goes_into_its
     assert!(refused.detail.contains("moved"), "{}", refused.detail);
 }
 
+#[test]
+fn a_moved_journal_whose_vm_is_known_no_more_is_found_where_it_lies() {
+    let folder = tempfile::tempdir().unwrap();
+    let side = recovery(folder.path());
+    append_sync(&side.admit(&hello(1), PEER).unwrap().1);
+    let target = folder.path().join("elsewhere");
+    side.move_journal("vm-1", &target.display().to_string()).unwrap();
+    // As an operator does whose record cannot be read, and has no backup of it.
+    side.state.remove(&side.list()[0].record().file_name()).unwrap();
+    end(side);
+    let side = recovery(folder.path());
+    side.resume_all().unwrap();
+    let (vm, journal) = side.admit(&hello(1), PEER).unwrap();
+    assert!(journal.newest_consistent(WriteSeq::MAX).is_some(), "its history is lost");
+    assert_eq!(vm.folder(&side.journal_dir), target);
+}
+
 /// A second one that comes while the first deletes must not take back what the first has begun.
 #[test]
 fn one_that_is_being_forgotten_is_kept_by_nobody_who_asks_for_the_same() {

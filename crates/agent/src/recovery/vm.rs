@@ -1,7 +1,6 @@
 //! One kept VM: its record, its journal while it is open, and who streams into it.
 
 use super::groups::{answers_to, site_of};
-use super::life::moving::Moving;
 use super::life::open::Reopening;
 use super::life::{JournalLife, Lease};
 use super::policy::JournalPolicy;
@@ -50,8 +49,6 @@ struct Inner {
     disk: u64,
     last_error: Option<String>,
     stream: Option<Stream>,
-    /// While the journal is being moved.
-    moving: Option<Arc<Moving>>,
     /// While the journal is closed.
     reopening: Reopening,
 }
@@ -78,12 +75,11 @@ impl Inner {
 
     /// The state where no failover says another.
     fn own_state(&self, is_open: bool, has_tail: bool) -> &'static str {
-        match (&self.moving, is_open) {
-            (Some(_), _) => "moving",
-            (None, false) => "failed",
-            (None, true) if self.record.left.is_some() => "left",
-            (None, true) if !has_tail => "initial-sync",
-            (None, true) => "following",
+        match is_open {
+            false => "failed",
+            true if self.record.left.is_some() => "left",
+            true if !has_tail => "initial-sync",
+            true => "following",
         }
     }
 }
@@ -99,7 +95,6 @@ impl RecoveredVm {
             disk: 0,
             last_error: None,
             stream: None,
-            moving: None,
             reopening: Reopening::default(),
         };
         Ok(Arc::new(Self {
@@ -168,10 +163,6 @@ impl RecoveredVm {
     /// The same for who only looks, sets something or pins something there.
     pub(crate) fn journal(&self) -> Option<Lease> {
         self.lease(Use::Look).ok()
-    }
-
-    pub(crate) fn set_moving(&self, moving: Option<Arc<Moving>>) {
-        self.lock().moving = moving;
     }
 
     pub(super) fn with_reopening<T>(&self, change: impl FnOnce(&mut Reopening) -> T) -> T {
@@ -418,12 +409,13 @@ impl RecoveredVm {
         self.lock().stream.as_ref().is_some_and(|stream| stream.ended.has_changed().is_ok())
     }
 
-    /// The VM for the operator.
+    /// The VM for the operator; `state` is what is done with it, where something is.
     pub(crate) fn to_api(
         &self,
         config: &JournalConfig,
-        failover: Option<&str>,
+        state: Option<&str>,
         epoch: u64,
+        moving: Option<api::Moving>,
     ) -> api::RecoveredVm {
         let connected = self.is_streaming();
         let replicas = self.replicas(config);
@@ -443,8 +435,8 @@ impl RecoveredVm {
             group: record.group.clone(),
             group_id: record.group_id.clone(),
             epoch: epoch.max(status.map_or(0, |status| status.epoch.0)),
-            state: failover.unwrap_or_else(|| inner.own_state(journal.is_some(), tail.is_some())).to_owned(),
-            moving: inner.moving.as_ref().map(|moving| moving.to_api()),
+            state: state.unwrap_or_else(|| inner.own_state(journal.is_some(), tail.is_some())).to_owned(),
+            moving,
             last_error: inner.last_error.clone(),
             connected,
             peer: Some(record.peer.clone()),

@@ -4,6 +4,8 @@ use crate::stage::{SOON, Stage, refused, same_bytes};
 use lab::{make_disk, wait_until};
 use serde_json::Value;
 use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
 
 /// The folder of the only journal at B.
 fn journal_folder(stage: &Stage) -> PathBuf {
@@ -185,6 +187,44 @@ fn a_journal_is_moved_and_goes_on_where_it_is() {
     stage.drained("web");
     assert!(same_bytes(&stage.copy_image("web", "latest", "image.raw"), &disk));
     stage.copy_image("web", "before the move", "old.raw");
+}
+
+#[test]
+fn a_move_that_kill_9_cuts_short_goes_on_and_the_journal_lies_in_one_place() {
+    let mut stage = Stage::set();
+    let disk = stage.disk("disk.raw", 16 << 20);
+    let socket = stage.protect("web", "web", &disk);
+    stage.drained("web");
+    for (round, moment) in ["\"copies\": true", "\"switches\": true", "\"next\": 1"].into_iter().enumerate() {
+        let old = stage.b.ask(&["journal", "show", "web"]).unwrap()["folder"].as_str().unwrap().to_owned();
+        let new = stage.path(&format!("elsewhere/{round}"));
+        let mut asking = stage.b.command();
+        asking.args(["journal", "move", "web", "--to", &new.display().to_string()]);
+        let mut asking = asking.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let has_come = || {
+            let rows =
+                std::fs::read_dir(stage.b.folder.join("state/operations")).into_iter().flatten().flatten();
+            let goes = |text: String| text.contains(moment) && text.contains("\"forward\"");
+            rows.map(|row| std::fs::read_to_string(row.path())).any(|text| text.is_ok_and(goes))
+        };
+        while !has_come() && asking.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        stage.b.kill_agent().unwrap();
+        asking.wait().unwrap();
+        stage.b.start_agent().unwrap();
+        wait_until("the move", SOON, || {
+            let operation = &stage.b.ask(&["operation", "list"])?[0];
+            Ok((operation["state"] == "done").then_some(()))
+        })
+        .unwrap();
+        let journal = stage.b.ask(&["journal", "show", "web"]).unwrap();
+        assert_eq!(journal["folder"], new.display().to_string());
+        assert!(!PathBuf::from(old).exists());
+        overwrite(&stage, &socket, round as u8);
+        stage.drained("web");
+        assert!(same_bytes(&stage.copy_image("web", "latest", "image.raw"), &disk));
+    }
 }
 
 #[test]

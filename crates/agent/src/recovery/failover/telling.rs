@@ -38,7 +38,9 @@ impl Recovery {
                 Phase::Committed => Some("committed"),
                 Phase::RolledBack => None,
             });
-            vm.to_api(&self.journal_config, state, failover.map_or(0, |failover| failover.epoch))
+            let moving = self.moving(&vm);
+            let state = state.or(moving.as_ref().map(|_| "moving"));
+            vm.to_api(&self.journal_config, state, failover.map_or(0, |failover| failover.epoch), moving)
         };
         self.list().into_iter().map(describe).collect()
     }

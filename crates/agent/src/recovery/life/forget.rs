@@ -20,6 +20,7 @@ use crate::alerts::{AlertKind, Alerts, Cause};
 use crate::error::{ErrorKind as OperationErrorKind, OperationError, Result};
 use anyhow::Context;
 use joint::life::Task;
+use operations::Lock;
 use std::io::ErrorKind;
 use std::sync::Arc;
 
@@ -54,6 +55,12 @@ impl Recovery {
         let vm = self.vm_to_forget(word)?;
         if self.has_images(&vm) {
             return Err(images_are_open(&vm));
+        }
+        if let Some((id, _)) = self.operations.at(Lock::Kept(vm.id())) {
+            return Err(OperationError::conflict(format!(
+                "the journal of VM {} is being moved by operation {id}: wait for its end, or cancel it",
+                vm.label()
+            )));
         }
         let Some(_alone) = vm.forgets() else {
             return Err(OperationError::conflict(format!("VM {} is being forgotten already", vm.label())));
