@@ -372,7 +372,7 @@ mod tests {
         store.open("image-1/vda.data", true).unwrap();
         assert!(changed().is_empty(), "it is there already");
         store.remove("image-1").unwrap();
-        assert_eq!(changed(), [root.clone()]);
+        assert_eq!(changed(), std::slice::from_ref(&root));
         store.open("image-2/vda.data", true).unwrap();
         store.remove("image-2").unwrap();
         store.sync_folder().unwrap();
