@@ -307,7 +307,8 @@ impl Journal {
         self.turns.take(how)
     }
 
-    /// Reads the sealed segment after `after` and its footer, and with the last one every merged run.
+    /// Reads the segment after `after` and its footer, and with the last one every merged run, the checkpoint files and the
+    /// manifest.
     ///
     /// # Errors
     /// [`FoldError`] where something cannot be read or written just now.

@@ -1,5 +1,5 @@
-//! Scrubbing: sealed segments and their index are read again from time to time, so that rot is found while
-//! the other side still has what was lost.
+//! Scrubbing: segments and their index are read again from time to time, so that rot is found while the other side still
+//! has what was lost. Of an open segment that is read which was durable when the reading began, while the writer goes on.
 //!
 //! A damaged batch is contained (`damage.rs`), and what lies behind it is read all the same. A damaged run costs
 //! nothing: it is made again, a merged one out of its segments' footers, a footer out of its segment's batches, in a
@@ -50,6 +50,16 @@ pub struct Scrubbed {
     pub lost: Vec<CheckpointError>,
 }
 
+/// What is to be read next.
+struct Next {
+    kind: LogKind,
+    info: SegmentInfo,
+    /// The last sequence before it.
+    before: WriteSeq,
+    /// Where what was durable of it ended when this was asked.
+    end: u64,
+}
+
 /// Who scrubs a journal.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Scrub<'a> {
@@ -63,11 +73,11 @@ pub(crate) struct Scrub<'a> {
 }
 
 impl Scrub<'_> {
-    /// Reads the sealed segment after `after` and its footer, and with the last one every merged run, the checkpoint files
+    /// Reads the segment after `after` and its footer, and with the last one every merged run, the checkpoint files
     /// and the manifest.
     pub(crate) fn step(&self, after: Option<ScrubPlace>, how: &Upkeep<'_>) -> Result<Scrubbed, FoldError> {
         let mut done = Scrubbed::default();
-        let Some((kind, info, before)) = self.next_to_scrub(after) else {
+        let Some(Next { kind, info, before, end }) = self.next_to_scrub(after) else {
             done.rebuilt = self.rebuild_merged(how)?;
             Mended { mended: done.mended, lost: done.lost } =
                 self.mend_checkpoints(how).map_err(FoldError::Footer)?;
@@ -76,11 +86,13 @@ impl Scrub<'_> {
         };
         done.place = Some(ScrubPlace { undo: kind == LogKind::Undo, segment: info.number });
         let damage;
-        (done.bytes, damage) = self.read_sealed(kind, &info, before, how).map_err(FoldError::Footer)?;
+        (done.bytes, damage) = self.read_batches(kind, &info, before, end, how).map_err(FoldError::Footer)?;
         for damage in damage {
-            if self.is_kept(kind, info.number)
-                && contain(self.state, self.appender, &damage).map_err(FoldError::Manifest)?
-            {
+            if !self.is_kept(kind, info.number) || damage.is_known(&self.state.read_shared().manifest) {
+                continue;
+            }
+            self.settle_index(kind, info.number)?;
+            if contain(self.state, self.appender, &damage).map_err(FoldError::Manifest)? {
                 done.damage.push(damage);
             }
         }
@@ -95,36 +107,57 @@ impl Scrub<'_> {
         Ok(done)
     }
 
-    /// The next sealed segment, and the last sequence before it.
-    fn next_to_scrub(&self, after: Option<ScrubPlace>) -> Option<(LogKind, SegmentInfo, WriteSeq)> {
-        let manifest = self.state.read_shared().manifest.clone();
+    fn next_to_scrub(&self, after: Option<ScrubPlace>) -> Option<Next> {
+        let (manifest, ends) = {
+            let shared = self.state.read_shared();
+            (shared.manifest.clone(), [shared.open_bytes, shared.undo_open_bytes])
+        };
         [LogKind::Redo, LogKind::Undo].into_iter().find_map(|kind| {
             let mut before = match kind {
                 LogKind::Redo => WriteSeq::from_raw(manifest.base.last_seq),
                 LogKind::Undo => WriteSeq::ZERO,
             };
             manifest.log(kind).segments.iter().find_map(|info| {
-                let sealed = info.sealed.as_ref()?;
                 let place = ScrubPlace { undo: kind == LogKind::Undo, segment: info.number };
-                let wanted = after.is_none_or(|after| place > after) && sealed.footer.is_some();
-                let found = wanted.then(|| (kind, info.clone(), before));
-                before = WriteSeq::from_raw(sealed.point.last_seq);
+                let durable = ends[usize::from(place.undo)];
+                let end = info.sealed.as_ref().map_or(durable, |sealed| sealed.bytes);
+                let is_next = after.is_none_or(|after| place > after);
+                let found = is_next.then(|| Next { kind, info: info.clone(), before, end });
+                before = info.sealed.as_ref().map_or(before, |s| WriteSeq::from_raw(s.point.last_seq));
                 found
             })
         })
+    }
+
+    /// Ends a segment that is open and puts its index on the disk: what is damaged in it would keep the next opening from
+    /// reading what lies behind.
+    fn settle_index(&self, kind: LogKind, number: u64) -> Result<(), FoldError> {
+        let has_footer = |info: &SegmentInfo| info.sealed.as_ref().is_some_and(|s| s.footer.is_some());
+        let manifest = self.state.read_shared().manifest.clone();
+        if manifest.log(kind).segments.iter().any(|info| info.number == number && has_footer(info)) {
+            return Ok(());
+        }
+        match kind {
+            LogKind::Redo => self.appender.seal_redo(&mut self.appender.lock_writer()),
+            LogKind::Undo => self.turns.seal_undo(),
+        }
+        .map_err(FoldError::Manifest)?;
+        self.footers.write_all(None).map_err(FoldError::Footer)?;
+        Ok(())
     }
 
     fn is_kept(&self, kind: LogKind, number: u64) -> bool {
         self.state.read_shared().manifest.log(kind).segments.iter().any(|info| info.number == number)
     }
 
-    /// Reads every batch of a sealed segment: how many bytes, and what of it does not check. What is known already is
-    /// told again, for more may have come behind it.
-    fn read_sealed(
+    /// Reads every batch of a segment up to byte `end`: how many bytes, and what of it does not check. What is known
+    /// already is told again, for more may have come behind it.
+    fn read_batches(
         &self,
         kind: LogKind,
         info: &SegmentInfo,
         before: WriteSeq,
+        end: u64,
         how: &Upkeep<'_>,
     ) -> io::Result<(u64, Vec<Damage>)> {
         let mut bytes = 0;
@@ -132,7 +165,7 @@ impl Scrub<'_> {
             bytes += found.batch.bytes().len() as u64;
             (how.pace)(found.batch.bytes().len() as u64);
         };
-        let damage = self.read_around_damage(kind, info, before, each)?;
+        let damage = self.read_around_damage(kind, info, before, end, each)?;
         let from = |last| self.lost_from(kind, last);
         Ok((
             bytes,
@@ -140,22 +173,22 @@ impl Scrub<'_> {
         ))
     }
 
-    /// Tells `each` batch of a sealed segment whose tables check. What does not check is returned, with the last
+    /// Tells `each` batch of a segment, up to byte `end`, whose tables check. What does not check is returned, with the last
     /// sequence before it.
     fn read_around_damage(
         &self,
         kind: LogKind,
         info: &SegmentInfo,
         before: WriteSeq,
+        end: u64,
         mut each: impl FnMut(&Found),
     ) -> io::Result<Vec<(String, WriteSeq)>> {
         let (mut last, mut damage) = (before, Vec::new());
-        let end = info.sealed.as_ref().map(|sealed| sealed.bytes);
         let segment = match Segment::open(&*self.state.store, kind, info) {
             Ok(segment) => segment,
             Err(error) => return Ok(vec![(error.io_or_damage()?, last)]),
         };
-        let mut scan = segment.scan(end).map_err(io::Error::other)?;
+        let mut scan = segment.scan(Some(end)).map_err(io::Error::other)?;
         loop {
             self.state.check_turn()?;
             let at = scan.position.at;
@@ -165,7 +198,7 @@ impl Scrub<'_> {
                     each(&found);
                     continue;
                 }
-                Ok(None) if end.is_none_or(|end| at >= end) => return Ok(damage),
+                Ok(None) if at >= end => return Ok(damage),
                 Ok(None) => segment.ends_early(at),
                 Err(error) => error,
             };
@@ -224,7 +257,9 @@ impl Scrub<'_> {
             let entries = found.batch.entries().iter();
             entries.flat_map(|entry| extents_of(entry, page)).for_each(|extent| table.insert(extent));
         };
-        let damage = self.read_around_damage(kind, info, WriteSeq::ZERO, each).map_err(FoldError::Footer)?;
+        let end = info.sealed.as_ref().map_or(0, |sealed| sealed.bytes);
+        let damage =
+            self.read_around_damage(kind, info, WriteSeq::ZERO, end, each).map_err(FoldError::Footer)?;
         let number = self.state.read_shared().manifest.next_file + 1;
         let fresh = RunInfo { file: Some(number), at: 0, ..old.clone() };
         let file = self.state.store.open(&fresh.file_name(kind), true).map_err(FoldError::Footer)?;

@@ -52,6 +52,11 @@ impl Turns {
         self.upkeep.lock().expect("a panic aborts the process")
     }
 
+    /// Ends the open undo segment, where there is one.
+    pub(crate) fn seal_undo(&self) -> io::Result<()> {
+        self.undo.seal(&mut self.lock())
+    }
+
     /// Does a bounded amount of what is to be done.
     pub(crate) fn take(&self, how: &Upkeep<'_>) -> Result<Kept, FoldError> {
         let mut undo = self.lock();

@@ -51,14 +51,14 @@ impl RedoReading {
             let before = self.timeline.last_seq;
             match &info.sealed {
                 Some(sealed) => {
-                    let read = match (names.contains(&name), &sealed.footer) {
-                        (false, Some(_)) => Err(SegmentError::Missing { name }),
-                        (true, Some(_)) => Ok(()),
+                    let (last, read) = match (names.contains(&name), &sealed.footer) {
+                        (false, Some(_)) => (before, Err(SegmentError::Missing { name })),
+                        (true, Some(_)) => (before, Ok(())),
                         (_, None) => self.read_sealed(store, info, sealed),
                     };
                     if let Err(error) = read {
                         let error = error.io_or_damage()?;
-                        self.damage.push(Damage { what: error, from: before.next(), indexed: false });
+                        self.damage.push(Damage { what: error, from: last.next(), indexed: false });
                     }
                     self.timeline.stand_at(&sealed.point);
                     self.newest_at = Some(WallTime(sealed.newest_at));
@@ -69,13 +69,13 @@ impl RedoReading {
         Ok(())
     }
 
-    /// Reads a sealed segment into a table of its own. Its marks are in the manifest's gaps already.
+    /// Reads a sealed segment into a table of its own: up to which sequence. Its marks are in the manifest's gaps already.
     fn read_sealed(
         &mut self,
         store: &dyn Store,
         info: &SegmentInfo,
         sealed: &Sealed,
-    ) -> Result<(), SegmentError> {
+    ) -> (WriteSeq, Result<(), SegmentError>) {
         let mut table = Table::new(LogKind::Redo, info.number, info.base_page);
         let mut timeline = self.timeline.clone();
         let result = Segment::open(store, LogKind::Redo, info).and_then(|segment| {
@@ -90,7 +90,7 @@ impl RedoReading {
         });
         // Whatever could be read is kept: cuts before the damage are good.
         self.frozen.push(table);
-        result
+        (timeline.last_seq, result)
     }
 
     fn read_open(&mut self, store: &dyn Store, info: &SegmentInfo) -> io::Result<()> {

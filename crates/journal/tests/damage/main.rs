@@ -9,6 +9,7 @@ mod demand;
 mod found;
 mod made_good;
 mod open_images;
+mod open_segments;
 #[path = "../stream/mod.rs"]
 mod stream;
 mod unreadable;
