@@ -2,6 +2,7 @@
 
 use crate::copies;
 use crate::manifest::{DiskEntry, GapEntry, Log, Manifest, StreamPoint, replica_name};
+use crate::replica::make_sums;
 use crate::store::Store;
 use std::io;
 use types::{DiskSpec, Epoch, VmId};
@@ -34,8 +35,13 @@ pub(crate) fn create(
         }
         replica.set_len(disk.size_bytes)?;
         replica.sync_data()?;
+        make_sums(store, &disk.name, disk.size_bytes, true)?;
     }
-    let disks = disks.iter().map(|disk| DiskEntry { name: disk.name.clone(), size_bytes: disk.size_bytes });
+    let disks = disks.iter().map(|disk| DiskEntry {
+        name: disk.name.clone(),
+        size_bytes: disk.size_bytes,
+        summed_below: if replica_is_new { disk.size_bytes } else { 0 },
+    });
     let log = Log { next_segment: 1, ..Log::default() };
     let mut manifest = Manifest {
         generation: 0,

@@ -26,6 +26,7 @@ use crate::merge::{Merge, Source};
 use crate::page::PageBuf;
 use crate::payload::ReadError;
 use crate::read::Reads;
+use crate::replica::Writing;
 use crate::run::{Run, RunError};
 use crate::state::State;
 use crate::store::StoreFile;
@@ -68,11 +69,16 @@ pub(crate) struct Fold {
     begun: Mutex<Option<Begun>>,
     /// Whether the file system of the replicas has made a hole when it was last asked to.
     makes_holes: AtomicBool,
+    /// Whether a part was begun that has not ended as it should, of what is to be written now: by an earlier life, perhaps.
+    was_cut_short: AtomicBool,
 }
 
 impl Fold {
     pub(crate) fn new(state: Arc<State>, reads: Arc<Reads>, footers: Arc<Footers>) -> Self {
-        Self { state, reads, footers, begun: Mutex::default(), makes_holes: AtomicBool::new(false) }
+        let (applied, upto) = state.read_shared().manifest.being_written();
+        let was_cut_short = AtomicBool::new(upto > applied);
+        let makes_holes = AtomicBool::new(false);
+        Self { state, reads, footers, begun: Mutex::default(), makes_holes, was_cut_short }
     }
 
     /// Up to where a fold is under way; none where none is.
@@ -123,8 +129,9 @@ impl Fold {
         let [narrow, wide] = Width::BOTH.map(|width| self.sources_between(above, target, width));
         let (narrow, wide) = (Merge::new(narrow?)?, Merge::new(wide?)?);
         let written = AtomicU64::new(0);
+        let is_repeated = self.was_cut_short.swap(true, Ordering::Relaxed);
         let fold = |region: &Region, buf: &mut PageBuf| {
-            let bytes = self.fold_region(region, target, buf, how)?;
+            let bytes = self.fold_region(region, target, is_repeated, buf, how)?;
             written.fetch_add(bytes, Ordering::Relaxed);
             Ok(())
         };
@@ -143,8 +150,9 @@ impl Fold {
         }
         for disk in 0..self.state.read_shared().manifest.disks.len() {
             let replica = self.reads.replica(DiskIndex(disk as u16)).map_err(FoldError::Replica)?;
-            replica.sync_data().map_err(FoldError::Replica)?;
+            replica.sync().map_err(FoldError::Replica)?;
         }
+        self.was_cut_short.store(is_repeated && part.next.is_some(), Ordering::Relaxed);
         *self.lock_begun() = part.next.map(|below| Begun { above, target, below });
         Ok(Written { bytes: written.into_inner(), is_whole: part.next.is_none() })
     }
@@ -186,6 +194,7 @@ impl Fold {
         &self,
         region: &Region,
         target: WriteSeq,
+        is_repeated: bool,
         buf: &mut PageBuf,
         how: &Upkeep<'_>,
     ) -> Result<u64, FoldError> {
@@ -195,12 +204,14 @@ impl Fold {
         fill_in_order(&mut cover, &region.extents, LogKind::Redo);
         let view = self.state.read_shared().view.clone();
         let replica = self.reads.replica(region.disk).map_err(FoldError::Replica)?;
+        let summed = view.manifest.disks[usize::from(region.disk.0)].summed_below;
+        let mut replica = replica.begin(summed, is_repeated);
         let mut run: Option<ByteRange> = None;
         let mut total = 0;
         let at = |start: u64| (start - region.range.start) as usize;
-        let write = |run: Option<ByteRange>, buf: &PageBuf| match run {
+        let write = |run: Option<ByteRange>, replica: &mut Writing<'_>, buf: &PageBuf| match run {
             Some(run) => replica
-                .write_at(run.start, &buf.as_slice()[at(run.start)..at(run.end())])
+                .write(run.start, &buf.as_slice()[at(run.start)..at(run.end())])
                 .map_err(FoldError::Replica),
             None => Ok(()),
         };
@@ -211,7 +222,8 @@ impl Fold {
         while let Some((piece, is_whole)) = left.pop() {
             let range = piece.range;
             if piece.origin == Origin::Zero {
-                self.zero_replica(&*replica, range, how).map_err(FoldError::Replica)?;
+                let zeroed = replica.zero(range, |file| self.zero_replica(file, range, how));
+                zeroed.map_err(FoldError::Replica)?;
                 total += range.len;
                 continue;
             }
@@ -229,12 +241,13 @@ impl Fold {
             match &mut run {
                 Some(run) if run.end() == range.start => run.len += range.len,
                 _ => {
-                    write(run, buf)?;
+                    write(run, &mut replica, buf)?;
                     run = Some(range);
                 }
             }
         }
-        write(run, buf)?;
+        write(run, &mut replica, buf)?;
+        replica.finish().map_err(FoldError::Replica)?;
         Ok(total)
     }
 

@@ -6,7 +6,7 @@
 
 use crate::page::PAGE_BYTES;
 use crate::store::{Store, StoreFile};
-use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags, SeekFrom};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
@@ -262,6 +262,17 @@ impl StoreFile for FsFile {
         }
     }
 
+    fn next_data(&self, at: u64) -> io::Result<Option<u64>> {
+        match rustix::fs::seek(&self.0, SeekFrom::Data(at)) {
+            Ok(next) => Ok(Some(next)),
+            Err(rustix::io::Errno::NXIO) => Ok(None),
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => {
+                Ok((at < self.len()?).then_some(at))
+            }
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
     fn zero(&self, range: ByteRange) -> io::Result<()> {
         if self.punch(range)? {
             return Ok(());
@@ -341,6 +352,10 @@ impl StoreFile for DirectFile {
 
     fn punch(&self, range: ByteRange) -> io::Result<bool> {
         self.buffered.punch(range)
+    }
+
+    fn next_data(&self, at: u64) -> io::Result<Option<u64>> {
+        self.buffered.next_data(at)
     }
 
     fn zero(&self, range: ByteRange) -> io::Result<()> {

@@ -12,8 +12,8 @@ use std::io;
 use types::{Incarnation, WriteSeq};
 
 const MAGIC: [u8; 4] = *b"HFJM";
-/// 4: two copies. 3: the demand for a resync stands in a field of its own. 2: both logs, runs, checkpoint files, pins. 1: the first, with segments only.
-const VERSION: u32 = 4;
+/// 5: checksums beside the replicas. 4: two copies. 3: the demand for a resync stands in a field of its own. 2: both logs, runs, checkpoint files, pins. 1: the first, with segments only.
+const VERSION: u32 = 5;
 /// The oldest version that is read.
 const VERSION_MIN: u32 = 2;
 
@@ -103,6 +103,9 @@ pub struct StreamPoint {
 pub struct DiskEntry {
     pub name: String,
     pub size_bytes: u64,
+    /// Below, every block of the replica has its checksum, unless that says otherwise; above, those that were written.
+    #[serde(default)]
+    pub summed_below: u64,
 }
 
 /// A segment file.
@@ -361,6 +364,12 @@ impl Manifest {
         self.next_file = self.next_file.max(other.next_file);
         self.redo.next_segment = self.redo.next_segment.max(other.redo.next_segment);
         self.undo.next_segment = self.undo.next_segment.max(other.undo.next_segment);
+    }
+
+    /// Above what, and up to where, writes may be in the replica, or in a part of it, while a fold goes on or after one was
+    /// cut short.
+    pub(crate) fn being_written(&self) -> (WriteSeq, WriteSeq) {
+        (self.applied(), WriteSeq::from_raw(self.retired_below.max(self.before_images_upto)))
     }
 
     pub(crate) fn applied(&self) -> WriteSeq {

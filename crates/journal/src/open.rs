@@ -14,6 +14,7 @@ use crate::copies;
 use crate::cover::LogKind;
 use crate::damage::Damage;
 use crate::manifest::{Manifest, ManifestError, replica_name};
+use crate::replica::{make_sums, sums_name};
 use crate::run::Run;
 use crate::segment::{Position, Segment};
 use crate::settings::Settings;
@@ -54,9 +55,16 @@ pub(crate) struct Standing {
 
 /// Opens the journal in a folder.
 pub(crate) fn open(store: &dyn Store, settings: Settings) -> Result<Standing, OpenError> {
-    let copies::Loaded { mut manifest, spoilt: mut mended, differ } = copies::load(store)?;
+    let copies::Loaded { mut manifest, spoilt: mut mended, mut differ } = copies::load(store)?;
     let vm = manifest.vm.parse().unwrap_or(VmId::from_bytes([0; 16]));
     check_replicas(store, &manifest)?;
+    for disk in &mut manifest.disks {
+        if make_sums(store, &disk.name, disk.size_bytes, false)? && disk.summed_below > 0 {
+            mended.push(format!("{}: it is missing, or cut short", sums_name(&disk.name)));
+            disk.summed_below = 0;
+            differ = true;
+        }
+    }
     remove_leftovers(store, &manifest)?;
     let mut redo = RedoReading::begin(&manifest);
     redo.read(store, &manifest)?;

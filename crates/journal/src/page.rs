@@ -25,6 +25,8 @@ pub(crate) enum PageKind {
     Entries = 1,
     /// Checkpoints, 48 bytes each.
     Checkpoints = 2,
+    /// Checksums of a replica's blocks, 4 bytes each.
+    Sums = 3,
 }
 
 /// Closes a page over `rows`.

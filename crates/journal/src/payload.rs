@@ -41,6 +41,8 @@ pub enum ReadError {
     Run(#[from] crate::run::RunError),
     #[error("cannot read the replica")]
     Replica(#[source] io::Error),
+    #[error("replica of disk {disk} at byte {at}, {len} bytes: checksum does not match")]
+    Rotten { disk: String, at: u64, len: u64 },
     #[error("read {range:?} past the end of the disk")]
     OutOfRange { range: ByteRange },
 }

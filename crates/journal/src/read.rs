@@ -9,12 +9,12 @@
 
 use crate::cover::{Cover, LogKind, Origin, Piece};
 use crate::extent::REGION_BYTES;
-use crate::manifest::replica_name;
 use crate::page::PAGE_BYTES;
 use crate::payload::{BatchKey, ReadError, SegmentFile, Wanted};
+use crate::replica::Replica;
 use crate::segment::Segment;
 use crate::state::State;
-use crate::store::StoreFile;
+use crate::sums::SUMMED_BYTES;
 use crate::view::{Shared, View};
 use std::collections::HashMap;
 use std::io;
@@ -69,7 +69,8 @@ pub(crate) struct Part {
 #[derive(Debug)]
 pub(crate) enum PartSource {
     Zero,
-    Replica(Arc<dyn StoreFile>),
+    /// With the byte below which all of it has checksums.
+    Replica(Arc<Replica>, u64),
     Payload(SegmentFile, Wanted),
 }
 
@@ -78,7 +79,7 @@ impl Part {
     pub(crate) fn read(&self, buf: &mut [u8]) -> Result<(), ReadError> {
         match &self.source {
             PartSource::Zero => buf.fill(0),
-            PartSource::Replica(file) => file.read_at(self.range.start, buf).map_err(ReadError::Replica)?,
+            PartSource::Replica(replica, summed) => replica.read(self.range.start, buf, *summed)?,
             PartSource::Payload(segment, wanted) => segment.read(wanted, buf)?,
         }
         Ok(())
@@ -128,7 +129,7 @@ pub(crate) struct Reads {
     state: Arc<State>,
     gate: RwLock<()>,
     files: SegmentFiles,
-    replicas: RwLock<Vec<Option<Arc<dyn StoreFile>>>>,
+    replicas: RwLock<Vec<Option<Arc<Replica>>>>,
 }
 
 impl Reads {
@@ -172,7 +173,57 @@ impl Reads {
         let _gate = self.gate.read().expect("a panic aborts the process");
         let range = ByteRange::new(start, buf.len() as u64);
         let parts = self.plan(disk, cut, range, check)?;
-        read_parts(&parts, buf, self.state.store.readers())
+        match read_parts(&parts, buf, self.state.store.readers()) {
+            Err(ReadError::Rotten { .. }) => self.read_doubted(disk, &parts, buf),
+            other => other,
+        }
+    }
+
+    /// Reads parts of which a block of the replica is not what its checksum says: block by block, as it is where that
+    /// means nothing.
+    fn read_doubted(&self, disk: DiskIndex, parts: &[Part], mut buf: &mut [u8]) -> Result<(), ReadError> {
+        for part in parts {
+            let (own, rest) = buf.split_at_mut(part.range.len as usize);
+            buf = rest;
+            let PartSource::Replica(replica, summed) = &part.source else {
+                part.read(own)?;
+                continue;
+            };
+            for block in part.range.split_at_multiples(SUMMED_BYTES) {
+                let own = &mut own[(block.start - part.range.start) as usize..][..block.len as usize];
+                self.read_block(disk, replica, *summed, block, own)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_block(
+        &self,
+        disk: DiskIndex,
+        replica: &Replica,
+        summed: u64,
+        range: ByteRange,
+        buf: &mut [u8],
+    ) -> Result<(), ReadError> {
+        loop {
+            let writing = self.state.read_shared().manifest.being_written();
+            if self.is_being_written(disk, replica.around(range))? {
+                return replica.data().read_at(range.start, buf).map_err(ReadError::Replica);
+            }
+            match replica.read(range.start, buf, summed) {
+                // A fold may have come by since that was asked.
+                Err(ReadError::Rotten { .. })
+                    if self.state.read_shared().manifest.being_written() != writing => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Whether something in a range, which lies in one region, is being brought into the replica, or was when that was cut
+    /// short: until it is done its checksums say nothing.
+    pub(crate) fn is_being_written(&self, disk: DiskIndex, range: ByteRange) -> Result<bool, ReadError> {
+        let (after, upto) = self.state.read_shared().manifest.being_written();
+        Ok(upto > after && self.unwritten_between(disk, range, after, upto)? != [range])
     }
 
     /// Lets go of a segment's file: another one takes its name.
@@ -275,7 +326,10 @@ impl Reads {
     pub(crate) fn part(&self, view: &View, disk: DiskIndex, piece: Piece) -> Result<Part, ReadError> {
         let source = match piece.origin {
             Origin::Zero => PartSource::Zero,
-            Origin::Replica => PartSource::Replica(self.replica(disk).map_err(ReadError::Replica)?),
+            Origin::Replica => {
+                let summed = view.manifest.disks[usize::from(disk.0)].summed_below;
+                PartSource::Replica(self.replica(disk).map_err(ReadError::Replica)?, summed)
+            }
             Origin::Log { kind, page, payload_at, seq } => {
                 let (segment, base_page) = self.segment_of(view, kind, page)?;
                 let wanted = Wanted {
@@ -313,14 +367,16 @@ impl Reads {
     }
 
     /// The replica of a disk, opened the first time.
-    pub(crate) fn replica(&self, disk: DiskIndex) -> io::Result<Arc<dyn StoreFile>> {
+    pub(crate) fn replica(&self, disk: DiskIndex) -> io::Result<Arc<Replica>> {
         let at = usize::from(disk.0);
         if let Some(file) = &self.replicas.read().expect("a panic aborts the process")[at] {
             return Ok(file.clone());
         }
-        let name = replica_name(&self.state.read_shared().manifest.disks[at].name);
-        let file = self.state.store.open_direct(&name, false)?;
-        self.replicas.write().expect("a panic aborts the process")[at] = Some(file.clone());
-        Ok(file)
+        let manifest = self.state.read_shared().manifest.clone();
+        let entry = &manifest.disks[at];
+        let opened = Replica::open(&*self.state.store, &manifest.vm, &entry.name, entry.size_bytes)?;
+        let mut replicas = self.replicas.write().expect("a panic aborts the process");
+        // Of two there would be two locks.
+        Ok(replicas[at].get_or_insert_with(|| Arc::new(opened)).clone())
     }
 }

@@ -18,6 +18,7 @@ use crate::page::PAGE_BYTES;
 use crate::read::Reads;
 use crate::run::Run;
 use crate::run_writer::RunWriter;
+use crate::scrub_replica::{Read, ScrubReplica};
 use crate::segment::{Found, Onward, Segment};
 use crate::state::State;
 use crate::table::Table;
@@ -25,13 +26,25 @@ use crate::turn::Turns;
 use crate::upkeep::Upkeep;
 use std::io;
 use std::sync::Arc;
-use types::WriteSeq;
+use types::{DiskIndex, WriteSeq};
 
 /// Up to where a round of scrubbing has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ScrubPlace {
-    undo: bool,
-    segment: u64,
+pub struct ScrubPlace(Place);
+
+/// In the order in which they are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Redo(u64),
+    Undo(u64),
+    Replica { disk: u16, upto: u64 },
+}
+
+fn place_of(kind: LogKind, segment: u64) -> ScrubPlace {
+    ScrubPlace(match kind {
+        LogKind::Redo => Place::Redo(segment),
+        LogKind::Undo => Place::Undo(segment),
+    })
 }
 
 /// What a step of scrubbing found.
@@ -78,13 +91,16 @@ impl Scrub<'_> {
     pub(crate) fn step(&self, after: Option<ScrubPlace>, how: &Upkeep<'_>) -> Result<Scrubbed, FoldError> {
         let mut done = Scrubbed::default();
         let Some(Next { kind, info, before, end }) = self.next_to_scrub(after) else {
+            if let Some((disk, from)) = self.next_replica(after) {
+                return self.read_replica(disk, from, how);
+            }
             done.rebuilt = self.rebuild_merged(how)?;
             Mended { mended: done.mended, lost: done.lost } =
                 self.mend_checkpoints(how).map_err(FoldError::Footer)?;
             done.mended.extend(self.state.mend_copies().map_err(FoldError::Manifest)?);
             return Ok(done);
         };
-        done.place = Some(ScrubPlace { undo: kind == LogKind::Undo, segment: info.number });
+        done.place = Some(place_of(kind, info.number));
         let damage;
         (done.bytes, damage) = self.read_batches(kind, &info, before, end, how).map_err(FoldError::Footer)?;
         for damage in damage {
@@ -118,8 +134,8 @@ impl Scrub<'_> {
                 LogKind::Undo => WriteSeq::ZERO,
             };
             manifest.log(kind).segments.iter().find_map(|info| {
-                let place = ScrubPlace { undo: kind == LogKind::Undo, segment: info.number };
-                let durable = ends[usize::from(place.undo)];
+                let place = place_of(kind, info.number);
+                let durable = ends[usize::from(kind == LogKind::Undo)];
                 let end = info.sealed.as_ref().map_or(durable, |sealed| sealed.bytes);
                 let is_next = after.is_none_or(|after| place > after);
                 let found = is_next.then(|| Next { kind, info: info.clone(), before, end });
@@ -144,6 +160,33 @@ impl Scrub<'_> {
         .map_err(FoldError::Manifest)?;
         self.footers.write_all(None).map_err(FoldError::Footer)?;
         Ok(())
+    }
+
+    /// The next replica, and from where on.
+    fn next_replica(&self, after: Option<ScrubPlace>) -> Option<(DiskIndex, u64)> {
+        let manifest = self.state.read_shared().manifest.clone();
+        let (disk, upto) = match after {
+            Some(ScrubPlace(Place::Replica { disk, upto })) => (disk, upto),
+            _ => (0, 0),
+        };
+        let is_read = manifest.disks.get(usize::from(disk)).is_some_and(|disk| disk.size_bytes == upto);
+        let (disk, from) = if is_read { (disk + 1, 0) } else { (disk, upto) };
+        (usize::from(disk) < manifest.disks.len()).then_some((DiskIndex(disk), from))
+    }
+
+    fn read_replica(&self, disk: DiskIndex, from: u64, how: &Upkeep<'_>) -> Result<Scrubbed, FoldError> {
+        let scrub = ScrubReplica { state: self.state, reads: self.reads, turns: self.turns };
+        let Read { upto, bytes, damage } = scrub.step(disk, from, how)?;
+        let place = Some(ScrubPlace(Place::Replica { disk: disk.0, upto }));
+        let mut done = Scrubbed { place, bytes, ..Scrubbed::default() };
+        for what in damage {
+            // As of a before-image, whatever is not written anew since may need it.
+            let damage = Damage { what, from: self.lost_from(LogKind::Undo, WriteSeq::ZERO), indexed: true };
+            if contain(self.state, self.appender, &damage).map_err(FoldError::Manifest)? {
+                done.damage.push(damage);
+            }
+        }
+        Ok(done)
     }
 
     fn is_kept(&self, kind: LogKind, number: u64) -> bool {

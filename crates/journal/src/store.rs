@@ -113,6 +113,13 @@ pub trait StoreFile: Send + Sync + fmt::Debug {
     fn punch(&self, range: ByteRange) -> io::Result<bool> {
         self.zero(range).map(|()| true)
     }
+    /// The first byte at or behind `at` that may be anything but zero, for holes that a file has; none up to its end.
+    ///
+    /// # Errors
+    /// As the file system says.
+    fn next_data(&self, at: u64) -> io::Result<Option<u64>> {
+        Ok((at < self.len()?).then_some(at))
+    }
     /// Makes a range read as zeroes, giving its room back where the file system can; it is written where it cannot, so
     /// that a long range takes long.
     ///

@@ -6,7 +6,9 @@ use crate::checkpoints::{CheckpointFacts, CheckpointQuery};
 use crate::copies;
 use crate::cover::LogKind;
 use crate::entropy::sample;
-use crate::manifest::{Manifest, ManifestError, SegmentInfo};
+use crate::manifest::{Manifest, ManifestError, SegmentInfo, replica_name};
+use crate::replica::Replica;
+use crate::replica_look::{Looked, next_region};
 use crate::run::Run;
 use crate::segment::{Found, Onward, Scan, Segment, SegmentError};
 use crate::store::Store;
@@ -107,6 +109,9 @@ pub fn verify(
         for run in footers.chain(merged) {
             reading.read_run(&Run::new(kind, run.clone()));
         }
+    }
+    if deep {
+        reading.read_replicas(&manifest);
     }
     reading.list_checkpoints(&manifest);
     let mut report = reading.report;
@@ -295,6 +300,30 @@ impl<F: FnMut(RecordRow)> Reading<'_, F> {
         });
         if let Err(error) = result {
             self.report.damage.push(format!("{error} (`repair` makes it again out of its batches)"));
+        }
+    }
+
+    /// Replicas against their checksums, where a fold that was cut short has not left both in part.
+    fn read_replicas(&mut self, manifest: &Manifest) {
+        let (applied, upto) = manifest.being_written();
+        for disk in manifest.disks.iter().filter(|disk| upto <= applied && disk.summed_below > 0) {
+            if !self.store.exists(&replica_name(&disk.name)).unwrap_or(true) {
+                continue; // It lies elsewhere.
+            }
+            let looked =
+                Replica::open(self.store, &manifest.vm, &disk.name, disk.size_bytes).and_then(|replica| {
+                    let mut at = 0;
+                    while let Some(region) = next_region(&replica, at)? {
+                        for what in Looked::at(&replica, region, disk.summed_below)?.damage(&replica) {
+                            self.cuts_are_bad(what, WriteSeq::from_raw(manifest.retired_below));
+                        }
+                        at = region.end();
+                    }
+                    Ok(())
+                });
+            if let Err(error) = looked {
+                self.report.damage.push(format!("replica of disk {}: cannot be read: {error}", disk.name));
+            }
         }
     }
 

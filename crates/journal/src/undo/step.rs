@@ -45,8 +45,19 @@ impl Step<'_> {
                 }
                 Ok(())
             }
+            Err(ReadError::Rotten { .. }) if self.is_needed_by_nobody(extent) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Whether no cut below a write can be opened, nor is one open: of a block that rotted in the replica, once that was
+    /// made good.
+    fn is_needed_by_nobody(&self, extent: &Extent) -> bool {
+        let before = extent.seq.previous();
+        let shared = self.state.read_shared();
+        let gap = shared.timeline.closed_gap_at(before);
+        gap.is_some_and(|(begin, _)| begin.raw() <= shared.manifest.retired_below)
+            && shared.lowest_pin().is_none_or(|cut| cut > before)
     }
 
     fn before(&self, extent: &Extent, range: ByteRange) -> Result<Vec<u8>, ReadError> {

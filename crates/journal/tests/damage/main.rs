@@ -10,6 +10,7 @@ mod found;
 mod made_good;
 mod open_images;
 mod open_segments;
+mod replicas;
 #[path = "../stream/mod.rs"]
 mod stream;
 mod unreadable;

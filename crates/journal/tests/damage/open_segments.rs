@@ -25,13 +25,13 @@ fn with_open_segment(settings: Settings) -> (SimStore, Journal, Stream) {
 
 #[test]
 fn rot_in_an_open_segment_is_found_and_costs_what_it_costs_in_a_sealed_one_while_the_writer_goes_on() {
-    for batch in 0..4 {
+    for (batch, at) in BATCHES_AT.into_iter().enumerate() {
         for byte in IN_A_BATCH {
             let (store, journal, mut stream) = with_open_segment(SMALL);
-            assert!(store.rot(OPEN, BATCHES_AT[batch] + byte));
+            assert!(store.rot(OPEN, at + byte));
             let found = scrub_all(&journal);
             assert_eq!(found.damage.len(), 1, "{found:?}");
-            assert!(found.damage[0].what.starts_with(&format!("{OPEN} at byte {}: ", BATCHES_AT[batch])));
+            assert!(found.damage[0].what.starts_with(&format!("{OPEN} at byte {}: ", at)));
             assert_eq!(compare(&journal, &stream.states), batch, "what lies before it");
             let reopened = Journal::open(Arc::new(store.fork()), SMALL).unwrap();
             assert!(reopened.damage.is_empty(), "it was written down: {:?}", reopened.damage);

@@ -1,0 +1,235 @@
+//! A disk's replica and what is known of its blocks: what is read is checked, what is written is summed.
+//!
+//! A crash story: (1) a fold writes a part of a block; (2) the power goes before the block's checksum is on the disk, or
+//! before the bytes are and after it; (3) the journal is opened, and the two do not go together. That is no damage: until
+//! the manifest says that the replica has the fold's writes, every block that one of them is in has no say (`read.rs`), and
+//! the fold is done again, over the same blocks. So the two need no order among themselves; both are synced before the
+//! manifest says it.
+
+use crate::manifest::replica_name;
+use crate::page::PageBuf;
+use crate::payload::ReadError;
+use crate::store::{Store, StoreFile};
+use crate::sums::{SUMMED_BYTES, Sums, Word, file_bytes};
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use types::ByteRange;
+
+/// The file of a replica's checksums.
+pub(crate) fn sums_name(disk: &str) -> String {
+    format!("replica/{disk}.sums")
+}
+
+/// Makes the file of checksums of a disk, which says nothing yet; whether there was none that is whole.
+pub(crate) fn make_sums(store: &dyn Store, disk: &str, disk_bytes: u64, is_new: bool) -> io::Result<bool> {
+    let file = store.open(&sums_name(disk), true)?;
+    if !is_new && file.len()? == file_bytes(disk_bytes) {
+        return Ok(false);
+    }
+    file.set_len(0)?;
+    file.set_len(file_bytes(disk_bytes))?;
+    file.sync_data().map(|()| true)
+}
+
+/// A replica that is open.
+#[derive(Debug)]
+pub(crate) struct Replica {
+    disk: String,
+    size: u64,
+    data: Arc<dyn StoreFile>,
+    sums: Sums,
+}
+
+/// The blocks that a range touches.
+fn blocks_of(range: ByteRange) -> Range<u64> {
+    range.start / SUMMED_BYTES..range.end().div_ceil(SUMMED_BYTES)
+}
+
+impl Replica {
+    pub(crate) fn open(store: &dyn Store, vm: &str, disk: &str, size: u64) -> io::Result<Self> {
+        let data = store.open_direct(&replica_name(disk), false)?;
+        let sums = Sums::new(store.open(&sums_name(disk), false)?, vm, disk);
+        Ok(Self { disk: disk.to_owned(), size, data, sums })
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub(crate) fn data(&self) -> &dyn StoreFile {
+        &*self.data
+    }
+
+    pub(crate) fn sums(&self) -> &Sums {
+        &self.sums
+    }
+
+    pub(crate) fn block(&self, block: u64) -> ByteRange {
+        let start = block * SUMMED_BYTES;
+        ByteRange::new(start, SUMMED_BYTES.min(self.size - start))
+    }
+
+    /// The whole blocks around a range.
+    pub(crate) fn around(&self, range: ByteRange) -> ByteRange {
+        let (first, last) = (blocks_of(range).start, blocks_of(range).end - 1);
+        ByteRange::new(first * SUMMED_BYTES, self.block(last).end() - first * SUMMED_BYTES)
+    }
+
+    /// Fills `buf` from `start`; below `summed_below` it is checked.
+    pub(crate) fn read(&self, start: u64, buf: &mut [u8], summed_below: u64) -> Result<(), ReadError> {
+        let range = ByteRange::new(start, buf.len() as u64);
+        let around = self.around(range);
+        let rotten = if around == range {
+            self.data.read_at(start, buf).map_err(ReadError::Replica)?;
+            self.rotten(start, buf, summed_below)
+        } else {
+            let mut whole = PageBuf::zeroed(around.len as usize);
+            self.data.read_at(around.start, whole.as_mut_slice()).map_err(ReadError::Replica)?;
+            buf.copy_from_slice(&whole.as_slice()[(start - around.start) as usize..][..buf.len()]);
+            self.rotten(around.start, whole.as_slice(), summed_below)
+        };
+        match rotten.first() {
+            None => Ok(()),
+            Some(range) => Err(self.damaged(*range)),
+        }
+    }
+
+    pub(crate) fn damaged(&self, range: ByteRange) -> ReadError {
+        ReadError::Rotten { disk: self.disk.clone(), at: range.start, len: range.len }
+    }
+
+    pub(crate) fn unread(&self, range: ByteRange) -> String {
+        format!("replica of disk {} at byte {}, {} bytes: cannot be read", self.disk, range.start, range.len)
+    }
+
+    /// The checksums of those of whole blocks of which nothing was known.
+    pub(crate) fn fresh(&self, start: u64, bytes: &[u8], summed_below: u64) -> Vec<(u64, Word)> {
+        let blocks = blocks_of(ByteRange::new(start, bytes.len() as u64));
+        let words = self.sums.words(blocks.clone());
+        let found = blocks.zip(words).zip(bytes.chunks(SUMMED_BYTES as usize));
+        let is_fresh = |block: u64, word: Word, held: &[u8]| match word {
+            Word::UNKNOWN => true,
+            // It says that they are zeroes, once it says anything.
+            Word::ZEROES => block * SUMMED_BYTES >= summed_below && !Word::ZEROES.allows(held),
+            _ => false,
+        };
+        let fresh = found.filter(|((block, word), held)| is_fresh(*block, *word, held));
+        fresh.map(|((block, _), held)| (block, Word::of(held))).collect()
+    }
+
+    /// Which of whole blocks are not what is known of them.
+    pub(crate) fn rotten(&self, start: u64, bytes: &[u8], summed_below: u64) -> Vec<ByteRange> {
+        let words = self.sums.words(blocks_of(ByteRange::new(start, bytes.len() as u64)));
+        let blocks = bytes.chunks(SUMMED_BYTES as usize).zip(words).enumerate();
+        let is_rotten = |at: u64, block: &[u8], word: Word| {
+            (word != Word::ZEROES || at < summed_below) && !word.allows(block)
+        };
+        let rotten = blocks.filter_map(|(number, (block, word))| {
+            let at = start + number as u64 * SUMMED_BYTES;
+            is_rotten(at, block, word).then(|| ByteRange::new(at, block.len() as u64))
+        });
+        rotten.collect()
+    }
+
+    /// Writing to one place that nobody else writes to meanwhile.
+    pub(crate) fn begin(&self, summed_below: u64, is_repeated: bool) -> Writing<'_> {
+        Writing { replica: self, summed_below, is_repeated, words: BTreeMap::new(), parts: BTreeMap::new() }
+    }
+
+    /// Makes both files durable.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        self.data.sync_data()?;
+        self.sums.sync()
+    }
+}
+
+/// A block that is written in part: what it holds; none where that is not known, for it was damaged.
+type InPart = Option<Vec<u8>>;
+
+/// What is being written to a place of a replica.
+#[derive(Debug)]
+pub(crate) struct Writing<'a> {
+    replica: &'a Replica,
+    summed_below: u64,
+    /// Some of it may have been written before, by a fold that was cut short: what a checksum says is of before that, or
+    /// of after.
+    is_repeated: bool,
+    words: BTreeMap<u64, Word>,
+    parts: BTreeMap<u64, InPart>,
+}
+
+impl Writing<'_> {
+    pub(crate) fn write(&mut self, start: u64, bytes: &[u8]) -> io::Result<()> {
+        let range = ByteRange::new(start, bytes.len() as u64);
+        for block in blocks_of(range) {
+            let whole = self.replica.block(block);
+            let (from, to) = (range.start.max(whole.start), range.end().min(whole.end()));
+            let part = &bytes[(from - start) as usize..(to - start) as usize];
+            if part.len() as u64 == whole.len {
+                self.words.insert(block, Word::of(part));
+            } else if let Some(held) = self.in_part(block) {
+                held[(from - whole.start) as usize..(to - whole.start) as usize].copy_from_slice(part);
+            }
+        }
+        self.replica.data.write_at(start, bytes)
+    }
+
+    /// Before a range is made zeroes, by `zero`.
+    pub(crate) fn zero(
+        &mut self,
+        range: ByteRange,
+        zero: impl FnOnce(&dyn StoreFile) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let blocks = blocks_of(range);
+        let is_whole = |block: u64| {
+            let whole = self.replica.block(block);
+            range.start <= whole.start && whole.end() <= range.end()
+        };
+        let (mut first, mut past) = (blocks.start, blocks.end);
+        let mut edges = Vec::new();
+        if !is_whole(first) {
+            edges.push(first);
+            first += 1;
+        }
+        if past > first && !is_whole(past - 1) {
+            edges.push(past - 1);
+            past -= 1;
+        }
+        for block in edges {
+            let whole = self.replica.block(block);
+            let (from, to) = (range.start.max(whole.start), range.end().min(whole.end()));
+            if let Some(held) = self.in_part(block) {
+                held[(from - whole.start) as usize..(to - whole.start) as usize].fill(0);
+            }
+        }
+        zero(self.replica.data())?;
+        if first < past { self.replica.sums.set_zeroes(first..past) } else { Ok(()) }
+    }
+
+    /// What a block that is written in part holds, none where it was damaged: what of it is not written is then as
+    /// damaged as before.
+    fn in_part(&mut self, block: u64) -> Option<&mut Vec<u8>> {
+        let (replica, summed_below) = (self.replica, self.summed_below);
+        let is_repeated = self.is_repeated;
+        let held = self.parts.entry(block).or_insert_with(|| {
+            let whole = replica.block(block);
+            let mut held = vec![0; whole.len as usize];
+            replica.data.read_at(whole.start, &mut held).ok()?;
+            let is_known_bad = replica.sums.words(block..block + 1) == [Word::DAMAGED];
+            let is_good =
+                !is_known_bad && (is_repeated || replica.rotten(whole.start, &held, summed_below).is_empty());
+            is_good.then_some(held)
+        });
+        held.as_mut()
+    }
+
+    /// Says what the blocks hold now; not synced.
+    pub(crate) fn finish(mut self) -> io::Result<()> {
+        let parts = std::mem::take(&mut self.parts).into_iter();
+        let of = |held: InPart| held.map_or(Word::DAMAGED, |held| Word::of(&held));
+        self.words.extend(parts.map(|(block, held)| (block, of(held))));
+        self.replica.sums.set(&self.words)
+    }
+}

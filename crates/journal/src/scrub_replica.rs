@@ -1,0 +1,108 @@
+//! Scrubbing replicas: every block is compared with its checksum, and one that has none is given it.
+//!
+//! That is done beside folds, which write both. A region where something does not match, or is to be given its checksum, is
+//! looked at once more while no fold is under way; what one has left in part has no say (`replica.rs`). What was read of a
+//! disk that became a replica as it was is believed from then on: whether it had rotted before nobody can know.
+
+use crate::payload::ReadError;
+use crate::read::Reads;
+use crate::replica::Replica;
+use crate::replica_look::{Looked, next_region};
+use crate::state::State;
+use crate::sums::Word;
+use crate::turn::Turns;
+use crate::upkeep::Upkeep;
+use std::io;
+use types::{ByteRange, DiskIndex};
+
+/// Read of a replica in one step.
+const STEP_BYTES: u64 = 64 << 20;
+
+/// Who scrubs replicas.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ScrubReplica<'a> {
+    pub(crate) state: &'a State,
+    pub(crate) reads: &'a Reads,
+    pub(crate) turns: &'a Turns,
+}
+
+/// What a step has read.
+#[derive(Debug, Default)]
+pub(crate) struct Read {
+    pub(crate) upto: u64,
+    pub(crate) bytes: u64,
+    /// What is damaged, by its place.
+    pub(crate) damage: Vec<String>,
+}
+
+impl ScrubReplica<'_> {
+    fn size_and_summed(&self, disk: DiskIndex) -> (u64, u64) {
+        let shared = self.state.read_shared();
+        let entry = &shared.manifest.disks[usize::from(disk.0)];
+        (entry.size_bytes, entry.summed_below)
+    }
+
+    /// Reads some of a replica from byte `from` on. Holes that should be there cost nothing.
+    pub(crate) fn step(&self, disk: DiskIndex, from: u64, how: &Upkeep<'_>) -> Result<Read, ReadError> {
+        let replica = self.reads.replica(disk).map_err(ReadError::Replica)?;
+        let (size, _) = self.size_and_summed(disk);
+        let mut done = Read { upto: from, ..Read::default() };
+        while done.bytes < STEP_BYTES && done.upto < size {
+            let Some(region) = next_region(&replica, done.upto).map_err(ReadError::Replica)? else {
+                done.upto = size;
+                break;
+            };
+            self.state.check_turn().map_err(ReadError::Replica)?;
+            (how.pace)(region.len);
+            done.damage.extend(self.read_region(disk, &replica, region)?);
+            done.bytes += region.len;
+            done.upto = region.end();
+        }
+        self.note_summed(disk, &replica, from, done.upto).map_err(ReadError::Replica)?;
+        Ok(done)
+    }
+
+    /// Reads a part of one region: what of it is damaged.
+    fn read_region(
+        &self,
+        disk: DiskIndex,
+        replica: &Replica,
+        region: ByteRange,
+    ) -> Result<Vec<String>, ReadError> {
+        if self.look(disk, replica, region)?.is_as_expected() {
+            return Ok(Vec::new());
+        }
+        let _upkeep = self.turns.lock();
+        self.state.check_life().map_err(ReadError::Replica)?;
+        let mut looked = self.look(disk, replica, region)?;
+        for (block, word) in &mut looked.fresh {
+            if self.reads.is_being_written(disk, replica.block(*block))? {
+                *word = Word::UNKNOWN;
+            }
+        }
+        replica.sums().set(&looked.fresh).map_err(ReadError::Replica)?;
+        let mut rotten = Vec::new();
+        for range in std::mem::take(&mut looked.rotten) {
+            if !self.reads.is_being_written(disk, range)? {
+                rotten.push(range);
+            }
+        }
+        looked.rotten = rotten;
+        Ok(looked.damage(replica))
+    }
+
+    fn look(&self, disk: DiskIndex, replica: &Replica, region: ByteRange) -> Result<Looked, ReadError> {
+        let (_, summed_below) = self.size_and_summed(disk);
+        Looked::at(replica, region, summed_below).map_err(ReadError::Replica)
+    }
+
+    /// Everything from `from` to `upto` was read, and what was not known before is in the file.
+    fn note_summed(&self, disk: DiskIndex, replica: &Replica, from: u64, upto: u64) -> io::Result<()> {
+        let (_, summed_below) = self.size_and_summed(disk);
+        if from > summed_below || upto <= summed_below {
+            return Ok(());
+        }
+        replica.sums().sync()?;
+        self.state.change_manifest_alone(|manifest| manifest.disks[usize::from(disk.0)].summed_below = upto)
+    }
+}

@@ -1,0 +1,274 @@
+//! Replicas and the checksums beside them: rot in a replica is told with its place, and reading it fails.
+
+use crate::stream::{DISK_BYTES, SMALL, Stream, append, compare, create, cuts, keep_up, read_all};
+use crate::{make_good, scrub_all, try_scrub};
+use journal::{Journal, Manifest, Mode, Settings, Store, Upkeep};
+use sim::{Rng, SimStore};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use types::{ByteRange, DiskIndex, DiskSpec, Epoch, VmId, WallTime, WriteSeq};
+
+const REPLICA: &str = "replica/vda.raw";
+const SUMS: &str = "replica/vda.sums";
+const BLOCK: u64 = 4096;
+const MODES: [Mode; 2] = [Mode::RollForward, Mode::Rollback];
+
+fn settings(mode: Mode) -> Settings {
+    Settings { segment_bytes: 40 << 10, bytes_soft: u64::from(mode == Mode::RollForward), mode, ..SMALL }
+}
+
+/// Writes of odd lengths at odd places, zeroes among them, a checkpoint after each.
+fn scatter(journal: &Journal, stream: &mut Stream, count: u64, seed: u64) {
+    let mut rng = Rng::new(seed);
+    for number in 0..count {
+        let len = 1 + rng.below(9000);
+        let start = rng.below(DISK_BYTES / 2 - len);
+        match rng.below(4) {
+            0 => stream.zero(batch::Kind::Discard, ByteRange::new(start, len)),
+            _ => stream.write(start, &vec![rng.bits() as u8 | 1; len as usize]),
+        }
+        stream.checkpoint();
+        append(journal, stream.batch(), number, number as u8);
+    }
+}
+
+/// A journal whose replica has most of what was written.
+fn folded(mode: Mode) -> (SimStore, Journal, Stream) {
+    let store = SimStore::new();
+    let journal = create(&store, settings(mode));
+    let mut stream = Stream::begin();
+    scatter(&journal, &mut stream, 30, 1);
+    keep_up(&journal, 30);
+    assert!(journal.status().applied.raw() > 20 && compare(&journal, &stream.states) > 0);
+    (store, journal, stream)
+}
+
+/// Every byte of the newest state is what it was, or cannot be read; which blocks cannot.
+fn unread(journal: &Journal, content: &[u8]) -> Vec<u64> {
+    let blocks = (0..DISK_BYTES / BLOCK).filter(|block| {
+        let mut read = vec![0; BLOCK as usize];
+        let result = journal.read_at(DiskIndex(0), WriteSeq::MAX, block * BLOCK, &mut read);
+        let expected = &content[(block * BLOCK) as usize..][..BLOCK as usize];
+        assert!(result.is_err() || read == expected, "block {block} is given out wrong");
+        result.is_err()
+    });
+    blocks.collect()
+}
+
+#[test]
+fn rot_in_a_replica_is_told_with_its_place_and_reads_of_it_fail_instead_of_giving_wrong_bytes() {
+    for mode in MODES {
+        for at in [0, 4095, 4096, 70_001, DISK_BYTES / 2 + 5, DISK_BYTES - 1] {
+            let (store, journal, mut stream) = folded(mode);
+            let content = stream.states.last().unwrap().1.clone();
+            assert_eq!(scrub_all(&journal).damage, Vec::new());
+            assert!(store.rot(REPLICA, at));
+            let (block, before) = (at / BLOCK, unread(&journal, &content));
+            assert!(before.iter().all(|unread| *unread == block), "{at}: {before:?}");
+            let found = scrub_all(&journal);
+            let place = format!("replica of disk vda at byte {}, 4096 bytes: ", block * BLOCK);
+            assert!(found.damage.len() == 1 && found.damage[0].what.starts_with(&place), "{found:?}");
+            assert!(journal.status().damage[0].starts_with(&place));
+            let mut odd = [0; 100];
+            if !before.is_empty() {
+                let read = journal.read_at(DiskIndex(0), WriteSeq::MAX, block * BLOCK + 37, &mut odd);
+                assert!(read.unwrap_err().to_string().starts_with(&place));
+            }
+            drop(journal);
+            let journal = Journal::open(Arc::new(store.clone()), settings(mode)).unwrap().journal;
+            make_good(&journal, &mut stream, 100);
+            assert!(!cuts(&journal).is_empty(), "{mode:?} {at}");
+            // What was sent again comes to the replica, and then it is whole.
+            scatter(&journal, &mut stream, 20, 2);
+            keep_up(&journal, 200);
+            assert!(compare(&journal, &stream.states) > 0, "{mode:?} {at}");
+            assert_eq!(unread(&journal, &stream.disk), Vec::<u64>::new());
+        }
+    }
+}
+
+/// A part of a block rots; what is folded over another part of it does not make the block good.
+#[test]
+fn what_is_written_to_a_part_of_a_block_does_not_hide_rot_in_the_rest() {
+    let store = SimStore::new();
+    let journal = create(&store, settings(Mode::RollForward));
+    let mut stream = Stream::begin();
+    let fold = |stream: &mut Stream, from: u64| {
+        for number in from..from + 12 {
+            stream.write((20 + number) * 8192, &[number as u8 + 1; 6000]);
+            stream.checkpoint();
+            append(&journal, stream.batch(), number, number as u8);
+        }
+        keep_up(&journal, from + 12);
+    };
+    stream.write(0, &[7; 8192]);
+    fold(&mut stream, 0);
+    let whole = read_all(&journal, WriteSeq::MAX).unwrap();
+    assert!(whole == stream.disk && Manifest::load(&store).unwrap().applied > 3);
+    assert!(store.rot(REPLICA, 5000));
+    stream.write(4096, &[8; 512]);
+    stream.checkpoint();
+    append(&journal, stream.batch(), 13, 13);
+    fold(&mut stream, 14);
+    assert_eq!(unread(&journal, &stream.disk), [1]);
+    stream.write(4096, &[9; 4096]);
+    stream.checkpoint();
+    append(&journal, stream.batch(), 29, 29);
+    fold(&mut stream, 30);
+    assert_eq!(unread(&journal, &stream.disk), Vec::<u64>::new());
+    assert_eq!(scrub_all(&journal).damage, Vec::new());
+}
+
+#[test]
+fn rot_in_the_checksums_costs_nothing_and_is_made_good_by_a_scrub() {
+    for mode in MODES {
+        let len = folded(mode).0.len_of(SUMS).unwrap();
+        for at in (0..len).step_by(97) {
+            let (store, journal, stream) = folded(mode);
+            assert!(store.rot(SUMS, at));
+            assert_eq!(unread(&journal, &stream.disk), Vec::<u64>::new());
+            assert_eq!(scrub_all(&journal).damage, Vec::new());
+            assert!(compare(&journal, &stream.states) > 0);
+            assert!(store.rot(REPLICA, 70_000));
+            assert_eq!(scrub_all(&journal).damage.len(), 1, "it is summed again");
+        }
+    }
+}
+
+#[test]
+fn checksums_that_are_gone_are_unknown_until_a_scrub_has_made_them_again() {
+    for len in [None, Some(0), Some(5)] {
+        let (store, journal, stream) = folded(Mode::RollForward);
+        drop(journal);
+        match len {
+            None => Store::remove(&store, SUMS).unwrap(),
+            Some(len) => store.truncate(SUMS, len),
+        }
+        let opened = Journal::open(Arc::new(store.clone()), settings(Mode::RollForward)).unwrap();
+        assert!(opened.mended.len() == 1 && opened.mended[0].starts_with(SUMS), "{:?}", opened.mended);
+        assert!(compare(&opened.journal, &stream.states) > 0);
+        assert_eq!(scrub_all(&opened.journal).damage, Vec::new());
+        assert_eq!(Manifest::load(&store).unwrap().disks[0].summed_below, DISK_BYTES);
+        assert!(store.rot(REPLICA, DISK_BYTES - 3));
+        assert_eq!(scrub_all(&opened.journal).damage.len(), 1);
+    }
+}
+
+#[test]
+fn of_a_disk_that_became_a_replica_nothing_is_known_until_a_scrub_has_read_it() {
+    let store = SimStore::new();
+    let seed: Vec<u8> = (0..DISK_BYTES).map(|at| (at / 3000) as u8).collect();
+    Store::open(&store, REPLICA, true).unwrap().write_at(0, &seed).unwrap();
+    let disks = [DiskSpec { name: "vda".into(), size_bytes: DISK_BYTES }];
+    let (vm, rolling) = (VmId::from_bytes([1; 16]), settings(Mode::RollForward));
+    let shared = Arc::new(store.clone());
+    let journal = Journal::create_seeded(shared, vm, "web", &disks, Epoch::FIRST, rolling).unwrap();
+    let mut stream = Stream::begin();
+    stream.disk = seed;
+    scatter(&journal, &mut stream, 30, 3);
+    keep_up(&journal, 30);
+    assert_eq!(unread(&journal, &stream.disk), Vec::<u64>::new());
+    assert_eq!(Manifest::load(&store).unwrap().disks[0].summed_below, 0);
+    assert_eq!(scrub_all(&journal).damage, Vec::new());
+    assert_eq!(Manifest::load(&store).unwrap().disks[0].summed_below, DISK_BYTES);
+    assert!(store.rot(REPLICA, DISK_BYTES - 3));
+    assert_eq!(unread(&journal, &stream.disk), [DISK_BYTES / BLOCK - 1]);
+    assert_eq!(scrub_all(&journal).damage.len(), 1);
+}
+
+/// The process is killed at each change of the disk in a turn that folds; then the power goes, or not. Nothing is taken for
+/// damage, before the fold is done again and after it, and what rots later is found.
+#[test]
+fn a_fold_that_is_cut_short_at_any_change_of_the_disk_leaves_no_checksum_that_is_wrong() {
+    for mode in MODES {
+        let kept = Settings { bytes_soft: 0, mode: Mode::RollForward, ..settings(mode) };
+        let base = SimStore::new();
+        let mut stream = Stream::begin();
+        {
+            let journal = create(&base, settings(mode));
+            scatter(&journal, &mut stream, 10, 4);
+            keep_up(&journal, 10);
+            journal.set(kept);
+            scatter(&journal, &mut stream, 10, 5);
+        }
+        let mut was_cut = 0;
+        for changes in 0.. {
+            let store = base.fork();
+            let journal = Journal::open(Arc::new(store.clone()), settings(mode)).unwrap().journal;
+            store.die_after(Some(changes));
+            let is_done = journal.keep_up(&Upkeep::plain(WallTime(30_000_000), [9; 16])).is_ok();
+            let is_over = !store.is_dead();
+            drop(journal);
+            store.die_after(None);
+            for seed in 0..4 {
+                let store = store.fork();
+                if seed > 0 {
+                    store.lose_power(&mut Rng::new(changes * 8 + seed));
+                }
+                let journal = Journal::open(Arc::new(store.clone()), settings(mode)).unwrap().journal;
+                let (applied, upto) = (journal.status().applied.raw(), Manifest::load(&store).unwrap());
+                was_cut += u32::from(upto.retired_below.max(upto.before_images_upto) > applied);
+                let told = format!("{mode:?}, {changes} changes, seed {seed}");
+                assert_eq!(unread(&journal, &stream.disk), Vec::<u64>::new(), "{told}");
+                assert!(compare(&journal, &stream.states) > 0, "{told}");
+                assert_eq!(try_scrub(&journal).unwrap().damage, Vec::new(), "{told}");
+                keep_up(&journal, 40);
+                assert_eq!(unread(&journal, &stream.disk), Vec::<u64>::new(), "{told}");
+                assert!(compare(&journal, &stream.states) > 0, "{told}");
+                assert_eq!(try_scrub(&journal).unwrap().damage, Vec::new(), "{told}");
+                assert!(store.rot(REPLICA, 70_000 + changes));
+                assert_eq!(try_scrub(&journal).unwrap().damage.len(), 1, "{told}");
+            }
+            if is_over {
+                assert!(is_done && was_cut > 20, "{was_cut}");
+                break;
+            }
+        }
+    }
+}
+
+/// The readers end with this, also where something else does not hold.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Readers look at the replica while a fold writes to it, in steps of many blocks that are written in part.
+#[test]
+fn who_reads_while_a_fold_writes_reads_what_was_there() {
+    for mode in MODES {
+        let store = SimStore::new();
+        let journal = create(&store, settings(mode));
+        let mut stream = Stream::begin();
+        scatter(&journal, &mut stream, 10, 6);
+        let expected = Mutex::new(Vec::new());
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let (journal, expected, is_over) = (&journal, &expected, &is_over);
+            let reader = scope.spawn(move || {
+                let mut rounds = 0;
+                while !is_over.load(Ordering::SeqCst) {
+                    let newest: Option<(WriteSeq, Vec<u8>)> = expected.lock().unwrap().last().cloned();
+                    let Some((cut, content)) = newest else { continue };
+                    let Ok(pin) = journal.pin("a reader", cut, None) else { continue };
+                    assert!(read_all(journal, cut).unwrap() == content);
+                    journal.unpin(|other| other.id == pin).unwrap();
+                    rounds += 1;
+                }
+                rounds
+            });
+            let ends = Ends(is_over);
+            for seed in 10..60 {
+                scatter(journal, &mut stream, 5, seed);
+                expected.lock().unwrap().push(stream.states.last().unwrap().clone());
+                keep_up(journal, seed);
+            }
+            drop(ends);
+            assert!(reader.join().unwrap() > 0);
+        });
+        assert_eq!(scrub_all(&journal).damage, Vec::new());
+    }
+}
