@@ -13,8 +13,6 @@ use types::WriteSeq;
 pub struct Progress {
     /// The end of the last sync, on its way: its last sequence, and the sync's name.
     ending: Option<(WriteSeq, &'static str)>,
-    /// A sync has come to its end here: the other side may have it, whatever this side hears or becomes of it since.
-    has_closed: bool,
     /// Everything of the VM up to here is at the recovery side.
     up_to: WriteSeq,
     caught_up_bytes: u64,
@@ -23,12 +21,12 @@ pub struct Progress {
 impl Progress {
     /// `caught_up_bytes`: a stream with no more than this in its buffer has caught up.
     pub fn new(caught_up_bytes: u64) -> Self {
-        Self { ending: None, has_closed: false, up_to: WriteSeq::ZERO, caught_up_bytes }
+        Self { ending: None, up_to: WriteSeq::ZERO, caught_up_bytes }
     }
 
     /// A sync, by its state's name, has put all it had into the buffer, which reaches to `last`.
     pub fn sync_closed(&mut self, last: WriteSeq, name: &'static str) {
-        (self.ending, self.has_closed) = (Some((last, name)), true);
+        self.ending = Some((last, name));
     }
 
     /// The stream begins anew: what was on its way will not arrive as such.
@@ -39,12 +37,6 @@ impl Progress {
     /// The state to show while a sync's end is on its way.
     pub fn ending_sync(&self) -> Option<&'static str> {
         self.ending.map(|(_, name)| name)
-    }
-
-    /// Whether images of the group may have the VM. From the moment its first sync was put into the buffer that may be so,
-    /// before this side hears of it; it stays so where the stream falls behind again at once.
-    pub fn counts(&self, has_synced: bool) -> bool {
-        has_synced || self.has_closed
     }
 
     /// How the stream stands, after whatever has just happened.
@@ -157,7 +149,6 @@ mod tests {
         let mut stream = at_the_end_of_a_sync();
         let mut progress = Progress::new(0);
         progress.sync_closed(seq(10), "initial-sync");
-        assert!(progress.counts(false), "the other side may have all of it");
         // The guest's write is there for good, and no image has it before the sync's end is there too.
         stream.ack(9);
         let standing = progress.follow(&stream.sender, &capture(10, false));

@@ -18,6 +18,11 @@ pub struct Standing {
     pub caught_up: bool,
 }
 
+impl Standing {
+    /// Of a stream that has said nothing yet.
+    pub const UNKNOWN: Self = Self { up_to: WriteSeq::ZERO, missing: true, caught_up: false };
+}
+
 /// How the streams of a group's VMs stand: of those that images of the group have.
 #[derive(Debug, Default)]
 pub struct Promises {

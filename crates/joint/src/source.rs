@@ -48,6 +48,10 @@ pub enum Task {
     },
     /// Call [`SourceCore::settle`]: it may wait for a disk.
     Settle(Compared),
+    /// Call [`SourceCore::close_sync`], or push `SyncClosed` where that may not be. Whatever is heard from then on, the
+    /// recovery side may have a state of the VM that can be opened: before a first sync is closed that is written down,
+    /// and promises to others of the group rest on this VM too.
+    CloseSync,
     /// Copy some blocks, and push `CopyDone`.
     Copy,
     /// Have [`hash`] done, and push `Hashed`.
@@ -212,7 +216,6 @@ impl SourceCore {
             SenderEffect::LeaveTracking => self.capture.leave_tracking(),
             SenderEffect::ForgetCompares => self.capture.forget_compares(),
             SenderEffect::SuspectEverything => self.capture.suspect_everything(),
-            SenderEffect::CloseSync => self.close_sync(),
             SenderEffect::Release { up_to } => {
                 self.outbox.release(up_to);
                 return Some(Task::Released(up_to));
@@ -232,6 +235,7 @@ impl SourceCore {
             SenderEffect::CopyBlocks => return Some(Task::Copy),
             SenderEffect::HashBlocks => return Some(Task::Hash),
             SenderEffect::Settle(compared) => return Some(Task::Settle(compared)),
+            SenderEffect::CloseSync => return Some(Task::CloseSync),
             SenderEffect::Spill => return Some(Task::Spill),
             SenderEffect::AskClock => return Some(Task::AskClock),
             SenderEffect::ClockTold(answer) => return Some(Task::ClockTold(answer)),
@@ -243,7 +247,8 @@ impl SourceCore {
         None
     }
 
-    fn close_sync(&mut self) {
+    /// Puts the end of the sync into the buffer, unless blocks were marked meanwhile.
+    pub fn close_sync(&mut self) {
         let closed = self.capture.close_sync();
         if closed {
             self.progress.sync_closed(self.capture.status().last, self.sender.state().name());

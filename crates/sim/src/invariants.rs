@@ -50,22 +50,25 @@ pub(crate) fn invariant_checkpoint_never_precedes_its_writes(pair: &Pair) {
     }
 }
 
-/// In synchronous mode whatever a guest was told of while the mode was kept is in the newest image there is: of the group's
-/// VMs that have begun, as of one moment.
+/// In synchronous mode whatever a guest was told of while the mode was kept is in the newest image there is: of all VMs of
+/// the group that have a state there, as of one moment.
 pub(crate) fn invariant_what_was_promised_is_at_the_other_side(pairs: &[Pair]) {
-    let begun = || pairs.iter().filter(|pair| pair.source.is_member);
-    let Some(promised) = begun().map(|pair| pair.source.promised).max() else { return };
-    let journals: Option<Vec<Arc<Journal>>> = begun().map(|pair| pair.recovery.journal.clone()).collect();
-    let Some(journals) = journals else { return };
-    if promised > WriteSeq::ZERO {
-        let newest = newest_common_cut(&journals);
-        // None: a VM has just ended its first sync, and the others have not said yet that they are as far. Then an
-        // operator is told so, and opens the group without it.
-        assert!(
-            newest.is_err() || newest >= Ok(promised),
-            "invariant_what_was_promised_is_at_the_other_side: {promised}, newest {newest:?}"
-        );
+    let promised = pairs.iter().map(|pair| pair.source.promised).max().unwrap_or_default();
+    if promised == WriteSeq::ZERO {
+        return;
     }
+    // Whoever opens the group knows nothing of the source: its journals say who is of it.
+    let kept = pairs.iter().filter(|pair| pair.recovery.has_journal());
+    let journals: Option<Vec<Arc<Journal>>> = kept.map(|pair| pair.recovery.journal.clone()).collect();
+    let Some(mut journals) = journals else { return };
+    journals.retain(|journal| journal.newest_consistent(WriteSeq::MAX).is_some());
+    let newest = newest_common_cut(&journals);
+    // None: a VM has just ended its first sync, and the others have not said yet that they are as far. Then an
+    // operator is told so, and opens the group without it.
+    assert!(
+        newest.is_err() || newest >= Ok(promised),
+        "invariant_what_was_promised_is_at_the_other_side: {promised}, newest {newest:?}"
+    );
 }
 
 pub(crate) fn all_checkpoints(journal: &Journal) -> Vec<Checkpoint> {

@@ -183,7 +183,7 @@ impl RecoveryVm {
         left == Some(0)
     }
 
-    fn has_journal(&self) -> bool {
+    pub(crate) fn has_journal(&self) -> bool {
         journal::is_journal(&self.store).expect("a store that works")
     }
 

@@ -79,8 +79,8 @@ pub(crate) struct SourceVm {
     /// Some leave out what is overwritten before the next checkpoint, as if the link were always too slow.
     leaves_out: bool,
     sync: Option<SyncPolicy>,
-    /// Once all of the first sync is at the other side.
-    pub(crate) is_member: bool,
+    /// Written down before the first sync ends: from then on the other side may have a state of the VM.
+    may_be_there: bool,
     /// The last write the guest was told of because the other side has it.
     pub(crate) promised: WriteSeq,
     pub(crate) agent: Option<Agent>,
@@ -131,7 +131,7 @@ impl SourceVm {
             // Not out of the run's own numbers: runs from before this choice stay as they were.
             leaves_out: sync.is_none() && Rng::new(size_bytes ^ u64::from(number)).one_in(2),
             sync,
-            is_member: false,
+            may_be_there: false,
             promised: WriteSeq::ZERO,
             agent: None,
             stands_still: 0,
@@ -268,13 +268,12 @@ impl SourceVm {
         self.leaves_out
     }
 
-    /// How the VM stands for the others of its group: not at all before its first sync is there. An agent that is away
-    /// promises nothing, and neither do the others, which are of the same process.
+    /// How the VM stands for the others of its group: not at all before its first sync may be there. An agent that is
+    /// away promises nothing, and neither do the others, which are of the same process.
     pub(crate) fn standing(&mut self) -> Option<Standing> {
         let agent = self.agent.as_mut()?;
         let standing = agent.core.follow();
-        self.is_member |= !standing.missing;
-        agent.core.progress().counts(self.is_member).then_some(standing)
+        self.may_be_there.then_some(standing)
     }
 
     pub(crate) fn follow_others(&self, others: Others) {
@@ -331,6 +330,10 @@ impl SourceVm {
             match task {
                 Task::AdoptEpoch(epoch) => self.epoch = epoch,
                 Task::Released(up_to) => on_release(up_to),
+                Task::CloseSync => {
+                    self.may_be_there = true;
+                    agent.core.close_sync();
+                }
                 task => agent.perform(self.vm, task, link, wants_link),
             }
         }
@@ -409,6 +412,7 @@ impl Agent {
             Task::ClockTold(_)
             | Task::SendArtifact(_)
             | Task::AdoptEpoch(_)
+            | Task::CloseSync
             | Task::Released(_)
             | Task::Disbelieved(_)
             | Task::Changed(_)

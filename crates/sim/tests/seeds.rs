@@ -27,6 +27,7 @@ fn seeds_that_once_found_something_hold() {
         226,   // retention that left nothing to fail over to while a sync was under way
         52762, // a write told as durable because a sync that had overtaken it was beginning to be
         277,   // a manifest put in place whose folder could not be synced, and its segment made again
+        354,   // a promise without a VM whose first sync had ended unheard when the agent was killed
     ] {
         run(seed, false);
     }

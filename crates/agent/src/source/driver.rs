@@ -188,7 +188,7 @@ impl Driver {
             last_error: None,
             turned_away: None,
             sync_total_bytes: 0,
-            standing: Standing { up_to: WriteSeq::ZERO, missing: true, caught_up: false },
+            standing: Standing::UNKNOWN,
             bounds: Bounds::default(),
             fresh,
             clock_skew_seconds: None,
@@ -282,6 +282,7 @@ impl Driver {
             Task::Copy => self.copy_blocks(),
             Task::Hash => self.hash_blocks(),
             Task::Settle(compared) => self.settle(&compared),
+            Task::CloseSync => self.close_sync(),
             Task::Spill => self.spill(),
             Task::Tidy => self.tidy(),
             Task::AskClock => self.say(Message::AskClock(clock::wall())),
@@ -305,10 +306,17 @@ impl Driver {
             self.drop_link();
             return self.core.push(SenderEvent::LinkLost);
         }
+        // What the map was kept for may be of a run that a state folder from before does not know.
+        if let Err(error) = self.reach_run(acked.max(last).run()) {
+            return self.hang_up(error);
+        }
         let hello = self.hello(epoch, incarnation, acked, last);
         self.say(Message::Hello(Box::new(hello)));
     }
 }
+
+#[cfg(test)]
+mod tests;
 
 /// The configured compression.
 fn compression(wanted: Compression) -> replication::Compression {

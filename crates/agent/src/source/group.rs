@@ -44,18 +44,28 @@ pub(crate) struct Group {
     hosts_record: HostsRecord,
     /// One cut at a time.
     cutting: Mutex<()>,
+    /// Locked before everything else that says of whom the group is, and held from before that is asked until all VMs are
+    /// told what they may promise: what is known first is told first.
+    promised: Mutex<Promised>,
     inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Promised {
+    promises: Promises,
+    /// Whether its VMs were told last that nothing can be promised, whatever their streams are.
+    nothing: bool,
 }
 
 #[derive(Debug)]
 struct Inner {
     members: BTreeMap<VmId, Weak<ProtectedVm>>,
     completion: Completion,
+    /// The members that a cut across hosts is said to have of this one: it is marked in their streams and no others, or
+    /// those that hold it would be more than it says.
+    counted: BTreeSet<VmId>,
     /// The members whose writes wait for the recovery side.
     synchronous: BTreeSet<VmId>,
-    promises: Promises,
-    /// Whether its VMs were told last that nothing can be promised, whatever their streams are.
-    promises_nothing: bool,
     /// The hold that acknowledgements wait for, by its number.
     hold: Option<u64>,
     /// When the last hold began, which is before the cut.
@@ -94,12 +104,12 @@ impl Group {
             hosts: Hosts::known(&hosts),
             hosts_record,
             cutting: Mutex::default(),
+            promised: Mutex::default(),
             inner: Mutex::new(Inner {
                 members: BTreeMap::new(),
                 completion: Completion::default(),
+                counted: BTreeSet::new(),
                 synchronous: BTreeSet::new(),
-                promises: Promises::default(),
-                promises_nothing: false,
                 hold: None,
                 hold_began: Monotonic::default(),
                 interval: Duration::from_secs(policy.checkpoint_interval_seconds),
@@ -221,13 +231,15 @@ impl Group {
         &self.counter
     }
 
-    pub(crate) fn join(&self, vm: &Arc<ProtectedVm>) {
+    pub(super) fn join(&self, vm: &Arc<ProtectedVm>, lacks_vms: impl FnOnce() -> bool) {
         self.members_change(|inner| {
             inner.members.insert(vm.id(), Arc::downgrade(vm));
             if vm.is_synchronous() {
                 inner.synchronous.insert(vm.id());
             }
         });
+        // Until it says itself how it stands.
+        self.note_standing(vm.id(), vm.may_be_there().then_some(Standing::UNKNOWN), lacks_vms);
     }
 
     /// Changes who is of the group. While one waits for the recovery side nobody leaves writes out: that leaves no moment
@@ -302,8 +314,8 @@ impl Group {
                 )));
             }
         }
-        let members_here = u16::try_from(members.len()).unwrap_or(u16::MAX);
         let (tag, taken_at) = (tag.to_owned(), clock::wall());
+        let members_here = self.count(members.iter().map(|vm| vm.id()).collect());
         if !self.hosts.is_empty() {
             return self.take_across(Ask { kind, tag, taken_at, members_here });
         }
@@ -312,6 +324,21 @@ impl Group {
             Checkpoint { id: CheckpointId(cut), cut, kind, taken_at, members: members_here, tag };
         self.mark_streams(&checkpoint, &members, now, &[])?;
         Ok(checkpoint)
+    }
+
+    /// From now on cuts across hosts have these members of this host; how many they are.
+    pub(super) fn count(&self, members: BTreeSet<VmId>) -> u16 {
+        let vms = u16::try_from(members.len()).unwrap_or(u16::MAX);
+        self.lock().counted = members;
+        vms
+    }
+
+    /// They, unless one has left since.
+    fn counted(&self) -> Option<Vec<Arc<ProtectedVm>>> {
+        let inner = self.lock();
+        let counted: Vec<_> = inner.counted.iter().map(|vm| inner.members.get(vm)?.upgrade()).collect();
+        drop(inner);
+        counted.into_iter().collect()
     }
 
     /// Takes a cut that all hosts of the group make.
@@ -383,26 +410,26 @@ impl Group {
         standing: Option<Standing>,
         lacks_vms: impl FnOnce() -> bool,
     ) {
+        // Let go last: a VM may end with it.
+        let members;
+        let mut promised = self.promised.lock().expect("a panic aborts the process");
         // Asked only where there is somebody to tell, for every stream of every group comes here with each event. Between
         // checkpoints VMs on several hosts have no order in common.
-        let missing = !self.has_synchronous() || lacks_vms() || self.spans_hosts();
-        let mut members = Vec::new();
-        // Held until all are told: what was decided first is told first.
-        let mut inner = self.lock();
+        let promises = self.has_synchronous();
+        let nothing = !promises || lacks_vms() || self.spans_hosts();
         // The driver of a VM that has left may still be there for a moment.
-        let standing = standing.filter(|_| inner.members.contains_key(&vm));
-        let news = match standing {
-            Some(standing) => inner.promises.note(vm, standing),
-            None => inner.promises.left(vm),
+        let news = match standing.filter(|_| self.lock().members.contains_key(&vm)) {
+            Some(standing) => promised.promises.note(vm, standing),
+            None => promised.promises.left(vm),
         };
-        if inner.synchronous.is_empty() || (!news && inner.promises_nothing == missing) {
+        let changes = std::mem::replace(&mut promised.nothing, nothing) != nothing;
+        if !promises || !(news || changes) {
             return;
         }
-        inner.promises_nothing = missing;
-        members.extend(inner.members.values().filter_map(Weak::upgrade));
+        members = self.members();
         for member in members.iter().filter(|member| member.is_synchronous()) {
-            let others = inner.promises.others(member.id());
-            member.capture().follow_others(Others { missing: missing || others.missing, ..others });
+            let others = promised.promises.others(member.id());
+            member.capture().follow_others(Others { missing: nothing || others.missing, ..others });
         }
     }
 
@@ -475,7 +502,8 @@ impl Part for Here<'_> {
     }
 
     fn draw(&mut self, cut: WriteSeq) -> std::result::Result<(), CutRefusal> {
-        if self.0.checkpointed().iter().any(|vm| vm.capture().status().gap_open) {
+        let whole = |members: Vec<Arc<ProtectedVm>>| members.iter().all(|vm| !vm.capture().status().gap_open);
+        if !self.0.counted().is_some_and(whole) {
             return Err(CutRefusal::Syncing);
         }
         self.0.counter.draw_exactly(cut).map_err(CutRefusal::Passed)
@@ -483,8 +511,12 @@ impl Part for Here<'_> {
 
     fn mark(&mut self, checkpoint: &Checkpoint, hosts: &[String]) -> std::result::Result<(), String> {
         let taken_at = self.0.lock().hold_began;
-        let members = self.0.checkpointed();
-        let marked = self.0.mark_streams(checkpoint, &members, taken_at, hosts).map_err(|error| error.detail);
+        let marked = match self.0.counted() {
+            Some(members) => {
+                self.0.mark_streams(checkpoint, &members, taken_at, hosts).map_err(|error| error.detail)
+            }
+            None => Err("a VM of it has left this host just now; try again".to_owned()),
+        };
         if let Err(why) = &marked {
             tracing::warn!(group = self.0.name, cut = %checkpoint.cut, why, "the cut is not marked here");
         }

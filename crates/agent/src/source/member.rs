@@ -4,17 +4,19 @@ use super::Source;
 use super::group::{Group, Here};
 use crate::clock;
 use crate::link::{self, Connected};
+use crate::state::StateDir;
 use crate::wire_io::{Outgoing, ReadError, read_ahead, read_message, write_message, write_messages};
 use anyhow::{Context, Result, bail};
 use joint::cut::Follower;
-use replication::wire::{CutMessage, FrameReader, Join, Message};
+use replication::wire::{CutMessage, CutRefusal, FrameReader, Join, Message};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::task::block_in_place;
 use tokio::time::timeout;
 use types::limits::{CONNECT_TIMEOUT, HEARTBEAT_INTERVAL, PEER_SILENCE_MAX};
-use types::{GroupId, Monotonic, VmId};
+use types::{GroupId, Monotonic, VmId, WriteSeq};
 
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -57,7 +59,7 @@ pub(super) async fn follow(source: Arc<Source>, group: Weak<Group>, coordinator:
         let Some(alive) = group.upgrade() else { return };
         let name = alive.name().to_owned();
         let told = alive.checkpointed_ids();
-        let vms = u16::try_from(told.len()).unwrap_or(u16::MAX);
+        let vms = alive.count(told.clone());
         if vms == 0 && joined && !alive.members().is_empty() {
             // Those that are here are in their first sync: checkpoints are taken without them.
             joined = ask_to_join(&source, &coordinator, &name, 0).await.is_err();
@@ -68,7 +70,7 @@ pub(super) async fn follow(source: Arc<Source>, group: Weak<Group>, coordinator:
                 Ok(Ok((connected, frames, _))) => {
                     tracing::info!(group = name, coordinator, "follows the group's coordinator");
                     last_error = None;
-                    serve(&alive, &told, &mut follower, connected, frames).await
+                    serve(&source.state, &alive, &told, &mut follower, connected, frames).await
                 }
                 Ok(Err(error)) => format!("{error:#}"),
                 Err(_) => "the coordinator does not answer".to_owned(),
@@ -85,6 +87,7 @@ pub(super) async fn follow(source: Arc<Source>, group: Weak<Group>, coordinator:
 
 /// What this host does for one connection to the coordinator.
 struct Part<'a> {
+    state: &'a StateDir,
     group: &'a Group,
     follower: &'a mut Follower,
     queue: mpsc::UnboundedSender<Outgoing>,
@@ -95,6 +98,7 @@ struct Part<'a> {
 /// `told`: the VMs that the coordinator counts on. A checkpoint with another number of them would count as whole though
 /// one is missing.
 async fn serve(
+    state: &StateDir,
     group: &Group,
     told: &BTreeSet<VmId>,
     follower: &mut Follower,
@@ -107,7 +111,7 @@ async fn serve(
     let (inbox, mut messages) = mpsc::channel(4);
     let reading = tokio::spawn(read_ahead(reader, frames, inbox));
     follower.connected();
-    let mut part = Part { group, follower, queue };
+    let mut part = Part { state, group, follower, queue };
     let mut heard_at = clock::now();
     let mut ticks = tokio::time::interval(HEARTBEAT_INTERVAL / 4);
     let why = loop {
@@ -155,7 +159,7 @@ impl Part<'_> {
         match message {
             Some(Ok(Message::Cut(message))) => {
                 match self.follower.heard(clock::now(), message, &mut Here(self.group)) {
-                    Ok(answer) => answer.into_iter().for_each(|answer| self.say(Message::Cut(answer))),
+                    Ok(answer) => return answer.and_then(|answer| self.answer(answer)),
                     Err(why) => return Some(why.to_string()),
                 }
             }
@@ -164,6 +168,20 @@ impl Part<'_> {
             Some(Err(error)) => return Some(error.to_string()),
             None => return Some("the connection was closed".to_owned()),
         }
+        None
+    }
+
+    /// Answers, once the run is recorded that it tells of; the reason where that cannot be.
+    fn answer(&self, answer: CutMessage) -> Option<String> {
+        let told = match &answer {
+            CutMessage::Prepared { refused: Some(CutRefusal::Passed(last)), .. } => *last,
+            CutMessage::Prepared { cut, refused: None } => *cut,
+            _ => WriteSeq::ZERO,
+        };
+        if let Err(error) = block_in_place(|| self.state.reach_run(told.run())) {
+            return Some(format!("the run of {told} cannot be recorded, mend the state folder: {error:#}"));
+        }
+        self.say(Message::Cut(answer));
         None
     }
 
@@ -178,5 +196,41 @@ impl Part<'_> {
     fn say(&self, message: Message) {
         // A closed queue means that the connection is gone, which the reader tells.
         let _ = self.queue.send(message.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+
+    use super::super::tests::{record, source, take_up};
+    use super::*;
+    use crate::source::record::FirstSync;
+    use types::RunNumber;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_run_is_recorded_before_a_coordinator_hears_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = source(folder.path());
+        let web = take_up(&source, record(folder.path(), "web", FirstSync::Done));
+        let group = web.group();
+        let (queue, mut said) = mpsc::unbounded_channel();
+        let mut follower = Follower::default();
+        let mut part = Part { state: &source.state, group, follower: &mut follower, queue };
+        // As where its journal was heard to be of a later run.
+        group.counter().raise(WriteSeq::before_run(RunNumber(9)).next());
+        let cut = WriteSeq::before_run(RunNumber(5));
+        assert!(part.on_message(Some(Ok(Message::Cut(CutMessage::Prepare { cut })))).is_none());
+        let Message::Cut(CutMessage::Prepared { refused: Some(CutRefusal::Passed(last)), .. }) =
+            said.try_recv().unwrap().message
+        else {
+            panic!("a number that was passed is drawn");
+        };
+        assert!(last.run() >= RunNumber(8) && source.state.next_run().unwrap() > last.run());
+
+        std::fs::create_dir(source.state.path("run.partial")).unwrap();
+        group.counter().raise(WriteSeq::before_run(RunNumber(50)).next());
+        assert!(part.on_message(Some(Ok(Message::Cut(CutMessage::Prepare { cut })))).is_some());
+        assert!(said.try_recv().is_err(), "it is told of a run that is not recorded");
     }
 }

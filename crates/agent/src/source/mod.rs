@@ -28,6 +28,8 @@ mod stalled;
 mod stopping;
 mod stream_status;
 mod tapped;
+#[cfg(test)]
+mod tests;
 mod unreadable;
 mod verify;
 mod vm;
@@ -405,7 +407,7 @@ impl Source {
             self.groups().remove(group.name());
         }
         let vm = vm?;
-        group.join(&vm);
+        group.join(&vm, || self.lacks_vms_of(&group));
         self.vms().insert(vm.name(), vm.clone());
         Ok(vm)
     }

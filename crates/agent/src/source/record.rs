@@ -48,6 +48,12 @@ pub(crate) struct ProtectionRecord {
 }
 
 /// How far the first sync of a VM is. It belongs to its group from the end of it on.
+///
+/// ```text
+///   NotBegun ──▶ Greeted ──▶ Running ──▶ Closing ──▶ Done
+/// ```
+///
+/// Each is written down before what it says can be so, but the last, which says what was heard.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum FirstSync {
@@ -56,9 +62,19 @@ pub(crate) enum FirstSync {
     /// It may have heard of it, and may keep something of it: it is told when the VM leaves.
     Greeted,
     Running,
+    /// Its end may be at the recovery side, whatever was heard of that.
+    Closing,
     /// All of it was durable at the recovery side.
     #[default]
     Done,
+}
+
+impl FirstSync {
+    /// Whether a state of the VM may be at the recovery side that can be opened: then an image of the group may have it,
+    /// and what is promised to others of the group rests on it too.
+    pub(crate) fn may_be_there(self) -> bool {
+        matches!(self, Self::Closing | Self::Done)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -192,6 +192,11 @@ impl ProtectedVm {
         self.first_sync() == FirstSync::Done
     }
 
+    /// Whether an image of its group may have it.
+    pub(super) fn may_be_there(&self) -> bool {
+        self.first_sync().may_be_there()
+    }
+
     /// Whether its writes are to wait for the recovery side.
     pub(super) fn is_synchronous(&self) -> bool {
         self.capture.is_sync()

@@ -155,6 +155,10 @@ impl Paris {
                 self.comparing = self.comparing.saturating_sub(1);
                 self.core.settle(&answer, false);
             }
+            Task::CloseSync => {
+                assert!(self.core.status().gap_open, "its end goes out before that is written down");
+                self.core.close_sync();
+            }
             Task::Spill => {
                 while let Some(spilling) = self.core.outbox().begin_spill(WallTime(0)) {
                     let written = self.core.outbox().write_spill(spilling);

@@ -11,6 +11,7 @@ use replication::SenderEvent;
 use replication::wire::{ArtifactHash, FrameReader, Message};
 use tokio::sync::mpsc;
 use tokio::task::block_in_place;
+use types::RunNumber;
 
 impl Driver {
     pub(super) fn connect(&mut self) {
@@ -56,6 +57,20 @@ impl Driver {
             }
         });
         self.core.push(SenderEvent::LinkUp);
+    }
+
+    /// Records the run of a sequence that is about to be told. A journal that has what this agent no longer knows to be its
+    /// own would refuse the next run: where it cannot be recorded nothing is said.
+    pub(super) fn reach_run(&self, run: RunNumber) -> anyhow::Result<()> {
+        block_in_place(|| self.source.state.reach_run(run))
+    }
+
+    /// Ends the connection, since the run of what was to be said could not be recorded.
+    pub(super) fn hang_up(&mut self, error: anyhow::Error) {
+        self.drop_link();
+        let why =
+            format!("the run that sequences are of cannot be recorded, mend the state folder: {error:#}");
+        self.note_lost(None, why, "nothing is sent");
     }
 
     pub(super) fn drop_link(&mut self) {
@@ -126,14 +141,10 @@ impl Driver {
         if let Some((codec, plain)) = next.encoded {
             self.chooser.note_encoded(codec, plain, bytes, clock::now().since(begun));
         }
-        // A journal that has what this agent no longer knows to be its own would refuse the next run: nothing is sent.
-        if let Err(error) = block_in_place(|| self.source.state.reach_run(next.newest_run())) {
+        if let Err(error) = self.reach_run(next.newest_run()) {
             self.place.sent(granted, 0);
             self.core.not_sent();
-            self.drop_link();
-            let why =
-                format!("the run that sequences are of cannot be recorded, mend the state folder: {error:#}");
-            return self.note_lost(None, why, "nothing is sent");
+            return self.hang_up(error);
         }
         self.place.sent(granted, bytes as u64);
         self.rates.sent_bytes += bytes as u64;

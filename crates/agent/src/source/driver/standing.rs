@@ -4,21 +4,49 @@
 use super::Driver;
 use crate::source::record::{FirstSync, ProtectionRecord};
 use crate::source::save_record;
-use replication::State;
+use replication::{SenderEvent, State};
 use splitter::SyncState;
+use std::sync::MutexGuard;
+use tokio::task::block_in_place;
 use types::limits::BLOCK_BYTES;
 
 impl Driver {
-    /// Once all of the first sync is durable at the other side, the VM belongs to its group; promises made to others of
-    /// it rest on how far it is.
+    /// Once all of the first sync is durable at the other side, the VM belongs to its group.
     pub(super) fn follow_sync(&mut self) {
         self.standing = self.core.follow();
-        if !self.standing.missing && self.vm.first_sync() != FirstSync::Done {
-            self.note_first_sync(FirstSync::Done);
+        if !self.standing.missing
+            && self.vm.first_sync() != FirstSync::Done
+            && !self.note_first_sync(FirstSync::Done)
+        {
+            // It is so all the same; after the next start it is found out again.
+            self.vm.lock_record().first_sync = FirstSync::Done;
         }
-        let standing = self.core.progress().counts(self.vm.is_member()).then_some(self.standing);
+        self.tell_standing();
+    }
+
+    /// Has promises made to others of the group rest on how far the VM is, once an image of the group may have it.
+    fn tell_standing(&self) {
+        let standing = self.vm.may_be_there().then_some(self.standing);
         let group = self.vm.group();
         group.note_standing(self.vm.id(), standing, || self.source.lacks_vms_of(group));
+    }
+
+    /// Ends a sync.
+    ///
+    /// 1. That the first one ends is written down.
+    /// 2. Promises to others of the group rest on this VM from now on: on one that misses writes.
+    /// 3. The end goes into the buffer, and over the link when it may.
+    ///
+    /// An agent that dies after the third may have left a state at the recovery side that others are opened with, and
+    /// whose end nobody has heard of here: the next agent knows it by the first.
+    pub(super) fn close_sync(&mut self) {
+        if !self.vm.may_be_there() {
+            if !self.note_first_sync(FirstSync::Closing) {
+                return self.core.push(SenderEvent::SyncClosed { closed: false });
+            }
+            self.tell_standing();
+        }
+        self.core.close_sync();
     }
 
     /// In synchronous mode guest writes wait again once the stream has caught up.
@@ -33,38 +61,31 @@ impl Driver {
     /// not hear any more: whoever leaves knows by that whether there is somebody to tell. False where nothing may be
     /// said.
     pub(super) fn note_greeting(&self) -> bool {
-        let mut record = self.vm.lock_record();
+        let record = self.vm.lock_record();
         if record.first_sync != FirstSync::NotBegun {
             return true;
         }
-        if self.vm.is_ending() {
-            return false;
-        }
-        let noted = ProtectionRecord { first_sync: FirstSync::Greeted, ..record.clone() };
-        // With the record held: an older one is not saved over it.
-        match save_record(&self.source.state, &noted) {
-            Ok(()) => *record = noted,
-            Err(error) => {
-                let error = format!("{error:#}");
-                tracing::error!(vm = noted.name, error, "that it is protected is not recorded; tried again");
-                return false;
-            }
-        }
-        true
+        !self.vm.is_ending() && self.save_first_sync(record, FirstSync::Greeted)
     }
 
-    pub(super) fn note_first_sync(&self, how_far: FirstSync) {
-        let record = {
-            let mut record = self.vm.lock_record();
-            record.first_sync = how_far;
-            record.clone()
-        };
-        if let Err(error) = save_record(&self.source.state, &record) {
-            tracing::error!(
-                vm = record.name,
-                error = format!("{error:#}"),
-                "how far the first sync is, is not recorded"
-            );
+    /// Writes down how far the first sync is; false where it could not be, and stays as it was.
+    pub(super) fn note_first_sync(&self, how_far: FirstSync) -> bool {
+        self.save_first_sync(self.vm.lock_record(), how_far)
+    }
+
+    /// With the record held: an older one is not saved over it.
+    fn save_first_sync(&self, mut record: MutexGuard<'_, ProtectionRecord>, how_far: FirstSync) -> bool {
+        let noted = ProtectionRecord { first_sync: how_far, ..record.clone() };
+        match block_in_place(|| save_record(&self.source.state, &noted)) {
+            Ok(()) => {
+                *record = noted;
+                true
+            }
+            Err(error) => {
+                let (vm, error) = (noted.name, format!("{error:#}"));
+                tracing::error!(vm, ?how_far, error, "how far the first sync is, is not recorded");
+                false
+            }
         }
     }
 

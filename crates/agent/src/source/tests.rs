@@ -1,0 +1,130 @@
+//! The protected side by itself: no stream begins here, for a VM's driver has its turn only where a test waits for
+//! something.
+
+use super::*;
+use crate::policy::StreamMode;
+use crate::sockets::SocketAccess;
+use group::Here;
+use joint::cut::Part;
+use joint::promise::Standing;
+use splitter::SyncState;
+use std::sync::mpsc;
+use types::{Checkpoint, CheckpointId, WallTime};
+
+pub(super) fn source(folder: &Path) -> Arc<Source> {
+    let text = "site = \"paris\"\nagent = \"agent-1\"\nstate_dir = \"state\"\nrun_dir = \"run\"\n";
+    let config = Config::parse(text, &folder.join("agent.toml")).unwrap();
+    let state = Arc::new(StateDir::open(&config.state_dir).unwrap());
+    let run_dir = RunDir::make(&config.run_dir, SocketAccess::new(None, 0o600).unwrap()).unwrap();
+    let artifacts = Arc::new(Artifacts::open(state.path("files")).unwrap());
+    let alerts = Arc::new(Alerts::remembered_in(state.clone()));
+    let run = state.next_run().unwrap();
+    Source::new(&config, run_dir, state, artifacts, run, [7; 16], alerts)
+}
+
+/// A VM of the group `shop`, with its image.
+pub(super) fn record(folder: &Path, name: &str, first_sync: FirstSync) -> ProtectionRecord {
+    let path = folder.join(format!("{name}.raw"));
+    std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+    ProtectionRecord {
+        vm: VmId::from_bytes(random()).to_string(),
+        name: name.into(),
+        group_id: GroupId::from_bytes([1; 16]).to_string(),
+        group: "shop".into(),
+        epoch: 1,
+        peer: "127.0.0.1:1".into(),
+        disks: vec![DiskRecord { name: "vda".into(), path, tapped: None, file: None }],
+        definition: String::new(),
+        files: Vec::new(),
+        policy: Policy { spill_bytes: 0, ..Policy::default() },
+        paused: false,
+        coordinator: None,
+        qmp: None,
+        left_out: Vec::new(),
+        shared: false,
+        let_go: false,
+        ublk: Vec::new(),
+        first_sync,
+        fenced: None,
+    }
+}
+
+fn synchronous(record: ProtectionRecord) -> ProtectionRecord {
+    let policy = Policy { mode: StreamMode::Sync, ..record.policy.clone() };
+    ProtectionRecord { policy, ..record }
+}
+
+pub(super) fn take_up(source: &Arc<Source>, record: ProtectionRecord) -> Arc<ProtectedVm> {
+    let name = record.name.clone();
+    source.take_up(record);
+    source.vm(&name).unwrap()
+}
+
+/// Plays a stream that has brought all there is.
+fn end_sync(vm: &ProtectedVm) {
+    vm.capture().leave_tracking();
+    assert!(vm.capture().close_sync());
+}
+
+#[tokio::test]
+async fn a_vm_counts_from_when_it_is_taken_up_where_its_first_sync_may_have_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = source(folder.path());
+    let web = take_up(&source, synchronous(record(folder.path(), "web", FirstSync::Done)));
+    end_sync(&web);
+    assert!(web.capture().return_to_sync(), "nobody else is of the group");
+    take_up(&source, record(folder.path(), "coming", FirstSync::Running));
+    assert_eq!(web.capture().status().sync, SyncState::Synchronous, "no image has it");
+    for (name, how_far) in [("unheard", FirstSync::Closing), ("quiet", FirstSync::Done)] {
+        let vm = take_up(&source, record(folder.path(), name, how_far));
+        assert_eq!(web.capture().status().sync, SyncState::Degraded, "{name} may be in an image");
+        assert!(!web.capture().return_to_sync());
+        web.group().leave(vm.id(), || false);
+        assert!(web.capture().return_to_sync());
+    }
+}
+
+#[tokio::test]
+async fn what_is_known_first_of_a_group_that_lacks_a_vm_is_told_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = source(folder.path());
+    let web = take_up(&source, synchronous(record(folder.path(), "web", FirstSync::Done)));
+    end_sync(&web);
+    let (told, second) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let web = &web;
+        web.group().note_standing(web.id(), Some(Standing::UNKNOWN), || {
+            scope.spawn(move || {
+                web.group().note_standing(web.id(), Some(Standing::UNKNOWN), || true);
+                let _ = told.send(());
+            });
+            // The second has said that a VM is lacking, and would be done by now if it did not have to wait.
+            let _ = second.recv_timeout(Duration::from_millis(200));
+            false
+        });
+    });
+    assert!(!web.capture().return_to_sync(), "what was found out before is believed after");
+}
+
+#[tokio::test]
+async fn a_cut_across_hosts_is_marked_in_the_streams_that_it_counts_and_no_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = source(folder.path());
+    let web = take_up(&source, record(folder.path(), "web", FirstSync::Done));
+    let db = take_up(&source, record(folder.path(), "db", FirstSync::Closing));
+    let group = web.group();
+    [&web, &db].into_iter().for_each(|vm| end_sync(vm));
+    assert_eq!(group.count(group.checkpointed_ids()), 1);
+    let cut = WriteSeq::from_raw(group.counter().last().raw() + 100);
+    Here(group).draw(cut).unwrap();
+    // Just now the other side is heard to have all of it.
+    db.lock_record().first_sync = FirstSync::Done;
+    let (kind, taken_at, tag) = (CheckpointKind::Automatic, WallTime::default(), String::new());
+    let checkpoint = Checkpoint { id: CheckpointId(cut), cut, kind, taken_at, members: 1, tag };
+    Here(group).mark(&checkpoint, &[]).unwrap();
+    assert!(web.capture().status().last > cut && db.capture().status().last < cut);
+
+    group.leave(web.id(), || false);
+    assert!(Here(group).draw(WriteSeq::from_raw(cut.raw() + 100)).is_err(), "who is counted has left");
+    assert!(Here(group).mark(&checkpoint, &[]).is_err());
+}
