@@ -76,7 +76,7 @@ impl Agent {
             tracing::warn!(%error, "the limit of open files stays as it is: few journals can be kept");
         }
         // The protected side first: guests wait for their disks, journals can wait.
-        source.resume_all()?;
+        source.resume_all().await?;
         tokio::spawn(source.clone().retry_regularly());
         let app = App {
             site: config.site.clone(),

@@ -20,6 +20,7 @@ mod id_text;
 mod link;
 mod link_limits;
 pub mod memory;
+mod one_at_a_time;
 mod pace;
 pub mod pki;
 mod policy;

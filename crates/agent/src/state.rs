@@ -1,5 +1,6 @@
 //! The agent's own small files: each is JSON, replaced atomically, in a folder one agent holds alone.
 
+use crate::one_at_a_time::OneAtATime;
 use anyhow::{Context, Result, bail};
 use journal::FsStore;
 use serde::de::DeserializeOwned;
@@ -17,9 +18,10 @@ pub(crate) struct StateDir {
     store: FsStore,
     /// The run that the folder has: the next start begins above it.
     reached: Mutex<RunNumber>,
-    /// Held while a file is replaced, since two who replace the same one would write the same partial one. The folders
-    /// whose own names are durable.
-    saving: Mutex<BTreeSet<PathBuf>>,
+    /// One at a time replaces a file, since two would write the same partial one. Whoever replaces another does not wait.
+    saving: OneAtATime<PathBuf>,
+    /// The folders whose own names are durable.
+    durable: Mutex<BTreeSet<PathBuf>>,
 }
 
 /// Every file says which version of its form it has.
@@ -42,7 +44,8 @@ impl StateDir {
         let store = FsStore::open(root).context(
             "open state folder: only one agent may use it; stop the other one or give this one its own state_dir",
         )?;
-        Ok(Self { store, reached: Mutex::new(RunNumber(0)), saving: Mutex::default() })
+        let (reached, durable) = (Mutex::new(RunNumber(0)), Mutex::default());
+        Ok(Self { store, reached, saving: OneAtATime::default(), durable })
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -100,10 +103,11 @@ impl StateDir {
     fn replace<T: Serialize>(&self, name: &str, content: &T) -> Result<()> {
         let path = self.path(name);
         let folder = path.parent().context("a state file has a folder")?;
-        let mut durable = self.saving.lock().expect("a panic aborts the process");
-        if !durable.contains(folder) {
+        let _turn = self.saving.wait(vec![path.clone()]);
+        let durable = || self.durable.lock().expect("a panic aborts the process");
+        if !durable().contains(folder) {
             make_durably(folder).with_context(|| format!("make {}", folder.display()))?;
-            durable.insert(folder.to_path_buf());
+            durable().insert(folder.to_path_buf());
         }
         let partial = path.with_extension("partial");
         let bytes = serde_json::to_vec_pretty(&Versioned { version: VERSION, content })?;
@@ -232,6 +236,32 @@ mod tests {
         state.reach_run(first).unwrap();
         drop(state);
         assert_eq!(StateDir::open(folder.path()).unwrap().next_run().unwrap(), RunNumber(51));
+    }
+
+    #[test]
+    fn a_file_that_hangs_on_its_disk_holds_up_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(folder.path()).unwrap();
+        state.save("some/first.json", &RunFile { run: 1 }).unwrap();
+        // Whoever opens a pipe to write waits until somebody reads it.
+        let pipe = state.path("some/hangs.partial");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
+            .unwrap();
+        std::thread::scope(|scope| {
+            let (state, (tell, told)) = (&state, std::sync::mpsc::channel());
+            let hangs = scope.spawn(move || state.save("some/hangs.json", &RunFile { run: 2 }).is_ok());
+            while state.saving.try_take(vec![state.path("some/hangs.json")]).is_some() {}
+            scope.spawn(move || {
+                state.save("some/other.json", &RunFile { run: 3 }).unwrap();
+                let _ = tell.send(());
+            });
+            let other = told.recv_timeout(std::time::Duration::from_secs(60));
+            // A pipe cannot be synced.
+            let reader = File::open(&pipe).unwrap();
+            assert!(!hangs.join().unwrap());
+            drop(reader);
+            other.expect("whoever saves another file waits");
+        });
     }
 
     #[test]

@@ -103,6 +103,8 @@ pub const SYNC_TIMEOUT_SECONDS_RANGE: (u64, u64) = (1, 300);
 /// How long somebody who leaves waits for the recovery side to have the writes he holds, all of them together. What it
 /// does not have by then stays unanswered: whoever asked for it asks again.
 pub const HELD_AT_END_MAX: Duration = Duration::from_millis(500);
+/// How long the agent's start waits for its VMs to be taken up. Whose disk does not answer by then is taken up later.
+pub const VM_START_MAX: Duration = Duration::from_secs(10);
 /// How long a VM may take to stop before the agent ends without it.
 pub const VM_STOP_MAX: Duration = Duration::from_secs(30);
 

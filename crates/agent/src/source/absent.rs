@@ -1,5 +1,5 @@
-//! VMs that an image of their group may have though nothing of theirs is being sent, for they are being taken up or let
-//! go: what the others of the group could promise meanwhile is void.
+//! VMs that an image of their group may have though nothing of theirs is being sent, for they are being let go: what the
+//! others of the group could promise meanwhile is void.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
@@ -9,7 +9,7 @@ pub(super) struct Absent(Mutex<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Who is absent of which group, once for each that says so: a VM may be taken up and let go at once.
+    /// Who is absent of which group, once for each that says so.
     noted: BTreeMap<u64, String>,
     next: u64,
     /// There are protections of which nothing is known.
@@ -60,13 +60,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_group_lacks_a_vm_until_it_is_taken_up_and_all_where_one_is_unknown() {
+    fn a_group_lacks_each_vm_until_it_is_let_go_and_all_where_one_is_unknown() {
         let absent = Absent::default();
         let web = absent.note("shop");
         let again = absent.note("shop");
         assert!(absent.has_of("shop") && !absent.has_of("other"));
         drop(web);
-        assert!(absent.has_of("shop"), "who was let go is being taken up");
+        assert!(absent.has_of("shop"), "another is being let go");
         drop(again);
         assert!(!absent.has_of("shop"));
         absent.note_unknown();

@@ -60,6 +60,8 @@ struct Promised {
 #[derive(Debug)]
 struct Inner {
     members: BTreeMap<VmId, Weak<ProtectedVm>>,
+    /// How many are about to be members, or to fail.
+    expected: usize,
     completion: Completion,
     /// The members that a cut across hosts is said to have of this one: it is marked in their streams and no others, or
     /// those that hold it would be more than it says.
@@ -107,6 +109,7 @@ impl Group {
             promised: Mutex::default(),
             inner: Mutex::new(Inner {
                 members: BTreeMap::new(),
+                expected: 0,
                 completion: Completion::default(),
                 counted: BTreeSet::new(),
                 synchronous: BTreeSet::new(),
@@ -261,6 +264,18 @@ impl Group {
         self.note_standing(vm, None, lacks_vms);
     }
 
+    /// So many more are about to be members, or fewer.
+    pub(super) fn expects(&self, more: isize) {
+        let mut inner = self.lock();
+        inner.expected = inner.expected.checked_add_signed(more).expect("whoever comes was expected");
+    }
+
+    /// Whether nobody is of it and nobody comes.
+    pub(super) fn is_left(&self) -> bool {
+        let inner = self.lock();
+        inner.members.is_empty() && inner.expected == 0
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.lock().members.is_empty()
     }
@@ -295,6 +310,12 @@ impl Group {
             OperationError::unavailable(format!("no checkpoint of group {}: {why}", self.name))
         })?;
         let _one = self.cutting.lock().expect("a panic aborts the process");
+        if self.is_empty() {
+            return Err(OperationError::unavailable(format!(
+                "no checkpoint of group {}: none of its VMs here is taken up; `holdfast vm list` says why",
+                self.name
+            )));
+        }
         let members = self.checkpointed();
         if members.is_empty() && self.hosts.is_empty() {
             let states = self.members();

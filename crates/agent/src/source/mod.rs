@@ -27,6 +27,7 @@ mod spill;
 mod stalled;
 mod stopping;
 mod stream_status;
+mod taking_up;
 mod tapped;
 #[cfg(test)]
 mod tests;
@@ -38,9 +39,10 @@ use crate::alerts::{AlertKind, Alerts, Cause};
 use crate::artifacts::Artifacts;
 use crate::clock;
 use crate::config::{Compression, Config};
-use crate::error::{ErrorKind, OperationError, Result, with_sources};
+use crate::error::{OperationError, Result, with_sources};
 use crate::hypervisor::VmDefinition;
 use crate::link::split_peer;
+use crate::one_at_a_time::OneAtATime;
 use crate::pki::Pki;
 use crate::policy::Policy;
 use crate::sockets::RunDir;
@@ -69,11 +71,6 @@ use types::limits::{DEFINITION_BYTES_MAX, DISKS_MAX, TAG_BYTES_MAX};
 use types::{CheckpointKind, Epoch, GroupId, RunNumber, VmId, WriteSeq, is_plain_name};
 pub(crate) use vm::ProtectedVm;
 
-/// When what was found in use is tried again, the first time; each time after that is twice as long away.
-const RETRY_SOON: Duration = Duration::from_millis(50);
-/// How often a protection that could not be taken up is tried again.
-const RETRY_INTERVAL: Duration = Duration::from_secs(5);
-
 /// Everything this agent protects.
 #[derive(Debug)]
 pub(crate) struct Source {
@@ -97,9 +94,32 @@ pub(crate) struct Source {
     stalled: Mutex<BTreeMap<String, Stalled>>,
     absent: Absent,
     departures: Departures,
-    /// Held while a protection begins, is taken up again, is lost or ended: one that is ended is not taken up meanwhile,
-    /// and a group that one joins does not go with another that fails.
-    changing: Mutex<()>,
+    changing: OneAtATime<Changed>,
+}
+
+/// What is changed by one at a time. A disk that hangs holds up only who changes the same.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Changed {
+    /// A VM, by its name, while its protection begins, is taken up again, is lost or ended: one that is ended is not taken
+    /// up meanwhile.
+    Vm(String),
+    /// What a VM is controlled by, which has one client.
+    Monitor(PathBuf),
+    /// Who has which number of a block device of this host.
+    HostDevices,
+}
+
+/// A VM is coming to the group, which does not go meanwhile with another that leaves or fails.
+struct Coming<'a> {
+    source: &'a Arc<Source>,
+    group: Arc<Group>,
+}
+
+impl Drop for Coming<'_> {
+    fn drop(&mut self) {
+        self.group.expects(-1);
+        self.source.end_group(&self.group);
+    }
 }
 
 impl Source {
@@ -133,101 +153,8 @@ impl Source {
             stalled: Mutex::default(),
             absent: Absent::default(),
             departures: Departures::default(),
-            changing: Mutex::default(),
+            changing: OneAtATime::default(),
         })
-    }
-
-    /// Takes up every protection that is recorded. One that cannot be is shown as failed and tried again;
-    /// the others go on.
-    pub(crate) fn resume_all(self: &Arc<Self>) -> anyhow::Result<()> {
-        self.resume_departures()?;
-        let mut records = Vec::new();
-        for record in self.state.load_each::<ProtectionRecord>("protected")? {
-            match record {
-                Ok(record) => records.push(record),
-                // Its guest has no disk until this is mended; the others must have theirs.
-                Err(error) => {
-                    self.absent.note_unknown();
-                    self.alerts.raise("protections", format!("a protection is left out: {error:#}"));
-                }
-            }
-        }
-        let absent = records.iter().map(|record| (record.name.clone(), self.absent.note(&record.group_id)));
-        let mut absent: BTreeMap<_, _> = absent.collect();
-        let (tapped, others): (Vec<_>, Vec<_>) = records.into_iter().partition(|record| record.qmp.is_some());
-        for record in others {
-            let absent = absent.remove(&record.name);
-            self.take_up(record);
-            drop(absent);
-        }
-        for (record, answers) in asked(tapped) {
-            let absent = absent.remove(&record.name);
-            match answers {
-                Ok(()) => self.take_up(record),
-                Err(error) => self.stall(record, error),
-            }
-            drop(absent);
-        }
-        Ok(())
-    }
-
-    /// Tries again, for ever, what could not be taken up.
-    pub(crate) async fn retry_regularly(self: Arc<Self>) {
-        let mut delay = RETRY_SOON;
-        loop {
-            tokio::time::sleep(delay).await;
-            let waiting: Vec<_> = self.stalled().values().map(|stalled| stalled.record.clone()).collect();
-            tokio::task::block_in_place(|| {
-                for (record, answers) in asked(waiting) {
-                    let _changing = self.changing.lock().expect("a panic aborts the process");
-                    // What an operator has changed or ended meanwhile is not taken up as it was.
-                    if self.stalled().get(&record.name).is_none_or(|stalled| stalled.record != record) {
-                        continue;
-                    }
-                    match answers {
-                        Ok(()) => self.take_up(record),
-                        Err(error) => self.stall(record, error),
-                    }
-                }
-            });
-            let is_soon = self.stalled().values().any(|stalled| stalled.may_come_free());
-            delay = if is_soon { (delay * 2).min(RETRY_INTERVAL) } else { RETRY_INTERVAL };
-        }
-    }
-
-    fn take_up(self: &Arc<Self>, record: ProtectionRecord) {
-        let name = record.name.clone();
-        if self.vms().contains_key(&name) {
-            return;
-        }
-        match self.begin(record.clone(), NamedBy::Record) {
-            Ok(vm) => {
-                self.save_changed(&vm, &record);
-                if self.stalled().remove(&name).is_some() {
-                    tracing::info!(vm = name, "protection taken up after all");
-                }
-                self.alerts.clear(Cause::new(AlertKind::Protection, &name));
-            }
-            // Somebody else, the operator or the one who tries again, was faster.
-            Err(_) if self.vms().contains_key(&name) => {}
-            Err(error) => self.stall(record, error),
-        }
-    }
-
-    /// A protection that cannot be taken up waits for the next try.
-    fn stall(&self, record: ProtectionRecord, error: OperationError) {
-        let name = record.name.clone();
-        let is_in_use = error.kind == ErrorKind::InUse;
-        let before = self.stalled().get(&name).map_or(0, |stalled| stalled.found_in_use);
-        let found_in_use = if is_in_use { before + 1 } else { 0 };
-        let stalled = Stalled::new(record, error.detail, found_in_use);
-        if stalled.may_come_free() {
-            tracing::info!(vm = name, error = stalled.error, "not taken up yet");
-        } else {
-            let text = format!("VM {name} is not protected: {}; tried again by itself", stalled.error);
-            self.alerts.raise(Cause::new(AlertKind::Protection, &name), text);
-        }
-        self.stalled().insert(name, stalled);
     }
 
     /// A monitor has one client: a VM that is protected by it is found by its name, not by silence.
@@ -265,9 +192,9 @@ impl Source {
         }
         // Whoever is to be asked over the network is asked before anybody has to wait for this.
         let asked = self.id_of_group(&group, request.coordinator.as_deref())?;
-        let _changing = self.changing.lock().expect("a panic aborts the process");
+        let _turn = self.changing.take(changed_by(request), &format!("VM {}", request.name))?;
         self.check_is_new(request)?;
-        let group_id = self.groups().get(&group).map_or(asked, |here| here.id());
+        let coming = self.coming(&group, asked, request.coordinator.as_deref(), &policy);
         self.check_coordinator(&group, request.coordinator.as_deref())?;
         let disks = request.disks.iter().map(|disk| DiskRecord {
             name: disk.name.clone(),
@@ -278,7 +205,7 @@ impl Source {
         let record = ProtectionRecord {
             vm: VmId::from_bytes(random()).to_string(),
             name: request.name.clone(),
-            group_id: group_id.to_string(),
+            group_id: coming.group.id().to_string(),
             group,
             epoch: Epoch::FIRST.0,
             peer: request.peer.clone(),
@@ -401,28 +328,55 @@ impl Source {
     }
 
     fn begin(self: &Arc<Self>, record: ProtectionRecord, named_by: NamedBy) -> Result<Arc<ProtectedVm>> {
-        let group = self.group(&record)?;
-        let vm = ProtectedVm::start(self, &group, record, named_by);
-        if vm.is_err() && group.is_empty() {
-            self.groups().remove(group.name());
-        }
-        let vm = vm?;
-        group.join(&vm, || self.lacks_vms_of(&group));
+        let Coming { group, .. } = &self.coming_as_recorded(&record)?;
+        let vm = ProtectedVm::start(self, group, record, named_by)?;
+        group.join(&vm, || self.lacks_vms_of(group));
         self.vms().insert(vm.name(), vm.clone());
         Ok(vm)
     }
 
-    fn group(self: &Arc<Self>, record: &ProtectionRecord) -> Result<Arc<Group>> {
+    fn coming_as_recorded(self: &Arc<Self>, record: &ProtectionRecord) -> Result<Coming<'_>> {
         let id =
             record.group_id.parse().map_err(|_| anyhow::anyhow!("group id of {} is no id", record.name))?;
+        Ok(self.coming(&record.group, id, record.coordinator.as_deref(), &record.policy))
+    }
+
+    /// A VM comes to the group of that name; where there is none, to a new one.
+    fn coming(
+        self: &Arc<Self>,
+        name: &str,
+        id: GroupId,
+        coordinator: Option<&str>,
+        policy: &Policy,
+    ) -> Coming<'_> {
         let mut groups = self.groups();
-        if let Some(group) = groups.get(&record.group) {
-            return Ok(group.clone());
+        let group = groups.entry(name.to_owned()).or_insert_with(|| {
+            Group::start(self, id, name.to_owned(), coordinator.map(str::to_owned), policy)
+        });
+        group.expects(1);
+        Coming { source: self, group: group.clone() }
+    }
+
+    /// Ends a group that nobody is of, comes to or waits to be taken up in; whether it has. Not before: its counter goes
+    /// with it, and what others of it have drawn would be drawn again.
+    fn end_group(&self, group: &Arc<Group>) -> bool {
+        let mut groups = self.groups();
+        let is_here = groups.get(group.name()).is_some_and(|here| Arc::ptr_eq(here, group));
+        let id = group.id().to_string();
+        let has_stalled = self.stalled().values().any(|stalled| stalled.record.group_id == id);
+        let ends = is_here && group.is_left() && !has_stalled;
+        if ends {
+            groups.remove(group.name());
         }
-        let (name, coordinator) = (record.group.clone(), record.coordinator.clone());
-        let group = Group::start(self, id, name, coordinator, &record.policy);
-        groups.insert(record.group.clone(), group.clone());
-        Ok(group)
+        ends
+    }
+
+    /// A VM of the group is protected no more.
+    fn has_left(self: &Arc<Self>, group: &Arc<Group>) {
+        if self.end_group(group) {
+            self.alerts.clear(format!("hosts of group {}", group.name()));
+            self.leave_coordinator(group);
+        }
     }
 
     /// Reads the VM's definition and takes the files it names.
@@ -456,19 +410,10 @@ impl Source {
 
     /// Ends a protection. The VM's image stays as it is; its socket goes.
     pub(crate) fn unprotect(self: &Arc<Self>, name: &str) -> Result<()> {
-        let changing = self.changing.lock().expect("a panic aborts the process");
-        let stalled = self.stalled().remove(name);
-        if let Some(stalled) = stalled {
-            self.alerts.forget_protection(name);
-            clear_alerts(self, name);
-            HostDevices::remove_unserved(&stalled.record)?;
-            let departure = self.record_departure(&stalled.record, WriteSeq::before_run(self.run))?;
-            self.remove_records(&stalled.record)?;
-            self.tell_departure(departure);
-            // The VM may not answer: nobody else waits for that.
-            drop(changing);
-            self.leave_stalled(&stalled.record);
-            return Ok(());
+        let _turn = self.changing.take(vec![Changed::Vm(name.to_owned())], &format!("VM {name}"))?;
+        let stalled = self.stalled().get(name).map(|stalled| stalled.record.clone());
+        if let Some(record) = stalled {
+            return self.unprotect_stalled(&record);
         }
         let vm = self.vm(name)?;
         let record = vm.record();
@@ -494,6 +439,24 @@ impl Source {
         clear_alerts(self, name);
         tracing::info!(vm = name, "unprotected");
         self.tell_departure(departure);
+        Ok(())
+    }
+
+    /// Ends a protection that waits to be taken up, and goes on waiting where it cannot be ended.
+    fn unprotect_stalled(self: &Arc<Self>, record: &ProtectionRecord) -> Result<()> {
+        HostDevices::remove_unserved(record)?;
+        // Until the recovery side knows, or the list of those that are told of has it.
+        let _absent = self.absent.note(&record.group_id);
+        let group = self.group_named(&record.group);
+        let last = group.as_ref().map(|group| group.counter().last());
+        let departure = self.record_departure(record, last.unwrap_or(WriteSeq::before_run(self.run)))?;
+        self.remove_records(record)?;
+        self.stalled().remove(&record.name);
+        self.alerts.forget_protection(&record.name);
+        clear_alerts(self, &record.name);
+        group.iter().for_each(|group| self.has_left(group));
+        self.tell_departure(departure);
+        self.leave_stalled(record);
         Ok(())
     }
 
@@ -536,7 +499,7 @@ impl Source {
     /// be reached.
     fn lose_tap(self: &Arc<Self>, tap: &VmTap, name: &str, why: &str) {
         // Not while it is being unprotected, which this would undo.
-        let _changing = self.changing.lock().expect("a panic aborts the process");
+        let _turn = self.changing.wait(vec![Changed::Vm(name.to_owned())]);
         if tap.has_ended() {
             return;
         }
@@ -548,7 +511,7 @@ impl Source {
     /// the operator says that it is meant.
     fn let_image_go(self: &Arc<Self>, id: VmId, name: &str, why: &str) {
         // Not while it is being unprotected, which this would undo.
-        let _changing = self.changing.lock().expect("a panic aborts the process");
+        let _turn = self.changing.wait(vec![Changed::Vm(name.to_owned())]);
         // Another may have its name meanwhile.
         if self.vm(name).is_ok_and(|vm| vm.id() != id) {
             return;
@@ -599,7 +562,7 @@ impl Source {
     /// Has everything of a VM compared. Of one whose image was let go it says that the image that is there now is
     /// meant.
     pub(crate) fn resync(self: &Arc<Self>, name: &str) -> Result<()> {
-        let _changing = self.changing.lock().expect("a panic aborts the process");
+        let _turn = self.changing.take(vec![Changed::Vm(name.to_owned())], &format!("VM {name}"))?;
         let stalled = self.stalled().get(name).cloned();
         let Some(stalled) = stalled.filter(|stalled| stalled.record.let_go) else {
             self.vm(name)?.command(Command::Resync);
@@ -616,11 +579,7 @@ impl Source {
     fn end(self: &Arc<Self>, vm: &Arc<ProtectedVm>) {
         self.vms().remove(&vm.name());
         self.leave_group(vm);
-        if vm.group().is_empty() {
-            self.groups().remove(vm.group().name());
-            self.alerts.clear(format!("hosts of group {}", vm.group().name()));
-            self.leave_coordinator(vm.group());
-        }
+        self.has_left(vm.group());
         vm.stop();
     }
 
@@ -654,7 +613,7 @@ impl Source {
     }
 
     pub(crate) fn groups_here(&self) -> Vec<Arc<Group>> {
-        self.groups().values().cloned().collect()
+        self.groups().values().filter(|group| !group.is_empty()).cloned().collect()
     }
 
     /// Whether an image of a group may have VMs of which nothing is sent from here.
@@ -704,21 +663,12 @@ impl Source {
     }
 }
 
-/// Records of protections, and whether the VM of each can be asked for its disks, where it has to be. All are asked at
-/// once: one that does not answer takes its time.
-fn asked(records: Vec<ProtectionRecord>) -> Vec<(ProtectionRecord, Result<()>)> {
-    let answers: Vec<_> = std::thread::scope(|scope| {
-        let ask = |record: &ProtectionRecord| {
-            let control = record.qmp.clone()?;
-            Some(scope.spawn(move || VmTap::answers(&control)))
-        };
-        let asking: Vec<_> = records.iter().map(ask).collect();
-        let answer = |asking: std::thread::ScopedJoinHandle<'_, Result<()>>| {
-            asking.join().expect("a panic aborts the process")
-        };
-        asking.into_iter().map(|asking| asking.map_or(Ok(()), answer)).collect()
-    });
-    records.into_iter().zip(answers).collect()
+/// What a protection that begins changes.
+fn changed_by(request: &ProtectRequest) -> Vec<Changed> {
+    let mut changed = vec![Changed::Vm(request.name.clone())];
+    changed.extend(request.qmp.as_ref().map(|qmp| Changed::Monitor(qmp.into())));
+    changed.extend(request.ublk.then_some(Changed::HostDevices));
+    changed
 }
 
 fn check_name(what: &str, name: &str) -> Result<()> {

@@ -15,6 +15,8 @@ pub(super) struct Stalled {
     pub(super) error: String,
     /// How often it was found in use, one time after the other.
     pub(super) found_in_use: u32,
+    /// Whether it was tried to take it up.
+    pub(super) is_tried: bool,
 }
 
 /// So often, in about a second and a half, an image may be found in use by an agent that is just ending.
@@ -22,7 +24,7 @@ const FOUND_IN_USE_MAX: u32 = 5;
 
 impl Stalled {
     pub(super) fn new(record: ProtectionRecord, error: String, found_in_use: u32) -> Self {
-        let mut stalled = Self { record, error, found_in_use };
+        let mut stalled = Self { record, error, found_in_use, is_tried: true };
         if stalled.may_come_free() {
             stalled.error = format!(
                 "{}. If an agent that had it has just ended, or was killed, the system gives it back in a moment: tried again at once",
@@ -30,6 +32,11 @@ impl Stalled {
             );
         }
         stalled
+    }
+
+    /// One that the agent has just found recorded.
+    pub(super) fn untried(record: ProtectionRecord) -> Self {
+        Self { is_tried: false, ..Self::new(record, "it is being taken up".to_owned(), 0) }
     }
 
     /// Whether whoever has the image may be about to end.

@@ -128,3 +128,84 @@ async fn a_cut_across_hosts_is_marked_in_the_streams_that_it_counts_and_no_other
     assert!(Here(group).draw(WriteSeq::from_raw(cut.raw() + 100)).is_err(), "who is counted has left");
     assert!(Here(group).mark(&checkpoint, &[]).is_err());
 }
+
+/// A VM whose image is missing.
+fn without_image(folder: &Path, name: &str) -> ProtectionRecord {
+    let record = record(folder, name, FirstSync::Done);
+    std::fs::remove_file(&record.disks[0].path).unwrap();
+    record
+}
+
+fn request(folder: &Path, name: &str, group: &str) -> ProtectRequest {
+    let image = record(folder, name, FirstSync::NotBegun).disks.remove(0);
+    ProtectRequest {
+        name: name.into(),
+        group: Some(group.into()),
+        coordinator: None,
+        qmp: None,
+        format: None,
+        shared: false,
+        ublk: false,
+        disks: vec![api::ProtectDisk { name: "vda".into(), path: image.path.display().to_string() }],
+        peer: "127.0.0.1:1".into(),
+        definition: None,
+        settings: api::ProtectSettings::default(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_to_a_group_that_nobody_of_was_taken_up_is_of_that_group() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = source(folder.path());
+    let gone = without_image(folder.path(), "gone");
+    save_record(&source.state, &gone).unwrap();
+    source.resume_all().await.unwrap();
+    assert!(source.vm("gone").is_err() && source.groups_here().is_empty());
+    let counter = source.group_named("shop").unwrap().counter().clone();
+    counter.draw();
+    tokio::task::block_in_place(|| {
+        let web = source.protect(&request(folder.path(), "web", "shop")).unwrap();
+        assert_eq!(web.record().group_id, gone.group_id);
+        assert!(Arc::ptr_eq(web.group().counter(), &counter), "what was drawn is drawn again");
+        source.unprotect("web").unwrap();
+        assert!(source.group_named("shop").is_some());
+        source.unprotect("gone").unwrap();
+        assert!(source.group_named("shop").is_none());
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_hangs_of_one_vm_holds_up_the_change_of_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = source(folder.path());
+    let hangs = without_image(folder.path(), "hangs");
+    save_record(&source.state, &hangs).unwrap();
+    source.resume_all().await.unwrap();
+    // As long as its disk keeps whoever takes it up.
+    let turn = source.changing.try_take(vec![Changed::Vm("hangs".into())]).unwrap();
+    tokio::task::block_in_place(|| {
+        source.protect(&request(folder.path(), "web", "shop")).unwrap();
+        source.unprotect("web").unwrap();
+        assert!(source.changing.try_take(changed_by(&request(folder.path(), "hangs", "shop"))).is_none());
+    });
+    drop(turn);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_waits_to_be_taken_up_goes_on_waiting_where_it_cannot_be_unprotected() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = source(folder.path());
+    let gone = without_image(folder.path(), "gone");
+    save_record(&source.state, &gone).unwrap();
+    source.resume_all().await.unwrap();
+    let hinders = source.state.path("departures");
+    std::fs::write(&hinders, "no folder").unwrap();
+    let group = source.group_named("shop").unwrap();
+    tokio::task::block_in_place(|| source.unprotect("gone")).unwrap_err();
+    assert_eq!(source.vm_to_api("gone").unwrap().state, "failed");
+    assert!(source.lacks_vms_of(&group), "the others of its group promise without it");
+    std::fs::remove_file(&hinders).unwrap();
+    tokio::task::block_in_place(|| source.unprotect("gone")).unwrap();
+    assert!(source.vm_to_api("gone").is_err());
+    assert!(source.lacks_vms_of(&group), "its recovery side does not know yet");
+}
