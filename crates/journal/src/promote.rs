@@ -18,6 +18,8 @@ pub struct Promotion {
 
 /// Bytes looked at in one step, under the overlay's lock.
 const STEP_BYTES: u64 = 1 << 20;
+/// Copied up before it is made durable: an agent that dies meanwhile has the next one write no more than that again.
+const FLUSH_BYTES: u64 = 256 << 20;
 
 impl Promotion {
     /// Whether the image needs nothing of the journal any more.
@@ -39,7 +41,7 @@ impl Image {
 
     /// Copies up what is not the image's own yet, from the lowest byte of the first disk on. `pace` is told
     /// before each step how many bytes it is about to copy; it may wait, and says false to stop. What was
-    /// copied is durable once the whole is done, or after the guest's own flushes.
+    /// copied is made durable from time to time, and once the whole is done.
     ///
     /// # Errors
     /// [`ImageError::ReadOnly`] for an image without overlays; what reading and writing fail with.
@@ -50,6 +52,7 @@ impl Image {
         for (at, overlay) in self.overlays().iter().enumerate() {
             let disk = DiskIndex(at as u16);
             let whole = ByteRange::new(0, self.sizes()[at]);
+            let mut unflushed = 0;
             for step in whole.split_at_multiples(STEP_BYTES) {
                 let missing: u64 =
                     overlay.runs(step).iter().filter(|(_, own)| !own).map(|(range, _)| range.len).sum();
@@ -59,8 +62,13 @@ impl Image {
                 if !pace(missing) {
                     return Ok(self.promotion());
                 }
+                if unflushed >= FLUSH_BYTES {
+                    self.flush(disk)?;
+                    unflushed = 0;
+                }
                 let _reading = self.reading();
                 overlay.copy_up(step, |start, buf| self.below(disk, start, buf))?;
+                unflushed += missing;
             }
             self.flush(disk)?;
         }

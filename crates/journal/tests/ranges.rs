@@ -218,6 +218,29 @@ fn zeroes_that_have_to_be_written_keep_to_the_pace_and_take_several_turns() {
     }
 }
 
+/// An agent that dies in it would have all of it written again before a guest's next flush.
+#[test]
+fn a_promotion_makes_durable_what_it_has_copied_from_time_to_time() {
+    const SIZE: u64 = 1 << 30;
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(FsStore::open(folder.path()).unwrap());
+    let mut source = Source::begin(store.clone(), SIZE, SMALL);
+    source.write(4096, vec![1; 4096]);
+    let cut = source.checkpoint();
+    source.send();
+    let image = journal::Image::open(source.journal.clone(), cut, Some("image-1"), [1; 16]).unwrap();
+    let left = std::cell::Cell::new(600 << 20);
+    let pace = |bytes| {
+        left.set(left.get() - bytes as i64);
+        left.get() > 0
+    };
+    assert!(!image.promote(pace).unwrap().is_done());
+    drop(image);
+    let again = journal::Overlay::open(&*store, "image-1", "vda", SIZE, [1; 16]).unwrap();
+    assert!(again.held_bytes() >= 590 << 20);
+    assert!(again.in_doubt_bytes() <= 257 << 20, "{}", again.in_doubt_bytes());
+}
+
 /// A map that took a write for each of its 268 million blocks would take minutes.
 #[test]
 fn an_image_whose_disk_is_discarded_takes_it_as_one_range() {
