@@ -206,7 +206,7 @@ impl Overlay {
 
     /// Writes bytes to their place; zeroes as a hole.
     fn put(&self, range: ByteRange, bytes: &[u8]) -> io::Result<()> {
-        if bytes.iter().all(|byte| *byte == 0) {
+        if batch::is_zero(bytes) {
             return self.data.zero(range);
         }
         self.data.write_at(range.start, bytes)

@@ -10,6 +10,7 @@
 
 use crate::page::{PAGE_BYTES, PageKind, ROWS_BYTES, open_page, seal_page};
 use crate::store::StoreFile;
+use batch::is_zero;
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
@@ -43,7 +44,7 @@ impl Word {
     pub(crate) fn allows(self, block: &[u8]) -> bool {
         match self {
             Self::UNKNOWN => true,
-            Self::ZEROES => block.iter().all(|byte| *byte == 0),
+            Self::ZEROES => is_zero(block),
             other => other == Self::of(block),
         }
     }
@@ -76,7 +77,7 @@ impl Sums {
         let mut bytes = [0; PAGE_BYTES as usize];
         let number = page as u32;
         let is_read = self.file.read_at(page * PAGE_BYTES, &mut bytes).is_ok();
-        if is_read && bytes.iter().all(|byte| *byte == 0) {
+        if is_read && is_zero(&bytes) {
             return vec![Word::ZEROES; WORDS_PER_PAGE as usize];
         }
         match open_page(&bytes, PageKind::Sums, number, self.stamp, WORD_BYTES) {

@@ -179,7 +179,7 @@ impl MapFile {
         let mut read = vec![0; sectors.len() * SECTOR];
         self.file.read_at(section.at(sectors.start), &mut read)?;
         for (sector, bytes) in sectors.zip(read.chunks_exact(SECTOR)) {
-            let is_whole = is_sealed(bytes, section.first + sector) || bytes.iter().all(|byte| *byte == 0);
+            let is_whole = is_sealed(bytes, section.first + sector) || batch::is_zero(bytes);
             tell(sector, is_whole.then_some(&bytes[..SUMMED]));
         }
         Ok(())

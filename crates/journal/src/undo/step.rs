@@ -67,7 +67,7 @@ impl Step<'_> {
     }
 
     fn add(&mut self, extent: &Extent, range: ByteRange, before: Vec<u8>) -> Result<(), FoldError> {
-        let is_zero = before.iter().all(|&byte| byte == 0);
+        let is_zero = batch::is_zero(&before);
         // Zeroes of one extent are one record, so that they are as few extents as it was.
         if let Some(last) = self.records.last_mut().filter(|last| is_zero && last.kind == Kind::Zero)
             && (last.seq, last.disk, last.range.end()) == (extent.seq, extent.disk, range.start)
