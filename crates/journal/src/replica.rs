@@ -145,8 +145,15 @@ impl Replica {
     }
 }
 
-/// A block that is written in part: what it holds; none where that is not known, for it was damaged.
-type InPart = Option<Vec<u8>>;
+/// A block that is written in part.
+#[derive(Debug)]
+enum InPart {
+    Holds(Vec<u8>),
+    /// It could not be read just now: nothing is known of it.
+    Unread,
+    /// What of it is not written is as damaged as before.
+    Damaged,
+}
 
 /// What is being written to a place of a replica.
 #[derive(Debug)]
@@ -169,7 +176,7 @@ impl Writing<'_> {
             let part = &bytes[(from - start) as usize..(to - start) as usize];
             if part.len() as u64 == whole.len {
                 self.words.insert(block, Word::of(part));
-            } else if let Some(held) = self.in_part(block) {
+            } else if let InPart::Holds(held) = self.in_part(block) {
                 held[(from - whole.start) as usize..(to - whole.start) as usize].copy_from_slice(part);
             }
         }
@@ -200,7 +207,7 @@ impl Writing<'_> {
         for block in edges {
             let whole = self.replica.block(block);
             let (from, to) = (range.start.max(whole.start), range.end().min(whole.end()));
-            if let Some(held) = self.in_part(block) {
+            if let InPart::Holds(held) = self.in_part(block) {
                 held[(from - whole.start) as usize..(to - whole.start) as usize].fill(0);
             }
         }
@@ -208,27 +215,34 @@ impl Writing<'_> {
         if first < past { self.replica.sums.set_zeroes(first..past) } else { Ok(()) }
     }
 
-    /// What a block that is written in part holds, none where it was damaged: what of it is not written is then as
-    /// damaged as before.
-    fn in_part(&mut self, block: u64) -> Option<&mut Vec<u8>> {
+    /// What is known of a block that is written in part.
+    fn in_part(&mut self, block: u64) -> &mut InPart {
         let (replica, summed_below) = (self.replica, self.summed_below);
         let is_repeated = self.is_repeated;
-        let held = self.parts.entry(block).or_insert_with(|| {
+        self.parts.entry(block).or_insert_with(|| {
+            if replica.sums.words(block..block + 1) == [Word::DAMAGED] {
+                return InPart::Damaged;
+            }
             let whole = replica.block(block);
             let mut held = vec![0; whole.len as usize];
-            replica.data.read_at(whole.start, &mut held).ok()?;
-            let is_known_bad = replica.sums.words(block..block + 1) == [Word::DAMAGED];
-            let is_good =
-                !is_known_bad && (is_repeated || replica.rotten(whole.start, &held, summed_below).is_empty());
-            is_good.then_some(held)
-        });
-        held.as_mut()
+            if replica.data.read_at(whole.start, &mut held).is_err() {
+                return InPart::Unread;
+            }
+            match is_repeated || replica.rotten(whole.start, &held, summed_below).is_empty() {
+                true => InPart::Holds(held),
+                false => InPart::Damaged,
+            }
+        })
     }
 
     /// Says what the blocks hold now; not synced.
     pub(crate) fn finish(mut self) -> io::Result<()> {
         let parts = std::mem::take(&mut self.parts).into_iter();
-        let of = |held: InPart| held.map_or(Word::DAMAGED, |held| Word::of(&held));
+        let of = |held: InPart| match held {
+            InPart::Holds(held) => Word::of(&held),
+            InPart::Unread => Word::UNKNOWN,
+            InPart::Damaged => Word::DAMAGED,
+        };
         self.words.extend(parts.map(|(block, held)| (block, of(held))));
         self.replica.sums.set(&self.words)
     }

@@ -5,8 +5,8 @@ use crate::cover::LogKind;
 use crate::settings::Mode;
 use crate::view::Shared;
 use std::time::Duration;
-use types::WriteSeq;
 use types::limits::FOLD_SEGMENTS_MAX;
+use types::{CheckpointKind, WriteSeq};
 
 /// A sealed segment that may go, oldest first.
 #[derive(Debug, Clone, Copy)]
@@ -18,9 +18,14 @@ struct Unit {
 }
 
 impl Shared {
-    /// The lowest cut a tag holds.
+    /// The lowest cut a tag holds. The manifest learns of one with its segment's footer; its before-images may be sealed
+    /// earlier.
     fn lowest_tag(&self) -> Option<WriteSeq> {
-        let cuts = self.manifest.tags.iter().map(|tag| WriteSeq::from_raw(tag.cut));
+        let frozen = self.view.redo.frozen.iter().flat_map(|table| &table.checkpoints);
+        let recent = frozen.chain(&self.redo_table.checkpoints).map(|facts| &facts.checkpoint);
+        let recent = recent.filter(|checkpoint| checkpoint.kind == CheckpointKind::Tagged);
+        let kept = self.manifest.tags.iter().map(|tag| WriteSeq::from_raw(tag.cut));
+        let cuts = kept.chain(recent.map(|checkpoint| checkpoint.cut));
         cuts.filter(|cut| self.age_of(*cut) < self.settings.tagged_history).min()
     }
 

@@ -3,11 +3,12 @@
 
 mod stream;
 
+use batch::Kind;
 use journal::{AppendMeta, CheckpointQuery, Clock, Expiry, Journal, Mode, Settings, Thinning, Upkeep};
 use sim::SimStore;
 use std::time::Duration;
-use stream::{SMALL, Stream, append, compare, create, cuts, keep_up};
-use types::{Epoch, Monotonic, WallTime, WriteSeq};
+use stream::{DISK_BYTES, SMALL, Stream, append, compare, create, cuts, keep_up};
+use types::{ByteRange, Epoch, Monotonic, WallTime, WriteSeq};
 
 /// Two checkpoints, then a sync that has brought over as much again, three times, and has not ended.
 fn in_a_sync(settings: Settings) -> (Journal, Stream, WriteSeq) {
@@ -187,4 +188,43 @@ fn what_is_tagged_is_kept_for_a_time_of_its_own() {
         kept.write_for(60, TODAY + 153 * 60 * SECOND);
         assert!(!cuts(&kept.journal).contains(&tagged), "{mode:?}: and then its own");
     }
+}
+
+/// Zeroes take no room in the segment that has them, and their before-images all that was there.
+#[test]
+fn a_tag_holds_its_before_images_while_its_own_segment_is_open() {
+    let settings = Settings {
+        segment_bytes: 256 << 10,
+        mode: Mode::Rollback,
+        tagged_history: Duration::from_secs(3600),
+        ..SMALL
+    };
+    let journal = create(&SimStore::new(), settings);
+    let mut stream = Stream::begin();
+    let parts: Vec<_> = ByteRange::new(0, DISK_BYTES).split_at_multiples(64 << 10).collect();
+    let mut number = 0;
+    let mut go_on = |stream: &mut Stream| {
+        stream.checkpoint();
+        append(&journal, stream.batch(), number, number as u8 + 1);
+        keep_up(&journal, number);
+        number += 1;
+    };
+    for (value, part) in (1..).zip(&parts) {
+        stream.write(part.start, &vec![value; part.len as usize]);
+        go_on(&mut stream);
+    }
+    let tagged = stream.tagged_checkpoint("before the upgrade");
+    for part in parts {
+        stream.zero(Kind::Zero, part);
+    }
+    go_on(&mut stream);
+    stream.write(0, &[9; 4096]);
+    go_on(&mut stream);
+    // By size, then by age.
+    journal.set(Settings { bytes_soft: 1, ..settings });
+    keep_up(&journal, 100);
+    journal.set(Settings { history: Duration::from_secs(10), ..settings });
+    keep_up(&journal, 1000);
+    assert!(cuts(&journal).contains(&tagged));
+    compare(&journal, &stream.states);
 }

@@ -5,11 +5,11 @@
 //! good only where the disk fails, or where something below was damaged.
 
 use crate::image_model::{DiskModel, SECTOR};
+use crate::moment::Moment;
 use crate::retained::Retained;
 use crate::rng::Rng;
 use crate::store::SimStore;
 use crate::summary::Summary;
-use crate::world::Moment;
 use journal::{Image, ImageError, Journal, Store};
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -150,6 +150,10 @@ impl Images {
     pub(crate) fn cuts(&self) -> Vec<WriteSeq> {
         let held = self.list.iter().filter(|image| image.served.is_some() && !image.promoted);
         held.map(|image| image.cut).collect()
+    }
+
+    pub(crate) fn read_through_damage(&self) -> bool {
+        self.list.iter().any(|image| image.spoilt)
     }
 
     /// The disk works again, and so all of them do.

@@ -1,11 +1,12 @@
 //! What must hold after every event, by name.
 
 use crate::recovery::RecoveryVm;
+use crate::retained::all_checkpoints;
 use crate::source::{Playback, SourceVm};
-use journal::{CheckpointQuery, Image, Journal, Mode, ReadError, Settings, Upkeep, newest_common_cut};
+use journal::{Image, Journal, Mode, ReadError, Settings, Upkeep, newest_common_cut};
 use std::sync::Arc;
 use types::limits::{BATCH_BYTES_MAX, BLOCK_BYTES, WINDOW_BYTES};
-use types::{BlockIndex, ByteRange, Checkpoint, CheckpointKind, DiskIndex, Monotonic, WriteSeq};
+use types::{BlockIndex, ByteRange, CheckpointKind, DiskIndex, Monotonic, WriteSeq};
 
 /// The marks that begin and end a sync have room in a full buffer.
 const SYNC_MARKS_BYTES: u64 = 256;
@@ -69,13 +70,6 @@ pub(crate) fn invariant_what_was_promised_is_at_the_other_side(pairs: &[Pair]) {
         newest.is_err() || newest >= Ok(promised),
         "invariant_what_was_promised_is_at_the_other_side: {promised}, newest {newest:?}"
     );
-}
-
-pub(crate) fn all_checkpoints(journal: &Journal) -> Vec<Checkpoint> {
-    let query = CheckpointQuery { limit: usize::MAX, ..CheckpointQuery::default() };
-    let found = journal.checkpoints(&query);
-    assert!(found.unread.is_empty(), "{:?}", found.unread);
-    found.rows.into_iter().map(|facts| facts.checkpoint).collect()
 }
 
 /// Whatever differs between guest and journal is marked, or lies in the buffer above what is durable.

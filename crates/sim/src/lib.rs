@@ -35,6 +35,7 @@ mod images;
 mod invariants;
 mod link;
 mod local_disk;
+mod moment;
 mod recovery;
 mod rest;
 mod retained;
@@ -45,6 +46,7 @@ mod store;
 mod summary;
 mod threads;
 mod whole;
+mod whole_draw;
 mod wide;
 mod world;
 

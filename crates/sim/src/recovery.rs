@@ -2,10 +2,10 @@
 
 use crate::images::Images;
 use crate::link::Connection;
+use crate::moment::Moment;
 use crate::retained::Retained;
 use crate::rng::Rng;
 use crate::store::SimStore;
-use crate::world::Moment;
 use batch::{Batch, BlockHash};
 use journal::{
     AppendError, AppendMeta, Journal, Kept, Manifest, ManifestError, Mode, OpenError, SegmentInfo, Settings,

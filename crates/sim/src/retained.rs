@@ -2,10 +2,9 @@
 //! retention takes what is older than the window, or what the limits leave no room for. No clock, no peer, no restart and
 //! no repair takes any.
 
-use crate::invariants::all_checkpoints;
 use journal::{CheckpointQuery, Clock, Journal, Kept, Settings, Upkeep};
 use std::collections::{BTreeMap, BTreeSet};
-use types::{CheckpointKind, Monotonic, WriteSeq};
+use types::{Checkpoint, CheckpointKind, Monotonic, WriteSeq};
 
 /// Bytes of footers and merged runs that a turn of upkeep may add before it looks at the limits.
 const INDEX_BYTES: u64 = 128 << 10;
@@ -160,4 +159,12 @@ impl Retained {
             );
         }
     }
+}
+
+/// Every checkpoint that is listed.
+pub(crate) fn all_checkpoints(journal: &Journal) -> Vec<Checkpoint> {
+    let query = CheckpointQuery { limit: usize::MAX, ..CheckpointQuery::default() };
+    let found = journal.checkpoints(&query);
+    assert!(found.unread.is_empty(), "{:?}", found.unread);
+    found.rows.into_iter().map(|facts| facts.checkpoint).collect()
 }

@@ -114,7 +114,8 @@ impl World {
         }
     }
 
-    /// At rest: images that could not be served are now; half of the runs end without any.
+    /// At rest: images that could not be served are now; half of the runs end without any, and none with one that reads
+    /// through damage, which every fold waits for.
     pub(crate) fn rest_wide(&mut self) {
         let Some(mut wide) = self.wide.take() else { return };
         for pair in &mut self.pairs {
@@ -122,7 +123,7 @@ impl World {
             let journal = recovery.journal.clone().expect("at rest the journal is open");
             recovery.images.serve_waiting(&journal);
             recovery.images.assert_all_served();
-            if wide.rng.one_in(2) {
+            if wide.rng.one_in(2) || recovery.images.read_through_damage() {
                 recovery.images.close_all(&journal, &recovery.store);
             }
         }

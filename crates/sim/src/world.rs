@@ -2,14 +2,15 @@
 
 use crate::invariants::*;
 use crate::link::Connection;
+use crate::moment::Moment;
 use crate::recovery::{RecoveryVm, SETTINGS};
 use crate::rng::Rng;
 use crate::source::SourceVm;
 use crate::summary::Summary;
-use crate::whole::Whole;
+use crate::whole_draw::Whole;
 use crate::wide::Wide;
 use joint::promise::Promises;
-use journal::{Clock, Mode, Upkeep};
+use journal::Mode;
 use replication::wire::{Refusal, Refuse};
 use replication::{ReceiverEvent, SenderEvent};
 use splitter::{OnTimeout, SyncPolicy};
@@ -53,20 +54,6 @@ pub(crate) struct World {
     pub(crate) wide: Option<Wide>,
     /// What only whole runs play.
     pub(crate) whole: Option<Whole>,
-}
-
-/// What the clocks of the recovery side say.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Moment {
-    pub(crate) now: Monotonic,
-    pub(crate) wall: WallTime,
-}
-
-impl Moment {
-    /// A turn of upkeep at it. What the wall clock says makes nothing older.
-    pub(crate) fn upkeep(self, entropy: [u8; 16]) -> Upkeep<'static> {
-        Upkeep { clock: Clock::Monotonic(self.now), ..Upkeep::plain(self.wall, entropy) }
-    }
 }
 
 /// Plays one seed.

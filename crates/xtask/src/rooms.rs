@@ -21,7 +21,7 @@ use std::path::Path;
 /// Circles that stood when this check was made, each by one of its files and by how many it has. They may only become
 /// smaller, and then the number here does too; nothing is ever added.
 const STANDING: &[(&str, usize)] = &[
-    ("crates/agent/src/recovery/mod.rs", 16),
+    ("crates/agent/src/recovery/mod.rs", 14),
     ("crates/agent/src/source/mod.rs", 12),
     ("crates/bench/src/main.rs", 20),
 ];
