@@ -29,8 +29,11 @@ fn is_written(stage: &Stage, folder: &str, words: &str) -> bool {
     rows.map(|row| row.path()).any(|path| path.extension().is_some_and(|end| end == "json") && has(&path))
 }
 
-/// Moments of a failover, in their order.
-const MOMENTS: [(&str, fn(&Stage) -> bool); 6] = [
+/// A moment of a failover, and whether it has come.
+type Moment = (&'static str, fn(&Stage) -> bool);
+
+/// In their order.
+const MOMENTS: [Moment; 6] = [
     ("it is written down", |stage| is_written(stage, "operations", "\"forward\"")),
     ("the group is fenced", |stage| is_written(stage, "failovers", "\"starting\"")),
     ("the cut is chosen", |stage| {

@@ -136,7 +136,7 @@ impl Tapped {
     }
 
     /// Its newest image is its disk, with all that it has reported.
-    fn is_whole(mut self) {
+    fn ends_whole(mut self) {
         self.site.virsh(&["suspend", "web"]).unwrap();
         self.stage.drained("web");
         let reported = self.last();
@@ -159,7 +159,7 @@ fn a_save_and_a_restore_are_told_of(version: LibvirtVersion) {
     vm.is_told_of();
     vm.site.virsh(&["start", "web"]).unwrap();
     vm.is_taken_up();
-    vm.is_whole();
+    vm.ends_whole();
 }
 
 #[test]
