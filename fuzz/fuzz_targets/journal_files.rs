@@ -92,7 +92,7 @@ fuzz_target!(|input: &[u8]| {
     let Ok(opened) = Journal::open(Arc::new(store), SETTINGS) else { return };
     let journal = opened.journal;
     let query = CheckpointQuery { limit: 1000, ..CheckpointQuery::default() };
-    let cuts = journal.checkpoints(&query).unwrap_or_default();
+    let cuts = journal.checkpoints(&query).rows;
     let mut buf = vec![0; DISK_BYTES as usize];
     for facts in cuts {
         let _ = journal.read_at(DiskIndex(0), facts.checkpoint.cut, 0, &mut buf);
