@@ -5,7 +5,7 @@ mod stream;
 
 use batch::Kind;
 use journal::{AppendMeta, CheckpointQuery, Clock, Expiry, Journal, Mode, Settings, Thinning, Upkeep};
-use sim::SimStore;
+use sim::{Rng, SimStore};
 use std::time::Duration;
 use stream::{DISK_BYTES, SMALL, Stream, append, compare, create, cuts, keep_up};
 use types::{ByteRange, Epoch, Monotonic, WallTime, WriteSeq};
@@ -209,8 +209,11 @@ fn a_tag_holds_its_before_images_while_its_own_segment_is_open() {
         keep_up(&journal, number);
         number += 1;
     };
-    for (value, part) in (1..).zip(&parts) {
-        stream.write(part.start, &vec![value; part.len as usize]);
+    let mut rng = Rng::new(7);
+    for part in &parts {
+        // Nothing that before-images can be made smaller by.
+        let noise: Vec<u8> = (0..part.len).map(|_| rng.bits() as u8).collect();
+        stream.write(part.start, &noise);
         go_on(&mut stream);
     }
     let tagged = stream.tagged_checkpoint("before the upgrade");
