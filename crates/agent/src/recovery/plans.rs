@@ -2,6 +2,7 @@
 
 use super::failover::plan::{FailoverPlan, FailoverStep};
 use super::life::moving::plan::{MovePlan, MoveStep};
+use crate::one_at_a_time::{OneAtATime, Turn};
 use operations::{Book, Control, Lock, OperationId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -94,26 +95,17 @@ pub(super) fn no_such_step() -> ! {
 #[derive(Debug, Default)]
 pub(super) struct Operations {
     book: Mutex<Book<Plan>>,
-    busy: Mutex<BTreeSet<OperationId>>,
+    busy: OneAtATime<OperationId>,
 }
-
-/// Nobody else carries an operation out until this is dropped.
-#[derive(Debug)]
-pub(super) struct Busy<'a>(&'a Operations, OperationId);
 
 impl Operations {
     pub(super) fn book(&self) -> MutexGuard<'_, Book<Plan>> {
         self.book.lock().expect("a panic aborts the process")
     }
 
-    fn busy(&self) -> MutexGuard<'_, BTreeSet<OperationId>> {
-        self.busy.lock().expect("a panic aborts the process")
-    }
-
     /// The right to carry an operation out; none where another has it.
-    pub(super) fn take(&self, id: OperationId) -> Option<Busy<'_>> {
-        let is_free = self.busy().insert(id);
-        is_free.then(|| Busy(self, id))
+    pub(super) fn take(&self, id: OperationId) -> Option<Turn<'_, OperationId>> {
+        self.busy.try_take(vec![id])
     }
 
     /// The operation that changes this.
@@ -128,11 +120,5 @@ impl Operations {
         let book = self.book();
         let unended = book.all().filter(|(record, _)| !record.standing.is_end());
         unended.map(|(record, _)| (record.id, record.plan.clone())).collect()
-    }
-}
-
-impl Drop for Busy<'_> {
-    fn drop(&mut self) {
-        self.0.busy().remove(&self.1);
     }
 }

@@ -26,6 +26,13 @@ fn ask(side: &Recovery, folder: &Path) -> Result<api::Journal> {
     side.move_journal("vm-1", &target(folder).display().to_string())
 }
 
+/// Until a move waits for whoever uses the journal.
+fn until_it_waits(vm: &RecoveredVm) {
+    while !matches!(vm.life().state(), State::Closing(_)) {
+        std::thread::yield_now();
+    }
+}
+
 /// The journal is whole, in this folder, and in no other.
 fn check_lies(side: &Recovery, at: &Path, not_at: &Path, how: &str) {
     let vm = side.vm("vm-1").unwrap();
@@ -88,9 +95,7 @@ fn of_two_moves_of_one_journal_one_is_refused_at_once_and_it_is_shown_that_it_mo
     let scrub = vm.lease(Use::Scrub).unwrap();
     std::thread::scope(|scope| {
         let moved = scope.spawn(|| ask(&side, folder.path()));
-        while !matches!(vm.life().state(), State::Closing(_)) {
-            std::thread::yield_now();
-        }
+        until_it_waits(&vm);
         let shown = side.vms_to_api().remove(0);
         assert_eq!((shown.state.as_str(), shown.moving.is_some()), ("moving", true));
         let other = folder.path().join("other");
@@ -116,9 +121,7 @@ fn a_move_that_is_cancelled_leaves_the_journal_where_it_was() {
     let scrub = vm.lease(Use::Scrub).unwrap();
     std::thread::scope(|scope| {
         let moved = scope.spawn(|| ask(&side, folder.path()));
-        while !matches!(vm.life().state(), State::Closing(_)) {
-            std::thread::yield_now();
-        }
+        until_it_waits(&vm);
         let id = side.list_operations()[0].id.clone();
         side.cancel_operation(&id).unwrap();
         drop(scrub);
