@@ -21,6 +21,8 @@ pub(super) struct Stalled {
 
 /// So often, in about a second and a half, an image may be found in use by an agent that is just ending.
 const FOUND_IN_USE_MAX: u32 = 5;
+/// When what was found in use is tried again, the first time; each time after that is twice as long away.
+const RETRY_SOON: Duration = Duration::from_millis(50);
 
 impl Stalled {
     pub(super) fn new(record: ProtectionRecord, error: String, found_in_use: u32) -> Self {
@@ -41,7 +43,13 @@ impl Stalled {
 
     /// Whether whoever has the image may be about to end.
     pub(super) fn may_come_free(&self) -> bool {
-        (1..=FOUND_IN_USE_MAX).contains(&self.found_in_use)
+        self.next_delay().is_some()
+    }
+
+    /// When it is worth a try of its own, because whoever has the image may be about to end; none where it waits for the
+    /// regular one.
+    pub(super) fn next_delay(&self) -> Option<Duration> {
+        next_delay(self.found_in_use)
     }
 
     /// The VM for the operator: as `failed`, with what is to be done about it.
@@ -100,5 +108,24 @@ impl Stalled {
             history_seconds: 0,
             checkpoint_interval_seconds: record.policy.checkpoint_interval_seconds,
         }
+    }
+}
+
+/// When an image is tried again that was found in use so often, one time after the other.
+fn next_delay(found_in_use: u32) -> Option<Duration> {
+    (1..=FOUND_IN_USE_MAX).contains(&found_in_use).then(|| RETRY_SOON * (1 << (found_in_use - 1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_agent_that_is_ending_still_has_is_tried_again_soon_and_then_as_all_else() {
+        let delays: Vec<_> = (0..=8).map(|found| next_delay(found).map(|delay| delay.as_millis())).collect();
+        let soon = [50, 100, 200, 400, 800].map(Some);
+        assert_eq!(delays[0], None, "what is not in use waits for another cause to go");
+        assert_eq!(delays[1..6], soon, "each time twice as long away");
+        assert_eq!(delays[6..], [None; 3], "somebody has it who stays");
     }
 }

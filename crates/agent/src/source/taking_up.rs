@@ -15,8 +15,6 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use types::limits::VM_START_MAX;
 
-/// When what was found in use is tried again, the first time; each time after that is twice as long away.
-const RETRY_SOON: Duration = Duration::from_millis(50);
 /// How often a protection that could not be taken up is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -43,12 +41,10 @@ impl Source {
 
     /// Tries again, for ever, what could not be taken up.
     pub(crate) async fn retry_regularly(self: Arc<Self>) {
-        let mut delay = RETRY_SOON;
         loop {
-            tokio::time::sleep(delay).await;
+            let delay = self.stalled().values().filter_map(Stalled::next_delay).min();
+            tokio::time::sleep(delay.unwrap_or(RETRY_INTERVAL)).await;
             self.try_all(RETRY_INTERVAL).await;
-            let is_soon = self.stalled().values().any(Stalled::may_come_free);
-            delay = if is_soon { (delay * 2).min(RETRY_INTERVAL) } else { RETRY_INTERVAL };
         }
     }
 
