@@ -366,3 +366,7 @@ pub fn hash(capture: &Capture, disks: &[Arc<ProtectedDisk>]) -> Result<Option<Co
 
 #[cfg(test)]
 mod hostile;
+#[cfg(test)]
+mod played;
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! A spill in memory, of "files" of a few batches each.
 
 use super::{Cause, NotTaken, Spill};
-use batch::Batch;
+use batch::{Batch, Kind};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 use types::WriteSeq;
@@ -33,6 +33,13 @@ impl InMemory {
 
     pub(crate) fn fail(&self, failing: bool) {
         self.lock().failing = failing;
+    }
+
+    /// How many bytes of the disk there are in it of records of such kinds.
+    pub(crate) fn bytes_of(&self, is_meant: impl Fn(Kind) -> bool) -> u64 {
+        let inner = self.lock();
+        let entries = inner.files.iter().flatten().flat_map(Batch::entries);
+        entries.filter(|entry| is_meant(entry.kind)).map(|entry| entry.range.len).sum()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
