@@ -248,6 +248,8 @@ struct Inner {
 #[derive(Debug, Default)]
 pub(crate) struct Alerts {
     inner: Mutex<Inner>,
+    /// Held while they are written down.
+    saving: Mutex<()>,
     state: Option<Arc<StateDir>>,
 }
 
@@ -264,7 +266,8 @@ impl Alerts {
                 BTreeMap::new()
             }
         };
-        Self { inner: Mutex::new(Inner { remembered, ..Inner::default() }), state: Some(state) }
+        let inner = Mutex::new(Inner { remembered, ..Inner::default() });
+        Self { inner, saving: Mutex::default(), state: Some(state) }
     }
 
     /// Raises an alert, logged where it is new or another.
@@ -293,10 +296,12 @@ impl Alerts {
                 let standing =
                     Standing { text: text.clone(), since, age: (Duration::from_micros(stood), now) };
                 inner.standing.insert(cause.clone(), standing);
-                self.save(&mut inner);
             }
         }
         drop(inner);
+        if before.is_none() {
+            self.save();
+        }
         match cause.kind.severity() {
             Severity::Critical => tracing::error!(alert = cause.kind.name(), cause = cause.subject, "{text}"),
             Severity::Warning => tracing::warn!(alert = cause.kind.name(), cause = cause.subject, "{text}"),
@@ -309,10 +314,10 @@ impl Alerts {
         let mut inner = self.lock();
         let forgotten = inner.remembered.remove(&cause.key()).is_some();
         let stood = inner.standing.remove(&cause).is_some();
-        if stood || forgotten {
-            self.save(&mut inner);
-        }
         drop(inner);
+        if stood || forgotten {
+            self.save();
+        }
         if stood {
             tracing::info!(alert = cause.kind.name(), cause = cause.subject, "mended");
         }
@@ -363,13 +368,12 @@ impl Alerts {
         self.lock().standing.iter().map(row).collect()
     }
 
-    fn save(&self, inner: &mut Inner) {
+    /// Writes down what stands. Whoever reads alerts does not wait for that, on a disk that hangs neither.
+    fn save(&self) {
         let Some(state) = &self.state else { return };
-        if clock::now() > Monotonic(REMEMBERED_FOR) {
-            inner.remembered.clear();
-        }
-        let standing = inner.standing.iter().map(|(cause, standing)| (cause.key(), standing.since.0));
-        let since = inner.remembered.clone().into_iter().chain(standing).collect();
+        // What is looked at later is written later.
+        let _turn = self.saving.lock().expect("a panic aborts the process");
+        let since = self.lock().to_remember();
         if let Err(error) = state.save(FILE, &AlertsRecord { since }) {
             tracing::warn!(error = format!("{error:#}"), "since when alerts stand is not recorded");
         }
@@ -377,6 +381,16 @@ impl Alerts {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().expect("a panic aborts the process")
+    }
+}
+
+impl Inner {
+    fn to_remember(&mut self) -> BTreeMap<String, i64> {
+        if clock::now() > Monotonic(REMEMBERED_FOR) {
+            self.remembered.clear();
+        }
+        let standing = self.standing.iter().map(|(cause, standing)| (cause.key(), standing.since.0));
+        self.remembered.clone().into_iter().chain(standing).collect()
     }
 }
 
@@ -430,5 +444,25 @@ mod tests {
         assert_eq!(alerts.list(), ["two (for 5 min)"]);
         alerts.clear("disk");
         assert!(alerts.list().is_empty());
+    }
+
+    #[test]
+    fn who_looks_at_alerts_waits_for_no_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = Arc::new(StateDir::open(folder.path()).unwrap());
+        let alerts = Alerts::remembered_in(state.clone());
+        // Whoever opens a pipe to write waits until somebody reads it.
+        let pipe = state.path("alerts.partial");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
+            .unwrap();
+        std::thread::scope(|scope| {
+            let (alerts, (tell, told)) = (&alerts, std::sync::mpsc::channel());
+            scope.spawn(|| alerts.raise("disk", "it hangs".into()));
+            while alerts.saving.try_lock().is_ok() {}
+            scope.spawn(move || tell.send(alerts.list()));
+            let seen = told.recv_timeout(Duration::from_secs(60));
+            drop(std::fs::File::open(&pipe).unwrap());
+            assert_eq!(seen.expect("whoever looks waits for the disk"), ["it hangs"]);
+        });
     }
 }

@@ -16,6 +16,8 @@ use super::record::{FirstSync, ProtectionRecord};
 use crate::alerts::{AlertKind, Cause};
 use crate::error::OperationError;
 use crate::link;
+use crate::one_at_a_time::OneAtATime;
+use crate::state::StateDir;
 use crate::wire_io::{read_message, write_message};
 use anyhow::{Context, Result, bail};
 use replication::wire::{FrameReader, Leave, Message, Refusal};
@@ -48,9 +50,13 @@ pub(super) struct DepartureRecord {
 }
 
 /// The departures that are being told, by the VM's id. What is not here any more is neither told again nor written down.
+///
+/// A file is written and removed in its VM's turn, and never under the lock: a disk that hangs holds up neither other
+/// departures nor whoever asks for them.
 #[derive(Debug, Default)]
 pub(super) struct Departures {
     telling: Mutex<BTreeMap<String, DepartureRecord>>,
+    changing: OneAtATime<String>,
     /// There are some that cannot be read, of which nobody is told: they may be of any group.
     has_unknown: AtomicBool,
 }
@@ -70,6 +76,51 @@ impl Departures {
     /// One of them cannot be read.
     fn note_unknown(&self) {
         self.has_unknown.store(true, Ordering::SeqCst);
+    }
+
+    fn is_told(&self, vm: &str) -> bool {
+        self.lock().contains_key(vm)
+    }
+
+    /// It is told with this epoch from now on; whether it is told at all. Waits for the disk.
+    fn adopt_epoch(&self, state: &StateDir, vm: &str, epoch: Epoch) -> bool {
+        let _turn = self.changing.wait(vec![vm.to_owned()]);
+        let Some(mut departure) = self.lock().get(vm).cloned() else { return false };
+        departure.epoch = epoch.0;
+        if let Err(error) = state.save(&departure.file_name(), &departure) {
+            tracing::warn!(vm = departure.name, error = format!("{error:#}"), "epoch is not recorded");
+        }
+        self.lock().insert(vm.to_owned(), departure);
+        true
+    }
+
+    /// The recovery side knows: it is told no more; whether it still was. Waits for the disk.
+    fn end(&self, state: &StateDir, vm: &str) -> bool {
+        let _turn = self.changing.wait(vec![vm.to_owned()]);
+        let Some(departure) = self.lock().remove(vm) else { return false };
+        match state.remove(&departure.file_name()) {
+            Ok(()) => tracing::info!(vm = departure.name, "the recovery side knows that it has left"),
+            Err(error) => {
+                tracing::warn!(vm = departure.name, error = format!("{error:#}"), "told again next time");
+            }
+        }
+        true
+    }
+
+    /// As an operator wants it: it is told no more. Waits for the disk.
+    fn forget(&self, state: &StateDir, vm: &str) -> crate::error::Result<()> {
+        let _turn = self.changing.take(vec![vm.to_owned()], &format!("the departure of VM {vm}"))?;
+        let departure = self.lock().get(vm).cloned();
+        let departure = departure
+            .ok_or_else(|| OperationError::not_found(format!("nobody is told that VM {vm} has left")))?;
+        state.remove(&departure.file_name())?;
+        tracing::info!(
+            vm = departure.name,
+            peer = departure.peer,
+            "the recovery side is not told that it has left"
+        );
+        self.lock().remove(vm);
+        Ok(())
     }
 
     /// That of the VM that an operator means by its id or the name it had; of several of that name none.
@@ -173,19 +224,19 @@ impl Source {
 
     /// Tells of a departure no more: the operator says that the recovery side is gone for good, or need not know.
     pub(crate) fn forget_departure(&self, vm: &str) -> crate::error::Result<()> {
-        let mut telling = self.departures.lock();
-        let departure = telling
-            .get(vm)
-            .ok_or_else(|| OperationError::not_found(format!("nobody is told that VM {vm} has left")))?;
-        self.state.remove(&departure.file_name())?;
-        tracing::info!(
-            vm = departure.name,
-            peer = departure.peer,
-            "the recovery side is not told that it has left"
-        );
-        telling.remove(vm);
+        self.departures.forget(&self.state, vm)?;
         self.alerts.clear(departure_cause(vm));
         Ok(())
+    }
+
+    /// Does what waits for a disk where that holds up nobody.
+    async fn at_departures<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Departures, &StateDir) -> T + Send + 'static,
+    ) -> T {
+        let source = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&source.departures, &source.state)).await;
+        done.expect("a panic aborts the process")
     }
 
     /// Ends a protection that an operator had ended, where the agent's end came between.
@@ -211,15 +262,9 @@ async fn tell(source: Arc<Source>, mut departure: DepartureRecord) {
             Ok(Ok(Answer::Known)) => break,
             Ok(Ok(Answer::Fenced { epoch, released: true })) if epoch.0 > departure.epoch => {
                 departure.epoch = epoch.0;
-                let mut telling = source.departures.lock();
-                let Some(told) = telling.get_mut(&departure.vm) else { return };
-                told.epoch = epoch.0;
-                if let Err(error) = source.state.save(&departure.file_name(), &departure) {
-                    tracing::warn!(
-                        vm = departure.name,
-                        error = format!("{error:#}"),
-                        "epoch is not recorded"
-                    );
+                let vm = departure.vm.clone();
+                if !source.at_departures(move |it, state| it.adopt_epoch(state, &vm, epoch)).await {
+                    return;
                 }
                 continue;
             }
@@ -233,28 +278,20 @@ async fn tell(source: Arc<Source>, mut departure: DepartureRecord) {
              `holdfast vm forget {}`",
             departure.name, departure.peer, departure.group, departure.vm
         );
-        {
-            let telling = source.departures.lock();
-            if !telling.contains_key(&departure.vm) {
-                return;
-            }
-            source.alerts.raise(alert.clone(), text);
+        source.alerts.raise(alert.clone(), text);
+        // What an operator has ended meanwhile is no alert, whoever of the two was later.
+        if !source.departures.is_told(&departure.vm) {
+            source.alerts.clear(alert);
+            return;
         }
         tokio::time::sleep(RETRY_INTERVAL).await;
-        if !source.departures.lock().contains_key(&departure.vm) {
+        if !source.departures.is_told(&departure.vm) {
             return;
         }
     }
-    let mut telling = source.departures.lock();
-    if telling.remove(&departure.vm).is_none() {
-        return;
-    }
-    source.alerts.clear(alert);
-    match source.state.remove(&departure.file_name()) {
-        Ok(()) => tracing::info!(vm = departure.name, "the recovery side knows that it has left"),
-        Err(error) => {
-            tracing::warn!(vm = departure.name, error = format!("{error:#}"), "told again next time")
-        }
+    let vm = departure.vm.clone();
+    if source.at_departures(move |it, state| it.end(state, &vm)).await {
+        source.alerts.clear(alert);
     }
 }
 
@@ -279,12 +316,14 @@ async fn say(source: &Source, departure: &DepartureRecord) -> Result<Answer> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+
     use super::*;
 
-    fn departure(group_id: GroupId) -> DepartureRecord {
+    fn departure(vm: &str, group_id: GroupId) -> DepartureRecord {
         DepartureRecord {
-            vm: "01".into(),
-            name: "web".into(),
+            vm: vm.into(),
+            name: format!("web-{vm}"),
             group_id: group_id.to_string(),
             group: "shop".into(),
             epoch: 1,
@@ -297,9 +336,46 @@ mod tests {
     fn a_departure_is_of_the_group_it_was_of_whatever_has_its_name_now_and_unread_of_any() {
         let (then, now) = (GroupId::from_bytes([1; 16]), GroupId::from_bytes([2; 16]));
         let departures = Departures::default();
-        departures.lock().insert("01".into(), departure(then));
+        departures.lock().insert("01".into(), departure("01", then));
         assert!(departures.has_of(then) && !departures.has_of(now));
         departures.note_unknown();
         assert!(departures.has_of(now));
+    }
+
+    #[test]
+    fn a_departure_whose_file_hangs_on_its_disk_holds_up_nobody_who_asks_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(folder.path()).unwrap();
+        let (group, departures) = (GroupId::from_bytes([1; 16]), Departures::default());
+        for vm in ["01", "02", "03"] {
+            let one = departure(vm, group);
+            state.save(&one.file_name(), &one).unwrap();
+            departures.lock().insert(vm.into(), one);
+        }
+        // Whoever opens a pipe to write waits until somebody reads it.
+        let pipe = state.path("departures/01.partial");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
+            .unwrap();
+        std::thread::scope(|scope| {
+            let (departures, state, (tell, told)) = (&departures, &state, std::sync::mpsc::channel());
+            let hangs = scope.spawn(|| departures.adopt_epoch(state, "01", Epoch(7)));
+            while departures.changing.try_take(vec!["01".into()]).is_some() {}
+            scope.spawn(move || {
+                assert!(departures.has_of(group) && departures.find("web-01").is_some());
+                assert!(departures.adopt_epoch(state, "02", Epoch(8)) && departures.end(state, "02"));
+                departures.forget(state, "03").unwrap();
+                let _ = tell.send(());
+            });
+            let others = told.recv_timeout(Duration::from_secs(60));
+            let reader = std::fs::File::open(&pipe).unwrap();
+            assert!(hangs.join().unwrap(), "it is told on, with an epoch that is not recorded");
+            drop(reader);
+            others.expect("whoever asks for departures, or ends another, waits");
+        });
+        assert_eq!(departures.find("01").unwrap().epoch, 7);
+        assert!(departures.find("02").is_none() && departures.find("03").is_none());
+        assert!(!state.path("departures/02.json").exists() && !state.path("departures/03.json").exists());
+        assert!(!departures.adopt_epoch(&state, "02", Epoch(9)) && !departures.end(&state, "03"));
+        assert!(departures.forget(&state, "02").is_err(), "nobody is told of it any more");
     }
 }
