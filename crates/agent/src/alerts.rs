@@ -373,7 +373,7 @@ impl Alerts {
         let Some(state) = &self.state else { return };
         // What is looked at later is written later.
         let _turn = self.saving.lock().expect("a panic aborts the process");
-        let since = self.lock().to_remember();
+        let since = self.lock().since_when();
         if let Err(error) = state.save(FILE, &AlertsRecord { since }) {
             tracing::warn!(error = format!("{error:#}"), "since when alerts stand is not recorded");
         }
@@ -385,7 +385,7 @@ impl Alerts {
 }
 
 impl Inner {
-    fn to_remember(&mut self) -> BTreeMap<String, i64> {
+    fn since_when(&mut self) -> BTreeMap<String, i64> {
         if clock::now() > Monotonic(REMEMBERED_FOR) {
             self.remembered.clear();
         }
