@@ -165,8 +165,9 @@ impl Recovery {
 
     /// Closes an image that a failover ran on: once that is final, all of the image is its own, and nobody runs on it.
     pub(super) fn close_image_of_failover(&self, group: &str, image: &OpenImage) -> Result<Closed> {
-        let _turn = self.turn_for_image(&image.record)?;
-        let id = &image.record.id;
+        let of_image = image.record();
+        let _turn = self.turn_for_image(&of_image)?;
+        let id = &of_image.id;
         let record = self.failovers().values().find(|record| record.has_image(id)).cloned();
         let refuse = |detail: String| Err(OperationError::conflict(detail));
         if record.is_none() && self.has_unread_failovers() {

@@ -11,7 +11,7 @@ use super::vm::{RecoveredVm, checkpoint_to_api};
 use crate::clock;
 use crate::disk_server::DiskServer;
 use crate::error::{OperationError, Result, with_sources};
-use crate::state::random;
+use crate::state::{StateDir, random};
 use anyhow::Context;
 use bytes::Bytes;
 use joint::life::Use;
@@ -57,7 +57,8 @@ impl Closing {
 
 /// A served image.
 pub(super) struct OpenImage {
-    pub(super) record: ImageRecord,
+    /// As the state folder has it: nobody changes one without the other, see [`OpenImage::change`].
+    record: Mutex<ImageRecord>,
     life: Arc<JournalLife>,
     image: Arc<Image>,
     disks: Vec<DiskSpec>,
@@ -70,13 +71,14 @@ pub(super) struct OpenImage {
     locks: Mutex<Vec<WriterLock>>,
     pub(super) socket: PathBuf,
     pub(super) promotion: PromotionRun,
-    /// It was closed, so that no promotion may come to its end any more. Taken before `images`.
+    /// It is not served any more, so that no promotion may come to its end. Held by whoever changes its record, and taken
+    /// before `images`.
     pub(super) ended: Mutex<bool>,
 }
 
 impl std::fmt::Debug for OpenImage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("OpenImage").field("record", &self.record).finish_non_exhaustive()
+        f.debug_struct("OpenImage").field("record", &self.record()).finish_non_exhaustive()
     }
 }
 
@@ -97,6 +99,12 @@ impl ImageRecord {
     /// It is being closed, and nothing of it is kept.
     pub(super) fn is_given_up(&self) -> bool {
         self.closing.as_ref().is_some_and(|closing| closing.keep_in.is_none())
+    }
+
+    /// What was written to it is the operator's, whatever becomes of the image. An agent of before wrote down of one that
+    /// was being closed only where its disks go.
+    pub(super) fn keeps_disks(&self) -> bool {
+        self.promoted || self.closing.as_ref().is_some_and(|closing| closing.keep_in.is_some())
     }
 
     /// Where the overlays lie in the journal's folder.
@@ -158,8 +166,8 @@ impl Recovery {
             self.give_up(vm, &lease, record.clone());
         }
         record.open_seconds = clock::now().since(started).as_secs_f64();
-        let image = OpenImage { record: record.clone(), ..opened? };
-        let image = self.have_it_stay(vm, &lease, image)?;
+        let image =
+            self.have_it_stay(vm, &lease, OpenImage { record: Mutex::new(record.clone()), ..opened? })?;
         tracing::info!(vm = record.vm_name, image = record.id, %cut, writable, "image opened");
         Ok(image)
     }
@@ -181,10 +189,10 @@ impl Recovery {
         image: OpenImage,
     ) -> Result<Arc<OpenImage>> {
         let image = Arc::new(image);
-        let id = &image.record.id;
+        let id = image.record().id;
         // Known first: whoever opens the journal anew looks for those that stay.
         self.images().insert(id.clone(), image.clone());
-        if lease.stay(id).is_err() {
+        if lease.stay(&id).is_err() {
             self.end_image_under(lease, &image)?;
             return Err(OperationError::conflict(not_usable(&vm.name(), vm.life().state())));
         }
@@ -208,17 +216,7 @@ impl Recovery {
         }
         let image = Image::open(journal.clone(), WriteSeq::from_raw(record.cut), folder, self.boot_id)
             .map_err(|error| OperationError::conflict(with_sources(&error)))?;
-        let owner = record.pin_owner();
-        let (has_all, has_pin) =
-            (image.promotion().is_done(), journal.pins().iter().any(|pin| pin.owner == owner));
-        if !has_all && !has_pin {
-            let pinned = journal.pin(&owner, image.cut(), None);
-            pinned.map_err(|error| OperationError::conflict(with_sources(&error)))?;
-        }
-        if record.promoted && has_pin {
-            // Its promotion ended while the journal was closed.
-            journal.unpin(|pin| pin.owner == owner).context("remove the image's pin")?;
-        }
+        let record = self.hold_history(&image, journal, record)?;
         let image = Arc::new(image);
         let disks = journal.disks();
         let exports = disks.iter().enumerate().map(|(at, disk)| Export {
@@ -230,12 +228,12 @@ impl Recovery {
                 writers: Arc::default(),
             }) as Arc<dyn BlockDevice>,
         });
-        let locks = lock_files(&vm.folder(&self.journal_config.folder), record, &disks)?;
+        let locks = lock_files(&vm.folder(&self.journal_config.folder), &record, &disks)?;
         let server = DiskServer::serve(&self.run_dir, "images", &record.id, exports.collect())?;
         let socket = server.path().to_path_buf();
         let checkpoint = journal.checkpoint(types::CheckpointId(image.cut())).ok().flatten();
         Ok(OpenImage {
-            record: record.clone(),
+            record: Mutex::new(record),
             life: vm.life().clone(),
             image,
             folder: vm.folder(&self.journal_config.folder),
@@ -246,9 +244,35 @@ impl Recovery {
             locks: Mutex::new(locks),
             socket,
             ended: Mutex::default(),
-            // A promotion takes the pin away.
-            promotion: PromotionRun::begin(record.promoted || (record.writable && has_all && !has_pin)),
+            promotion: PromotionRun::default(),
         })
+    }
+
+    /// Pins what an image reads from, unless it was promoted: that takes the pin away, though an agent of before may not have
+    /// written it down. One of which the guest has written every block is not promoted by that. Its record as it is then.
+    fn hold_history(
+        &self,
+        image: &Image,
+        journal: &journal::Journal,
+        record: &ImageRecord,
+    ) -> Result<ImageRecord> {
+        let owner = record.pin_owner();
+        let (has_all, has_pin) =
+            (image.promotion().is_done(), journal.pins().iter().any(|pin| pin.owner == owner));
+        if !has_all && !has_pin {
+            let pinned = journal.pin(&owner, image.cut(), None);
+            pinned.map_err(|error| OperationError::conflict(with_sources(&error)))?;
+        }
+        let promoted = record.promoted || (record.writable && has_all && !has_pin);
+        let served = ImageRecord { promoted, ..record.clone() };
+        if served != *record {
+            self.state.save(&served.file_name(), &served)?;
+        }
+        if promoted && has_pin {
+            // Its promotion ended while the journal was closed.
+            journal.unpin(|pin| pin.owner == owner).context("remove the image's pin")?;
+        }
+        Ok(served)
     }
 
     pub(crate) fn list_images(&self) -> Vec<api::Image> {
@@ -264,20 +288,21 @@ impl Recovery {
     /// Of an image whose map has rotted a part is not served, for as long as it is open.
     pub(super) fn tell_image_damage(&self, image: &OpenImage) {
         if let Some(trouble) = image.damage() {
-            let (id, vm) = (&image.record.id, &image.record.vm_name);
-            self.alerts.raise(image_alert(id), format!("image {id} of VM {vm} is {trouble}"));
+            let ImageRecord { id, vm_name, .. } = image.record();
+            self.alerts.raise(image_alert(&id), format!("image {id} of VM {vm_name} is {trouble}"));
         }
     }
 
     /// Reads the maps of a VM's images that are open again; what has rotted there is made anew.
     pub(super) fn scrub_images(&self, vm: &RecoveredVm) {
         let id = vm.id().to_string();
-        let images: Vec<_> = self.images().values().filter(|image| image.record.vm == id).cloned().collect();
+        let images: Vec<_> =
+            self.images().values().filter(|image| image.record().vm == id).cloned().collect();
         for image in images {
             match image.image.scrub() {
                 Ok(places) => vm.tell_mended(&places),
                 Err(error) => {
-                    let (image, error) = (&image.record.id, with_sources(&error));
+                    let (image, error) = (image.record().id, with_sources(&error));
                     tracing::warn!(vm = vm.name(), image, error, "the maps of the image cannot be scrubbed");
                 }
             }
@@ -290,11 +315,15 @@ impl Recovery {
         let Some(image) = self.image(id) else { return false };
         let Err(error) = image.image.rebind(journal.clone()) else { return true };
         let error = with_sources(&error);
-        let vm = &image.record.vm_name;
-        tracing::info!(vm, image = id, error, "image is not served any more");
+        image.promotion.stop();
+        // What waits is its record as it is now.
+        let mut has_ended = image.ended.lock().expect("a panic aborts the process");
+        let record = image.record();
+        tracing::info!(vm = record.vm_name, image = id, error, "image is not served any more");
+        *has_ended = true;
         image.stop_serving();
         image.let_go_of_files();
-        self.wait_for_image(image.record.clone(), error);
+        self.wait_for_image(record, error);
         self.images().remove(id);
         false
     }
@@ -317,10 +346,11 @@ impl Recovery {
         let Some(image) = self.image(id) else {
             return self.close_waiting(id);
         };
-        match &image.record.failover {
+        let record = image.record();
+        match &record.failover {
             Some(group) => self.close_image_of_failover(group, &image),
             None => {
-                let _turn = self.turn_for_image(&image.record)?;
+                let _turn = self.turn_for_image(&record)?;
                 // Whoever closed it meanwhile has done so.
                 match self.image(id) {
                     Some(image) => self.end_image(&image),
@@ -343,22 +373,23 @@ impl Recovery {
     fn end_image_without_journal(&self, image: &OpenImage) -> Result<Closed> {
         image.promotion.stop();
         let mut has_ended = image.ended.lock().expect("a panic aborts the process");
-        let why = not_usable(&image.record.vm_name, image.life.state());
-        if image.is_promoted() {
-            return Err(OperationError::unavailable(why));
-        }
-        self.give_up_until_open(image.record.clone(), why)?;
+        let record = image.record();
+        self.give_up_until_open(&record, not_usable(&record.vm_name, image.life.state()))?;
         *has_ended = true;
         image.stop_serving();
         image.let_go_of_files();
-        self.images().remove(&image.record.id);
-        image.life.leave(&image.record.id);
+        self.images().remove(&record.id);
+        image.life.leave(&record.id);
         Ok(Closed::default())
     }
 
-    /// What an image has in a journal that is not open goes once that is open, or with it.
-    pub(super) fn give_up_until_open(&self, mut record: ImageRecord, why: String) -> Result<()> {
-        record.closing = Some(Closing::KEEPS_NOTHING);
+    /// What an image has in a journal that is not open goes once that is open, or with it. One whose disks are to be kept
+    /// is not given up: they are, once its journal is open.
+    pub(super) fn give_up_until_open(&self, record: &ImageRecord, why: String) -> Result<()> {
+        if record.keeps_disks() {
+            return Err(OperationError::unavailable(why));
+        }
+        let record = ImageRecord { closing: Some(Closing::KEEPS_NOTHING), ..record.clone() };
         self.state.save(&record.file_name(), &record)?;
         self.wait_for_image(record, why);
         Ok(())
@@ -368,8 +399,11 @@ impl Recovery {
         image.promotion.stop();
         // From here on no promotion comes to its end.
         let mut has_ended = image.ended.lock().expect("a panic aborts the process");
-        let mut record = image.record.clone();
-        let is_promoted = image.is_promoted();
+        if *has_ended {
+            return Err(OperationError::unavailable("the image is not served any more: try again"));
+        }
+        let mut record = image.record();
+        let is_promoted = record.promoted;
         let keep_in = is_promoted.then(|| super::promoted::place_for(&image.folder, &record)).transpose()?;
         image.stop_serving();
         let lost = is_promoted.then(|| self.make_durable(lease, image)).and_then(std::result::Result::err);
@@ -395,13 +429,13 @@ impl Recovery {
         let flush =
             |opened: &Image| (0..image.disks.len()).try_for_each(|disk| opened.flush(DiskIndex(disk as u16)));
         let flushed = flush(&image.image).or_else(|_| {
-            let folder = image.record.overlay_folder();
+            let folder = image.record().overlay_folder();
             let again = Image::open(lease.shared().clone(), image.image.cut(), Some(&folder), self.boot_id)?;
             flush(&again)
         });
         flushed.map_err(|error| {
             let error = with_sources(&error);
-            tracing::error!(image = image.record.id, error, "promoted disks are not known to be durable");
+            tracing::error!(image = image.record().id, error, "promoted disks are not known to be durable");
             error
         })
     }
@@ -427,14 +461,32 @@ impl OpenImage {
         &self.image
     }
 
+    /// Its record as it is now.
+    pub(super) fn record(&self) -> ImageRecord {
+        self.record.lock().expect("a panic aborts the process").clone()
+    }
+
+    /// Changes its record, on disk first; `ended` is held.
+    pub(super) fn change(
+        &self,
+        state: &StateDir,
+        change: impl FnOnce(&mut ImageRecord),
+    ) -> anyhow::Result<()> {
+        let mut record = self.record();
+        change(&mut record);
+        state.save(&record.file_name(), &record)?;
+        *self.record.lock().expect("a panic aborts the process") = record;
+        Ok(())
+    }
+
     /// Whether its disks are plain ones that need nothing else.
     pub(super) fn is_promoted(&self) -> bool {
-        self.promotion.is_done()
+        self.record.lock().expect("a panic aborts the process").promoted
     }
 
     /// Takes away the pin that is kept over restarts.
     pub(super) fn unpin(&self) -> io::Result<usize> {
-        let owner = self.record.pin_owner();
+        let owner = self.record().pin_owner();
         let lease = self.life.lease(Use::Image);
         let lease = lease.map_err(|_| io::Error::other("its journal is not open just now"))?;
         lease.unpin(|pin| pin.owner == owner)
@@ -442,7 +494,7 @@ impl OpenImage {
 
     /// The file of a disk that is promoted: the plain disk, which needs nothing else.
     fn own_path(&self, disk: &str) -> String {
-        data_file(&self.folder, &self.record, disk).display().to_string()
+        data_file(&self.folder, &self.record(), disk).display().to_string()
     }
 
     /// Waits for what its clients have begun, and holds nothing meanwhile.
@@ -496,9 +548,12 @@ impl OpenImage {
         let cut = self.image.cut();
         // Once, for it may end while this is put together.
         let promotion = super::promote::to_api(self);
+        let record = self.record();
         api::Image {
-            id: self.record.id.clone(),
-            vm: self.record.vm_name.clone(),
+            owner: record.owner(),
+            open_seconds: record.open_seconds,
+            id: record.id,
+            vm: record.vm_name,
             cut: cut.to_string(),
             checkpoint: self.checkpoint.clone(),
             writable: self.image.is_writable(),
@@ -506,8 +561,6 @@ impl OpenImage {
             disks: self.disks_to_api(promotion.state == "done"),
             overlay_bytes: self.image.overlay_bytes(),
             promotion,
-            owner: self.record.owner(),
-            open_seconds: self.record.open_seconds,
             error: self.trouble(),
         }
     }

@@ -1,7 +1,7 @@
 //! Promotion of open images in the background.
 
 use super::Recovery;
-use super::images::{ImageRecord, OpenImage};
+use super::images::OpenImage;
 use crate::error::{OperationError, Result, with_sources};
 use crate::pace::Pace;
 use crate::state::StateDir;
@@ -9,26 +9,15 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A promotion of one image, and how it went.
+/// A promotion of one image, and how it went. That it came to its end is in the image's record.
 #[derive(Debug, Default)]
 pub(super) struct PromotionRun {
-    /// It was asked for, and came to its end: the disks are never thrown away. An image of which the guest has
-    /// written every block is not promoted by that.
-    done: AtomicBool,
     running: AtomicBool,
     stop: AtomicBool,
     error: Mutex<Option<String>>,
 }
 
 impl PromotionRun {
-    pub(super) fn begin(done: bool) -> Self {
-        Self { done: AtomicBool::new(done), ..Self::default() }
-    }
-
-    pub(super) fn is_done(&self) -> bool {
-        self.done.load(Ordering::SeqCst)
-    }
-
     /// Asks it to end after the step it is at.
     pub(super) fn stop(&self) {
         self.stop.store(true, Ordering::SeqCst);
@@ -46,7 +35,7 @@ impl Recovery {
         if !image.image().is_writable() {
             return Err(OperationError::conflict("only a writable image can be promoted"));
         }
-        if !image.promotion.is_done() && !image.promotion.running.swap(true, Ordering::SeqCst) {
+        if !image.is_promoted() && !image.promotion.running.swap(true, Ordering::SeqCst) {
             let (run, rate, state) = (image.clone(), request.bytes_per_second, self.state.clone());
             // A thread of its own: it may take hours.
             let spawned =
@@ -59,7 +48,8 @@ impl Recovery {
 
 fn promote(image: &Arc<OpenImage>, bytes_per_second: u64, state: &StateDir) {
     let pace = Pace::new(bytes_per_second);
-    let (id, vm) = (&image.record.id, &image.record.vm_name);
+    let record = image.record();
+    let (id, vm) = (&record.id, &record.vm_name);
     tracing::info!(image = id, vm, "promotion begins");
     let result = image.image().promote(|bytes| {
         pace.spend(bytes);
@@ -81,17 +71,15 @@ fn promote(image: &Arc<OpenImage>, bytes_per_second: u64, state: &StateDir) {
     image.promotion.running.store(false, Ordering::SeqCst);
 }
 
-/// Writes down that an image is promoted; not one that was closed meanwhile, whose disks are gone.
+/// Writes down that an image is promoted; not one that is not served any more, whose record is another's. Its pin goes once
+/// that is known for good: until then the image may yet be closed as one that needs its journal.
 fn keep(image: &OpenImage, state: &StateDir) -> std::result::Result<(), String> {
     let ended = image.ended.lock().expect("a panic aborts the process");
     if *ended {
-        return Err("the image was closed before it was promoted".into());
+        return Err("the image was closed, or could not be served any more, before it was promoted".into());
     }
-    let record = ImageRecord { promoted: true, ..image.record.clone() };
-    let kept = state.save(&record.file_name(), &record).map_err(|error| format!("{error:#}"));
-    image.promotion.done.store(kept.is_ok(), Ordering::SeqCst);
-    let unpinned = image.unpin().map_err(|error| format!("cannot take the image's pin away: {error}"));
-    kept.and(unpinned.map(drop))
+    image.change(state, |record| record.promoted = true).map_err(|error| format!("{error:#}"))?;
+    image.unpin().map(drop).map_err(|error| format!("cannot take the image's pin away: {error}"))
 }
 
 /// A promotion for the operator.
@@ -102,7 +90,7 @@ pub(super) fn to_api(image: &OpenImage) -> api::Promotion {
     let error = image.promotion.error.lock().expect("a panic aborts the process").clone();
     let state = if running {
         "running"
-    } else if image.promotion.is_done() {
+    } else if image.is_promoted() {
         "done"
     } else if error.is_some() {
         "failed"
@@ -119,7 +107,8 @@ pub(super) fn to_api(image: &OpenImage) -> api::Promotion {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{PEER, append_sync, hello, recovery};
+    use super::super::images::ImageRecord;
+    use super::super::tests::{PEER, append_sync, hello, open_by_hand, recovery};
     use super::*;
 
     #[test]
@@ -134,8 +123,46 @@ mod tests {
         assert!(keep(&image, &recovery.state).is_err());
         assert!(!image.is_promoted());
         assert!(
-            !recovery.state.path(&image.record.file_name()).exists(),
+            !recovery.state.path(&image.record().file_name()).exists(),
             "it would be served as an empty disk"
         );
+    }
+
+    #[test]
+    fn a_promotion_that_ends_after_its_image_had_to_wait_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let recovery = recovery(folder.path());
+        let image = open_by_hand(&recovery);
+        // As where the journal has lost what the image reads from.
+        let other = recovery.admit(&hello(2), PEER).unwrap().1;
+        assert!(!recovery.rebind_image(&image.record().id, other.shared()));
+        assert!(keep(&image, &recovery.state).is_err());
+        let waiting = recovery.waiting_images()[&image.record().id].record.clone();
+        let saved: ImageRecord = recovery.state.load(&waiting.file_name()).unwrap().unwrap();
+        assert_eq!(
+            (saved.promoted, waiting.promoted),
+            (false, false),
+            "of two truths one gives up its disks"
+        );
+    }
+
+    #[test]
+    fn a_promotion_that_cannot_be_written_down_leaves_the_image_its_journal() {
+        let folder = tempfile::tempdir().unwrap();
+        let recovery = recovery(folder.path());
+        let image = open_by_hand(&recovery);
+        let in_the_way = recovery.state.path(&image.record().file_name()).with_extension("partial");
+        std::fs::create_dir(&in_the_way).unwrap();
+        assert!(keep(&image, &recovery.state).is_err());
+        assert!(!image.is_promoted());
+        let journal = recovery.list()[0].journal().unwrap();
+        assert_eq!(
+            journal.pins().len(),
+            1,
+            "it would be folded beneath an image that counts as one that needs it"
+        );
+        std::fs::remove_dir(&in_the_way).unwrap();
+        keep(&image, &recovery.state).unwrap();
+        assert!(image.is_promoted() && journal.pins().is_empty());
     }
 }

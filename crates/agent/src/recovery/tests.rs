@@ -560,7 +560,7 @@ fn images_on_a_journal_that_cannot_be_opened_end_and_hold_nothing_up() {
 }
 
 /// Images of a VM whose first sync has ended, opened by hand.
-fn open_by_hand(recovery: &Recovery) -> Arc<images::OpenImage> {
+pub(super) fn open_by_hand(recovery: &Recovery) -> Arc<images::OpenImage> {
     append_sync(&recovery.admit(&hello(1), PEER).unwrap().1);
     let request = api::OpenImageRequest { vm: "vm-1".into(), at: "latest".into(), writable: true };
     recovery.image(&recovery.open_image(&request).unwrap().id).unwrap()
@@ -592,7 +592,7 @@ fn alerts_of(recovery: &Recovery, kind: &str) -> Vec<String> {
 #[test]
 fn an_image_that_is_not_served_is_an_alert_until_it_is_or_is_closed() {
     let folder = tempfile::tempdir().unwrap();
-    let id = open_by_hand(&recovery(folder.path())).record.id.clone();
+    let id = open_by_hand(&recovery(folder.path())).record().id;
     let run = folder.path().join("run");
     for is_closed in [false, true] {
         let recovery = recovery(folder.path());
@@ -748,9 +748,9 @@ fn what_is_left_of_an_image_that_nobody_knows_is_told_and_stays() {
     let (id, files) = {
         let recovery = recovery(folder.path());
         let image = open_by_hand(&recovery);
-        recovery.state.remove(&image.record.file_name()).unwrap();
-        let files = recovery.list()[0].folder(&recovery.journal_dir).join(image.record.overlay_folder());
-        (image.record.id.clone(), files)
+        let record = image.record();
+        recovery.state.remove(&record.file_name()).unwrap();
+        (record.id.clone(), recovery.list()[0].folder(&recovery.journal_dir).join(record.overlay_folder()))
     };
     let recovery = recovery(folder.path());
     recovery.resume_all().unwrap();

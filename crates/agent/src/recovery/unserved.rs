@@ -164,11 +164,11 @@ impl Recovery {
         let kept = match vm {
             Some(vm) => {
                 let lease = match super::at::lease_of(&vm, Use::Image) {
-                    Err(error) if !record.promoted => {
-                        self.give_up_until_open(record, error.detail)?;
+                    Err(error) => {
+                        self.give_up_until_open(&record, error.detail)?;
                         return Ok(Closed::default());
                     }
-                    lease => lease?,
+                    Ok(lease) => lease,
                 };
                 let folder = vm.folder(&self.journal_config.folder);
                 if record.closing.is_none() {

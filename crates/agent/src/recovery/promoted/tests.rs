@@ -1,0 +1,101 @@
+//! Promoted disks whose image is closed, cut short at any step, whatever becomes of its journal meanwhile.
+
+use super::super::images::OpenImage;
+use super::super::tests::{close, end, open_by_hand, recovery};
+use super::*;
+use joint::life::Use;
+use std::sync::Arc;
+use std::thread;
+
+#[test]
+fn a_close_that_was_cut_short_at_any_step_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, to) = (folder.path().join("image-1"), folder.path().join("disks-of-web-1"));
+    std::fs::create_dir(&from).unwrap();
+    for disk in ["vda", "vdb"] {
+        std::fs::write(from.join(format!("{disk}.data")), disk).unwrap();
+    }
+    let names = || ["vda".to_owned(), "vdb".to_owned()].into_iter();
+    let check = || {
+        for kept in move_disks(&from, &to, names()).unwrap() {
+            assert_eq!(std::fs::read(&kept).unwrap(), kept.file_stem().unwrap().as_encoded_bytes());
+        }
+    };
+    std::fs::create_dir(&to).unwrap();
+    std::fs::rename(from.join("vda.data"), to.join("vda.raw")).unwrap();
+    check();
+    check();
+    std::fs::remove_dir_all(&from).unwrap();
+    check();
+}
+
+/// A promoted image, the disk it has in its journal, and where that is to go.
+fn promoted(recovery: &Recovery) -> (Arc<OpenImage>, PathBuf, PathBuf) {
+    let image = open_by_hand(recovery);
+    let record = image.record();
+    recovery.promote_image(&record.id, &api::PromoteRequest { bytes_per_second: 0 }).unwrap();
+    while !image.is_promoted() {
+        thread::yield_now();
+    }
+    let folder = recovery.list()[0].folder(&recovery.journal_dir);
+    let place = place_for(&folder, &record).unwrap();
+    (image, folder.join(record.overlay_folder()).join("vda.data"), place)
+}
+
+/// Its image is tried again as by itself, now that nothing is in the way: it is closed, and its disk is where it goes.
+fn check_goes_on(recovery: &Recovery, disk: &Path, place: &Path) {
+    recovery.open_journal(&recovery.list()[0], Use::Look).unwrap();
+    let waiting: Vec<_> = recovery.waiting_images().values().map(|image| image.record.clone()).collect();
+    waiting.into_iter().for_each(|record| recovery.serve_again(record));
+    let kept = std::fs::read(place.join("vda.raw")).expect("the promoted disk is lost");
+    assert_eq!(kept[0], 7);
+    assert!(!disk.exists() && recovery.list_images().is_empty());
+}
+
+#[test]
+fn promoted_disks_whose_close_was_cut_short_stay_whatever_becomes_of_the_journal() {
+    let folder = tempfile::tempdir().unwrap();
+    let recovery = recovery(folder.path());
+    let (image, disk, place) = promoted(&recovery);
+    let id = image.record().id;
+    // As on a disk that is full or fails.
+    std::fs::write(&place, "").unwrap();
+    assert!(recovery.close_image(&id).is_err());
+    close(&recovery.list()[0]);
+    assert!(recovery.close_image(&id).is_err(), "they cannot be kept now, and are not given up");
+    assert!(disk.exists());
+    std::fs::remove_file(&place).unwrap();
+    check_goes_on(&recovery, &disk, &place);
+}
+
+#[test]
+fn promoted_disks_whose_close_was_cut_short_outlive_a_restart_with_a_journal_that_cannot_be_opened() {
+    // What an agent of before wrote down says where they go, and not that they are promoted.
+    for is_of_before in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let (id, disk, place) = {
+            let side = recovery(folder.path());
+            let (image, disk, place) = promoted(&side);
+            let id = image.record().id;
+            drop(image);
+            std::fs::write(&place, "").unwrap();
+            assert!(side.close_image(&id).is_err());
+            end(side);
+            (id, disk, place)
+        };
+        let record = folder.path().join(format!("state/images/{id}.json"));
+        let text = std::fs::read_to_string(&record).unwrap();
+        let of_before = text.replace("\"promoted\": true", "\"promoted\": false");
+        assert_ne!(of_before, text);
+        std::fs::write(&record, if is_of_before { of_before } else { text }).unwrap();
+        let files = disk.parent().and_then(Path::parent).unwrap();
+        let aside = |name: &str| files.join(format!("aside-{name}"));
+        journal::MANIFESTS.iter().for_each(|name| std::fs::rename(files.join(name), aside(name)).unwrap());
+        let side = recovery(folder.path());
+        side.resume_all().unwrap();
+        assert!(side.close_image(&id).is_err(), "they cannot be kept now, and are not given up");
+        journal::MANIFESTS.iter().for_each(|name| std::fs::rename(aside(name), files.join(name)).unwrap());
+        std::fs::remove_file(&place).unwrap();
+        check_goes_on(&side, &disk, &place);
+    }
+}
