@@ -439,7 +439,7 @@ pub struct Failover {
     /// The site the group is protected at.
     pub site: String,
     pub epoch: u64,
-    /// `starting`, `running`, `committed` or `rolled-back`.
+    /// `starting`, `running`, `committed`, `rolling-back` or `rolled-back`.
     pub phase: String,
     pub cut: String,
     /// The checkpoint at the cut, if it is one.

@@ -216,12 +216,16 @@ impl Recovery {
         Ok(())
     }
 
-    /// Goes on with what has not ended and nobody waits for, again and again.
+    /// Goes on with what has not ended and nobody waits for, again and again: operations, and rollbacks.
     pub(crate) async fn go_on_with_operations(self: Arc<Self>) {
         loop {
             for (id, plan) in self.operations.unended() {
                 let recovery = self.clone();
                 tokio::task::spawn_blocking(move || recovery.go_on_by_itself(id, &plan));
+            }
+            for group in self.rolling_back() {
+                let recovery = self.clone();
+                tokio::task::spawn_blocking(move || recovery.go_on_with_rollback(group));
             }
             tokio::time::sleep(RETRY).await;
         }

@@ -1,8 +1,9 @@
-//! Failover of a group: fence, open images, start VMs, as an operation ([`plan`]); then commit or roll back.
+//! Failover of a group: fence, open images, start VMs, as an operation ([`plan`]); then commit or roll back (`rolling_back.rs`).
 
 mod fence;
 pub(super) mod plan;
 pub(super) mod record;
+mod rolling_back;
 mod steps;
 mod telling;
 
@@ -17,12 +18,11 @@ use super::vm::RecoveredVm;
 use crate::error::{OperationError, Result};
 use crate::hypervisor::{RunState, VmDefinition};
 pub(super) use fence::Asked;
-use operations::Lock;
 use plan::FailoverPlan;
 use record::{FailoverRecord, Phase, VmRun};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use types::{Epoch, GroupId};
+use types::Epoch;
 
 impl Recovery {
     /// Fails a group over to this side; answers once that is done, or taken back.
@@ -76,12 +76,18 @@ impl Recovery {
     pub(crate) fn commit(&self, group: &str) -> Result<api::Failover> {
         let _turn = self.turn_of(group)?;
         let mut record = self.running(group)?;
-        if record.phase == Phase::Starting {
-            return Err(OperationError::conflict(format!(
-                "the failover of group {group} is still being started: see `holdfast operation list`, or roll it back"
-            )));
+        let refuse = |why: &str| {
+            Err(OperationError::conflict(format!("the failover of group {group} cannot be committed: {why}")))
+        };
+        match record.phase {
+            Phase::Starting => {
+                return refuse("it is still being started: see `holdfast operation list`, or roll it back");
+            }
+            Phase::RollingBack => return refuse("it is being rolled back, see `holdfast alerts`"),
+            Phase::Running | Phase::Committed | Phase::RolledBack => {}
         }
         self.check_images_were_read(&record)?;
+        self.check_images_are_there(&record)?;
         record.phase = Phase::Committed;
         self.keep(&record)?;
         tracing::info!(group, epoch = record.epoch, "failover committed");
@@ -105,39 +111,24 @@ impl Recovery {
         Ok(self.failover_to_api(&record))
     }
 
-    /// Undoes a failover: VMs stop, what they wrote is thrown away, the group is the other side's again.
-    pub(crate) fn rollback(&self, group: &str) -> Result<api::Failover> {
-        let _turn = self.turn_of(group)?;
-        let mut record = self.running(group)?;
-        self.check_images_were_read(&record)?;
-        self.end_starting(record.group_id()?)?;
-        record = self.failovers().get(&record.group_id()?).cloned().unwrap_or(record);
-        if !record.is_released() {
-            self.take_back(&mut record)?;
-        }
-        tracing::info!(group, epoch = record.epoch, "failover rolled back");
-        Ok(self.failover_to_api(&record))
-    }
-
-    fn take_back(&self, record: &mut FailoverRecord) -> Result<()> {
-        self.stop_guests(record)?;
-        self.end_images(record)?;
-        self.release(record)
-    }
-
-    /// Ends the operation that starts a failover, where it goes on no more by itself: it is taken back, unless only its end
-    /// is to be written down. The group's turn is held.
-    fn end_starting(&self, group: GroupId) -> Result<()> {
-        let Some((id, control)) = self.operations.at(Lock::Group(group)) else { return Ok(()) };
-        let _ = control.cancel();
-        match self.go_on(id, &Doing::waited_for(self))? {
-            Outcome::Done | Outcome::TakenBack(_) => Ok(()),
-            Outcome::Stands(error) => Err(error),
-        }
-    }
-
     fn check_images_were_read(&self, record: &FailoverRecord) -> Result<()> {
         record.vms.iter().try_for_each(|run| self.check_image_was_read(&run.image, &run.id))
+    }
+
+    /// A rollback that an agent of before had begun wrote nothing down but what it had done: some images are gone.
+    fn check_images_are_there(&self, record: &FailoverRecord) -> Result<()> {
+        let is_there = |run: &&VmRun| {
+            let id = &run.image;
+            let closes = self.waiting_images().get(id).map(|image| image.record.closing.is_some());
+            closes.map_or_else(|| self.image(id).is_some(), |closes| !closes)
+        };
+        match record.vms.iter().find(|run| !is_there(run)) {
+            None => Ok(()),
+            Some(run) => Err(OperationError::conflict(format!(
+                "image {} of VM {}, which the failover of group {} runs on, is gone: roll it back, or, where what is recorded                  of the image was lost, restore `images/{}.json` of the state folder first and restart the agent",
+                run.image, run.vm, record.group, run.image
+            ))),
+        }
     }
 
     fn turn_of(&self, word: &str) -> Result<Turn<'_>> {
@@ -152,9 +143,10 @@ impl Recovery {
         Ok(self.failovers().get(&id).cloned())
     }
 
+    /// The failover of a group that is neither final nor undone.
     fn running(&self, group: &str) -> Result<FailoverRecord> {
         match self.failover_of(group)? {
-            Some(record) if matches!(record.phase, Phase::Running | Phase::Starting) => Ok(record),
+            Some(record) if record.is_undecided() => Ok(record),
             Some(record) => Err(OperationError::conflict(format!(
                 "the failover of group {group} is {} already",
                 record.phase_name()
@@ -180,6 +172,11 @@ impl Recovery {
             Some(Phase::Starting | Phase::Running) => {
                 return refuse(format!(
                     "the failover of group {group} runs on this image: roll it back, or commit it and promote the image"
+                ));
+            }
+            Some(Phase::RollingBack) => {
+                return refuse(format!(
+                    "the failover of group {group} is being rolled back, and the image with it"
                 ));
             }
             Some(Phase::Committed) if !image.is_promoted() => {

@@ -5,7 +5,7 @@
 //! checkpoint from before has it, what came later does not.
 
 use super::Recovery;
-use super::failover::record::{FailoverRecord, Phase};
+use super::failover::record::FailoverRecord;
 use super::record::RecoveryRecord;
 use super::vm::RecoveredVm;
 use crate::error::{OperationError, Result};
@@ -153,9 +153,9 @@ impl Recovery {
         }
         let found: Vec<_> = groups.into_iter().filter(|group| group.answers_to(word)).collect();
         let found = narrow(found, |group| group.id.to_string() == word);
-        let phase = |id| self.failovers().get(&id).map(|record| record.phase);
-        let found = narrow(found, |group| matches!(phase(group.id), Some(Phase::Starting | Phase::Running)));
-        let found = narrow(found, |group| phase(group.id).is_some());
+        let is_undecided = |id| self.failovers().get(&id).map(FailoverRecord::is_undecided);
+        let found = narrow(found, |group| is_undecided(group.id) == Some(true));
+        let found = narrow(found, |group| is_undecided(group.id).is_some());
         let found = narrow(found, |group| !group.members.is_empty());
         let nobody = found.is_empty();
         one_of(found, word).map_err(|error| match nobody {

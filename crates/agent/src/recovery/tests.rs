@@ -113,6 +113,7 @@ pub(super) fn go_on_with_all(recovery: &Recovery) {
     for (id, plan) in recovery.operations.unended() {
         recovery.go_on_by_itself(id, &plan);
     }
+    recovery.rolling_back().into_iter().for_each(|group| recovery.go_on_with_rollback(group));
 }
 
 #[test]

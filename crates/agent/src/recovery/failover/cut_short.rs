@@ -1,7 +1,7 @@
 //! Failovers that are cut short wherever anything is written down, once and twice, and what is found afterwards. VMs
 //! without definitions: guests are started and killed in the end-to-end tests.
 
-use super::super::tests::{PEER, append_sync, begin_anew, end, hello, recovery};
+use super::super::tests::{PEER, append_sync, begin_anew, end, go_on_with_all, hello, recovery};
 use super::*;
 use crate::state::death;
 use std::collections::BTreeSet;
@@ -144,8 +144,7 @@ fn a_failover_that_was_cut_short_is_rolled_back_before_it_goes_on_or_refuses_ano
         end(side);
         let side = recovery(folder.path());
         side.resume_all().unwrap();
-        let phase = side.groups().remove(0).failover.map(|failover| failover.phase);
-        match phase.as_deref() {
+        match phase(&side).as_deref() {
             Some("starting") => {
                 assert!(side.commit("web").unwrap_err().detail.contains("still being started"));
                 assert_eq!(ask(&side).unwrap_err().kind, crate::error::ErrorKind::Conflict);
@@ -163,4 +162,133 @@ fn a_failover_that_was_cut_short_is_rolled_back_before_it_goes_on_or_refuses_ano
         }
     }
     panic!("there is no end to it");
+}
+
+fn phase(side: &Recovery) -> Option<String> {
+    side.groups().remove(0).failover.map(|failover| failover.phase)
+}
+
+#[test]
+fn a_failover_that_is_decided_before_its_operation_has_noticed_its_end_has_an_end() {
+    let mut overtaken = 0;
+    for (first, commits) in (0..PLACES_MAX).flat_map(|first| [(first, true), (first, false)]) {
+        let folder = tempfile::tempdir().unwrap();
+        let side = prepared(folder.path());
+        let died = death::at(first, || drop(ask(&side))).is_none();
+        end(side);
+        let side = recovery(folder.path());
+        side.resume_all().unwrap();
+        if phase(&side).as_deref() == Some("running") && !side.operations.unended().is_empty() {
+            overtaken += 1;
+            let decided = if commits { side.commit("web") } else { side.rollback("web") };
+            assert_eq!(decided.unwrap().phase, if commits { "committed" } else { "rolled-back" });
+            go_on_with_all(&side);
+            assert!(
+                side.operations.unended().is_empty(),
+                "it holds the group for ever: {:?}",
+                side.alerts.list()
+            );
+            assert_eq!(side.alerts.list(), Vec::<String>::new());
+        }
+        if !died {
+            assert!(overtaken >= 2, "the failover's record is durable before the operation's");
+            return;
+        }
+    }
+    panic!("there is no end to it");
+}
+
+/// A rollback that dies at place `first`, in the next life of the agent; whether it has died.
+fn rolled_back_in_part(folder: &Path, first: usize) -> bool {
+    let side = prepared(folder);
+    ask(&side).unwrap();
+    let died = death::at(first, || drop(side.rollback("web"))).is_none();
+    end(side);
+    died
+}
+
+#[test]
+fn a_rollback_that_is_cut_short_anywhere_goes_on_by_itself_and_is_nothing_else_any_more() {
+    for first in 0..PLACES_MAX {
+        let mut second = first % 2;
+        loop {
+            let (folder, how) = (tempfile::tempdir().unwrap(), format!("died at {first}, then at {second}"));
+            let died = rolled_back_in_part(folder.path(), first);
+            let side = recovery(folder.path());
+            side.resume_all().unwrap();
+            let goes_back = phase(&side).as_deref() != Some("running");
+            if goes_back {
+                assert!(side.commit("web").is_err(), "{how}: what its VMs ran on may be gone");
+            }
+            let died_again = death::at(second, || go_on_with_all(&side)).is_none();
+            end(side);
+            let side = recovery(folder.path());
+            begin_anew(&side);
+            check_is_whole(&side, !goes_back, &how);
+            assert_eq!(side.alerts.list(), Vec::<String>::new(), "{how}");
+            assert_eq!(ask(&side).is_ok(), goes_back, "{how}: the group is free once nothing is left");
+            if !died {
+                return;
+            }
+            if !died_again {
+                break;
+            }
+            second += 2;
+        }
+    }
+    panic!("there is no end to it");
+}
+
+/// An agent of before wrote nothing down when it began to roll back.
+#[test]
+fn a_rollback_of_before_that_was_cut_short_is_committed_only_where_all_images_are_there() {
+    for first in 0..PLACES_MAX {
+        let folder = tempfile::tempdir().unwrap();
+        let died = rolled_back_in_part(folder.path(), first);
+        let record = folder.path().join(format!("state/failovers/{}.json", hello(1).group));
+        let text = std::fs::read_to_string(&record).unwrap();
+        std::fs::write(&record, text.replace("rolling-back", "running")).unwrap();
+        let side = recovery(folder.path());
+        begin_anew(&side);
+        let chosen = side.groups().remove(0).failover.unwrap().vms;
+        match side.commit("web") {
+            Ok(failover) => {
+                assert!(failover.vms.iter().all(|vm| !vm.socket.is_empty()), "died at {first}: {failover:?}")
+            }
+            Err(refused) if phase(&side).as_deref() == Some("running") => {
+                assert!(refused.detail.contains("is gone"), "died at {first}: {}", refused.detail);
+                side.rollback("web").unwrap();
+                check_is_whole(&side, false, &format!("died at {first}: {chosen:?}"));
+            }
+            Err(refused) => {
+                assert!(refused.detail.contains("rolled-back"), "died at {first}: {}", refused.detail)
+            }
+        }
+        if !died {
+            return;
+        }
+    }
+    panic!("there is no end to it");
+}
+
+/// Its disk is full, say, or its journal cannot be opened.
+#[test]
+fn a_rollback_that_fails_is_an_alert_until_it_is_done_and_frees_the_group_then() {
+    let folder = tempfile::tempdir().unwrap();
+    let side = prepared(folder.path());
+    let image = ask(&side).unwrap().vms[1].image.clone();
+    let in_the_way = side.state.path(&format!("images/{image}.partial"));
+    std::fs::create_dir(&in_the_way).unwrap();
+    side.rollback("web").unwrap_err();
+    assert_eq!(phase(&side).as_deref(), Some("rolling-back"));
+    assert!(
+        side.alerts.list().iter().any(|alert| alert.contains("is not rolled back yet")),
+        "{:?}",
+        side.alerts.list()
+    );
+    assert!(side.commit("web").unwrap_err().detail.contains("being rolled back"));
+    std::fs::remove_dir(&in_the_way).unwrap();
+    go_on_with_all(&side);
+    check_is_whole(&side, false, "once nothing is in the way");
+    assert_eq!(side.alerts.list(), Vec::<String>::new());
 }

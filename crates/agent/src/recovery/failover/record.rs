@@ -12,6 +12,8 @@ pub(in super::super) enum Phase {
     Starting,
     Running,
     Committed,
+    /// It goes back, and nowhere else: VMs may be stopped and images be gone already. Agents of before did not write it.
+    RollingBack,
     /// The group is the protected side's again, with the epoch of this record.
     RolledBack,
 }
@@ -80,6 +82,14 @@ impl FailoverRecord {
         self.phase == Phase::RolledBack
     }
 
+    /// It is neither final nor undone: an operator may still roll it back, or do so again.
+    pub(in super::super) fn is_undecided(&self) -> bool {
+        match self.phase {
+            Phase::Starting | Phase::Running | Phase::RollingBack => true,
+            Phase::Committed | Phase::RolledBack => false,
+        }
+    }
+
     pub(in super::super) fn has_image(&self, id: &str) -> bool {
         self.vms.iter().any(|run| run.image == id)
     }
@@ -93,6 +103,7 @@ impl FailoverRecord {
             Phase::Starting => "starting",
             Phase::Running => "running",
             Phase::Committed => "committed",
+            Phase::RollingBack => "rolling-back",
             Phase::RolledBack => "rolled-back",
         }
     }

@@ -27,7 +27,12 @@ impl Recovery {
             FailoverStep::Fence => record.is_some_and(|record| !record.vms.is_empty()),
             // What is there already is passed over one by one.
             FailoverStep::OpenImages | FailoverStep::StartGuests => false,
-            FailoverStep::Finish => record.is_some_and(|record| record.phase == Phase::Running),
+            // Whoever is quicker than this operation may have committed it meanwhile, or rolled it back; without a record, which
+            // an operator has removed, there is nothing to write down.
+            FailoverStep::Finish => match record {
+                Some(record) => record.phase != Phase::Starting,
+                None => self.unread_failover(plan.group).is_none(),
+            },
         }
     }
 

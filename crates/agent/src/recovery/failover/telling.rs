@@ -34,7 +34,7 @@ impl Recovery {
         let describe = |vm: Arc<RecoveredVm>| {
             let failover = self.failovers().get(&vm.group()).cloned();
             let state = failover.as_ref().and_then(|failover| match failover.phase {
-                Phase::Starting | Phase::Running => Some("failed-over"),
+                Phase::Starting | Phase::Running | Phase::RollingBack => Some("failed-over"),
                 Phase::Committed => Some("committed"),
                 Phase::RolledBack => None,
             });
@@ -68,8 +68,10 @@ impl Recovery {
                 disks: alive.map(|_| self.guest_disks(run.key())).unwrap_or_default(),
                 last_event: self.last_event(run.key()),
                 run_state: match state {
-                    None if matches!(record.phase, Phase::Starting | Phase::RolledBack) => "stopped".into(),
-                    None => "not-defined".into(),
+                    None => match record.phase {
+                        Phase::Starting | Phase::RollingBack | Phase::RolledBack => "stopped".into(),
+                        Phase::Running | Phase::Committed => "not-defined".into(),
+                    },
                     Some(RunState::Stopped) => "stopped".into(),
                     Some(RunState::Paused) => "paused".into(),
                     Some(RunState::Running) => "running".into(),
