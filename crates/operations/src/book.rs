@@ -3,7 +3,7 @@
 use crate::control::Control;
 use crate::lock::Lock;
 use crate::plan::Plan;
-use crate::record::{BadRecord, OperationId, Record, RequestKey};
+use crate::record::{BadRecord, OperationId, Record, RequestKey, Standing};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use types::limits::{ENDED_OPERATIONS_MAX, OPERATION_KEY_BYTES_MAX, OPERATIONS_MAX};
@@ -66,6 +66,10 @@ impl<P: Plan> Book<P> {
             self.lock(&record)?;
         }
         let control = Arc::new(Control::default());
+        if matches!(record.standing, Standing::Forward { .. }) && !record.has_way_back() {
+            // Whoever cancels it is told that it is too late. Nobody has yet.
+            let _ = control.shut();
+        }
         self.rows.insert(record.id, Row { record, control: control.clone() });
         Ok(control)
     }
@@ -106,7 +110,7 @@ impl<P: Plan> Book<P> {
         if self.rows.values().filter(|row| !row.record.standing.is_end()).count() >= OPERATIONS_MAX {
             return Err(Refused::TooMany);
         }
-        let standing = crate::record::Standing::Forward { next: 0 };
+        let standing = Standing::Forward { next: 0 };
         let record =
             Record { id, plan, standing, key, left_undone: Vec::new(), began_at: now, ended_at: None };
         self.lock(&record)?;

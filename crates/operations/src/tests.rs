@@ -518,6 +518,17 @@ fn two_operations_never_change_the_same_thing() {
 }
 
 #[test]
+fn a_cancel_that_comes_too_late_is_refused_after_a_restart_too() {
+    for next in 0..=4 {
+        let record = Record { standing: Standing::Forward { next }, ..first_record() };
+        let has_way_back = record.has_way_back();
+        assert_eq!(has_way_back, next < 2);
+        let control = Book::default().resume(record).unwrap();
+        assert_eq!(control.cancel().is_ok(), has_way_back, "told as taken, and done all the same: {next}");
+    }
+}
+
+#[test]
 fn ended_operations_are_remembered_up_to_a_bound() {
     use types::limits::ENDED_OPERATIONS_MAX;
     let mut book = Book::default();
