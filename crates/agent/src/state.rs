@@ -212,7 +212,8 @@ pub(crate) mod death {
         }
     }
 
-    pub(super) fn may_come() {
+    /// A place at which a test may have the agent die.
+    pub(crate) fn may_come() {
         match PLACES_LEFT.get() {
             Some(0) => {
                 PLACES_LEFT.set(None);

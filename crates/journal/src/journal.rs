@@ -100,8 +100,20 @@ impl Journal {
     /// # Errors
     /// [`OpenError`]; damage that could be contained is told in [`Opened::damage`].
     pub fn open(store: Arc<dyn Store>, settings: Settings) -> Result<Opened, OpenError> {
+        Self::open_any(store, None, settings)
+    }
+
+    /// As [`Journal::open`], where it is known whose journal is to lie in the folder.
+    ///
+    /// # Errors
+    /// As [`Journal::open`]; [`OpenError::AnotherVm`] where it is another's, which is left as it is.
+    pub fn open_of(vm: VmId, store: Arc<dyn Store>, settings: Settings) -> Result<Opened, OpenError> {
+        Self::open_any(store, Some(vm), settings)
+    }
+
+    fn open_any(store: Arc<dyn Store>, of: Option<VmId>, settings: Settings) -> Result<Opened, OpenError> {
         let life = Life::begin(&*store);
-        let Standing { shared, writer, undo, damage, torn_bytes, mended } = open(&*store, settings)?;
+        let Standing { shared, writer, undo, damage, torn_bytes, mended } = open(&*store, of, settings)?;
         Ok(Opened { journal: Journal::new(store, life, shared, writer, undo), damage, torn_bytes, mended })
     }
 

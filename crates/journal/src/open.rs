@@ -36,6 +36,9 @@ pub enum OpenError {
     Manifest(#[from] ManifestError),
     #[error("replica of disk {disk} has {found} bytes, {expected} were expected")]
     ReplicaSize { disk: String, found: u64, expected: u64 },
+    /// Nothing of it was touched.
+    #[error("the folder has the journal of another VM, {found}")]
+    AnotherVm { found: String },
     #[error("cannot open the journal")]
     Io(#[from] io::Error),
 }
@@ -53,9 +56,12 @@ pub(crate) struct Standing {
     pub(crate) mended: Vec<String>,
 }
 
-/// Opens the journal in a folder.
-pub(crate) fn open(store: &dyn Store, settings: Settings) -> Result<Standing, OpenError> {
+/// Opens the journal in a folder; only that of VM `of`, where that is said.
+pub(crate) fn open(store: &dyn Store, of: Option<VmId>, settings: Settings) -> Result<Standing, OpenError> {
     let copies::Loaded { mut manifest, spoilt: mut mended, mut differ } = copies::load(store)?;
+    if of.is_some_and(|of| manifest.vm.parse() != Ok(of)) {
+        return Err(OpenError::AnotherVm { found: manifest.vm });
+    }
     let vm = manifest.vm.parse().unwrap_or(VmId::from_bytes([0; 16]));
     check_replicas(store, &manifest)?;
     for disk in &mut manifest.disks {

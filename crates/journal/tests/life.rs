@@ -3,10 +3,10 @@
 
 mod stream;
 
-use journal::{AppendError, FsStore, Image, Journal, Mode, Settings, Store};
+use journal::{AppendError, FsStore, Image, Journal, Mode, OpenError, Settings, Store};
 use std::sync::Arc;
 use stream::{SMALL, Stream, append, compare, create_in, keep_up, try_append};
-use types::DiskIndex;
+use types::{DiskIndex, VmId};
 
 const SETTINGS: Settings = Settings { segment_bytes: 40 << 10, ..SMALL };
 const DISK: DiskIndex = DiskIndex(0);
@@ -22,6 +22,26 @@ fn write(journal: &Journal, stream: &mut Stream, numbers: std::ops::Range<u64>) 
         stream.checkpoint();
         append(journal, stream.batch(), number, number as u8 + 1);
     }
+}
+
+#[test]
+fn a_folder_with_the_journal_of_another_vm_is_refused_and_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(FsStore::open(folder.path()).unwrap());
+    let mut stream = Stream::begin();
+    let journal = create_in(store.clone(), SETTINGS);
+    write(&journal, &mut stream, 0..3);
+    drop(journal);
+    let of = VmId::from_bytes([1; 16]);
+    // What a crash has left there, and opening removes.
+    let left = folder.path().join("run-99");
+    std::fs::write(&left, "").unwrap();
+    let open = |vm| Journal::open_of(vm, store.clone() as Arc<dyn Store>, SETTINGS);
+    let refused = open(VmId::from_bytes([99; 16])).unwrap_err();
+    assert!(matches!(&refused, OpenError::AnotherVm { found } if *found == of.to_string()), "{refused}");
+    assert!(left.exists());
+    assert_eq!(compare(&open(of).unwrap().journal, &stream.states), 3);
+    assert!(!left.exists());
 }
 
 #[test]

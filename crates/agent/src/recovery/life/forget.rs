@@ -78,15 +78,16 @@ impl Recovery {
 
     /// Steps 2 to 4. Only what has begun in this very call is taken back: of what was begun before a part may be deleted.
     fn finish_forgetting(&self, vm: &Arc<RecoveredVm>, has_begun: bool) -> Result<()> {
-        let taken = match vm.life().take_folder(Task::Delete, FOLDER_PATIENCE) {
-            Ok(taken) if !self.has_images(vm) => taken,
-            refused => {
-                if has_begun {
-                    vm.keep_after_all(&self.state)?;
-                }
-                return Err(refused.err().map_or_else(|| images_are_open(vm), |why| not_taken(vm, &why)));
+        let taken = self.check_lies_alone(vm).and_then(|()| {
+            match vm.life().take_folder(Task::Delete, FOLDER_PATIENCE) {
+                Ok(taken) if !self.has_images(vm) => Ok(taken),
+                refused => Err(refused.err().map_or_else(|| images_are_open(vm), |why| not_taken(vm, &why))),
             }
-        };
+        });
+        if taken.is_err() && has_begun {
+            vm.keep_after_all(&self.state)?;
+        }
+        let taken = taken?;
         for folder in vm.folders(&self.journal_config) {
             match std::fs::remove_dir_all(&folder) {
                 Err(error) if error.kind() != ErrorKind::NotFound => {

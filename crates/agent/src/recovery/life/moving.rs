@@ -11,7 +11,10 @@ use super::super::vm::RecoveredVm;
 use super::{NotClosed, list, not_usable};
 use crate::error::{OperationError, Result};
 use anyhow::Context;
-use folders::{bytes_in, check_not_inside, check_target, copy, remove};
+use folders::{
+    bytes_in, check_lies_in_no_journal, check_not_inside, check_target, copy, empty, give_back,
+    has_journal_of_another, is_marked, mark, remove, unmark,
+};
 use joint::life::{Refused, State, Task, Use};
 use operations::{At, Lock, Progress};
 use plan::{MovePlan, MoveStep};
@@ -19,6 +22,7 @@ use replication::wire::{Refusal, Refuse};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use types::VmId;
 
 /// How long whoever wants a journal's folder waits for those that use it: a scrub of a segment, a step of a fold.
 pub(super) const FOLDER_PATIENCE: Duration = Duration::from_secs(120);
@@ -29,7 +33,7 @@ impl Recovery {
     pub(crate) fn move_journal(&self, name: &str, folder: &str) -> Result<api::Journal> {
         let vm = self.vm(name)?;
         let target = PathBuf::from(folder);
-        check_target(&target)?;
+        check_target(&target, vm.id())?;
         // Where it lies is looked at once nobody else moves it.
         let plan = || {
             let source = vm.folder(&self.journal_config.folder);
@@ -63,7 +67,9 @@ impl Recovery {
             (MoveStep::Copy, vm) => vm.is_some_and(|vm| self.lies_at(&vm, &plan.target)),
             // It was forgotten: it needs no opening.
             (MoveStep::Open, vm) => vm.is_none_or(|vm| vm.life().state() == State::Open),
-            (MoveStep::Remove, _) => !plan.source.exists(),
+            (MoveStep::Remove, _) => {
+                !plan.source.exists() && is_marked(&plan.target, plan.vm).is_ok_and(|marked| !marked)
+            }
         }
     }
 
@@ -84,15 +90,34 @@ impl Recovery {
                     let detail = format!("the journal lies in {} again", plan.source.display());
                     return Err(OperationError::conflict(detail).into());
                 }
-                Ok(remove(&plan.source).map_err(OperationError::from)?)
+                Ok(self.remove_source(plan)?)
             }
         }
     }
 
+    /// Removes the folder that the journal has left, unless another has come there meanwhile: then it was empty already.
+    fn remove_source(&self, plan: &MovePlan) -> Result<()> {
+        unmark(&plan.target, plan.vm)?;
+        if !plan.source.exists() {
+            return Ok(());
+        }
+        mark(&plan.source, plan.vm)?;
+        if self.who_lies_in(&plan.source, plan.vm).is_some() || has_journal_of_another(&plan.source, plan.vm)
+        {
+            let source = plan.source.display();
+            tracing::warn!(vm = plan.label, %source, "the old folder has the journal of another VM now, and stays");
+            return Ok(unmark(&plan.source, plan.vm)?);
+        }
+        Ok(remove(&plan.source, plan.vm)?)
+    }
+
     pub(in super::super) fn undo_move_step(&self, plan: &MovePlan, step: MoveStep) -> Result<()> {
         assert_eq!(step, MoveStep::Copy, "there is a way back from nothing else");
-        if plan.copies {
-            remove(&plan.target)?;
+        match is_marked(&plan.target, plan.vm).context("look at the target")? {
+            true if plan.copies => remove(&plan.target, plan.vm)?,
+            true => give_back(&plan.target, plan.vm)?,
+            // Nothing is known to be this move's.
+            false => {}
         }
         if let Some(vm) = self.vms().get(&plan.vm).cloned() {
             // It goes on where it was. Where it cannot be opened now that is tried again by itself.
@@ -113,6 +138,7 @@ impl Recovery {
     ) -> std::result::Result<(), StepError> {
         vm.check_is_kept().map_err(OperationError::from)?;
         check_not_inside(&plan.target, &plan.source)?;
+        self.check_lies_alone(vm)?;
         self.check_no_images(vm)?;
         if !vm.stop_stream(Refuse { why: Refusal::Busy, detail: "the journal is being moved".into() }) {
             tracing::warn!(vm = plan.label, "its stream does not let go; the journal's folder waits for it");
@@ -123,13 +149,7 @@ impl Recovery {
             // What could not be made durable may be on the disk all the same: it is not to name what is removed now.
             self.save_policy(vm, &vm.policy())?;
         }
-        if plan.copies {
-            remove(&plan.target).map_err(OperationError::from)?;
-        } else {
-            check_target(&plan.target)?;
-            plan.copies = true;
-            at.keep(plan)?;
-        }
+        self.take_target(plan, at)?;
         let total = bytes_in(&plan.source).with_context(|| format!("look at {}", plan.source.display()));
         let (mut done, total) = (0, total.map_err(OperationError::from)?);
         copy(&plan.source, &plan.target, &mut |bytes| {
@@ -146,6 +166,71 @@ impl Recovery {
         Ok(())
     }
 
+    /// Makes the target this move's, and no other's, with nothing in it.
+    fn take_target(
+        &self,
+        plan: &mut MovePlan,
+        at: &mut At<'_, MovePlan>,
+    ) -> std::result::Result<(), StepError> {
+        let is_ours = is_marked(&plan.target, plan.vm).context("look at the target");
+        if plan.copies && is_ours.map_err(OperationError::from)? {
+            return Ok(empty(&plan.target).map_err(OperationError::from)?);
+        }
+        if plan.copies {
+            // Whoever finds the mark that is made now is to know that nothing was copied there.
+            plan.copies = false;
+            at.keep(plan)?;
+        }
+        check_target(&plan.target, plan.vm)?;
+        check_lies_in_no_journal(&plan.target, plan.vm)?;
+        mark(&plan.target, plan.vm)?;
+        // Nobody else comes from here on.
+        if let Err(error) = self.check_is_free(plan) {
+            give_back(&plan.target, plan.vm).map_err(OperationError::from)?;
+            return Err(error.into());
+        }
+        plan.copies = true;
+        Ok(at.keep(plan)?)
+    }
+
+    fn check_is_free(&self, plan: &MovePlan) -> Result<()> {
+        check_target(&plan.target, plan.vm)?;
+        check_lies_in_no_journal(&plan.target, plan.vm)?;
+        let others: Vec<_> = self.vms().values().filter(|vm| vm.id() != plan.vm).cloned().collect();
+        match others
+            .iter()
+            .find(|vm| vm.folders(&self.journal_config).iter().any(|folder| is_in(&plan.target, folder)))
+        {
+            None => Ok(()),
+            Some(vm) => Err(OperationError::conflict(format!(
+                "{} lies where the journal of VM {} has its files: give a folder elsewhere",
+                plan.target.display(),
+                vm.label()
+            ))),
+        }
+    }
+
+    /// Another VM, if it has files in this folder.
+    fn who_lies_in(&self, folder: &Path, vm: VmId) -> Option<Arc<RecoveredVm>> {
+        let mut others: Vec<_> = self.vms().values().filter(|other| other.id() != vm).cloned().collect();
+        others.retain(|vm| vm.folders(&self.journal_config).iter().any(|of_other| is_in(of_other, folder)));
+        others.pop()
+    }
+
+    /// What is removed with a VM's folders is that VM's alone.
+    pub(super) fn check_lies_alone(&self, vm: &RecoveredVm) -> Result<()> {
+        let folders = vm.folders(&self.journal_config);
+        match folders.iter().find_map(|folder| Some((folder, self.who_lies_in(folder, vm.id())?))) {
+            None => Ok(()),
+            Some((folder, other)) => Err(OperationError::conflict(format!(
+                "the journal of VM {} has files in {}, which would be removed with it: `holdfast journal move` that one \
+                 elsewhere first",
+                other.label(),
+                folder.display()
+            ))),
+        }
+    }
+
     fn save_policy(&self, vm: &RecoveredVm, policy: &JournalPolicy) -> Result<()> {
         Ok(self.state.save(&file_name(&vm.id().to_string()), policy)?)
     }
@@ -156,6 +241,12 @@ impl Recovery {
             false => Ok(()),
         }
     }
+}
+
+/// Whether a path that exists lies in a folder, or is it, whatever way they are written.
+fn is_in(path: &Path, folder: &Path) -> bool {
+    let real = |path: &Path| path.canonicalize().ok();
+    real(path).zip(real(folder)).is_some_and(|(path, folder)| path.starts_with(folder))
 }
 
 /// Why somebody does not get a journal's folder.

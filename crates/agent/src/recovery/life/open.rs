@@ -65,9 +65,10 @@ impl Recovery {
     pub(in super::super) fn open_now(&self, vm: &Arc<RecoveredVm>, opening: Opening) -> Result<()> {
         vm.check_is_kept()?;
         let store = vm.take_folder(&self.journal_config)?;
-        let opened = Journal::open(store, vm.settings(&self.journal_config)).map_err(|error| {
-            anyhow::anyhow!("open the journal of {}: {}", vm.name(), crate::error::with_sources(&error))
-        })?;
+        let opened =
+            Journal::open_of(vm.id(), store, vm.settings(&self.journal_config)).map_err(|error| {
+                anyhow::anyhow!("open the journal of {}: {}", vm.name(), crate::error::with_sources(&error))
+            })?;
         if opened.torn_bytes > 0 {
             tracing::info!(
                 vm = vm.name(),

@@ -1,28 +1,142 @@
-//! The folders that a journal is moved between: looked at, copied and emptied, so that it survives a crash.
+//! The folders that a journal is moved between: looked at, marked, copied and emptied, so that it survives a crash.
+//!
+//! A folder that a move fills or empties has its mark: a symbolic link to the VM's id, which is there at once or not at all,
+//! and never twice. What must come before what:
+//!
+//! 1. The mark, before it is looked whether the folder is empty and lies in nobody's: of two moves to one folder, or to one
+//!    inside the other, at least one sees the other's mark.
+//! 2. That it was empty, in the operation's record, before the first file: what was there before is never taken away.
+//! 3. Nothing is removed from a folder that has not this move's mark; the mark goes last. What is found without one, or with
+//!    another's, by a move that goes on after a crash is not its own any more.
 
 use crate::error::{OperationError, Result};
 use anyhow::Context;
+use journal::{MANIFESTS, Manifest};
 use rustix::fs::SeekFrom;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::io::ErrorKind;
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Component, Path};
+use std::os::unix::fs::{FileExt, MetadataExt, symlink};
+use std::path::{Component, Path, PathBuf};
+use types::VmId;
 
 /// Copied at once.
 const CHUNK_BYTES: u64 = 1 << 20;
 
-/// A target is a full path, and nothing lies there.
-pub(super) fn check_target(target: &Path) -> Result<()> {
+/// The name of the mark.
+const MARK: &str = "moving";
+
+/// A target is a full path, and nothing lies there but this VM's mark.
+pub(super) fn check_target(target: &Path, vm: VmId) -> Result<()> {
     if !target.is_absolute() {
         return Err(OperationError::invalid("give the folder's full path"));
     }
-    match std::fs::read_dir(target).map(|mut rows| rows.next().is_some()) {
-        Ok(true) => Err(OperationError::conflict(format!("{} is not empty", target.display()))),
-        Ok(false) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(OperationError::conflict(format!("{}: {error}", target.display()))),
+    let context = || format!("look at {}", target.display());
+    let rows = match std::fs::read_dir(target) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(OperationError::conflict(format!("{}: {error}", target.display()))),
+        Ok(rows) => rows,
+    };
+    if !is_free_for(target, vm).with_context(context)? {
+        return Err(marked_by_another(target));
     }
+    for row in rows {
+        if row.with_context(context)?.file_name() != MARK {
+            return Err(OperationError::conflict(format!("{} is not empty", target.display())));
+        }
+    }
+    Ok(())
+}
+
+/// A target lies in the folder of no journal that is known by what lies there, and is not called as another VM's would be.
+pub(super) fn check_lies_in_no_journal(target: &Path, vm: VmId) -> Result<()> {
+    let name = target.file_name().and_then(|name| name.to_str());
+    if name.and_then(|name| name.parse().ok()).is_some_and(|other: VmId| other != vm) {
+        return Err(OperationError::invalid(
+            "the folder has the id of another VM for a name: give it another",
+        ));
+    }
+    // What does not exist yet will lie where the part of it does that exists.
+    let above = || target.ancestors().find_map(|part| part.canonicalize().ok());
+    let real = target.canonicalize().map_or_else(|_| above(), |real| real.parent().map(Path::to_path_buf));
+    let is_there = |path: PathBuf| path.symlink_metadata().is_ok();
+    let is_journals = |folder: &Path| MANIFESTS.iter().chain([&MARK]).any(|name| is_there(folder.join(name)));
+    match real.iter().flat_map(|real| real.ancestors()).find(|above| is_journals(above)) {
+        None => Ok(()),
+        Some(above) => Err(OperationError::conflict(format!(
+            "{} lies inside {}, which is the folder of a journal: give a folder elsewhere",
+            target.display(),
+            above.display()
+        ))),
+    }
+}
+
+/// Whether a folder has a manifest, and it is another VM's.
+pub(super) fn has_journal_of_another(folder: &Path, vm: VmId) -> bool {
+    let manifests = MANIFESTS.iter().filter_map(|name| std::fs::read(folder.join(name)).ok());
+    let mut manifests = manifests.filter_map(|bytes| Manifest::decode(&bytes).ok());
+    manifests.any(|manifest| manifest.vm.parse() != Ok(vm))
+}
+
+/// Whether a folder has the mark of this VM's move.
+pub(super) fn is_marked(folder: &Path, vm: VmId) -> io::Result<bool> {
+    Ok(mark_of(folder)?.is_some_and(|mark| mark == Path::new(&vm.to_string())))
+}
+
+/// Whether no other's move has marked it.
+fn is_free_for(folder: &Path, vm: VmId) -> io::Result<bool> {
+    Ok(mark_of(folder)?.is_none() || is_marked(folder, vm)?)
+}
+
+fn mark_of(folder: &Path) -> io::Result<Option<PathBuf>> {
+    match std::fs::read_link(folder.join(MARK)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        mark => mark.map(Some),
+    }
+}
+
+fn marked_by_another(folder: &Path) -> OperationError {
+    OperationError::conflict(format!(
+        "{} is being filled or emptied by the move of another journal: see `holdfast operation list`, and give a folder \
+         elsewhere; where there is no such move, remove `{MARK}` there",
+        folder.display()
+    ))
+}
+
+/// Marks a folder, making it where it is missing; the mark survives a crash.
+pub(super) fn mark(folder: &Path, vm: VmId) -> Result<()> {
+    let context = || format!("mark {}", folder.display());
+    make(folder).with_context(|| format!("make {}", folder.display()))?;
+    match symlink(vm.to_string(), folder.join(MARK)) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            if !is_marked(folder, vm).with_context(context)? {
+                return Err(marked_by_another(folder));
+            }
+        }
+        made => made.with_context(context)?,
+    }
+    #[cfg(test)]
+    crate::state::death::may_come();
+    Ok(sync_folder(folder).with_context(context)?)
+}
+
+/// Takes this VM's mark away, where it is there; for good.
+pub(super) fn unmark(folder: &Path, vm: VmId) -> anyhow::Result<()> {
+    let context = || format!("take the mark from {}", folder.display());
+    if is_marked(folder, vm).with_context(context)? {
+        std::fs::remove_file(folder.join(MARK)).with_context(context)?;
+        #[cfg(test)]
+        crate::state::death::may_come();
+        sync_folder(folder).with_context(context)?;
+    }
+    Ok(())
+}
+
+/// Gives a folder back that was marked and not filled.
+pub(super) fn give_back(folder: &Path, vm: VmId) -> anyhow::Result<()> {
+    unmark(folder, vm)?;
+    remove_if_empty(folder)
 }
 
 /// A folder is never copied into itself, whatever way the target is written.
@@ -70,22 +184,36 @@ fn make(folder: &Path) -> io::Result<()> {
     sync_folder(parent)
 }
 
-/// Removes a folder with all in it, for good; one that is a mount point is emptied. Nothing is done where it is gone.
-pub(super) fn remove(folder: &Path) -> anyhow::Result<()> {
-    let context = || format!("remove {}", folder.display());
-    let rows = match std::fs::read_dir(folder) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        rows => rows.with_context(context)?,
-    };
-    for row in rows {
+/// Empties a folder that is marked, but for its mark.
+pub(super) fn empty(folder: &Path) -> anyhow::Result<()> {
+    let context = || format!("empty {}", folder.display());
+    for row in std::fs::read_dir(folder).with_context(context)? {
         let row = row.with_context(context)?;
+        if row.file_name() == MARK {
+            continue;
+        }
         let is_folder = row.file_type().with_context(context)?.is_dir();
         let removed =
             if is_folder { std::fs::remove_dir_all(row.path()) } else { std::fs::remove_file(row.path()) };
         removed.with_context(context)?;
     }
+    #[cfg(test)]
+    crate::state::death::may_come();
+    sync_folder(folder).with_context(context)
+}
+
+/// Removes a folder that is marked with all in it, for good; one that is a mount point is emptied.
+pub(super) fn remove(folder: &Path, vm: VmId) -> anyhow::Result<()> {
+    empty(folder)?;
+    give_back(folder, vm)
+}
+
+/// A mount point stays, and so does what another has marked meanwhile.
+fn remove_if_empty(folder: &Path) -> anyhow::Result<()> {
+    use ErrorKind::{DirectoryNotEmpty, NotFound, ResourceBusy};
+    let context = || format!("remove {}", folder.display());
     match std::fs::remove_dir(folder) {
-        Err(error) if error.kind() == ErrorKind::ResourceBusy => sync_folder(folder).with_context(context),
+        Err(error) if [NotFound, ResourceBusy, DirectoryNotEmpty].contains(&error.kind()) => Ok(()),
         removed => {
             removed.with_context(context)?;
             folder.parent().map_or(Ok(()), sync_folder).with_context(context)
@@ -107,7 +235,7 @@ pub(super) fn copy<E: From<OperationError>>(
         let target = to.join(row.file_name());
         if row.file_type().context("look at a file").map_err(failed)?.is_dir() {
             copy(&row.path(), &target, copied)?;
-        } else if row.file_name() != "lock" {
+        } else if ![OsStr::new("lock"), OsStr::new(MARK)].contains(&&*row.file_name()) {
             copy_file(&row.path(), &target, copied)?;
         }
     }

@@ -1,10 +1,10 @@
 //! Moving a journal to another folder, as an operation.
 //!
-//! 1. Its stream is told to go, and whoever uses the journal is waited for; nobody begins to meanwhile. It is copied, and
+//! 1. The target is marked: nobody else's move fills or empties it meanwhile, see `folders.rs`. Its stream is told to go, and whoever uses the journal is waited for; nobody begins to meanwhile. It is copied, and
 //!    that it lies elsewhere is written down: from there on there is no way back. Until then whoever begins anew opens the
 //!    old folder, takes what comes into it, and copies all of it again; what was copied goes where the move is taken back.
 //! 2. It is opened in its new folder.
-//! 3. Only then the old one goes.
+//! 3. Only then the old one goes, which is marked before that, and the target's mark.
 
 use operations::Lock;
 use serde::{Deserialize, Serialize};
@@ -22,7 +22,8 @@ pub(in super::super::super) struct MovePlan {
     pub(in super::super::super) label: String,
     pub(super) source: PathBuf,
     pub(in super::super::super) target: PathBuf,
-    /// What lies in the target is a copy, or a part of one.
+    /// What lies in the target while it is marked is a copy, or a part of one. A record of before says so without a mark:
+    /// whose it is then is not known, and it stays.
     pub(super) copies: bool,
     /// The copy is whole, and the journal is to lie there from now on.
     pub(super) switches: bool,

@@ -1,6 +1,9 @@
-//! Moves that are cut short wherever something is written down, once and twice; two at once; cancelled ones.
+//! Moves that are cut short wherever something is written down, once and twice; two at once; cancelled ones; what is
+//! another's.
 
-use super::super::super::tests::{PEER, append_sync, begin_anew, end, go_on_with_all, hello, recovery};
+use super::super::super::tests::{
+    PEER, append_sync, begin_anew, close, end, go_on_with_all, hello, recovery,
+};
 use super::*;
 use crate::error::ErrorKind;
 use crate::state::death;
@@ -33,6 +36,24 @@ fn until_it_waits(vm: &RecoveredVm) {
     }
 }
 
+/// Two kept VMs with something in their journals.
+fn two_kept(folder: &Path) -> Arc<Recovery> {
+    let side = kept(folder);
+    append_sync(&side.admit(&hello(2), PEER).unwrap().1);
+    side
+}
+
+/// A VM's journal is open, its own and whole.
+fn check_whole(side: &Recovery, name: &str, how: &str) {
+    let vm = side.vm(name).unwrap();
+    let journal =
+        side.open_journal(&vm, Use::Look).unwrap_or_else(|error| panic!("{how}: {name}: {}", error.detail));
+    assert!(journal.newest_consistent(WriteSeq::MAX).is_some(), "{how}: {name}");
+    let folder = vm.folder(&side.journal_dir);
+    assert!(folder.join("manifest").exists(), "{how}: {name}");
+    assert!(!has_journal_of_another(&folder, vm.id()), "{how}: the journal of {name} is another's");
+}
+
 /// The journal is whole, in this folder, and in no other.
 fn check_lies(side: &Recovery, at: &Path, not_at: &Path, how: &str) {
     let vm = side.vm("vm-1").unwrap();
@@ -41,6 +62,7 @@ fn check_lies(side: &Recovery, at: &Path, not_at: &Path, how: &str) {
     let journal = vm.journal().unwrap_or_else(|| panic!("{how}: it is not open: {:?}", vm.last_error()));
     assert!(journal.newest_consistent(WriteSeq::MAX).is_some(), "{how}");
     assert!(at.join("manifest").exists() && !not_at.exists(), "{how}");
+    assert!(!is_marked(at, vm.id()).unwrap(), "{how}: nobody else may ever lie there");
     assert_eq!(side.vms_to_api()[0].state, "following", "{how}");
 }
 
@@ -129,4 +151,145 @@ fn a_move_that_is_cancelled_leaves_the_journal_where_it_was() {
         assert_eq!(side.show_operation(&id).unwrap().state, "taken-back");
     });
     check_lies(&side, &source, &target(folder.path()), "cancelled");
+}
+
+#[test]
+fn of_two_journals_that_move_to_one_folder_or_one_into_the_other_none_is_lost() {
+    for (round, inner) in (0..20).map(|round| (round, if round % 2 == 0 { "" } else { "inner" })) {
+        let folder = tempfile::tempdir().unwrap();
+        let side = two_kept(folder.path());
+        let targets = [("vm-1", target(folder.path())), ("vm-2", target(folder.path()).join(inner))];
+        let barrier = std::sync::Barrier::new(2);
+        let moved: Vec<bool> = std::thread::scope(|scope| {
+            let spawned = targets.each_ref().map(|(vm, target)| {
+                let (side, barrier) = (&side, &barrier);
+                scope.spawn(move || {
+                    barrier.wait();
+                    side.move_journal(vm, &target.display().to_string()).is_ok()
+                })
+            });
+            spawned.into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        go_on_with_all(&side);
+        assert!(side.operations.unended().is_empty(), "{round}: {:?}", side.alerts.list());
+        assert!(!moved[0] || !moved[1], "{round}: both lie there");
+        for ((name, target), moved) in targets.iter().zip(moved) {
+            check_whole(&side, name, &format!("round {round}"));
+            let vm = side.vm(name).unwrap();
+            assert_eq!(vm.folder(&side.journal_dir) == *target, moved, "{round}: {name}");
+            assert!(!is_marked(&vm.folder(&side.journal_dir), vm.id()).unwrap(), "{round}: {name}");
+        }
+    }
+}
+
+/// The folder was made anew meanwhile, say, or another disk is mounted there.
+#[test]
+fn a_move_that_goes_on_takes_nothing_away_that_has_come_to_its_folders_meanwhile() {
+    let (mut to_target, mut to_source) = (0, 0);
+    for first in 0..PLACES_MAX {
+        let folder = tempfile::tempdir().unwrap();
+        let side = two_kept(folder.path());
+        let source = folder.path().join("first");
+        side.move_journal("vm-1", &source.display().to_string()).unwrap();
+        let died = death::at(first, || drop(ask(&side, folder.path()))).is_none();
+        end(side);
+        let side = recovery(folder.path());
+        side.resume_all().unwrap();
+        let how = format!("died at {first}");
+        let under_way = !side.operations.unended().is_empty();
+        let lies_at = side.vm("vm-1").unwrap().folder(&side.journal_dir);
+        let given_away = if lies_at == source { target(folder.path()) } else { source.clone() };
+        if under_way {
+            *(if lies_at == source { &mut to_target } else { &mut to_source }) += 1;
+            let _ = std::fs::remove_dir_all(&given_away);
+            side.move_journal("vm-2", &given_away.display().to_string()).unwrap();
+        }
+        go_on_with_all(&side);
+        check_whole(&side, "vm-1", &how);
+        check_whole(&side, "vm-2", &how);
+        if under_way {
+            assert_eq!(side.vm("vm-2").unwrap().folder(&side.journal_dir), given_away, "{how}");
+        }
+        if !died {
+            assert!(to_target > 3 && to_source > 3, "{to_target}, {to_source}");
+            return;
+        }
+    }
+    panic!("there is no end to it");
+}
+
+#[test]
+fn a_journal_goes_into_no_other_and_none_is_removed_with_what_is_anothers() {
+    let folder = tempfile::tempdir().unwrap();
+    let side = two_kept(folder.path());
+    let [one, two] = ["vm-1", "vm-2"].map(|name| side.vm(name).unwrap());
+    let (of_one, of_two) = (one.folder(&side.journal_dir), two.folder(&side.journal_dir));
+    for target in [of_one.join("inner"), of_one.join("a/b"), folder.path().join(hello(1).vm.to_string())] {
+        let refused = side.move_journal("vm-2", &target.display().to_string()).unwrap_err();
+        assert!(
+            ["inside", "the id of another VM"].iter().any(|why| refused.detail.contains(why)),
+            "{}",
+            refused.detail
+        );
+        assert!(!target.exists());
+    }
+    check_whole(&side, "vm-1", "refused");
+    check_whole(&side, "vm-2", "refused");
+    // As an agent of before has let it.
+    let inner = of_one.join("inner");
+    close(&two);
+    two.let_go_of_folder();
+    std::fs::rename(&of_two, &inner).unwrap();
+    two.set_policy(JournalPolicy { folder: Some(inner), ..two.policy() });
+    assert!(side.forget("vm-1").unwrap_err().detail.contains("would be removed with it"));
+    assert!(ask(&side, folder.path()).unwrap_err().detail.contains("would be removed with it"));
+    assert!(!one.is_forgotten());
+    check_whole(&side, "vm-1", "kept");
+    check_whole(&side, "vm-2", "kept");
+    side.move_journal("vm-2", &target(folder.path()).display().to_string()).unwrap();
+    side.forget("vm-1").unwrap();
+    check_whole(&side, "vm-2", "moved out");
+}
+
+#[test]
+fn a_journal_of_another_vm_is_not_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let side = two_kept(folder.path());
+    let [one, two] = ["vm-1", "vm-2"].map(|name| side.vm(name).unwrap());
+    close(&one);
+    close(&two);
+    one.let_go_of_folder();
+    two.let_go_of_folder();
+    one.set_policy(JournalPolicy { folder: Some(two.folder(&side.journal_dir)), ..one.policy() });
+    let refused = side.open_journal(&one, Use::Look).unwrap_err();
+    assert!(refused.detail.contains("the journal of another VM"), "{}", refused.detail);
+    one.let_go_of_folder();
+    check_whole(&side, "vm-2", "left as it is");
+}
+
+/// A record of before has no mark for what it has copied: nobody knows whose it is.
+#[test]
+fn a_move_of_before_that_was_cut_short_is_taken_back_and_leaves_what_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let side = kept(folder.path());
+    let vm = side.vm("vm-1").unwrap();
+    let (source, target) = (vm.folder(&side.journal_dir), target(folder.path()));
+    std::fs::create_dir_all(&target).unwrap();
+    std::fs::write(target.join("segment-1"), "half").unwrap();
+    drop(vm);
+    end(side);
+    let text = format!(
+        r#"{{"version": 1, "id": "{id}", "plan": {{"kind": "move", "vm": "{id}", "label": "paris/vm-1", "source": {source:?},
+        "target": {target:?}, "copies": true, "switches": false}}, "state": "forward", "next": 0, "began_at": 5}}"#,
+        id = hello(1).vm
+    );
+    std::fs::create_dir_all(folder.path().join("state/operations")).unwrap();
+    std::fs::write(folder.path().join(format!("state/operations/{}.json", hello(1).vm)), text).unwrap();
+    let side = recovery(folder.path());
+    begin_anew(&side);
+    assert_eq!(side.list_operations()[0].state, "taken-back", "{:?}", side.alerts.list());
+    assert_eq!(std::fs::read(target.join("segment-1")).unwrap(), b"half");
+    assert!(!is_marked(&target, hello(1).vm).unwrap());
+    std::fs::remove_dir_all(&target).unwrap();
+    check_lies(&side, &source, &target, "taken back");
 }
