@@ -255,25 +255,27 @@ fn what_a_rotten_map_tells_of_cannot_be_read_and_all_else_can() {
     }
 }
 
-/// As the release before has left it, within one boot and over the next.
+/// An overlay as the release before has left it in boot 1, durable: block 0 is flushed, block 1 is written.
+fn of_version_1() -> SimStore {
+    let mut header = b"HFOV\x01\0\0\0".to_vec();
+    header.extend(16_u64.to_le_bytes());
+    header.extend([1; 16]);
+    let store = SimStore::new();
+    let data: Vec<u8> = (0..SIZE).map(|at| 1 + (at / 4096) as u8).collect();
+    let (map, live) = ([&header[..], &[0b01, 0]].concat(), [&header[..], &[0b11, 0]].concat());
+    for (name, bytes) in [("data", data), ("map", map), ("live", live)] {
+        let file = Store::open(&store, &format!("image-1/vda.{name}"), true).unwrap();
+        file.write_at(0, &bytes).unwrap();
+        file.sync_data().unwrap();
+    }
+    Store::sync_folder(&store).unwrap();
+    store
+}
+
 #[test]
 fn an_overlay_of_version_1_is_taken_up() {
-    let header = |boot: u8| {
-        let mut header = b"HFOV\x01\0\0\0".to_vec();
-        header.extend(16_u64.to_le_bytes());
-        header.extend([boot; 16]);
-        header
-    };
     for (boot, expected) in [(1, [1, 2, 9]), (2, [1, 9, 9])] {
-        let store = SimStore::new();
-        let file = |name: &str, bytes: &[u8]| {
-            let file = Store::open(&store, &format!("image-1/vda.{name}"), true).unwrap();
-            file.write_at(0, bytes).unwrap();
-        };
-        let data: Vec<u8> = (0..SIZE).map(|at| 1 + (at / 4096) as u8).collect();
-        file("data", &data);
-        file("map", &[header(1), vec![0b01, 0]].concat());
-        file("live", &[header(1), vec![0b11, 0]].concat());
+        let store = of_version_1();
         for _ in 0..2 {
             let overlay = open(&store, boot);
             assert_eq!([0, 4096, 8192].map(|at| read_at(&overlay, at).unwrap()), expected);
@@ -282,6 +284,19 @@ fn an_overlay_of_version_1_is_taken_up() {
         }
         store.lose_power(&mut Rng::new(5));
         assert_eq!([0, 4096, 8192].map(|at| read_at(&open(&store, 3), at).unwrap()), expected);
+    }
+}
+
+#[test]
+fn what_is_flushed_after_version_1_was_taken_up_outlives_a_loss_of_power() {
+    for seed in 0..16 {
+        let store = of_version_1();
+        let overlay = open(&store, 1);
+        overlay.write_at::<OverlayError>(8192, &[0x77; 4096], |_, _| Ok(())).unwrap();
+        overlay.flush().unwrap();
+        drop(overlay);
+        store.lose_power(&mut Rng::new(seed));
+        assert_eq!(read_at(&open(&store, 3), 8192).unwrap(), 0x77, "seed {seed}");
     }
 }
 

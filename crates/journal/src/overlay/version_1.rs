@@ -48,10 +48,13 @@ impl Version1 {
         Ok(Ok(Some(Self { own: now.unwrap_or_else(|| flushed.clone()), flushed, has_failed })))
     }
 
-    /// Removes its files, once others have what they had.
+    /// Removes its files for good, once others have what they had.
     pub(super) fn remove(store: &dyn Store, prefix: &str) -> io::Result<()> {
         // The one that tells whether there is one goes first.
-        NAMES.iter().try_for_each(|name| store.remove(&format!("{prefix}.{name}")))
+        NAMES.iter().try_for_each(|name| store.remove(&format!("{prefix}.{name}")))?;
+        // 1. An agent takes the overlay up and removes these. 2. The guest writes and flushes. 3. The power goes, and
+        // with it that the names are gone. 4. What is found here would go over what was flushed.
+        store.sync_folder()
     }
 }
 
