@@ -1,6 +1,7 @@
 //! Two sites on one machine and real guests on them, for the demo and the end-to-end tests. Never
 //! shipped. Everything here goes through the built binary, its command line and its sockets.
 
+mod cable;
 mod clock;
 mod console;
 mod disk;
@@ -15,6 +16,7 @@ mod qemu;
 mod site;
 mod ticks;
 
+pub use cable::Cable;
 pub use clock::{now, wait_until};
 pub use console::Console;
 pub use disk::{check_file_system, copy_image, make_disk, read_file};

@@ -154,10 +154,22 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Of a client that connects; none where nobody can write.
+    /// Of a client that connects; none where nobody can write. Where another writes already, the log says so.
     pub(crate) fn connect(writers: Option<&Arc<Writers>>, client: Client) -> Option<Arc<Self>> {
         let writers = writers?.clone();
-        *writers.lock().clients.entry(client.clone()).or_default() += 1;
+        let owner = {
+            let mut state = writers.lock();
+            *state.clients.entry(client.clone()).or_default() += 1;
+            state.owner.clone().filter(|owner| *owner != client)
+        };
+        if let Some(owner) = owner {
+            let (client, owner) = (client.to_string(), owner.to_string());
+            tracing::info!(
+                client,
+                owner,
+                "connected, and can only read while somebody else writes to this disk"
+            );
+        }
         let (is_owner, was_refused) = (AtomicBool::new(writers.is_shared), AtomicBool::new(false));
         Some(Arc::new(Self { writers, client, is_owner, was_refused }))
     }
@@ -220,12 +232,8 @@ mod tests {
 
     const AT_ONCE: Duration = Duration::ZERO;
 
-    fn connect(writers: &Arc<Writers>, name: &str) -> Writer {
-        let client = Client::named(name);
-        *writers.lock().clients.entry(client.clone()).or_default() += 1;
-        let writers = writers.clone();
-        let is_owner = AtomicBool::new(writers.is_shared);
-        Writer { writers, client, is_owner, was_refused: AtomicBool::new(false) }
+    fn connect(writers: &Arc<Writers>, name: &str) -> Arc<Writer> {
+        Writer::connect(Some(writers), Client::named(name)).unwrap()
     }
 
     #[test]
@@ -276,7 +284,7 @@ mod tests {
     fn a_shared_disk_is_everybodys() {
         let writers = Arc::new(Writers::shared());
         let both = ["a", "b"].map(|name| connect(&writers, name));
-        assert!(both.iter().all(Writer::may_write));
+        assert!(both.iter().all(|writer| writer.may_write()));
     }
 
     #[test]

@@ -1,10 +1,13 @@
 //! One client writes to a disk, and others read: what a plain QEMU's lock on its image is for.
 
+use crate::kill::more_ticks;
 use crate::stage::{SOON, Stage};
-use lab::{NbdClient, wait_until};
+use crate::vhost_user::vhost_socket;
+use lab::{Guest, GuestDisk, GuestFiles, GuestOptions, NbdClient, Work, make_disk, wait_until};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Output};
+use std::time::Duration;
 
 /// Another client than this process.
 fn qemu_io(socket: &str, command: &str) -> Output {
@@ -30,17 +33,69 @@ fn a_second_client_cannot_write_until_the_first_has_gone() {
     let read = qemu_io(&socket, "read -P 1 0 8192");
     assert!(read.status.success() && !said(&read).contains("failed"), "{}", said(&read));
     let us = format!("process {}", std::process::id());
-    let info = Command::new("nbdinfo").arg(format!("nbd+unix:///vda?socket={socket}")).output().unwrap();
-    assert!(said(&info).contains(&us), "{}", said(&info));
-    wait_until("an alert", SOON, || {
-        let alerts = stage.a.ask(&["status"])?["alerts"].to_string();
-        Ok((alerts.contains("(qemu-io) wanted to write to disk vda of VM web") && alerts.contains(&us))
-            .then_some(()))
-    })
-    .unwrap();
+    assert!(description(&socket).contains(&us), "{}", description(&socket));
+    wait_for_refusal(&stage, "(qemu-io)", &us);
     drop((first, same));
     let write = qemu_io(&socket, "write -P 2 0 4096");
     assert!(write.status.success() && !said(&write).contains("failed"), "{}", said(&write));
+    let known = ["wanted to write", "writes are refused", "request failed"];
+    assert_eq!(stage.a.unannounced(&known).unwrap(), Vec::<String>::new());
+}
+
+/// What a client is told of an export when it connects.
+fn description(socket: &str) -> String {
+    said(&Command::new("nbdinfo").arg(format!("nbd+unix:///vda?socket={socket}")).output().unwrap())
+}
+
+/// Waits until the agent tells of a client that wanted to write to the disk of another.
+pub(crate) fn wait_for_refusal(stage: &Stage, client: &str, owner: &str) {
+    let wanted = format!("wanted to write to disk vda of VM web, which {owner}");
+    wait_until("an alert", SOON, || {
+        let alerts = stage.a.ask(&["status"])?["alerts"].to_string();
+        Ok((alerts.contains(client) && alerts.contains(&wanted)).then_some(()))
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_guest_on_vhost_user_and_a_client_over_nbd_do_not_both_write() {
+    let stage = Stage::set();
+    let disk = stage.path("disk.raw");
+    make_disk(&disk, 96 << 20).unwrap();
+    let socket = stage.protect("web", "web", &disk);
+    let on_vhost_user = || GuestDisk::VhostUser { socket: vhost_socket(&stage), queues: 1 };
+    let us = format!("process {} (", std::process::id());
+    // The guest first.
+    let mut guest = stage.guest(Work::Tick, on_vhost_user(), &[]);
+    let qemu = format!("process {} (qemu-system", guest.pid());
+    assert!(description(&socket).contains(&qemu), "{}", description(&socket));
+    let mut client = NbdClient::connect(&socket, "vda").unwrap();
+    let mut start = [0; 4096];
+    client.read(0, &mut start).unwrap();
+    let refused = client.write(0, &start).unwrap_err().to_string();
+    assert!(refused.contains("error 1"), "{refused}");
+    wait_for_refusal(&stage, &us, &qemu);
+    more_ticks(&mut guest, 3);
+    guest.kill().unwrap();
+    // Then the other, which is there already.
+    wait_until("its turn", SOON, || Ok(client.write(0, &start).ok())).unwrap();
+    let before = std::fs::read(&disk).unwrap();
+    let files = GuestFiles::find().unwrap();
+    let folder = stage.folder.path().to_path_buf();
+    let (work, on) = (Work::Tick, on_vhost_user());
+    let options = GuestOptions { files: &files, work, disk: on, folder, name: "late", more: &[] };
+    let mut late = Guest::start(&options).unwrap();
+    late.console.wait_for("DONE cannot mount", Duration::from_secs(120)).unwrap();
+    let lines = late.console.lines().unwrap();
+    let failed = |line: &str| line.contains("I/O error, dev vda") && line.contains("(WRITE)");
+    assert!(lines.iter().any(|(_, line)| failed(line)), "its kernel is told that its writes have failed");
+    assert!(std::fs::read(&disk).unwrap() == before, "nothing of it is on the disk");
+    let qemu = format!("process {} (qemu-system", late.pid());
+    wait_for_refusal(&stage, &qemu, &us);
+    let log = std::fs::read_to_string(stage.a.log()).unwrap();
+    let told = |line: &str| line.contains("can only read") && line.contains(&qemu) && line.contains(&us);
+    assert!(log.lines().any(told), "the log says at once whom it finds there");
+    client.write(0, &start).unwrap();
     let known = ["wanted to write", "writes are refused", "request failed"];
     assert_eq!(stage.a.unannounced(&known).unwrap(), Vec::<String>::new());
 }

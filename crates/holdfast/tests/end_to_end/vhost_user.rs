@@ -10,7 +10,7 @@ use std::time::Duration;
 
 const ROUNDS: u64 = 4;
 
-fn vhost_socket(stage: &Stage) -> String {
+pub(crate) fn vhost_socket(stage: &Stage) -> String {
     let vm = stage.a.protected("web").unwrap();
     vm["disks"][0]["vhost_user_socket"].as_str().unwrap().to_owned()
 }
