@@ -2,7 +2,7 @@
 //! for an agent waits before it comes again.
 
 use super::peer::{Heard, Peer, Said, server};
-use super::words::{About, Word, words};
+use super::words::{About, Word, kind, words};
 use super::{Before, Coverage, Form, own_vm, with_a_third_site};
 use lab::{NbdClient, Site, wait_until};
 use replication::wire::{Ack, Compare, Compared, Hello, Message, Welcome};
@@ -15,6 +15,10 @@ use types::{Epoch, WriteSeq};
 
 const LIARS: usize = 16;
 const STATES: [&str; 4] = ["greeting", "welcomed", "asked", "journaling"];
+/// So many connections may end on the way to a state: an agent takes nobody at his word for ever.
+const WAYS_MAX: usize = 20;
+/// So many messages may come before the one that is waited for.
+const MESSAGES_MAX: usize = 2_000;
 
 /// One that listens, and whom one VM comes to.
 struct Liar {
@@ -24,9 +28,30 @@ struct Liar {
     /// The newest that was promised to have, which a later greeting must be told again.
     durable: WriteSeq,
     about: About,
+    /// What came and went since it last was in a state, the newest last: for whoever has to find out why it is in none.
+    seen: Vec<String>,
 }
 
 impl Liar {
+    /// A connection in a state. The agent must let it come to that in the end.
+    fn get_to(&mut self, agent: &Site, state: &str) -> (Peer, Hello) {
+        self.seen.clear();
+        for _ in 0..WAYS_MAX {
+            if let Some(found) = self.in_state(agent, state) {
+                return found;
+            }
+            self.seen.push("so that connection came to its end".into());
+        }
+        self.give_up(agent, &format!("{WAYS_MAX} connections ended on the way to {state:?}"))
+    }
+
+    /// # Panics
+    /// Always: with all that is known.
+    fn give_up(&self, agent: &Site, why: &str) -> ! {
+        let seen = self.seen.join("\n  ");
+        panic!("{}: {why}\n  {seen}\n{:#?}\n{}", self.vm, agent.protected(&self.vm), agent.end_of_log());
+    }
+
     /// The next connection and its greeting. The agent must come: a VM that comes no more has been harmed.
     fn next(&mut self, agent: &Site) -> (Peer, Hello) {
         for _ in 0..50 {
@@ -49,6 +74,8 @@ impl Liar {
                 _ => None,
             });
             if let Some(hello) = hello {
+                let Hello { epoch, incarnation, acked, last_seq, .. } = &hello;
+                self.seen.push(format!("it greets: {epoch:?}, {incarnation:?}, {acked} of {last_seq}"));
                 return (peer, hello);
             }
         }
@@ -73,29 +100,33 @@ impl Liar {
         if state == "greeting" {
             return Some((peer, hello));
         }
-        peer.tell(&Message::Welcome(self.welcome(&hello, state == "asked")));
+        let welcome = self.welcome(&hello, state == "asked");
+        self.seen.push(format!("it is told {welcome:?}"));
+        peer.tell(&Message::Welcome(welcome));
         match state {
             "welcomed" => {}
-            "asked" => self.until_asked(&mut peer)?,
-            _ => self.until_journaling(&mut peer)?,
+            "asked" => self.until_asked(agent, &mut peer)?,
+            _ => self.until_journaling(agent, &mut peer)?,
         }
         Some((peer, hello))
     }
 
-    /// Acknowledges whatever comes until blocks are to be compared.
-    fn until_asked(&mut self, peer: &mut Peer) -> Option<()> {
-        self.take(peer, |message| matches!(message, Message::Compare(_)))
+    /// Acknowledges whatever comes until blocks are to be compared. What is marked from a sync before is copied and not
+    /// compared, which may be all of the disk: then the next connection is asked.
+    fn until_asked(&mut self, agent: &Site, peer: &mut Peer) -> Option<()> {
+        self.take(agent, peer, |message| matches!(message, Message::Compare(_)))
     }
 
     /// Acknowledges whatever comes, until nothing does but heartbeats.
-    fn until_journaling(&mut self, peer: &mut Peer) -> Option<()> {
-        self.take(peer, |message| matches!(message, Message::Heartbeat))
+    fn until_journaling(&mut self, agent: &Site, peer: &mut Peer) -> Option<()> {
+        self.take(agent, peer, |message| matches!(message, Message::Heartbeat))
     }
 
-    fn take(&mut self, peer: &mut Peer, is_wanted: impl Fn(&Message) -> bool) -> Option<()> {
-        loop {
+    fn take(&mut self, agent: &Site, peer: &mut Peer, is_wanted: impl Fn(&Message) -> bool) -> Option<()> {
+        for _ in 0..MESSAGES_MAX {
             let Heard::Message(message) = peer.hear() else { return None };
             let wanted = is_wanted(&message);
+            self.seen.push(format!("it said {}", kind(&message)));
             match message {
                 Message::Batch(bytes) => {
                     let last = batch::Batch::parse(bytes.joined()).unwrap().header().last_seq;
@@ -105,12 +136,15 @@ impl Liar {
                 Message::Compare(Compare { disk, first, .. }) if !wanted => {
                     peer.tell(&Message::Compared(Compared { disk, first, differs: 0 }));
                 }
+                // It has nothing else to say.
+                Message::Heartbeat if !wanted => return None,
                 _ => {}
             }
             if wanted {
                 return Some(());
             }
         }
+        self.give_up(agent, &format!("{MESSAGES_MAX} messages came, and never the one that is waited for"))
     }
 }
 
@@ -179,7 +213,14 @@ fn protect(agent: &Site, folder: &Path, number: usize, config: &Arc<ServerConfig
     std::fs::write(&disk, vec![7; 1 << 20]).unwrap();
     let (disk, peer) = (format!("vda={}", disk.display()), format!("127.0.0.1:{port}"));
     agent.ask(&["vm", "protect", &vm, "--disk", &disk, "--peer", &peer]).unwrap();
-    Liar { listener, config: config.clone(), vm, durable: WriteSeq::ZERO, about: template.clone() }
+    Liar {
+        listener,
+        config: config.clone(),
+        vm,
+        durable: WriteSeq::ZERO,
+        about: template.clone(),
+        seen: Vec::new(),
+    }
 }
 
 /// Says each word in its state, and is honest at last: the VM's guest can write, and its stream goes on.
@@ -190,11 +231,7 @@ fn lie<'a>(
 ) -> Vec<(&'static str, Word)> {
     let mut done = Vec::new();
     for (state, turn) in cases {
-        let (mut peer, hello) = loop {
-            if let Some(found) = liar.in_state(agent, state) {
-                break found;
-            }
-        };
+        let (mut peer, hello) = liar.get_to(agent, state);
         let hello = Hello { artifacts: own_vm(0).artifacts, ..hello };
         liar.about = About { hello, durable: liar.durable, ..liar.about };
         let word = words(&liar.about).swap_remove(*turn);
@@ -219,16 +256,18 @@ fn ends_well(liar: &mut Liar, agent: &Site) {
     assert!(row["epoch"].as_u64() < Some(Epoch::GREETING_MAX.0), "{row:#}");
     let written = NbdClient::connect(row["socket"].as_str().unwrap(), "vda").unwrap().write(0, &[8; 4096]);
     written.unwrap_or_else(|why| panic!("the guest of {} is told {why:#}", liar.vm));
-    loop {
+    liar.seen.clear();
+    for _ in 0..WAYS_MAX {
         // As one that has nothing: what the VM has is sent anew.
         let (mut peer, hello) = liar.next(agent);
         liar.durable = WriteSeq::ZERO;
         peer.tell(&Message::Welcome(Welcome { epoch: hello.epoch, ..liar.welcome(&hello, false) }));
-        if liar.until_journaling(&mut peer).is_none() {
+        if liar.until_journaling(agent, &mut peer).is_none() {
             continue;
         }
         let state = agent.wait_for_state(&liar.vm, "journaling", Duration::from_secs(10));
         state.unwrap_or_else(|why| panic!("{why:#}"));
         return;
     }
+    liar.give_up(agent, "an honest one is not served")
 }

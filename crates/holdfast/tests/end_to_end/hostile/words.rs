@@ -43,7 +43,7 @@ pub(super) const KINDS: [&str; 15] = [
     "left",
 ];
 
-fn kind(message: &Message) -> &'static str {
+pub(super) fn kind(message: &Message) -> &'static str {
     match message {
         Message::Hello(_) => KINDS[0],
         Message::Welcome(_) => KINDS[1],
