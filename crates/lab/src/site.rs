@@ -172,6 +172,20 @@ impl Site {
     /// Where it ends instead; the error holds its log.
     pub fn start_agent(&mut self) -> Result<()> {
         self.spawn_agent()?;
+        self.until_it_answers()
+    }
+
+    /// The same, with its folder for a working directory and a configuration that is named relative to that.
+    ///
+    /// # Errors
+    /// As [`Site::start_agent`].
+    pub fn start_agent_in_folder(&mut self) -> Result<()> {
+        let folder = self.folder.clone();
+        self.spawn(&folder, Path::new("agent.toml"))?;
+        self.until_it_answers()
+    }
+
+    fn until_it_answers(&mut self) -> Result<()> {
         let mut child = self.agent.take().context("the agent was just started")?;
         wait_until("the agent's answer", READY_LIMIT, || {
             if let Some(status) = child.try_wait().context("ask for the agent")? {
@@ -188,12 +202,18 @@ impl Site {
     /// # Errors
     /// Where it cannot be started.
     pub fn spawn_agent(&mut self) -> Result<()> {
+        let config = self.config();
+        self.spawn(Path::new("."), &config)
+    }
+
+    fn spawn(&mut self, folder: &Path, config: &Path) -> Result<()> {
         let log =
             OpenOptions::new().create(true).append(true).open(self.log()).context("open the agent's log")?;
         let child = self
             .command()
             .args(["agent", "--config"])
-            .arg(self.config())
+            .arg(config)
+            .current_dir(folder)
             .stdout(log.try_clone().context("share the agent's log")?)
             .stderr(log)
             .spawn()

@@ -19,6 +19,7 @@ mod images;
 mod journals;
 mod kill;
 mod migration;
+mod newcomer;
 mod one_writer;
 mod order;
 mod peers;
