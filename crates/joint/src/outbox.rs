@@ -22,7 +22,8 @@ use crate::spill::{Cause, Spill};
 use crate::view::SpillRoom;
 use batch::{Batch, BatchMeta, Codec, Kind, Pieces};
 use splitter::{Capture, Taken};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
+use threads::sync::{Mutex, MutexGuard};
 use types::{Incarnation, RunNumber, WallTime, WriteSeq};
 
 /// A batch as it goes out.

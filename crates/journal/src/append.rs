@@ -19,9 +19,10 @@ use crate::status::JournalStatus;
 use crate::writer::{AppendError, AppendMeta, Appended, Framed, InFlight, Takes, Writer, check_order};
 use batch::Batch;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
+use threads::sync::atomic::{AtomicBool, Ordering};
+use threads::sync::{Mutex, MutexGuard};
 use types::limits::{FROZEN_TABLES_MAX, TABLE_ENTRIES_MAX};
 use types::{Epoch, WriteSeq};
 

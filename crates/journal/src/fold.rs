@@ -36,8 +36,9 @@ use done::{Gone, drop_what_is_done, recycle};
 use part::{Part, fold_in_threads};
 use regions::{Region, Regions, Wanted};
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
+use threads::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use threads::sync::{Mutex, MutexGuard};
 use types::{ByteRange, DiskIndex, WriteSeq};
 
 pub use error::FoldError;
@@ -135,7 +136,9 @@ impl Fold {
             written.fetch_add(bytes, Ordering::Relaxed);
             Ok(())
         };
-        let sizes = self.state.read_shared().manifest.disks.iter().map(|disk| disk.size_bytes).collect();
+        let sizes: Vec<u64> =
+            self.state.read_shared().manifest.disks.iter().map(|disk| disk.size_bytes).collect();
+        let disks = sizes.len();
         let regions = Regions::new(narrow, wide, Wanted { sizes, above, target })?;
         let from = begun.map_or(0, |begun| begun.below);
         let makes_holes = &self.makes_holes;
@@ -148,7 +151,7 @@ impl Fold {
         } else {
             fold_in_threads(&mut part, how.threads, &fold)?;
         }
-        for disk in 0..self.state.read_shared().manifest.disks.len() {
+        for disk in 0..disks {
             let replica = self.reads.replica(DiskIndex(disk as u16)).map_err(FoldError::Replica)?;
             replica.sync().map_err(FoldError::Replica)?;
         }

@@ -16,7 +16,8 @@ use crate::state::State;
 use crate::store::set_aside;
 use crate::table::Table;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
+use threads::sync::{Mutex, MutexGuard};
 use types::{CheckpointKind, Incarnation, VmId, WallTime};
 
 /// Who writes them, one after the other.

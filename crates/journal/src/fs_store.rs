@@ -13,8 +13,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use threads::sync::Mutex;
+use threads::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use types::ByteRange;
 
 /// Threads that read for one request, where it is scattered.

@@ -4,7 +4,8 @@ use crate::journal::Journal;
 use crate::overlay::{Overlay, OverlayError};
 use crate::payload::ReadError;
 use crate::pins::PinError;
-use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
+use std::sync::Arc;
+use threads::sync::{Mutex, RwLock, RwLockReadGuard};
 use types::{ByteRange, DiskIndex, WriteSeq};
 
 /// Why an image could not be opened, read or written.
@@ -89,7 +90,8 @@ impl Image {
     pub(crate) fn unpin(&self) {
         // Who has looked up what lies below reads it there still, and would read what a fold puts in its place.
         let _nobody = self.readers.write().expect("a panic aborts the process");
-        if let Some(pin) = self.pin.lock().expect("a panic aborts the process").take() {
+        let pin = self.pin.lock().expect("a panic aborts the process").take();
+        if let Some(pin) = pin {
             self.journal().held().unpin_image(pin);
         }
     }

@@ -29,9 +29,10 @@ use crate::view::Shared;
 use crate::writer::{AppendError, AppendMeta, Appended, Writer};
 use batch::Batch;
 use std::io;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, RwLockReadGuard};
+use std::sync::Arc;
 use std::time::Duration;
+use threads::sync::RwLockReadGuard;
+use threads::sync::atomic::Ordering;
 use types::{CheckpointId, DiskIndex, DiskSpec, Epoch, VmId, WallTime, WriteSeq};
 
 /// The journal of one VM.

@@ -9,7 +9,7 @@
 //! manifest's eye, and in rollback mode would put old bytes over what the next life has brought up there.
 
 use crate::store::Store;
-use std::sync::atomic::{AtomicBool, Ordering};
+use threads::sync::atomic::{AtomicBool, Ordering};
 
 /// Whether a journal may still change its folder.
 #[derive(Debug)]

@@ -30,8 +30,9 @@ use bits::{BLOCK, Bits, REGION, runs_of, told_by};
 use map_file::Header;
 use opening::Files;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
+use threads::sync::atomic::{AtomicU64, Ordering};
+use threads::sync::{Mutex, MutexGuard};
 use types::ByteRange;
 
 pub use error::OverlayError;

@@ -18,7 +18,8 @@ use crate::sums::SUMMED_BYTES;
 use crate::view::{Shared, View};
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::Arc;
+use threads::sync::{Mutex, RwLock};
 use types::limits::OPEN_SEGMENTS_MAX;
 use types::{ByteRange, DiskIndex, WriteSeq};
 
@@ -113,9 +114,9 @@ fn read_parts(parts: &[Part], buf: &mut [u8], readers: usize) -> Result<(), Read
     if helpers == 0 {
         return work();
     }
-    std::thread::scope(|scope| {
+    threads::thread::scope(|scope| {
         // A thread that cannot be had is done without.
-        let spawned = (0..helpers).filter_map(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok());
+        let spawned = (0..helpers).filter_map(|_| threads::spawn_scoped(scope, work).ok());
         let spawned: Vec<_> = spawned.collect();
         let own = work();
         let others = spawned.into_iter().map(|thread| thread.join().expect("a panic aborts the process"));

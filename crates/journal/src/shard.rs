@@ -12,9 +12,9 @@ use crate::page::PageBuf;
 use crate::writer::{AppendError, AppendMeta, Appended, Framed};
 use batch::Batch;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::time::Duration;
+use threads::sync::atomic::{AtomicBool, Ordering};
+use threads::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use types::{Epoch, WallTime};
 
@@ -36,7 +36,8 @@ pub struct Report {
     pub result: Result<Appended, AppendError>,
 }
 
-/// A stream into a journal. After the first error nothing more of it is appended or reported.
+/// A stream into a journal. After the first error nothing more of it is appended, and no other error is reported; what was
+/// on its way before may still be reported as durable.
 pub struct AppendStream {
     journal: Arc<Journal>,
     epoch: Epoch,
@@ -107,7 +108,7 @@ impl Shards {
             let (emptied, spares) = channel();
             let stamp = stamp.clone();
             let spawn = |name: String, body: Box<dyn FnOnce() + Send>| {
-                std::thread::Builder::new().name(name).spawn(body).expect("the system has threads left")
+                threads::thread::Builder::new().name(name).spawn(body).expect("the system has threads left")
             };
             spawn(
                 format!("frame-{number}"),

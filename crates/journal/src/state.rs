@@ -9,8 +9,9 @@ use crate::manifest::Manifest;
 use crate::store::Store;
 use crate::view::Shared;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
+use threads::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use threads::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 static NEXT_UID: AtomicU64 = AtomicU64::new(1);
 

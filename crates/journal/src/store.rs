@@ -6,7 +6,7 @@
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use threads::sync::atomic::AtomicU64;
 use types::ByteRange;
 
 /// A folder of files.

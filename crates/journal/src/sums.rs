@@ -14,7 +14,8 @@ use batch::is_zero;
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use threads::sync::Mutex;
 use types::ByteRange;
 
 /// What has a checksum of its own; the last block of a disk may be shorter.

@@ -17,7 +17,8 @@ use crate::state::State;
 use crate::undo::{Undo, UndoWriter};
 use crate::upkeep::{Kept, Upkeep};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
+use threads::sync::{Mutex, MutexGuard};
 use types::WriteSeq;
 
 /// The manifest is saved for the age clock alone after this part of the history window.

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use threads::thread::JoinHandle;
 use types::limits::BATCH_BYTES_MAX;
 
 /// As much is read at once.
@@ -117,7 +117,7 @@ impl Windows {
         let missing = self.depth - self.ahead.len();
         for at in (next..self.end).step_by(WINDOW_BYTES).take(missing) {
             let (file, window, memory) = (self.file.clone(), self.window(at), std::mem::take(&mut before));
-            self.ahead.push_back((at, std::thread::spawn(move || read(&*file, window, memory))));
+            self.ahead.push_back((at, threads::thread::spawn(move || read(&*file, window, memory))));
         }
         Ok(())
     }

@@ -5,8 +5,9 @@ use crate::segment::{Position, Segment};
 use crate::timeline::{Timeline, begins_anew};
 use batch::{Batch, BatchError};
 use std::io;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
+use threads::sync::{Condvar, Mutex};
 use types::limits::{SEGMENT_BYTES_RANGE, SEGMENT_FILL_SECONDS};
 use types::{Epoch, VmId, WallTime, WriteSeq};
 

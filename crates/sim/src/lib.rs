@@ -32,6 +32,8 @@ mod faults;
 mod hosts;
 mod image_model;
 mod images;
+#[cfg(all(test, feature = "interleavings"))]
+mod interleavings;
 mod invariants;
 mod link;
 mod local_disk;

@@ -4,7 +4,8 @@
 use crate::rng::Rng;
 use splitter::{Extent, ExtentKind, LocalDisk, MapStore};
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use threads::sync::Mutex;
 use types::ByteRange;
 use types::limits::BLOCK_BYTES;
 
@@ -144,7 +145,7 @@ impl SimMap {
         map.durable = left;
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, MapBytes> {
+    fn lock(&self) -> threads::sync::MutexGuard<'_, MapBytes> {
         self.0.lock().expect("a panic aborts the process")
     }
 }

@@ -139,6 +139,25 @@ impl SourceVm {
     }
 
     pub(crate) fn start_agent(&mut self, counter: &Arc<GroupCounter>, now: Monotonic, rng: &mut Rng) {
+        let (core, spill) = self.start_core(counter, now, rng);
+        self.agent = Some(Agent {
+            core,
+            threads: Threads::new(spill),
+            counter: counter.clone(),
+            unanswered: VecDeque::new(),
+            differing: 0,
+            writes_left_out: 0,
+            asks_others: false,
+        });
+    }
+
+    /// What of an agent drives the stream, with the spill it has.
+    pub(crate) fn start_core(
+        &mut self,
+        counter: &Arc<GroupCounter>,
+        now: Monotonic,
+        rng: &mut Rng,
+    ) -> (SourceCore, Option<SimSpill>) {
         let size = splitter::LocalDisk::size_bytes(&self.disk);
         let disks = [(size, Some(DiskIdentity::without_times(1, 1)))];
         let boot = Boot { id: [self.boot; 16], at: WallTime(0) };
@@ -176,15 +195,7 @@ impl SourceVm {
         if let Some(spill) = &spill {
             core.outbox().give_spill(Box::new(spill.clone()));
         }
-        self.agent = Some(Agent {
-            core,
-            threads: Threads::new(spill),
-            counter: counter.clone(),
-            unanswered: VecDeque::new(),
-            differing: 0,
-            writes_left_out: 0,
-            asks_others: false,
-        });
+        (core, spill)
     }
 
     /// The host loses power: the agent is gone, and of what was not flushed a part. What the disk holds then
@@ -453,7 +464,7 @@ fn say(link: &mut Option<Connection>, message: &Message) {
     }
 }
 
-fn hello(
+pub(crate) fn hello(
     vm: VmId,
     epoch: Epoch,
     incarnation: Incarnation,

@@ -5,7 +5,8 @@ use crate::store::SimStore;
 use batch::Batch;
 use joint::spill::{Cause, NotTaken, Spill};
 use journal::SpillError;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
+use threads::sync::{Mutex, MutexGuard};
 use types::{VmId, WallTime, WriteSeq};
 
 #[derive(Debug, Clone)]

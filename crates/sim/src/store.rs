@@ -13,8 +13,9 @@ use crate::rng::Rng;
 use journal::{Store, StoreFile};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
+use threads::sync::atomic::AtomicU64;
+use threads::sync::{Mutex, MutexGuard};
 use types::ByteRange;
 
 const SECTOR: usize = 512;

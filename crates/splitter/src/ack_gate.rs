@@ -5,8 +5,8 @@
 //! be in anybody's. The gate opens by itself: a write waits no longer than [`CUT_HOLD_MAX`], whatever becomes
 //! of the others.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex};
+use threads::sync::atomic::{AtomicBool, Ordering};
+use threads::sync::{Condvar, Mutex};
 use types::limits::CUT_HOLD_MAX;
 
 /// One for each group on a host.

@@ -1,6 +1,6 @@
 //! The memory that all captures of an agent may use for their buffers together.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use threads::sync::atomic::{AtomicU64, Ordering};
 
 /// A total that is shared. A capture that finds no room here behaves as if its own buffer were full.
 #[derive(Debug)]

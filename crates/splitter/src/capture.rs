@@ -27,8 +27,9 @@ pub(crate) use held::Patience;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
+use threads::sync::atomic::{AtomicU64, Ordering};
+use threads::sync::{Condvar, Mutex, MutexGuard};
 use types::limits::{BATCH_RECORDS_MAX, BLOCK_BYTES, RANGE_BYTES_MAX, RECORD_BYTES_MAX};
 use types::{BlockIndex, ByteRange, Checkpoint, DiskIndex, GroupCounter, Incarnation, WallTime, WriteSeq};
 
@@ -433,7 +434,8 @@ impl Capture {
     /// To be said every few seconds: as [`Capture::note_alive`], of what the disks were seen as before their files were
     /// last synced, so that no crash of the host can show them older.
     pub fn note_durable(&self, now: WallTime, seen: &[Option<DiskIdentity>]) {
-        if let Err(error) = self.lock_regions().note_alive(now, seen) {
+        let noted = self.lock_regions().note_alive(now, seen);
+        if let Err(error) = noted {
             tracing::warn!(%error, "the dirty-region log is not kept; after a crash of the host more is compared");
         }
     }

@@ -16,7 +16,8 @@ use bytes::Bytes;
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex, TryLockError};
+use std::sync::Arc;
+use threads::sync::{Mutex, TryLockError};
 use types::limits::{RANGE_BYTES_MAX, SLOW_ZERO_BYTES_MAX, UNREADABLE_UNIT_BYTES};
 use types::{BlockIndex, ByteRange, DiskIndex, WriteSeq};
 

@@ -1,7 +1,7 @@
 //! A lock that is held in turns: who has much to do under it lets in between whoever waits.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, TryLockError};
+use threads::sync::atomic::{AtomicUsize, Ordering};
+use threads::sync::{Mutex, MutexGuard, TryLockError};
 use types::limits::GIVE_WAY_YIELDS_MAX;
 
 #[derive(Debug, Default)]
@@ -35,7 +35,7 @@ impl<T> PoliteLock<T> {
             if self.waiting.load(Ordering::SeqCst) == 0 {
                 return;
             }
-            std::thread::yield_now();
+            threads::thread::yield_now();
         }
     }
 }

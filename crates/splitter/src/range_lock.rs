@@ -1,6 +1,6 @@
 //! Overlapping writes in flight to one disk are serialised; all others go on side by side.
 
-use std::sync::{Condvar, Mutex, MutexGuard};
+use threads::sync::{Condvar, Mutex, MutexGuard};
 use types::ByteRange;
 
 /// The ranges of a disk that are being written.

@@ -7,18 +7,19 @@ use std::collections::BTreeSet;
 
 /// Everything that is allowed; what is not in here is refused. `dev` edges are for tests only.
 const ALLOWED: &[(&str, &[&str])] = &[
+    ("threads", &[]),
     ("types", &[]),
     ("api", &[]),
     ("batch", &["types"]),
-    ("splitter", &["types", "batch"]),
+    ("splitter", &["threads", "types", "batch"]),
     ("replication", &["types", "batch"]),
-    ("journal", &["types", "batch"]),
-    ("joint", &["types", "batch", "splitter", "replication"]),
+    ("journal", &["threads", "types", "batch"]),
+    ("joint", &["threads", "types", "batch", "splitter", "replication"]),
     ("operations", &["types"]),
     ("agent", &["types", "batch", "api", "splitter", "replication", "journal", "joint", "operations"]),
     ("holdfast", &["types", "api", "agent", "journal"]),
     ("lab", &[]),
-    ("sim", &["types", "batch", "splitter", "replication", "journal", "joint"]),
+    ("sim", &["threads", "types", "batch", "splitter", "replication", "journal", "joint"]),
     ("bench", &["types", "batch", "journal", "agent", "api", "splitter", "lab"]),
     ("xtask", &["lab"]),
 ];

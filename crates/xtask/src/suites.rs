@@ -1,10 +1,13 @@
-//! Suites: end-to-end tests that take minutes, each a module `suite_NAME` of ignored tests. They are not part of what
-//! continuous integration runs, and are run before something is called done.
+//! Suites: tests that take minutes, and are run before something is called done; not by continuous integration. Each is a
+//! module `suite_NAME` of ignored end-to-end tests, but for `interleavings`: threads that take turns by a seed, which is built
+//! by itself.
 
 use crate::backports;
 use crate::packages;
 use crate::prepare::{self, cargo, root, run_visibly, target};
 use anyhow::{Context, Result, bail};
+
+const INTERLEAVINGS: &str = "interleavings";
 
 /// Runs the tests of one suite, or tells which suites there are.
 pub(crate) fn run(name: &str) -> Result<()> {
@@ -15,6 +18,9 @@ pub(crate) fn run(name: &str) -> Result<()> {
     }
     if !known.iter().any(|suite| suite == name) {
         bail!("there is no suite {name:?}; there are {}", known.join(", "));
+    }
+    if name == INTERLEAVINGS {
+        return interleavings();
     }
     prepare::for_tests()?;
     if name == "libvirt" {
@@ -27,6 +33,18 @@ pub(crate) fn run(name: &str) -> Result<()> {
     run_visibly(command.args(["--ignored", "--test-threads=1", &format!("suite_{name}::")]))
 }
 
+/// Seed by seed, in a target folder of its own: with the feature everything is built anew. `HOLDFAST_INTERLEAVINGS` says how
+/// many seeds.
+fn interleavings() -> Result<()> {
+    for tests in [["sim", "--lib", "interleavings::"], ["journal", "--test", "interleavings"]] {
+        let mut command = cargo();
+        command.env("CARGO_TARGET_DIR", target().join("interleavings"));
+        command.args(["test", "--features", "interleavings", "-p"]);
+        run_visibly(command.args(tests))?;
+    }
+    Ok(())
+}
+
 /// Every suite, by the names of its files.
 fn names() -> Result<Vec<String>> {
     let folder = root().join("crates/holdfast/tests/end_to_end");
@@ -35,6 +53,7 @@ fn names() -> Result<Vec<String>> {
         .filter_map(|row| row.ok()?.file_name().into_string().ok())
         .filter_map(|name| Some(name.strip_prefix("suite_")?.strip_suffix(".rs")?.to_owned()))
         .collect();
+    names.push(INTERLEAVINGS.to_owned());
     names.sort();
     Ok(names)
 }

@@ -130,7 +130,8 @@ impl Work<Plan> for Doing<'_> {
 impl Ledger<Plan> for Recovery {
     fn keep(&self, record: &Record<Plan>) -> std::result::Result<(), LedgerError> {
         self.state.save(&file_name(record.id), record).map_err(|error| LedgerError(format!("{error:#}")))?;
-        for old in self.operations.book().note(record) {
+        let forgotten = self.operations.book().note(record);
+        for old in forgotten {
             if let Err(error) = self.state.remove(&file_name(old)) {
                 tracing::warn!(%old, error = format!("{error:#}"), "the record of an old operation stays");
             }

@@ -232,7 +232,8 @@ impl VmTap {
     /// Takes away what the tap has in the VM, but for its change logs, which go on. To be said when nobody waits for
     /// our server any more.
     pub(super) fn leave(&self) {
-        if let Err(error) = self.lock().clear() {
+        let cleared = self.lock().clear();
+        if let Err(error) = cleared {
             // A VM that is gone or does not answer; where it comes back, the next tap clears it.
             tracing::debug!(error = format!("{error:#}"), "the VM keeps what it has of the tap");
         }

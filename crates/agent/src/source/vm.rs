@@ -378,7 +378,8 @@ impl ProtectedVm {
     /// Its stream for the operator: in vain, where a disk image is not what it was.
     fn shown_stream(&self) -> StreamStatus {
         let mut stream = self.lock_status().clone();
-        if let Some(trouble) = self.lock_trouble().clone() {
+        let trouble = self.lock_trouble().clone();
+        if let Some(trouble) = trouble {
             stream.state = "failed".into();
             stream.reason = "a disk image is not what it was".into();
             stream.last_error = Some(trouble);

@@ -3,7 +3,8 @@
 use super::{Cause, NotTaken, Spill};
 use batch::{Batch, Kind};
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
+use threads::sync::{Mutex, MutexGuard};
 use types::WriteSeq;
 
 const BATCHES_A_FILE: usize = 4;

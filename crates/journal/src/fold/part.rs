@@ -5,9 +5,9 @@ use super::regions::{Region, Regions};
 use crate::extent::REGION_BYTES;
 use crate::page::PageBuf;
 use crate::run::RunError;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, sync_channel};
+use threads::sync::Mutex;
+use threads::sync::atomic::{AtomicBool, Ordering};
+use threads::sync::mpsc::{Receiver, sync_channel};
 use types::limits::FOLD_STEP_BYTES;
 
 /// The regions of one turn: from where the turn before has ended, until there is enough to write.
@@ -60,7 +60,7 @@ pub(crate) fn fold_in_threads(
             }
         }
     };
-    let fed = std::thread::scope(|scope| {
+    let fed = threads::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(work);
         }

@@ -9,7 +9,8 @@
 use super::{Capture, Inner};
 use crate::clock::Deadline;
 use crate::sync_gate::{Hold, Others};
-use std::sync::{MutexGuard, OnceLock};
+use std::sync::OnceLock;
+use threads::sync::MutexGuard;
 use types::WriteSeq;
 use types::limits::HELD_AT_END_MAX;
 

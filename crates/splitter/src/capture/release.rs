@@ -77,7 +77,8 @@ impl Capture {
         while at < blocks.end && parts.len() <= most {
             let turn = at..blocks.end.min(at + UNSENT_BLOCKS_A_TURN);
             at = turn.end;
-            for (run, unsent) in self.lock().dirty.unsent(disk, turn) {
+            let found = self.lock().dirty.unsent(disk, turn);
+            for (run, unsent) in found {
                 match parts.last_mut() {
                     Some((last, state)) if *state == unsent => last.end = run.end,
                     _ => parts.push((run, unsent)),

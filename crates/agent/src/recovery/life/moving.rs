@@ -119,7 +119,8 @@ impl Recovery {
             // Nothing is known to be this move's.
             false => {}
         }
-        if let Some(vm) = self.vms().get(&plan.vm).cloned() {
+        let vm = self.vms().get(&plan.vm).cloned();
+        if let Some(vm) = vm {
             // It goes on where it was. Where it cannot be opened now that is tried again by itself.
             let _ = self.open_journal(&vm, Use::Look);
         }
