@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use types::limits::ARTIFACT_BYTES_MAX;
 
 /// A folder of files named by their BLAKE3.
@@ -57,10 +58,20 @@ impl Artifacts {
     /// # Errors
     /// As the file system says, or where the file is too large.
     pub fn take(&self, source: &Path) -> Result<(ArtifactHash, u64)> {
+        // Two that are taken at once are never one file. What a crash leaves goes at the next start.
+        static TAKEN: AtomicU64 = AtomicU64::new(0);
+        let partial = self.folder.join(format!("taking-{}.partial", TAKEN.fetch_add(1, Ordering::Relaxed)));
+        let taken = self.take_over(source, &partial);
+        if taken.is_err() {
+            let _ = std::fs::remove_file(&partial);
+        }
+        taken
+    }
+
+    fn take_over(&self, source: &Path, partial: &Path) -> Result<(ArtifactHash, u64)> {
         let open = || format!("read {}", source.display());
         let mut from = File::open(source).with_context(open)?;
-        let partial = self.folder.join("taking.partial");
-        let mut to = BufWriter::new(File::create(&partial).context("make a partial file")?);
+        let mut to = BufWriter::new(File::create(partial).context("make a partial file")?);
         let mut hasher = blake3::Hasher::new();
         let mut size = 0;
         let mut buf = vec![0; 1 << 20];
@@ -78,7 +89,7 @@ impl Artifacts {
         }
         let hash = ArtifactHash(*hasher.finalize().as_bytes());
         to.into_inner().map_err(|error| error.into_error())?.sync_all()?;
-        std::fs::rename(&partial, self.path(hash)).context("name the file")?;
+        std::fs::rename(partial, self.path(hash)).context("name the file")?;
         Ok((hash, size))
     }
 
@@ -132,5 +143,29 @@ mod tests {
         assert_eq!(artifacts.keep_only(&BTreeSet::from([new])).unwrap(), 2);
         assert!(artifacts.has(new) && !artifacts.has(old));
         assert_eq!(artifacts.keep_only(&BTreeSet::from([new])).unwrap(), 0);
+    }
+
+    #[test]
+    fn two_files_that_are_taken_at_once_are_each_what_their_hashes_say() {
+        let folder = tempfile::tempdir().unwrap();
+        let artifacts = Artifacts::open(folder.path().join("files")).unwrap();
+        let (slow, quick) = (folder.path().join("slow"), folder.path().join("quick"));
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &slow, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        std::fs::write(&quick, vec![2; 2 << 20]).unwrap();
+        let hashes = std::thread::scope(|scope| {
+            let taken = scope.spawn(|| artifacts.take(&slow).unwrap().0);
+            let mut end = OpenOptions::new().write(true).open(&slow).unwrap();
+            end.write_all(&vec![1; 2 << 20]).unwrap();
+            let quick = artifacts.take(&quick).unwrap().0;
+            end.write_all(&vec![1; 2 << 20]).unwrap();
+            drop(end);
+            [taken.join().unwrap(), quick]
+        });
+        for hash in hashes {
+            let bytes = std::fs::read(artifacts.path(hash)).unwrap();
+            assert_eq!(blake3::hash(&bytes).as_bytes(), &hash.0);
+        }
+        assert_eq!(std::fs::read_dir(folder.path().join("files")).unwrap().count(), 2);
     }
 }
