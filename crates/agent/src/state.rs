@@ -121,12 +121,21 @@ impl StateDir {
         write().with_context(|| format!("write {}", path.display()))
     }
 
+    /// Removes a file, where it is there; once this returns, no crash brings it back.
     pub(crate) fn remove(&self, name: &str) -> Result<()> {
         #[cfg(test)]
         death::may_come();
-        match std::fs::remove_file(self.path(name)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("remove {name}"))
+        let path = self.path(name);
+        let is_gone = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+        match std::fs::remove_file(&path) {
+            Err(error) if !is_gone(&error) => return Err(error).with_context(|| format!("remove {name}")),
+            _ => {}
+        }
+        // Also where it is gone: whoever removed it may not have come to this.
+        let folder = path.parent().context("a state file has a folder")?;
+        match File::open(folder).and_then(|folder| folder.sync_all()) {
+            Err(error) if !is_gone(&error) => {
+                Err(error).with_context(|| format!("sync {}", folder.display()))
             }
             _ => Ok(()),
         }
