@@ -51,15 +51,18 @@ impl Recovery {
             let waiting: Vec<_> = self.waiting_images().values().map(|image| image.record.clone()).collect();
             for record in waiting {
                 let recovery = self.clone();
-                tokio::task::spawn_blocking(move || {
-                    // Whoever does something with its group, a try before this one too, comes first.
-                    if let Some(_turn) = recovery.try_turn_for_image(&record)
-                        && recovery.waiting_images().contains_key(&record.id)
-                    {
-                        recovery.serve_again(record);
-                    }
-                });
+                tokio::task::spawn_blocking(move || recovery.try_waiting(&record));
             }
+        }
+    }
+
+    /// Tries one again, as it waits once its group's turn is there: whoever does something with the group, a try before this
+    /// one too, comes first, and may have closed it.
+    fn try_waiting(&self, seen: &ImageRecord) {
+        let Some(_turn) = self.try_turn_for_image(seen) else { return };
+        let waiting = self.waiting_images().get(&seen.id).map(|image| image.record.clone());
+        if let Some(record) = waiting {
+            self.serve_again(record);
         }
     }
 
@@ -175,7 +178,14 @@ impl Recovery {
                     let keep_in = record.promoted.then(|| super::promoted::place_for(&folder, &record));
                     record.closing = Some(Closing { keep_in: keep_in.transpose()? });
                 }
-                self.finish_image(&lease, &folder, &record)?
+                match self.finish_image(&lease, &folder, &record) {
+                    Ok(kept) => kept,
+                    Err(error) => {
+                        // Some of it may be gone: what waits from here on is to be closed, and not to be served.
+                        self.wait_for_image(record, error.detail.clone());
+                        return Err(error);
+                    }
+                }
             }
             // Its overlay went with the journal.
             None => {
@@ -219,4 +229,25 @@ impl Recovery {
 /// What an image that is not served, or only in part, is an alert of.
 pub(super) fn image_alert(id: &str) -> Cause {
     Cause::new(AlertKind::ImageUnserved, id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{close, open_by_hand, recovery};
+    use super::*;
+
+    #[test]
+    fn an_image_that_was_given_up_just_before_it_is_tried_again_is_not_served_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let recovery = recovery(folder.path());
+        let image = open_by_hand(&recovery);
+        let seen = image.record();
+        let vm = recovery.list()[0].clone();
+        close(&vm);
+        recovery.close_image(&seen.id).unwrap();
+        recovery.open_journal(&vm, Use::Look).unwrap();
+        recovery.try_waiting(&seen);
+        assert!(recovery.list_images().is_empty() && !recovery.has_images(&vm), "it was told as closed");
+        assert!(!vm.folder(&recovery.journal_dir).join(seen.overlay_folder()).exists());
+    }
 }

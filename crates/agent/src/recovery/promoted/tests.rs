@@ -99,3 +99,29 @@ fn promoted_disks_whose_close_was_cut_short_outlive_a_restart_with_a_journal_tha
         check_goes_on(&side, &disk, &place);
     }
 }
+
+/// A disk that is gone already would be served as an empty one.
+#[test]
+fn an_image_that_waits_and_could_not_be_closed_is_not_served_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let side = recovery(folder.path());
+    let (image, disk, place) = promoted(&side);
+    let id = image.record().id;
+    drop(image);
+    end(side);
+    let side = recovery(folder.path());
+    // Where its socket would be.
+    let run = folder.path().join("run");
+    std::fs::remove_dir_all(&run).unwrap();
+    std::fs::write(&run, "").unwrap();
+    side.resume_all().unwrap();
+    std::fs::write(&place, "").unwrap();
+    assert!(side.image(&id).is_none() && side.close_image(&id).is_err());
+    std::fs::remove_file(&run).unwrap();
+    std::fs::create_dir(&run).unwrap();
+    let waiting = side.waiting_images()[&id].record.clone();
+    side.serve_again(waiting);
+    assert!(side.image(&id).is_none(), "it is being closed");
+    std::fs::remove_file(&place).unwrap();
+    check_goes_on(&side, &disk, &place);
+}
