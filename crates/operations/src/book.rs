@@ -111,8 +111,16 @@ impl<P: Plan> Book<P> {
             return Err(Refused::TooMany);
         }
         let standing = Standing::Forward { next: 0 };
-        let record =
-            Record { id, plan, standing, key, left_undone: Vec::new(), began_at: now, ended_at: None };
+        let record = Record {
+            id,
+            plan,
+            standing,
+            key,
+            left_undone: Vec::new(),
+            began_at: now,
+            ended_at: None,
+            heard: false,
+        };
         self.lock(&record)?;
         let control = Arc::new(Control::default());
         self.rows.insert(id, Row { record: record.clone(), control: control.clone() });

@@ -108,6 +108,13 @@ pub struct Record<P> {
     pub began_at: i64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<i64>,
+    /// Somebody has heard how it has ended. Records of before do not say so, and count as heard.
+    #[serde(default = "was_heard")]
+    pub heard: bool,
+}
+
+const fn was_heard() -> bool {
+    true
 }
 
 impl<P: Plan> Record<P> {

@@ -224,6 +224,7 @@ fn first_record() -> Record<Swap> {
         left_undone: Vec::new(),
         began_at: 5,
         ended_at: None,
+        heard: false,
     }
 }
 
@@ -432,6 +433,7 @@ fn a_step_that_comes_to_a_point_of_no_return_is_cancelled_before_it_or_never() {
             left_undone: Vec::new(),
             began_at: 5,
             ended_at: None,
+            heard: false,
         };
         while go_on(&mut record, &walk, &walk, &control, &|| 9) != Pass::Ended {}
         assert_eq!(matches!(record.standing, Standing::TakenBack { .. }), cancels_before);
@@ -562,9 +564,13 @@ fn a_record_is_read_as_it_was_written_wherever_it_stands() {
     ];
     for standing in standings {
         let left_undone = vec!["remove the old folder: no such device".to_owned()];
-        let Record { id, key, began_at, ended_at, .. } = first_record();
-        let record = Record { id, plan: 7_u32, standing, key, left_undone, began_at, ended_at };
+        let Record { id, key, began_at, ended_at, heard, .. } = first_record();
+        let record = Record { id, plan: 7_u32, standing, key, left_undone, began_at, ended_at, heard };
         let text = serde_json::to_string(&record).unwrap();
         assert_eq!(serde_json::from_str::<Record<u32>>(&text).unwrap(), record, "{text}");
+        // Nobody is told anew what an agent of before has told.
+        let of_before = text.replace(",\"heard\":false", "");
+        assert_ne!(of_before, text);
+        assert!(serde_json::from_str::<Record<u32>>(&of_before).unwrap().heard);
     }
 }

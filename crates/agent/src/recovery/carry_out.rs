@@ -1,17 +1,19 @@
 //! Carrying out the operations of this side: whoever asks for one carries it out himself and hears how it has ended;
 //! what stands, or was cut short with the agent's end, goes on by itself.
 //!
-//! What holds: an operation is recorded before its first step, and one thread at a time carries it out.
+//! What holds: an operation is recorded before its first step, and one thread at a time carries it out. What is undone by
+//! itself is told until somebody has heard of it; what guests may have written to is not undone by itself.
 
 use super::Recovery;
 use super::failover::Asked;
+use super::failover::plan::FailoverStep;
 use super::life::moving::plan::MovePlan;
 use super::plans::{Plan, Step, no_such_step};
 use crate::clock;
 use crate::error::{ErrorKind, OperationError, Result};
 use crate::state::random;
 use operations::{
-    At, Begun, Failure, Ledger, LedgerError, OperationId, Pass, Record, Standing, Trouble, Work,
+    At, Begun, Failure, Ledger, LedgerError, OperationId, Pass, Plan as _, Record, Standing, Trouble, Work,
 };
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -77,12 +79,15 @@ impl<'a> Doing<'a> {
         Self { asked: Mutex::new(Some(asked)), ..self }
     }
 
-    fn failure(&self, error: StepError) -> Failure {
+    /// Where nobody waits, what cannot be done now stands; and so does a failover once its VMs are being started, whatever is in
+    /// its way: one that runs may have served others for hours, and to throw away what it wrote is an operator's word.
+    fn failure(&self, step: Step, error: StepError) -> Failure {
         let error = match error {
             StepError::Failed(error) => error,
             StepError::Told(failure) => return failure,
         };
-        if error.kind == ErrorKind::Unavailable && !self.is_waited_for {
+        let may_run = matches!(step, Step::Failover(FailoverStep::StartGuests));
+        if !self.is_waited_for && (error.kind == ErrorKind::Unavailable || may_run) {
             return Failure::NotNow(error.detail);
         }
         let detail = error.detail.clone();
@@ -114,7 +119,7 @@ impl Work<Plan> for Doing<'_> {
             ),
             (Plan::Failover(_), Step::Move(_)) | (Plan::Move(_), Step::Failover(_)) => no_such_step(),
         };
-        done.map_err(|error| self.failure(error))
+        done.map_err(|error| self.failure(step, error))
     }
 
     fn undo(&self, plan: &Plan, step: Step) -> std::result::Result<(), Trouble> {
@@ -135,6 +140,7 @@ impl Ledger<Plan> for Recovery {
             if let Err(error) = self.state.remove(&file_name(old)) {
                 tracing::warn!(%old, error = format!("{error:#}"), "the record of an old operation stays");
             }
+            self.alerts.clear(cause(old));
         }
         Ok(())
     }
@@ -157,6 +163,14 @@ impl Recovery {
             self.operations.book().forget(record.id);
             return Err(error.into());
         }
+        // Who asks for the same again knows how it has ended.
+        let before: Vec<_> = {
+            let book = self.operations.book();
+            let same =
+                |other: &Plan| other.kind() == record.plan.kind() && other.locks() == record.plan.locks();
+            book.all().filter(|(other, _)| same(&other.plan)).map(|(other, _)| other.clone()).collect()
+        };
+        before.iter().for_each(|before| self.note_heard(before));
         Ok(record.id)
     }
 
@@ -170,7 +184,7 @@ impl Recovery {
             known.ok_or_else(|| OperationError::not_found(format!("there is no operation {id}")))?;
         let pass = operations::go_on(&mut record, doing, self, &control, &unix_time);
         let why = doing.why.lock().expect("a panic aborts the process").take();
-        self.tell_standing(&record, &pass);
+        self.tell_standing(&record, &pass, doing.is_waited_for);
         Ok(match (pass, record.standing) {
             (Pass::Ended, Standing::TakenBack { why: told }) => {
                 Outcome::TakenBack(why.unwrap_or_else(|| OperationError::conflict(told)))
@@ -185,26 +199,60 @@ impl Recovery {
         })
     }
 
-    fn tell_standing(&self, record: &Record<Plan>, pass: &Pass) {
+    fn tell_standing(&self, record: &Record<Plan>, pass: &Pass, is_waited_for: bool) {
         let (kind, about, id) = (record.plan.kind(), record.plan.about(), record.id);
         match (pass, &record.standing) {
             (Pass::Stands(trouble), _) => self.alerts.raise(
                 cause(id),
                 format!("{kind} of {about}: {trouble}; operation {id} is tried again by itself"),
             ),
-            (Pass::Ended, standing) => {
-                self.alerts.clear(cause(id));
-                if let Standing::TakenBack { why } = standing {
-                    tracing::error!(%id, kind, about, why, "an operation was taken back");
-                }
+            (Pass::Ended, Standing::TakenBack { why }) if is_waited_for => {
+                tracing::error!(%id, kind, about, why, "an operation was taken back");
+                self.note_heard(record);
             }
+            (Pass::Ended, Standing::TakenBack { .. }) => self.tell_taken_back(record),
+            (Pass::Ended, _) => self.alerts.clear(cause(id)),
         }
+    }
+
+    fn tell_taken_back(&self, record: &Record<Plan>) {
+        let Standing::TakenBack { why } = &record.standing else { return };
+        let (kind, about, id) = (record.plan.kind(), record.plan.about(), record.id);
+        self.alerts.raise(
+            cause(id),
+            format!(
+                "{kind} of {about} was taken back, and nothing of it is left: {why}; ask for it again where it is still wanted \
+                 (once `holdfast operation show {id}` has told of it, this alert ends)"
+            ),
+        );
+    }
+
+    /// Somebody has heard how an operation was taken back.
+    pub(super) fn note_heard(&self, record: &Record<Plan>) {
+        if !matches!(record.standing, Standing::TakenBack { .. }) {
+            return;
+        }
+        // Where that cannot be written down it is told once more, by the next agent.
+        if !record.heard
+            && let Err(error) = self.keep(&Record { heard: true, ..record.clone() })
+        {
+            tracing::warn!(id = %record.id, %error, "that its end was heard is not written down");
+        }
+        self.alerts.clear(cause(record.id));
     }
 
     /// Takes up every operation that is recorded: what each locks is its own again, before anybody else may begin.
     pub(super) fn resume_operations(&self) -> anyhow::Result<()> {
         for (name, loaded) in self.state.load_named::<Record<Plan>>(FOLDER)? {
-            let resumed = loaded.and_then(|record| Ok(self.operations.book().resume(record)?));
+            let resumed = loaded.and_then(|record| {
+                self.operations.book().resume(record.clone())?;
+                Ok(record)
+            });
+            if let Ok(record) = resumed.as_ref()
+                && !record.heard
+            {
+                self.tell_taken_back(record);
+            }
             if let Err(error) = resumed {
                 let text = format!(
                     "what is recorded of operation {name} cannot be gone on with: {error:#}; see with `holdfast failover \

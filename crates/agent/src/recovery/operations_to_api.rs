@@ -17,8 +17,10 @@ impl Recovery {
         rows.into_iter().map(|(record, control)| to_api(record, control)).collect()
     }
 
+    /// One of them; whoever asks has heard how it has ended.
     pub(crate) fn show_operation(&self, word: &str) -> Result<api::Operation> {
         let (record, control) = self.operation(word)?;
+        self.note_heard(&record);
         Ok(to_api(&record, &control))
     }
 

@@ -4,6 +4,8 @@
 use super::super::tests::{PEER, append_sync, begin_anew, end, go_on_with_all, hello, recovery};
 use super::*;
 use crate::state::death;
+use operations::{OperationId, Standing};
+use replication::wire::Hello;
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -12,9 +14,15 @@ const PLACES_MAX: usize = 200;
 
 /// A group of two VMs that can be failed over.
 fn prepared(folder: &Path) -> Arc<Recovery> {
+    prepared_with(folder, "")
+}
+
+/// The same, where the second VM has a definition.
+fn prepared_with(folder: &Path, definition: &str) -> Arc<Recovery> {
     let recovery = recovery(folder);
-    for vm in [1, 2] {
-        append_sync(&recovery.admit(&hello(vm), PEER).unwrap().1);
+    for (vm, definition) in [(1, ""), (2, definition)] {
+        let hello = Hello { definition: definition.into(), ..hello(vm) };
+        append_sync(&recovery.admit(&hello, PEER).unwrap().1);
     }
     recovery
 }
@@ -129,6 +137,10 @@ fn a_failover_that_fails_leaves_nothing_behind_wherever_it_is_cut_short_on_the_w
                 side.rollback("web").unwrap();
             }
             check_is_whole(&side, false, how);
+            hear_of_all(side, folder, how);
+            let side = recovery(folder);
+            begin_anew(&side);
+            assert!(!tells_of_taken_back(&side), "{how}: it was heard");
             std::fs::remove_file(folder.join("run/images")).unwrap();
             assert_eq!(ask(&side).unwrap().phase, "running", "{how}: it can be asked for again");
         },
@@ -291,4 +303,67 @@ fn a_rollback_that_fails_is_an_alert_until_it_is_done_and_frees_the_group_then()
     go_on_with_all(&side);
     check_is_whole(&side, false, "once nothing is in the way");
     assert_eq!(side.alerts.list(), Vec::<String>::new());
+}
+
+fn tells_of_taken_back(side: &Recovery) -> bool {
+    side.alerts.list().iter().any(|alert| alert.contains("was taken back"))
+}
+
+/// What nobody has heard the end of is an alert.
+fn unheard(side: &Recovery, how: &str) -> Vec<OperationId> {
+    let book = side.operations.book();
+    let taken_back = book.all().filter(|(record, _)| matches!(record.standing, Standing::TakenBack { .. }));
+    let ids: Vec<_> = taken_back.filter(|(record, _)| !record.heard).map(|(record, _)| record.id).collect();
+    assert_eq!(tells_of_taken_back(side), !ids.is_empty(), "{how}: {:?}", side.alerts.list());
+    ids
+}
+
+/// And stays one over a restart, until somebody asks.
+fn hear_of_all(side: Arc<Recovery>, folder: &Path, how: &str) {
+    let before = unheard(&side, how);
+    end(side);
+    let side = recovery(folder);
+    begin_anew(&side);
+    assert_eq!(unheard(&side, how), before, "{how}: again");
+    for id in before {
+        side.show_operation(&id.to_string()).unwrap();
+    }
+    assert!(!tells_of_taken_back(&side), "{how}: {:?}", side.alerts.list());
+    end(side);
+}
+
+/// Its QEMU cannot be started; the other VM of the group may run, for hours by now.
+#[test]
+fn a_failover_that_goes_on_by_itself_and_cannot_start_a_vm_is_taken_back_by_nobody_but_an_operator() {
+    let kernel_that_never_came = "vcpus = 1\nmemory_mib = 64\nkernel = \"vmlinuz\"\n";
+    let (mut stood, mut taken_back) = (0, 0);
+    for first in 0..PLACES_MAX {
+        let (folder, how) = (tempfile::tempdir().unwrap(), format!("died at {first}"));
+        let side = prepared_with(folder.path(), kernel_that_never_came);
+        let died = death::at(first, || drop(ask(&side))).is_none();
+        end(side);
+        let side = recovery(folder.path());
+        begin_anew(&side);
+        if side.operations.unended().is_empty() {
+            // Nobody has asked yet, or it was on its way back when the agent died.
+            taken_back += usize::from(side.operations.book().all().count() > 0);
+            check_is_whole(&side, false, &how);
+            hear_of_all(side, folder.path(), &how);
+        } else {
+            stood += 1;
+            go_on_with_all(&side);
+            assert_eq!(phase(&side).as_deref(), Some("starting"), "{how}: what a guest wrote is thrown away");
+            assert_eq!(side.list_images().len(), 2, "{how}");
+            let told = side.alerts.list();
+            assert!(told.len() == 1 && told[0].contains("has not arrived"), "{how}: {told:?}");
+            assert_eq!(side.rollback("web").unwrap().phase, "rolled-back", "{how}");
+            check_is_whole(&side, false, &how);
+            assert_eq!(side.alerts.list(), Vec::<String>::new(), "{how}: an operator has done it");
+        }
+        if !died {
+            assert!(stood > 5 && taken_back > 2, "{stood}, {taken_back}");
+            return;
+        }
+    }
+    panic!("there is no end to it");
 }

@@ -10,7 +10,7 @@
 use super::super::Recovery;
 use super::super::carry_out::{Doing, Outcome};
 use super::record::{FailoverRecord, Phase};
-use crate::error::Result;
+use crate::error::{OperationError, Result};
 use operations::Lock;
 use types::GroupId;
 
@@ -33,21 +33,17 @@ impl Recovery {
             record.phase = Phase::RollingBack;
             self.keep(record)?;
         }
-        let taken_back = self.take_all_back(record);
-        match &taken_back {
-            Ok(()) => {
-                self.alerts.clear(cause(record));
-                tracing::info!(group = record.group, epoch = record.epoch, "failover rolled back");
-            }
-            Err(error) => self.alerts.raise(
-                cause(record),
-                format!(
-                    "the failover of group {} is not rolled back yet, so that its site stays fenced: {}; tried again by itself",
-                    record.group, error.detail
-                ),
-            ),
+        if let Err(error) = self.take_all_back(record) {
+            let text = format!(
+                "the failover of group {} is not rolled back yet, so that its site stays fenced: {}; it is tried again by itself",
+                record.group, error.detail
+            );
+            self.alerts.raise(cause(record), text.clone());
+            return Err(OperationError::unavailable(text));
         }
-        taken_back
+        self.alerts.clear(cause(record));
+        tracing::info!(group = record.group, epoch = record.epoch, "failover rolled back");
+        Ok(())
     }
 
     fn take_all_back(&self, record: &mut FailoverRecord) -> Result<()> {
