@@ -10,4 +10,4 @@ mod tap;
 pub use definition::{DefinitionError, VmDefinition};
 pub use events::VmEvent;
 pub use qemu::{Adapter, RunDisk, RunState, StartDisk, Started};
-pub(crate) use tap::{DiskFacts, Missed, Seen, Tap, TapDisk, Wanted};
+pub(crate) use tap::{DiskFacts, Ears, Missed, Seen, Tap, TapDisk, Wanted};

@@ -2,20 +2,22 @@
 //! <https://www.qemu.org/docs/master/interop/qmp-spec.html>
 //!
 //! Every command has a number, and only the answer with that number is its answer: one that comes after its command
-//! was given up is passed over. A command has one deadline for all that is said until its answer. A monitor that let one
+//! was given up is passed over. What a monitor says by itself is told to whoever wants to hear it as soon as anybody reads
+//! it. A command has one deadline for all that is said until its answer. A monitor that let one
 //! pass is not asked again: whoever waits for this connection waits once, not once for each question.
 //!
 //! The `qapi` crate's client is not used: it panics where the monitor hangs up instead of greeting, which would end
 //! the agent, and it cannot read an event that was not known when it was generated.
 
 use crate::clock;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use serde_json::{Value, json};
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use types::Monotonic;
 use types::limits::{QMP_ANSWER_PATIENCE, QMP_LINE_BYTES_MAX};
@@ -24,12 +26,22 @@ use types::limits::{QMP_ANSWER_PATIENCE, QMP_LINE_BYTES_MAX};
 #[derive(Debug)]
 pub(super) struct Qmp {
     reader: BufReader<UnixStream>,
-    writer: UnixStream,
+    writer: Arc<UnixStream>,
     /// The beginning of a line whose end has not come yet.
     partial: Vec<u8>,
     last_number: u64,
     /// It has let a deadline pass.
     is_silent: bool,
+    hears: Option<Hears>,
+}
+
+/// Whoever wants to hear of events.
+struct Hears(Box<dyn Fn(&Value) + Send>);
+
+impl std::fmt::Debug for Hears {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hears")
+    }
 }
 
 /// Why a command has no answer.
@@ -95,16 +107,20 @@ fn connect_at_once(socket: &Path) -> Result<UnixStream, QmpError> {
 
 impl Qmp {
     pub(super) fn connect(socket: &Path) -> Result<Self, QmpError> {
-        let writer = connect_at_once(socket)?;
-        writer.set_write_timeout(Some(QMP_ANSWER_PATIENCE)).map_err(QmpError::Io)?;
-        let reader = BufReader::new(writer.try_clone().map_err(QmpError::Io)?);
-        let mut qmp = Self { reader, writer, partial: Vec::new(), last_number: 0, is_silent: false };
+        let mut qmp = Self::over(connect_at_once(socket)?)?;
         let greeting = qmp.read(Some(clock::now().plus(QMP_ANSWER_PATIENCE)))?;
         if greeting.get("QMP").is_none() {
             return Err(QmpError::NotQmp);
         }
         qmp.execute("qmp_capabilities")?;
         Ok(qmp)
+    }
+
+    fn over(stream: UnixStream) -> Result<Self, QmpError> {
+        stream.set_write_timeout(Some(QMP_ANSWER_PATIENCE)).map_err(QmpError::Io)?;
+        let reader = BufReader::new(stream.try_clone().map_err(QmpError::Io)?);
+        let (writer, partial) = (Arc::new(stream), Vec::new());
+        Ok(Self { reader, writer, partial, last_number: 0, is_silent: false, hears: None })
     }
 
     /// The process that listens at the other end, where it can be told.
@@ -117,14 +133,16 @@ impl Qmp {
         self.ask(command, &json!({}))
     }
 
-    /// The return value of a command; events in between are passed over.
+    /// The return value of a command; events in between are told.
     pub(super) fn ask(&mut self, command: &str, arguments: &Value) -> Result<Value, QmpError> {
         if self.is_silent {
             return Err(QmpError::Silent);
         }
         let answer = self.ask_now(command, arguments);
         self.is_silent = matches!(answer, Err(QmpError::Silent));
-        answer
+        let value = answer?;
+        self.tell_buffered()?;
+        Ok(value)
     }
 
     fn ask_now(&mut self, command: &str, arguments: &Value) -> Result<Value, QmpError> {
@@ -132,9 +150,10 @@ impl Qmp {
         self.last_number += 1;
         let number = self.last_number;
         let line = json!({ "execute": command, "arguments": arguments, "id": number }).to_string() + "\n";
-        self.writer.write_all(line.as_bytes()).map_err(QmpError::of_io)?;
+        (&*self.writer).write_all(line.as_bytes()).map_err(QmpError::of_io)?;
         loop {
             let mut answer = self.read(Some(deadline))?;
+            self.tell(&answer);
             // An error may come without a number: where the monitor could not read the command.
             if answer.get("id").is_some_and(|id| *id != number) {
                 continue;
@@ -162,34 +181,112 @@ impl Qmp {
                 left => left,
             };
             self.writer.set_read_timeout(left).map_err(QmpError::Io)?;
-            let said = match self.reader.fill_buf() {
-                Ok([]) => return Err(QmpError::HungUp),
-                Ok(said) => said,
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => return Err(QmpError::of_io(error)),
-            };
-            let end = said.iter().position(|&byte| byte == b'\n');
-            let taken = end.map_or(said.len(), |end| end + 1);
-            self.partial.extend_from_slice(&said[..taken]);
-            self.reader.consume(taken);
-            if end.is_some() {
-                let line = std::mem::take(&mut self.partial);
-                return serde_json::from_slice(&line).map_err(|_| QmpError::NotQmp);
-            }
-            if self.partial.len() as u64 > QMP_LINE_BYTES_MAX {
-                return Err(QmpError::NotQmp);
+            if let Some(line) = self.read_some()? {
+                return Ok(line);
             }
         }
+    }
+
+    /// Reads once, and returns a line where that was the end of one.
+    fn read_some(&mut self) -> Result<Option<Value>, QmpError> {
+        let said = match self.reader.fill_buf() {
+            Ok([]) => return Err(QmpError::HungUp),
+            Ok(said) => said,
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(None),
+            Err(error) => return Err(QmpError::of_io(error)),
+        };
+        let end = said.iter().position(|&byte| byte == b'\n');
+        let taken = end.map_or(said.len(), |end| end + 1);
+        self.partial.extend_from_slice(&said[..taken]);
+        self.reader.consume(taken);
+        if end.is_some() {
+            let line = std::mem::take(&mut self.partial);
+            return serde_json::from_slice(&line).map(Some).map_err(|_| QmpError::NotQmp);
+        }
+        if self.partial.len() as u64 > QMP_LINE_BYTES_MAX {
+            return Err(QmpError::NotQmp);
+        }
+        Ok(None)
+    }
+
+    /// Tells of what has been said by itself, as far as it is there; waits for nothing.
+    fn tell_said(&mut self) -> Result<(), QmpError> {
+        if self.reader.buffer().is_empty()
+            && is_readable(&self.writer, Duration::ZERO)?
+            && let Some(line) = self.read_some()?
+        {
+            self.tell(&line);
+        }
+        self.tell_buffered()
+    }
+
+    /// Tells of what was read together with something else.
+    fn tell_buffered(&mut self) -> Result<(), QmpError> {
+        while !self.reader.buffer().is_empty() {
+            if let Some(line) = self.read_some()? {
+                self.tell(&line);
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&self, line: &Value) {
+        if let (Some(hears), true) = (&self.hears, line.get("event").is_some()) {
+            hears.0(line);
+        }
+    }
+}
+
+/// Waits until there is something to read, or the other end has hung up; whether it came to that.
+fn is_readable(stream: &UnixStream, within: Duration) -> Result<bool, QmpError> {
+    let within = Timespec {
+        tv_sec: i64::try_from(within.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: within.subsec_nanos().into(),
+    };
+    match poll(&mut [PollFd::new(stream, PollFlags::IN)], Some(&within)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::INTR) => Ok(false),
+        Err(error) => Err(QmpError::Io(error.into())),
     }
 }
 
 /// A monitor that several ask, one command after the other: it takes one client only.
 #[derive(Debug, Clone)]
-pub(super) struct Monitor(Arc<Mutex<Qmp>>);
+pub(super) struct Monitor {
+    qmp: Arc<Mutex<Qmp>>,
+    /// To wait at without the lock.
+    socket: Arc<UnixStream>,
+}
 
 impl Monitor {
     pub(super) fn new(qmp: Qmp) -> Self {
-        Self(Arc::new(Mutex::new(qmp)))
+        let socket = qmp.writer.clone();
+        Self { qmp: Arc::new(Mutex::new(qmp)), socket }
+    }
+
+    /// Has `told` hear each event from here on, from whoever reads it: it waits for nothing, and asks nothing.
+    pub(super) fn on_event(&self, told: impl Fn(&Value) + Send + 'static) {
+        self.lock().hears = Some(Hears(Box::new(told)));
+    }
+
+    /// Listens for what is said while nobody asks, for as long as `within`, or until `done` where that comes of it.
+    ///
+    /// # Errors
+    /// Where nothing can be heard any more, at once.
+    pub(super) fn listen(&self, within: Duration, done: impl Fn() -> bool) -> Result<(), QmpError> {
+        let until = clock::now().plus(within);
+        // What was read together with an answer that was a refusal.
+        self.lock().tell_buffered()?;
+        while !done() {
+            let left = until.since(clock::now());
+            if left.is_zero() {
+                break;
+            }
+            if is_readable(&self.socket, left)? {
+                self.lock().tell_said()?;
+            }
+        }
+        Ok(())
     }
 
     /// As [`Qmp::execute`].
@@ -199,12 +296,16 @@ impl Monitor {
 
     /// As [`Qmp::ask`].
     pub(super) fn ask(&self, command: &str, arguments: &Value) -> Result<Value, QmpError> {
-        self.0.lock().expect("a panic aborts the process").ask(command, arguments)
+        self.lock().ask(command, arguments)
     }
 
     /// As [`Qmp::peer_pid`].
     pub(super) fn peer_pid(&self) -> Option<u32> {
-        self.0.lock().expect("a panic aborts the process").peer_pid()
+        self.lock().peer_pid()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Qmp> {
+        self.qmp.lock().expect("a panic aborts the process")
     }
 
     /// The rows that a command returns.
@@ -251,8 +352,7 @@ mod tests {
     #[test]
     fn a_monitor_that_was_silent_is_not_waited_for_again() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let reader = BufReader::new(ours.try_clone().unwrap());
-        let mut qmp = Qmp { reader, writer: ours, partial: Vec::new(), last_number: 0, is_silent: false };
+        let mut qmp = Qmp::over(ours).unwrap();
         assert!(matches!(qmp.execute("query-status"), Err(QmpError::Silent)));
         // Its answer comes after all.
         theirs.write_all(b"{\"return\": {}, \"id\": 1}\n").unwrap();
@@ -261,6 +361,44 @@ mod tests {
         let len = std::io::Read::read(&mut theirs, &mut asked).unwrap();
         let asked = String::from_utf8_lossy(&asked[..len]);
         assert!(asked.contains("query-status") && !asked.contains("query-block"), "{asked}");
+    }
+
+    /// What is heard of a monitor, by the names of events.
+    fn heard_of(monitor: &Monitor) -> std::sync::mpsc::Receiver<String> {
+        let (tell, told) = std::sync::mpsc::channel();
+        monitor.on_event(move |event| tell.send(event["event"].as_str().unwrap().to_owned()).unwrap());
+        told
+    }
+
+    #[test]
+    fn what_is_said_before_and_behind_an_answer_is_heard() {
+        let folder = tempfile::tempdir().unwrap();
+        let said = "{\"event\": \"STOP\"}\n{\"return\": 8, \"id\": 2}\n{\"event\": \"RESUME\"}\n";
+        let socket = monitor(folder.path(), vec!["{\"return\": {}, \"id\": 1}\n", said]);
+        let monitor = Monitor::new(Qmp::connect(&socket).unwrap());
+        let told = heard_of(&monitor);
+        assert_eq!(monitor.execute("query-status").unwrap(), 8);
+        assert_eq!(told.try_iter().collect::<Vec<_>>(), ["STOP", "RESUME"]);
+    }
+
+    #[test]
+    fn what_is_said_while_nobody_asks_is_heard_at_once() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let monitor = Monitor::new(Qmp::over(ours).unwrap());
+        let told = heard_of(&monitor);
+        std::thread::scope(|scope| {
+            let listening = scope.spawn(|| monitor.listen(Duration::from_secs(600), || false));
+            theirs.write_all(b"{\"event\": \"ST").unwrap();
+            theirs.write_all(b"OP\"}\n{\"event\": \"RESUME\"}\n").unwrap();
+            assert_eq!(told.recv_timeout(Duration::from_secs(60)).as_deref(), Ok("STOP"));
+            assert_eq!(told.recv_timeout(Duration::from_secs(60)).as_deref(), Ok("RESUME"));
+            drop(theirs);
+            assert!(matches!(listening.join().unwrap(), Err(QmpError::HungUp)));
+        });
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let monitor = Monitor::new(Qmp::over(ours).unwrap());
+        monitor.listen(Duration::from_secs(600), || true).unwrap();
+        monitor.listen(Duration::from_millis(1), || false).unwrap();
     }
 
     #[test]

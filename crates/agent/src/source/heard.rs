@@ -1,6 +1,6 @@
 //! Which disks of a VM under the tap are still heard.
 //!
-//! What holds: the end of a disk's connection means lost writes, unless it was known before that the VM has that very
+//! What holds: the end of a disk's connection, or of its mirror, means lost writes, unless it was known before that the VM has that very
 //! disk no more. Whoever has lost writes stays so, until the tap is attached anew.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +23,7 @@ impl Heard {
         }
     }
 
-    /// A disk's connection has ended; whether a write may have been made by now that nobody tells of.
+    /// A disk's connection has ended, or its mirror; whether a write may have been made by now that nobody tells of.
     pub(super) fn on_left(&self, at: usize) -> bool {
         let expected = self.gone.get(at).is_some_and(|gone| gone.load(Ordering::SeqCst));
         if !expected {

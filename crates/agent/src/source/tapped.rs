@@ -8,7 +8,7 @@ use super::record::{DiskRecord, ProtectionRecord, TappedRecord};
 use crate::alerts::{AlertKind, Cause};
 use crate::clock;
 use crate::error::{OperationError, Result};
-use crate::hypervisor::{Missed, Seen, Tap, Wanted};
+use crate::hypervisor::{Ears, Missed, Seen, Tap, Wanted};
 use splitter::nbd::Private;
 use splitter::{Capture, LocalDisk, TappedDisk};
 use std::path::PathBuf;
@@ -27,6 +27,7 @@ pub(super) const TRIM_NOTE: &str = "TRIM has no effect while tapped: QEMU acknow
 #[derive(Debug)]
 pub(super) struct VmTap {
     tap: Mutex<Tap>,
+    ears: Ears,
     disks: Vec<TappedDisk>,
     /// Images that the operator has left out.
     left_out: Vec<String>,
@@ -84,6 +85,7 @@ impl VmTap {
         Ok(Self {
             heard: Heard::new(record.disks.len()),
             process: tap.process(),
+            ears: tap.ears(),
             tap: Mutex::new(tap),
             disks,
             left_out: record.left_out.clone(),
@@ -103,8 +105,8 @@ impl VmTap {
     }
 
     /// Attaches, and has compared what was written while nobody listened. To be done before the stream begins.
-    pub(super) fn attach(&self, capture: &Capture, target: &std::path::Path) -> Result<()> {
-        let attached = self.lock().attach(target, |at, missed, door| {
+    pub(super) fn attach(self: &Arc<Self>, capture: &Arc<Capture>, target: &std::path::Path) -> Result<()> {
+        let take = |at: usize, missed: &Missed, door| {
             let (index, disk) = (DiskIndex(at as u16), &self.disks[at]);
             disk.read_by(door);
             match missed {
@@ -117,8 +119,8 @@ impl VmTap {
                     ranges.iter().for_each(|range| capture.mark_suspect(index, *range, false));
                 }
             }
-        });
-        attached.map_err(unavailable)?;
+        };
+        self.lock().attach(target, take, self.on_unheard(capture)).map_err(unavailable)?;
         for (disk, found) in self.disks.iter().zip(self.lock().disks()) {
             if !found.is_tapped() {
                 disk.lose();
@@ -127,16 +129,21 @@ impl VmTap {
         Ok(())
     }
 
-    /// Our server's only client, and what its leaving means: a write may have been made by now that we do not hear of.
+    /// Our server's only client, and what its leaving means.
     pub(super) fn private(self: &Arc<Self>, capture: &Arc<Capture>) -> Private {
-        let (tap, capture) = (Arc::downgrade(self), capture.clone());
-        let left = move |at| {
-            let Some(tap) = tap.upgrade() else { return };
-            if !tap.ended.load(Ordering::SeqCst) && tap.heard.on_left(at) {
+        Private { process: self.process, left: Box::new(self.on_unheard(capture)) }
+    }
+
+    /// What it means that a disk is not heard any more: a write may have been made by now that nobody tells of. No lock is
+    /// waited for but the capture's.
+    fn on_unheard(self: &Arc<Self>, capture: &Arc<Capture>) -> impl Fn(usize) + Send + Sync + use<> {
+        let (tap, capture) = (Arc::downgrade(self), Arc::downgrade(capture));
+        move |at| {
+            let (Some(tap), Some(capture)) = (tap.upgrade(), capture.upgrade()) else { return };
+            if !tap.has_ended() && tap.heard.on_left(at) {
                 capture.lose_writes();
             }
-        };
-        Private { process: self.process, left: Box::new(left) }
+        }
     }
 
     /// What the guest is doing, in QEMU's word.
@@ -160,7 +167,7 @@ impl VmTap {
             let mut rotation = LogRotation::begin(clock::now(), tap.change_log_interval);
             let mut last_seen = WriteSeq::ZERO;
             while !tap.ended.load(Ordering::SeqCst) {
-                std::thread::sleep(CHECK_INTERVAL);
+                tap.ears.listen(CHECK_INTERVAL, || tap.heard.has_lost());
                 let Some(capture) = capture.upgrade() else { return };
                 let holds = capture.is_held(std::mem::replace(&mut last_seen, capture.status().last));
                 drop(capture);

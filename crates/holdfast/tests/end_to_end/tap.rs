@@ -2,7 +2,7 @@
 //! trace.
 
 use crate::kill::more_ticks;
-use crate::stage::{SOON, Stage, refused, same_bytes};
+use crate::stage::{SOON, Stage, failed, refused, same_bytes};
 use lab::{Guest, GuestDisk, Ticks, Work, check_file_system, make_disk, read_file, wait_until};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
@@ -177,6 +177,10 @@ fn a_tap_that_is_taken_away_is_attached_again_and_a_vm_that_cannot_be_tapped_is_
     refused(stage.a.ask(&again), 4, "protected already, as web");
     // An administrator ends the job: what the guest writes until it is found out is found again.
     ask(&stage, "block-job-cancel", &json!({ "device": "holdfast-vda", "force": true }));
+    while ask(&stage, "query-block-jobs", &json!({})).to_string().contains("holdfast-vda\"") {}
+    // At once: what the guest writes from here on is not heard.
+    let torn = stage.a.ask(&["checkpoint", "tag", "--group", "web", "torn"]);
+    assert_eq!(failed(&torn.expect_err("no cut is consistent now")).code, 5);
     more_ticks(&mut guest, 3);
     wait_until("the loss to be noticed", SOON, || {
         Ok(std::fs::read_to_string(stage.a.log())?.contains("the tap is lost").then_some(()))

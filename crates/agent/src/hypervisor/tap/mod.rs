@@ -30,6 +30,7 @@ use splitter::ReadDoor;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::sleep;
+use std::time::Duration;
 
 /// A disk that is to be tapped: our name for it and what it is known by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +92,20 @@ pub(crate) struct Tap {
     room: Arc<ExportRoom>,
 }
 
+/// Hears what a VM says by itself, while others ask it.
+#[derive(Debug)]
+pub(crate) struct Ears(Monitor);
+
+impl Ears {
+    /// Listens for as long as `within`, or until `done` where that comes of what is heard. Where nothing can be heard any more
+    /// that is found out by asking.
+    pub(crate) fn listen(&self, within: Duration, done: impl Fn() -> bool) {
+        if let Err(error) = self.0.listen(within, done) {
+            tracing::debug!(%error, "the VM is not heard");
+        }
+    }
+}
+
 impl Tap {
     /// Whether a VM answers at its control socket. What does not is found out by waiting for it.
     ///
@@ -134,7 +149,8 @@ impl Tap {
 
     /// Attaches: from when this returns, every write of the guest arrives at `target`, where our NBD server has each
     /// disk under its name. `take` is told what each disk was written while nobody listened, and must have marked
-    /// it when it returns; it is given the door to read the disk by.
+    /// it when it returns; it is given the door to read the disk by. `ended` is told when the mirror of a disk has ended, by
+    /// whoever reads of it first: it waits for nothing, and asks the VM nothing.
     ///
     /// # Errors
     /// With what the VM says; what was begun is taken away again.
@@ -142,8 +158,16 @@ impl Tap {
         &self,
         target: &Path,
         mut take: impl FnMut(usize, &Missed, Arc<dyn ReadDoor>),
+        ended: impl Fn(usize) + Send + 'static,
     ) -> Result<()> {
         self.clear()?;
+        // Not before: what was cleared has ended too.
+        let jobs: Vec<String> = self.disks.iter().map(|disk| format!("{PREFIX}{}", disk.name)).collect();
+        self.monitor.on_event(move |event| {
+            if let Some(at) = ended_job(event).and_then(|job| jobs.iter().position(|ours| ours == job)) {
+                ended(at);
+            }
+        });
         let attached = self.begin_all(target, &mut take);
         if attached.is_err() {
             // What went wrong is what is told; whatever is left is cleared by the next try.
@@ -173,6 +197,11 @@ impl Tap {
             }
         }
         Ok(())
+    }
+
+    /// To hear what the VM says by itself.
+    pub(crate) fn ears(&self) -> Ears {
+        Ears(self.monitor.clone())
     }
 
     /// The disks that are tapped, by their places among all.
@@ -356,6 +385,14 @@ fn connect(control: &Path) -> Result<Qmp> {
     Qmp::connect(control).with_context(|| format!("connect to the VM's control socket {}", control.display()))
 }
 
+/// The job of whose end an event tells: from then on the guest's writes are made without us.
+fn ended_job(event: &Value) -> Option<&str> {
+    match event["event"].as_str()? {
+        "BLOCK_JOB_COMPLETED" | "BLOCK_JOB_CANCELLED" | "BLOCK_JOB_ERROR" => event["data"]["device"].as_str(),
+        _ => None,
+    }
+}
+
 /// The names that are ours in a column.
 fn ours(rows: &[Value], key: &str) -> Vec<String> {
     let names = rows.iter().filter_map(|row| row[key].as_str());
@@ -408,4 +445,19 @@ fn choose<'a>(wanted: &[Wanted], found: &'a [FoundDisk]) -> Result<Vec<Chosen<'a
         Wanted::Known { name, facts } => Ok((name.clone(), Some(facts.clone()), recognise(facts, found))),
     };
     wanted.iter().map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_has_ended_where_it_is_done_is_cancelled_or_has_failed() {
+        let of = |event: &str| json!({ "event": event, "data": { "device": "holdfast-vda", "len": 0 } });
+        for end in ["BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED", "BLOCK_JOB_ERROR"] {
+            assert_eq!(ended_job(&of(end)), Some("holdfast-vda"));
+        }
+        assert_eq!(ended_job(&of("BLOCK_JOB_READY")), None);
+        assert_eq!(ended_job(&json!({ "event": "STOP" })), None);
+    }
 }
