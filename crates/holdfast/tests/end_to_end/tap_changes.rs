@@ -2,7 +2,7 @@
 //! monitor falls silent, somebody else wants its disks.
 
 use crate::stage::{SOON, Stage, refused};
-use crate::tap::{ask, protect, traces};
+use crate::tap::{ask, protect, traces, try_to_ask};
 use crate::tap_identity::{Unbooted, wait_for_alert};
 use lab::wait_until;
 use serde_json::json;
@@ -17,6 +17,48 @@ fn plug(stage: &Stage, image: &Path, id: &str) {
     let file = json!({ "driver": "file", "filename": image });
     ask(stage, "blockdev-add", &json!({ "driver": "raw", "node-name": id, "file": file }));
     ask(stage, "device_add", &json!({ "driver": "scsi-hd", "drive": id, "bus": "scsi0.0", "id": id }));
+}
+
+/// As libvirt plugs in its second disk; newer versions have no node for the format of a raw image. The node that serves it.
+fn plug_as_libvirt(stage: &Stage, image: &Path, has_format: bool) -> &'static str {
+    ask(
+        stage,
+        "blockdev-add",
+        &json!({ "driver": "file", "filename": image, "node-name": "libvirt-2-storage" }),
+    );
+    let served = if has_format { "libvirt-2-format" } else { "libvirt-2-storage" };
+    if has_format {
+        let format = json!({ "driver": "raw", "node-name": served, "file": "libvirt-2-storage" });
+        ask(stage, "blockdev-add", &format);
+    }
+    ask(
+        stage,
+        "device_add",
+        &json!({ "driver": "scsi-hd", "drive": served, "bus": "scsi0.0", "id": "scsi0-0-0-1" }),
+    );
+    served
+}
+
+#[test]
+fn what_libvirt_cannot_remove_of_a_disk_because_of_the_tap_is_removed() {
+    for has_format in [true, false] {
+        let stage = Stage::set();
+        let (web, second) = (stage.disk("web.raw", 16 << 20), stage.disk("second.raw", 8 << 20));
+        let _vm = Unbooted::start(&stage, &[("virtio-disk0", &web, "own")], SCSI);
+        let served = plug_as_libvirt(&stage, &second, has_format);
+        protect(&stage, &stage.path("holdfast.qmp")).unwrap();
+        stage.a.wait_for_state("web", "journaling", SOON).unwrap();
+        ask(&stage, "device_del", &json!({ "id": "scsi0-0-0-1" }));
+        // libvirt tries once, and the job is in the way, unless the agent was faster.
+        let _ = try_to_ask(&stage.path("own.qmp"), "blockdev-del", &json!({ "node-name": served }));
+        wait_for_alert(&stage, "disk vdb is not protected any more: the VM has it no more");
+        assert!(!traces(&stage).to_string().contains("libvirt-2-"), "{:#}", traces(&stage));
+        // Nobody has its image open: it can be plugged in again, and is taken in.
+        plug_as_libvirt(&stage, &second, has_format);
+        wait_until_no_alerts(&stage);
+        stage.a.wait_for_state("web", "journaling", SOON).unwrap();
+        stage.drained("web");
+    }
 }
 
 pub(crate) fn wait_until_no_alerts(stage: &Stage) {

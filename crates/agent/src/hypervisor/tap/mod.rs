@@ -330,11 +330,7 @@ impl Tap {
                 "something of a disk's tap is left in the VM"
             );
         }
-        // libvirt does not try again to remove the nodes of a disk whose job was in the way.
-        let storage = place.node.strip_suffix("-format").map(|node| format!("{node}-storage"));
-        let orphans = storage.filter(|_| place.node.starts_with("libvirt-"));
-        let orphans = orphans.into_iter().flat_map(|storage| [place.node.clone(), storage]);
-        for node in [name].into_iter().chain(orphans) {
+        for node in [name].into_iter().chain(orphans(&place.node)) {
             if let Err(error) = self.monitor.ask("blockdev-del", &json!({ "node-name": node })) {
                 tracing::debug!(%error, node, "not removed");
             }
@@ -391,6 +387,16 @@ fn ended_job(event: &Value) -> Option<&str> {
         "BLOCK_JOB_COMPLETED" | "BLOCK_JOB_CANCELLED" | "BLOCK_JOB_ERROR" => event["data"]["device"].as_str(),
         _ => None,
     }
+}
+
+/// The nodes of a disk that is gone and was served by this one: libvirt does not try again to remove them where our job was in
+/// the way. Newer versions have no node of their own for the format of a raw image.
+fn orphans(node: &str) -> Vec<String> {
+    if !node.starts_with("libvirt-") {
+        return Vec::new();
+    }
+    let storage = node.strip_suffix("-format").map(|disk| format!("{disk}-storage"));
+    [node.to_owned()].into_iter().chain(storage).collect()
 }
 
 /// The names that are ours in a column.
@@ -450,6 +456,13 @@ fn choose<'a>(wanted: &[Wanted], found: &'a [FoundDisk]) -> Result<Vec<Chosen<'a
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_libvirt_leaves_of_a_disk_is_its_format_and_its_storage() {
+        assert_eq!(orphans("libvirt-2-format"), ["libvirt-2-format", "libvirt-2-storage"]);
+        assert_eq!(orphans("libvirt-2-storage"), ["libvirt-2-storage"]);
+        assert!(orphans("second-format").is_empty(), "whoever has named it removes it");
+    }
 
     #[test]
     fn a_job_has_ended_where_it_is_done_is_cancelled_or_has_failed() {
