@@ -39,6 +39,10 @@ impl UpTime {
     pub(crate) fn seconds(self) -> f64 {
         self.0
     }
+
+    pub(crate) fn milliseconds(self) -> u64 {
+        (self.0 * 1000.0) as u64
+    }
 }
 
 pub(crate) fn up_time() -> UpTime {

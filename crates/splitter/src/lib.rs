@@ -21,6 +21,7 @@ mod disk;
 #[cfg(test)]
 mod disks_in_tests;
 mod doubts;
+mod fence;
 mod hung_up;
 mod identity;
 mod image_lock;
@@ -57,6 +58,7 @@ pub use copy::{
 pub use device::{BlockDevice, Extent, ExtentKind};
 pub use dirty_map::{DirtyMap, MapStore};
 pub use disk::{Change, LocalDisk, Look, ProtectedDisk};
+pub use fence::Fence;
 pub use identity::{DiskIdentity, FileTime};
 pub use image_lock::WriterLock;
 pub use kept_header::{Boot, Kept};

@@ -4,8 +4,11 @@
 //! sockets that lock is the agent's, and this stands for it. A client is a process on this host, or a certificate over
 //! TCP: several connections of one are one client. The QEMU that a VM has migrated to may write as soon as the one it
 //! comes from has gone: its first write waits a while for that.
+//!
+//! A disk that is fenced takes no newcomers at all, see [`Fence`].
 
-use crate::peer_process::peer_process;
+use crate::fence::Fence;
+use crate::peer_process::{peer_process, started_at};
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -103,14 +106,27 @@ struct State {
     /// How many connections each has.
     clients: HashMap<Client, usize>,
     owner: Option<Client>,
+    fence: Option<Fence>,
     refusals: Vec<Refusal>,
 }
 
-/// A client whose write was refused because another has the disk.
+/// A client that was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    pub client: String,
-    pub owner: String,
+pub enum Refusal {
+    /// Its write, because another has the disk.
+    Second { client: String, owner: String },
+    /// It has come after the fence.
+    Newcomer { client: String },
+}
+
+/// A client comes to a disk that is fenced, and was not there before.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{client} is refused: the group of this disk has failed over, and its disks take nobody who was not there before. Roll \
+     the failover back at the other site, or unprotect the VM here"
+)]
+pub(crate) struct Newcomer {
+    client: String,
 }
 
 impl Writers {
@@ -133,13 +149,56 @@ impl Writers {
         self.lock().clients.keys().filter_map(process).collect()
     }
 
-    /// Whose writes were refused since this was asked last.
+    /// The clients that are no processes which the system names: they cannot be told by their age.
+    pub fn not_processes(&self) -> Vec<String> {
+        let named = |client: &&Client| !matches!(client.key, Key::Process(_));
+        self.lock().clients.keys().filter(named).map(Client::to_string).collect()
+    }
+
+    /// Takes no newcomers from here on; none of those that are here is one.
+    pub fn fence(&self, fence: Fence) {
+        let here = self.not_processes();
+        let mut state = self.lock();
+        let fence = state.fence.insert(fence);
+        fence.known.extend(here);
+    }
+
+    /// Takes whoever comes.
+    pub fn unfence(&self) {
+        self.lock().fence = None;
+    }
+
+    /// Whether a client may come.
+    pub(crate) fn admit(&self, client: &Client) -> Result<(), Newcomer> {
+        let mut state = self.lock();
+        let Some(fence) = &state.fence else { return Ok(()) };
+        let is_known = match client.key {
+            Key::Process(process) => fence.takes_process(started_at(process)),
+            Key::Named(_) | Key::Unnamed => fence.takes_named(&client.label),
+        };
+        if is_known || state.clients.contains_key(client) {
+            return Ok(());
+        }
+        let client = client.to_string();
+        state.refuse(Refusal::Newcomer { client: client.clone() });
+        Err(Newcomer { client })
+    }
+
+    /// Who was refused since this was asked last.
     pub fn take_refusals(&self) -> Vec<Refusal> {
         std::mem::take(&mut self.lock().refusals)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("a panic aborts the process")
+    }
+}
+
+impl State {
+    fn refuse(&mut self, refusal: Refusal) {
+        if self.refusals.len() < REFUSALS_MAX && !self.refusals.contains(&refusal) {
+            self.refusals.push(refusal);
+        }
     }
 }
 
@@ -196,9 +255,7 @@ impl Writer {
                 let owner = state.owner.as_ref().map(Client::to_string).unwrap_or_default();
                 let client = self.client.to_string();
                 tracing::warn!(client, owner, "writes are refused: somebody else writes to this disk");
-                if state.refusals.len() < REFUSALS_MAX {
-                    state.refusals.push(Refusal { client, owner });
-                }
+                state.refuse(Refusal::Second { client, owner });
             }
             return false;
         }
@@ -244,7 +301,7 @@ mod tests {
         assert!(first.may_become_owner(AT_ONCE, AT_ONCE));
         assert!(!other.may_become_owner(AT_ONCE, AT_ONCE) && again.may_become_owner(AT_ONCE, AT_ONCE));
         assert!(!other.may_become_owner(AT_ONCE, AT_ONCE));
-        let refusal = Refusal { client: "b".into(), owner: "a".into() };
+        let refusal = Refusal::Second { client: "b".into(), owner: "a".into() };
         assert_eq!((writers.take_refusals(), writers.take_refusals()), (vec![refusal], vec![]));
         drop(first);
         assert!(!other.may_become_owner(AT_ONCE, AT_ONCE), "another connection of the same client is there");
@@ -278,6 +335,32 @@ mod tests {
         });
         let this = Client { key: Key::Process(std::process::id()), label: String::new() };
         assert!(this.is_there() && !Client { key: Key::Process(u32::MAX), ..this }.is_there());
+    }
+
+    #[test]
+    fn a_fenced_disk_takes_whoever_was_there_and_no_newcomer() {
+        let writers = Arc::new(Writers::default());
+        let [here, before, later] = ["here", "before", "later"].map(Client::named);
+        let writer = connect(&writers, "here");
+        let this = Client { key: Key::Process(std::process::id()), label: "this".into() };
+        let takes = |clients: &[&Client]| clients.iter().for_each(|client| writers.admit(client).unwrap());
+        takes(&[&here, &later, &this]);
+        let known = || ["before".to_owned()].into();
+        writers.fence(Fence { since: Duration::MAX, known: known() });
+        takes(&[&here, &before, &this]);
+        let said = writers.admit(&later).unwrap_err().to_string();
+        assert!(said.starts_with("later is refused: the group of this disk has failed over"), "{said}");
+        writers.admit(&later).unwrap_err();
+        assert_eq!(writers.take_refusals(), [Refusal::Newcomer { client: "later".into() }]);
+        drop(writer);
+        writers.admit(&here).expect("it was there when the fence came");
+
+        // As after a start of the host: no process is older.
+        writers.fence(Fence { since: Duration::ZERO, known: known() });
+        assert!(writers.admit(&this).is_err() && writers.admit(&here).is_err());
+        writers.admit(&before).unwrap();
+        writers.unfence();
+        takes(&[&this, &later]);
     }
 
     #[test]

@@ -11,10 +11,10 @@
 
 use super::driver::Command;
 use super::vm::ProtectedVm;
-use super::{ProtectionRecord, Source};
+use super::{ProtectionRecord, Source, save_record};
 use crate::alerts::{AlertKind, Cause};
 use crate::clock;
-use splitter::{DiskIdentity, FileTime};
+use splitter::{BlockDevice, DiskIdentity, FileTime, ProtectedDisk, Refusal};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use types::limits::REGION_LOG_NOTE_INTERVAL;
@@ -72,6 +72,7 @@ impl Watch {
         };
         vm.capture().note_alive(clock::wall(), &seen);
         self.find_refused(source, vm);
+        note_clients(source, vm);
         self.find_others(source, vm, quiet_before, &seen);
         if self.looks.is_multiple_of(LOOKS_PER_DURABLE_NOTE) {
             self.note_durably(vm, seen);
@@ -118,15 +119,9 @@ impl Watch {
         let cause = Cause::new(AlertKind::SecondWriter, vm.name());
         let record = vm.record();
         for (disk, open) in record.disks.iter().zip(vm.disks()) {
-            let refusals = splitter::BlockDevice::writers(&**open).map(|writers| writers.take_refusals());
+            let refusals = open.writers().map(|writers| writers.take_refusals());
             for refusal in refusals.unwrap_or_default() {
-                let text = format!(
-                    "{} wanted to write to disk {} of VM {}, which {} writes to, and was refused: two VMs on one disk \
-                     destroy its file system. End the one that is not meant; disks of a cluster are protected with \
-                     `--shared`",
-                    refusal.client, disk.name, record.name, refusal.owner
-                );
-                source.alerts.raise(cause.clone(), text);
+                source.alerts.raise(cause.clone(), told(&refusal, &disk.name, &record.name));
                 self.refused_at = Some(self.looks);
             }
         }
@@ -168,5 +163,37 @@ impl Watch {
             source.alerts.clear(cause);
         }
         self.quiet = quiet;
+    }
+}
+
+/// What a client's refusal means.
+fn told(refusal: &Refusal, disk: &str, vm: &str) -> String {
+    match refusal {
+        Refusal::Second { client, owner } => format!(
+            "{client} wanted to write to disk {disk} of VM {vm}, which {owner} writes to, and was refused: two VMs on one disk \
+             destroy its file system. End the one that is not meant; disks of a cluster are protected with `--shared`"
+        ),
+        Refusal::Newcomer { client } => format!(
+            "{client} came to disk {disk} of VM {vm}, whose group has failed over, and was refused: the VM may run at the other \
+             site. Start it there, roll the failover back there, or unprotect the VM here"
+        ),
+    }
+}
+
+/// Notes clients that are known by name only: while the VM is fenced those that were there before are taken.
+fn note_clients(source: &Source, vm: &ProtectedVm) {
+    let of_disk = |disk: &Arc<ProtectedDisk>| disk.writers().map(|writers| writers.not_processes());
+    let clients: Vec<String> = vm.disks().iter().filter_map(of_disk).flatten().collect();
+    let record = {
+        let mut record = vm.lock_record();
+        let mut is_news = false;
+        clients.iter().for_each(|client| is_news |= record.note_had_by(client));
+        if !is_news {
+            return;
+        }
+        record.clone()
+    };
+    if let Err(error) = save_record(&source.state, &record) {
+        tracing::warn!(vm = record.name, error = format!("{error:#}"), "who has its disks is not recorded");
     }
 }

@@ -222,6 +222,8 @@ impl Source {
             ublk: if request.ublk { self.device_numbers(request)? } else { Vec::new() },
             first_sync: FirstSync::NotBegun,
             fenced: None,
+            fenced_at: None,
+            had_by: Vec::new(),
         };
         // Devices of the host outlive the agent: whose they are is written down before they are there.
         if request.ublk {

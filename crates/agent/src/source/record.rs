@@ -3,7 +3,9 @@
 use crate::hypervisor::DiskFacts;
 use crate::policy::Policy;
 use serde::{Deserialize, Serialize};
+use splitter::Fence;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// A protected VM, as `state/protected/ID.json` has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +47,19 @@ pub(crate) struct ProtectionRecord {
     /// The epoch that has taken over from here, as far as is known.
     #[serde(default)]
     pub(crate) fenced: Option<u64>,
+    /// When that was heard. None also where an older agent has heard it.
+    #[serde(default)]
+    pub(crate) fenced_at: Option<FencedAt>,
+    /// Clients that have had its disks and are no processes of this host, the newest last.
+    #[serde(default)]
+    pub(crate) had_by: Vec<String>,
+}
+
+/// A moment by the clock that runs on while the host is up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FencedAt {
+    pub(crate) boot_id: [u8; 16],
+    pub(crate) up_milliseconds: u64,
 }
 
 /// How far the first sync of a VM is. It belongs to its group from the end of it on.
@@ -134,7 +149,33 @@ pub(crate) struct FileRecord {
     pub(crate) size_bytes: u64,
 }
 
+/// So many clients of other hosts are known by name.
+const HAD_BY_MAX: usize = 64;
+
 impl ProtectionRecord {
+    /// Whom its disks take while another side has taken over; none where nobody has. `up`: for how long the host has been up
+    /// in this boot. Where it is not known when the fence came, it has come now.
+    pub(crate) fn fence(&self, boot_id: [u8; 16], up: Duration) -> Option<Fence> {
+        self.fenced?;
+        let since = match self.fenced_at {
+            Some(at) if at.boot_id == boot_id => Duration::from_millis(at.up_milliseconds),
+            Some(_) => Duration::ZERO,
+            None => up,
+        };
+        Some(Fence { since, known: self.had_by.iter().cloned().collect() })
+    }
+
+    /// Notes a client that has its disks; whether it is news.
+    pub(crate) fn note_had_by(&mut self, client: &str) -> bool {
+        if self.had_by.iter().any(|known| known == client) {
+            return false;
+        }
+        self.had_by.push(client.to_owned());
+        let over = self.had_by.len().saturating_sub(HAD_BY_MAX);
+        self.had_by.drain(..over);
+        true
+    }
+
     pub(crate) fn file_name(&self) -> String {
         format!("protected/{}.json", self.vm)
     }
@@ -165,4 +206,39 @@ pub(crate) fn parse_hash(text: &str) -> Option<replication::wire::ArtifactHash> 
         *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).ok()?;
     }
     Some(replication::wire::ArtifactHash(hash))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+
+    use super::*;
+    use crate::source::tests::record;
+
+    const BOOT: [u8; 16] = [1; 16];
+    const UP: Duration = Duration::from_secs(500);
+
+    #[test]
+    fn a_fence_is_as_old_as_it_was_heard_of_and_older_than_all_in_another_boot() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut record = record(folder.path(), "web", FirstSync::Done);
+        assert_eq!(record.fence(BOOT, UP), None, "nobody has taken over");
+        record.fenced = Some(7);
+        let since = |record: &ProtectionRecord, boot| record.fence(boot, UP).unwrap().since;
+        assert_eq!(since(&record, BOOT), UP, "an older agent has not said when");
+        record.fenced_at = Some(FencedAt { boot_id: BOOT, up_milliseconds: 90_000 });
+        assert_eq!(since(&record, BOOT), Duration::from_secs(90));
+        assert_eq!(since(&record, [2; 16]), Duration::ZERO, "no process is older than the host's start");
+    }
+
+    #[test]
+    fn clients_that_had_the_disks_are_known_each_once_and_so_many_at_most() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut record = record(folder.path(), "web", FirstSync::Done);
+        assert!(record.note_had_by("a") && !record.note_had_by("a"));
+        (0..HAD_BY_MAX).for_each(|number| assert!(record.note_had_by(&number.to_string())));
+        assert!(record.had_by.len() == HAD_BY_MAX && record.had_by[0] == "0", "the oldest is forgotten");
+        record.fenced = Some(7);
+        assert!(record.fence(BOOT, UP).unwrap().known.contains("63"));
+    }
 }

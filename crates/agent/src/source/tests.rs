@@ -46,6 +46,8 @@ pub(super) fn record(folder: &Path, name: &str, first_sync: FirstSync) -> Protec
         ublk: Vec::new(),
         first_sync,
         fenced: None,
+        fenced_at: None,
+        had_by: Vec::new(),
     }
 }
 

@@ -103,6 +103,7 @@ impl ProtectedVm {
                 Arc::new(if record.shared { disk.shared() } else { disk })
             })
             .collect();
+        fence_disks(&record, &disks, source.boot_id);
         let (folder, served) = (&source.run_dir, exports(&record, &disks));
         let server = match &tap {
             Some(tap) => {
@@ -289,6 +290,11 @@ impl ProtectedVm {
             tracing::info!(vm = self.name(), error = error.detail, "unprotected without the VM's answer");
         }
         Ok(())
+    }
+
+    /// Has its disks take whom they may by what is recorded now.
+    pub(super) fn follow_fence(&self, boot_id: [u8; 16]) {
+        fence_disks(&self.record(), &self.disks, boot_id);
     }
 
     /// Whether it runs on its own image: then its disks are for its hypervisor only.
@@ -488,6 +494,19 @@ fn open_disks(record: &mut ProtectionRecord, tap: Option<&VmTap>) -> Result<Open
     }
     record.let_go = false;
     Ok((locals, facts))
+}
+
+/// Has the disks take whom they may: no newcomers while another side has taken over. Those of a VM that runs on its own image
+/// are for its hypervisor only in any case; a block device of this host is no newcomer.
+fn fence_disks(record: &ProtectionRecord, disks: &[Arc<ProtectedDisk>], boot_id: [u8; 16]) {
+    let up = Duration::from_millis(clock::up_time().milliseconds());
+    let fence = record.fence(boot_id, up).filter(|_| record.qmp.is_none());
+    for writers in disks.iter().filter_map(|disk| disk.writers()) {
+        match fence.clone() {
+            Some(fence) => writers.fence(fence),
+            None => writers.unfence(),
+        }
+    }
 }
 
 fn cannot_open(error: RawDiskError) -> OperationError {

@@ -1,7 +1,7 @@
 //! Failover of a group, its commit and its rollback, and what becomes of the old protected side.
 
 use crate::stage::{SOON, Stage, refused, same_bytes};
-use lab::{Console, GuestFiles, Site, Ticks, Work, make_disk, wait_until};
+use lab::{Console, GuestFiles, NbdClient, Site, Ticks, Work, make_disk, wait_until};
 use serde_json::Value;
 use std::process::Command;
 use std::time::Duration;
@@ -39,7 +39,10 @@ fn a_group_fails_over_as_one_rolls_back_and_protection_goes_on() {
     bytes.reverse();
     std::fs::write(&noise, bytes).unwrap();
     write_over(failover["vms"][0]["socket"].as_str().unwrap(), &noise);
-    write_over(&socket, &noise);
+    // At A by a client that is older than the failover.
+    let mut guest = NbdClient::connect(&socket, "vda").unwrap();
+    guest.write(0, &std::fs::read(&noise).unwrap()).unwrap();
+    drop(guest);
 
     let rolled_back = stage.b.ask(&["failover", "rollback", "--group", "shop"]).unwrap();
     assert_eq!(rolled_back["phase"], "rolled-back");

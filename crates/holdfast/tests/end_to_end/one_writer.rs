@@ -101,6 +101,47 @@ fn a_guest_on_vhost_user_and_a_client_over_nbd_do_not_both_write() {
 }
 
 #[test]
+fn a_disk_whose_group_has_failed_over_takes_no_newcomer_and_who_was_there_goes_on() {
+    let mut stage = Stage::set();
+    let disk = stage.disk("disk.raw", 2 << 20);
+    let socket = stage.protect("web", "web", &disk);
+    let mut guest = NbdClient::connect(&socket, "vda").unwrap();
+    guest.write(0, &[1; 4096]).unwrap();
+    stage.drained("web");
+    stage.b.ask(&["failover", "start", "--group", "web"]).unwrap();
+    stage.a.wait_for_state("web", "fenced", SOON).unwrap();
+    guest.write(0, &[2; 4096]).expect("who was there goes on");
+    let is_fenced = |stage: &Stage| {
+        let newcomer = qemu_io(&socket, "read 0 4096");
+        assert!(
+            !newcomer.status.success() && said(&newcomer).contains("has failed over"),
+            "{}",
+            said(&newcomer)
+        );
+        wait_until("an alert", SOON, || {
+            let alerts = stage.a.ask(&["alerts"])?.to_string();
+            Ok(alerts
+                .contains("(qemu-io) came to disk vda of VM web, whose group has failed over")
+                .then_some(()))
+        })
+        .unwrap();
+        let mut guest = NbdClient::connect(&socket, "vda").expect("who was there may come back");
+        guest.write(0, &[3; 4096]).unwrap();
+    };
+    drop(guest);
+    is_fenced(&stage);
+    stage.a.kill_agent().unwrap();
+    stage.a.start_agent().unwrap();
+    assert_eq!(stage.a.protected("web").unwrap()["state"], "fenced");
+    is_fenced(&stage);
+    // It is given back: whoever comes is taken.
+    stage.b.ask(&["failover", "rollback", "--group", "web"]).unwrap();
+    stage.a.wait_for_state("web", "journaling", SOON).unwrap();
+    let write = qemu_io(&socket, "write -P 4 0 4096");
+    assert!(write.status.success() && !said(&write).contains("failed"), "{}", said(&write));
+}
+
+#[test]
 fn a_disk_of_a_cluster_is_written_to_by_several() {
     let stage = Stage::set();
     let disk = stage.disk("disk.raw", 16 << 20);

@@ -2,6 +2,7 @@
 
 use super::export::Export;
 use super::protocol::*;
+use crate::writers::{Client, Newcomer};
 use std::io::{self, Read, Write};
 use types::ByteRange;
 use types::limits::{NBD_OPTION_BYTES_MAX, NBD_REQUEST_BYTES_MAX};
@@ -17,6 +18,7 @@ pub(super) struct Agreed<'a> {
 struct Session<'s, 'a, S> {
     stream: &'s mut S,
     exports: &'a [Export],
+    client: &'s Client,
     no_zeroes: bool,
     structured: bool,
     /// The export whose contexts were chosen, and which.
@@ -27,9 +29,10 @@ struct Session<'s, 'a, S> {
 pub(super) fn negotiate<'a, S: Read + Write>(
     stream: &mut S,
     exports: &'a [Export],
+    client: &Client,
 ) -> io::Result<Option<Agreed<'a>>> {
     let flags = greet(stream)?;
-    negotiate_greeted(stream, flags, exports)
+    negotiate_greeted(stream, flags, exports, client)
 }
 
 /// The handshake behind the greeting, with the flags the client has answered it with.
@@ -37,9 +40,10 @@ pub(super) fn negotiate_greeted<'a, S: Read + Write>(
     stream: &mut S,
     flags: u32,
     exports: &'a [Export],
+    client: &Client,
 ) -> io::Result<Option<Agreed<'a>>> {
     let no_zeroes = flags & CLIENT_NO_ZEROES != 0;
-    let mut session = Session { stream, exports, no_zeroes, structured: false, contexts: None };
+    let mut session = Session { stream, exports, client, no_zeroes, structured: false, contexts: None };
     session.run()
 }
 
@@ -93,9 +97,15 @@ impl<'a, S: Read + Write> Session<'_, 'a, S> {
         self.exports.iter().find(|export| export.name.as_bytes() == name)
     }
 
+    /// Whether the client may have the disk.
+    fn admit(&self, export: &Export) -> Result<(), Newcomer> {
+        export.device.writers().map_or(Ok(()), |writers| writers.admit(self.client))
+    }
+
     fn export_name(&mut self, name: &[u8]) -> io::Result<Agreed<'a>> {
         let export =
             self.find(name).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no such export"))?;
+        self.admit(export).map_err(|refused| io::Error::new(io::ErrorKind::PermissionDenied, refused))?;
         let mut out = export.device.size_bytes().to_be_bytes().to_vec();
         out.extend(transmission_flags(export, self.structured).to_be_bytes());
         if !self.no_zeroes {
@@ -139,6 +149,10 @@ impl<'a, S: Read + Write> Session<'_, 'a, S> {
             self.reply(option, reply::ERR_UNKNOWN, b"no such export")?;
             return Ok(None);
         };
+        if let (option::GO, Err(refused)) = (option, self.admit(export)) {
+            self.reply(option, reply::ERR_POLICY, refused.to_string().as_bytes())?;
+            return Ok(None);
+        }
         let mut row = info::EXPORT.to_be_bytes().to_vec();
         row.extend(export.device.size_bytes().to_be_bytes());
         row.extend(transmission_flags(export, self.structured).to_be_bytes());

@@ -198,9 +198,10 @@ impl Shared {
     }
 
     fn serve(&self, mut stream: UnixStream, chosen: impl FnOnce(Option<usize>)) -> io::Result<()> {
-        let Some(agreed) = negotiate(&mut stream, &self.exports)? else { return Ok(()) };
+        let client = Client::of_process(&stream);
+        let Some(agreed) = negotiate(&mut stream, &self.exports, &client)? else { return Ok(()) };
         chosen(self.exports.iter().position(|export| export.name == agreed.export.name));
-        serve_agreed(&stream, &agreed, Client::of_process(&stream))
+        serve_agreed(&stream, &agreed, client)
     }
 }
 
@@ -234,7 +235,7 @@ pub fn serve_greeted<T>(
     client: Client,
     chosen: impl FnOnce(usize) -> io::Result<T>,
 ) -> io::Result<()> {
-    let Some(agreed) = negotiate_greeted(&mut stream, flags, exports)? else { return Ok(()) };
+    let Some(agreed) = negotiate_greeted(&mut stream, flags, exports, &client)? else { return Ok(()) };
     let at = exports.iter().position(|export| export.name == agreed.export.name);
     let _served = chosen(at.expect("one of those that were offered"))?;
     serve_agreed(stream, &agreed, client)

@@ -105,6 +105,12 @@ impl Shared {
     fn start(&self, at: usize, stream: UnixStream) {
         let place = &self.connected[at];
         let label = self.disks[at].path.display().to_string();
+        let writers = self.disks[at].export.device.writers();
+        if let Some(Err(refused)) = writers.map(|writers| writers.admit(&Client::of_process(&stream))) {
+            // Whoever asks for what was refused tells; a VM tries again each second.
+            tracing::debug!(disk = label, %refused, "vhost-user connection refused");
+            return;
+        }
         let before = {
             let mut place = place.lock().expect("a panic aborts the process");
             if place.as_ref().is_some_and(Connection::is_alive) {

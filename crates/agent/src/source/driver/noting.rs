@@ -3,7 +3,7 @@
 
 use super::Driver;
 use crate::clock;
-use crate::source::record::FirstSync;
+use crate::source::record::{FencedAt, FirstSync};
 use crate::source::save_record;
 use replication::wire::ClockAnswer;
 use replication::{Failure, Link as LinkState, SenderEvent, State};
@@ -54,9 +54,15 @@ impl Driver {
             if record.fenced == fenced {
                 return;
             }
+            // A later epoch does not make the fence a later one.
+            if record.fenced.is_none() || fenced.is_none() {
+                let (boot_id, up_milliseconds) = (self.source.boot_id, clock::up_time().milliseconds());
+                record.fenced_at = fenced.map(|_| FencedAt { boot_id, up_milliseconds });
+            }
             record.fenced = fenced;
             record.clone()
         };
+        self.vm.follow_fence(self.source.boot_id);
         if let Err(error) = save_record(&self.source.state, &record) {
             tracing::error!(
                 vm = record.name,
