@@ -97,8 +97,8 @@ fn grown(path: &Path, vm: &str, then: u64, now: u64) -> String {
     format!(
         "disk image {} has grown to {now} bytes; VM {vm} goes on with the {then} bytes that are protected, since a protection \
          cannot grow yet. To go back: `truncate --size {then} {0}`. To use the new size: stop the VM, `holdfast vm unprotect \
-         {vm}`, and protect it again under another VM and group name; the history of {vm} stays at the other side until \
-         `holdfast vm forget {vm}` there",
+         {vm}`, and protect it again, in its group as before; the history until then stays at the other side, as that of \
+         a VM that has left, until `holdfast vm forget` there",
         path.display()
     )
 }

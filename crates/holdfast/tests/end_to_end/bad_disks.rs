@@ -36,11 +36,18 @@ impl Drop for SmallDisk {
 }
 
 /// A loop device on a file.
-struct LoopDevice(String);
+pub(crate) struct LoopDevice(pub(crate) String);
 
 impl LoopDevice {
-    fn on(file: &Path) -> Self {
-        Self(run(Command::new("losetup").args(["-f", "--show"]).arg(file)).trim().to_owned())
+    pub(crate) fn on(file: &Path) -> Self {
+        Self(run(Command::new("losetup").args(["-f", "--show", "-P"]).arg(file)).trim().to_owned())
+    }
+
+    /// Its first partition, over so many bytes from the first MiB on, whether the disk has a table or not.
+    pub(crate) fn partition(&self, bytes: u64) -> PathBuf {
+        let [from, sectors] = [MIB, bytes].map(|bytes| (bytes / 512).to_string());
+        run(Command::new("addpart").args([&self.0, "1", &from, &sectors]));
+        PathBuf::from(format!("{}p1", self.0))
     }
 }
 
@@ -50,7 +57,7 @@ impl Drop for LoopDevice {
     }
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
         eprintln!("skipped: only root can make such a disk");

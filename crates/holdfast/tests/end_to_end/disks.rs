@@ -1,6 +1,7 @@
 //! Images that others write to, replace or resize, and what guests write at their beginning: whatever is done to a
 //! disk beside the agent is noticed, and nothing stale counts as protected.
 
+use crate::bad_disks::{LoopDevice, is_root};
 use crate::stage::{SOON, Stage, refused, same_bytes};
 use lab::{NbdClient, wait_until};
 use std::fs::OpenOptions;
@@ -34,6 +35,33 @@ fn a_change_right_after_the_agents_end_is_noticed() {
         let image = stage.copy_image("web", "latest", "latest.raw");
         assert!(same_bytes(&image, &disk), "what was written beside the agent is missing (clean: {clean})");
     }
+}
+
+/// What was written to a partition is in the page cache, where the whole device does not show it, and no sync of the device
+/// writes it back. It reaches the disk when it likes: behind a comparison that has found both sides equal.
+#[test]
+fn what_is_only_in_memory_of_a_partition_is_copied_and_compared() {
+    if !is_root() {
+        return;
+    }
+    let mut stage = Stage::set();
+    let file = stage.disk("disk.raw", 16 * MIB);
+    let device = LoopDevice::on(&file);
+    // As long as somebody has it open, nothing is written back at its closing.
+    let partition = OpenOptions::new().write(true).open(device.partition(8 * MIB)).unwrap();
+    let is_copied = |stage: &Stage, byte: u8| {
+        stage.a.wait_for_state("web", "journaling", SOON).unwrap();
+        stage.drained("web");
+        let image = std::fs::read(stage.copy_image("web", "latest", "latest.raw")).unwrap();
+        image[MIB as usize..][..65536] == [byte; 65536]
+    };
+    partition.write_all_at(&[1; 65536], 0).unwrap();
+    stage.protect("web", "web", Path::new(&device.0));
+    assert!(is_copied(&stage, 1), "the first sync has passed over it");
+    stage.a.stop_agent().unwrap();
+    partition.write_all_at(&[2; 65536], 0).unwrap();
+    stage.a.start_agent().unwrap();
+    assert!(is_copied(&stage, 2), "the comparison has passed over it");
 }
 
 #[test]
@@ -138,6 +166,39 @@ fn an_image_that_has_grown_is_served_as_it_was_until_somebody_decides() {
     stage.a.wait_for_state("web", "journaling", SOON).unwrap();
     stage.drained("web");
     assert!(same_bytes(&stage.copy_image("web", "latest", "latest.raw"), &disk));
+}
+
+#[test]
+fn a_vm_whose_image_has_grown_is_protected_anew_and_its_old_history_holds_nobody_back() {
+    for anew in ["web", "web-2"] {
+        let stage = Stage::set();
+        let disk = stage.disk("disk.raw", 8 * MIB);
+        let socket = stage.protect("web", "web", &disk);
+        NbdClient::connect(&socket, "vda").unwrap().write(MIB, &[1; 4096]).unwrap();
+        stage.tag("web", "web", "old");
+        OpenOptions::new().write(true).open(&disk).unwrap().set_len(16 * MIB).unwrap();
+        fails_with(&stage, "web", "has grown to 16777216");
+        // What the agent says is to be done.
+        stage.a.ask(&["vm", "unprotect", "web"]).unwrap();
+        let socket = stage.protect(anew, "web", &disk);
+        NbdClient::connect(&socket, "vda").unwrap().write(12 * MIB, &[2; 4096]).unwrap();
+        stage.drained(anew);
+        let failover = stage.b.ask(&["failover", "start", "--group", "web"]).unwrap();
+        let vms = failover["vms"].as_array().unwrap();
+        assert!(vms.len() == 1 && vms[0]["vm"] == anew, "{failover:#}");
+        let mut found = [0; 4096];
+        let mut client = NbdClient::connect(vms[0]["socket"].as_str().unwrap(), "vda").unwrap();
+        client.read(12 * MIB, &mut found).unwrap();
+        assert_eq!(found, [2; 4096], "{anew}");
+        drop(client);
+        stage.b.ask(&["failover", "rollback", "--group", "web"]).unwrap();
+        stage.a.wait_for_state(anew, "journaling", SOON).unwrap();
+        // What was kept until then is as it was.
+        let status = stage.b.ask(&["status"]).unwrap();
+        let left = status["recovered"].as_array().unwrap().iter().find(|vm| vm["state"] == "left").unwrap();
+        let old = std::fs::read(stage.copy_image(left["id"].as_str().unwrap(), "old", "old.raw")).unwrap();
+        assert_eq!((old.len() as u64, &old[MIB as usize..][..4096]), (8 * MIB, &[1; 4096][..]), "{anew}");
+    }
 }
 
 #[test]
