@@ -23,6 +23,8 @@ pub enum Work {
     Burst,
     /// Reports what it finds and powers off.
     Report,
+    /// Asks for its disk's serial number, and for nothing else meanwhile: see `serial.sh`.
+    Serial,
     /// Is a host with an agent of its own, which protects the guest's disk: see `host.sh`.
     Host,
 }
@@ -37,6 +39,7 @@ impl Work {
             Work::LoadOnTwo => "holdfast.work=load holdfast.second=1",
             Work::Burst => "holdfast.work=burst holdfast.depth=1",
             Work::Report => "holdfast.work=report",
+            Work::Serial => "rdinit=/serial.sh",
             Work::Host => "rdinit=/host.sh",
         }
     }

@@ -8,6 +8,8 @@ use std::process::{Command, Stdio};
 const INIT: &str = include_str!("init.sh");
 /// The same of a guest that is a host.
 const HOST: &str = include_str!("host.sh");
+/// The same of a guest that asks its disk for one thing only.
+const SERIAL: &str = include_str!("serial.sh");
 
 /// Kernel and initramfs of the guest.
 #[derive(Debug, Clone)]
@@ -87,6 +89,17 @@ impl GuestFiles {
     /// The same kernel, with the initramfs that has the kernel's NBD client.
     pub fn with_nbd_client(&self) -> Self {
         Self { initrd: self.initrd.with_extension("nbd"), ..self.clone() }
+    }
+
+    /// The same kernel, with an initramfs at `path` whose guest asks for its disk's serial number.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub fn with_serial(&self, path: &Path) -> Result<Self> {
+        let mut archive = Archive::default();
+        archive.file("serial.sh", SERIAL.as_bytes(), true);
+        std::fs::write(path, self.followed_by(archive)?).context("write the initramfs")?;
+        Ok(Self { initrd: path.to_path_buf(), ..self.clone() })
     }
 
     /// The same kernel, with an initramfs at `path` that makes the guest a host: with the binary that has ublk, the

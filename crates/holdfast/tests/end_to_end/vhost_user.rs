@@ -3,7 +3,10 @@
 use crate::kill::more_ticks;
 use crate::stage::{SOON, Stage, same_bytes};
 use crate::tap::{ask, ask_at, monitors};
-use lab::{Guest, GuestDisk, Ticks, Work, check_file_system, make_disk, read_file, wait_until};
+use lab::{
+    Guest, GuestDisk, GuestFiles, GuestOptions, Ticks, Work, check_file_system, make_disk, read_file,
+    wait_until,
+};
 use serde_json::json;
 use std::path::Path;
 use std::time::Duration;
@@ -112,6 +115,20 @@ fn a_guest_whose_writes_are_held_is_stopped_and_goes_on() {
     assert_nothing_lost(&stage, &mut guest, &disk);
     let known = ["link lost", "peer not reached", "connection refused", "RPO exceeded"];
     assert_eq!(stage.a.unannounced(&known).unwrap(), Vec::<String>::new());
+}
+
+/// Its next request would bring the answer along: a guest that waits for this one asks for nothing meanwhile.
+#[test]
+fn a_guest_that_asks_for_nothing_but_the_serial_number_is_answered() {
+    let stage = Stage::set();
+    stage.protect("web", "web", &stage.disk("disk.raw", 4 << 20));
+    let files = GuestFiles::find().unwrap().with_serial(&stage.path("initrd")).unwrap();
+    let disk = GuestDisk::VhostUser { socket: vhost_socket(&stage), queues: 1 };
+    let folder = stage.folder.path().to_path_buf();
+    let options = GuestOptions { files: &files, work: Work::Serial, disk, folder, name: "guest", more: &[] };
+    let mut guest = Guest::start(&options).unwrap();
+    guest.console.wait_for("ASKING", Duration::from_secs(120)).unwrap();
+    assert_eq!(guest.console.wait_for("SERIAL", SOON).unwrap().1, "vda");
 }
 
 #[test]
