@@ -89,13 +89,18 @@ struct Tapped {
 
 impl Tapped {
     fn start(version: LibvirtVersion) -> Self {
+        Self::start_with(version, |_, _| ())
+    }
+
+    /// The same, with whatever is done with the domain before it is protected.
+    fn start_with(version: LibvirtVersion, before: impl FnOnce(&Stage, &Libvirt)) -> Self {
         let stage = Stage::set();
         let site = Libvirt::start(&stage.path("lv"), version).unwrap();
         let (image, path) = (stage.path("disk.raw"), stage.path("web.console"));
         make_disk(&image, 96 << 20).unwrap();
         let disk = format!(
             "<disk type='file' device='disk'><driver name='qemu' type='raw' discard='unmap'/>
-             <source file='{}'/>{TARGET}",
+             <source file='{}'/>{TARGET}<controller type='scsi' model='virtio-scsi'/>",
             image.display()
         );
         let monitor = format!("unix:{},server=on,wait=off", stage.path("holdfast.qmp").display());
@@ -105,6 +110,7 @@ impl Tapped {
         start(&site, &stage, &domain(Work::Load, &disk, &path, &more));
         let mut console = Console::new(&path);
         console.wait_for("READY", Duration::from_secs(120)).unwrap();
+        before(&stage, &site);
         protect(&stage, &stage.path("holdfast.qmp")).unwrap();
         stage.a.wait_for_state("web", "journaling", SOON).unwrap();
         let mut tapped = Self { stage, site, image, console };
@@ -172,4 +178,47 @@ fn a_tapped_domain_of_the_installed_libvirt_is_told_of_while_it_is_saved_and_tak
 #[ignore = "suite: libvirt"]
 fn a_tapped_domain_of_libvirt_11_is_told_of_while_it_is_saved_and_taken_up_restored() {
     a_save_and_a_restore_are_told_of(LibvirtVersion::Eleven);
+}
+
+/// libvirt removes the nodes of a disk that it detaches; where the tap is in its way it says that it has, and does not try again.
+fn a_detached_disk_leaves_nothing(version: LibvirtVersion) {
+    let attach = |stage: &Stage, site: &Libvirt| {
+        let second = stage.path("second.raw").display().to_string();
+        // The guest's kernel has no say in what comes and goes there.
+        let how = ["--driver", "qemu", "--subdriver", "raw", "--targetbus", "scsi", "--live"];
+        site.virsh(&[&["attach-disk", "web", &second, "sda"][..], &how].concat()).unwrap();
+    };
+    let mut vm = Tapped::start_with(version, |stage, site| {
+        stage.disk("second.raw", 8 << 20);
+        attach(stage, site);
+    });
+    let second = vm.stage.path("second.raw");
+    let is_open = || {
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let files =
+            processes.filter_map(|process| std::fs::read_dir(process.path().join("fd")).ok()).flatten();
+        files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok()).any(|path| path == second)
+    };
+    assert_eq!(vm.stage.a.protected("web").unwrap()["disks"].as_array().unwrap().len(), 2);
+    assert!(is_open(), "by the VM");
+    vm.site.virsh(&["detach-disk", "web", "sda", "--live"]).unwrap();
+    wait_for_alert(&vm.stage, "disk vdb is not protected any more: the VM has it no more");
+    assert!(!is_open(), "the image of a disk that is gone is open still");
+    vm.writes();
+    // So libvirt can attach it again.
+    attach(&vm.stage, &vm.site);
+    vm.is_taken_up();
+    vm.ends_whole();
+}
+
+#[test]
+#[ignore = "suite: libvirt"]
+fn a_disk_that_the_installed_libvirt_detaches_under_the_tap_leaves_nothing_in_the_vm() {
+    a_detached_disk_leaves_nothing(LibvirtVersion::System);
+}
+
+#[test]
+#[ignore = "suite: libvirt"]
+fn a_disk_that_libvirt_11_detaches_under_the_tap_leaves_nothing_in_the_vm() {
+    a_detached_disk_leaves_nothing(LibvirtVersion::Eleven);
 }
