@@ -13,7 +13,7 @@ use crate::error::{OperationError, Result};
 use anyhow::Context;
 use folders::{
     bytes_in, check_lies_in_no_journal, check_not_inside, check_target, copy, empty, give_back,
-    has_journal_of_another, is_marked, mark, remove, unmark,
+    has_journal_of_another, is_marked, make_room, mark, remove, unmark,
 };
 use joint::life::{Refused, State, Task, Use};
 use operations::{At, Lock, Progress};
@@ -101,9 +101,11 @@ impl Recovery {
         if !plan.source.exists() {
             return Ok(());
         }
+        if !self.is_anothers(&plan.source, plan.vm) {
+            make_room(&plan.source, plan.vm)?;
+        }
         mark(&plan.source, plan.vm)?;
-        if self.who_lies_in(&plan.source, plan.vm).is_some() || has_journal_of_another(&plan.source, plan.vm)
-        {
+        if self.is_anothers(&plan.source, plan.vm) {
             let source = plan.source.display();
             tracing::warn!(vm = plan.label, %source, "the old folder has the journal of another VM now, and stays");
             return Ok(unmark(&plan.source, plan.vm)?);
@@ -209,6 +211,11 @@ impl Recovery {
                 vm.label()
             ))),
         }
+    }
+
+    /// Whether a folder that this VM's journal has left is another's by now.
+    fn is_anothers(&self, folder: &Path, vm: VmId) -> bool {
+        self.who_lies_in(folder, vm).is_some() || has_journal_of_another(folder, vm)
     }
 
     /// Another VM, if it has files in this folder.

@@ -7,7 +7,9 @@
 //!    inside the other, at least one sees the other's mark.
 //! 2. That it was empty, in the operation's record, before the first file: what was there before is never taken away.
 //! 3. Nothing is removed from a folder that has not this move's mark; the mark goes last. What is found without one, or with
-//!    another's, by a move that goes on after a crash is not its own any more.
+//!    another's, by a move that goes on after a crash is not its own any more. But an old folder that has this VM's manifest
+//!    is its own, and nobody takes one that is not empty: all else goes before it is marked, for a full disk may have no
+//!    room for that.
 
 use crate::error::{OperationError, Result};
 use anyhow::Context;
@@ -74,9 +76,13 @@ pub(super) fn check_lies_in_no_journal(target: &Path, vm: VmId) -> Result<()> {
 
 /// Whether a folder has a manifest, and it is another VM's.
 pub(super) fn has_journal_of_another(folder: &Path, vm: VmId) -> bool {
-    let manifests = MANIFESTS.iter().filter_map(|name| std::fs::read(folder.join(name)).ok());
-    let mut manifests = manifests.filter_map(|bytes| Manifest::decode(&bytes).ok());
-    manifests.any(|manifest| manifest.vm.parse() != Ok(vm))
+    whose(folder).any(|of| of != Some(vm))
+}
+
+/// The VMs that the manifests in a folder are of, where that can be read.
+fn whose(folder: &Path) -> impl Iterator<Item = Option<VmId>> {
+    let files = MANIFESTS.iter().filter_map(move |name| std::fs::read(folder.join(name)).ok());
+    files.filter_map(|bytes| Some(Manifest::decode(&bytes).ok()?.vm.parse().ok()))
 }
 
 /// Whether a folder has the mark of this VM's move.
@@ -186,10 +192,22 @@ fn make(folder: &Path) -> io::Result<()> {
 
 /// Empties a folder that is marked, but for its mark.
 pub(super) fn empty(folder: &Path) -> anyhow::Result<()> {
+    remove_all_but(folder, &[MARK])
+}
+
+/// Makes room in a folder that this VM's journal has left, where its manifests say that: they stay.
+pub(super) fn make_room(folder: &Path, vm: VmId) -> anyhow::Result<()> {
+    match whose(folder).any(|of| of == Some(vm)) {
+        true => remove_all_but(folder, &[MARK, MANIFESTS[0], MANIFESTS[1]]),
+        false => Ok(()),
+    }
+}
+
+fn remove_all_but(folder: &Path, spared: &[&str]) -> anyhow::Result<()> {
     let context = || format!("empty {}", folder.display());
     for row in std::fs::read_dir(folder).with_context(context)? {
         let row = row.with_context(context)?;
-        if row.file_name() == MARK {
+        if spared.iter().any(|name| row.file_name() == *name) {
             continue;
         }
         let is_folder = row.file_type().with_context(context)?.is_dir();

@@ -267,6 +267,39 @@ fn a_journal_of_another_vm_is_not_opened() {
     check_whole(&side, "vm-2", "left as it is");
 }
 
+/// A disk that is full is what a journal is moved away from.
+#[test]
+fn an_old_folder_without_room_for_a_mark_is_emptied_all_the_same() {
+    for first in 0..PLACES_MAX {
+        let folder = tempfile::tempdir().unwrap();
+        let side = kept(folder.path());
+        let (source, target) = (side.vm("vm-1").unwrap().folder(&side.journal_dir), target(folder.path()));
+        assert!(
+            death::at(first, || drop(ask(&side, folder.path()))).is_none(),
+            "it never dies before the old folder goes"
+        );
+        end(side);
+        let side = recovery(folder.path());
+        side.resume_all().unwrap();
+        if side.operations.unended().is_empty() || !side.lies_at(&side.vm("vm-1").unwrap(), &target) {
+            continue;
+        }
+        // As if the mark could not be made.
+        let in_the_way = source.join("moving");
+        std::os::unix::fs::symlink("nobody", &in_the_way).unwrap();
+        go_on_with_all(&side);
+        let mut left: Vec<_> =
+            std::fs::read_dir(&source).unwrap().map(|row| row.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["manifest", "manifest-2", "moving"]);
+        assert_eq!(side.operations.unended().len(), 1, "it is tried again");
+        std::fs::remove_file(&in_the_way).unwrap();
+        go_on_with_all(&side);
+        return check_lies(&side, &target, &source, "with room");
+    }
+    panic!("there is no end to it");
+}
+
 /// A record of before has no mark for what it has copied: nobody knows whose it is.
 #[test]
 fn a_move_of_before_that_was_cut_short_is_taken_back_and_leaves_what_is_there() {
