@@ -41,6 +41,9 @@ pub struct Journal {
     pub keep_tagged_seconds: u64,
     /// What was found damaged and is not made good yet.
     pub damage: Vec<String>,
+    /// Bytes of the newest state that are damaged, until the source has sent them again or writes over them.
+    #[serde(default)]
+    pub damaged_bytes: u64,
     pub pins: Vec<Pin>,
     /// When all of it was last read and found whole (RFC 3339).
     pub scrubbed_at: Option<String>,

@@ -352,6 +352,9 @@ pub struct Checkpoint {
     /// written, or this side does not know.
     #[serde(default)]
     pub entropy_bits: Option<f64>,
+    /// Bytes of the VM's disks that are damaged in the journal as of this checkpoint: reading them fails, and nothing else.
+    #[serde(default)]
+    pub damaged_bytes: u64,
 }
 
 /// A page of checkpoints, oldest first.

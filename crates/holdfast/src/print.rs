@@ -234,8 +234,9 @@ pub(crate) fn verify(name: &str, verify: &Verify) -> String {
 }
 
 pub(crate) fn checkpoints(page: &CheckpointPage) -> String {
-    let mut rows =
-        vec![["CHECKPOINT", "TAKEN", "KIND", "WRITES", "WRITTEN", "ENTROPY", "TAG"].map(str::to_owned)];
+    let mut rows = vec![
+        ["CHECKPOINT", "TAKEN", "KIND", "WRITES", "WRITTEN", "ENTROPY", "DAMAGED", "TAG"].map(str::to_owned),
+    ];
     for checkpoint in &page.checkpoints {
         rows.push([
             checkpoint.id.clone(),
@@ -244,6 +245,7 @@ pub(crate) fn checkpoints(page: &CheckpointPage) -> String {
             checkpoint.writes.to_string(),
             bytes(checkpoint.write_bytes),
             checkpoint.entropy_bits.map_or("-".into(), |bits| format!("{bits:.2}")),
+            if checkpoint.damaged_bytes > 0 { bytes(checkpoint.damaged_bytes) } else { "-".into() },
             checkpoint.tag.clone(),
         ]);
     }
@@ -352,6 +354,9 @@ pub(crate) fn journal(journal: &Journal) -> String {
     }
     for damage in &journal.damage {
         let _ = writeln!(out, "  DAMAGED      {damage}");
+    }
+    if journal.damaged_bytes > 0 {
+        let _ = writeln!(out, "  DAMAGED      {} of its newest state", bytes(journal.damaged_bytes));
     }
     out
 }

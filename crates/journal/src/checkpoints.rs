@@ -32,6 +32,8 @@ pub struct CheckpointFacts {
     pub bytes: u64,
     /// Shannon entropy of a sample of them, in 1/4096 bit a byte: 0 to 32768. None where they held no data.
     pub entropy: Option<u16>,
+    /// Bytes of all disks that are damaged as of its cut: reading them fails.
+    pub damaged_bytes: u64,
     pub(crate) flags: u8,
 }
 
@@ -62,6 +64,8 @@ pub struct CheckpointQuery {
     pub newest_first: bool,
     /// Whether what thinning leaves out is left out.
     pub thinned: bool,
+    /// Whether those are left out of which some bytes are damaged.
+    pub undamaged: bool,
     pub limit: usize,
 }
 
@@ -75,7 +79,7 @@ impl Default for CheckpointFacts {
             members: 0,
             tag: String::new(),
         };
-        Self { checkpoint, writes: 0, bytes: 0, entropy: None, flags: 0 }
+        Self { checkpoint, writes: 0, bytes: 0, entropy: None, damaged_bytes: 0, flags: 0 }
     }
 }
 
@@ -158,7 +162,7 @@ impl CheckpointFacts {
         let writes = u64::from(u32::from_le_bytes(row[32..36].try_into().expect("four bytes")));
         let is_known = row[41] & ENTROPY_UNKNOWN == 0 && writes > 0;
         let (entropy, flags) = (is_known.then(|| half(38)), row[41] & !ENTROPY_UNKNOWN);
-        Ok(Self { checkpoint, writes, bytes: number(24), entropy, flags })
+        Ok(Self { checkpoint, writes, bytes: number(24), entropy, damaged_bytes: 0, flags })
     }
 }
 

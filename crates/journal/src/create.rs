@@ -55,6 +55,7 @@ pub(crate) fn create(
         gaps: vec![GapEntry { begin: 0, end: None }],
         left_out: None,
         must_resync: None,
+        lost: Vec::new(),
         base: StreamPoint::default(),
         redo: log.clone(),
         undo: log,

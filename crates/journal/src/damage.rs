@@ -1,16 +1,23 @@
-//! Containing damage: what was found is written down, the cuts it touches cannot be opened, and the source
-//! is asked to compare everything. Nothing is thrown away: older checkpoints stay, newer ones appear
-//! once the source's sync has drained.
+//! Containing damage: what was found is written down, reading it fails, and the source is asked to compare everything where
+//! something of the newest state is lost. Nothing is thrown away: what can be read stays, at every cut.
 //!
-//! The demand for that stands until it is met. How traffic could write it over, if it were no more than what the
+//! Where it is known which bytes are lost as of which cuts (`appraise.rs`), that is all it costs. Where it is not, the cuts
+//! from there on cannot be opened until the source's sync has drained.
+//!
+//! The demand for a sync stands until it is met. How traffic could write it over, if it were no more than what the
 //! stream says of itself: (1) a scrub finds damage, and the stream's incarnation is forgotten, so that the source may
 //! not resume; (2) before its connection is closed its next batch comes, and brings the incarnation with it; (3) the
 //! source resumes, and what was lost never comes again. So the demand is a field of its own, in the manifest too, and
 //! while it stands nothing is taken but a stream that begins anew, on a connection that was told of it.
 
 use crate::append::Appender;
+use crate::cover::LogKind;
+use crate::extent::REGION_BYTES;
+use crate::fold::FoldError;
+use crate::lost::{Lost, LostPiece};
 use crate::manifest::{DamageEntry, Manifest};
 use crate::payload;
+use crate::read::Reads;
 use crate::state::State;
 use crate::timeline::Timeline;
 use crate::writer::Takes;
@@ -22,66 +29,176 @@ use types::WriteSeq;
 pub struct Damage {
     /// Where, and what is wrong.
     pub what: String,
-    /// Cuts from here on may miss writes, until the source has sent everything again.
+    /// Cuts from here on miss something, until the source has sent it again or it was written over.
     pub from: WriteSeq,
     /// The index knows what lay there, so that reading it fails instead of showing older bytes.
     pub indexed: bool,
+    /// What of it was not known to be lost; none where that cannot be told, and no later cut can be opened.
+    pub pieces: Option<Vec<LostPiece>>,
 }
 
 impl Damage {
+    /// How many bytes are lost, of all cuts together; none where that cannot be told.
+    pub fn lost_bytes(&self) -> Option<u64> {
+        self.pieces.as_ref().map(|pieces| pieces.iter().map(|piece| piece.range.len).sum())
+    }
+
+    /// Of which nobody knows what it held: cuts from `from` on may miss writes.
+    pub(crate) fn of_cuts(what: String, from: WriteSeq, indexed: bool) -> Self {
+        Self { what, from, indexed, pieces: None }
+    }
+
+    fn of_pieces(what: String, pieces: Vec<LostPiece>) -> Self {
+        let from = pieces.iter().map(|piece| piece.from).min().unwrap_or(WriteSeq::MAX);
+        Self { what, from, indexed: true, pieces: Some(pieces) }
+    }
+
     /// Whether it was found before. What was made good stays where it lies until retention drops it, and is found
     /// each time somebody looks: newer cuts do not need it.
     pub(crate) fn is_known(&self, manifest: &Manifest) -> bool {
         manifest.damage.iter().any(|entry| entry.what == self.what)
     }
 
+    /// From where on the source must send again what it has; none where nothing of the newest state is lost.
+    fn demand(&self) -> Option<WriteSeq> {
+        match &self.pieces {
+            None => Some(self.from),
+            Some(pieces) => pieces.iter().filter(|piece| piece.until.is_none()).map(|piece| piece.from).min(),
+        }
+    }
+
+    /// Says what is lost, and what the source must send.
+    fn tell(&self, timeline: &mut Timeline) {
+        match &self.pieces {
+            None => timeline.open_gap(self.from),
+            Some(pieces) => drop(timeline.lose(pieces.clone())),
+        }
+        if let Some(from) = self.demand() {
+            timeline.demand_resync(from);
+        }
+    }
+
     /// Writes it down. The open segment is sealed already, so that the gaps in the manifest are those of
     /// its end.
     pub(crate) fn record(&self, manifest: &mut Manifest, timeline: &mut Timeline) {
+        self.tell(timeline);
+        timeline.write_to(manifest);
+        if self.demand().is_some() {
+            let newest = manifest.redo.segments.iter_mut().rev().find_map(|segment| segment.sealed.as_mut());
+            let point = newest.map_or(&mut manifest.base, |sealed| &mut sealed.point);
+            // Without an incarnation the source cannot resume, whatever program reads this next.
+            point.incarnation = None;
+        }
         if self.is_known(manifest) {
             return;
         }
-        timeline.open_gap(self.from);
-        timeline.demand_resync(self.from);
-        timeline.write_to(manifest);
-        let newest = manifest.redo.segments.iter_mut().rev().find_map(|segment| segment.sealed.as_mut());
-        let point = newest.map_or(&mut manifest.base, |sealed| &mut sealed.point);
-        // Without an incarnation the source cannot resume, whatever program reads this next.
-        point.incarnation = None;
         let (what, from_seq, indexed) = (self.what.clone(), self.from.raw(), self.indexed);
-        manifest.damage.push(DamageEntry { what, from_seq, to_seq: None, indexed });
+        let in_pieces = self.pieces.is_some();
+        manifest.damage.push(DamageEntry { what, from_seq, to_seq: None, indexed, in_pieces });
     }
 }
 
-/// Contains damage found while the journal is open; whether it was not known yet. Then the stream must be
-/// closed, so that the source learns that it has to send everything again.
-pub(crate) fn contain(state: &State, appender: &Appender, damage: &Damage) -> io::Result<bool> {
-    if damage.is_known(&state.read_shared().manifest) {
-        return Ok(false);
-    }
-    let mut writer = appender.lock_writer();
-    appender.seal_redo(&mut writer)?;
-    let mut timeline = state.read_shared().timeline.clone();
-    state.change_manifest(
-        |manifest| damage.record(manifest, &mut timeline),
-        |shared, manifest| {
-            shared.timeline.open_gap(damage.from);
-            shared.timeline.demand_resync(damage.from);
-            shared.set_manifest(manifest, |_| {});
-        },
-    )?;
-    // Whoever streams now does not know of it.
-    writer.takes = Takes::NothingMore;
-    payload::forget(state.uid);
-    Ok(true)
+/// Who contains damage that is found while the journal is open.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Containing<'a> {
+    pub(crate) state: &'a State,
+    pub(crate) reads: &'a Reads,
+    pub(crate) appender: &'a Appender,
 }
 
-/// Writes down that damage was made good, once a sync that began after it has drained.
+impl Containing<'_> {
+    /// Contains damage of which it is not known which bytes it costs; whether it was not known yet. Then the stream must be
+    /// closed, so that the source learns that it has to send everything again.
+    pub(crate) fn cuts(&self, damage: &Damage) -> Result<bool, FoldError> {
+        if damage.is_known(&self.state.read_shared().manifest) {
+            return Ok(false);
+        }
+        let mut writer = self.appender.lock_writer();
+        self.appender.seal_redo(&mut writer).map_err(FoldError::Manifest)?;
+        self.record(damage, &mut writer.takes).map_err(FoldError::Manifest)?;
+        Ok(true)
+    }
+
+    /// Contains damage that has cost these pieces, as of what was durable at `seen`; what of that was not known yet. Where
+    /// something of the newest state is lost the stream must be closed.
+    pub(crate) fn pieces(
+        &self,
+        what: &str,
+        pieces: Vec<LostPiece>,
+        seen: WriteSeq,
+    ) -> Result<Option<Damage>, FoldError> {
+        let is_nothing_new = {
+            let shared = self.state.read_shared();
+            let known = shared.manifest.damage.iter().find(|entry| entry.what == what);
+            // By its bytes and cuts, and not by its words: what was made good may be damaged once more, and what is known is no
+            // news in other words. What was contained as cuts was made good as such.
+            match known {
+                Some(entry) if !entry.in_pieces => true,
+                None if pieces.is_empty() => false,
+                _ => shared.timeline.clone().lose(pieces.clone()).is_empty(),
+            }
+        };
+        if is_nothing_new {
+            return Ok(None);
+        }
+        // Nothing comes in meanwhile.
+        let mut writer = self.appender.lock_writer();
+        self.appender.seal_redo(&mut writer).map_err(FoldError::Manifest)?;
+        let pieces = self.written_over_since(pieces, seen)?;
+        let fresh = self.state.read_shared().timeline.clone().lose(pieces);
+        let damage = Damage::of_pieces(what.to_owned(), fresh);
+        self.record(&damage, &mut writer.takes).map_err(FoldError::Manifest)?;
+        Ok(Some(damage))
+    }
+
+    /// Pieces after what has become durable since `seen`.
+    fn written_over_since(
+        &self,
+        pieces: Vec<LostPiece>,
+        seen: WriteSeq,
+    ) -> Result<Vec<LostPiece>, FoldError> {
+        let last = self.state.read_shared().timeline.last_seq;
+        let mut left = Lost::default();
+        left.add(pieces);
+        if last > seen {
+            for piece in left.pieces() {
+                for part in piece.range.split_at_multiples(REGION_BYTES) {
+                    let place = (piece.disk, part);
+                    for write in self.reads.extents_between(LogKind::Redo, place, (seen, last))? {
+                        left.write_over(write.disk, write.range, write.seq);
+                    }
+                }
+            }
+        }
+        Ok(left.pieces())
+    }
+
+    fn record(&self, damage: &Damage, takes: &mut Takes) -> io::Result<()> {
+        let mut timeline = self.state.read_shared().timeline.clone();
+        self.state.change_manifest(
+            |manifest| damage.record(manifest, &mut timeline),
+            |shared, manifest| {
+                damage.tell(&mut shared.timeline);
+                shared.set_manifest(manifest, |_| {});
+            },
+        )?;
+        if damage.demand().is_some() {
+            // Whoever streams now does not know of it.
+            *takes = Takes::NothingMore;
+        }
+        payload::forget(self.state.uid);
+        Ok(())
+    }
+}
+
+/// Writes down that damage was made good: nothing of the newest state is lost any more.
 pub(crate) fn settle(state: &State) -> io::Result<()> {
     let made_good = {
         let shared = state.read_shared();
         let waiting = shared.manifest.damage.iter().any(|damage| damage.to_seq.is_none());
-        (waiting && !shared.timeline.is_gap_open()).then(|| shared.timeline.last_seq.raw())
+        let is_whole =
+            !shared.timeline.is_gap_open() && shared.timeline.lost().lost_from(WriteSeq::MAX).is_none();
+        (waiting && is_whole).then(|| shared.timeline.last_seq.raw())
     };
     let Some(upto) = made_good else { return Ok(()) };
     state.change_manifest_alone(|manifest| {

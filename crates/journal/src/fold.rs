@@ -208,7 +208,11 @@ impl Fold {
         let view = self.state.read_shared().view.clone();
         let replica = self.reads.replica(region.disk).map_err(FoldError::Replica)?;
         let summed = view.manifest.disks[usize::from(region.disk.0)].summed_below;
-        let mut replica = replica.begin(summed, is_repeated);
+        let lost = {
+            let shared = self.state.read_shared();
+            shared.timeline.lost().of_at(region.disk, replica.around(region.range), target)
+        };
+        let mut replica = replica.begin(summed, is_repeated, &lost);
         let mut run: Option<ByteRange> = None;
         let mut total = 0;
         let at = |start: u64| (start - region.range.start) as usize;
@@ -233,7 +237,7 @@ impl Fold {
             let bytes = &mut buf.as_mut_slice()[at(range.start)..at(range.end())];
             if let Err(error) = self.reads.part(&view, region.disk, piece).and_then(|part| part.read(bytes)) {
                 let parts = match is_whole && error.is_of_a_batch() {
-                    true => self.still_needed(region.disk, &piece, target)?,
+                    true => self.needed_of(region.disk, &piece, target)?,
                     false => None,
                 };
                 let parts = parts.ok_or(error)?;
@@ -270,6 +274,28 @@ impl Fold {
             replica.zero(part)?;
         }
         Ok(())
+    }
+
+    /// Which parts of a piece, of which not all can be read, have to be as they are at `target`: not those that are known
+    /// to be lost there. None where that is all of it.
+    fn needed_of(
+        &self,
+        disk: DiskIndex,
+        piece: &Piece,
+        target: WriteSeq,
+    ) -> Result<Option<Vec<ByteRange>>, ReadError> {
+        let known = self.state.read_shared().timeline.lost().left_of(disk, piece.range, target);
+        if known == [piece.range] {
+            return self.still_needed(disk, piece, target);
+        }
+        let mut needed = Vec::new();
+        for part in known {
+            match self.still_needed(disk, &piece.part(part), target)? {
+                Some(parts) => needed.extend(parts),
+                None => needed.push(part),
+            }
+        }
+        Ok(Some(needed))
     }
 
     /// Which parts of a piece some cut that can be opened needs as they are at `target`. In a gap that has ended those are

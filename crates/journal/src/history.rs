@@ -2,6 +2,7 @@
 
 use crate::checkpoint_files::{CheckpointError, Files};
 use crate::checkpoints::{CheckpointFacts, CheckpointQuery};
+use crate::lost::Lost;
 use crate::state::State;
 use types::{CheckpointId, WallTime, WriteSeq};
 
@@ -21,6 +22,11 @@ impl Listed {
             (found, _) => Ok(found),
         }
     }
+}
+
+/// Asks for one checkpoint, the newest.
+fn newest() -> CheckpointQuery {
+    CheckpointQuery { newest_first: true, limit: 1, ..CheckpointQuery::default() }
 }
 
 /// What can be opened of a journal now.
@@ -43,8 +49,10 @@ impl History<'_> {
         let mut take = |facts: CheckpointFacts| {
             let is_kept =
                 || !query.thinned || facts.is_kept(&thinning, self.state.read_shared().age_of(facts.cut()));
-            if timeline.is_consistent_checkpoint(facts.cut()) && is_kept() {
-                found.push(facts);
+            let damaged_bytes = timeline.lost().bytes_at(facts.cut());
+            let is_wanted = !query.undamaged || damaged_bytes == 0;
+            if is_wanted && timeline.is_consistent_checkpoint(facts.cut()) && is_kept() {
+                found.push(CheckpointFacts { damaged_bytes, ..facts });
             }
             found.len() < query.limit
         };
@@ -87,35 +95,38 @@ impl History<'_> {
         }
     }
 
-    /// The newest consistent cut at or below `cut`, if there is one.
+    /// The newest consistent cut at or below `cut` of which nothing is lost, if there is one.
     pub(crate) fn newest_consistent(&self, cut: WriteSeq) -> Option<WriteSeq> {
+        self.newest_but_for(cut, self.state.read_shared().timeline.lost().clone())
+    }
+
+    /// The newest consistent cut at or below `cut` that has nothing of what is `lost`.
+    fn newest_but_for(&self, cut: WriteSeq, lost: Lost) -> Option<WriteSeq> {
         let timeline = self.state.read_shared().timeline.clone();
-        timeline.newest_consistent(cut, |cut| {
+        timeline.newest_consistent(cut, &lost, |cut| {
             let after = Some(cut.next());
-            let query = CheckpointQuery { after, newest_first: true, limit: 1, ..CheckpointQuery::default() };
+            let undamaged = !lost.is_empty();
+            let query = CheckpointQuery { after, undamaged, ..newest() };
             // One that cannot be read is none: an older cut is taken.
             self.checkpoints(&query).rows.pop().map(|facts| facts.cut())
         })
     }
 
-    /// Whether the VM can be opened exactly at `cut`.
+    /// Whether the VM can be opened exactly at `cut`; reads of what is lost there fail.
     pub(crate) fn is_consistent(&self, cut: WriteSeq) -> bool {
-        self.newest_consistent(cut) == Some(cut)
+        self.newest_but_for(cut, Lost::default()) == Some(cut)
     }
 
-    /// The newest checkpoint that can be opened.
+    /// The newest checkpoint that can be opened, and of which nothing is lost.
     pub(crate) fn newest_checkpoint(&self) -> Result<Option<CheckpointFacts>, CheckpointError> {
-        let query = CheckpointQuery { newest_first: true, limit: 1, ..CheckpointQuery::default() };
-        self.checkpoints(&query).only()
+        self.checkpoints(&CheckpointQuery { undamaged: true, ..newest() }).only()
     }
 
-    /// The newest checkpoint taken at or before `time`.
+    /// The newest checkpoint taken at or before `time` of which nothing is lost.
     pub(crate) fn nearest_checkpoint(
         &self,
         time: WallTime,
     ) -> Result<Option<CheckpointFacts>, CheckpointError> {
-        let query =
-            CheckpointQuery { to: Some(time), newest_first: true, limit: 1, ..CheckpointQuery::default() };
-        self.checkpoints(&query).only()
+        self.checkpoints(&CheckpointQuery { to: Some(time), undamaged: true, ..newest() }).only()
     }
 }

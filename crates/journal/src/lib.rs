@@ -26,10 +26,12 @@
 
 mod age;
 mod append;
+mod appraise;
 mod checkpoint_files;
 mod checkpoints;
 mod compact;
 mod copies;
+mod cost;
 mod cover;
 mod create;
 mod damage;
@@ -44,6 +46,7 @@ mod image;
 mod journal;
 mod layout;
 mod life;
+mod lost;
 mod manifest;
 mod merge;
 mod open;
@@ -90,6 +93,7 @@ pub use gather::batch_room;
 pub use history::Listed;
 pub use image::{Image, ImageError};
 pub use journal::{Journal, Opened, index_pages_read, newest_common_cut};
+pub use lost::LostPiece;
 pub use manifest::{Manifest, ManifestError, SegmentInfo};
 pub use open::OpenError;
 pub use overlay::{Overlay, OverlayError};

@@ -12,8 +12,8 @@ use std::io;
 use types::{Incarnation, WriteSeq};
 
 const MAGIC: [u8; 4] = *b"HFJM";
-/// 5: checksums beside the replicas. 4: two copies. 3: the demand for a resync stands in a field of its own. 2: both logs, runs, checkpoint files, pins. 1: the first, with segments only.
-const VERSION: u32 = 5;
+/// 6: what is lost in pieces. 5: checksums beside the replicas. 4: two copies. 3: the demand for a resync stands in a field of its own. 2: both logs, runs, checkpoint files, pins. 1: the first, with segments only.
+const VERSION: u32 = 6;
 /// The oldest version that is read.
 const VERSION_MIN: u32 = 2;
 
@@ -45,6 +45,9 @@ pub struct Manifest {
     /// stream that begins anew is taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub must_resync: Option<u64>,
+    /// Bytes that are lost as of some cuts, as of the end of the last sealed segment.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<LostEntry>,
     /// Where the stream stood at the end of the last segment that was dropped.
     pub base: StreamPoint,
     pub redo: Log,
@@ -84,6 +87,18 @@ pub struct Log {
 pub struct GapEntry {
     pub begin: u64,
     pub end: Option<u64>,
+}
+
+/// Bytes of a disk that cannot be known as of cuts at or above `from` and below `until`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostEntry {
+    pub disk: u16,
+    pub start: u64,
+    pub len: u64,
+    pub from: u64,
+    /// None as long as nothing was written over them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<u64>,
 }
 
 /// Where a stream stood.
@@ -193,7 +208,7 @@ pub struct PinEntry {
     pub expires_age: Option<i64>,
 }
 
-/// Damage that was found: cuts from `from_seq` to `to_seq` may miss writes.
+/// Damage that was found: cuts from `from_seq` to `to_seq` may miss writes, or what it cost is in [`Manifest::lost`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DamageEntry {
     pub what: String,
@@ -203,6 +218,9 @@ pub struct DamageEntry {
     /// Whether the index still knows what lay there.
     #[serde(default)]
     pub indexed: bool,
+    /// Whether all that it cost is told in pieces.
+    #[serde(default)]
+    pub in_pieces: bool,
 }
 
 impl SegmentInfo {

@@ -7,6 +7,7 @@
 
 use crate::cover::LogKind;
 use crate::layout::{ENVELOPE_BYTES, Envelope, SegmentHeader};
+use crate::lost::LostPiece;
 use crate::page::PAGE_BYTES;
 use crate::store::StoreFile;
 use batch::{BLOCK_BYTES, Batch, Codec, Entry, FrameEntry};
@@ -37,6 +38,12 @@ pub enum ReadError {
         "writes at or below {cut} are lost with their index: {what}; open a checkpoint before them, or one after the next sync"
     )]
     Lost { cut: WriteSeq, what: String },
+    /// The same of some bytes.
+    #[error(
+        "disk {disk} at byte {}, {} bytes: damaged in the journal as of {}{}",
+        piece.range.start, piece.range.len, piece.from, up_to(piece)
+    )]
+    LostBytes { disk: String, piece: LostPiece },
     #[error(transparent)]
     Run(#[from] crate::run::RunError),
     #[error("cannot read the replica")]
@@ -45,6 +52,10 @@ pub enum ReadError {
     Rotten { disk: String, at: u64, len: u64 },
     #[error("read {range:?} past the end of the disk")]
     OutOfRange { range: ByteRange },
+}
+
+fn up_to(piece: &LostPiece) -> String {
+    piece.until.map_or(" and later".to_owned(), |until| format!(" up to what was written at {until}"))
 }
 
 impl ReadError {

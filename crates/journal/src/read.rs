@@ -8,7 +8,7 @@
 //! later look-ups go elsewhere, and then passes the gate once: see [`Reads::wait_for_readers`].
 
 use crate::cover::{Cover, LogKind, Origin, Piece};
-use crate::extent::REGION_BYTES;
+use crate::extent::{Extent, REGION_BYTES};
 use crate::page::PAGE_BYTES;
 use crate::payload::{BatchKey, ReadError, SegmentFile, Wanted};
 use crate::replica::Replica;
@@ -277,6 +277,7 @@ impl Reads {
         let (view, undo_of_open) = {
             let shared = self.state.read_shared();
             check(&shared)?;
+            shared.knows_bytes_at(disk, range, cut)?;
             let view = shared.view.clone();
             shared.redo_table.fill(&mut cover, disk, range, view.applied, cut);
             // Taken along now: by the time the older ones are looked up it may have been sealed.
@@ -321,6 +322,28 @@ impl Reads {
             run.fill(&*self.state.store, &mut cover, disk, after, upto)?;
         }
         Ok(cover.open().to_vec())
+    }
+
+    /// All that a log has over a range, which lies in one region, above `after` and at or below `upto`; ascending by
+    /// sequence.
+    pub(crate) fn extents_between(
+        &self,
+        kind: LogKind,
+        (disk, range): (DiskIndex, ByteRange),
+        (after, upto): (WriteSeq, WriteSeq),
+    ) -> Result<Vec<Extent>, ReadError> {
+        let (view, mut found) = {
+            let shared = self.state.read_shared();
+            let open = shared.table(kind).between(disk, range, (after, upto)).collect::<Vec<_>>();
+            (shared.view.clone(), open)
+        };
+        let log = view.log(kind);
+        found.extend(log.frozen.iter().flat_map(|table| table.between(disk, range, (after, upto))));
+        for run in &log.runs {
+            found.extend(run.between(&*self.state.store, disk, range, (after, upto))?);
+        }
+        found.sort_by_key(|extent| extent.seq);
+        Ok(found)
     }
 
     /// A piece with the file that has its bytes.

@@ -62,6 +62,15 @@ impl Replica {
         &*self.data
     }
 
+    /// Whether the disk gives the first block or the last.
+    pub(crate) fn answers(&self) -> bool {
+        let mut block = PageBuf::zeroed(SUMMED_BYTES as usize);
+        [0, self.size.div_ceil(SUMMED_BYTES).saturating_sub(1)].into_iter().any(|number| {
+            let range = self.block(number);
+            self.data.read_at(range.start, &mut block.as_mut_slice()[..range.len as usize]).is_ok()
+        })
+    }
+
     pub(crate) fn sums(&self) -> &Sums {
         &self.sums
     }
@@ -133,9 +142,15 @@ impl Replica {
         rotten.collect()
     }
 
-    /// Writing to one place that nobody else writes to meanwhile.
-    pub(crate) fn begin(&self, summed_below: u64, is_repeated: bool) -> Writing<'_> {
-        Writing { replica: self, summed_below, is_repeated, words: BTreeMap::new(), parts: BTreeMap::new() }
+    /// Writing to one place that nobody else writes to meanwhile, and of which these parts are known to be `lost`.
+    pub(crate) fn begin<'a>(
+        &'a self,
+        summed_below: u64,
+        is_repeated: bool,
+        lost: &'a [ByteRange],
+    ) -> Writing<'a> {
+        let (words, parts) = (BTreeMap::new(), BTreeMap::new());
+        Writing { replica: self, summed_below, is_repeated, lost, words, parts }
     }
 
     /// Makes both files durable.
@@ -145,14 +160,44 @@ impl Replica {
     }
 }
 
-/// A block that is written in part.
-#[derive(Debug)]
-enum InPart {
-    Holds(Vec<u8>),
+/// What there was of a block that is written in part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Before {
+    Good,
     /// It could not be read just now: nothing is known of it.
     Unread,
     /// What of it is not written is as damaged as before.
+    Rotten,
+    /// That, and what it holds cannot be read.
     Damaged,
+}
+
+/// A block that is written in part.
+#[derive(Debug)]
+struct InPart {
+    before: Before,
+    /// What it holds now.
+    held: Vec<u8>,
+    written: Vec<ByteRange>,
+}
+
+impl InPart {
+    /// Takes up what is written to a part of `block`.
+    fn write(&mut self, block: ByteRange, part: ByteRange, fill: impl FnOnce(&mut [u8])) {
+        fill(&mut self.held[(part.start - block.start) as usize..][..part.len as usize]);
+        self.written.push(part);
+    }
+
+    /// Whether all of it that was not written is known to be lost: then reading that fails whatever it holds.
+    fn is_lost_elsewhere(&self, block: ByteRange, lost: &[ByteRange]) -> bool {
+        let mut known: Vec<_> =
+            self.written.iter().chain(lost).filter_map(|part| part.intersection(block)).collect();
+        known.sort_unstable();
+        let upto = known
+            .iter()
+            .fold(block.start, |upto, part| if part.start <= upto { upto.max(part.end()) } else { upto });
+        upto == block.end()
+    }
 }
 
 /// What is being written to a place of a replica.
@@ -163,6 +208,7 @@ pub(crate) struct Writing<'a> {
     /// Some of it may have been written before, by a fold that was cut short: what a checksum says is of before that, or
     /// of after.
     is_repeated: bool,
+    lost: &'a [ByteRange],
     words: BTreeMap<u64, Word>,
     parts: BTreeMap<u64, InPart>,
 }
@@ -172,12 +218,12 @@ impl Writing<'_> {
         let range = ByteRange::new(start, bytes.len() as u64);
         for block in blocks_of(range) {
             let whole = self.replica.block(block);
-            let (from, to) = (range.start.max(whole.start), range.end().min(whole.end()));
-            let part = &bytes[(from - start) as usize..(to - start) as usize];
-            if part.len() as u64 == whole.len {
-                self.words.insert(block, Word::of(part));
-            } else if let InPart::Holds(held) = self.in_part(block) {
-                held[(from - whole.start) as usize..(to - whole.start) as usize].copy_from_slice(part);
+            let Some(part) = range.intersection(whole) else { continue };
+            let bytes = &bytes[(part.start - start) as usize..][..part.len as usize];
+            if part == whole {
+                self.words.insert(block, Word::of(bytes));
+            } else {
+                self.in_part(block).write(whole, part, |held| held.copy_from_slice(bytes));
             }
         }
         self.replica.data.write_at(start, bytes)
@@ -206,9 +252,8 @@ impl Writing<'_> {
         }
         for block in edges {
             let whole = self.replica.block(block);
-            let (from, to) = (range.start.max(whole.start), range.end().min(whole.end()));
-            if let InPart::Holds(held) = self.in_part(block) {
-                held[(from - whole.start) as usize..(to - whole.start) as usize].fill(0);
+            if let Some(part) = range.intersection(whole) {
+                self.in_part(block).write(whole, part, |held| held.fill(0));
             }
         }
         zero(self.replica.data())?;
@@ -220,30 +265,34 @@ impl Writing<'_> {
         let (replica, summed_below) = (self.replica, self.summed_below);
         let is_repeated = self.is_repeated;
         self.parts.entry(block).or_insert_with(|| {
-            if replica.sums.words(block..block + 1) == [Word::DAMAGED] {
-                return InPart::Damaged;
-            }
             let whole = replica.block(block);
             let mut held = vec![0; whole.len as usize];
-            if replica.data.read_at(whole.start, &mut held).is_err() {
-                return InPart::Unread;
-            }
-            match is_repeated || replica.rotten(whole.start, &held, summed_below).is_empty() {
-                true => InPart::Holds(held),
-                false => InPart::Damaged,
-            }
+            let is_read = replica.data.read_at(whole.start, &mut held).is_ok();
+            let is_damaged = replica.sums.words(block..block + 1) == [Word::DAMAGED]
+                || (is_read && !is_repeated && !replica.rotten(whole.start, &held, summed_below).is_empty());
+            let before = match (is_damaged, is_read) {
+                (true, true) => Before::Rotten,
+                (true, false) => Before::Damaged,
+                (false, true) => Before::Good,
+                (false, false) => Before::Unread,
+            };
+            InPart { before, held, written: Vec::new() }
         })
     }
 
     /// Says what the blocks hold now; not synced.
     pub(crate) fn finish(mut self) -> io::Result<()> {
-        let parts = std::mem::take(&mut self.parts).into_iter();
-        let of = |held: InPart| match held {
-            InPart::Holds(held) => Word::of(&held),
-            InPart::Unread => Word::UNKNOWN,
-            InPart::Damaged => Word::DAMAGED,
-        };
-        self.words.extend(parts.map(|(block, held)| (block, of(held))));
+        for (block, part) in std::mem::take(&mut self.parts) {
+            let word = match part.before {
+                Before::Good => Word::of(&part.held),
+                Before::Rotten if part.is_lost_elsewhere(self.replica.block(block), self.lost) => {
+                    Word::of(&part.held)
+                }
+                Before::Rotten | Before::Damaged => Word::DAMAGED,
+                Before::Unread => Word::UNKNOWN,
+            };
+            self.words.insert(block, word);
+        }
         self.replica.sums.set(&self.words)
     }
 }

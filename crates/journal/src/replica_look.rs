@@ -34,7 +34,8 @@ impl Looked {
                 Err(_) => looked.unread.push(block),
             }
         }
-        match looked.unread.iter().map(|block| block.len).sum::<u64>() < region.len {
+        let is_read_in_part = looked.unread.iter().map(|block| block.len).sum::<u64>() < region.len;
+        match is_read_in_part || replica.answers() {
             true => Ok(looked),
             false => Err(error),
         }
@@ -49,10 +50,10 @@ impl Looked {
         self.rotten.is_empty() && self.unread.is_empty() && self.fresh.is_empty()
     }
 
-    /// What is damaged, by its place.
-    pub(crate) fn damage(self, replica: &Replica) -> Vec<String> {
-        let rotten = joined(self.rotten).into_iter().map(|range| replica.damaged(range).to_string());
-        let unread = joined(self.unread).into_iter().map(|range| replica.unread(range));
+    /// What is damaged, and where.
+    pub(crate) fn damage(self, replica: &Replica) -> Vec<(String, ByteRange)> {
+        let rotten = joined(self.rotten).into_iter().map(|range| (replica.damaged(range).to_string(), range));
+        let unread = joined(self.unread).into_iter().map(|range| (replica.unread(range), range));
         rotten.chain(unread).collect()
     }
 }

@@ -339,6 +339,50 @@ impl Run {
         Ok(())
     }
 
+    /// All extents over a part of a region, above `above` and at or below `upto`.
+    pub(crate) fn between(
+        &self,
+        store: &dyn Store,
+        disk: DiskIndex,
+        part: ByteRange,
+        (above, upto): (WriteSeq, WriteSeq),
+    ) -> Result<Vec<Extent>, RunError> {
+        let mut found = Vec::new();
+        if self.info.last_seq <= above.raw() || self.info.first_seq > upto.raw() {
+            return Ok(found);
+        }
+        let guide = self.guide(store)?;
+        let places = (place_key(disk, part.start / REGION_BYTES * REGION_BYTES), place_key(disk, part.end()));
+        if guide.has_blocks_of(disk, part) {
+            for page in guide.pages_for(disk, part) {
+                self.search_page(&guide, page, places, (above, upto), &mut found)?;
+            }
+        }
+        for piece in WidePiece::around(disk, part.start).filter(|piece| guide.has_piece(*piece)) {
+            let at_or_below = |seq: WriteSeq| guide.wide.partition_point(|first| *first <= (piece, seq));
+            let pages = at_or_below(WriteSeq::ZERO).saturating_sub(1)..at_or_below(WriteSeq::MAX);
+            let mut wide = Vec::new();
+            self.read_pages(&guide, guide.directory.len() + pages.start, pages.len(), &mut wide)?;
+            let counts = |extent: &Extent| {
+                extent.wide_piece() == Some(piece) && extent.seq > above && extent.seq <= upto
+            };
+            found.extend(wide.into_iter().filter(counts));
+        }
+        found.retain(|extent| extent.range.overlaps(part));
+        Ok(found)
+    }
+
+    /// Tells `each` extent of the run.
+    pub(crate) fn visit(&self, store: &dyn Store, mut each: impl FnMut(Extent)) -> Result<(), RunError> {
+        let guide = self.guide(store)?;
+        let mut extents = Vec::new();
+        for page in 0..guide.pages() {
+            self.read_pages(&guide, page, 1, &mut extents)?;
+            extents.drain(..).for_each(&mut each);
+        }
+        Ok(())
+    }
+
     /// Of a wide piece's extents the one that counts first, in the one page or two that may have it: all of them are
     /// equally long.
     fn search_wide(

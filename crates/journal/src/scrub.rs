@@ -6,27 +6,30 @@
 //! file of its own. A segment that retention drops while it is read is passed over.
 
 use crate::append::Appender;
+use crate::appraise::{Appraisal, AppraiseError, Stretch};
 use crate::checkpoint_files::{CheckpointError, Copies, Mended};
 use crate::compact::{remove_run_files, swap_runs};
 use crate::cover::LogKind;
-use crate::damage::{Damage, contain};
+use crate::damage::{Containing, Damage};
 use crate::extent::extents_of;
 use crate::fold::FoldError;
 use crate::footers::Footers;
+use crate::lost::LostPiece;
 use crate::manifest::{RunInfo, SegmentInfo};
 use crate::page::PAGE_BYTES;
 use crate::read::Reads;
 use crate::run::Run;
 use crate::run_writer::RunWriter;
 use crate::scrub_replica::{Read, ScrubReplica};
-use crate::segment::{Found, Onward, Segment};
+use crate::segment::{Found, Onward, Segment, cut_off_up_to};
 use crate::state::State;
 use crate::table::Table;
 use crate::turn::Turns;
+use crate::undo::UndoWriter;
 use crate::upkeep::Upkeep;
 use std::io;
 use std::sync::Arc;
-use types::{DiskIndex, WriteSeq};
+use types::{ByteRange, DiskIndex, WriteSeq};
 
 /// Up to where a round of scrubbing has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -101,16 +104,11 @@ impl Scrub<'_> {
             return Ok(done);
         };
         done.place = Some(place_of(kind, info.number));
-        let damage;
-        (done.bytes, damage) = self.read_batches(kind, &info, before, end, how).map_err(FoldError::Footer)?;
-        for damage in damage {
-            if !self.is_kept(kind, info.number) || damage.is_known(&self.state.read_shared().manifest) {
-                continue;
-            }
-            self.settle_index(kind, info.number)?;
-            if contain(self.state, self.appender, &damage).map_err(FoldError::Manifest)? {
-                done.damage.push(damage);
-            }
+        let stretches;
+        (done.bytes, stretches) =
+            self.read_batches(kind, &info, before, end, how).map_err(FoldError::Footer)?;
+        if !stretches.is_empty() && self.is_kept(kind, info.number) {
+            done.damage = self.contain(kind, &info, stretches)?;
         }
         let footer = info.sealed.as_ref().and_then(|sealed| sealed.footer.clone());
         if let Some(footer) = footer
@@ -145,9 +143,53 @@ impl Scrub<'_> {
         })
     }
 
+    /// Contains what of a segment does not check; what of that was not known.
+    fn contain(
+        &self,
+        kind: LogKind,
+        info: &SegmentInfo,
+        stretches: Vec<Stretch>,
+    ) -> Result<Vec<Damage>, FoldError> {
+        let mut undo = self.turns.lock();
+        self.state.check_life().map_err(FoldError::Footer)?;
+        if !self.is_kept(kind, info.number) {
+            return Ok(Vec::new());
+        }
+        self.settle_index(kind, info.number, &mut undo)?;
+        let appraisal = Appraisal { state: self.state, reads: self.reads };
+        let mut found = Vec::new();
+        for stretch in stretches {
+            let seen = self.state.read_shared().timeline.last_seq;
+            let pieces = match appraisal.of_stretch(kind, info, &stretch) {
+                Err(AppraiseError::Index(_)) => None,
+                Err(AppraiseError::Io(error)) => return Err(FoldError::Footer(error)),
+                Ok(pieces) => pieces,
+            };
+            let from = self.lost_from(kind, stretch.last);
+            found.extend(self.contain_as(stretch.what, from, pieces, seen)?);
+        }
+        Ok(found)
+    }
+
+    /// Contains damage as pieces, as of what was durable at `seen`, or else as cuts from `from` on; unless it was known.
+    fn contain_as(
+        &self,
+        what: String,
+        from: WriteSeq,
+        pieces: Option<Vec<LostPiece>>,
+        seen: WriteSeq,
+    ) -> Result<Option<Damage>, FoldError> {
+        let containing = Containing { state: self.state, reads: self.reads, appender: self.appender };
+        let Some(pieces) = pieces else {
+            let damage = Damage::of_cuts(what, from, true);
+            return Ok(containing.cuts(&damage)?.then_some(damage));
+        };
+        containing.pieces(&what, pieces, seen)
+    }
+
     /// Ends a segment that is open and puts its index on the disk: what is damaged in it would keep the next opening from
     /// reading what lies behind.
-    fn settle_index(&self, kind: LogKind, number: u64) -> Result<(), FoldError> {
+    fn settle_index(&self, kind: LogKind, number: u64, undo: &mut UndoWriter) -> Result<(), FoldError> {
         let has_footer = |info: &SegmentInfo| info.sealed.as_ref().is_some_and(|s| s.footer.is_some());
         let manifest = self.state.read_shared().manifest.clone();
         if manifest.log(kind).segments.iter().any(|info| info.number == number && has_footer(info)) {
@@ -155,7 +197,7 @@ impl Scrub<'_> {
         }
         match kind {
             LogKind::Redo => self.appender.seal_redo(&mut self.appender.lock_writer()),
-            LogKind::Undo => self.turns.seal_undo(),
+            LogKind::Undo => self.turns.seal_undo(undo),
         }
         .map_err(FoldError::Manifest)?;
         self.footers.write_all(None).map_err(FoldError::Footer)?;
@@ -175,18 +217,20 @@ impl Scrub<'_> {
     }
 
     fn read_replica(&self, disk: DiskIndex, from: u64, how: &Upkeep<'_>) -> Result<Scrubbed, FoldError> {
-        let scrub = ScrubReplica { state: self.state, reads: self.reads, turns: self.turns };
+        let contain = |what: String, range: ByteRange| {
+            let seen = self.state.read_shared().timeline.last_seq;
+            let pieces = match (Appraisal { state: self.state, reads: self.reads }).of_replica(disk, range) {
+                Err(AppraiseError::Index(_)) => None,
+                Err(AppraiseError::Io(error)) => return Err(FoldError::Replica(error)),
+                Ok(pieces) => Some(pieces),
+            };
+            self.contain_as(what, self.lost_from(LogKind::Undo, WriteSeq::ZERO), pieces, seen)
+        };
+        let scrub =
+            ScrubReplica { state: self.state, reads: self.reads, turns: self.turns, contain: &contain };
         let Read { upto, bytes, damage } = scrub.step(disk, from, how)?;
         let place = Some(ScrubPlace(Place::Replica { disk: disk.0, upto }));
-        let mut done = Scrubbed { place, bytes, ..Scrubbed::default() };
-        for what in damage {
-            // As of a before-image, whatever is not written anew since may need it.
-            let damage = Damage { what, from: self.lost_from(LogKind::Undo, WriteSeq::ZERO), indexed: true };
-            if contain(self.state, self.appender, &damage).map_err(FoldError::Manifest)? {
-                done.damage.push(damage);
-            }
-        }
-        Ok(done)
+        Ok(Scrubbed { place, bytes, damage, ..Scrubbed::default() })
     }
 
     fn is_kept(&self, kind: LogKind, number: u64) -> bool {
@@ -202,22 +246,17 @@ impl Scrub<'_> {
         before: WriteSeq,
         end: u64,
         how: &Upkeep<'_>,
-    ) -> io::Result<(u64, Vec<Damage>)> {
+    ) -> io::Result<(u64, Vec<Stretch>)> {
         let mut bytes = 0;
         let each = |found: &Found| {
             bytes += found.batch.bytes().len() as u64;
             (how.pace)(found.batch.bytes().len() as u64);
         };
-        let damage = self.read_around_damage(kind, info, before, end, each)?;
-        let from = |last| self.lost_from(kind, last);
-        Ok((
-            bytes,
-            damage.into_iter().map(|(what, last)| Damage { what, from: from(last), indexed: true }).collect(),
-        ))
+        let stretches = self.read_around_damage(kind, info, before, end, each)?;
+        Ok((bytes, stretches))
     }
 
-    /// Tells `each` batch of a segment, up to byte `end`, whose tables check. What does not check is returned, with the last
-    /// sequence before it.
+    /// Tells `each` batch of a segment, up to byte `end`, whose tables check. What does not check is returned.
     fn read_around_damage(
         &self,
         kind: LogKind,
@@ -225,11 +264,14 @@ impl Scrub<'_> {
         before: WriteSeq,
         end: u64,
         mut each: impl FnMut(&Found),
-    ) -> io::Result<Vec<(String, WriteSeq)>> {
-        let (mut last, mut damage) = (before, Vec::new());
+    ) -> io::Result<Vec<Stretch>> {
+        let (mut last, mut stretches) = (before, Vec::new());
         let segment = match Segment::open(&*self.state.store, kind, info) {
             Ok(segment) => segment,
-            Err(error) => return Ok(vec![(error.io_or_damage()?, last)]),
+            Err(error) => {
+                let what = error.io_or_damage()?;
+                return Ok(vec![Stretch { what, last, place: 0..end, tables: None }]);
+            }
         };
         let mut scan = segment.scan(Some(end)).map_err(io::Error::other)?;
         loop {
@@ -241,21 +283,27 @@ impl Scrub<'_> {
                     each(&found);
                     continue;
                 }
-                Ok(None) if at >= end => return Ok(damage),
+                Ok(None) if at >= end => return Ok(stretches),
                 Ok(None) => segment.ends_early(at),
                 Err(error) => error,
             };
-            damage.push((error.io_or_damage()?, last));
-            if let Some(found) = scan.tables().map_err(io::Error::other)? {
+            let mut stretch = Stretch { what: error.io_or_damage()?, last, place: at..end, tables: None };
+            stretch.tables = scan.tables().map_err(io::Error::other)?;
+            if let Some(found) = &stretch.tables {
                 last = found.batch.header().last_seq;
-                each(&found);
+                each(found);
             }
             let onward = scan.resume().map_err(io::Error::other)?;
-            if onward != Onward::Next {
-                damage.push((segment.cut_off_behind(at).to_string(), last));
+            if onward != Onward::End {
+                stretch.place.end = scan.position.at;
             }
+            if onward != Onward::Next {
+                stretch.tables = None; // They are not of all that is lost.
+                stretch.what += &cut_off_up_to(stretch.place.end);
+            }
+            stretches.push(stretch);
             if onward == Onward::End {
-                return Ok(damage);
+                return Ok(stretches);
             }
         }
     }
@@ -273,14 +321,7 @@ impl Scrub<'_> {
     /// Whether every page of a run can be read and checks. One that cannot is made again out of what lies elsewhere, which
     /// a disk that gives nothing does not give either.
     fn is_whole(&self, run: &Run) -> bool {
-        let mut extents = Vec::new();
-        let result = run.guide(&*self.state.store).and_then(|guide| {
-            (0..guide.pages()).try_for_each(|page| {
-                extents.clear();
-                run.read_pages(&guide, page, 1, &mut extents)
-            })
-        });
-        result.is_ok()
+        run.visit(&*self.state.store, |_| {}).is_ok()
     }
 
     /// Makes a segment's footer again, in a file of its own, out of the batches whose tables check. Of the others
@@ -301,7 +342,7 @@ impl Scrub<'_> {
             entries.flat_map(|entry| extents_of(entry, page)).for_each(|extent| table.insert(extent));
         };
         let end = info.sealed.as_ref().map_or(0, |sealed| sealed.bytes);
-        let damage =
+        let stretches =
             self.read_around_damage(kind, info, WriteSeq::ZERO, end, each).map_err(FoldError::Footer)?;
         let number = self.state.read_shared().manifest.next_file + 1;
         let fresh = RunInfo { file: Some(number), at: 0, ..old.clone() };
@@ -332,9 +373,9 @@ impl Scrub<'_> {
                     }
                     log.runs.iter_mut().filter(|run| *run == old).for_each(|run| *run = fresh.clone());
                     manifest.next_file = manifest.next_file.max(number);
-                    // What its tables said is not in the new footer.
-                    for entry in manifest.damage.iter_mut() {
-                        entry.indexed &= !damage.iter().any(|(what, _)| *what == entry.what);
+                    // What its tables said is not in the new footer. Of pieces it is known all the same.
+                    for entry in manifest.damage.iter_mut().filter(|entry| !entry.in_pieces) {
+                        entry.indexed &= !stretches.iter().any(|stretch| stretch.what == entry.what);
                     }
                 },
                 |shared, manifest| {

@@ -4,6 +4,8 @@
 //! looked at once more while no fold is under way; what one has left in part has no say (`replica.rs`). What was read of a
 //! disk that became a replica as it was is believed from then on: whether it had rotted before nobody can know.
 
+use crate::damage::Damage;
+use crate::fold::FoldError;
 use crate::payload::ReadError;
 use crate::read::Reads;
 use crate::replica::Replica;
@@ -19,11 +21,13 @@ use types::{ByteRange, DiskIndex};
 const STEP_BYTES: u64 = 64 << 20;
 
 /// Who scrubs replicas.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub(crate) struct ScrubReplica<'a> {
     pub(crate) state: &'a State,
     pub(crate) reads: &'a Reads,
     pub(crate) turns: &'a Turns,
+    /// Contains damage of a place, while no turn is taken; what of it was not known.
+    pub(crate) contain: &'a dyn Fn(String, ByteRange) -> Result<Option<Damage>, FoldError>,
 }
 
 /// What a step has read.
@@ -31,8 +35,8 @@ pub(crate) struct ScrubReplica<'a> {
 pub(crate) struct Read {
     pub(crate) upto: u64,
     pub(crate) bytes: u64,
-    /// What is damaged, by its place.
-    pub(crate) damage: Vec<String>,
+    /// What was found damaged now.
+    pub(crate) damage: Vec<Damage>,
 }
 
 impl ScrubReplica<'_> {
@@ -43,7 +47,7 @@ impl ScrubReplica<'_> {
     }
 
     /// Reads some of a replica from byte `from` on. Holes that should be there cost nothing.
-    pub(crate) fn step(&self, disk: DiskIndex, from: u64, how: &Upkeep<'_>) -> Result<Read, ReadError> {
+    pub(crate) fn step(&self, disk: DiskIndex, from: u64, how: &Upkeep<'_>) -> Result<Read, FoldError> {
         let replica = self.reads.replica(disk).map_err(ReadError::Replica)?;
         let (size, _) = self.size_and_summed(disk);
         let mut done = Read { upto: from, ..Read::default() };
@@ -62,13 +66,13 @@ impl ScrubReplica<'_> {
         Ok(done)
     }
 
-    /// Reads a part of one region: what of it is damaged.
+    /// Reads a part of one region, and contains what of it is damaged.
     fn read_region(
         &self,
         disk: DiskIndex,
         replica: &Replica,
         region: ByteRange,
-    ) -> Result<Vec<String>, ReadError> {
+    ) -> Result<Vec<Damage>, FoldError> {
         if self.look(disk, replica, region)?.is_as_expected() {
             return Ok(Vec::new());
         }
@@ -88,7 +92,11 @@ impl ScrubReplica<'_> {
             }
         }
         looked.rotten = rotten;
-        Ok(looked.damage(replica))
+        let mut found = Vec::new();
+        for (what, range) in looked.damage(replica) {
+            found.extend((self.contain)(what, range)?);
+        }
+        Ok(found)
     }
 
     fn look(&self, disk: DiskIndex, replica: &Replica, region: ByteRange) -> Result<Looked, ReadError> {

@@ -137,18 +137,13 @@ impl Segment {
     }
 
     /// Whether the disk gives one of the headers.
-    fn answers(&self) -> bool {
+    pub(crate) fn answers(&self) -> bool {
         let mut page = vec![0; PAGE_BYTES as usize];
         (0..2).any(|copy| self.file.read_at(copy * PAGE_BYTES, &mut page).is_ok())
     }
 
     fn io(&self, source: io::Error) -> SegmentError {
         SegmentError::Io { name: self.name.clone(), source }
-    }
-
-    /// A scan could not go on with the batch behind the damaged one at `at`.
-    pub(crate) fn cut_off_behind(&self, at: u64) -> SegmentError {
-        self.damaged(at, "what stands behind it cannot be told apart")
     }
 
     fn damaged(&self, at: u64, what: &str) -> SegmentError {
@@ -175,6 +170,11 @@ impl Segment {
     pub(crate) fn ends_early(&self, at: u64) -> SegmentError {
         SegmentError::Batch { name: self.name.clone(), at, what: "the segment ends too early".into() }
     }
+}
+
+/// What is to be said of a damaged batch where the scan could go on at byte `upto` only, and not with the next one.
+pub(crate) fn cut_off_up_to(upto: u64) -> String {
+    format!("; what stands behind it, up to byte {upto}, cannot be told apart")
 }
 
 impl SegmentError {

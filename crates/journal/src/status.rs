@@ -34,6 +34,8 @@ pub struct JournalStatus {
     pub projected_history: Option<Duration>,
     pub checkpoints: u64,
     pub damage: Vec<String>,
+    /// Bytes of the newest state that are damaged.
+    pub damaged_bytes: u64,
     /// When all of it was last read and found whole, by this host's clock; none where it never was.
     pub scrubbed_at: Option<WallTime>,
     pub settings: Settings,
@@ -69,6 +71,7 @@ impl JournalStatus {
             projected_history: shared.projected_history(),
             checkpoints: rows + recent as u64,
             damage: unrepaired.map(|damage| damage.what.clone()).collect(),
+            damaged_bytes: timeline.lost().bytes_at(timeline.last_seq),
             scrubbed_at: manifest.scrubbed_at.map(WallTime),
             settings: shared.settings,
         }

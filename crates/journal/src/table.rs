@@ -75,6 +75,23 @@ impl Table {
         Cow::Owned(wide)
     }
 
+    /// All extents over a part of a region, above `above` and at or below `upto`.
+    pub(crate) fn between(
+        &self,
+        disk: DiskIndex,
+        part: ByteRange,
+        (above, upto): (WriteSeq, WriteSeq),
+    ) -> impl Iterator<Item = Extent> {
+        let narrow = self.regions.get(&(disk, part.start / REGION_BYTES)).into_iter().flatten().copied();
+        let wide = WidePiece::around(disk, part.start).flat_map(move |piece| {
+            self.wide
+                .range((piece, WriteSeq::ZERO)..=(piece, WriteSeq::MAX))
+                .map(|(piece, seq)| piece.extent(*seq))
+        });
+        let counts = move |extent: &Extent| extent.seq > above && extent.seq <= upto;
+        narrow.chain(wide).filter(move |extent| counts(extent) && extent.range.overlaps(part))
+    }
+
     /// Lets the extents fill `cover`, which lies in one region: redo, those above `above` and at or below
     /// `upto`, newest first; undo, those above `above`, oldest first.
     pub(crate) fn fill(

@@ -2,6 +2,7 @@
 
 use crate::checkpoints::CheckpointFacts;
 use crate::entropy::Tally;
+use crate::lost::{Lost, LostPiece};
 use crate::manifest::{GapEntry, Manifest, StreamPoint};
 use batch::{Batch, BatchError, Kind, decode_mark};
 use types::limits::LEFT_OUT_REACH_MAX;
@@ -38,6 +39,7 @@ pub struct Timeline {
     /// consistent. One stretch over all such places, from the first to the last: a link that is too slow for days
     /// leaves out writes in every interval, and other cuts than checkpoints matter at the tail only.
     left_out: Option<Gap>,
+    lost: Lost,
     /// Guest writes seen since the journal was opened or created.
     pub(crate) guest_writes: u64,
     tally: Tally,
@@ -51,6 +53,7 @@ impl Timeline {
             gaps: manifest.gaps.iter().map(Gap::from).collect(),
             left_out: manifest.left_out.as_ref().map(Gap::from),
             must_resync: manifest.must_resync.map(WriteSeq::from_raw),
+            lost: Lost::of_manifest(manifest),
             ..Self::default()
         };
         timeline.stand_at(&manifest.base);
@@ -90,6 +93,9 @@ impl Timeline {
                 self.tally.writes += 1;
                 self.tally.bytes += entry.range.len;
             }
+            if entry.kind.changes_disk() {
+                self.lost.write_over(entry.disk, entry.range, entry.seq);
+            }
             match entry.kind {
                 Kind::Checkpoint => {
                     let mark = decode_mark(&batch.payload(at)?)
@@ -128,7 +134,7 @@ impl Timeline {
         let (writes, bytes, entropy) = (self.tally.writes, self.tally.bytes, self.tally.entropy());
         self.tally.reset();
         self.tally.last_taken_at = taken_at;
-        CheckpointFacts { checkpoint, writes, bytes, entropy, flags }
+        CheckpointFacts { checkpoint, writes, bytes, entropy, damaged_bytes: 0, flags }
     }
 
     /// From `begin` on writes may be missing.
@@ -161,16 +167,27 @@ impl Timeline {
         self.must_resync = Some(self.must_resync.map_or(from, |before| before.min(from)));
     }
 
+    /// Bytes are lost as of some cuts: what of that was not known.
+    pub(crate) fn lose(&mut self, pieces: Vec<LostPiece>) -> Vec<LostPiece> {
+        self.lost.add(pieces)
+    }
+
+    /// What is lost, as of which cuts.
+    pub(crate) fn lost(&self) -> &Lost {
+        &self.lost
+    }
+
     /// From where on acknowledged writes are lost, until a stream has begun anew.
     pub fn must_resync(&self) -> Option<WriteSeq> {
         self.must_resync
     }
 
-    /// The newest consistent cut at or below `cut`, if there is one. `newest_checkpoint` tells the newest checkpoint
-    /// at or below a cut that can be opened.
+    /// The newest consistent cut at or below `cut` of which nothing is `lost`, if there is one. `newest_checkpoint` tells
+    /// the newest checkpoint at or below a cut that can be opened.
     pub(crate) fn newest_consistent(
         &self,
         cut: WriteSeq,
+        lost: &Lost,
         mut newest_checkpoint: impl FnMut(WriteSeq) -> Option<WriteSeq>,
     ) -> Option<WriteSeq> {
         let mut cut = cut.min(self.watermark);
@@ -180,6 +197,8 @@ impl Timeline {
             }
             let begin = if let Some(gap) = self.gaps.iter().rev().find(|gap| gap.contains(cut)) {
                 gap.begin
+            } else if let Some(from) = lost.lost_from(cut) {
+                from
             } else if let Some(left_out) = self.left_out_at(cut) {
                 let found = newest_checkpoint(cut).filter(|found| *found >= left_out.begin);
                 if found.is_some() {
@@ -236,6 +255,7 @@ impl Timeline {
         manifest.gaps = self.gaps.iter().map(GapEntry::from).collect();
         manifest.left_out = self.left_out.as_ref().map(GapEntry::from);
         manifest.must_resync = self.must_resync.map(WriteSeq::raw);
+        manifest.lost = self.lost.entries();
     }
 
     /// Moves the oldest end up, never down. The gaps below stay until that is written down: the manifest takes
@@ -248,6 +268,7 @@ impl Timeline {
     pub(crate) fn forget_gaps(&mut self, retired_below: WriteSeq) {
         self.gaps.retain(|gap| gap.end.is_none_or(|end| end > retired_below));
         self.left_out = self.left_out.filter(|left_out| left_out.end > Some(retired_below));
+        self.lost.forget(retired_below);
     }
 }
 

@@ -53,9 +53,9 @@ impl Turns {
         self.upkeep.lock().expect("a panic aborts the process")
     }
 
-    /// Ends the open undo segment, where there is one.
-    pub(crate) fn seal_undo(&self) -> io::Result<()> {
-        self.undo.seal(&mut self.lock())
+    /// Ends the open undo segment, where there is one; `undo` is what [`Turns::lock`] gave.
+    pub(crate) fn seal_undo(&self, undo: &mut UndoWriter) -> io::Result<()> {
+        self.undo.seal(undo)
     }
 
     /// Does a bounded amount of what is to be done.
@@ -135,12 +135,16 @@ impl Turns {
         Ok(Kept { segments, folded_bytes, more: true, ..Kept::default() })
     }
 
-    /// The newest cut there is to fail over to. While a sync is under way all that come after it miss writes, so
-    /// that it is the newest checkpoint from before.
+    /// The newest cut there is to fail over to. While a sync is under way all that come after it miss writes, and while
+    /// something of the newest state is lost they are damaged, so that it is the newest checkpoint from before.
     fn last_good(&self) -> Option<WriteSeq> {
         let history = History { state: &self.state };
         let newest = history.newest_consistent(WriteSeq::MAX)?;
-        if !self.state.read_shared().timeline.is_gap_open() {
+        let is_whole = {
+            let shared = self.state.read_shared();
+            !shared.timeline.is_gap_open() && shared.timeline.lost().lost_from(WriteSeq::MAX).is_none()
+        };
+        if is_whole {
             return Some(newest);
         }
         // One that cannot be read is none: the cut just before the sync is held then.

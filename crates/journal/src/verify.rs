@@ -10,7 +10,7 @@ use crate::manifest::{Manifest, ManifestError, SegmentInfo, replica_name};
 use crate::replica::Replica;
 use crate::replica_look::{Looked, next_region};
 use crate::run::Run;
-use crate::segment::{Found, Onward, Scan, Segment, SegmentError};
+use crate::segment::{Found, Onward, Scan, Segment, SegmentError, cut_off_up_to};
 use crate::store::Store;
 use crate::timeline::Timeline;
 use batch::Batch;
@@ -119,7 +119,7 @@ pub fn verify(
         let cuts = report.checkpoints.iter().map(CheckpointFacts::cut);
         cuts.rev().find(|checkpoint| *checkpoint <= cut)
     };
-    report.tail = timeline.newest_consistent(WriteSeq::MAX, newest_checkpoint);
+    report.tail = timeline.newest_consistent(WriteSeq::MAX, timeline.lost(), newest_checkpoint);
     report.guest_writes = timeline.guest_writes;
     Ok(report)
 }
@@ -153,7 +153,7 @@ impl<F: FnMut(RecordRow)> Reading<'_, F> {
         let result = Segment::open(self.store, kind, info)
             .and_then(|segment| self.read_around_damage(kind, info, &segment, &mut row, before));
         if let Err(error) = result {
-            self.damaged(error, kind, &row, before);
+            self.damaged(error.to_string(), kind, &row, before);
         }
         match (kind, &info.sealed) {
             (LogKind::Redo, Some(sealed)) => self.timeline.stand_at(&sealed.point),
@@ -166,13 +166,13 @@ impl<F: FnMut(RecordRow)> Reading<'_, F> {
     }
 
     /// A segment does not check behind what was read of it.
-    fn damaged(&mut self, error: SegmentError, kind: LogKind, row: &SegmentReport, before: WriteSeq) {
+    fn damaged(&mut self, what: String, kind: LogKind, row: &SegmentReport, before: WriteSeq) {
         let from = match kind {
             LogKind::Redo => row.last_seq.unwrap_or(before).next(),
             // All cuts below may need a before-image.
             LogKind::Undo => WriteSeq::from_raw(self.report.manifest.retired_below),
         };
-        self.cuts_are_bad(error.to_string(), from);
+        self.cuts_are_bad(what, from);
     }
 
     /// Cuts from here on may miss something. Where it was contained the gaps say so, and where they end.
@@ -209,12 +209,14 @@ impl<F: FnMut(RecordRow)> Reading<'_, F> {
                 }
                 Err(error) => error,
             };
-            self.damaged(error, kind, row, before);
+            let mut what = error.to_string();
             is_behind_damage = true;
             let onward = scan.resume()?;
             if onward != Onward::Next {
-                self.damaged(segment.cut_off_behind(row.bytes), kind, row, before);
+                let end = end.unwrap_or(row.bytes);
+                what += &cut_off_up_to(if onward == Onward::End { end } else { scan.position.at });
             }
+            self.damaged(what, kind, row, before);
             if onward == Onward::End {
                 return Ok(());
             }
@@ -314,7 +316,7 @@ impl<F: FnMut(RecordRow)> Reading<'_, F> {
                 Replica::open(self.store, &manifest.vm, &disk.name, disk.size_bytes).and_then(|replica| {
                     let mut at = 0;
                     while let Some(region) = next_region(&replica, at)? {
-                        for what in Looked::at(&replica, region, disk.summed_below)?.damage(&replica) {
+                        for (what, _) in Looked::at(&replica, region, disk.summed_below)?.damage(&replica) {
                             self.cuts_are_bad(what, WriteSeq::from_raw(manifest.retired_below));
                         }
                         at = region.end();
@@ -332,7 +334,8 @@ impl<F: FnMut(RecordRow)> Reading<'_, F> {
         let (timeline, bad_from) = (&*self.timeline, self.report.bad_from);
         let is_good = |facts: &CheckpointFacts| {
             let cut = facts.cut();
-            timeline.is_consistent_checkpoint(cut) && bad_from.is_none_or(|from| cut < from)
+            let is_whole = timeline.lost().lost_from(cut).is_none();
+            is_whole && timeline.is_consistent_checkpoint(cut) && bad_from.is_none_or(|from| cut < from)
         };
         let mut good = Vec::new();
         let query = CheckpointQuery { limit: usize::MAX, ..CheckpointQuery::default() };

@@ -14,7 +14,7 @@ use crate::timeline::Timeline;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use types::{WallTime, WriteSeq};
+use types::{ByteRange, DiskIndex, WallTime, WriteSeq};
 
 /// What readers look at. Everything in it is durable.
 #[derive(Debug)]
@@ -70,6 +70,13 @@ impl View {
 }
 
 impl Shared {
+    pub(crate) fn table(&self, kind: LogKind) -> &Table {
+        match kind {
+            LogKind::Redo => &self.redo_table,
+            LogKind::Undo => &self.undo_table,
+        }
+    }
+
     pub(crate) fn table_mut(&mut self, kind: LogKind) -> &mut Table {
         match kind {
             LogKind::Redo => &mut self.redo_table,
@@ -97,6 +104,18 @@ impl Shared {
             Some(damage) => Err(ReadError::Lost { cut, what: damage.what.clone() }),
             None => Ok(()),
         }
+    }
+
+    /// Whether none of a range of a disk is lost as of `cut`.
+    pub(crate) fn knows_bytes_at(
+        &self,
+        disk: DiskIndex,
+        range: ByteRange,
+        cut: WriteSeq,
+    ) -> Result<(), ReadError> {
+        let Some(piece) = self.timeline.lost().first_at(disk, range, cut) else { return Ok(()) };
+        let disk = self.manifest.disks[usize::from(disk.0)].name.clone();
+        Err(ReadError::LostBytes { disk, piece: *piece })
     }
 
     /// Replaces the manifest and what hangs on it.

@@ -10,10 +10,10 @@ use crate::retained::Retained;
 use crate::rng::Rng;
 use crate::store::SimStore;
 use crate::summary::Summary;
-use journal::{Image, ImageError, Journal, Store};
+use journal::{CheckpointFacts, Image, ImageError, Journal, Store};
 use std::cell::RefCell;
 use std::sync::Arc;
-use types::{ByteRange, DiskIndex, WriteSeq};
+use types::{ByteRange, CheckpointId, DiskIndex, WriteSeq};
 
 const DISK: DiskIndex = DiskIndex(0);
 const IMAGES_MAX: usize = 3;
@@ -72,6 +72,9 @@ impl SimImage {
         let mut buf = vec![0; range.len as usize];
         match image.read_at(DISK, range.start, &mut buf) {
             Ok(()) => self.compare(range.start, &buf),
+            Err(_) if range.len > SECTOR as u64 && self.spoilt => {
+                range.split_at_multiples(SECTOR as u64).for_each(|sector| self.read(sector));
+            }
             Err(_) if self.spoilt || self.unwell || self.store.has_unreadable() => {}
             Err(error) => panic!("image {} at {} cannot be read: {error:?}", self.id, self.cut),
         }
@@ -137,6 +140,10 @@ impl SimImage {
     }
 }
 
+fn is_damaged(found: Option<CheckpointFacts>) -> bool {
+    found.is_some_and(|facts| facts.damaged_bytes > 0)
+}
+
 impl Images {
     pub(crate) fn new() -> Self {
         Self { next: 1, boot: 1, list: Vec::new() }
@@ -182,7 +189,7 @@ impl Images {
             closing: false,
             served: None,
             unwell: false,
-            spoilt: false,
+            spoilt: journal.checkpoint(CheckpointId(cut)).is_ok_and(is_damaged),
             store: store.clone(),
             model,
         };

@@ -1,9 +1,11 @@
 //! What must hold after every event, by name.
 
+use crate::image_model::SECTOR;
 use crate::recovery::RecoveryVm;
-use crate::retained::all_checkpoints;
+use crate::retained::{all_checkpoints, all_facts};
 use crate::source::{Playback, SourceVm};
-use journal::{Image, Journal, Mode, ReadError, Settings, Upkeep, newest_common_cut};
+use crate::spoilt::Spoilt;
+use journal::{CheckpointFacts, Image, Journal, Mode, ReadError, Settings, Upkeep, newest_common_cut};
 use std::sync::Arc;
 use types::limits::{BATCH_BYTES_MAX, BLOCK_BYTES, WINDOW_BYTES};
 use types::{BlockIndex, ByteRange, CheckpointKind, DiskIndex, Monotonic, WriteSeq};
@@ -18,15 +20,22 @@ pub(crate) struct Pair {
     pub(crate) initial: Vec<u8>,
 }
 
-/// Every checkpoint that can be opened shows the disk exactly as the guest had it at its cut.
-pub(crate) fn invariant_image_at_checkpoint_equals_guest_disk_then(pair: &Pair) -> usize {
-    let Some(journal) = &pair.recovery.journal else { return 0 };
-    let checkpoints = all_checkpoints(journal);
+/// Every checkpoint that can be opened shows the disk exactly as the guest had it at its cut, but for what was damaged below
+/// it: that cannot be read, and it says so. How many there are, and how many of them are damaged.
+pub(crate) fn invariant_image_at_checkpoint_equals_guest_disk_then(pair: &Pair) -> (u64, u64) {
+    let Some(journal) = &pair.recovery.journal else { return (0, 0) };
+    let checkpoints = all_facts(journal);
     let mut guest = pair.source.playback(&pair.initial);
-    for checkpoint in &checkpoints {
-        compare(&mut guest, journal, checkpoint.cut, || format!("checkpoint {}", checkpoint.id));
+    for facts in &checkpoints {
+        let checkpoint = &facts.checkpoint;
+        let what = || format!("checkpoint {}", checkpoint.id);
+        match facts.damaged_bytes {
+            0 => compare(&mut guest, journal, checkpoint.cut, what),
+            _ => compare_damaged(&mut guest, journal, facts, &pair.recovery.spoilt),
+        }
     }
-    checkpoints.len()
+    let damaged = checkpoints.iter().filter(|facts| facts.damaged_bytes > 0).count();
+    (checkpoints.len() as u64, damaged as u64)
 }
 
 /// The tail of the group is one moment in all its VMs.
@@ -90,7 +99,7 @@ pub(crate) fn invariant_dirty_marks_cover_every_unsent_block(pair: &Pair) {
         // What cannot be read any more has to be sent again.
         let equal = match journal.read_at(DiskIndex(0), WriteSeq::MAX, range.start, &mut theirs) {
             Ok(()) => ours == theirs,
-            Err(ReadError::Damaged { .. }) => false,
+            Err(ReadError::Damaged { .. } | ReadError::LostBytes { .. }) => false,
             Err(error) => panic!("a journal that can be read: {error}"),
         };
         let covered = agent.capture().is_dirty(DiskIndex(0), block)
@@ -205,6 +214,38 @@ fn compare(guest: &mut Playback<'_>, journal: &Arc<Journal>, cut: WriteSeq, what
             what()
         );
     }
+}
+
+/// Sector by sector: it is what it was, or cannot be read, where it may have been damaged and nowhere else.
+fn compare_damaged(
+    guest: &mut Playback<'_>,
+    journal: &Arc<Journal>,
+    facts: &CheckpointFacts,
+    spoilt: &Spoilt,
+) {
+    let cut = facts.checkpoint.cut;
+    let torn = guest.up_to(cut);
+    let image = Image::open(journal.clone(), cut, None, [0; 16]).expect("a damaged checkpoint can be opened");
+    let mut unread = 0_u64;
+    for (number, expected) in guest.content.chunks(SECTOR).enumerate() {
+        let sector = ByteRange::new((number * SECTOR) as u64, expected.len() as u64);
+        let mut found = vec![0; expected.len()];
+        let is_read = image.read_at(DiskIndex(0), sector.start, &mut found).is_ok();
+        unread += u64::from(!is_read);
+        assert!(
+            is_read || spoilt.may_be_lost(sector, cut),
+            "invariant_damage_costs_what_it_damages: sector {number} of checkpoint {cut} cannot be read"
+        );
+        assert!(
+            !is_read || found == expected || torn.iter().any(|range| range.overlaps(sector)),
+            "invariant_damage_shows_nothing_wrong: sector {number} of checkpoint {cut}"
+        );
+    }
+    let (least, most) = (facts.damaged_bytes.div_ceil(SECTOR as u64), facts.damaged_bytes);
+    assert!(
+        (least..=most).contains(&unread),
+        "{most} bytes of checkpoint {cut} are damaged, {unread} sectors"
+    );
 }
 
 /// What somebody says to a checkpoint.

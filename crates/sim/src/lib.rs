@@ -8,7 +8,8 @@
 //! equal. A failure is its seed: `cargo xtask sim --seed N` plays it again.
 //!
 //! A quarter of the runs are in synchronous mode: whatever the guest was told of while the mode was kept is in
-//! the newest image. In an eighth pages of sealed segments change by themselves.
+//! the newest image. In an eighth pages of sealed segments change by themselves: no checkpoint goes for it, and what cannot be read
+//! is no more than what lay in them (`spoilt.rs`).
 //!
 //! [`run_wide`] plays all that and more, drawn from numbers of its own, so that the seeds of [`run`] stay what they were:
 //! images at any checkpoint that are written to, flushed, promoted while they are read and folded under, closed, and served
@@ -44,6 +45,7 @@ mod retained;
 mod rng;
 mod source;
 mod spill;
+mod spoilt;
 mod store;
 mod summary;
 mod threads;

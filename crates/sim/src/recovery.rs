@@ -5,6 +5,7 @@ use crate::link::Connection;
 use crate::moment::Moment;
 use crate::retained::Retained;
 use crate::rng::Rng;
+use crate::spoilt::Spoilt;
 use crate::store::SimStore;
 use batch::{Batch, BlockHash};
 use journal::{
@@ -52,6 +53,8 @@ pub(crate) struct RecoveryVm {
     /// What an operator has set.
     pub(crate) settings: Settings,
     pub(crate) retained: Retained,
+    /// What of the journal may be damaged.
+    pub(crate) spoilt: Spoilt,
 }
 
 impl RecoveryVm {
@@ -70,6 +73,7 @@ impl RecoveryVm {
             stands_still: 0,
             settings,
             retained: Retained::default(),
+            spoilt: Spoilt::default(),
         }
     }
 
@@ -137,6 +141,7 @@ impl RecoveryVm {
         let (name, at) = any(rng)?;
         let mut page = [0; PAGE_BYTES];
         self.images.spoil();
+        self.spoilt.page(&name, &self.store.content(&name)?, at);
         match rng.below(3) {
             0 => {
                 self.store.rot(&name, at + rng.below(PAGE_BYTES as u64));
@@ -153,7 +158,10 @@ impl RecoveryVm {
         let (mut place, mut found) = (None, 0);
         loop {
             let step = journal.scrub(place, &moment.upkeep(rng.sixteen())).expect("a disk that works");
-            step.damage.iter().for_each(|damage| self.retained.damaged(damage.from));
+            for damage in &step.damage {
+                assert!(damage.pieces.is_some(), "damage costs more than it has damaged: {damage:?}");
+            }
+            self.retained.damaged(&self.spoilt);
             found += step.damage.len();
             place = step.place;
             if place.is_none() {
@@ -286,11 +294,13 @@ impl RecoveryVm {
         }
         let count = 1 + rng.below(self.queue.len() as u64) as usize;
         let group: Vec<Batch> = self.queue.drain(..count).collect();
+        let written = group.clone();
         let event = match journal
             .append(group, AppendMeta { epoch: self.epoch, received_at: wall, entropy: rng.sixteen() })
         {
             Ok(appended) => {
                 self.told = self.told.max(appended.durable);
+                written.iter().for_each(|batch| self.spoilt.written(batch));
                 ReceiverEvent::Durable(Ack {
                     durable: appended.durable,
                     watermark: appended.watermark,

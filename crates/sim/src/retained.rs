@@ -2,12 +2,16 @@
 //! retention takes what is older than the window, or what the limits leave no room for. No clock, no peer, no restart and
 //! no repair takes any.
 
-use journal::{CheckpointQuery, Clock, Journal, Kept, Settings, Upkeep};
+use crate::spoilt::Spoilt;
+use journal::{CheckpointFacts, CheckpointQuery, Clock, Journal, Kept, Settings, Upkeep};
 use std::collections::{BTreeMap, BTreeSet};
-use types::{Checkpoint, CheckpointKind, Monotonic, WriteSeq};
+use types::{ByteRange, Checkpoint, CheckpointKind, Monotonic, WriteSeq};
 
 /// Bytes of footers and merged runs that a turn of upkeep may add before it looks at the limits.
 const INDEX_BYTES: u64 = 128 << 10;
+
+/// All of a disk.
+const EVERYTHING: ByteRange = ByteRange::new(0, u64::MAX);
 
 /// The checkpoints of one journal, as far as they were seen.
 #[derive(Debug, Default)]
@@ -100,10 +104,9 @@ impl Retained {
         self.has_kept_up = false;
     }
 
-    /// Damage was found: cuts from here on may miss writes.
-    pub(crate) fn damaged(&mut self, from: WriteSeq) {
-        self.seen.range_mut(from..).for_each(|(_, seen)| seen.may_go = true);
-        self.newest = self.newest.filter(|newest| *newest < from);
+    /// Damage was found. It takes no checkpoint; what it has touched is nothing to fail over to.
+    pub(crate) fn damaged(&mut self, spoilt: &Spoilt) {
+        self.newest = self.newest.filter(|newest| !spoilt.may_be_lost(EVERYTHING, *newest));
     }
 
     /// The journal as it is after whatever has happened.
@@ -163,8 +166,13 @@ impl Retained {
 
 /// Every checkpoint that is listed.
 pub(crate) fn all_checkpoints(journal: &Journal) -> Vec<Checkpoint> {
+    all_facts(journal).into_iter().map(|facts| facts.checkpoint).collect()
+}
+
+/// The same, with what is known of each.
+pub(crate) fn all_facts(journal: &Journal) -> Vec<CheckpointFacts> {
     let query = CheckpointQuery { limit: usize::MAX, ..CheckpointQuery::default() };
     let found = journal.checkpoints(&query);
     assert!(found.unread.is_empty(), "{:?}", found.unread);
-    found.rows.into_iter().map(|facts| facts.checkpoint).collect()
+    found.rows
 }

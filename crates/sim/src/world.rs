@@ -368,8 +368,9 @@ impl World {
             invariant_checkpoint_never_precedes_its_writes(pair);
             invariant_one_writer_per_epoch(pair, self.fenced_at.as_ref().map(|all| all[at]));
             if in_full {
-                self.summary.checkpoints_compared +=
-                    invariant_image_at_checkpoint_equals_guest_disk_then(pair) as u64;
+                let (all, damaged) = invariant_image_at_checkpoint_equals_guest_disk_then(pair);
+                self.summary.checkpoints_compared += all;
+                self.summary.damaged_checkpoints += damaged;
                 invariant_dirty_marks_cover_every_unsent_block(pair);
             }
         }

@@ -144,6 +144,8 @@ pub const TABLE_ENTRIES_MAX: usize = 1 << 19;
 pub const OPEN_SEGMENTS_MAX: usize = 64;
 /// Index runs of one level that are merged into one of the next.
 pub const RUN_FAN_OUT: usize = 8;
+/// Pieces of disks that one journal knows to be lost: at most some 400 KiB of its manifest.
+pub const LOST_PIECES_MAX: usize = 4096;
 /// Segments folded in one go.
 pub const FOLD_SEGMENTS_MAX: usize = 16;
 /// Bytes written to replicas in one step of a fold, about; what is left is another step's.

@@ -302,6 +302,7 @@ impl Page {
             tag: self.tag.clone(),
             newest_first: self.newest_first,
             thinned: false,
+            undamaged: false,
             limit,
         })
     }

@@ -38,17 +38,19 @@ impl Moment {
     pub(super) fn query(self) -> (CheckpointQuery, String) {
         let newest =
             CheckpointQuery { newest_first: true, limit: ROWS_AT_ONCE, ..CheckpointQuery::default() };
+        let undamaged = CheckpointQuery { undamaged: true, ..newest.clone() };
         match self {
             // Between checkpoints the hosts of a group have no order among themselves.
-            Self::Latest => (newest, "no checkpoint that all hosts have made".to_owned()),
+            Self::Latest => (undamaged, "no checkpoint that all hosts have made".to_owned()),
             Self::Id(id) => {
                 let after = Some(id.0.previous());
                 let query = CheckpointQuery { after, limit: 1, ..CheckpointQuery::default() };
                 (query, format!("no checkpoint {id}"))
             }
-            Self::At(time, text) => {
-                (CheckpointQuery { to: Some(time), ..newest }, format!("no checkpoint at or before {text}"))
-            }
+            Self::At(time, text) => (
+                CheckpointQuery { to: Some(time), ..undamaged },
+                format!("no checkpoint at or before {text}"),
+            ),
             Self::Tag(tag) => {
                 let what = format!("no checkpoint tagged {tag:?} (and it is no id, time or `latest`)");
                 (CheckpointQuery { tag: Some(tag), ..newest }, what)
@@ -57,15 +59,34 @@ impl Moment {
     }
 }
 
+/// Why a VM cannot be opened at its newest state; none where it can.
+pub(super) fn hindrance(vm: &RecoveredVm) -> Option<String> {
+    let journal = match journal_of(vm) {
+        Ok(journal) => journal,
+        Err(error) => return Some(error.detail),
+    };
+    if journal.newest_consistent(WriteSeq::MAX).is_some() {
+        return None;
+    }
+    let name = vm.name();
+    let any = CheckpointQuery { limit: 1, ..CheckpointQuery::default() };
+    Some(match journal.checkpoints(&any).rows.is_empty() {
+        true => format!("VM {name} has no consistent state yet: its initial sync is not done"),
+        false => format!(
+            "every state of VM {name} that is kept is damaged; `holdfast checkpoint list --vm {name}` shows how much of \
+             each, and its id opens one all the same"
+        ),
+    })
+}
+
 /// Finds the cut a VM can be opened at.
 pub(super) fn resolve(vm: &Arc<RecoveredVm>, at: &str) -> Result<WriteSeq> {
     let moment = Moment::parse(at);
     if moment == Moment::Latest && !vm.record().spans_hosts {
         return journal_of(vm)?.newest_consistent(WriteSeq::MAX).ok_or_else(|| {
-            let name = vm.name();
-            OperationError::unavailable(format!(
-                "VM {name} has no consistent state yet: its initial sync is not done"
-            ))
+            OperationError::unavailable(
+                hindrance(vm).unwrap_or_else(|| "its state has just changed".to_owned()),
+            )
         });
     }
     let id = if let Moment::Id(id) = &moment { Some(*id) } else { None };

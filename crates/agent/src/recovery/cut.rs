@@ -5,7 +5,7 @@
 //! Between checkpoints the members are those of now. Whoever cannot be opened at the cut is left out only by the
 //! operator's own word.
 
-use super::at::{Moment, first_of, journal_of};
+use super::at::{Moment, first_of, hindrance, journal_of};
 use super::groups::{KeptGroup, Pick};
 use super::vm::RecoveredVm;
 use crate::clock;
@@ -79,18 +79,6 @@ fn held_back_by(vm: &RecoveredVm, vms: &[Arc<RecoveredVm>]) -> Option<String> {
     })
 }
 
-/// Why a VM cannot be opened at all; none where it can.
-pub(super) fn hindrance(vm: &RecoveredVm) -> Option<String> {
-    let journal = match journal_of(vm) {
-        Ok(journal) => journal,
-        Err(error) => return Some(error.detail),
-    };
-    if journal.newest_consistent(WriteSeq::MAX).is_some() {
-        return None;
-    }
-    Some(format!("VM {} has no consistent state yet: its initial sync is not done", vm.name()))
-}
-
 fn held_up(group: &KeptGroup, hindered: &[(&Arc<RecoveredVm>, String)]) -> OperationError {
     let why: Vec<_> = hindered.iter().map(|(_, why)| why.as_str()).collect();
     let words: Vec<_> = hindered.iter().map(|(vm, _)| format!("--without {}", vm.name())).collect();
@@ -116,23 +104,25 @@ fn at_checkpoint(group: &KeptGroup, id: CheckpointId, pick: &Pick) -> Result<Gro
         found = found.or(facts.map(|facts| facts.checkpoint));
     }
     let checkpoint = found.ok_or_else(|| missing(group, &format!("no checkpoint {id}")))?;
-    judge(group, &checkpoint, pick)?.map_err(|lacking| lacking.to_error(group, &checkpoint))
+    judge(group, &checkpoint, pick, false)?.map_err(|lacking| lacking.to_error(group, &checkpoint))
 }
 
 /// The newest checkpoint of a moment that has everybody it should have.
 fn newest(group: &KeptGroup, moment: Moment, pick: &Pick) -> Result<GroupCut> {
     let (query, what) = moment.query();
+    let undamaged = query.undamaged;
     let mut best: Option<GroupCut> = None;
     let mut incomplete: Option<OperationError> = None;
     // No journal need hold them all: who joined later lacks the old ones, who has left the new ones.
     for vm in group.all().filter(|vm| vm.journal().is_some()) {
-        let found = first_of(vm, query.clone(), |checkpoint| match judge(group, checkpoint, pick)? {
-            Ok(cut) => Ok(Some(cut)),
-            Err(lacking) => {
-                incomplete.get_or_insert_with(|| lacking.to_error(group, checkpoint));
-                Ok(None)
-            }
-        })?;
+        let found =
+            first_of(vm, query.clone(), |checkpoint| match judge(group, checkpoint, pick, undamaged)? {
+                Ok(cut) => Ok(Some(cut)),
+                Err(lacking) => {
+                    incomplete.get_or_insert_with(|| lacking.to_error(group, checkpoint));
+                    Ok(None)
+                }
+            })?;
         if let Some(found) = found
             && best.as_ref().is_none_or(|best| found.cut > best.cut)
         {
@@ -167,17 +157,23 @@ impl Lacking {
     }
 }
 
-/// Whether a checkpoint has everybody who is meant: the cut, or whom it lacks.
+/// Whether a checkpoint has everybody who is meant: the cut, or whom it lacks. With `undamaged` whose checkpoint is damaged
+/// does not have it.
 fn judge(
     group: &KeptGroup,
     checkpoint: &Checkpoint,
     pick: &Pick,
+    undamaged: bool,
 ) -> Result<std::result::Result<GroupCut, Lacking>> {
-    let mut holders = Vec::new();
+    let (mut holders, mut damaged) = (Vec::new(), Vec::new());
     for vm in group.all() {
         let Some(journal) = vm.journal() else { continue };
-        if journal.checkpoint(checkpoint.id).map_err(unreadable)?.is_some() {
+        let Some(facts) = journal.checkpoint(checkpoint.id).map_err(unreadable)? else { continue };
+        if facts.damaged_bytes == 0 || !undamaged {
             holders.push(vm.clone());
+        }
+        if facts.damaged_bytes > 0 {
+            damaged.push((vm.id(), facts.damaged_bytes));
         }
     }
     let members = usize::from(checkpoint.members);
@@ -209,7 +205,12 @@ fn judge(
     });
     let left_out = explain(others);
     let former = vms.iter().filter(|vm| vm.record().left.is_some());
-    let notes = former.map(|vm| format!("VM {} has left the group since", vm.name())).collect();
+    let former = former.map(|vm| format!("VM {} has left the group since", vm.name()));
+    let damaged = vms.iter().filter_map(|vm| {
+        let (_, bytes) = damaged.iter().find(|(id, _)| *id == vm.id())?;
+        Some(format!("{bytes} bytes of VM {} are damaged there: reading them fails", vm.name()))
+    });
+    let notes = former.chain(damaged).collect();
     Ok(Ok(GroupCut { cut: checkpoint.cut, vms, left_out, notes }))
 }
 

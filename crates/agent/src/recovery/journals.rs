@@ -55,6 +55,7 @@ impl Recovery {
             keep_minutely_seconds: settings.thinning.minutely.as_secs(),
             keep_tagged_seconds: settings.tagged_history.as_secs(),
             damage: status.damage,
+            damaged_bytes: status.damaged_bytes,
             pins: journal.pins().iter().map(pin_to_api).collect(),
             scrubbed_at: status.scrubbed_at.map(clock::to_text),
         })

@@ -11,7 +11,7 @@ use crate::error::with_sources;
 use crate::pace::Pace;
 use crate::state::random;
 use joint::life::Use;
-use journal::{Clock, Scrubbed, Upkeep};
+use journal::{Clock, Journal, Scrubbed, Timeline, Upkeep};
 use replication::wire::{Refusal, Refuse};
 use rounds::{Round, Rounds};
 use std::sync::Arc;
@@ -100,7 +100,7 @@ fn scrub(vm: &Arc<RecoveredVm>, pace: &Pace) -> Round {
         match journal.scrub(place, &how) {
             Ok(step) => {
                 whole &= step.damage.is_empty();
-                tell(vm, &step);
+                tell(vm, &journal, &step);
                 place = step.place;
                 if place.is_none() {
                     break;
@@ -134,7 +134,7 @@ fn note_whole(vm: &RecoveredVm) -> Round {
     Round::Whole
 }
 
-fn tell(vm: &Arc<RecoveredVm>, step: &Scrubbed) {
+fn tell(vm: &Arc<RecoveredVm>, journal: &Journal, step: &Scrubbed) {
     if step.rebuilt > 0 {
         tracing::warn!(vm = vm.name(), runs = step.rebuilt, "damaged index runs were made again");
     }
@@ -144,6 +144,9 @@ fn tell(vm: &Arc<RecoveredVm>, step: &Scrubbed) {
     }
     for damage in &step.damage {
         let text = vm.report_damage(damage);
+        if journal.with_timeline(Timeline::must_resync).is_none() {
+            continue; // The newest state is whole: nobody has to send anything again.
+        }
         // The source greets again, learns that it cannot resume, and sends everything.
         if !vm.stop_stream(Refuse { why: Refusal::Busy, detail: text }) {
             tracing::warn!(vm = vm.name(), "its stream does not let go; the journal refuses what it sends");

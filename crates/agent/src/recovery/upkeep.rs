@@ -90,7 +90,7 @@ impl Recovery {
             Some(from) => self.alerts.raise(
                 cause,
                 format!(
-                    "VM {}: its journal is damaged, writes from {from} on are missing: no new checkpoint until its source has come and compared everything",
+                    "VM {}: its journal is damaged, what was written from {from} on cannot be read, or not all of it: no new checkpoint until its source has come and compared everything",
                     vm.name()
                 ),
             ),

@@ -186,10 +186,19 @@ impl RecoveredVm {
 
     /// Says what was found damaged and contained, in the log and to the operator; the words.
     pub(crate) fn report_damage(&self, damage: &Damage) -> String {
-        let text = format!(
-            "{}; checkpoints before {} are good, later ones come back once everything was sent again",
-            damage.what, damage.from
-        );
+        let cost = match damage.lost_bytes() {
+            None => format!(
+                "checkpoints before {} are good, later ones come back once everything was sent again",
+                damage.from
+            ),
+            Some(0) => "no bytes of any disk are lost by it".to_owned(),
+            Some(bytes) => format!(
+                "{bytes} bytes cannot be read as of some checkpoints from {} on, which say so in their list; everything \
+                 else can",
+                damage.from
+            ),
+        };
+        let text = format!("{}; {cost}", damage.what);
         tracing::error!(vm = self.name(), damage = text, "journal damaged");
         self.set_error(text.clone());
         text
@@ -473,6 +482,7 @@ pub(crate) fn checkpoint_to_api(facts: &CheckpointFacts) -> api::Checkpoint {
         writes: facts.writes,
         write_bytes: facts.bytes,
         entropy_bits: facts.entropy_bits(),
+        damaged_bytes: facts.damaged_bytes,
         ..mark_to_api(&facts.checkpoint)
     }
 }
@@ -483,6 +493,7 @@ pub(crate) fn mark_to_api(checkpoint: &Checkpoint) -> api::Checkpoint {
         writes: 0,
         write_bytes: 0,
         entropy_bits: None,
+        damaged_bytes: 0,
         id: checkpoint.id.to_string(),
         cut: checkpoint.cut.to_string(),
         kind: match checkpoint.kind {

@@ -54,6 +54,7 @@ pub(crate) fn drop_what_is_done(manifest: &mut Manifest) -> Gone {
     manifest.tags.retain(|tag| tag.cut >= floor);
     manifest.gaps.retain(|gap| gap.end.is_none_or(|end| end > floor));
     manifest.left_out = manifest.left_out.take().filter(|left_out| left_out.end > Some(floor));
+    manifest.lost.retain(|piece| piece.until.is_none_or(|until| until > floor));
     manifest.damage.retain(|damage| damage.to_seq.is_none_or(|to| to > floor));
     gone
 }

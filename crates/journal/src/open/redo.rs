@@ -58,7 +58,7 @@ impl RedoReading {
                     };
                     if let Err(error) = read {
                         let error = error.io_or_damage()?;
-                        self.damage.push(Damage { what: error, from: last.next(), indexed: false });
+                        self.damage.push(Damage::of_cuts(error, last.next(), false));
                     }
                     self.timeline.stand_at(&sealed.point);
                     self.newest_at = Some(WallTime(sealed.newest_at));
@@ -99,7 +99,7 @@ impl RedoReading {
             Ok(segment) => segment,
             Err(error) => {
                 let from = self.timeline.last_seq.next();
-                self.damage.push(Damage { what: error.io_or_damage()?, from, indexed: false });
+                self.damage.push(Damage::of_cuts(error.io_or_damage()?, from, false));
                 return Ok(());
             }
         };
@@ -136,7 +136,7 @@ impl RedoReading {
         let is_io = matches!(error, SegmentError::Io { .. });
         if was_acked || is_io {
             let from = self.timeline.last_seq.next();
-            self.damage.push(Damage { what: error.io_or_damage()?, from, indexed: false });
+            self.damage.push(Damage::of_cuts(error.io_or_damage()?, from, false));
         } else if scan.is_torn_here() {
             self.torn_bytes = PAGE_BYTES.max(scan.end().saturating_sub(scan.position.at));
         }

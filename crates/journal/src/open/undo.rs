@@ -33,7 +33,7 @@ impl UndoReading {
             damage: None,
         };
         // Whatever is older than a before-image may need it.
-        let damage = |what| Damage { what, from: WriteSeq::from_raw(manifest.retired_below), indexed: false };
+        let damage = |what| Damage::of_cuts(what, WriteSeq::from_raw(manifest.retired_below), false);
         for info in &manifest.undo.segments {
             if let Some(sealed) = &info.sealed {
                 reading.reaches = WriteSeq::from_raw(sealed.point.last_seq);

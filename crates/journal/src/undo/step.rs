@@ -36,6 +36,16 @@ impl Step<'_> {
 
     /// Adds what `extent` changed of one region.
     fn push_region(&mut self, extent: &Extent, range: ByteRange) -> Result<(), FoldError> {
+        let known = {
+            let shared = self.state.read_shared();
+            shared.timeline.lost().left_of(extent.disk, range, extent.seq.previous())
+        };
+        // What is lost is left out: whoever reads it is told.
+        known.into_iter().try_for_each(|part| self.push_known(extent, part))
+    }
+
+    /// The same of what is not known to be lost.
+    fn push_known(&mut self, extent: &Extent, range: ByteRange) -> Result<(), FoldError> {
         match self.before(extent, range) {
             Ok(before) => self.add(extent, range, before),
             Err(error) if error.is_of_a_batch() => {

@@ -1,9 +1,10 @@
 //! Damage that is found: by reading, by opening, or by a scrub. It is named with its place, and no reader gets it.
 
-use crate::stream::{append, compare, cuts, keep_up};
+use crate::stream::{append, compare, cuts, keep_up, unread};
 use crate::{SEGMENTS, good_or_refused, open, scrub_all, sealed};
 use journal::{Journal, Settings, Store, verify};
 use std::sync::Arc;
+use types::WriteSeq;
 
 #[test]
 fn rot_anywhere_in_a_sealed_segment_is_never_given_out_and_a_scrub_contains_it() {
@@ -26,16 +27,23 @@ fn rot_anywhere_in_a_sealed_segment_is_never_given_out_and_a_scrub_contains_it()
         }
         assert!(found.damage[0].what.contains(name), "{:?}", found.damage);
         assert!(report.damage.iter().any(|damage| damage.contains(name)), "{:?}", report.damage);
-        let after = cuts(&journal).len();
-        assert!(after < before && after >= 1, "what the damage touches is gone, what is older stays");
-        assert_eq!(compare(&journal, &stream.states), after);
-        assert_eq!(journal.status().incarnation, None, "the source is asked again");
+        assert_eq!(cuts(&journal).len(), before, "none is gone");
+        let after = compare(&journal, &stream.states);
+        assert!(after < before && after >= 1, "what the damage touches says so, what is older is whole");
+        let is_asked = journal.status().damaged_bytes > 0;
+        assert_eq!(
+            journal.status().incarnation.is_none(),
+            is_asked,
+            "the source is asked for what is not there"
+        );
+        let newest = journal.newest_consistent(WriteSeq::MAX).unwrap();
+        assert!(unread(&journal, newest, &stream.states_at(newest)).is_empty());
         assert!(journal.status().damage[0].contains(name));
         // All of that is so after a restart as well.
         drop(journal);
         let journal = open(&rotten);
         assert_eq!(compare(&journal, &stream.states), after);
-        assert_eq!(journal.status().incarnation, None);
+        assert_eq!(journal.status().incarnation.is_none(), is_asked);
     }
 }
 

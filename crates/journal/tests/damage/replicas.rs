@@ -72,7 +72,7 @@ fn rot_in_a_replica_is_told_with_its_place_and_reads_of_it_fail_instead_of_givin
             let mut odd = [0; 100];
             if !before.is_empty() {
                 let read = journal.read_at(DiskIndex(0), WriteSeq::MAX, block * BLOCK + 37, &mut odd);
-                assert!(read.unwrap_err().to_string().starts_with(&place));
+                assert!(read.unwrap_err().to_string().starts_with("disk vda at byte "));
             }
             drop(journal);
             let journal = Journal::open(Arc::new(store.clone()), settings(mode)).unwrap().journal;
@@ -270,5 +270,76 @@ fn who_reads_while_a_fold_writes_reads_what_was_there() {
             assert!(reader.join().unwrap() > 0);
         });
         assert_eq!(scrub_all(&journal).damage, Vec::new());
+    }
+}
+
+#[test]
+fn a_block_that_rots_again_once_it_was_made_good_is_told_again() {
+    for mode in MODES {
+        let (store, journal, mut stream) = folded(mode);
+        assert!(store.rot(REPLICA, 70_001));
+        assert_eq!(scrub_all(&journal).damage.len(), 1);
+        make_good(&journal, &mut stream, 100);
+        scatter(&journal, &mut stream, 20, 2);
+        keep_up(&journal, 200);
+        assert_eq!(unread(&journal, &stream.disk), Vec::<u64>::new());
+        assert_eq!(scrub_all(&journal).damage, Vec::new());
+        assert!(store.rot(REPLICA, 70_001));
+        let lost = unread(&journal, &stream.disk);
+        assert_eq!(scrub_all(&journal).damage.len(), 1);
+        assert_eq!(journal.status().must_resync.is_some(), !lost.is_empty(), "{mode:?}");
+    }
+}
+
+/// The source is gone when the block is found.
+#[test]
+fn a_rotten_block_leaves_every_checkpoint_to_be_opened() {
+    for mode in MODES {
+        let (store, journal, stream) = folded(mode);
+        let before = cuts(&journal);
+        assert!(!before.is_empty() && store.rot(REPLICA, 70_001));
+        assert_eq!(scrub_all(&journal).damage.len(), 1);
+        assert_eq!(cuts(&journal), before);
+        compare(&journal, &stream.states);
+        let journal = Arc::new(journal);
+        for cut in before {
+            assert!(journal::Image::open(journal.clone(), cut, None, [1; 16]).is_ok(), "{mode:?}");
+        }
+    }
+}
+
+/// Two blocks side by side rot, and the source sends both. Then a fold brings something older to one of them.
+#[test]
+fn what_was_made_good_is_no_news_once_a_part_of_it_was_written() {
+    let store = SimStore::new();
+    let rolling = Settings { bytes_soft: 0, ..settings(Mode::RollForward) };
+    let journal = create(&store, rolling);
+    let mut stream = Stream::begin();
+    let write = |stream: &mut Stream, at: u64, block: u64, len: u64, byte: u8| {
+        stream.write(block * BLOCK, &vec![byte; len as usize]);
+        stream.checkpoint();
+        append(&journal, stream.batch(), at, byte);
+    };
+    let write_others = |stream: &mut Stream, from: u64, byte: u8| {
+        (0..8).for_each(|number| write(stream, from + number, 100 + number * 4, 12_000, byte + number as u8));
+    };
+    write(&mut stream, 0, 17, 2 * BLOCK, 7);
+    write_others(&mut stream, 1, 20);
+    keep_up(&journal, 10);
+    keep_up(&journal, 3700);
+    assert!(journal.status().applied.raw() > 3, "both blocks are in the replica");
+    write(&mut stream, 4000, 17, BLOCK, 8);
+    write_others(&mut stream, 4001, 40);
+    keep_up(&journal, 4010);
+    assert!(store.rot(REPLICA, 17 * BLOCK + 9) && store.rot(REPLICA, 18 * BLOCK + 9));
+    assert_eq!(scrub_all(&journal).damage.len(), 1);
+    make_good(&journal, &mut stream, 5500);
+    write_others(&mut stream, 5501, 60);
+    keep_up(&journal, 5520);
+    assert_eq!(unread(&journal, &stream.disk), Vec::<u64>::new());
+    for at in (5600..8900).step_by(50) {
+        keep_up(&journal, at);
+        assert_eq!(scrub_all(&journal).damage, Vec::new(), "at {at}");
+        compare(&journal, &stream.states);
     }
 }

@@ -1,8 +1,8 @@
 //! Disks that do not give everything: what cannot be read just now is an error, a sector that never can is damage.
 
-use crate::stream::{compare, create_in, cuts, keep_up, read_all};
-use crate::{BATCHES_AT, SEGMENTS, WITH_SMALL, make_good, scrub_all, sealed, written};
-use journal::{Journal, Manifest, Settings, Store, StoreFile, Upkeep};
+use crate::stream::{DISK_BYTES, Stream, append, compare, create_in, cuts, keep_up, read_all};
+use crate::{BATCHES_AT, SEGMENTS, WITH_SMALL, make_good, scrub_all, sealed, try_scrub, written};
+use journal::{Journal, Manifest, Mode, Settings, Store, StoreFile, Upkeep};
 use sim::SimStore;
 use std::io;
 use std::ops::Range;
@@ -148,4 +148,46 @@ fn a_sector_of_an_index_that_cannot_be_read_costs_nothing() {
     }
     let footer = Manifest::load(&store).unwrap().redo.segments[2].sealed.clone().unwrap().footer.unwrap();
     assert!(footer.file.is_some(), "it was made again");
+}
+
+/// A journal in rollback mode whose replica has twenty blocks of 64 KiB, each written once.
+fn with_replica() -> (SimStore, Unread, Journal, Stream) {
+    let (disk, unread) = (SimStore::new(), Unread::default());
+    let settings = Settings { mode: Mode::Rollback, ..SEGMENTS };
+    let journal = create_in(Arc::new(Unreadable(disk.clone(), unread.clone())), settings);
+    let mut stream = Stream::begin();
+    for number in 0..DISK_BYTES >> 16 {
+        stream.write(number << 16, &[number as u8 + 1; 1 << 16]);
+        stream.checkpoint();
+        append(&journal, stream.batch(), number, number as u8 + 1);
+    }
+    keep_up(&journal, 20);
+    (disk, unread, journal, stream)
+}
+
+#[test]
+fn a_sector_that_was_not_given_once_hides_no_later_damage() {
+    let (_disk, unread, journal, mut stream) = with_replica();
+    let sector = || *unread.lock().unwrap() = Some(("replica/vda.raw", 69_632..73_728));
+    sector();
+    assert_eq!(scrub_all(&journal).damage.len(), 1);
+    *unread.lock().unwrap() = None;
+    make_good(&journal, &mut stream, 100);
+    sector();
+    let again = scrub_all(&journal).damage;
+    let newest = *cuts(&journal).last().unwrap();
+    assert_eq!(again.is_empty(), read_all(&journal, newest).is_ok(), "{again:?}");
+    compare(&journal, &stream.states);
+}
+
+#[test]
+fn a_bad_area_as_large_as_a_region_is_damage_and_what_lies_behind_is_read() {
+    let (disk, unread, journal, stream) = with_replica();
+    assert_eq!(scrub_all(&journal).damage, Vec::new());
+    *unread.lock().unwrap() = Some(("replica/vda.raw", 0..1 << 20));
+    assert!(disk.rot("replica/vda.raw", (1 << 20) + 5000));
+    assert_eq!(scrub_all(&journal).damage.len(), 2);
+    compare(&journal, &stream.states);
+    *unread.lock().unwrap() = Some(("replica/vda.raw", 0..u64::MAX));
+    assert!(try_scrub(&journal).is_err(), "a disk that gives nothing is an error");
 }

@@ -28,6 +28,7 @@ pub(crate) const SMALL: Settings = Settings {
 };
 
 /// The source of a stream, with every state its disk ever had at a cut.
+#[derive(Clone)]
 pub(crate) struct Stream {
     pub(crate) disk: Vec<u8>,
     pub(crate) states: Vec<(WriteSeq, Vec<u8>)>,
@@ -179,6 +180,12 @@ impl Stream {
     pub(crate) fn sent(&self) -> WriteSeq {
         WriteSeq::from_raw(self.sent)
     }
+
+    /// What the disk was at the newest checkpoint at or below a cut, after which nothing was written.
+    pub(crate) fn states_at(&self, cut: WriteSeq) -> Vec<u8> {
+        let at_or_below = |(at, _): &&(WriteSeq, Vec<u8>)| *at <= cut;
+        self.states.iter().rev().find(at_or_below).unwrap().1.clone()
+    }
 }
 
 pub(crate) fn create(store: &SimStore, settings: Settings) -> Journal {
@@ -230,12 +237,43 @@ pub(crate) fn cuts(journal: &Journal) -> Vec<WriteSeq> {
     found.rows.iter().map(|facts| facts.checkpoint.cut).collect()
 }
 
-/// Every checkpoint that can be opened shows the disk of its moment; how many there are.
+/// Every checkpoint that can be opened shows the disk of its moment; how many there are of which nothing is damaged. Of the
+/// others as many bytes cannot be read as they say.
 pub(crate) fn compare(journal: &Journal, states: &[(WriteSeq, Vec<u8>)]) -> usize {
-    let cuts = cuts(journal);
-    for cut in &cuts {
-        let (_, expected) = states.iter().find(|(at, _)| at == cut).unwrap();
-        assert!(read_all(journal, *cut).unwrap() == *expected, "checkpoint {cut} is not as it was");
+    let query = CheckpointQuery { limit: usize::MAX, ..CheckpointQuery::default() };
+    let (mut whole, found) = (0, journal.checkpoints(&query));
+    assert_eq!(found.unread, Vec::new());
+    for facts in found.rows {
+        let cut = facts.checkpoint.cut;
+        let (_, expected) = states.iter().find(|(at, _)| *at == cut).unwrap();
+        match facts.damaged_bytes {
+            0 => assert!(read_all(journal, cut).unwrap() == *expected, "checkpoint {cut} is not as it was"),
+            bytes => assert_eq!(unread(journal, cut, expected).len() as u64, bytes, "checkpoint {cut}"),
+        }
+        whole += usize::from(facts.damaged_bytes == 0);
     }
-    cuts.len()
+    whole
+}
+
+/// Which bytes cannot be read as of a cut; all others are as they were.
+pub(crate) fn unread(journal: &Journal, cut: WriteSeq, expected: &[u8]) -> Vec<u64> {
+    fn look(journal: &Journal, cut: WriteSeq, expected: &[u8], range: ByteRange, unread: &mut Vec<u64>) {
+        let mut found = vec![0; range.len as usize];
+        match journal.read_at(DiskIndex(0), cut, range.start, &mut found) {
+            Ok(()) => assert!(
+                found == expected[range.start as usize..range.end() as usize],
+                "{range:?} of checkpoint {cut} is given out wrong"
+            ),
+            Err(_) if range.len == 1 => unread.push(range.start),
+            Err(_) => {
+                let half = range.len / 2;
+                look(journal, cut, expected, ByteRange::new(range.start, half), unread);
+                let rest = ByteRange::new(range.start + half, range.len - half);
+                look(journal, cut, expected, rest, unread);
+            }
+        }
+    }
+    let mut unread = Vec::new();
+    look(journal, cut, expected, ByteRange::new(0, expected.len() as u64), &mut unread);
+    unread
 }

@@ -4,8 +4,9 @@
 //! side by side, within one bound: the operator is told the name of who does not answer where it was to be opened, and it is
 //! passed over where the others go without it.
 
+use super::super::at::hindrance;
 use super::super::at::journal_of;
-use super::super::cut::{self, hindrance};
+use super::super::cut;
 use super::super::groups::{KeptGroup, Pick};
 use super::super::side_by_side::side_by_side;
 use super::super::vm::RecoveredVm;
