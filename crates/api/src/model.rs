@@ -268,7 +268,7 @@ pub struct RecoveredVm {
     pub group_id: String,
     pub epoch: u64,
     /// `initial-sync` (nothing of it can be opened yet), `following`, `left` (it is protected no more; its history
-    /// stays), `failed-over`, `committed`, `moving` or `failed`.
+    /// stays), `failed-over`, `committed`, `moving`, `opening` (its journal is just being opened) or `failed`.
     pub state: String,
     /// How far its journal is on the way to another folder.
     pub moving: Option<Moving>,

@@ -105,6 +105,9 @@ pub const SYNC_TIMEOUT_SECONDS_RANGE: (u64, u64) = (1, 300);
 pub const HELD_AT_END_MAX: Duration = Duration::from_millis(500);
 /// How long the agent's start waits for its VMs to be taken up. Whose disk does not answer by then is taken up later.
 pub const VM_START_MAX: Duration = Duration::from_secs(10);
+/// The same for the journals that it keeps for others, all together; and how many of one disk it opens at once.
+pub const JOURNALS_START_MAX: Duration = Duration::from_secs(10);
+pub const JOURNALS_OPENED_AT_ONCE: usize = 2;
 /// How long a VM may take to stop before the agent ends without it.
 pub const VM_STOP_MAX: Duration = Duration::from_secs(30);
 

@@ -42,7 +42,7 @@ impl Recovery {
                 Some((vm, round)) = ends.recv() => rounds.end(vm, round, clock::now()),
             }
             for vm in self.list() {
-                if !rounds.begin(vm.id(), vm.disk(), clock::now()) {
+                if !rounds.begin(vm.id(), vm.disk(&self.journal_dir), clock::now()) {
                     continue;
                 }
                 let (recovery, pace, ended) = (self.clone(), pace.clone(), ended.clone());
@@ -183,7 +183,7 @@ mod tests {
         let vm = recovery.list()[0].clone();
         let mut rounds = Rounds::default();
         recovery.tell_late(&mut rounds);
-        assert!(!rounds.begin(vm.id(), vm.disk(), clock::now()), "it was read just now");
+        assert!(!rounds.begin(vm.id(), vm.disk(&recovery.journal_dir), clock::now()), "it was read just now");
     }
 
     #[test]

@@ -19,7 +19,10 @@ pub(super) fn side_by_side<V: Send + Sync + 'static, T: Send + 'static>(
     for (at, one) in whom.iter().cloned().enumerate() {
         let tell = tell.clone();
         let asked = move || {
-            let _ = tell.send((at, ask(&one)));
+            let answer = ask(&one);
+            // Whoever has the answers is the last who has these.
+            drop(one);
+            let _ = tell.send((at, answer));
         };
         // Without a thread for it there is no answer either.
         let _ = std::thread::Builder::new().name("side-by-side".into()).spawn(asked);

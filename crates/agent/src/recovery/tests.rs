@@ -654,6 +654,53 @@ fn a_guest_that_has_ended_is_an_alert_as_long_as_its_failover_stands() {
     assert_eq!(alerts_of(&recovery, "guest-ended"), Vec::<String>::new());
 }
 
+/// Their disk answers once somebody reads from what stands for it.
+#[test]
+fn journals_whose_disk_hangs_hold_up_neither_the_start_nor_those_of_another_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = recovery(folder.path());
+    for number in 1..=4 {
+        let (_, journal) = first.admit(&hello(number), PEER).unwrap();
+        append_sync(&journal);
+    }
+    first.move_journal("vm-4", &folder.path().join("elsewhere/vm-4").display().to_string()).unwrap();
+    let request = |vm: &str| api::OpenImageRequest { vm: vm.into(), at: "latest".into(), writable: true };
+    let images = ["vm-1", "vm-4"].map(|vm| first.open_image(&request(vm)).unwrap().id);
+    let locks: Vec<_> = (1..=3)
+        .map(|number| first.vm(&format!("vm-{number}")).unwrap().folder(&first.journal_dir).join("lock"))
+        .collect();
+    end(first);
+    for lock in &locks {
+        std::fs::remove_file(lock).unwrap();
+        let fifo = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, lock, fifo, rustix::fs::Mode::from_raw_mode(0o600), 0).unwrap();
+    }
+    let recovery = recovery(folder.path());
+    recovery.resume_records().unwrap();
+    recovery.take_up_all(Duration::ZERO);
+    while recovery.image(&images[1]).is_none() {
+        thread::yield_now();
+    }
+    let told = recovery.alerts.list();
+    assert!(
+        (1..=3)
+            .all(|vm| told.iter().any(|text| text.contains(&format!("/vm-{vm}: its journal is not open")))),
+        "{told:?}"
+    );
+    assert_eq!(alerts_of(&recovery, "image-unserved").len(), 1);
+    let state = |recovery: &Recovery, vm: usize| recovery.vms_to_api()[vm].state.clone();
+    assert_eq!([state(&recovery, 0), state(&recovery, 3)], ["opening", "following"]);
+    assert!(recovery.image(&images[0]).is_none());
+    for lock in &locks {
+        std::fs::File::open(lock).unwrap();
+    }
+    while (0..3).any(|vm| state(&recovery, vm) != "following") || recovery.image(&images[0]).is_none() {
+        thread::yield_now();
+    }
+    recovery.list().iter().for_each(|vm| recovery.tell_damage(vm));
+    assert_eq!(recovery.alerts.list(), Vec::<String>::new());
+}
+
 /// The streams are refused here: that nothing comes says nothing of the site.
 #[test]
 fn a_site_that_is_refused_for_a_record_that_cannot_be_read_is_not_called_silent() {
@@ -680,7 +727,7 @@ fn a_journal_that_cannot_be_kept_up_is_an_alert_until_it_is() {
     let replica = vm.folder(&recovery.journal_dir).join("replica/vda.raw");
     let aside = replica.with_extension("aside");
     let mut turns = turns::Turns::default();
-    turns.ask(vm.id(), vm.disk());
+    turns.ask(vm.id(), vm.disk(&recovery.journal_dir));
     let (_, progress) = turns.next(clock::now()).unwrap();
     let turn = || recovery.take_turn(&vm, &crate::pace::Pace::new(0), &progress, false);
     std::fs::rename(&replica, &aside).unwrap();

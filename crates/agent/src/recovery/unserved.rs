@@ -81,11 +81,42 @@ impl Recovery {
     }
 
     pub(super) fn wait_for_image(&self, record: ImageRecord, error: String) {
-        let what = if record.closing.is_some() { "closed" } else { "served" };
-        let (cause, name) = (image_alert(&record.id), &record.vm_name);
-        let text = format!("image {} of VM {name} is not {what}, tried again by itself: {error}", record.id);
+        let (cause, text) = (image_alert(&record.id), text_of_waiting(&record, &error));
         self.waiting_images().insert(record.id.clone(), Unserved { record, error });
         self.alerts.raise(cause, text);
+    }
+
+    /// Serves a recorded image once its journal is open, which is only begun.
+    pub(super) fn serve_later(&self, record: ImageRecord) {
+        let error = "its journal is not open yet".to_owned();
+        self.waiting_images().insert(record.id.clone(), Unserved { record, error });
+    }
+
+    /// Serves what waits of a VM's images.
+    pub(super) fn serve_images_of(&self, vm: &RecoveredVm) {
+        let id = vm.id().to_string();
+        let is_of_it = |image: &&Unserved| image.record.vm == id;
+        let waiting: Vec<_> =
+            self.waiting_images().values().filter(is_of_it).map(|image| image.record.clone()).collect();
+        for record in waiting {
+            // Where what is done with its group does not end, it is tried again.
+            let Ok(_turn) = self.turn_for_image(&record) else { continue };
+            if self.waiting_images().get(&record.id).is_some_and(|image| image.record == record) {
+                self.serve_again(record);
+            }
+        }
+    }
+
+    /// Says of all images that wait that they do.
+    pub(super) fn tell_unserved(&self) {
+        let waiting: Vec<_> =
+            self.waiting_images().values().map(|image| (image.record.clone(), image.error.clone())).collect();
+        for (record, error) in waiting {
+            self.alerts.raise(image_alert(&record.id), text_of_waiting(&record, &error));
+            if !self.waiting_images().contains_key(&record.id) {
+                self.alerts.clear(image_alert(&record.id));
+            }
+        }
     }
 
     /// An image waits no longer, if it did.
@@ -224,6 +255,12 @@ impl Recovery {
             self.alerts.raise(format!("what is left of image {id}"), text);
         }
     }
+}
+
+fn text_of_waiting(record: &ImageRecord, error: &str) -> String {
+    let what = if record.closing.is_some() { "closed" } else { "served" };
+    let (id, vm) = (&record.id, &record.vm_name);
+    format!("image {id} of VM {vm} is not {what}, tried again by itself: {error}")
 }
 
 /// What an image that is not served, or only in part, is an alert of.

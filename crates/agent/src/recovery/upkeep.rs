@@ -38,7 +38,7 @@ impl Recovery {
                     round += 1;
                     for vm in self.list() {
                         self.tell_damage(&vm);
-                        turns.ask(vm.id(), vm.disk());
+                        turns.ask(vm.id(), vm.disk(&self.journal_dir));
                     }
                     self.tell_stuck(&turns, &mut stuck);
                 }
@@ -83,9 +83,9 @@ impl Recovery {
 
 impl Recovery {
     /// Acknowledged writes that are lost are an alert until the source has begun anew.
-    fn tell_damage(&self, vm: &RecoveredVm) {
+    pub(super) fn tell_damage(&self, vm: &RecoveredVm) {
         let Some(journal) = vm.journal() else { return };
-        let cause = format!("journal of {}", vm.name());
+        let cause = journal_alert(vm);
         match journal.with_timeline(journal::Timeline::must_resync) {
             Some(from) => self.alerts.raise(
                 cause,
@@ -97,6 +97,11 @@ impl Recovery {
             None => self.alerts.clear(cause),
         }
     }
+}
+
+/// What a journal that is damaged, or not open, is an alert of.
+pub(super) fn journal_alert(vm: &RecoveredVm) -> Cause {
+    Cause::from(format!("journal of {}", vm.name()))
 }
 
 /// What a journal that cannot be kept up is an alert of.

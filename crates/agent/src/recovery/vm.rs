@@ -5,14 +5,16 @@ use super::life::open::Reopening;
 use super::life::{JournalLife, Lease};
 use super::policy::JournalPolicy;
 use super::record::{Asked, RecoveryRecord};
+use super::turns::DiskId;
 use crate::clock;
 use crate::config::JournalConfig;
 use crate::state::StateDir;
 use anyhow::{Context, Result};
 use joint::admission::Accept;
-use joint::life::{Refused, Use};
+use joint::life::{Refused, State, Use};
 use journal::{CheckpointFacts, Damage, FsStore, Settings, Store};
 use replication::wire::{Hello, Refuse};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -45,8 +47,8 @@ struct Inner {
     policy: JournalPolicy,
     /// Holds the folder's lock as long as the VM is known.
     store: Option<Arc<FsStore>>,
-    /// The file system the folder lies on.
-    disk: u64,
+    /// The file system the folder lies on, once it was taken.
+    disk: Option<u64>,
     last_error: Option<String>,
     stream: Option<Stream>,
     /// While the journal is closed.
@@ -74,12 +76,13 @@ impl Inner {
     }
 
     /// The state where no failover says another.
-    fn own_state(&self, is_open: bool, has_tail: bool) -> &'static str {
-        match is_open {
-            false => "failed",
-            true if self.record.left.is_some() => "left",
-            true if !has_tail => "initial-sync",
-            true => "following",
+    fn own_state(&self, life: State, has_tail: bool) -> &'static str {
+        match life {
+            State::Opening | State::Binding => "opening",
+            State::Closed | State::Closing(_) | State::Taken(_) | State::Gone => "failed",
+            State::Open if self.record.left.is_some() => "left",
+            State::Open if !has_tail => "initial-sync",
+            State::Open => "following",
         }
     }
 }
@@ -92,7 +95,7 @@ impl RecoveredVm {
             record,
             policy,
             store: None,
-            disk: 0,
+            disk: None,
             last_error: None,
             stream: None,
             reopening: Reopening::default(),
@@ -251,18 +254,20 @@ impl RecoveredVm {
         let store = Arc::new(FsStore::open(folder)?.with_replicas_in(replicas));
         let disk = std::fs::metadata(store.root()).context("look at the journal's folder")?.dev();
         let mut inner = self.lock();
-        (inner.disk, inner.store) = (disk, Some(store.clone()));
+        (inner.disk, inner.store) = (Some(disk), Some(store.clone()));
         Ok(store)
     }
 
-    /// The file system its journal lies on.
-    pub(crate) fn disk(&self) -> u64 {
-        self.lock().disk
+    /// The file system its journal lies on. Of one that was not looked at yet, which may hang, what it lies in says that.
+    pub(super) fn disk(&self, journal_dir: &Path) -> DiskId {
+        let known = self.lock().disk;
+        known.unwrap_or_else(|| unseen_disk(self.folder(journal_dir).parent()))
     }
 
     /// Gives the folder's lock back: the journal lies elsewhere from now on.
     pub(crate) fn let_go_of_folder(&self) {
-        self.lock().store = None;
+        let mut inner = self.lock();
+        (inner.store, inner.disk) = (None, None);
     }
 
     /// Bytes left where the journal lies.
@@ -429,6 +434,7 @@ impl RecoveredVm {
         let connected = self.is_streaming();
         let replicas = self.replicas(config);
         let journal = self.journal();
+        let life = if journal.is_some() { State::Open } else { self.life.state() };
         let journal = journal.as_ref();
         let status = journal.map(|journal| journal.status());
         let status = status.as_ref();
@@ -444,7 +450,7 @@ impl RecoveredVm {
             group: record.group.clone(),
             group_id: record.group_id.clone(),
             epoch: epoch.max(status.map_or(0, |status| status.epoch.0)),
-            state: state.unwrap_or_else(|| inner.own_state(journal.is_some(), tail.is_some())).to_owned(),
+            state: state.unwrap_or_else(|| inner.own_state(life, tail.is_some())).to_owned(),
             moving,
             last_error: inner.last_error.clone(),
             connected,
@@ -475,6 +481,13 @@ impl RecoveredVm {
             left_at: record.left.map(|at| WriteSeq::from_raw(at).to_string()),
         }
     }
+}
+
+/// What stands for the file system of a journal that was not looked at: no file system has such a number.
+fn unseen_disk(around: Option<&Path>) -> DiskId {
+    let mut hasher = DefaultHasher::new();
+    around.hash(&mut hasher);
+    hasher.finish() | (1 << 63)
 }
 
 pub(crate) fn checkpoint_to_api(facts: &CheckpointFacts) -> api::Checkpoint {

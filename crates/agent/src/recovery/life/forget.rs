@@ -12,7 +12,7 @@
 use super::super::Recovery;
 use super::super::policy::file_name;
 use super::super::scrub::scrub_alert;
-use super::super::upkeep::upkeep_alert;
+use super::super::upkeep::{journal_alert, upkeep_alert};
 use super::super::vm::RecoveredVm;
 use super::images_are_open;
 use super::moving::{FOLDER_PATIENCE, not_taken};
@@ -128,7 +128,7 @@ impl Recovery {
 }
 
 fn clear_alerts(alerts: &Alerts, vm: &RecoveredVm) {
-    alerts.clear(format!("journal of {}", vm.name()));
+    alerts.clear(journal_alert(vm));
     alerts.clear(scrub_alert(vm));
     alerts.clear(upkeep_alert(vm));
     alerts.clear(format!("forgetting of {}", vm.id()));

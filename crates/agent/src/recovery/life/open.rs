@@ -5,6 +5,7 @@
 //! open again soon after its disk answers, and can be failed over from. Between two tries the pause grows.
 
 use super::super::Recovery;
+use super::super::upkeep::journal_alert;
 use super::super::vm::RecoveredVm;
 use super::{Lease, Opening, not_usable};
 use crate::clock;
@@ -117,7 +118,7 @@ impl Recovery {
                     vm.name(),
                     error.detail
                 );
-                self.alerts.raise(format!("journal of {}", vm.name()), text);
+                self.alerts.raise(journal_alert(vm), text);
                 vm.set_error(error.detail);
             }
         }
