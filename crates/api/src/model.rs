@@ -36,7 +36,7 @@ pub struct Alert {
     /// `written-beside`, `second-writer`, `departure`, `source-silent`, `image-unserved`, `guest`, `guest-ended`,
     /// `no-spill` or `agent`.
     pub kind: String,
-    /// The VM or the part of the agent that it is about.
+    /// The VM, at the recovery side by its id, or the part of the agent that it is about.
     pub subject: String,
     /// `critical` or `warning`.
     pub severity: String,

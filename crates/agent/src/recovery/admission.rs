@@ -122,7 +122,7 @@ impl Recovery {
 
     /// Says as long as it is so that a VM's site asks for less history than is kept.
     pub(super) fn tell_asked(&self, vm: &RecoveredVm) {
-        let cause = Cause::new(AlertKind::AskedLess, vm.label());
+        let cause = asked_alert(vm);
         let Some(asked) = vm.record().asked else { return self.alerts.clear(cause) };
         let (kept, name) = (vm.record(), vm.label());
         let bytes = |bytes| match bytes {
@@ -161,6 +161,11 @@ impl Recovery {
             }
         }
     }
+}
+
+/// What a VM whose site asks for less history than is kept is an alert of.
+pub(super) fn asked_alert(vm: &RecoveredVm) -> Cause {
+    Cause::new(AlertKind::AskedLess, vm.id().to_string())
 }
 
 fn to_vm(group: GroupId, record: &RecoveryRecord, journal: Journal) -> Vm<'_> {

@@ -6,10 +6,10 @@
 
 use super::failover::record::FailoverRecord;
 use super::images::ImageRecord;
+use super::life::journal_alert;
 use super::record::RecoveryRecord;
 use super::side_by_side::side_by_side;
 use super::turns::DiskId;
-use super::upkeep::journal_alert;
 use super::vm::RecoveredVm;
 use super::{Recovery, policy};
 use anyhow::Result;

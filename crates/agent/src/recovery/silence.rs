@@ -47,7 +47,7 @@ impl Recovery {
     }
 
     fn tell_silence(&self, vm: &RecoveredVm, silent_for: Duration, expected: bool) {
-        let cause = Cause::new(AlertKind::SourceSilent, vm.label());
+        let cause = silence_alert(vm);
         if !expected || vm.is_streaming() {
             return self.alerts.clear(cause);
         }
@@ -62,6 +62,41 @@ impl Recovery {
                 vm.record().peer
             );
             self.alerts.raise_for(cause, silent_for, text);
+        }
+    }
+}
+
+/// What a VM of which nothing arrives is an alert of.
+pub(super) fn silence_alert(vm: &RecoveredVm) -> Cause {
+    Cause::new(AlertKind::SourceSilent, vm.id().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+
+    use super::super::tests::{PEER, admit_named, recovery};
+    use super::*;
+    use types::WriteSeq;
+
+    /// It was unprotected, and protected anew under its name; then its site falls silent.
+    #[test]
+    fn a_vm_that_has_left_hides_no_silence_of_its_namesake() {
+        for (live, left) in [(1, 2), (2, 1)] {
+            let folder = tempfile::tempdir().unwrap();
+            let recovery = recovery(folder.path());
+            let (gone, _) = admit_named(&recovery, left, "web", PEER);
+            gone.leave(&recovery.state, WriteSeq::ZERO).unwrap();
+            let (vm, _) = admit_named(&recovery, live, "web", PEER);
+            for _ in 0..2 {
+                for vm in [&vm, &gone] {
+                    recovery.tell_silence(vm, Duration::from_secs(100), recovery.is_expected(vm));
+                }
+                let told = recovery.alerts.to_api();
+                assert_eq!(told.len(), 1, "nobody is told that the site is silent");
+                assert_eq!(told[0].subject, vm.id().to_string());
+                assert!(told[0].text.contains("paris/web"));
+            }
         }
     }
 }

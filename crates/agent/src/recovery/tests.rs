@@ -62,6 +62,18 @@ pub(super) fn hello(vm: u8) -> Hello {
     }
 }
 
+/// Lets a VM in that is alone in its group.
+pub(super) fn admit_named(
+    recovery: &Recovery,
+    vm: u8,
+    name: &str,
+    peer: &str,
+) -> (Arc<RecoveredVm>, life::Lease) {
+    let group = GroupId::from_bytes([vm + 10; 16]);
+    let hello = Hello { vm_name: name.into(), group, rpo_seconds: 1, ..hello(vm) };
+    recovery.admit(&hello, peer).unwrap()
+}
+
 fn farewell() -> Refuse {
     Refuse { why: Refusal::Busy, detail: "another has come".into() }
 }
@@ -678,7 +690,7 @@ fn journals_whose_disk_hangs_hold_up_neither_the_start_nor_those_of_another_disk
     let recovery = recovery(folder.path());
     recovery.resume_records().unwrap();
     recovery.take_up_all(Duration::ZERO);
-    while recovery.image(&images[1]).is_none() {
+    while recovery.image(&images[1]).is_none() || alerts_of(&recovery, "image-unserved").len() != 1 {
         thread::yield_now();
     }
     let told = recovery.alerts.list();
@@ -687,7 +699,6 @@ fn journals_whose_disk_hangs_hold_up_neither_the_start_nor_those_of_another_disk
             .all(|vm| told.iter().any(|text| text.contains(&format!("/vm-{vm}: its journal is not open")))),
         "{told:?}"
     );
-    assert_eq!(alerts_of(&recovery, "image-unserved").len(), 1);
     let state = |recovery: &Recovery, vm: usize| recovery.vms_to_api()[vm].state.clone();
     assert_eq!([state(&recovery, 0), state(&recovery, 3)], ["opening", "following"]);
     assert!(recovery.image(&images[0]).is_none());
@@ -699,6 +710,22 @@ fn journals_whose_disk_hangs_hold_up_neither_the_start_nor_those_of_another_disk
     }
     recovery.list().iter().for_each(|vm| recovery.tell_damage(vm));
     assert_eq!(recovery.alerts.list(), Vec::<String>::new());
+}
+
+/// They are of two sites, and have one name.
+#[test]
+fn a_whole_journal_clears_no_alert_of_its_namesake() {
+    let folder = tempfile::tempdir().unwrap();
+    let recovery = recovery(folder.path());
+    let (damaged, _) = admit_named(&recovery, 1, "web", PEER);
+    let (whole, _) = admit_named(&recovery, 2, "web", "agent-1.oslo");
+    close(&damaged);
+    let files = damaged.folder(&recovery.journal_dir);
+    ["manifest", "manifest-2"].iter().for_each(|name| std::fs::write(files.join(name), "{").unwrap());
+    recovery.reopen(&damaged);
+    recovery.tell_damage(&whole);
+    let told = recovery.alerts.list();
+    assert!(told.len() == 1 && told[0].contains("cannot be opened"), "{told:?}");
 }
 
 /// The streams are refused here: that nothing comes says nothing of the site.

@@ -1,6 +1,7 @@
 //! Upkeep of all journals, in turn and in the background: footers, merges, folding, retention, scrubbing.
 
 use super::Recovery;
+use super::life::journal_alert;
 use super::turns::{Progress, Turns};
 use super::vm::RecoveredVm;
 use crate::alerts::Cause;
@@ -91,17 +92,12 @@ impl Recovery {
                 cause,
                 format!(
                     "VM {}: its journal is damaged, what was written from {from} on cannot be read, or not all of it: no new checkpoint until its source has come and compared everything",
-                    vm.name()
+                    vm.label()
                 ),
             ),
             None => self.alerts.clear(cause),
         }
     }
-}
-
-/// What a journal that is damaged, or not open, is an alert of.
-pub(super) fn journal_alert(vm: &RecoveredVm) -> Cause {
-    Cause::from(format!("journal of {}", vm.name()))
 }
 
 /// What a journal that cannot be kept up is an alert of.

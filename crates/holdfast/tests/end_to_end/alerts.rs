@@ -67,11 +67,13 @@ fn an_age_goes_on_and_alerts_stand_over_a_restart() {
     wait_until_gone(&stage.a, "link-down");
 
     // The recovery side says so too, where the protected side has gone.
+    let id = stage.b.recovered("web").unwrap()["id"].as_str().unwrap().to_owned();
     stage.a.kill_agent().unwrap();
-    wait_for_alert(&stage.b, "source-silent", "site-a/web");
+    let told = wait_for_alert(&stage.b, "source-silent", &id);
+    assert!(told["text"].as_str().unwrap().contains("site-a/web"), "{told}");
     stage.b.kill_agent().unwrap();
     stage.b.start_agent().unwrap();
-    wait_for_alert(&stage.b, "source-silent", "site-a/web");
+    wait_for_alert(&stage.b, "source-silent", &id);
     stage.a.start_agent().unwrap();
     wait_until_gone(&stage.b, "source-silent");
     stage.a.ask(&["vm", "unprotect", "web"]).unwrap();

@@ -10,13 +10,15 @@
 //! between 1 and 4 goes on with 3 when it comes back.
 
 use super::super::Recovery;
+use super::super::admission::asked_alert;
 use super::super::policy::file_name;
 use super::super::scrub::scrub_alert;
-use super::super::upkeep::{journal_alert, upkeep_alert};
+use super::super::silence::silence_alert;
+use super::super::upkeep::upkeep_alert;
 use super::super::vm::RecoveredVm;
-use super::images_are_open;
 use super::moving::{FOLDER_PATIENCE, not_taken};
-use crate::alerts::{AlertKind, Alerts, Cause};
+use super::{images_are_open, journal_alert};
+use crate::alerts::Alerts;
 use crate::error::{ErrorKind as OperationErrorKind, OperationError, Result};
 use anyhow::Context;
 use joint::life::Task;
@@ -132,5 +134,6 @@ fn clear_alerts(alerts: &Alerts, vm: &RecoveredVm) {
     alerts.clear(scrub_alert(vm));
     alerts.clear(upkeep_alert(vm));
     alerts.clear(format!("forgetting of {}", vm.id()));
-    alerts.clear(Cause::new(AlertKind::AskedLess, vm.label()));
+    alerts.clear(asked_alert(vm));
+    alerts.clear(silence_alert(vm));
 }

@@ -9,6 +9,7 @@ pub(super) mod moving;
 pub(super) mod open;
 
 use super::vm::RecoveredVm;
+use crate::alerts::Cause;
 use crate::error::OperationError;
 use joint::life::{LeaseId, Life, Reason, Refused, State, Task, Use};
 use journal::Journal;
@@ -244,6 +245,11 @@ pub(super) fn not_usable(vm_name: &str, state: State) -> String {
 
 fn images_are_open(vm: &RecoveredVm) -> OperationError {
     OperationError::conflict(format!("images of VM {} are open; close them first", vm.name()))
+}
+
+/// What a journal that is damaged, or not open, is an alert of.
+pub(super) fn journal_alert(vm: &RecoveredVm) -> Cause {
+    Cause::from(format!("journal of {}", vm.id()))
 }
 
 /// Who uses a journal, to an operator who waits for that.

@@ -5,9 +5,8 @@
 //! open again soon after its disk answers, and can be failed over from. Between two tries the pause grows.
 
 use super::super::Recovery;
-use super::super::upkeep::journal_alert;
 use super::super::vm::RecoveredVm;
-use super::{Lease, Opening, not_usable};
+use super::{Lease, Opening, journal_alert, not_usable};
 use crate::clock;
 use crate::error::{OperationError, Result};
 use joint::life::{Refused, State, Use};
@@ -115,7 +114,7 @@ impl Recovery {
                 let text = format!(
                     "VM {}: its journal cannot be opened, so that nothing of it is taken and nothing can be failed over: \
                      {}; tried again by itself, see to its disk",
-                    vm.name(),
+                    vm.label(),
                     error.detail
                 );
                 self.alerts.raise(journal_alert(vm), text);
