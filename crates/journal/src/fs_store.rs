@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use threads::sync::Mutex;
@@ -33,6 +33,7 @@ pub struct FsStore {
     replica_root: Option<PathBuf>,
     direct_refused: AtomicBool,
     lives: AtomicU64,
+    file_system: u64,
     /// Folders in which names have changed since they were last synced.
     changed: Mutex<BTreeSet<PathBuf>>,
     /// Holds the lock while the store lives.
@@ -69,8 +70,10 @@ impl FsStore {
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(LockError::InUse { path: root }),
             Err(errno) => return Err(io(errno.into())),
         }
+        let file_system = lock.metadata().map_err(io)?.dev();
         Ok(Self {
             root,
+            file_system,
             replica_root: None,
             direct_refused: AtomicBool::new(false),
             lives: AtomicU64::new(0),
@@ -196,6 +199,10 @@ impl Store for FsStore {
 
     fn readers(&self) -> usize {
         READERS
+    }
+
+    fn file_system(&self) -> u64 {
+        self.file_system
     }
 
     fn lives(&self) -> Option<&AtomicU64> {

@@ -1,30 +1,35 @@
-//! Shards: a few pairs of threads that append for all journals of a process.
+//! Shards: a few threads that append for all journals of a process.
 //!
-//! Of each pair the framer gathers what has come, gives it places, checksums and copies it; the writer
-//! writes and syncs. So the processor works on one group while the disk has the one before. A group of a
-//! stream is closed when it holds 4 MiB, when it has waited 5 ms, or when nothing more is waiting; the
-//! writer takes all groups that are ready and syncs each segment once. A journal always belongs to one
-//! shard, so its groups are committed in the order they were framed.
+//! A framer gathers what has come of a journal, gives it places, checksums and copies it; a writer writes and syncs. So the
+//! processor works on one group while the disk has the one before. A group is what waits of a stream, up to 4 MiB; the
+//! writer takes all groups of a journal that are framed and syncs each segment once. Whose turn it is, and that a journal's
+//! groups are committed in the order they were framed, is in `lanes.rs`.
+//!
+//! A disk may answer late or never. A thread that stands at one journal is that journal's alone: another takes its place for
+//! all others. Who stands is seen by a thread that looks each second while there is work.
+
+mod lanes;
 
 use crate::append::Appender;
 use crate::journal::Journal;
 use crate::page::PageBuf;
 use crate::writer::{AppendError, AppendMeta, Appended, Framed};
 use batch::Batch;
+use lanes::{Lanes, Role};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 use threads::sync::atomic::{AtomicBool, Ordering};
-use threads::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-
+use threads::sync::{Condvar, Mutex, MutexGuard};
 use types::{Epoch, WallTime};
 
-/// Groups that are framed but not yet written, of one shard; as many may be synced together.
-const FRAMED_MAX: usize = 4;
 /// A group is closed at this size: the disk takes larger writes faster, and one sync serves more
 /// (`docs/design/2026-11-25-the-journal-on-disk.md` has the measurement).
 const GROUP_BYTES: usize = 4 << 20;
-/// A group waits no longer for more to come.
-const GROUP_WAIT: Duration = Duration::from_millis(5);
+/// How often it is looked whether a thread stands somewhere.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Buffers that are kept to be used again.
+const SPARES_MAX: usize = 8;
 
 /// What became of a group of batches.
 #[derive(Debug)]
@@ -40,6 +45,8 @@ pub struct Report {
 /// on its way before may still be reported as durable.
 pub struct AppendStream {
     journal: Arc<Journal>,
+    /// The file system the journal lies on.
+    disk: u64,
     epoch: Epoch,
     failed: AtomicBool,
     report: Box<dyn Fn(Report) + Send + Sync>,
@@ -58,7 +65,8 @@ impl AppendStream {
         epoch: Epoch,
         report: impl Fn(Report) + Send + Sync + 'static,
     ) -> Arc<Self> {
-        Arc::new(Self { journal, epoch, failed: AtomicBool::new(false), report: Box::new(report) })
+        let (disk, failed) = (journal.state.store.file_system(), AtomicBool::new(false));
+        Arc::new(Self { journal, disk, epoch, failed, report: Box::new(report) })
     }
 
     fn appender(&self) -> &Appender {
@@ -83,118 +91,206 @@ struct Group {
     stream: Arc<AppendStream>,
     batches: Vec<Batch>,
     size: Size,
-    since: WallTime,
 }
 
+type HandedIn = (Arc<AppendStream>, Batch);
 type Written = (Arc<AppendStream>, Size, Framed);
+type AllLanes = Lanes<HandedIn, Written>;
 type Stamp = dyn Fn() -> (WallTime, [u8; 16]) + Send + Sync;
 
-/// The pairs of threads. They end once it is dropped and what was handed in is done.
-#[derive(Debug)]
+/// The threads. They end once it is dropped and what was handed in is done.
 pub struct Shards {
-    queues: Vec<Sender<(Arc<AppendStream>, Batch)>>,
+    crew: Arc<Crew>,
+}
+
+impl std::fmt::Debug for Shards {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shards").finish_non_exhaustive()
+    }
+}
+
+impl Drop for Shards {
+    fn drop(&mut self) {
+        self.crew.lock().has_ended = true;
+        self.crew.wake_all();
+    }
 }
 
 impl Shards {
-    /// Starts `count` pairs. `stamp` reads this host's clock and brings random bytes.
+    /// Starts `count` framers and as many writers. `stamp` reads this host's clock and brings random bytes.
     ///
     /// # Panics
     /// Where the system has no threads left.
     pub fn start(count: usize, stamp: impl Fn() -> (WallTime, [u8; 16]) + Send + Sync + 'static) -> Self {
-        let stamp: Arc<Stamp> = Arc::new(stamp);
-        let start = |number: usize| {
-            let (send, receive) = channel();
-            let (framed, to_write) = sync_channel(FRAMED_MAX);
-            let (emptied, spares) = channel();
-            let stamp = stamp.clone();
-            let spawn = |name: String, body: Box<dyn FnOnce() + Send>| {
-                threads::thread::Builder::new().name(name).spawn(body).expect("the system has threads left")
-            };
-            spawn(
-                format!("frame-{number}"),
-                Box::new(move || frame_all(&receive, &framed, &spares, &*stamp)),
-            );
-            spawn(format!("write-{number}"), Box::new(move || write_all(&to_write, &emptied)));
-            send
-        };
-        Self { queues: (0..count.max(1)).map(start).collect() }
+        let count = count.max(1);
+        let crew = Arc::new(Crew {
+            lanes: Mutex::new(Lanes::new(count)),
+            to_frame: Condvar::new(),
+            to_write: Condvar::new(),
+            to_look: Condvar::new(),
+            spares: Mutex::new(Vec::new()),
+            stamp: Box::new(stamp),
+        });
+        let expected = "the system has threads left";
+        for role in [Role::Frame, Role::Write].repeat(count) {
+            crew.lock().add_thread(role);
+            crew.start(role).expect(expected);
+        }
+        let looking = crew.clone();
+        spawn("look", move || looking.look_regularly()).expect(expected);
+        Self { crew }
     }
 
     /// Hands a batch in. The caller bounds how many are handed in and not reported.
     pub fn append(&self, stream: &Arc<AppendStream>, batch: Batch) {
-        let shard = stream.journal.state.uid as usize % self.queues.len();
-        self.queues[shard].send((stream.clone(), batch)).expect("the threads live as long as the queue");
+        let mut lanes = self.crew.lock();
+        if lanes.is_idle() {
+            self.crew.to_look.notify_one();
+        }
+        lanes.push(stream.journal.state.uid, stream.disk, (stream.clone(), batch));
+        self.crew.to_frame.notify_one();
     }
 }
 
-fn frame_all(
-    queue: &Receiver<(Arc<AppendStream>, Batch)>,
-    framed: &SyncSender<Written>,
-    spares: &Receiver<PageBuf>,
-    stamp: &Stamp,
-) {
-    let mut groups: Vec<Group> = Vec::new();
-    while let Ok(first) = queue.recv() {
-        let mut next = Some(first);
-        while let Some((stream, batch)) = next.take() {
-            let (now, _) = stamp();
-            add(&mut groups, stream, batch, now);
-            let is_due =
-                |group: &mut Group| group.size.bytes >= GROUP_BYTES || now.since(group.since) > GROUP_WAIT;
-            for group in groups.extract_if(.., is_due) {
-                frame_group(group, framed, spares, stamp);
+/// What the threads share. No lock is held while one of them frames, writes or reports.
+struct Crew {
+    lanes: Mutex<AllLanes>,
+    to_frame: Condvar,
+    to_write: Condvar,
+    to_look: Condvar,
+    spares: Mutex<Vec<PageBuf>>,
+    stamp: Box<Stamp>,
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    threads::thread::Builder::new().name(name.to_owned()).spawn(body).map(drop)
+}
+
+impl Crew {
+    fn lock(&self) -> MutexGuard<'_, AllLanes> {
+        self.lanes.lock().expect("a panic aborts the process")
+    }
+
+    fn wake_all(&self) {
+        [&self.to_frame, &self.to_write, &self.to_look].into_iter().for_each(Condvar::notify_all);
+    }
+
+    /// Starts a thread that is counted already.
+    fn start(self: &Arc<Self>, role: Role) -> std::io::Result<()> {
+        let crew = self.clone();
+        match role {
+            Role::Frame => spawn("frame", move || while crew.frame_next() {}),
+            Role::Write => spawn("write", move || while crew.write_next() {}),
+        }
+    }
+
+    /// What `take` finds to be done, once there is something; none where the thread is to end.
+    fn next<T>(&self, role: Role, mut take: impl FnMut(&mut AllLanes) -> Option<T>) -> Option<T> {
+        let mut lanes = self.lock();
+        let is_surplus = lanes.is_surplus(role);
+        while !is_surplus && !lanes.is_over(role) {
+            if let Some(taken) = take(&mut lanes) {
+                return Some(taken);
             }
-            next = queue.try_recv().ok();
+            let changed = if role == Role::Frame { &self.to_frame } else { &self.to_write };
+            lanes = changed.wait(lanes).expect("a panic aborts the process");
         }
-        for group in groups.drain(..) {
-            frame_group(group, framed, spares, stamp);
+        lanes.drop_thread(role);
+        None
+    }
+
+    /// Frames a group; whether to go on.
+    fn frame_next(&self) -> bool {
+        let Some((turn, group)) = self.next(Role::Frame, |lanes| lanes.take_to_frame(take_group)) else {
+            return false;
+        };
+        let framed = self.frame(group);
+        self.lock().framed(turn, framed);
+        self.wake_all();
+        true
+    }
+
+    fn frame(&self, group: Group) -> Option<Written> {
+        let Group { stream, batches, size } = group;
+        if stream.failed.load(Ordering::SeqCst) {
+            return None;
+        }
+        let (received_at, entropy) = (self.stamp)();
+        let meta = AppendMeta { epoch: stream.epoch, received_at, entropy };
+        let spare = self.spares.lock().expect("a panic aborts the process").pop();
+        let result = {
+            let mut writer = stream.appender().lock_writer();
+            stream.appender().frame(&mut writer, batches, meta, spare)
+        };
+        match result {
+            Ok(ready) => Some((stream, size, ready)),
+            Err(error) => {
+                stream.tell(size, Err(error));
+                None
+            }
+        }
+    }
+
+    /// Commits what is framed of a journal; whether to go on.
+    fn write_next(&self) -> bool {
+        let Some((turn, ready)) = self.next(Role::Write, Lanes::take_to_write) else { return false };
+        commit_all(ready, |spare| {
+            let mut spares = self.spares.lock().expect("a panic aborts the process");
+            if spares.len() < SPARES_MAX {
+                spares.push(spare);
+            }
+        });
+        self.lock().written(turn);
+        self.wake_all();
+        true
+    }
+
+    /// While there is work, looks who stands somewhere, and has another take the place.
+    fn look_regularly(self: &Arc<Self>) {
+        let poisoned = "a panic aborts the process";
+        let mut lanes = self.lock();
+        loop {
+            let rests = |lanes: &mut AllLanes| lanes.is_idle() && !lanes.has_ended;
+            lanes = self.to_look.wait_while(lanes, rests).expect(poisoned);
+            let goes_on = |lanes: &mut AllLanes| !lanes.is_idle() || !lanes.has_ended;
+            lanes = self.to_look.wait_timeout_while(lanes, LOOK_EVERY, goes_on).expect(poisoned).0;
+            if lanes.is_idle() && lanes.has_ended {
+                return;
+            }
+            lanes.look();
+            for role in [Role::Frame, Role::Write] {
+                while lanes.wants_thread(role) {
+                    lanes.add_thread(role);
+                    if self.start(role).is_err() {
+                        // The system has none left: it is tried again.
+                        lanes.drop_thread(role);
+                        break;
+                    }
+                }
+            }
+            self.wake_all();
         }
     }
 }
 
-fn add(groups: &mut Vec<Group>, stream: Arc<AppendStream>, batch: Batch, now: WallTime) {
-    let at = groups.iter().position(|group| Arc::ptr_eq(&group.stream, &stream)).unwrap_or_else(|| {
-        groups.push(Group { stream, batches: Vec::new(), size: Size::default(), since: now });
-        groups.len() - 1
-    });
-    let group = &mut groups[at];
-    group.size.bytes += batch.bytes().len();
-    group.size.batches += 1;
-    group.batches.push(batch);
-}
-
-fn frame_group(group: Group, framed: &SyncSender<Written>, spares: &Receiver<PageBuf>, stamp: &Stamp) {
-    let Group { stream, batches, size, .. } = group;
-    if stream.failed.load(Ordering::SeqCst) {
-        return;
+/// What waits of one stream, in its order, up to the size at which a group is closed.
+fn take_group(queue: &mut VecDeque<HandedIn>) -> Group {
+    let (stream, first) = queue.pop_front().expect("only a queue with something in it has a turn");
+    let size = Size { batches: 1, bytes: first.bytes().len() };
+    let mut group = Group { stream, batches: vec![first], size };
+    while group.size.bytes < GROUP_BYTES
+        && let Some((_, batch)) = queue.pop_front_if(|(stream, _)| Arc::ptr_eq(stream, &group.stream))
+    {
+        group.size.batches += 1;
+        group.size.bytes += batch.bytes().len();
+        group.batches.push(batch);
     }
-    let (received_at, entropy) = stamp();
-    let meta = AppendMeta { epoch: stream.epoch, received_at, entropy };
-    let result = {
-        let mut writer = stream.appender().lock_writer();
-        stream.appender().frame(&mut writer, batches, meta, spares.try_recv().ok())
-    };
-    match result {
-        Ok(ready) => framed.send((stream, size, ready)).expect("the writer lives as long as the framer"),
-        Err(error) => stream.tell(size, Err(error)),
-    }
-}
-
-fn write_all(to_write: &Receiver<Written>, emptied: &Sender<PageBuf>) {
-    while let Ok(first) = to_write.recv() {
-        let mut ready = vec![first];
-        while ready.len() < FRAMED_MAX
-            && let Ok(next) = to_write.try_recv()
-        {
-            ready.push(next);
-        }
-        commit_all(ready, emptied);
-    }
+    group
 }
 
 /// Commits groups, syncing each segment once: at the last group of it that could be written, for one behind it that
 /// finds the disk full takes nothing from those before.
-fn commit_all(ready: Vec<Written>, emptied: &Sender<PageBuf>) {
+fn commit_all(ready: Vec<Written>, emptied: impl Fn(PageBuf)) {
     let mut results: Vec<Result<(), AppendError>> =
         ready.iter().map(|(stream, _, framed)| stream.appender().write(framed)).collect();
     for at in 0..ready.len() {
@@ -216,8 +312,7 @@ fn commit_all(ready: Vec<Written>, emptied: &Sender<PageBuf>) {
             // What was framed behind it has its place already: the journal is opened again from the disk.
             stream.appender().refuse();
         }
-        // The framer is gone only when all ends.
-        let _ = emptied.send(stream.appender().finish_group(framed));
+        emptied(stream.appender().finish_group(framed));
         stream.tell(size, result);
     }
 }

@@ -57,6 +57,10 @@ pub trait Store: Send + Sync + fmt::Debug {
     fn lives(&self) -> Option<&AtomicU64> {
         None
     }
+    /// What answers or hangs together with it: the number of its file system. 0 where that is not known.
+    fn file_system(&self) -> u64 {
+        0
+    }
     /// Bytes left on the file system.
     ///
     /// # Errors

@@ -69,9 +69,10 @@ fn reporting(journal: &Arc<Journal>) -> (Arc<AppendStream>, mpsc::Receiver<Repor
     (stream, reported)
 }
 
-/// Hands in three groups of one journal and one of another; the writer has all of them before it writes the last three.
+/// Hands in three groups of one journal and three of another; the last two of the first are framed when the first of it is
+/// written.
 /// `then` is called when it is about to.
-fn four_at_once(then: impl FnOnce(&Fates)) -> [(SimStore, Vec<Result<Appended, AppendError>>); 2] {
+fn three_each(then: impl FnOnce(&Fates)) -> [(SimStore, Vec<Result<Appended, AppendError>>); 2] {
     let (fates, stamps, stamped) = (Arc::<Fates>::default(), Arc::new(Mutex::new(0)), Condvar::new());
     let stamped = Arc::new(stamped);
     let (store, journal, mut stream) = begin(&fates);
@@ -84,13 +85,13 @@ fn four_at_once(then: impl FnOnce(&Fates)) -> [(SimStore, Vec<Result<Appended, A
             (WallTime(2), [2; 16])
         })
     };
-    // The first stands at the disk until the three behind it are framed: each is stamped twice, the last time when
-    // those before it are on their way to the writer.
+    // The first stands at the disk until the two of its journal behind it are framed: each is stamped, and journals take
+    // turns, so that all before the last one of the other are.
     fates.set(&[Fate::Waits]);
     let mut reported = Vec::new();
-    for number in 0..4 {
+    for number in 0..6 {
         let (journal, stream) = match number {
-            3 => (&other_journal, &mut other_stream),
+            3.. => (&other_journal, &mut other_stream),
             _ => (&journal, &mut stream),
         };
         let (to, reports) = reporting(journal);
@@ -98,7 +99,7 @@ fn four_at_once(then: impl FnOnce(&Fates)) -> [(SimStore, Vec<Result<Appended, A
         shards.append(&to, stream.batch());
         reported.push(reports);
     }
-    drop(stamped.wait_while(stamps.lock().unwrap(), |stamps| *stamps < 8).unwrap());
+    drop(stamped.wait_while(stamps.lock().unwrap(), |stamps| *stamps < 6).unwrap());
     then(&fates);
     let mut ours: Vec<_> = reported.iter().map(|reports| reports.recv().unwrap().result).collect();
     drop((shards, reported, journal, other_journal));
@@ -120,21 +121,21 @@ fn check_is_durable(store: &SimStore, results: &[Result<Appended, AppendError>])
 #[test]
 fn a_group_before_one_that_finds_the_disk_full_is_durable_when_it_is_reported() {
     let [(store, ours), (other_store, others)] =
-        four_at_once(|fates| fates.set(&[Fate::Succeeds, Fate::Succeeds, Fate::FindsItFull]));
+        three_each(|fates| fates.set(&[Fate::Succeeds, Fate::Succeeds, Fate::FindsItFull]));
     assert!(ours[2].is_err(), "the third finds the disk full");
-    assert!(others[0].is_ok(), "a journal beside it is not touched");
+    assert!(others.iter().all(Result::is_ok), "a journal beside it is not touched");
     check_is_durable(&store, &ours);
     check_is_durable(&other_store, &others);
 }
 
 #[test]
 fn groups_that_one_sync_was_to_make_durable_are_all_told_that_it_failed() {
-    let [(store, ours), (other_store, others)] = four_at_once(|fates| {
+    let [(store, ours), (other_store, others)] = three_each(|fates| {
         fates.fails_syncs.store(true, Ordering::SeqCst);
         fates.set(&[]);
     });
     assert!(ours.iter().all(Result::is_err), "none of the three: {ours:?}");
-    assert!(others[0].is_ok(), "a journal beside it is not touched");
+    assert!(others.iter().all(Result::is_ok), "a journal beside it is not touched");
     check_is_durable(&store, &ours);
     check_is_durable(&other_store, &others);
 }
@@ -164,4 +165,45 @@ fn what_had_its_place_before_the_epoch_was_raised_is_waited_for_and_nothing_come
     shards.append(&appends, stream.batch());
     assert!(reported.recv().unwrap().result.is_err(), "of the old epoch");
     assert_eq!(journal.status().last_seq, cut);
+}
+
+/// As many writers as the agent has stand at disks that hang, and all that there may be at one of them.
+#[test]
+fn a_disk_that_hangs_holds_up_no_journal_of_another_and_what_it_had_is_written_in_order_later() {
+    let hanging = Arc::new(Fates::default());
+    let shards = Shards::start(2, || (WallTime(1), [1; 16]));
+    let mut held: Vec<_> = (0..3).map(|_| begin(&hanging)).collect();
+    hanging.set(&[Fate::Waits]);
+    let hand_in = |(_, journal, stream): &mut (SimStore, Arc<Journal>, Stream)| {
+        let (appends, reported) = reporting(journal);
+        for number in 0..20 {
+            stream.write(number % 4 * 4096, &[number as u8; 4096]);
+            shards.append(&appends, stream.batch());
+        }
+        reported
+    };
+    let waiting: Vec<_> = held.iter_mut().map(hand_in).collect();
+    let mut well = begin(&Arc::default());
+    let sent = hand_in(&mut well);
+    let told = told_of_all(&sent);
+    assert_eq!(told, well.1.status().last_seq, "a journal beside them is written");
+    assert!(waiting.iter().all(|reported| reported.try_recv().is_err()), "of those nothing is told");
+    hanging.set(&[]);
+    for ((store, journal, _), reported) in held.iter().zip(&waiting) {
+        let told = told_of_all(reported);
+        assert_eq!(told, journal.status().last_seq);
+        check_is_durable(store, &[Ok(Appended { durable: told, watermark: told })]);
+    }
+}
+
+/// What is durable once all twenty batches are reported, each group as more than the one before.
+fn told_of_all(reported: &mpsc::Receiver<Report>) -> WriteSeq {
+    let (mut batches, mut told) = (0, WriteSeq::ZERO);
+    while batches < 20 {
+        let report = reported.recv_timeout(Duration::from_secs(600)).unwrap();
+        let durable = report.result.unwrap().durable;
+        assert!(durable > told);
+        (batches, told) = (batches + report.batches, durable);
+    }
+    told
 }

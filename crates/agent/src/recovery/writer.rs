@@ -11,7 +11,7 @@ use batch::Batch;
 use journal::{AppendError, AppendStream, Appended, Journal, Report, Shards};
 use replication::wire::{Ack, Refusal, Refuse};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::{Semaphore, mpsc};
 use types::Epoch;
 use types::limits::RECEIVE_QUEUE_BATCHES;
@@ -37,6 +37,8 @@ pub(super) struct StreamWriter {
     stopped: Arc<AtomicBool>,
     written: mpsc::UnboundedSender<Written>,
     free_bytes_min: u64,
+    /// Bytes that were free when something was last written: asking for them may hang, as any other call to that disk.
+    free_bytes: Arc<AtomicU64>,
 }
 
 impl StreamWriter {
@@ -51,13 +53,17 @@ impl StreamWriter {
         let room = Arc::new(Semaphore::new(RECEIVE_QUEUE_BATCHES));
         let must_close = Arc::new(AtomicBool::new(false));
         let stopped = Arc::new(AtomicBool::new(false));
+        // Whoever let the stream in has looked.
+        let free_bytes = Arc::new(AtomicU64::new(u64::MAX));
         let report = {
             let (vm, journal, room) = (vm.clone(), journal.shared().clone(), room.clone());
             let (must_close, stopped, written) = (must_close.clone(), stopped.clone(), written.clone());
+            let free_bytes = free_bytes.clone();
             move |report: Report| match report.result {
                 Ok(appended) => {
                     // The connection may be gone already; then nobody is to be told.
                     let _ = written.send(Written::Durable(ack(&journal, appended)));
+                    free_bytes.store(vm.free_bytes(), Ordering::SeqCst);
                     room.add_permits(report.batches);
                 }
                 Err(error) => {
@@ -71,7 +77,7 @@ impl StreamWriter {
             }
         };
         let stream = AppendStream::new(journal.shared().clone(), epoch, report);
-        Self { vm, journal, shards, stream, room, must_close, stopped, written, free_bytes_min }
+        Self { vm, journal, shards, stream, room, must_close, stopped, written, free_bytes_min, free_bytes }
     }
 
     /// Hands a batch in, once there is a place for it.
@@ -82,7 +88,7 @@ impl StreamWriter {
             self.room.add_permits(1);
             return; // The sender has yet to hear of it.
         }
-        let free = self.vm.free_bytes();
+        let free = self.free_bytes.load(Ordering::SeqCst);
         if free < self.free_bytes_min + batch.bytes().len() as u64 {
             let detail = format!("no space left for the journal: {free} bytes are free");
             self.stopped.store(true, Ordering::SeqCst);
