@@ -140,13 +140,18 @@ impl Writers {
         self.lock().owner.as_ref().map(Client::to_string)
     }
 
-    /// The clients that are processes which the system names.
+    /// The processes which the system names that may be the ones whose disk it is: whoever writes to it, if somebody
+    /// does; else all clients.
     pub fn processes(&self) -> Vec<u32> {
         let process = |client: &Client| match client.key {
             Key::Process(pid) => Some(pid),
             Key::Named(_) | Key::Unnamed => None,
         };
-        self.lock().clients.keys().filter_map(process).collect()
+        let state = self.lock();
+        match &state.owner {
+            Some(owner) => process(owner).into_iter().collect(),
+            None => state.clients.keys().filter_map(process).collect(),
+        }
     }
 
     /// The clients that are no processes which the system names: they cannot be told by their age.
@@ -309,6 +314,21 @@ mod tests {
         assert_eq!(writers.owner(), None);
         assert!(other.may_write());
         assert!(!connect(&writers, "a").may_become_owner(AT_ONCE, AT_ONCE));
+    }
+
+    #[test]
+    fn a_process_that_only_looks_is_not_the_one_whose_disk_it_is() {
+        let writers = Arc::new(Writers::default());
+        let process = |id| {
+            let client = Client { key: Key::Process(id), label: String::new() };
+            Writer::connect(Some(&writers), client).unwrap()
+        };
+        let (vm, _looks) = (process(1), process(2));
+        let mut may_be = writers.processes();
+        may_be.sort_unstable();
+        assert_eq!(may_be, [1, 2]);
+        assert!(vm.may_write());
+        assert_eq!(writers.processes(), [1]);
     }
 
     #[test]

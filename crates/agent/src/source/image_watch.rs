@@ -7,9 +7,11 @@
 //!   nobody does, it is closed, so that nobody begins to write to what is gone at the agent's next start.
 //! - An image that changes while nobody of ours writes to it was changed by somebody else: everything is compared.
 //!
-//! A look never waits for another: one that hangs on a disk that hangs is followed by none.
+//! A look never waits for another: one that hangs on a disk that hangs is followed by none. It has a thread of its own, so
+//! that it costs no other VM's look, nor whatever else is waited for.
 
 use super::driver::Command;
+use super::looking::Looking;
 use super::vm::ProtectedVm;
 use super::{ProtectionRecord, Source, save_record};
 use crate::alerts::{AlertKind, Cause};
@@ -17,6 +19,7 @@ use crate::clock;
 use splitter::{BlockDevice, DiskIdentity, FileTime, ProtectedDisk, Refusal};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
+use tokio::sync::oneshot;
 use types::limits::REGION_LOG_NOTE_INTERVAL;
 
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -39,6 +42,8 @@ struct Watch {
     others_at: Option<u64>,
     /// When a second client was last found that wanted to write.
     refused_at: Option<u64>,
+    /// What its clients have open.
+    above: Looking,
 }
 
 /// Watches until the VM is stopped or forgotten.
@@ -46,15 +51,21 @@ pub(super) async fn watch(source: Arc<Source>, vm: Weak<ProtectedVm>) {
     let mut watch = Watch::default();
     loop {
         tokio::time::sleep(LOOK_INTERVAL).await;
-        let Some(vm) = vm.upgrade().filter(|vm| !vm.is_ending()) else { return };
-        let source = source.clone();
-        let looking = tokio::task::spawn_blocking(move || {
+        let Some(vm) = vm.upgrade().filter(|vm| !vm.is_ending()) else {
+            return watch.above.end(&source.alerts);
+        };
+        let (source, (tell, told)) = (source.clone(), oneshot::channel());
+        let look = move || {
             let (id, name, let_go) = (vm.id(), vm.name(), watch.look(&source, &vm));
             drop(vm);
             let_go.iter().for_each(|why| source.let_image_go(id, &name, why));
-            watch
-        });
-        watch = looking.await.expect("a panic aborts the process");
+            let _ = tell.send(watch); // Nobody is there when the agent ends.
+        };
+        if let Err(error) = std::thread::Builder::new().name("images".into()).spawn(look) {
+            tracing::warn!(%error, "images are not looked at just now");
+        }
+        // What was known is lost with a thread that never began.
+        watch = told.await.unwrap_or_default();
     }
 }
 
@@ -78,6 +89,7 @@ impl Watch {
             self.note_durably(vm, seen);
         }
         self.looks += 1;
+        let trouble = trouble.or(self.above.look(&vm.name(), vm.clients_on_socket(), &source.alerts));
         let cause = Cause::new(AlertKind::Image, vm.name());
         match trouble {
             None => {

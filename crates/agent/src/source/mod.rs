@@ -17,6 +17,7 @@ mod hosts_record;
 mod image_watch;
 mod images;
 mod log_rotation;
+mod looking;
 mod member;
 mod nbd_tls;
 mod peers;

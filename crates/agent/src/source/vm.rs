@@ -4,7 +4,7 @@ use super::HostDevices;
 use super::driver::{self, Command};
 use super::group::Group;
 use super::image_watch;
-use super::images::{Trouble, check_at_start, image_file, trouble, trouble_above};
+use super::images::{Trouble, check_at_start, image_file, trouble};
 use super::record::{FirstSync, ProtectionRecord};
 use super::remote_clients::{RemoteClient, RemoteClients};
 use super::stream_status::StreamStatus;
@@ -24,6 +24,7 @@ use splitter::{
 };
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -224,8 +225,7 @@ impl ProtectedVm {
         *self.lock_trouble() = trouble;
     }
 
-    /// What is wrong with the first image that is not what it was when it was opened, or that is written no more because
-    /// the VM writes to another above it.
+    /// What is wrong with the first image that is not what it was when it was opened.
     pub(super) fn trouble_with_images(&self) -> io::Result<Option<Trouble>> {
         let record = self.record();
         for (disk, open) in record.disks.iter().zip(&self.disks) {
@@ -234,13 +234,17 @@ impl ProtectedVm {
                 return Ok(found);
             }
         }
-        // Of a VM under the tap QEMU is asked.
+        Ok(None)
+    }
+
+    /// The socket that its disks are served on, and the processes there that may be the VM. None of a VM under the tap: its
+    /// QEMU is asked.
+    pub(super) fn clients_on_socket(&self) -> Option<(PathBuf, Vec<u32>)> {
         let served = self.server.lock().expect("a panic aborts the process");
         let socket = served.as_ref().filter(|_| self.tap.is_none()).map(|server| server.path().to_owned());
         drop(served);
-        let clients =
-            self.disks.iter().filter_map(|disk| disk.writers()).flat_map(|writers| writers.processes());
-        Ok(socket.and_then(|socket| trouble_above(clients, &socket, &record.name)))
+        let writers = self.disks.iter().filter_map(|disk| disk.writers());
+        Some((socket?, writers.flat_map(|writers| writers.processes()).collect()))
     }
 
     /// How many clients are connected, of any kind.
