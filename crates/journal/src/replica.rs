@@ -113,7 +113,9 @@ impl Replica {
         format!("replica of disk {} at byte {}, {} bytes: cannot be read", self.disk, range.start, range.len)
     }
 
-    /// The checksums of those of whole blocks of which nothing was known.
+    /// The checksums of those of whole blocks of which nothing was known, or that may be in memory alone: above what was
+    /// summed all are written once more, for a sync that has failed leaves what it gave up readable, and the next one says
+    /// that all is well.
     pub(crate) fn fresh(&self, start: u64, bytes: &[u8], summed_below: u64) -> Vec<(u64, Word)> {
         let blocks = blocks_of(ByteRange::new(start, bytes.len() as u64));
         let words = self.sums.words(blocks.clone());
@@ -122,7 +124,7 @@ impl Replica {
             Word::UNKNOWN => true,
             // It says that they are zeroes, once it says anything.
             Word::ZEROES => block * SUMMED_BYTES >= summed_below && !Word::ZEROES.allows(held),
-            _ => false,
+            word => block * SUMMED_BYTES >= summed_below && word.allows(held),
         };
         let fresh = found.filter(|((block, word), held)| is_fresh(*block, *word, held));
         fresh.map(|((block, _), held)| (block, Word::of(held))).collect()

@@ -287,6 +287,21 @@ fn an_overlay_of_version_1_is_taken_up() {
     }
 }
 
+/// A thin volume gives zeroes for what it has lost.
+#[test]
+fn a_map_whose_header_reads_as_zeroes_has_its_bits_all_the_same() {
+    let store = SimStore::new();
+    let overlay = open(&store, 1);
+    write(&overlay, 0x55);
+    overlay.flush().unwrap();
+    drop(overlay);
+    let file = Store::open(&store, "image-1/vda.flushed", false).unwrap();
+    file.write_at(0, &[0; 512]).unwrap();
+    file.sync_data().unwrap();
+    let overlay = open(&store, 3);
+    assert_eq!(read_at(&overlay, 0).unwrap(), 0x55, "the guest's flushed block is read from below");
+}
+
 #[test]
 fn what_is_flushed_after_version_1_was_taken_up_outlives_a_loss_of_power() {
     for seed in 0..16 {

@@ -10,11 +10,12 @@
 //! whole, so that after a loss of power it is the old one or the new one, and checks either way.
 
 use crate::store::{Store, StoreFile};
+use batch::is_zero;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use types::limits::SECTOR_BYTES;
-use types::sum_matches;
+use types::{ByteRange, sum_matches};
 
 const SECTOR: usize = SECTOR_BYTES as usize;
 /// Bytes of a sector that the checksum covers.
@@ -26,6 +27,7 @@ pub(super) const MAGIC: [u8; 4] = *b"HFOV";
 const VERSION: u32 = 2;
 /// Sectors read or written at once.
 const SECTORS_AT_ONCE: usize = 2048;
+const LOOKED_AT_BYTES: u64 = (SECTORS_AT_ONCE * SECTOR) as u64;
 
 /// What a map file begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,11 +135,16 @@ impl MapFile {
         self.file.len()
     }
 
-    /// Whether something stands where the header does.
-    pub(super) fn has_begun(&self) -> io::Result<bool> {
-        let mut sector = vec![0; SECTOR.min(self.len()? as usize)];
-        self.file.read_at(0, &mut sector)?;
-        Ok(sector.iter().any(|byte| *byte != 0))
+    /// Whether something stands anywhere in it.
+    pub(super) fn holds_anything(&self) -> io::Result<bool> {
+        for part in ByteRange::new(0, self.len()?).split_at_multiples(LOOKED_AT_BYTES) {
+            let mut bytes = vec![0; part.len as usize];
+            self.file.read_at(part.start, &mut bytes)?;
+            if !is_zero(&bytes) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Makes it empty, and of this length.

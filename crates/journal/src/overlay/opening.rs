@@ -61,8 +61,8 @@ impl Files {
         let old = Version1::load(store, prefix, header.blocks, boot_id)?
             .map_err(|what| OverlayError::Map { name: format!("{prefix}.map"), what })?;
         let is_made = self.flushed.header()?;
-        // One whose header has rotted has its bits all the same.
-        let is_new = is_made.is_none() && !self.flushed.has_begun()?;
+        // One whose header has rotted, or reads as zeroes, has its bits all the same.
+        let is_new = is_made.is_none() && (old.is_some() || !self.flushed.holds_anything()?);
         if is_new {
             self.flushed.clear(self.blocks.end())?;
         }
