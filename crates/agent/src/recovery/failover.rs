@@ -125,7 +125,7 @@ impl Recovery {
         match record.vms.iter().find(|run| !is_there(run)) {
             None => Ok(()),
             Some(run) => Err(OperationError::conflict(format!(
-                "image {} of VM {}, which the failover of group {} runs on, is gone: roll it back, or, where what is recorded                  of the image was lost, restore `images/{}.json` of the state folder first and restart the agent",
+                "image {} of VM {}, which the failover of group {} runs on, is gone: roll it back, or, where what is recorded of the image was lost, restore `images/{}.json` of the state folder first and restart the agent",
                 run.image, run.vm, record.group, run.image
             ))),
         }

@@ -41,7 +41,7 @@ fn every_checkpoint_of_a_real_guest_is_a_whole_file_system_in_either_mode() {
     })
     .unwrap();
     guest.kill().unwrap();
-    stage.drained("web");
+    stage.left_and_drained("web");
     let caught_up = wait_until("the replica", SOON, || {
         let journal = stage.b.ask(&["journal", "show", "web"])?;
         Ok((journal["applied_seq"] == journal["durable_seq"]).then_some(journal))

@@ -29,7 +29,7 @@ fn killed_agents_lose_nothing_and_the_guest_goes_on() {
     more_ticks(&mut guest, 5);
     let reported = Ticks::reported(&mut guest.console).unwrap().last().unwrap().number;
     guest.kill().unwrap();
-    stage.drained("web");
+    stage.left_and_drained("web");
 
     let image = stage.copy_image("web", "latest", "image.raw");
     assert!(same_bytes(&image, &disk), "the image at B is the disk at A");

@@ -44,7 +44,7 @@ fn a_snapshot_above_a_disk_on_our_socket_is_told_of_until_it_is_merged_back() {
     more_ticks(&mut guest, 5);
     let reported = Ticks::reported(&mut guest.console).unwrap().last().unwrap().number;
     guest.kill().unwrap();
-    stage.drained("web");
+    stage.left_and_drained("web");
     let copy = stage.copy_image("web", "latest", "image.raw");
     assert!(same_bytes(&copy, &disk) && check_file_system(&copy).unwrap());
     let ticks = Ticks::parse(&read_file(&copy, "/ticks").unwrap());

@@ -101,6 +101,16 @@ impl Stage {
         .unwrap();
     }
 
+    /// Waits until no client is left, and everything is at the other side. A request that a guest's end has left behind is
+    /// still carried out, which may take its time where the disk is busy.
+    pub(crate) fn left_and_drained(&self, vm: &str) {
+        wait_until(&format!("the last client of {vm}"), SOON, || {
+            Ok((self.a.protected(vm)?["clients"] == 0).then_some(()))
+        })
+        .unwrap();
+        self.drained(vm);
+    }
+
     /// Waits until the agent has noted the VM's only disk as it is: the last note in the dirty map has the image's
     /// ctime, and is settled.
     pub(crate) fn noted(&self, vm: &str, disk: &Path) {

@@ -234,7 +234,7 @@ fn what_is_overwritten_before_the_next_checkpoint_is_left_out_where_the_link_is_
     })
     .unwrap();
     guest.kill().unwrap();
-    stage.drained("web");
+    stage.left_and_drained("web");
     let vm = stage.a.protected("web").unwrap();
     assert!(vm["left_out_bytes"].as_u64() < vm["write_bytes"].as_u64(), "{vm}");
     stage.checkpoints_have_whole_file_systems("web");

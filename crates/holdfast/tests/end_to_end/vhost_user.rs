@@ -27,7 +27,7 @@ fn assert_nothing_lost(stage: &Stage, guest: &mut Guest, disk: &Path) {
     let reported = Ticks::reported(&mut guest.console).unwrap().last().unwrap().number;
     guest.kill().unwrap();
     stage.a.wait_for_state("web", "journaling", SOON).unwrap();
-    stage.drained("web");
+    stage.left_and_drained("web");
     let image = stage.copy_image("web", "latest", "image.raw");
     assert!(same_bytes(&image, disk), "the image at B is the disk at A");
     assert!(check_file_system(&image).unwrap(), "e2fsck finds something wrong");
