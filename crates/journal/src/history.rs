@@ -97,7 +97,8 @@ impl History<'_> {
 
     /// The newest consistent cut at or below `cut` of which nothing is lost, if there is one.
     pub(crate) fn newest_consistent(&self, cut: WriteSeq) -> Option<WriteSeq> {
-        self.newest_but_for(cut, self.state.read_shared().timeline.lost().clone())
+        let lost = self.state.read_shared().timeline.lost().clone();
+        self.newest_but_for(cut, lost)
     }
 
     /// The newest consistent cut at or below `cut` that has nothing of what is `lost`.
