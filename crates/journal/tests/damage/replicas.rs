@@ -154,8 +154,8 @@ fn checksums_that_are_gone_are_unknown_until_a_scrub_has_made_them_again() {
     }
 }
 
-#[test]
-fn of_a_disk_that_became_a_replica_nothing_is_known_until_a_scrub_has_read_it() {
+/// A journal over a disk that became its replica as it was, with some writes since.
+fn seeded() -> (SimStore, Journal, Stream) {
     let store = SimStore::new();
     let seed: Vec<u8> = (0..DISK_BYTES).map(|at| (at / 3000) as u8).collect();
     Store::open(&store, REPLICA, true).unwrap().write_at(0, &seed).unwrap();
@@ -167,6 +167,12 @@ fn of_a_disk_that_became_a_replica_nothing_is_known_until_a_scrub_has_read_it() 
     stream.disk = seed;
     scatter(&journal, &mut stream, 30, 3);
     keep_up(&journal, 30);
+    (store, journal, stream)
+}
+
+#[test]
+fn of_a_disk_that_became_a_replica_nothing_is_known_until_a_scrub_has_read_it() {
+    let (store, journal, stream) = seeded();
     assert_eq!(unread(&journal, &stream.disk), Vec::<u64>::new());
     assert_eq!(Manifest::load(&store).unwrap().disks[0].summed_below, 0);
     assert_eq!(scrub_all(&journal).damage, Vec::new());
@@ -347,17 +353,7 @@ fn what_was_made_good_is_no_news_once_a_part_of_it_was_written() {
 /// What a failed sync has given up stays readable, and the next sync says that all is well. Then memory is short.
 #[test]
 fn checksums_whose_sync_has_failed_are_not_told_as_durable_by_the_next() {
-    let store = SimStore::new();
-    let seed: Vec<u8> = (0..DISK_BYTES).map(|at| (at / 3000) as u8 | 1).collect();
-    Store::open(&store, REPLICA, true).unwrap().write_at(0, &seed).unwrap();
-    let disks = [DiskSpec { name: "vda".into(), size_bytes: DISK_BYTES }];
-    let (vm, rolling) = (VmId::from_bytes([1; 16]), settings(Mode::RollForward));
-    let shared = Arc::new(store.clone());
-    let journal = Journal::create_seeded(shared, vm, "web", &disks, Epoch::FIRST, rolling).unwrap();
-    let mut stream = Stream::begin();
-    stream.disk = seed;
-    scatter(&journal, &mut stream, 30, 3);
-    keep_up(&journal, 30);
+    let (store, journal, stream) = seeded();
     store.fail_sync_after(Some(0));
     assert!(try_scrub(&journal).is_err());
     store.fail_sync_after(None);
