@@ -58,9 +58,7 @@ fn begun<'a>(
 fn taken(part: ByteRange, image: &Extent, pieces: &mut Vec<LostPiece>) -> Vec<ByteRange> {
     let Some(both) = part.intersection(image.range) else { return vec![part] };
     pieces.push(LostPiece { disk: image.disk, range: both, from: image.seq, until: None });
-    let beside = [(part.start, both.start), (both.end(), part.end())];
-    let beside = beside.into_iter().filter(|(start, end)| start < end);
-    beside.map(|(start, end)| ByteRange::new(start, end - start)).collect()
+    part.without(image.range).collect()
 }
 
 /// A piece in parts, each up to the first of `writes` over it.

@@ -97,16 +97,16 @@ impl History<'_> {
 
     /// The newest consistent cut at or below `cut` of which nothing is lost, if there is one.
     pub(crate) fn newest_consistent(&self, cut: WriteSeq) -> Option<WriteSeq> {
-        let lost = self.state.read_shared().timeline.lost().clone();
-        self.newest_but_for(cut, lost)
+        self.newest(cut, true)
     }
 
-    /// The newest consistent cut at or below `cut` that has nothing of what is `lost`.
-    fn newest_but_for(&self, cut: WriteSeq, lost: Lost) -> Option<WriteSeq> {
+    /// The newest consistent cut at or below `cut`; an `undamaged` one is one of which nothing is lost.
+    fn newest(&self, cut: WriteSeq, undamaged: bool) -> Option<WriteSeq> {
         let timeline = self.state.read_shared().timeline.clone();
-        timeline.newest_consistent(cut, &lost, |cut| {
+        let nothing = Lost::default();
+        let lost = if undamaged { timeline.lost() } else { &nothing };
+        timeline.newest_consistent(cut, lost, |cut| {
             let after = Some(cut.next());
-            let undamaged = !lost.is_empty();
             let query = CheckpointQuery { after, undamaged, ..newest() };
             // One that cannot be read is none: an older cut is taken.
             self.checkpoints(&query).rows.pop().map(|facts| facts.cut())
@@ -115,7 +115,7 @@ impl History<'_> {
 
     /// Whether the VM can be opened exactly at `cut`; reads of what is lost there fail.
     pub(crate) fn is_consistent(&self, cut: WriteSeq) -> bool {
-        self.newest_but_for(cut, Lost::default()) == Some(cut)
+        self.newest(cut, false) == Some(cut)
     }
 
     /// The newest checkpoint that can be opened, and of which nothing is lost.

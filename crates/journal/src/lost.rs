@@ -29,10 +29,6 @@ impl LostPiece {
         self.from <= cut && self.until.is_none_or(|until| cut < until)
     }
 
-    fn with_range(self, start: u64, end: u64) -> Option<Self> {
-        (start < end).then(|| Self { range: ByteRange::new(start, end - start), ..self })
-    }
-
     fn with_cuts(self, from: WriteSeq, until: Option<WriteSeq>) -> Option<Self> {
         until.is_none_or(|until| from < until).then_some(Self { from, until, ..self })
     }
@@ -51,8 +47,7 @@ impl LostPiece {
         if !reaches || !is_reached {
             return vec![self];
         }
-        let beside = [(self.range.start, both.start), (both.end(), self.range.end())];
-        let beside = beside.into_iter().filter_map(|(start, end)| self.with_range(start, end));
+        let beside = self.range.without(both).map(|range| Self { range, ..self });
         let within = Self { range: both, ..self };
         let before = within.with_cuts(self.from, Some(other.from));
         let behind = other.until.and_then(|until| within.with_cuts(until, self.until));
@@ -141,10 +136,6 @@ impl Lost {
         }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
-    }
-
     /// The first piece that lies over some of a range as of a cut.
     pub(crate) fn first_at(&self, disk: DiskIndex, range: ByteRange, cut: WriteSeq) -> Option<&LostPiece> {
         self.pieces.iter().find(|piece| piece.is_at(cut) && piece.is_about(disk, range))
@@ -160,13 +151,7 @@ impl Lost {
     pub(crate) fn left_of(&self, disk: DiskIndex, range: ByteRange, cut: WriteSeq) -> Vec<ByteRange> {
         let mut left = vec![range];
         for piece in self.pieces.iter().filter(|piece| piece.is_at(cut) && piece.is_about(disk, range)) {
-            let (start, end) = (piece.range.start, piece.range.end());
-            let parts = left.into_iter().flat_map(|part| {
-                let before = (part.start, part.end().min(start));
-                let behind = (part.start.max(end), part.end());
-                [before, behind].into_iter().filter(|(start, end)| start < end)
-            });
-            left = parts.map(|(start, end)| ByteRange::new(start, end - start)).collect();
+            left = left.into_iter().flat_map(|part| part.without(piece.range)).collect();
         }
         left
     }

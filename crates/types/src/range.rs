@@ -70,6 +70,13 @@ impl ByteRange {
         (start < end).then(|| ByteRange::new(start, end - start))
     }
 
+    /// What of it `other` does not have: what lies before, and what lies behind.
+    pub fn without(self, other: ByteRange) -> impl Iterator<Item = ByteRange> {
+        let parts = [(self.start, self.end().min(other.start)), (self.start.max(other.end()), self.end())];
+        let parts = parts.into_iter().filter(|(start, end)| start < end);
+        parts.map(|(start, end)| Self::new(start, end - start))
+    }
+
     /// The range in pieces that do not cross a multiple of `unit` bytes.
     pub fn split_at_multiples(self, unit: u64) -> impl Iterator<Item = ByteRange> {
         let mut at = self.start;
