@@ -17,6 +17,7 @@ pub mod error;
 pub mod http;
 pub mod hypervisor;
 mod id_text;
+mod ledger;
 mod link;
 mod link_limits;
 pub mod memory;

@@ -202,6 +202,7 @@ pub(crate) fn boot_id() -> Result<[u8; 16]> {
 pub(crate) mod death {
     use std::cell::Cell;
     use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+    use std::path::Path;
 
     thread_local! {
         static PLACES_LEFT: Cell<Option<usize>> = const { Cell::new(None) };
@@ -219,6 +220,37 @@ pub(crate) mod death {
             Err(panic) if panic.is::<Dead>() => None,
             Err(panic) => resume_unwind(panic),
         }
+    }
+
+    /// More places to die at than any operation has.
+    const PLACES_MAX: usize = 200;
+    /// Of the places of a second life every so many are tried, others for each place of the first.
+    const STRIDE: usize = 3;
+
+    /// Plays two lives of an agent, in a folder of their own each time: the first dies at every place in turn, and for each
+    /// of them the second at its own. Each says whether it has died; `check` gets what is left, and how it came to that.
+    pub(crate) fn everywhere(
+        first: impl Fn(&Path, usize) -> bool,
+        second: impl Fn(&Path, usize) -> bool,
+        check: impl Fn(&Path, &str),
+    ) {
+        for place in 0..PLACES_MAX {
+            let (mut died, mut again) = (true, place % STRIDE);
+            loop {
+                let folder = tempfile::tempdir().expect("a folder for the test");
+                died &= first(folder.path(), place);
+                let died_again = second(folder.path(), again);
+                check(folder.path(), &format!("died at {place}, then at {again}"));
+                if !died_again {
+                    break;
+                }
+                again += STRIDE;
+            }
+            if !died {
+                return;
+            }
+        }
+        panic!("there is no end to it");
     }
 
     /// A place at which a test may have the agent die.

@@ -2,9 +2,11 @@
 
 use super::App;
 use super::answer::{Answer, beside};
+use crate::error::OperationError;
 use api::{Operation, Problem};
 use axum::Json;
 use axum::extract::{Path, State};
+use operations::OperationId;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -18,7 +20,9 @@ pub(super) fn routes() -> OpenApiRouter<App> {
 /// What goes on at this agent, and what has ended lately; the newest first.
 #[utoipa::path(get, path = "/v1/operations", responses((status = 200, body = [Operation])))]
 async fn list_operations(State(app): State<App>) -> Answer<Vec<Operation>> {
-    Ok(Json(app.recovery.list_operations()))
+    let mut all = app.recovery.list_operations();
+    all.sort_by(|one, other| (&other.began_at, &other.id).cmp(&(&one.began_at, &one.id)));
+    Ok(Json(all))
 }
 
 /// One operation.
@@ -27,7 +31,8 @@ async fn list_operations(State(app): State<App>) -> Answer<Vec<Operation>> {
     (status = 404, body = Problem, content_type = "application/problem+json"),
 ))]
 async fn show_operation(State(app): State<App>, Path(id): Path<String>) -> Answer<Operation> {
-    Ok(Json(app.recovery.show_operation(&id)?))
+    let found = parse(&id).and_then(|id| app.recovery.show_operation(id));
+    Ok(Json(found.ok_or_else(|| no_such(&id))?))
 }
 
 /// Has an operation taken back, where there is a way back; answers once that is asked for.
@@ -37,5 +42,19 @@ async fn show_operation(State(app): State<App>, Path(id): Path<String>) -> Answe
     (status = 409, body = Problem, content_type = "application/problem+json"),
 ))]
 async fn cancel_operation(State(app): State<App>, Path(id): Path<String>) -> Answer<Operation> {
-    beside(move || app.recovery.cancel_operation(&id)).await.map(Json)
+    let cancel = move || {
+        let found = parse(&id).map_or(Ok(None), |id| app.recovery.cancel_operation(id))?;
+        found.ok_or_else(|| no_such(&id))
+    };
+    beside(cancel).await.map(Json)
+}
+
+fn parse(word: &str) -> Option<OperationId> {
+    word.parse().ok()
+}
+
+fn no_such(word: &str) -> OperationError {
+    OperationError::not_found(format!(
+        "there is no operation {word:?}; `holdfast operation list` shows those that are known"
+    ))
 }

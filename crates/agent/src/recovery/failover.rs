@@ -1,5 +1,7 @@
-//! Failover of a group: fence, open images, start VMs, as an operation ([`plan`]); then commit or roll back (`rolling_back.rs`).
+//! Failover of a group: fence, open images, start VMs, as an operation ([`plan`]); then commit or roll back ([`ending`]).
 
+mod committing;
+pub(super) mod ending;
 mod fence;
 pub(super) mod plan;
 pub(super) mod record;
@@ -8,7 +10,7 @@ mod steps;
 mod telling;
 
 use super::Recovery;
-use super::carry_out::{Doing, Outcome};
+use super::carry_out::Doing;
 use super::groups::{KeptGroup, Pick};
 use super::images::OpenImage;
 use super::one_at_a_time::Turn;
@@ -47,11 +49,8 @@ impl Recovery {
         let notes = asked.meant.iter().filter(|vm| vm.is_streaming()).map(still_there).collect();
         let (group, at, epoch) = (group.id, request.at.clone(), epoch.0);
         let plan = FailoverPlan { group, label: label.clone(), epoch, at, vms, without, notes };
-        let id = self.begin(|| Plan::Failover(plan))?;
-        match self.go_on(id, &Doing::waited_for(self).with_asked(asked))? {
-            Outcome::Done => {}
-            Outcome::TakenBack(error) | Outcome::Stands(error) => return Err(error),
-        }
+        let id = self.operations.begin(|| Plan::Failover(plan))?;
+        self.go_on(id, &Doing::waited_for(self).with_asked(asked))?.done()?;
         let record = self.failovers().get(&group).cloned();
         let record = record.expect("a failover that was done has a record");
         tracing::info!(group = label, epoch, cut = %record.cut(), "failed over");
@@ -70,28 +69,6 @@ impl Recovery {
             )));
         }
         Ok(before)
-    }
-
-    /// Makes a failover final: the images go on, the old protected side stays fenced.
-    pub(crate) fn commit(&self, group: &str) -> Result<api::Failover> {
-        let _turn = self.turn_of(group)?;
-        let mut record = self.running(group)?;
-        let refuse = |why: &str| {
-            Err(OperationError::conflict(format!("the failover of group {group} cannot be committed: {why}")))
-        };
-        match record.phase {
-            Phase::Starting => {
-                return refuse("it is still being started: see `holdfast operation list`, or roll it back");
-            }
-            Phase::RollingBack => return refuse("it is being rolled back, see `holdfast alerts`"),
-            Phase::Running | Phase::Committed | Phase::RolledBack => {}
-        }
-        self.check_images_were_read(&record)?;
-        self.check_images_are_there(&record)?;
-        record.phase = Phase::Committed;
-        self.keep(&record)?;
-        tracing::info!(group, epoch = record.epoch, "failover committed");
-        Ok(self.failover_to_api(&record))
     }
 
     /// Pauses the VMs of a failover, or lets them go on.
@@ -167,6 +144,9 @@ impl Recovery {
                 "whether the failover of group {group} runs on this image cannot be told: a record of a failover cannot be \
                  read, see `holdfast alerts`"
             ));
+        }
+        if let Some(record) = &record {
+            self.check_is_not_being_committed(record)?;
         }
         match record.as_ref().map(|record| record.phase) {
             Some(Phase::Starting | Phase::Running) => {

@@ -43,13 +43,14 @@ use crate::artifacts::Artifacts;
 use crate::clock;
 use crate::config::{Config, JournalConfig};
 use crate::hypervisor::Adapter;
+use crate::ledger::Operations;
 use crate::sockets::RunDir;
 use crate::state::{StateDir, random};
 use failover::record::FailoverRecord;
 use guests::GuestEvents;
 pub(crate) use incoming::serve_stream;
 use one_at_a_time::OneAtATime;
-use plans::Operations;
+use plans::Plan;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -81,7 +82,7 @@ pub(crate) struct Recovery {
     waiting_images: Mutex<BTreeMap<String, unserved::Unserved>>,
     failovers: Mutex<BTreeMap<GroupId, FailoverRecord>>,
     /// What changes more than one thing, and goes on after a crash.
-    operations: Operations,
+    operations: Operations<Plan>,
     /// What is recorded and could not be read when the agent started.
     unreadable: unreadable::Unreadable,
     /// New journals are made one at a time.
@@ -100,6 +101,7 @@ impl Recovery {
         boot_id: [u8; 16],
         alerts: Arc<Alerts>,
     ) -> Arc<Self> {
+        let operations = Operations::new(state.clone(), alerts.clone(), "operations");
         Arc::new(Self {
             state,
             artifacts,
@@ -116,7 +118,7 @@ impl Recovery {
             images: Mutex::default(),
             waiting_images: Mutex::default(),
             failovers: Mutex::default(),
-            operations: Operations::default(),
+            operations,
             unreadable: unreadable::Unreadable::default(),
             making: Mutex::default(),
             turns_of_groups: OneAtATime::default(),

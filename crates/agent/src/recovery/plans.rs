@@ -1,13 +1,14 @@
 //! What the operations of this side are of, and which of them there are.
 
+use super::failover::ending::{CommitPlan, CommitStep, RollbackPlan, RollbackStep};
 use super::failover::plan::{FailoverPlan, FailoverStep};
 use super::life::moving::plan::{MovePlan, MoveStep};
-use crate::one_at_a_time::{OneAtATime, Turn};
-use operations::{Book, Control, Lock, OperationId};
+use crate::ledger::OwnPlan;
+use operations::Lock;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard};
+use types::GroupId;
 
 /// What was asked for and chosen, as `state/operations/ID.json` has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,30 +16,43 @@ use std::sync::{Arc, Mutex, MutexGuard};
 pub(super) enum Plan {
     Failover(FailoverPlan),
     Move(MovePlan),
+    Rollback(RollbackPlan),
+    Commit(CommitPlan),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     Failover(FailoverStep),
     Move(MoveStep),
+    Rollback(RollbackStep),
+    Commit(CommitStep),
 }
 
-impl Plan {
-    /// The word for what it does.
-    pub(super) fn kind(&self) -> &'static str {
+impl OwnPlan for Plan {
+    fn kind(&self) -> &'static str {
         match self {
             Self::Failover(_) => "failover",
             Self::Move(_) => "move",
+            Self::Rollback(_) => "rollback",
+            Self::Commit(_) => "commit",
         }
     }
 
-    /// What it is done with.
-    pub(super) fn about(&self) -> String {
+    fn about(&self) -> String {
         match self {
             Self::Failover(plan) => format!("group {}", plan.label),
             Self::Move(plan) => {
                 format!("the journal of VM {} to {}", plan.label, plan.target.display())
             }
+            Self::Rollback(plan) => format!("group {}", plan.label),
+            Self::Commit(plan) => format!("group {}", plan.label),
+        }
+    }
+
+    fn meanwhile(&self) -> &'static str {
+        match self {
+            Self::Rollback(_) => "; its site stays fenced until nothing of the failover is left",
+            Self::Failover(_) | Self::Move(_) | Self::Commit(_) => "",
         }
     }
 }
@@ -48,6 +62,8 @@ impl fmt::Display for Step {
         match self {
             Self::Failover(step) => step.fmt(f),
             Self::Move(step) => step.fmt(f),
+            Self::Rollback(step) => step.fmt(f),
+            Self::Commit(step) => step.fmt(f),
         }
     }
 }
@@ -59,6 +75,8 @@ impl operations::Plan for Plan {
         match self {
             Self::Failover(plan) => plan.steps().into_iter().map(Step::Failover).collect(),
             Self::Move(plan) => plan.steps().into_iter().map(Step::Move).collect(),
+            Self::Rollback(plan) => plan.steps().into_iter().map(Step::Rollback).collect(),
+            Self::Commit(plan) => plan.steps().into_iter().map(Step::Commit).collect(),
         }
     }
 
@@ -66,7 +84,9 @@ impl operations::Plan for Plan {
         match (self, step) {
             (Self::Failover(plan), Step::Failover(step)) => plan.is_final(step),
             (Self::Move(plan), Step::Move(step)) => plan.is_final(step),
-            (Self::Failover(_), Step::Move(_)) | (Self::Move(_), Step::Failover(_)) => no_such_step(),
+            (Self::Rollback(plan), Step::Rollback(step)) => plan.is_final(step),
+            (Self::Commit(plan), Step::Commit(step)) => plan.is_final(step),
+            _ => no_such_step(),
         }
     }
 
@@ -74,7 +94,9 @@ impl operations::Plan for Plan {
         match (self, step) {
             (Self::Failover(plan), Step::Failover(step)) => plan.may_be_left(step),
             (Self::Move(plan), Step::Move(step)) => plan.may_be_left(step),
-            (Self::Failover(_), Step::Move(_)) | (Self::Move(_), Step::Failover(_)) => no_such_step(),
+            (Self::Rollback(plan), Step::Rollback(step)) => plan.may_be_left(step),
+            (Self::Commit(plan), Step::Commit(step)) => plan.may_be_left(step),
+            _ => no_such_step(),
         }
     }
 
@@ -82,6 +104,20 @@ impl operations::Plan for Plan {
         match self {
             Self::Failover(plan) => plan.locks(),
             Self::Move(plan) => plan.locks(),
+            Self::Rollback(plan) => plan.locks(),
+            Self::Commit(plan) => plan.locks(),
+        }
+    }
+}
+
+impl Plan {
+    /// The group whose turn is to be had while it is carried out.
+    pub(super) fn group(&self) -> Option<GroupId> {
+        match self {
+            Self::Failover(plan) => Some(plan.group),
+            Self::Rollback(plan) => Some(plan.group),
+            Self::Commit(plan) => Some(plan.group),
+            Self::Move(_) => None,
         }
     }
 }
@@ -89,36 +125,4 @@ impl operations::Plan for Plan {
 /// A plan is asked for its own steps alone.
 pub(super) fn no_such_step() -> ! {
     unreachable!("a step of another plan")
-}
-
-/// The operations of this side, and whom somebody carries out just now.
-#[derive(Debug, Default)]
-pub(super) struct Operations {
-    book: Mutex<Book<Plan>>,
-    busy: OneAtATime<OperationId>,
-}
-
-impl Operations {
-    pub(super) fn book(&self) -> MutexGuard<'_, Book<Plan>> {
-        self.book.lock().expect("a panic aborts the process")
-    }
-
-    /// The right to carry an operation out; none where another has it.
-    pub(super) fn take(&self, id: OperationId) -> Option<Turn<'_, OperationId>> {
-        self.busy.try_take(vec![id])
-    }
-
-    /// The operation that changes this.
-    pub(super) fn at(&self, lock: Lock) -> Option<(OperationId, Arc<Control>)> {
-        let book = self.book();
-        let id = book.holder(lock)?;
-        book.get(id).map(|(_, control)| (id, control.clone()))
-    }
-
-    /// Those that have not ended, with their plans.
-    pub(super) fn unended(&self) -> Vec<(OperationId, Plan)> {
-        let book = self.book();
-        let unended = book.all().filter(|(record, _)| !record.standing.is_end());
-        unended.map(|(record, _)| (record.id, record.plan.clone())).collect()
-    }
 }

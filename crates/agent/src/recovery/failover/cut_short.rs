@@ -1,7 +1,9 @@
 //! Failovers that are cut short wherever anything is written down, once and twice, and what is found afterwards. VMs
 //! without definitions: guests are started and killed in the end-to-end tests.
 
-use super::super::tests::{PEER, append_sync, begin_anew, end, go_on_with_all, hello, recovery};
+use super::super::tests::{
+    PEER, append_sync, begin_anew, cut_short_everywhere, end, go_on_with_all, hello, recovery,
+};
 use super::*;
 use crate::state::death;
 use operations::{OperationId, Standing};
@@ -63,37 +65,23 @@ fn check_is_whole(recovery: &Recovery, runs: bool, how: &str) {
     assert!(failover.vms.iter().all(|vm| !vm.socket.is_empty()), "{how}: all are served");
 }
 
-/// Plays a failover that dies at place `first`, and the agent that goes on with it at `second`; a third one ends it.
-/// Whether it has died at both.
-fn play(first: usize, second: usize, prepare: fn(&Path)) -> (tempfile::TempDir, bool, bool) {
-    let folder = tempfile::tempdir().unwrap();
-    let side = prepared(folder.path());
-    prepare(folder.path());
-    let died = death::at(first, || drop(ask(&side))).is_none();
+/// The agent that comes after one that has died in `work`, at a place; and whether that one has.
+fn next_agent(
+    folder: &Path,
+    side: Arc<Recovery>,
+    place: usize,
+    work: impl FnOnce(&Recovery),
+) -> (Arc<Recovery>, bool) {
+    let died = death::at(place, || work(&side)).is_none();
     end(side);
-    let side = recovery(folder.path());
-    let died_again = death::at(second, || begin_anew(&side)).is_none();
-    end(side);
-    (folder, died, died_again)
+    (recovery(folder), died)
 }
 
-fn play_all(prepare: fn(&Path), check: impl Fn(&Path, &str, usize)) {
-    for first in 0..PLACES_MAX {
-        let (mut died, mut second) = (true, first % 4);
-        loop {
-            let (folder, died_first, died_again) = play(first, second, prepare);
-            died &= died_first;
-            check(folder.path(), &format!("died at {first}, then at {second}"), first);
-            if !died_again || !died {
-                break;
-            }
-            second += 4;
-        }
-        if !died {
-            return;
-        }
-    }
-    panic!("there is no end to it");
+/// The agent that comes after one that has died in a failover; it has taken up what is recorded.
+fn after_failover(folder: &Path, side: Arc<Recovery>, place: usize) -> (Arc<Recovery>, bool) {
+    let (side, died) = next_agent(folder, side, place, |side| drop(ask(side)));
+    side.resume_all().unwrap();
+    (side, died)
 }
 
 /// Whether an operation was written down before the agent died.
@@ -105,14 +93,17 @@ fn has_begun(folder: &Path) -> bool {
 
 #[test]
 fn a_failover_that_is_cut_short_anywhere_goes_on_and_is_committed_or_rolled_back_as_any_other() {
-    play_all(
-        |_| {},
-        |folder, how, first| {
+    let round = std::cell::Cell::new(0);
+    cut_short_everywhere(
+        prepared,
+        |side| drop(ask(side)),
+        |folder, how| {
+            round.set(round.get() + 1);
             let runs = has_begun(folder);
             let side = recovery(folder);
             begin_anew(&side);
             check_is_whole(&side, runs, how);
-            if runs && first % 2 == 0 {
+            if runs && round.get() % 2 == 0 {
                 assert_eq!(side.rollback("web").unwrap().phase, "rolled-back", "{how}");
                 check_is_whole(&side, false, how);
             } else if runs {
@@ -126,10 +117,16 @@ fn a_failover_that_is_cut_short_anywhere_goes_on_and_is_committed_or_rolled_back
 
 #[test]
 fn a_failover_that_fails_leaves_nothing_behind_wherever_it_is_cut_short_on_the_way_back() {
-    play_all(
+    let prepared_in_vain = |folder: &Path| {
+        let side = prepared(folder);
         // Where the images' sockets would be.
-        |folder| std::fs::write(folder.join("run/images"), "").unwrap(),
-        |folder, how, _| {
+        std::fs::write(folder.join("run/images"), "").unwrap();
+        side
+    };
+    cut_short_everywhere(
+        prepared_in_vain,
+        |side| drop(ask(side)),
+        |folder, how| {
             let side = recovery(folder);
             begin_anew(&side);
             // An image that was recorded and cannot be served again is waited for, until an operator says otherwise.
@@ -151,11 +148,7 @@ fn a_failover_that_fails_leaves_nothing_behind_wherever_it_is_cut_short_on_the_w
 fn a_failover_that_was_cut_short_is_rolled_back_before_it_goes_on_or_refuses_another() {
     for first in 0..PLACES_MAX {
         let folder = tempfile::tempdir().unwrap();
-        let side = prepared(folder.path());
-        let died = death::at(first, || drop(ask(&side))).is_none();
-        end(side);
-        let side = recovery(folder.path());
-        side.resume_all().unwrap();
+        let (side, died) = after_failover(folder.path(), prepared(folder.path()), first);
         match phase(&side).as_deref() {
             Some("starting") => {
                 assert!(side.commit("web").unwrap_err().detail.contains("still being started"));
@@ -185,11 +178,7 @@ fn a_failover_that_is_decided_before_its_operation_has_noticed_its_end_has_an_en
     let mut overtaken = 0;
     for (first, commits) in (0..PLACES_MAX).flat_map(|first| [(first, true), (first, false)]) {
         let folder = tempfile::tempdir().unwrap();
-        let side = prepared(folder.path());
-        let died = death::at(first, || drop(ask(&side))).is_none();
-        end(side);
-        let side = recovery(folder.path());
-        side.resume_all().unwrap();
+        let (side, died) = after_failover(folder.path(), prepared(folder.path()), first);
         if phase(&side).as_deref() == Some("running") && !side.operations.unended().is_empty() {
             overtaken += 1;
             let decided = if commits { side.commit("web") } else { side.rollback("web") };
@@ -210,45 +199,118 @@ fn a_failover_that_is_decided_before_its_operation_has_noticed_its_end_has_an_en
     panic!("there is no end to it");
 }
 
-/// A rollback that dies at place `first`, in the next life of the agent; whether it has died.
-fn rolled_back_in_part(folder: &Path, first: usize) -> bool {
+/// A group that has failed over.
+fn failed_over(folder: &Path) -> Arc<Recovery> {
     let side = prepared(folder);
     ask(&side).unwrap();
-    let died = death::at(first, || drop(side.rollback("web"))).is_none();
-    end(side);
-    died
+    side
+}
+
+/// Operations of this kind that were written down.
+fn begun(side: &Recovery, kind: &str) -> usize {
+    side.list_operations().iter().filter(|operation| operation.kind == kind).count()
 }
 
 #[test]
 fn a_rollback_that_is_cut_short_anywhere_goes_on_by_itself_and_is_nothing_else_any_more() {
-    for first in 0..PLACES_MAX {
-        let mut second = first % 2;
-        loop {
-            let (folder, how) = (tempfile::tempdir().unwrap(), format!("died at {first}, then at {second}"));
-            let died = rolled_back_in_part(folder.path(), first);
-            let side = recovery(folder.path());
+    cut_short_everywhere(
+        failed_over,
+        |side| drop(side.rollback("web")),
+        |folder, how| {
+            let side = recovery(folder);
             side.resume_all().unwrap();
-            let goes_back = phase(&side).as_deref() != Some("running");
+            let goes_back = begun(&side, "rollback") > 0;
             if goes_back {
                 assert!(side.commit("web").is_err(), "{how}: what its VMs ran on may be gone");
             }
-            let died_again = death::at(second, || go_on_with_all(&side)).is_none();
-            end(side);
-            let side = recovery(folder.path());
-            begin_anew(&side);
-            check_is_whole(&side, !goes_back, &how);
+            go_on_with_all(&side);
+            check_is_whole(&side, !goes_back, how);
             assert_eq!(side.alerts.list(), Vec::<String>::new(), "{how}");
             assert_eq!(ask(&side).is_ok(), goes_back, "{how}: the group is free once nothing is left");
-            if !died {
-                return;
-            }
-            if !died_again {
-                break;
-            }
-            second += 2;
-        }
+        },
+    );
+}
+
+#[test]
+fn a_commit_that_is_cut_short_anywhere_is_final_or_was_never_asked_for() {
+    cut_short_everywhere(
+        failed_over,
+        |side| drop(side.commit("web")),
+        |folder, how| {
+            let side = recovery(folder);
+            side.resume_all().unwrap();
+            let commits = begun(&side, "commit") > 0;
+            go_on_with_all(&side);
+            assert!(side.operations.unended().is_empty(), "{how}: {:?}", side.alerts.list());
+            assert_eq!(phase(&side).as_deref(), Some(if commits { "committed" } else { "running" }), "{how}");
+            assert_eq!((side.list_images().len(), side.rollback("web").is_ok()), (2, !commits), "{how}");
+            assert_eq!(side.alerts.list(), Vec::<String>::new(), "{how}");
+        },
+    );
+}
+
+/// Its record cannot be written: nobody is told that it is final, and it may go back.
+#[test]
+fn a_commit_that_fails_leaves_the_failover_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let side = failed_over(folder.path());
+    let in_the_way = side.state.path(&format!("failovers/{}.partial", hello(1).group));
+    std::fs::create_dir(&in_the_way).unwrap();
+    side.commit("web").unwrap_err();
+    assert_eq!(phase(&side).as_deref(), Some("running"));
+    let image = side.list_images()[0].id.clone();
+    assert!(side.close_image(&image).is_err());
+    end(side);
+    // It may be on the disk all the same.
+    write_phase(folder.path(), "committed");
+    std::fs::remove_dir(&in_the_way).unwrap();
+    let side = recovery(folder.path());
+    begin_anew(&side);
+    assert!(side.operations.unended().is_empty(), "{:?}", side.alerts.list());
+    assert_eq!(side.rollback("web").unwrap().phase, "rolled-back");
+    check_is_whole(&side, false, "rolled back");
+}
+
+#[test]
+fn of_a_commit_and_a_rollback_at_once_one_is_refused() {
+    for round in 0..20 {
+        let folder = tempfile::tempdir().unwrap();
+        let side = failed_over(folder.path());
+        let barrier = std::sync::Barrier::new(2);
+        let (committed, rolled_back) = std::thread::scope(|scope| {
+            let commits = scope.spawn(|| {
+                barrier.wait();
+                side.commit("web").is_ok()
+            });
+            barrier.wait();
+            let rolled_back = side.rollback("web").is_ok();
+            (commits.join().unwrap(), rolled_back)
+        });
+        assert!(committed != rolled_back, "round {round}");
+        let now = if committed { "committed" } else { "rolled-back" };
+        assert_eq!(phase(&side).as_deref(), Some(now), "round {round}");
     }
-    panic!("there is no end to it");
+}
+
+/// An agent of before wrote down that it goes back, and no operation.
+#[test]
+fn a_rollback_of_before_goes_on_as_an_operation() {
+    let folder = tempfile::tempdir().unwrap();
+    end(failed_over(folder.path()));
+    write_phase(folder.path(), "rolling-back");
+    let side = recovery(folder.path());
+    begin_anew(&side);
+    check_is_whole(&side, false, "of before");
+    assert_eq!(begun(&side, "rollback"), 1);
+}
+
+fn write_phase(folder: &Path, phase: &str) {
+    let record = folder.join(format!("state/failovers/{}.json", hello(1).group));
+    let text = std::fs::read_to_string(&record).unwrap();
+    let now = text
+        .replace("\"running\"", &format!("\"{phase}\""))
+        .replace("\"rolling-back\"", &format!("\"{phase}\""));
+    std::fs::write(&record, now).unwrap();
 }
 
 /// An agent of before wrote nothing down when it began to roll back.
@@ -256,10 +318,12 @@ fn a_rollback_that_is_cut_short_anywhere_goes_on_by_itself_and_is_nothing_else_a
 fn a_rollback_of_before_that_was_cut_short_is_committed_only_where_all_images_are_there() {
     for first in 0..PLACES_MAX {
         let folder = tempfile::tempdir().unwrap();
-        let died = rolled_back_in_part(folder.path(), first);
-        let record = folder.path().join(format!("state/failovers/{}.json", hello(1).group));
-        let text = std::fs::read_to_string(&record).unwrap();
-        std::fs::write(&record, text.replace("rolling-back", "running")).unwrap();
+        let side = failed_over(folder.path());
+        let rolls_back = |side: &Recovery| drop(side.rollback("web"));
+        let (side, died) = next_agent(folder.path(), side, first, rolls_back);
+        end(side);
+        let _ = std::fs::remove_dir_all(folder.path().join("state/operations"));
+        write_phase(folder.path(), "running");
         let side = recovery(folder.path());
         begin_anew(&side);
         let chosen = side.groups().remove(0).failover.unwrap().vms;
@@ -294,7 +358,10 @@ fn a_rollback_that_fails_is_an_alert_until_it_is_done_and_frees_the_group_then()
     side.rollback("web").unwrap_err();
     assert_eq!(phase(&side).as_deref(), Some("rolling-back"));
     assert!(
-        side.alerts.list().iter().any(|alert| alert.contains("is not rolled back yet")),
+        side.alerts
+            .list()
+            .iter()
+            .any(|alert| alert.contains("stays fenced until nothing of the failover is left")),
         "{:?}",
         side.alerts.list()
     );
@@ -326,7 +393,7 @@ fn hear_of_all(side: Arc<Recovery>, folder: &Path, how: &str) {
     begin_anew(&side);
     assert_eq!(unheard(&side, how), before, "{how}: again");
     for id in before {
-        side.show_operation(&id.to_string()).unwrap();
+        side.show_operation(id).unwrap();
     }
     assert!(!tells_of_taken_back(&side), "{how}: {:?}", side.alerts.list());
     end(side);
@@ -340,10 +407,8 @@ fn a_failover_that_goes_on_by_itself_and_cannot_start_a_vm_is_taken_back_by_nobo
     for first in 0..PLACES_MAX {
         let (folder, how) = (tempfile::tempdir().unwrap(), format!("died at {first}"));
         let side = prepared_with(folder.path(), kernel_that_never_came);
-        let died = death::at(first, || drop(ask(&side))).is_none();
-        end(side);
-        let side = recovery(folder.path());
-        begin_anew(&side);
+        let (side, died) = after_failover(folder.path(), side, first);
+        go_on_with_all(&side);
         if side.operations.unended().is_empty() {
             // Nobody has asked yet, or it was on its way back when the agent died.
             taken_back += usize::from(side.operations.book().all().count() > 0);

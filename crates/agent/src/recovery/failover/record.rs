@@ -70,6 +70,12 @@ impl FailoverRecord {
         self.group_id.parse().with_context(|| format!("group id of failover of {}", self.group))
     }
 
+    /// `SITE/NAME`, to tell of it; the name alone where an older agent has not written down more.
+    pub(super) fn label(&self) -> String {
+        let (site, group) = (&self.site, &self.group);
+        if site.is_empty() { group.clone() } else { format!("{site}/{group}") }
+    }
+
     pub(in super::super) fn epoch(&self) -> Epoch {
         Epoch(self.epoch)
     }

@@ -1,17 +1,14 @@
-//! Undoing a failover: VMs stop, what they wrote is thrown away, the group is the other side's again.
-//!
-//! What must be durable before what:
-//!
-//! 1. That it goes back, before the first VM is stopped or the first image is closed: from here on nobody can commit it, and
-//!    whoever starts again goes on with it by itself.
-//! 2. That VMs do not run, and that images are closed, each as it is done: all of it may be done again.
-//! 3. That the group is released, once nothing of the failover is left: only then its other side writes again.
+//! Undoing a failover: VMs stop, what they wrote is thrown away, the group is the other side's again. An operation, see
+//! [`ending`](super::ending).
 
 use super::super::Recovery;
-use super::super::carry_out::{Doing, Outcome};
+use super::super::carry_out::Doing;
+use super::super::plans::Plan;
+use super::ending::{RollbackPlan, RollbackStep};
 use super::record::{FailoverRecord, Phase};
 use crate::error::{OperationError, Result};
-use operations::Lock;
+use crate::ledger::Outcome;
+use operations::{Lock, OperationId};
 use types::GroupId;
 
 impl Recovery {
@@ -20,69 +17,111 @@ impl Recovery {
         let _turn = self.turn_of(group)?;
         let mut record = self.running(group)?;
         self.check_images_were_read(&record)?;
-        self.end_starting(record.group_id()?)?;
-        record = self.failovers().get(&record.group_id()?).cloned().unwrap_or(record);
-        if !record.is_released() {
-            self.take_back(&mut record)?;
+        let id = record.group_id()?;
+        let under_way = match self.rollback_of(id) {
+            Some(under_way) => Some(under_way),
+            None => {
+                self.end_other(id)?;
+                record = self.failovers().get(&id).cloned().unwrap_or(record);
+                let plan = plan_for(id, &record);
+                (!record.is_released()).then(|| self.begin_rollback(plan)).transpose()?
+            }
+        };
+        if let Some(under_way) = under_way {
+            self.go_on(under_way, &Doing::waited_for(self))?.done()?;
         }
+        record = self.failovers().get(&id).cloned().unwrap_or(record);
         Ok(self.failover_to_api(&record))
     }
 
-    fn take_back(&self, record: &mut FailoverRecord) -> Result<()> {
-        if record.phase != Phase::RollingBack {
-            record.phase = Phase::RollingBack;
-            self.keep(record)?;
-        }
-        if let Err(error) = self.take_all_back(record) {
-            let text = format!(
-                "the failover of group {} is not rolled back yet, so that its site stays fenced: {}; it is tried again by itself",
-                record.group, error.detail
-            );
-            self.alerts.raise(cause(record), text.clone());
-            return Err(OperationError::unavailable(text));
-        }
-        self.alerts.clear(cause(record));
-        tracing::info!(group = record.group, epoch = record.epoch, "failover rolled back");
-        Ok(())
+    fn begin_rollback(&self, plan: RollbackPlan) -> Result<OperationId> {
+        self.operations.begin(|| Plan::Rollback(plan))
     }
 
-    fn take_all_back(&self, record: &mut FailoverRecord) -> Result<()> {
-        self.check_images_were_read(record)?;
-        self.stop_guests(record)?;
-        self.end_images(record)?;
-        self.release(record)
+    fn rollback_of(&self, group: GroupId) -> Option<OperationId> {
+        let (id, plan, _) = self.operations.at(Lock::Group(group))?;
+        matches!(plan, Plan::Rollback(_)).then_some(id)
     }
 
-    /// Goes on with every rollback that failed, or was cut short with the agent's end. Whoever does something with its group
-    /// comes first.
-    pub(in super::super) fn go_on_with_rollback(&self, group: GroupId) {
-        let Some(_turn) = self.turns_of_groups.try_take(group) else { return };
-        let record = self.failovers().get(&group).cloned();
-        if let Some(mut record) = record.filter(|record| record.phase == Phase::RollingBack) {
-            // What is in its way is an alert.
-            let _ = self.take_back(&mut record);
+    /// Rollbacks that agents of before have begun go on as operations.
+    pub(in super::super) fn adopt_rollbacks(&self) {
+        let failovers: Vec<_> = {
+            let failovers = self.failovers();
+            let going = failovers.iter().filter(|(_, record)| record.phase == Phase::RollingBack);
+            going.map(|(group, record)| (*group, record.clone())).collect()
+        };
+        for (group, record) in failovers {
+            if self.operations.at(Lock::Group(group)).is_some() {
+                continue;
+            }
+            if let Err(error) = self.begin_rollback(plan_for(group, &record)) {
+                tracing::error!(
+                    group = record.group,
+                    error = error.detail,
+                    "the rollback does not go on yet"
+                );
+            }
         }
     }
 
-    /// The groups that are being rolled back.
-    pub(in super::super) fn rolling_back(&self) -> Vec<GroupId> {
-        let failovers = self.failovers();
-        let going = failovers.iter().filter(|(_, record)| record.phase == Phase::RollingBack);
-        going.map(|(group, _)| *group).collect()
-    }
-
-    /// Ends the operation that starts a failover, where it goes on no more by itself: it is taken back, unless only its end
-    /// is to be written down. The group's turn is held.
-    fn end_starting(&self, group: GroupId) -> Result<()> {
-        let Some((id, control)) = self.operations.at(Lock::Group(group)) else { return Ok(()) };
+    /// Ends another operation that has the group and goes on no more by itself: it is taken back, unless only its end is
+    /// to be written down. The group's turn is held.
+    fn end_other(&self, group: GroupId) -> Result<()> {
+        let Some((id, _, control)) = self.operations.at(Lock::Group(group)) else { return Ok(()) };
         let _ = control.cancel();
         match self.go_on(id, &Doing::waited_for(self))? {
-            Outcome::Done | Outcome::TakenBack(_) => Ok(()),
-            Outcome::Stands(error) => Err(error),
+            Outcome::Done | Outcome::TakenBack(_) => {}
+            Outcome::Stands(error) => return Err(error),
         }
+        let record = self.failovers().get(&group).cloned();
+        match record.filter(|record| record.phase == Phase::Committed) {
+            None => Ok(()),
+            Some(record) => Err(OperationError::conflict(format!(
+                "the failover of group {} is committed just now",
+                record.group
+            ))),
+        }
+    }
+
+    pub(in super::super) fn is_rollback_step_done(
+        &self,
+        plan: &RollbackPlan,
+        step: RollbackStep,
+    ) -> Result<bool> {
+        self.check_failover_was_read(plan.group)?;
+        // Without a record, which an operator has removed, there is nothing to go back.
+        let Some(record) = self.going_back(plan) else { return Ok(true) };
+        Ok(match step {
+            RollbackStep::GoBack => record.phase == Phase::RollingBack,
+            // What is gone already is passed over one by one.
+            RollbackStep::StopGuests | RollbackStep::EndImages | RollbackStep::Release => false,
+        })
+    }
+
+    pub(in super::super) fn run_rollback_step(&self, plan: &RollbackPlan, step: RollbackStep) -> Result<()> {
+        let Some(mut record) = self.going_back(plan) else { return Ok(()) };
+        match step {
+            RollbackStep::GoBack => self.keep(&FailoverRecord { phase: Phase::RollingBack, ..record }),
+            RollbackStep::StopGuests => self.stop_guests(&mut record),
+            RollbackStep::EndImages => {
+                self.check_images_were_read(&record)?;
+                self.end_images(&record)
+            }
+            RollbackStep::Release => {
+                self.release(&mut record)?;
+                tracing::info!(group = record.group, epoch = record.epoch, "failover rolled back");
+                Ok(())
+            }
+        }
+    }
+
+    /// The record of a failover that is to go back and is not released yet.
+    fn going_back(&self, plan: &RollbackPlan) -> Option<FailoverRecord> {
+        let record = self.failovers().get(&plan.group).cloned();
+        record.filter(|record| record.epoch == plan.epoch && record.is_undecided())
     }
 }
 
-fn cause(record: &FailoverRecord) -> String {
-    format!("rollback of group {}", record.group_id)
+fn plan_for(group: GroupId, record: &FailoverRecord) -> RollbackPlan {
+    RollbackPlan { group, label: record.label(), epoch: record.epoch }
 }

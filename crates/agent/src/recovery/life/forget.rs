@@ -58,7 +58,7 @@ impl Recovery {
         if self.has_images(&vm) {
             return Err(images_are_open(&vm));
         }
-        if let Some((id, _)) = self.operations.at(Lock::Kept(vm.id())) {
+        if let Some((id, ..)) = self.operations.at(Lock::Kept(vm.id())) {
             return Err(OperationError::conflict(format!(
                 "the journal of VM {} is being moved by operation {id}: wait for its end, or cancel it",
                 vm.label()

@@ -4,12 +4,13 @@ mod folders;
 pub(in super::super) mod plan;
 
 use super::super::Recovery;
-use super::super::carry_out::{Doing, Outcome, StepError};
+use super::super::carry_out::Doing;
 use super::super::plans::{Plan, Step};
 use super::super::policy::{JournalPolicy, file_name};
 use super::super::vm::RecoveredVm;
 use super::{NotClosed, list, not_usable};
 use crate::error::{OperationError, Result};
+use crate::ledger::StepError;
 use anyhow::Context;
 use folders::{
     bytes_in, check_lies_in_no_journal, check_not_inside, check_target, copy, empty, give_back,
@@ -40,11 +41,8 @@ impl Recovery {
             let (vm, label) = (vm.id(), vm.label());
             Plan::Move(MovePlan { vm, label, source, target, copies: false, switches: false })
         };
-        let id = self.begin(plan)?;
-        match self.go_on(id, &Doing::waited_for(self))? {
-            Outcome::Done => {}
-            Outcome::TakenBack(error) | Outcome::Stands(error) => return Err(error),
-        }
+        let id = self.operations.begin(plan)?;
+        self.go_on(id, &Doing::waited_for(self))?.done()?;
         tracing::info!(vm = name, folder, "journal moved");
         self.journal_to_api(&vm)
     }

@@ -144,11 +144,11 @@ fn a_move_that_is_cancelled_leaves_the_journal_where_it_was() {
     std::thread::scope(|scope| {
         let moved = scope.spawn(|| ask(&side, folder.path()));
         until_it_waits(&vm);
-        let id = side.list_operations()[0].id.clone();
-        side.cancel_operation(&id).unwrap();
+        let id = side.list_operations()[0].id.parse().unwrap();
+        side.cancel_operation(id).unwrap();
         drop(scrub);
         assert!(moved.join().unwrap().is_err());
-        assert_eq!(side.show_operation(&id).unwrap().state, "taken-back");
+        assert_eq!(side.show_operation(id).unwrap().state, "taken-back");
     });
     check_lies(&side, &source, &target(folder.path()), "cancelled");
 }
