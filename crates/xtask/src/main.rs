@@ -42,12 +42,9 @@ enum Command {
     Check,
     /// Simulate both sides by seed, with faults.
     Sim {
-        /// How many seeds.
-        #[arg(long, default_value_t = 1000)]
-        runs: u64,
-        /// Only this seed.
-        #[arg(long)]
-        seed: Option<u64>,
+        /// How many seeds, the first one, what is played: `--help` behind a `--` tells.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
     },
     /// Break the code on purpose, place by place, and see that a test or a seed catches it.
     Mutations {
@@ -76,7 +73,7 @@ enum Command {
         #[arg(long)]
         only: Option<String>,
     },
-    /// What continuous integration runs: check, test, a little fuzzing, demo.
+    /// What continuous integration runs: check, test, threads by seed, a little fuzzing, demo.
     Ci,
     /// Write docs/openapi.json anew.
     Openapi,
@@ -89,13 +86,14 @@ fn main() -> Result<()> {
         Command::Test { filter, .. } => run::test(filter.as_deref()),
         Command::Prepare => prepare::for_tests(),
         Command::Check => check::run(),
-        Command::Sim { runs, seed } => run::sim(runs, seed),
+        Command::Sim { arguments } => run::sim(&arguments),
         Command::Mutations { only } => mutations::run(only.as_deref()),
         Command::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
         Command::Bench { name, quick, json, only } => run::bench(name, quick, json, only),
         Command::Ci => {
             check::run()?;
             run::test(None)?;
+            suites::run(suites::INTERLEAVINGS)?;
             fuzz::run(None, fuzz::SECONDS_IN_CI)?;
             demo::Demo::for_ci().run()
         }

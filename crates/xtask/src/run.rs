@@ -18,15 +18,11 @@ pub(crate) fn test(filter: Option<&str>) -> Result<()> {
     run(&["--test", "end_to_end", "--", "--test-threads=1"])
 }
 
-/// Runs the simulator: many seeds, or one.
-pub(crate) fn sim(runs: u64, seed: Option<u64>) -> Result<()> {
+/// Runs the simulator, which has the arguments as they are: many seeds from one on, or one.
+pub(crate) fn sim(arguments: &[String]) -> Result<()> {
     let mut command = cargo();
     command.args(["run", "--release", "--quiet", "--package", "sim", "--"]);
-    match seed {
-        Some(seed) => command.args(["--seed", &seed.to_string()]),
-        None => command.args(["--runs", &runs.to_string()]),
-    };
-    run_visibly(&mut command)
+    run_visibly(command.args(arguments))
 }
 
 /// Runs a bench, or all.

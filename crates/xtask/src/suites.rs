@@ -1,13 +1,13 @@
-//! Suites: tests that take minutes, and are run before something is called done; not by continuous integration. Each is a
-//! module `suite_NAME` of ignored end-to-end tests, but for `interleavings`: threads that take turns by a seed, which is built
-//! by itself.
+//! Suites: tests that take minutes, and are run before something is called done. Each is a module `suite_NAME` of ignored
+//! end-to-end tests, but for `interleavings`: threads that take turns by a seed, which is built by itself, and which is the
+//! only one that continuous integration runs.
 
 use crate::backports;
 use crate::packages;
 use crate::prepare::{self, cargo, root, run_visibly, target};
 use anyhow::{Context, Result, bail};
 
-const INTERLEAVINGS: &str = "interleavings";
+pub(crate) const INTERLEAVINGS: &str = "interleavings";
 
 /// Runs the tests of one suite, or tells which suites there are.
 pub(crate) fn run(name: &str) -> Result<()> {
