@@ -155,9 +155,15 @@ impl Fold {
             let replica = self.reads.replica(DiskIndex(disk as u16)).map_err(FoldError::Replica)?;
             replica.sync().map_err(FoldError::Replica)?;
         }
-        self.was_cut_short.store(is_repeated && part.next.is_some(), Ordering::Relaxed);
+        self.was_cut_short.store(is_repeated && self.is_more_begun(target, &part), Ordering::Relaxed);
         *self.lock_begun() = part.next.map(|below| Begun { above, target, below });
         Ok(Written { bytes: written.into_inner(), is_whole: part.next.is_none() })
+    }
+
+    /// Whether what was begun goes on behind what is written now: in this fold, or in one to further up that had failed before
+    /// it, for an operator may have allowed more to be kept since.
+    fn is_more_begun(&self, target: WriteSeq, part: &Part<'_>) -> bool {
+        part.next.is_some() || self.state.read_shared().manifest.being_written().1 > target
     }
 
     /// The extents of one width of all segments that may hold some in the range, each source in order.

@@ -233,6 +233,41 @@ fn a_fold_that_is_cut_short_at_any_change_of_the_disk_leaves_no_checksum_that_is
     }
 }
 
+/// The disk fills up at any place of a fold; the next one goes less far, for an operator has allowed more to be kept, and the
+/// one after it does the rest. What the first has left behind that lies above what the second has done is damage to neither.
+#[test]
+fn what_a_fold_that_failed_has_left_behind_is_no_damage_to_folds_that_go_less_far() {
+    let base = SimStore::new();
+    let mut stream = Stream::begin();
+    let all = Settings { bytes_soft: 0, ..settings(Mode::RollForward) };
+    {
+        let journal = create(&base, all);
+        scatter(&journal, &mut stream, 30, 7);
+    }
+    let mut went_less_far = 0;
+    for room in (0..).step_by(2500) {
+        let store = base.fork();
+        let journal = Journal::open(Arc::new(store.clone()), all).unwrap().journal;
+        journal.keep_up(&Upkeep::plain(WallTime(30_000_000), [9; 16])).unwrap();
+        journal.set(settings(Mode::RollForward));
+        store.limit_room(Some(room));
+        let is_done = journal.keep_up(&Upkeep::plain(WallTime(30_000_000), [9; 16])).is_ok();
+        store.limit_room(None);
+        journal.set(Settings { bytes_soft: journal.status().journal_bytes - 1, ..all });
+        journal.keep_up(&Upkeep::plain(WallTime(30_000_000), [9; 16])).unwrap();
+        let manifest = Manifest::load(&store).unwrap();
+        went_less_far += u32::from(manifest.retired_below > manifest.applied && manifest.applied > 0);
+        journal.set(settings(Mode::RollForward));
+        keep_up(&journal, 30);
+        assert_eq!(unread(&journal, &stream.disk), Vec::<u64>::new(), "room for {room}");
+        assert_eq!(try_scrub(&journal).unwrap().damage, Vec::new(), "room for {room}");
+        if is_done {
+            break;
+        }
+    }
+    assert!(went_less_far > 10, "{went_less_far}");
+}
+
 /// The readers end with this, also where something else does not hold.
 struct Ends<'a>(&'a AtomicBool);
 
