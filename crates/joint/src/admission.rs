@@ -11,7 +11,7 @@
 //! again, for what is known has changed.
 
 use crate::life::{Reason, State, Task};
-use replication::wire::{Hello, Refusal, Refuse};
+use replication::wire::{Hello, Leave, Refusal, Refuse};
 use types::limits::KEPT_VMS_OF_SITE_MAX;
 use types::{DiskSpec, Epoch, GroupId, VmId};
 
@@ -275,6 +275,32 @@ pub fn authority(said: Epoch, group: &str, failover: Failover<'_>) -> Result<(),
             Err(refuse(Refusal::Fenced { epoch, released }, detail))
         }
     }
+}
+
+/// Decides about a word that a VM has left its group; whether there is anything to write down. Of a VM that is not kept
+/// there is not.
+///
+/// # Errors
+/// What to answer where it is not believed, or nobody can tell: then it is said again.
+pub fn leave(leave: &Leave, site: &str, vm: &Kept<'_>, failover: Failover<'_>) -> Result<bool, Refuse> {
+    let vm = match vm {
+        Kept::Unreadable(why) => return Err(unread(why)),
+        Kept::Not => return Ok(false),
+        Kept::Is(vm) => vm,
+    };
+    if vm.site != site || vm.group != leave.group {
+        let detail = format!("this VM belongs to group {} of site {}", vm.group, vm.site);
+        return Err(refuse(Refusal::NotAccepted, detail));
+    }
+    // Who has lost the authority over a group does not say who belongs to it.
+    authority(leave.epoch, vm.group_name, failover)?;
+    if let Journal::Open(open) = &vm.journal
+        && leave.epoch < open.epoch
+    {
+        let why = Refusal::Fenced { epoch: open.epoch, released: true };
+        return Err(refuse(why, format!("the journal is at epoch {}", open.epoch)));
+    }
+    Ok(true)
 }
 
 /// No site fills this side with journals.

@@ -4,8 +4,10 @@
 //! out as a value or through a seam that the caller implements.
 //!
 //! - [`admission`]: what is decided about a peer's greeting.
+//! - [`choice`]: which cut of a whole group a failover opens, and whom it has.
 //! - [`cut`]: one cut of a group whose VMs are on several hosts.
 //! - [`life`]: when the journal of a kept VM is open, who uses it, and what ends before the next life begins.
+//! - [`membership`]: from when on a VM is of its group, and whom a cut has.
 //! - [`progress`]: how far one VM's stream is.
 //! - [`promise`]: what synchronous mode may promise in a group of several VMs.
 //! - [`source`]: one VM's stream on the protected side: the sender, with what its effects are on.
@@ -13,8 +15,10 @@
 //! - [`view`](mod@view): what a sender is shown of a capture and its spill.
 
 pub mod admission;
+pub mod choice;
 pub mod cut;
 pub mod life;
+pub mod membership;
 pub mod outbox;
 pub mod progress;
 pub mod promise;

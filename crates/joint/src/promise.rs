@@ -27,6 +27,8 @@ impl Standing {
 #[derive(Debug, Default)]
 pub struct Promises {
     standings: BTreeMap<VmId, Standing>,
+    /// Images of the group may have VMs of which nothing is said here, or its moments no order in common.
+    nothing: bool,
 }
 
 impl Promises {
@@ -40,10 +42,17 @@ impl Promises {
         self.standings.remove(&vm).is_some()
     }
 
+    /// Whether nothing can be promised, whatever is said of the streams: images of the group may have VMs of which nothing
+    /// is sent from here, or moments between checkpoints mean nothing. True where that is news.
+    pub fn lacks_vms(&mut self, yes: bool) -> bool {
+        std::mem::replace(&mut self.nothing, yes) != yes
+    }
+
     /// What a promise to this VM rests on beside its own stream.
     pub fn others(&self, vm: VmId) -> Others {
         let others = self.standings.iter().filter(|(other, _)| **other != vm);
-        others.fold(Others::NONE, |all, (_, one)| Others {
+        let none = Others { missing: self.nothing, ..Others::NONE };
+        others.fold(none, |all, (_, one)| Others {
             up_to: all.up_to.min(one.up_to),
             missing: all.missing || one.missing,
             caught_up: all.caught_up && one.caught_up,
@@ -78,5 +87,13 @@ mod tests {
         let others = promises.others(WEB);
         assert_eq!((others.up_to, others.missing), (WriteSeq::from_raw(9), false));
         assert_eq!(promises.others(DB).up_to, WriteSeq::from_raw(3));
+    }
+
+    #[test]
+    fn nothing_is_promised_while_an_image_may_have_a_vm_that_says_nothing() {
+        let mut promises = Promises::default();
+        assert!(promises.lacks_vms(true) && !promises.lacks_vms(true));
+        assert!(promises.others(WEB).missing);
+        assert!(promises.lacks_vms(false) && !promises.others(WEB).missing);
     }
 }

@@ -393,22 +393,3 @@ impl Journal {
 pub fn index_pages_read() -> u64 {
     crate::run::PAGES_READ.load(Ordering::Relaxed)
 }
-
-/// The newest cut at which every one of `journals` is consistent: the tail of a group. The index of the
-/// first journal that has no consistent cut is the error.
-///
-/// # Errors
-/// The position of that journal in `journals`.
-pub fn newest_common_cut(journals: &[Arc<Journal>]) -> Result<WriteSeq, usize> {
-    let mut cut = WriteSeq::MAX;
-    loop {
-        let mut lowest = cut;
-        for (at, journal) in journals.iter().enumerate() {
-            lowest = journal.newest_consistent(lowest).ok_or(at)?;
-        }
-        if lowest == cut {
-            return Ok(cut);
-        }
-        cut = lowest;
-    }
-}

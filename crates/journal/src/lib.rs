@@ -92,7 +92,7 @@ pub use fs_store::{FsStore, LockError};
 pub use gather::batch_room;
 pub use history::Listed;
 pub use image::{Image, ImageError};
-pub use journal::{Journal, Opened, index_pages_read, newest_common_cut};
+pub use journal::{Journal, Opened, index_pages_read};
 pub use lost::LostPiece;
 pub use manifest::{Manifest, ManifestError, SegmentInfo};
 pub use open::OpenError;

@@ -168,7 +168,7 @@ pub(super) fn asked_alert(vm: &RecoveredVm) -> Cause {
     Cause::new(AlertKind::AskedLess, vm.id().to_string())
 }
 
-fn to_vm(group: GroupId, record: &RecoveryRecord, journal: Journal) -> Vm<'_> {
+pub(super) fn to_vm(group: GroupId, record: &RecoveryRecord, journal: Journal) -> Vm<'_> {
     Vm {
         site: site_of(&record.peer),
         name: &record.name,

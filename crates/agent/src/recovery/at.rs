@@ -4,8 +4,9 @@ use super::life::{Lease, not_usable};
 use super::vm::RecoveredVm;
 use crate::clock;
 use crate::error::{OperationError, Result};
+use joint::choice::At;
 use joint::life::{Refused, Use};
-use journal::CheckpointQuery;
+use journal::{CheckpointQuery, Journal};
 use std::sync::Arc;
 use types::{Checkpoint, CheckpointId, WallTime, WriteSeq};
 
@@ -31,6 +32,16 @@ impl Moment {
         match clock::from_text(at) {
             Some(time) => Self::At(time, at.to_owned()),
             None => Self::Tag(at.to_owned()),
+        }
+    }
+
+    /// The same, as the cut of a group is chosen by it.
+    pub(super) fn at(&self) -> At {
+        match self {
+            Self::Latest => At::Latest,
+            Self::Id(id) => At::Id(*id),
+            Self::At(time, _) => At::Time(*time),
+            Self::Tag(tag) => At::Tag(tag.clone()),
         }
     }
 
@@ -92,7 +103,8 @@ pub(super) fn resolve(vm: &Arc<RecoveredVm>, at: &str) -> Result<WriteSeq> {
     let id = if let Moment::Id(id) = &moment { Some(*id) } else { None };
     let (query, what) = moment.query();
     let fits = |checkpoint: &Checkpoint| id.is_none_or(|id| checkpoint.id == id);
-    let found = first_of(vm, query, |checkpoint| Ok(fits(checkpoint).then_some(checkpoint.cut)))?;
+    let journal = journal_of(vm)?;
+    let found = first_of(&journal, query, |checkpoint| Ok(fits(checkpoint).then_some(checkpoint.cut)))?;
     found.ok_or_else(|| {
         OperationError::not_found(format!(
             "{what}; `holdfast checkpoint list --vm {}` shows what there is",
@@ -106,11 +118,10 @@ const ROWS_AT_ONCE: usize = 64;
 
 /// What `take` makes of the first checkpoint in the query's order that it takes.
 pub(super) fn first_of<T>(
-    vm: &Arc<RecoveredVm>,
+    journal: &Journal,
     mut query: CheckpointQuery,
     mut take: impl FnMut(&Checkpoint) -> Result<Option<T>>,
 ) -> Result<Option<T>> {
-    let journal = journal_of(vm)?;
     loop {
         let journal::Listed { rows, mut unread } = journal.checkpoints(&query);
         let Some(last) = rows.last() else {

@@ -1,15 +1,14 @@
-//! Which cut of a whole group an operator means, and whom it has.
-//!
-//! A checkpoint says how many VMs the group had when it was taken, and its mark stands in the stream of each of
-//! them: so its members are those whose journals hold it, former ones too, and it is complete where they are as many.
-//! Between checkpoints the members are those of now. Whoever cannot be opened at the cut is left out only by the
-//! operator's own word.
+//! The cut of a whole group that an operator means, and whom it has: what [`joint::choice`] decides, asked of the journals
+//! that are open here, and told in an operator's words.
 
-use super::at::{Moment, first_of, hindrance, journal_of};
-use super::groups::{KeptGroup, Pick};
+use super::at::{Moment, first_of, hindrance};
+use super::groups::KeptGroup;
+use super::life::Lease;
 use super::vm::RecoveredVm;
 use crate::clock;
 use crate::error::{OperationError, Result, with_sources};
+use joint::choice::{At, Chosen, Held, Journals, Lacking, NotChosen, Pick, choose};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use types::{Checkpoint, CheckpointId, VmId, WriteSeq};
 
@@ -27,38 +26,66 @@ pub(super) struct GroupCut {
 /// Finds the cut of a group at `at`, and the VMs that are opened there.
 pub(super) fn find(group: &KeptGroup, at: &str, pick: &Pick) -> Result<GroupCut> {
     let spans_hosts = group.members.iter().any(|vm| vm.record().spans_hosts);
-    match Moment::parse(at) {
-        Moment::Latest if !spans_hosts => tail(group, pick),
-        Moment::Id(id) => at_checkpoint(group, id, pick),
-        moment => newest(group, moment, pick),
+    let moment = Moment::parse(at);
+    let at = moment.at();
+    let chosen = choose(&group.kept(), spans_hosts, &at, pick, &Open::of(group, &moment));
+    let chosen = chosen.map_err(|why| to_error(group, &moment, why))?;
+    let is_tail = at == At::Latest && !spans_hosts;
+    Ok(to_cut(group, chosen, is_tail))
+}
+
+/// The journals of a group that are open, and stay so while they are asked.
+struct Open<'a> {
+    moment: &'a Moment,
+    leases: BTreeMap<VmId, Lease>,
+}
+
+impl<'a> Open<'a> {
+    fn of(group: &KeptGroup, moment: &'a Moment) -> Self {
+        let leases = group.all().filter_map(|vm| Some((vm.id(), vm.journal()?))).collect();
+        Self { moment, leases }
     }
 }
 
-/// The newest cut durable and consistent in every stream that is meant.
-fn tail(group: &KeptGroup, pick: &Pick) -> Result<GroupCut> {
-    let (vms, others): (Vec<_>, Vec<_>) = group.members.iter().partition(|vm| pick.has(vm.id()));
-    let vms: Vec<_> = vms.into_iter().cloned().collect();
-    if vms.is_empty() {
-        return Err(OperationError::unavailable(format!(
-            "no VM of group {} is left to be opened at its newest state; its former members can be opened at a \
-             checkpoint: `holdfast checkpoint list` shows them",
-            group.label()
-        )));
+impl Journals for Open<'_> {
+    type Error = OperationError;
+
+    fn newest_consistent(&self, vm: VmId, at_most: WriteSeq) -> Option<WriteSeq> {
+        self.leases.get(&vm)?.newest_consistent(at_most)
     }
-    let hindered: Vec<_> = vms.iter().filter_map(|vm| Some((vm, hindrance(vm)?))).collect();
-    if !hindered.is_empty() {
-        return Err(held_up(group, &hindered));
+
+    fn checkpoint(&self, vm: VmId, id: CheckpointId) -> Result<Option<Held>> {
+        let Some(journal) = self.leases.get(&vm) else { return Ok(None) };
+        let facts = journal.checkpoint(id).map_err(unreadable)?;
+        Ok(facts.map(|facts| Held { damaged_bytes: facts.damaged_bytes, checkpoint: facts.checkpoint }))
     }
-    let journals = vms.iter().map(|vm| journal_of(vm)).collect::<Result<Vec<_>>>()?;
-    let shared: Vec<_> = journals.iter().map(|journal| journal.shared().clone()).collect();
-    let cut = journal::newest_common_cut(&shared).map_err(|at| {
-        let name = vms[at].name();
-        OperationError::unavailable(format!(
-            "VM {name} has no state that the others have too; name it with `--without {name}`"
-        ))
-    })?;
-    let notes = vms.iter().filter_map(|vm| held_back_by(vm, &vms)).collect();
-    Ok(GroupCut { cut, notes, left_out: explain(others), vms })
+
+    fn each(&self, vm: VmId, _: &At, take: &mut dyn FnMut(&Checkpoint) -> Result<bool>) -> Result<()> {
+        let Some(journal) = self.leases.get(&vm) else { return Ok(()) };
+        let (query, _) = self.moment.clone().query();
+        first_of(journal, query, |checkpoint| Ok(take(checkpoint)?.then_some(()))).map(drop)
+    }
+}
+
+fn by_id(group: &KeptGroup, id: VmId) -> &Arc<RecoveredVm> {
+    group.all().find(|vm| vm.id() == id).expect("only who is kept is chosen")
+}
+
+fn to_cut(group: &KeptGroup, chosen: Chosen, is_tail: bool) -> GroupCut {
+    let Chosen { cut, vms, left_out, damaged } = chosen;
+    let vms: Vec<_> = vms.into_iter().map(|id| by_id(group, id).clone()).collect();
+    let left_out = explain(left_out.into_iter().map(|id| by_id(group, id)));
+    if is_tail {
+        let notes = vms.iter().filter_map(|vm| held_back_by(vm, &vms)).collect();
+        return GroupCut { cut, notes, left_out, vms };
+    }
+    let former = vms.iter().filter(|vm| vm.record().left.is_some());
+    let former = former.map(|vm| format!("VM {} has left the group since", vm.name()));
+    let damaged = damaged.into_iter().map(|(id, bytes)| {
+        format!("{bytes} bytes of VM {} are damaged there: reading them fails", by_id(group, id).name())
+    });
+    let notes = former.chain(damaged).collect();
+    GroupCut { cut, vms, left_out, notes }
 }
 
 /// What is to be said of a VM whose newest state is much older than that of others.
@@ -79,9 +106,38 @@ fn held_back_by(vm: &RecoveredVm, vms: &[Arc<RecoveredVm>]) -> Option<String> {
     })
 }
 
-fn held_up(group: &KeptGroup, hindered: &[(&Arc<RecoveredVm>, String)]) -> OperationError {
-    let why: Vec<_> = hindered.iter().map(|(_, why)| why.as_str()).collect();
-    let words: Vec<_> = hindered.iter().map(|(vm, _)| format!("--without {}", vm.name())).collect();
+fn explain<'a>(vms: impl IntoIterator<Item = &'a Arc<RecoveredVm>>) -> Vec<(Arc<RecoveredVm>, String)> {
+    let why = |vm: &Arc<RecoveredVm>| hindrance(vm).unwrap_or_else(|| "not asked for".to_owned());
+    vms.into_iter().map(|vm| (vm.clone(), why(vm))).collect()
+}
+
+fn to_error(group: &KeptGroup, moment: &Moment, why: NotChosen<OperationError>) -> OperationError {
+    match why {
+        NotChosen::Nobody => OperationError::unavailable(format!(
+            "no VM of group {} is left to be opened at its newest state; its former members can be opened at a \
+             checkpoint: `holdfast checkpoint list` shows them",
+            group.label()
+        )),
+        NotChosen::Hindered(vms) => held_up(group, &vms),
+        NotChosen::NothingInCommon(id) => {
+            let name = by_id(group, id).name();
+            OperationError::unavailable(format!(
+                "VM {name} has no state that the others have too; name it with `--without {name}`"
+            ))
+        }
+        NotChosen::Missing => missing(group, &moment.clone().query().1),
+        NotChosen::Lacking(lacking) => lacks(group, &lacking),
+        NotChosen::Unread(error) => error,
+    }
+}
+
+fn held_up(group: &KeptGroup, hindered: &[VmId]) -> OperationError {
+    let hindered: Vec<_> = hindered.iter().map(|id| by_id(group, *id)).collect();
+    let why = |vm: &&Arc<RecoveredVm>| {
+        hindrance(vm).unwrap_or_else(|| format!("the state of VM {} has just changed", vm.name()))
+    };
+    let why: Vec<_> = hindered.iter().map(why).collect();
+    let words: Vec<_> = hindered.iter().map(|vm| format!("--without {}", vm.name())).collect();
     OperationError::unavailable(format!(
         "{}; give `{}` to fail the others of group {} over without, or `--at` a checkpoint from before",
         why.join("; "),
@@ -90,128 +146,22 @@ fn held_up(group: &KeptGroup, hindered: &[(&Arc<RecoveredVm>, String)]) -> Opera
     ))
 }
 
-fn explain<'a>(vms: impl IntoIterator<Item = &'a Arc<RecoveredVm>>) -> Vec<(Arc<RecoveredVm>, String)> {
-    let why = |vm: &Arc<RecoveredVm>| hindrance(vm).unwrap_or_else(|| "not asked for".to_owned());
-    vms.into_iter().map(|vm| (vm.clone(), why(vm))).collect()
-}
-
-/// The cut of one checkpoint.
-fn at_checkpoint(group: &KeptGroup, id: CheckpointId, pick: &Pick) -> Result<GroupCut> {
-    let mut found = None;
-    for vm in group.all() {
-        let Some(journal) = vm.journal() else { continue };
-        let facts = journal.checkpoint(id).map_err(unreadable)?;
-        found = found.or(facts.map(|facts| facts.checkpoint));
-    }
-    let checkpoint = found.ok_or_else(|| missing(group, &format!("no checkpoint {id}")))?;
-    judge(group, &checkpoint, pick, false)?.map_err(|lacking| lacking.to_error(group, &checkpoint))
-}
-
-/// The newest checkpoint of a moment that has everybody it should have.
-fn newest(group: &KeptGroup, moment: Moment, pick: &Pick) -> Result<GroupCut> {
-    let (query, what) = moment.query();
-    let undamaged = query.undamaged;
-    let mut best: Option<GroupCut> = None;
-    let mut incomplete: Option<OperationError> = None;
-    // No journal need hold them all: who joined later lacks the old ones, who has left the new ones.
-    for vm in group.all().filter(|vm| vm.journal().is_some()) {
-        let found =
-            first_of(vm, query.clone(), |checkpoint| match judge(group, checkpoint, pick, undamaged)? {
-                Ok(cut) => Ok(Some(cut)),
-                Err(lacking) => {
-                    incomplete.get_or_insert_with(|| lacking.to_error(group, checkpoint));
-                    Ok(None)
-                }
-            })?;
-        if let Some(found) = found
-            && best.as_ref().is_none_or(|best| found.cut > best.cut)
-        {
-            best = Some(found);
-        }
-    }
-    best.ok_or_else(|| incomplete.unwrap_or_else(|| missing(group, &what)))
-}
-
-/// Whom a checkpoint lacks of those that are meant.
-struct Lacking {
-    holders: Vec<String>,
-    named: Vec<VmId>,
-}
-
-impl Lacking {
-    fn to_error(&self, group: &KeptGroup, checkpoint: &Checkpoint) -> OperationError {
-        let words = if checkpoint.tag.is_empty() { String::new() } else { format!(" ({})", checkpoint.tag) };
-        let absent: Vec<_> = group.members.iter().filter(|vm| !self.holders.contains(&vm.name())).collect();
-        let named: Vec<_> = self.named.iter().map(VmId::to_string).collect();
-        let lacks: Vec<_> = absent.iter().map(|vm| vm.name()).chain(named).collect();
-        OperationError::unavailable(format!(
-            "checkpoint {}{words} of group {} is of {} VMs and can be opened for {} of them ({}), not for {}; \
-             give `--vm NAME` for each that is to be opened",
-            checkpoint.id,
-            group.label(),
-            checkpoint.members,
-            self.holders.len(),
-            self.holders.join(", "),
-            if lacks.is_empty() { "one that is not kept here any more".to_owned() } else { lacks.join(", ") }
-        ))
-    }
-}
-
-/// Whether a checkpoint has everybody who is meant: the cut, or whom it lacks. With `undamaged` whose checkpoint is damaged
-/// does not have it.
-fn judge(
-    group: &KeptGroup,
-    checkpoint: &Checkpoint,
-    pick: &Pick,
-    undamaged: bool,
-) -> Result<std::result::Result<GroupCut, Lacking>> {
-    let (mut holders, mut damaged) = (Vec::new(), Vec::new());
-    for vm in group.all() {
-        let Some(journal) = vm.journal() else { continue };
-        let Some(facts) = journal.checkpoint(checkpoint.id).map_err(unreadable)? else { continue };
-        if facts.damaged_bytes == 0 || !undamaged {
-            holders.push(vm.clone());
-        }
-        if facts.damaged_bytes > 0 {
-            damaged.push((vm.id(), facts.damaged_bytes));
-        }
-    }
-    let members = usize::from(checkpoint.members);
-    let ids: Vec<_> = holders.iter().map(|vm| vm.id()).collect();
-    let lacking = |named: Vec<VmId>| Lacking { holders: holders.iter().map(|vm| vm.name()).collect(), named };
-    let vms: Vec<_> = match pick {
-        Pick::All if ids.len() < members => return Ok(Err(lacking(Vec::new()))),
-        Pick::All => holders.clone(),
-        Pick::Only(only) => {
-            let absent: Vec<_> = only.iter().filter(|id| !ids.contains(id)).copied().collect();
-            if !absent.is_empty() {
-                return Ok(Err(lacking(absent)));
-            }
-            holders.iter().filter(|vm| only.contains(&vm.id())).cloned().collect()
-        }
-        Pick::Without(without) => {
-            let absent = without.iter().filter(|id| !ids.contains(id)).count();
-            let rest: Vec<_> = holders.iter().filter(|vm| !without.contains(&vm.id())).cloned().collect();
-            if ids.len() + absent < members || rest.is_empty() {
-                return Ok(Err(lacking(Vec::new())));
-            }
-            rest
-        }
-    };
-    let others = group.members.iter().filter(|vm| {
-        let then = ids.contains(&vm.id());
-        let named = matches!(pick, Pick::Without(without) if without.contains(&vm.id()));
-        (then || named) && !vms.iter().any(|chosen| chosen.id() == vm.id())
-    });
-    let left_out = explain(others);
-    let former = vms.iter().filter(|vm| vm.record().left.is_some());
-    let former = former.map(|vm| format!("VM {} has left the group since", vm.name()));
-    let damaged = vms.iter().filter_map(|vm| {
-        let (_, bytes) = damaged.iter().find(|(id, _)| *id == vm.id())?;
-        Some(format!("{bytes} bytes of VM {} are damaged there: reading them fails", vm.name()))
-    });
-    let notes = former.chain(damaged).collect();
-    Ok(Ok(GroupCut { cut: checkpoint.cut, vms, left_out, notes }))
+fn lacks(group: &KeptGroup, lacking: &Lacking) -> OperationError {
+    let Lacking { checkpoint, holders, named } = lacking;
+    let words = if checkpoint.tag.is_empty() { String::new() } else { format!(" ({})", checkpoint.tag) };
+    let absent = group.members.iter().filter(|vm| !holders.contains(&vm.id())).map(|vm| vm.name());
+    let lacks: Vec<_> = absent.chain(named.iter().map(VmId::to_string)).collect();
+    let holders: Vec<_> = holders.iter().map(|id| by_id(group, *id).name()).collect();
+    OperationError::unavailable(format!(
+        "checkpoint {}{words} of group {} is of {} VMs and can be opened for {} of them ({}), not for {}; \
+         give `--vm NAME` for each that is to be opened",
+        checkpoint.id,
+        group.label(),
+        checkpoint.members,
+        holders.len(),
+        holders.join(", "),
+        if lacks.is_empty() { "one that is not kept here any more".to_owned() } else { lacks.join(", ") }
+    ))
 }
 
 fn missing(group: &KeptGroup, what: &str) -> OperationError {

@@ -11,7 +11,7 @@ mod telling;
 
 use super::Recovery;
 use super::carry_out::Doing;
-use super::groups::{KeptGroup, Pick};
+use super::groups::KeptGroup;
 use super::images::OpenImage;
 use super::one_at_a_time::Turn;
 use super::plans::Plan;
@@ -20,6 +20,7 @@ use super::vm::RecoveredVm;
 use crate::error::{OperationError, Result};
 use crate::hypervisor::{RunState, VmDefinition};
 pub(super) use fence::Asked;
+use joint::choice::Pick;
 use plan::FailoverPlan;
 use record::{FailoverRecord, Phase, VmRun};
 use std::collections::{BTreeMap, BTreeSet};

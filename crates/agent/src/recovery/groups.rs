@@ -9,6 +9,7 @@ use super::failover::record::FailoverRecord;
 use super::record::RecoveryRecord;
 use super::vm::RecoveredVm;
 use crate::error::{OperationError, Result};
+use joint::choice::{Member, Pick};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use types::{GroupId, VmId};
@@ -22,25 +23,6 @@ pub(super) struct KeptGroup {
     pub(super) members: Vec<Arc<RecoveredVm>>,
     /// VMs that have left it.
     pub(super) former: Vec<Arc<RecoveredVm>>,
-}
-
-/// Which members of a group are meant.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Pick {
-    All,
-    Only(Vec<VmId>),
-    Without(Vec<VmId>),
-}
-
-impl Pick {
-    /// Whether a VM is meant, of those that could be.
-    pub(super) fn has(&self, vm: VmId) -> bool {
-        match self {
-            Self::All => true,
-            Self::Only(ids) => ids.contains(&vm),
-            Self::Without(ids) => !ids.contains(&vm),
-        }
-    }
 }
 
 /// The site of a peer that is known as `AGENT.SITE`.
@@ -63,6 +45,12 @@ impl KeptGroup {
     fn of_failover(record: &FailoverRecord, id: GroupId) -> Self {
         let (name, site) = (record.group.clone(), record.site.clone());
         Self { id, name, site, members: Vec::new(), former: Vec::new() }
+    }
+
+    /// Those whose journals are kept here.
+    pub(super) fn kept(&self) -> Vec<Member> {
+        let members = self.members.iter().map(|vm| Member { vm: vm.id(), left: false });
+        members.chain(self.former.iter().map(|vm| Member { vm: vm.id(), left: true })).collect()
     }
 
     /// Members and former members.

@@ -1,9 +1,11 @@
 //! VMs that are protected no more: what their site says of them, written down before it is answered.
 
 use super::Recovery;
+use super::admission::{failed, to_vm};
 use super::groups::site_of;
-use joint::admission::{authority, unread};
-use replication::wire::{Leave, Message, Refusal, Refuse};
+use super::vm::RecoveredVm;
+use joint::admission::{Journal, Kept, Open};
+use replication::wire::{Leave, Message, Refuse};
 
 impl Recovery {
     /// Takes note that a VM has left its group; what to answer. Hearing it twice changes nothing, and of a VM that
@@ -17,28 +19,26 @@ impl Recovery {
     }
 
     fn leave(&self, leave: &Leave, peer: &str) -> Result<(), Refuse> {
-        if let Some(why) = self.unread_vm(leave.vm) {
-            return Err(unread(&why));
-        }
-        let Some(vm) = self.vms().get(&leave.vm).cloned() else { return Ok(()) };
-        let refuse = |why, detail: String| Refuse { why, detail };
-        let (owner, group) = (vm.site(), vm.group());
-        if owner != site_of(peer) || group != leave.group {
-            let detail = format!("this VM belongs to group {group} of site {owner}");
-            return Err(refuse(Refusal::NotAccepted, detail));
-        }
-        // Who has lost the authority over a group does not say who belongs to it.
+        let unread = self.unread_vm(leave.vm);
+        let vm = self.vms().get(&leave.vm).cloned();
+        // Whether its disk has room is not asked: that may hang.
+        let journal = |vm: &RecoveredVm| match vm.journal() {
+            None => Journal::Away(vm.life().state()),
+            Some(open) => {
+                Journal::Open(Open { epoch: open.status().epoch, disks: open.disks(), no_room: None })
+            }
+        };
+        let known = vm.as_ref().map(|vm| (vm.group(), vm.record(), journal(vm)));
+        let kept = match (&unread, &known) {
+            (Some(why), _) => Kept::Unreadable(why),
+            (None, None) => Kept::Not,
+            (None, Some((group, record, journal))) => Kept::Is(to_vm(*group, record, journal.clone())),
+        };
         let unread = self.unread_failover(leave.group);
         let failover = self.failover_known(leave.group, unread.as_deref());
-        authority(leave.epoch, &vm.record().group, failover)?;
-        if let Some(epoch) = vm.journal().map(|journal| journal.status().epoch)
-            && leave.epoch < epoch
-        {
-            let detail = format!("the journal is at epoch {epoch}");
-            return Err(refuse(Refusal::Fenced { epoch, released: true }, detail));
-        }
-        vm.leave(&self.state, leave.at)
-            .map_err(|error| refuse(Refusal::JournalFailed, format!("{error:#}")))?;
+        let is_news = joint::admission::leave(leave, site_of(peer), &kept, failover)?;
+        let Some(vm) = vm.filter(|_| is_news) else { return Ok(()) };
+        vm.leave(&self.state, leave.at).map_err(|error| failed(format!("{error:#}")))?;
         tracing::info!(vm = vm.label(), group = %leave.group, at = %leave.at, "protected no more");
         Ok(())
     }

@@ -12,7 +12,7 @@
 //! later tells it again, which changes nothing.
 
 use super::Source;
-use super::record::{FirstSync, ProtectionRecord};
+use super::record::ProtectionRecord;
 use crate::alerts::{AlertKind, Cause};
 use crate::error::OperationError;
 use crate::link;
@@ -166,7 +166,7 @@ impl Source {
         record: &ProtectionRecord,
         left_at: WriteSeq,
     ) -> Result<Option<DepartureRecord>> {
-        if record.first_sync == FirstSync::NotBegun {
+        if !record.first_sync.was_heard_of() {
             return Ok(None);
         }
         self.state.reach_run(left_at.run())?;

@@ -18,9 +18,10 @@ use crate::policy::Policy;
 use crate::state::StateDir;
 use crate::wire_io::Outgoing;
 use joint::cut::{Ask, CannotBegin, Completion, HostSession, NotRemoved, Outcome, Part, Why};
+use joint::membership::{NoCut, whom};
 use joint::promise::{Promises, Standing};
 use replication::wire::CutRefusal;
-use splitter::{AckGate, Others};
+use splitter::AckGate;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
@@ -46,15 +47,8 @@ pub(crate) struct Group {
     cutting: Mutex<()>,
     /// Locked before everything else that says of whom the group is, and held from before that is asked until all VMs are
     /// told what they may promise: what is known first is told first.
-    promised: Mutex<Promised>,
+    promised: Mutex<Promises>,
     inner: Mutex<Inner>,
-}
-
-#[derive(Debug, Default)]
-struct Promised {
-    promises: Promises,
-    /// Whether its VMs were told last that nothing can be promised, whatever their streams are.
-    nothing: bool,
 }
 
 #[derive(Debug)]
@@ -316,25 +310,7 @@ impl Group {
                 self.name
             )));
         }
-        let members = self.checkpointed();
-        if members.is_empty() && self.hosts.is_empty() {
-            let states = self.members();
-            let states: Vec<_> =
-                states.iter().map(|vm| format!("VM {} is {}", vm.name(), vm.state_name())).collect();
-            return Err(OperationError::unavailable(format!(
-                "{}: no checkpoint is consistent until its first sync is done; try again then",
-                states.join(", ")
-            )));
-        }
-        for vm in &members {
-            if vm.capture().status().gap_open {
-                return Err(OperationError::unavailable(format!(
-                    "VM {} is {}: no checkpoint is consistent until its sync is done; try again then",
-                    vm.name(),
-                    vm.state_name()
-                )));
-            }
-        }
+        let members = self.members_of_a_cut()?;
         let (tag, taken_at) = (tag.to_owned(), clock::wall());
         let members_here = self.count(members.iter().map(|vm| vm.id()).collect());
         if !self.hosts.is_empty() {
@@ -345,6 +321,35 @@ impl Group {
             Checkpoint { id: CheckpointId(cut), cut, kind, taken_at, members: members_here, tag };
         self.mark_streams(&checkpoint, &members, now, &[])?;
         Ok(checkpoint)
+    }
+
+    /// The members here that a cut has, as it is now.
+    fn members_of_a_cut(&self) -> Result<Vec<Arc<ProtectedVm>>> {
+        let mut members = self.members();
+        let found: Vec<_> = members.iter().map(|vm| vm.found()).collect();
+        let who = match whom(&found) {
+            Ok(who) => who,
+            // Others of it are on other hosts.
+            Err(NoCut::Nobody) if !self.hosts.is_empty() => Vec::new(),
+            Err(NoCut::Nobody) => {
+                let states: Vec<_> =
+                    members.iter().map(|vm| format!("VM {} is {}", vm.name(), vm.state_name())).collect();
+                return Err(OperationError::unavailable(format!(
+                    "{}: no checkpoint is consistent until its first sync is done; try again then",
+                    states.join(", ")
+                )));
+            }
+            Err(NoCut::Misses(id)) => {
+                let vm = members.iter().find(|vm| vm.id() == id).expect("one of them");
+                return Err(OperationError::unavailable(format!(
+                    "VM {} is {}: no checkpoint is consistent until its sync is done; try again then",
+                    vm.name(),
+                    vm.state_name()
+                )));
+            }
+        };
+        members.retain(|vm| who.contains(&vm.id()));
+        Ok(members)
     }
 
     /// From now on cuts across hosts have these members of this host; how many they are.
@@ -440,17 +445,16 @@ impl Group {
         let nothing = !promises || lacks_vms() || self.spans_hosts();
         // The driver of a VM that has left may still be there for a moment.
         let news = match standing.filter(|_| self.lock().members.contains_key(&vm)) {
-            Some(standing) => promised.promises.note(vm, standing),
-            None => promised.promises.left(vm),
+            Some(standing) => promised.note(vm, standing),
+            None => promised.left(vm),
         };
-        let changes = std::mem::replace(&mut promised.nothing, nothing) != nothing;
+        let changes = promised.lacks_vms(nothing);
         if !promises || !(news || changes) {
             return;
         }
         members = self.members();
         for member in members.iter().filter(|member| member.is_synchronous()) {
-            let others = promised.promises.others(member.id());
-            member.capture().follow_others(Others { missing: nothing || others.missing, ..others });
+            member.capture().follow_others(promised.others(member.id()));
         }
     }
 

@@ -205,7 +205,7 @@ mod tests {
 
     use super::super::tests::{record, source, take_up};
     use super::*;
-    use crate::source::record::FirstSync;
+    use joint::membership::FirstSync;
     use types::RunNumber;
 
     #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 
 use crate::hypervisor::DiskFacts;
 use crate::policy::Policy;
+use joint::membership::FirstSync;
 use serde::{Deserialize, Serialize};
 use splitter::Fence;
 use std::path::PathBuf;
@@ -42,7 +43,7 @@ pub(crate) struct ProtectionRecord {
     pub(crate) ublk: Vec<u32>,
     /// Whether the recovery side has ever had a state of the VM that can be opened. Older agents have not written it
     /// down; what they protected counts as having had one.
-    #[serde(default)]
+    #[serde(default, with = "FirstSyncText")]
     pub(crate) first_sync: FirstSync,
     /// The epoch that has taken over from here, as far as is known.
     #[serde(default)]
@@ -62,34 +63,15 @@ pub(crate) struct FencedAt {
     pub(crate) up_milliseconds: u64,
 }
 
-/// How far the first sync of a VM is. It belongs to its group from the end of it on.
-///
-/// ```text
-///   NotBegun ──▶ Greeted ──▶ Running ──▶ Closing ──▶ Done
-/// ```
-///
-/// Each is written down before what it says can be so, but the last, which says what was heard.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum FirstSync {
-    /// The recovery side has not heard of the VM.
+/// [`FirstSync`], as the record has it.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "FirstSync", rename_all = "kebab-case")]
+enum FirstSyncText {
     NotBegun,
-    /// It may have heard of it, and may keep something of it: it is told when the VM leaves.
     Greeted,
     Running,
-    /// Its end may be at the recovery side, whatever was heard of that.
     Closing,
-    /// All of it was durable at the recovery side.
-    #[default]
     Done,
-}
-
-impl FirstSync {
-    /// Whether a state of the VM may be at the recovery side that can be opened: then an image of the group may have it,
-    /// and what is promised to others of the group rests on it too.
-    pub(crate) fn may_be_there(self) -> bool {
-        matches!(self, Self::Closing | Self::Done)
-    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,7 +5,7 @@ use super::driver::{self, Command};
 use super::group::Group;
 use super::image_watch;
 use super::images::{Trouble, check_at_start, image_file, trouble};
-use super::record::{FirstSync, ProtectionRecord};
+use super::record::ProtectionRecord;
 use super::remote_clients::{RemoteClient, RemoteClients};
 use super::stream_status::StreamStatus;
 use super::tapped::{self, NamedBy, VmTap};
@@ -16,6 +16,7 @@ use crate::error::{OperationError, Result, with_sources};
 use crate::policy::Policy;
 use crate::state::StateDir;
 use anyhow::Context;
+use joint::membership::{FirstSync, Found};
 use replication::{KeptStream, SyncReason};
 use splitter::nbd::Export;
 use splitter::{
@@ -191,7 +192,13 @@ impl ProtectedVm {
 
     /// Whether checkpoints of its group have it: not before a state of it is at the recovery side.
     pub(super) fn is_member(&self) -> bool {
-        self.first_sync() == FirstSync::Done
+        self.first_sync().is_member()
+    }
+
+    /// The VM, as a cut finds it.
+    pub(super) fn found(&self) -> Found {
+        let misses_writes = self.capture().status().gap_open;
+        Found { vm: self.id(), first_sync: self.first_sync(), misses_writes }
     }
 
     /// Whether an image of its group may have it.

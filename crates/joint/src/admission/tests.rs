@@ -327,3 +327,25 @@ fn check_taken(hello: &Hello, kept: &Kept<'_>, answer: &Answer, floor: u64) -> R
     }
     Ok(())
 }
+
+#[test]
+fn who_has_left_is_said_by_its_own_site_with_the_authority_over_its_group() {
+    let said = |group, epoch| Leave { vm: WEB, group, epoch: Epoch(epoch), at: WriteSeq::ZERO };
+    let ours = Kept::Is(vm());
+    assert_eq!(leave(&said(SHOP, 5), "paris", &ours, Failover::Never), Ok(true));
+    assert_eq!(leave(&said(SHOP, 5), "paris", &Kept::Not, Failover::Never), Ok(false));
+    let why = |said: &Leave, site: &str, failover| leave(said, site, &ours, failover).unwrap_err().why;
+    assert_eq!(why(&said(SHOP, 5), "rome", Failover::Never), Refusal::NotAccepted);
+    assert_eq!(why(&said(MAIL, 5), "paris", Failover::Never), Refusal::NotAccepted);
+    let fenced = |epoch, released| Refusal::Fenced { epoch: Epoch(epoch), released };
+    assert_eq!(why(&said(SHOP, 4), "paris", Failover::Never), fenced(5, true));
+    let running = Failover::Recorded { epoch: Epoch(6), released: false };
+    assert_eq!(why(&said(SHOP, 9), "paris", running), fenced(6, false));
+    let released = Failover::Recorded { epoch: Epoch(6), released: true };
+    assert_eq!(why(&said(SHOP, 5), "paris", released), fenced(6, true));
+    assert_eq!(leave(&said(SHOP, 6), "paris", &ours, released), Ok(true));
+    assert_eq!(
+        leave(&said(SHOP, 5), "paris", &Kept::Unreadable("it rots"), Failover::Never),
+        Err(unread("it rots"))
+    );
+}

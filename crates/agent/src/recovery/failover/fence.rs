@@ -7,11 +7,12 @@
 use super::super::at::hindrance;
 use super::super::at::journal_of;
 use super::super::cut;
-use super::super::groups::{KeptGroup, Pick};
+use super::super::groups::KeptGroup;
 use super::super::side_by_side::side_by_side;
 use super::super::vm::RecoveredVm;
 use crate::error::{OperationError, Result};
 use anyhow::Context;
+use joint::choice::Pick;
 use replication::wire::{Refusal, Refuse};
 use std::sync::Arc;
 use std::time::Duration;

@@ -3,8 +3,9 @@
 
 use super::Driver;
 use crate::clock;
-use crate::source::record::{FencedAt, FirstSync};
+use crate::source::record::FencedAt;
 use crate::source::save_record;
+use joint::membership::FirstSync;
 use replication::wire::ClockAnswer;
 use replication::{Failure, Link as LinkState, SenderEvent, State};
 use types::{Epoch, WallTime};

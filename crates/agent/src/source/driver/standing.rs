@@ -2,8 +2,9 @@
 //! of it.
 
 use super::Driver;
-use crate::source::record::{FirstSync, ProtectionRecord};
+use crate::source::record::ProtectionRecord;
 use crate::source::save_record;
+use joint::membership::FirstSync;
 use replication::{SenderEvent, State};
 use splitter::SyncState;
 use std::sync::MutexGuard;
@@ -62,7 +63,7 @@ impl Driver {
     /// said.
     pub(super) fn note_greeting(&self) -> bool {
         let record = self.vm.lock_record();
-        if record.first_sync != FirstSync::NotBegun {
+        if record.first_sync.was_heard_of() {
             return true;
         }
         !self.vm.is_ending() && self.save_first_sync(record, FirstSync::Greeted)

@@ -1,8 +1,9 @@
 //! What a driver says, and when.
 
 use super::*;
-use crate::source::record::{FirstSync, ProtectionRecord};
+use crate::source::record::ProtectionRecord;
 use crate::source::tests::{record, source, take_up};
+use joint::membership::FirstSync;
 use types::RunNumber;
 
 fn driver(vm: &Arc<ProtectedVm>, source: &Arc<Source>) -> (Driver, mpsc::UnboundedReceiver<Outgoing>) {
