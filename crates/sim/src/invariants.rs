@@ -196,6 +196,13 @@ pub(crate) fn invariant_words_of_a_tag_stay(pair: &Pair) {
     }
 }
 
+/// The VM as of a cut is what the guest's disk was then.
+pub(crate) fn compare_at(pair: &Pair, cut: WriteSeq, what: &str) {
+    let journal = pair.recovery.journal.as_ref().expect("only what is open is chosen");
+    let mut guest = pair.source.playback(&pair.initial);
+    compare(&mut guest, journal, cut, || what.to_owned());
+}
+
 fn compare(guest: &mut Playback<'_>, journal: &Arc<Journal>, cut: WriteSeq, what: impl Fn() -> String) {
     let torn = guest.up_to(cut);
     let expected = &guest.content;

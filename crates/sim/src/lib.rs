@@ -23,6 +23,8 @@
 //! Whatever is played: a checkpoint that could be opened goes by retention alone (`retained.rs`), what waits is within its
 //! bounds, and, where whole runs ask for it, what was told as durable is there without anything that was not synced.
 //!
+//! [`run_group`] plays groups whose members come and go (`group.rs`), with what both sides decide about that.
+//!
 //! [`run_cuts`] plays the cuts of groups on several hosts, by themselves.
 //!
 //! Not simulated: local writes of one guest that end in another order than they began, the streams of groups
@@ -30,6 +32,7 @@
 
 mod clock;
 mod faults;
+mod group;
 mod hosts;
 mod image_model;
 mod images;
@@ -55,6 +58,7 @@ mod wide;
 mod world;
 
 pub use clock::now;
+pub use group::run_group;
 pub use hosts::{CutSummary, run_cuts};
 pub use rng::Rng;
 pub use store::SimStore;

@@ -1,7 +1,7 @@
 //! `cargo xtask sim`.
 
 use clap::{Parser, ValueEnum};
-use sim::{CutSummary, Summary, run, run_cuts, run_whole, run_wide};
+use sim::{CutSummary, Summary, run, run_cuts, run_group, run_whole, run_wide};
 
 /// Simulate both sides by seed.
 #[derive(Debug, Parser)]
@@ -26,6 +26,7 @@ enum Play {
     Wide,
     Whole,
     Cuts,
+    Group,
 }
 
 impl Cli {
@@ -40,6 +41,7 @@ struct Total {
     wide: Summary,
     whole: Summary,
     cuts: CutSummary,
+    group: Summary,
 }
 
 impl Total {
@@ -56,6 +58,9 @@ impl Total {
         }
         if cli.plays(Play::Cuts) {
             self.cuts.add(&run_cuts(seed));
+        }
+        if cli.plays(Play::Group) {
+            self.group.add(&run_group(seed, tell));
         }
     }
 }
@@ -77,6 +82,6 @@ fn main() {
         }
         println!("{} seeds without a violation", cli.runs);
     }
-    let Total { narrow, wide, whole, cuts } = total;
-    println!("narrow: {narrow}\nwide: {wide}\nwhole: {whole}\n{cuts}");
+    let Total { narrow, wide, whole, cuts, group } = total;
+    println!("narrow: {narrow}\nwide: {wide}\nwhole: {whole}\n{cuts}\ngroup: {group}");
 }

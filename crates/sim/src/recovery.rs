@@ -197,6 +197,17 @@ impl RecoveryVm {
 
     /// Runs the receiver until it has nothing to do at this moment.
     pub(crate) fn run(&mut self, now: Monotonic, event: ReceiverEvent, link: &mut Option<Connection>) {
+        self.run_with(now, event, link, &mut |side, hello| side.open(hello));
+    }
+
+    /// The same, where `open` answers greetings.
+    pub(crate) fn run_with(
+        &mut self,
+        now: Monotonic,
+        event: ReceiverEvent,
+        link: &mut Option<Connection>,
+        open: &mut dyn FnMut(&mut Self, &Hello) -> Result<Opened, Refuse>,
+    ) {
         let mut events = VecDeque::from([event]);
         let mut effects = Vec::new();
         while let Some(event) = events.pop_front() {
@@ -204,7 +215,10 @@ impl RecoveryVm {
             receiver.step(now, event, &mut effects);
             for effect in effects.drain(..) {
                 match effect {
-                    ReceiverEffect::Open(hello) => events.push_back(ReceiverEvent::Opened(self.open(&hello))),
+                    ReceiverEffect::Open(hello) => {
+                        let opened = open(self, &hello);
+                        events.push_back(ReceiverEvent::Opened(opened));
+                    }
                     ReceiverEffect::Send(message) => {
                         if let Some(link) = link {
                             link.to_sender.send(&message);
@@ -256,10 +270,7 @@ impl RecoveryVm {
             return Err(failed("the disk fails".into()));
         }
         if self.journal.is_none() {
-            let store = Arc::new(self.store.clone());
-            let made =
-                Journal::create(store, hello.vm, &hello.vm_name, &hello.disks, hello.epoch, self.settings);
-            self.journal = Some(Arc::new(made.map_err(|error| failed(error.to_string()))?));
+            self.make(hello)?;
         }
         let journal = self.journal.as_ref().expect("made just now");
         let epoch = journal.status().epoch;
@@ -268,16 +279,32 @@ impl RecoveryVm {
             return Err(Refuse { why: Refusal::Fenced { epoch, released }, detail: String::new() });
         }
         journal.raise_epoch(hello.epoch).map_err(|error| failed(error.to_string()))?;
+        Ok(self.begin(hello))
+    }
+
+    /// Makes the journal that is greeted for.
+    pub(crate) fn make(&mut self, hello: &Hello) -> Result<(), Refuse> {
+        let store = Arc::new(self.store.clone());
+        let (vm, name, disks) = (hello.vm, &hello.vm_name, &hello.disks);
+        let made = Journal::create(store, vm, name, disks, hello.epoch, self.settings);
+        let failed =
+            |error: journal::CreateError| Refuse { why: Refusal::JournalFailed, detail: error.to_string() };
+        self.journal = Some(Arc::new(made.map_err(failed)?));
+        Ok(())
+    }
+
+    /// The stream begins, of the epoch that the journal has.
+    pub(crate) fn begin(&mut self, hello: &Hello) -> Opened {
         self.epoch = hello.epoch;
-        let status = journal.begin_stream();
-        Ok(Opened {
+        let status = self.journal.as_ref().expect("it is open").begin_stream();
+        Opened {
             epoch: hello.epoch,
             durable: status.last_seq,
             incarnation: status.incarnation,
             must_compare: status.must_resync.is_some(),
             seeded: false,
             missing: Vec::new(),
-        })
+        }
     }
 
     /// The writer's turn: appends some of what is queued and reports.

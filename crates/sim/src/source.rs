@@ -9,6 +9,7 @@ use crate::store::SimStore;
 use crate::threads::Threads;
 use batch::Codec;
 use bytes::Bytes;
+use joint::membership::{FirstSync, Found};
 use joint::outbox::SpillView;
 use joint::promise::Standing;
 use joint::source::{CoreConfig, SourceCore, Task};
@@ -79,8 +80,12 @@ pub(crate) struct SourceVm {
     /// Some leave out what is overwritten before the next checkpoint, as if the link were always too slow.
     leaves_out: bool,
     sync: Option<SyncPolicy>,
-    /// Written down before the first sync ends: from then on the other side may have a state of the VM.
-    may_be_there: bool,
+    /// Written down: how far its first sync is.
+    pub(crate) first_sync: FirstSync,
+    /// What the other side knows it by.
+    pub(crate) name: String,
+    /// The history that is asked for.
+    pub(crate) history_seconds: u64,
     /// The last write the guest was told of because the other side has it.
     pub(crate) promised: WriteSeq,
     pub(crate) agent: Option<Agent>,
@@ -116,8 +121,16 @@ const SPILL_BYTES: [u64; 3] = [0, 512 << 10, 1 << 30];
 impl SourceVm {
     pub(crate) fn new(number: u8, size_bytes: u64, sync: Option<SyncPolicy>, rng: &mut Rng) -> Self {
         let disk = SimDisk::new(size_bytes, rng);
+        Self::on_disk(VmId::from_bytes([number; 16]), disk, sync, rng)
+    }
+
+    /// The VM whose disk this is, of which the other side knows nothing yet.
+    pub(crate) fn on_disk(vm: VmId, disk: SimDisk, sync: Option<SyncPolicy>, rng: &mut Rng) -> Self {
+        let (number, size_bytes) = (vm.to_bytes()[0], splitter::LocalDisk::size_bytes(&disk));
         Self {
-            vm: VmId::from_bytes([number; 16]),
+            vm,
+            name: vm.to_string(),
+            history_seconds: 86_400,
             disk,
             map: SimMap::default(),
             region_log: SimMap::default(),
@@ -131,7 +144,7 @@ impl SourceVm {
             // Not out of the run's own numbers: runs from before this choice stay as they were.
             leaves_out: sync.is_none() && Rng::new(size_bytes ^ u64::from(number)).one_in(2),
             sync,
-            may_be_there: false,
+            first_sync: FirstSync::NotBegun,
             promised: WriteSeq::ZERO,
             agent: None,
             stands_still: 0,
@@ -284,7 +297,16 @@ impl SourceVm {
     pub(crate) fn standing(&mut self) -> Option<Standing> {
         let agent = self.agent.as_mut()?;
         let standing = agent.core.follow();
-        self.may_be_there.then_some(standing)
+        if !standing.missing {
+            self.first_sync = FirstSync::Done;
+        }
+        self.first_sync.may_be_there().then_some(standing)
+    }
+
+    /// The VM, as a cut finds it; none while its agent is away.
+    pub(crate) fn found(&self) -> Option<Found> {
+        let misses_writes = self.agent.as_ref()?.capture().status().gap_open;
+        Some(Found { vm: self.vm, first_sync: self.first_sync, misses_writes })
     }
 
     pub(crate) fn follow_others(&self, others: Others) {
@@ -342,10 +364,17 @@ impl SourceVm {
                 Task::AdoptEpoch(epoch) => self.epoch = epoch,
                 Task::Released(up_to) => on_release(up_to),
                 Task::CloseSync => {
-                    self.may_be_there = true;
+                    self.first_sync = self.first_sync.max(FirstSync::Closing);
                     agent.core.close_sync();
                 }
-                task => agent.perform(self.vm, task, link, wants_link),
+                Task::Greet { epoch, incarnation, acked, last } => {
+                    self.first_sync = self.first_sync.max(FirstSync::Greeted);
+                    let size = agent.disk().size_bytes();
+                    let mut hello = hello(self.vm, epoch, incarnation, acked, last, size);
+                    (hello.vm_name, hello.history_seconds) = (self.name.clone(), self.history_seconds);
+                    say(link, &Message::Hello(Box::new(hello)));
+                }
+                task => agent.perform(task, link, wants_link),
             }
         }
     }
@@ -398,16 +427,12 @@ impl Agent {
         self.threads.are_idle()
     }
 
-    fn perform(&mut self, vm: VmId, task: Task, link: &mut Option<Connection>, wants_link: &mut bool) {
+    fn perform(&mut self, task: Task, link: &mut Option<Connection>, wants_link: &mut bool) {
         match task {
             Task::Connect => *wants_link = true,
             Task::Disconnect => {
                 *link = None;
                 self.core.link_dropped();
-            }
-            Task::Greet { epoch, incarnation, acked, last } => {
-                let hello = hello(vm, epoch, incarnation, acked, last, self.disk().size_bytes());
-                say(link, &Message::Hello(Box::new(hello)));
             }
             Task::Say(message) => say(link, &message),
             Task::WantBatch => self.send_batch(link),
@@ -424,6 +449,7 @@ impl Agent {
             | Task::SendArtifact(_)
             | Task::AdoptEpoch(_)
             | Task::CloseSync
+            | Task::Greet { .. }
             | Task::Released(_)
             | Task::Disbelieved(_)
             | Task::Changed(_)

@@ -64,4 +64,9 @@ summary! {
     held_by_tags: "times that a tag held it back",
     unreadable: "files that could not be read",
     copies_rotten: "copies rotten",
+    joins: "VMs protected",
+    joins_failed: "of them given up at once",
+    departures: "departures",
+    cuts: "cuts of groups",
+    cuts_opened: "checkpoints opened whole",
 }

@@ -1,0 +1,126 @@
+//! What the recovery side has written down of a VM, and greetings: the product's decisions, done.
+
+use super::site::{GROUP, GROUP_NAME, PEER, SITE, Site};
+use crate::recovery::RecoveryVm;
+use joint::admission::{Accept, Answer, Journal, Kept, Open, Other, Side, Terms, Vm, decide};
+use joint::life::State;
+use replication::Opened;
+use replication::wire::{Hello, Refusal, Refuse};
+use std::time::Duration;
+use types::{VmId, WriteSeq};
+
+/// Nothing is kept shorter.
+const HISTORY_SECONDS_MIN: u64 = 60;
+/// A greeting is asked about so often.
+const ASKED_MAX: usize = 4;
+
+#[derive(Debug, Clone)]
+pub(super) struct KeptRecord {
+    pub(super) name: String,
+    pub(super) terms: Terms,
+    /// The last sequence of its group when it left.
+    pub(super) left: Option<WriteSeq>,
+}
+
+/// What else is kept, as a greeting finds it.
+#[derive(Debug, Clone)]
+pub(super) struct Known {
+    pub(super) id: VmId,
+    pub(super) name: String,
+    pub(super) left: bool,
+}
+
+fn failed(detail: impl ToString) -> Refuse {
+    Refuse { why: Refusal::JournalFailed, detail: detail.to_string() }
+}
+
+pub(super) fn journal_of(recovery: &RecoveryVm) -> Journal {
+    match &recovery.journal {
+        None => Journal::Away(State::Closed),
+        Some(journal) => {
+            let (epoch, disks) = (journal.status().epoch, journal.disks());
+            Journal::Open(Open { epoch, disks, no_room: None })
+        }
+    }
+}
+
+impl KeptRecord {
+    pub(super) fn to_vm(&self, journal: Journal) -> Vm<'_> {
+        Vm {
+            site: SITE,
+            name: &self.name,
+            group: GROUP,
+            group_name: GROUP_NAME,
+            left: self.left.is_some(),
+            forgotten: false,
+            terms: self.terms,
+            journal,
+        }
+    }
+}
+
+/// Answers a greeting, as the agent does.
+pub(super) fn admit(
+    recovery: &mut RecoveryVm,
+    record: &mut Option<KeptRecord>,
+    (site, others): (&Site, &[Known]),
+    hello: &Hello,
+) -> Result<Opened, Refuse> {
+    let others: Vec<_> = others.iter().map(to_other).collect();
+    for _ in 0..ASKED_MAX {
+        let vm = match record {
+            None => Kept::Not,
+            Some(record) => Kept::Is(record.to_vm(journal_of(recovery))),
+        };
+        let (failover, history_seconds_min) = (site.failover(), HISTORY_SECONDS_MIN);
+        let side = Side { peer: PEER, site: SITE, vm, failover, others: &others, history_seconds_min };
+        match decide(hello, &side) {
+            Answer::Refuse(refuse) => return Err(refuse),
+            Answer::Make(terms) => {
+                keep_to(recovery, terms);
+                if recovery.has_journal() {
+                    recovery.reopen();
+                } else {
+                    recovery.make(hello)?;
+                }
+                *record = Some(KeptRecord { name: hello.vm_name.clone(), terms, left: None });
+            }
+            Answer::Open => {
+                recovery.reopen();
+                if recovery.journal.is_none() {
+                    return Err(failed("its disk fails"));
+                }
+            }
+            Answer::Accept(Accept { terms, .. }) => {
+                let known = record.as_mut().expect("only what is kept is let in");
+                assert!(
+                    terms.history_seconds >= known.terms.history_seconds,
+                    "invariant_history_never_shrinks_by_a_peer: {terms:?} of {:?}",
+                    known.terms
+                );
+                known.terms = terms;
+                keep_to(recovery, terms);
+                let journal = recovery.journal.clone().expect("it is open");
+                if hello.epoch > journal.status().epoch {
+                    journal.fence(hello.epoch, Duration::ZERO).map_err(failed)?;
+                }
+                return Ok(recovery.begin(hello));
+            }
+        }
+    }
+    Err(Refuse { why: Refusal::Busy, detail: "it comes and goes".into() })
+}
+
+/// Keeps the history that was agreed on.
+fn keep_to(recovery: &mut RecoveryVm, terms: Terms) {
+    recovery.settings.history = Duration::from_secs(terms.history_seconds);
+    if let Some(journal) = &recovery.journal {
+        let history = recovery.settings.history;
+        journal.set(journal::Settings { history, ..journal.status().settings });
+    }
+}
+
+fn to_other(known: &Known) -> Other<'_> {
+    let Known { id, ref name, left } = *known;
+    Other { id, site: SITE, peer: PEER, name, group: GROUP, group_name: GROUP_NAME, left }
+}
