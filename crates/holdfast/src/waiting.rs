@@ -144,7 +144,11 @@ pub(crate) async fn promoted(client: &Client, id: &str) -> Result<Image> {
         teller.tell(&Standing {
             key: format!("{} {step}", promotion.state),
             share: Some(share),
-            text: format!("image {id}: promotion {}, {percent}, {own} of {total}{rate}", promotion.state),
+            text: format!(
+                "image {id}: promotion {}, {percent}, {own} of {total}{rate}{}",
+                promotion.state,
+                promotion.error.as_ref().map_or_else(String::new, |error| format!(": {error}"))
+            ),
         });
         if promotion.state != "running" {
             teller.end();

@@ -12,6 +12,8 @@ pub enum Lock {
     Protected(VmId),
     /// A VM that is kept here: its journal, its images, its record.
     Kept(VmId),
+    /// An image that is open here, by its number.
+    Image(u32),
 }
 
 impl fmt::Display for Lock {
@@ -20,6 +22,7 @@ impl fmt::Display for Lock {
             Self::Group(id) => write!(f, "group {id}"),
             Self::Protected(id) => write!(f, "protected VM {id}"),
             Self::Kept(id) => write!(f, "kept VM {id}"),
+            Self::Image(id) => write!(f, "image {id:08x}"),
         }
     }
 }

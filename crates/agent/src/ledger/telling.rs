@@ -49,7 +49,7 @@ impl<P: OwnPlan> Operations<P> {
                 format!("{kind} of {about}: {trouble}{meanwhile}; operation {id} is tried again by itself"),
             ),
             (Pass::Ended, Standing::TakenBack { why }) if is_waited_for => {
-                tracing::error!(%id, kind, about, why, "an operation was taken back");
+                tracing::info!(%id, kind, about, why, "an operation was taken back, and whoever asked is told");
                 self.note_heard(record);
             }
             // Whoever has cancelled it knows.

@@ -6,8 +6,10 @@
 use super::Recovery;
 use super::failover::Asked;
 use super::failover::plan::FailoverStep;
+use super::life::forget::plan::ForgetPlan;
 use super::life::moving::plan::MovePlan;
 use super::plans::{Plan, Step, no_such_step};
+use super::promote::plan::PromotePlan;
 use crate::error::Result;
 use crate::ledger::{Doer, Outcome, StepError};
 use operations::{At, Failure, OperationId, Trouble, Work};
@@ -51,6 +53,8 @@ impl Work<Plan> for Doing<'_> {
                 is_done.map_err(|error| Trouble(error.detail))
             }
             (Plan::Commit(plan), Step::Commit(step)) => Ok(self.recovery.is_commit_step_done(plan, step)),
+            (Plan::Promote(plan), Step::Promote(step)) => Ok(self.recovery.is_promote_step_done(plan, step)),
+            (Plan::Forget(plan), Step::Forget(step)) => Ok(self.recovery.is_forget_step_done(plan, step)),
             _ => no_such_step(),
         }
     }
@@ -65,6 +69,14 @@ impl Work<Plan> for Doing<'_> {
             (Plan::Move(plan), Step::Move(step)) => at.with_kind(
                 |plan: &MovePlan| Plan::Move(plan.clone()),
                 |at| self.recovery.run_move_step(plan, step, at),
+            ),
+            (Plan::Promote(plan), Step::Promote(step)) => at.with_kind(
+                |plan: &PromotePlan| Plan::Promote(plan.clone()),
+                |at| self.recovery.run_promote_step(plan, step, at),
+            ),
+            (Plan::Forget(plan), Step::Forget(step)) => at.with_kind(
+                |plan: &ForgetPlan| Plan::Forget(plan.clone()),
+                |at| self.recovery.run_forget_step(plan, step, at),
             ),
             (Plan::Rollback(plan), Step::Rollback(step)) => {
                 self.recovery.run_rollback_step(plan, step).map_err(StepError::from)
@@ -85,6 +97,9 @@ impl Work<Plan> for Doing<'_> {
             (Plan::Failover(plan), Step::Failover(step)) => self.recovery.undo_failover_step(plan, step),
             (Plan::Move(plan), Step::Move(step)) => self.recovery.undo_move_step(plan, step),
             (Plan::Commit(plan), Step::Commit(step)) => self.recovery.undo_commit_step(plan, step),
+            (Plan::Forget(plan), Step::Forget(step)) => self.recovery.undo_forget_step(plan, step),
+            // What was copied is what the image shows anyway.
+            (Plan::Promote(_), Step::Promote(_)) => Ok(()),
             _ => no_such_step(),
         };
         undone.map_err(|error| Trouble(error.detail))
@@ -119,6 +134,14 @@ impl Recovery {
 
     fn adopt(&self) {
         self.adopt_rollbacks();
+        self.adopt_forgetting();
+    }
+
+    pub(super) fn go_on_with(&self, id: OperationId) {
+        let plan = self.operations.book().get(id).map(|(record, _)| record.plan.clone());
+        if let Some(plan) = plan {
+            self.go_on_by_itself(id, &plan);
+        }
     }
 
     pub(super) fn go_on_by_itself(&self, id: OperationId, plan: &Plan) {

@@ -120,7 +120,7 @@ impl Recovery {
         let vm = self.vm(&request.vm)?;
         let cut = resolve(&vm, &request.at)?;
         let image = self.open_at(self.new_image_id(), &vm, cut, request.writable, None, started)?;
-        Ok(image.to_api())
+        Ok(self.image_to_api(&image))
     }
 
     /// An id that no image has, nor is about to have.
@@ -275,6 +275,11 @@ impl Recovery {
         Ok(served)
     }
 
+    pub(super) fn image_to_api(&self, image: &OpenImage) -> api::Image {
+        // Once, for its promotion may end while this is put together.
+        image.to_api(self.promotion_to_api(image))
+    }
+
     pub(crate) fn list_images(&self) -> Vec<api::Image> {
         let (served, waiting): (Vec<_>, Vec<_>) = {
             let served = self.images();
@@ -282,7 +287,7 @@ impl Recovery {
             let waiting = waiting.values().filter(|image| !served.contains_key(&image.record.id));
             (served.values().cloned().collect(), waiting.map(Unserved::to_api).collect())
         };
-        served.iter().map(|image| image.to_api()).chain(waiting).collect()
+        served.iter().map(|image| self.image_to_api(image)).chain(waiting).collect()
     }
 
     /// Of an image whose map has rotted a part is not served, for as long as it is open.
@@ -371,7 +376,7 @@ impl Recovery {
     }
 
     fn end_image_without_journal(&self, image: &OpenImage) -> Result<Closed> {
-        image.promotion.stop();
+        self.stop_promotion(image);
         let mut has_ended = image.ended.lock().expect("a panic aborts the process");
         let record = image.record();
         self.give_up_until_open(&record, not_usable(&record.vm_name, image.life.state()))?;
@@ -396,7 +401,7 @@ impl Recovery {
     }
 
     fn end_image_under(&self, lease: &Lease, image: &OpenImage) -> Result<Closed> {
-        image.promotion.stop();
+        self.stop_promotion(image);
         // From here on no promotion comes to its end.
         let mut has_ended = image.ended.lock().expect("a panic aborts the process");
         if *has_ended {
@@ -544,10 +549,8 @@ impl OpenImage {
         }))
     }
 
-    pub(super) fn to_api(&self) -> api::Image {
+    fn to_api(&self, promotion: api::Promotion) -> api::Image {
         let cut = self.image.cut();
-        // Once, for it may end while this is put together.
-        let promotion = super::promote::to_api(self);
         let record = self.record();
         api::Image {
             owner: record.owner(),

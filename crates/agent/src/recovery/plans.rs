@@ -2,7 +2,9 @@
 
 use super::failover::ending::{CommitPlan, CommitStep, RollbackPlan, RollbackStep};
 use super::failover::plan::{FailoverPlan, FailoverStep};
+use super::life::forget::plan::{ForgetPlan, ForgetStep};
 use super::life::moving::plan::{MovePlan, MoveStep};
+use super::promote::plan::{PromotePlan, PromoteStep};
 use crate::ledger::OwnPlan;
 use operations::Lock;
 use serde::{Deserialize, Serialize};
@@ -18,6 +20,8 @@ pub(super) enum Plan {
     Move(MovePlan),
     Rollback(RollbackPlan),
     Commit(CommitPlan),
+    Forget(ForgetPlan),
+    Promote(PromotePlan),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +30,8 @@ pub(super) enum Step {
     Move(MoveStep),
     Rollback(RollbackStep),
     Commit(CommitStep),
+    Forget(ForgetStep),
+    Promote(PromoteStep),
 }
 
 impl OwnPlan for Plan {
@@ -35,6 +41,8 @@ impl OwnPlan for Plan {
             Self::Move(_) => "move",
             Self::Rollback(_) => "rollback",
             Self::Commit(_) => "commit",
+            Self::Forget(_) => "forget",
+            Self::Promote(_) => "promote",
         }
     }
 
@@ -46,13 +54,16 @@ impl OwnPlan for Plan {
             }
             Self::Rollback(plan) => format!("group {}", plan.label),
             Self::Commit(plan) => format!("group {}", plan.label),
+            Self::Promote(plan) => format!("image {} of VM {}", plan.image, plan.label),
+            Self::Forget(plan) => format!("VM {} ({})", plan.label, plan.vm),
         }
     }
 
     fn meanwhile(&self) -> &'static str {
         match self {
             Self::Rollback(_) => "; its site stays fenced until nothing of the failover is left",
-            Self::Failover(_) | Self::Move(_) | Self::Commit(_) => "",
+            Self::Forget(plan) if plan.is_begun() => "; it is forgotten in part only",
+            Self::Failover(_) | Self::Move(_) | Self::Commit(_) | Self::Forget(_) | Self::Promote(_) => "",
         }
     }
 }
@@ -64,6 +75,8 @@ impl fmt::Display for Step {
             Self::Move(step) => step.fmt(f),
             Self::Rollback(step) => step.fmt(f),
             Self::Commit(step) => step.fmt(f),
+            Self::Forget(step) => step.fmt(f),
+            Self::Promote(step) => step.fmt(f),
         }
     }
 }
@@ -77,6 +90,8 @@ impl operations::Plan for Plan {
             Self::Move(plan) => plan.steps().into_iter().map(Step::Move).collect(),
             Self::Rollback(plan) => plan.steps().into_iter().map(Step::Rollback).collect(),
             Self::Commit(plan) => plan.steps().into_iter().map(Step::Commit).collect(),
+            Self::Forget(plan) => plan.steps().into_iter().map(Step::Forget).collect(),
+            Self::Promote(plan) => plan.steps().into_iter().map(Step::Promote).collect(),
         }
     }
 
@@ -86,6 +101,8 @@ impl operations::Plan for Plan {
             (Self::Move(plan), Step::Move(step)) => plan.is_final(step),
             (Self::Rollback(plan), Step::Rollback(step)) => plan.is_final(step),
             (Self::Commit(plan), Step::Commit(step)) => plan.is_final(step),
+            (Self::Forget(plan), Step::Forget(step)) => plan.is_final(step),
+            (Self::Promote(plan), Step::Promote(step)) => plan.is_final(step),
             _ => no_such_step(),
         }
     }
@@ -96,6 +113,8 @@ impl operations::Plan for Plan {
             (Self::Move(plan), Step::Move(step)) => plan.may_be_left(step),
             (Self::Rollback(plan), Step::Rollback(step)) => plan.may_be_left(step),
             (Self::Commit(plan), Step::Commit(step)) => plan.may_be_left(step),
+            (Self::Forget(plan), Step::Forget(step)) => plan.may_be_left(step),
+            (Self::Promote(plan), Step::Promote(step)) => plan.may_be_left(step),
             _ => no_such_step(),
         }
     }
@@ -106,6 +125,8 @@ impl operations::Plan for Plan {
             Self::Move(plan) => plan.locks(),
             Self::Rollback(plan) => plan.locks(),
             Self::Commit(plan) => plan.locks(),
+            Self::Forget(plan) => plan.locks(),
+            Self::Promote(plan) => plan.locks(),
         }
     }
 }
@@ -117,7 +138,7 @@ impl Plan {
             Self::Failover(plan) => Some(plan.group),
             Self::Rollback(plan) => Some(plan.group),
             Self::Commit(plan) => Some(plan.group),
-            Self::Move(_) => None,
+            Self::Move(_) | Self::Forget(_) | Self::Promote(_) => None,
         }
     }
 }

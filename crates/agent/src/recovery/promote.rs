@@ -1,20 +1,23 @@
-//! Promotion of open images in the background.
+//! Promotion of open images: an operation, see [`plan`].
+
+pub(super) mod plan;
 
 use super::Recovery;
 use super::images::OpenImage;
+use super::plans::Plan;
 use crate::error::{OperationError, Result, with_sources};
+use crate::ledger::StepError;
 use crate::pace::Pace;
 use crate::state::StateDir;
+use operations::{At, Lock, OperationId, Progress};
+use plan::{PromotePlan, PromoteStep, image_lock};
 use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A promotion of one image, and how it went. That it came to its end is in the image's record.
+/// The promotion of one image, as whoever ends the image sees it. That it came to its end is in the image's record.
 #[derive(Debug, Default)]
 pub(super) struct PromotionRun {
-    running: AtomicBool,
     stop: AtomicBool,
-    error: Mutex<Option<String>>,
 }
 
 impl PromotionRun {
@@ -25,90 +28,163 @@ impl PromotionRun {
 }
 
 impl Recovery {
-    /// Begins to promote an image, or goes on with it; at once where it is promoted already.
-    pub(crate) fn promote_image(&self, id: &str, request: &api::PromoteRequest) -> Result<api::Image> {
-        let image = self.image(id).ok_or_else(|| {
-            OperationError::not_found(format!(
-                "no image {id:?} is open; `holdfast image list` shows those that are"
-            ))
-        })?;
+    /// Begins to promote an image, or goes on with it.
+    pub(crate) fn promote_image(
+        self: &Arc<Self>,
+        id: &str,
+        request: &api::PromoteRequest,
+    ) -> Result<api::Image> {
+        let operation = self.begin_promotion(id, request)?;
+        let recovery = self.clone();
+        // A thread of its own: it may take hours.
+        let spawned = std::thread::Builder::new().name("promote".into());
+        let spawned = spawned.spawn(move || recovery.go_on_with(operation));
+        spawned.map_err(anyhow::Error::from)?;
+        let image = self.image(id).ok_or_else(|| not_open(id))?;
+        Ok(self.image_to_api(&image))
+    }
+
+    pub(super) fn begin_promotion(&self, id: &str, request: &api::PromoteRequest) -> Result<OperationId> {
+        let image = self.image(id).ok_or_else(|| not_open(id))?;
         if !image.image().is_writable() {
             return Err(OperationError::conflict("only a writable image can be promoted"));
         }
-        if !image.is_promoted() && !image.promotion.running.swap(true, Ordering::SeqCst) {
-            let (run, rate, state) = (image.clone(), request.bytes_per_second, self.state.clone());
-            // A thread of its own: it may take hours.
-            let spawned =
-                std::thread::Builder::new().name("promote".into()).spawn(move || promote(&run, rate, &state));
-            spawned.map_err(anyhow::Error::from)?;
+        if let Some((operation, ..)) = image_lock(id).and_then(|lock| self.operations.at(lock)) {
+            return Ok(operation);
         }
-        Ok(image.to_api())
+        let record = image.record();
+        self.check_is_not_going_back(&record.vm, record.failover.as_deref())?;
+        let bytes_per_second = request.bytes_per_second;
+        let plan = PromotePlan { image: record.id, label: record.vm_name, bytes_per_second };
+        self.operations.begin(|| Plan::Promote(plan))
+    }
+
+    /// What a failover runs on that is being rolled back is about to go.
+    fn check_is_not_going_back(&self, vm: &str, failover: Option<&str>) -> Result<()> {
+        let (Some(group), Some(vm)) = (failover, self.vm_of_record(vm)) else { return Ok(()) };
+        match self.operations.at(Lock::Group(vm.group())) {
+            Some((id, Plan::Rollback(_), _)) => Err(OperationError::conflict(format!(
+                "the failover of group {group} is being rolled back by operation {id}, and the image with it"
+            ))),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// The image is ended: its promotion is not gone on with.
+    pub(super) fn stop_promotion(&self, image: &OpenImage) {
+        let lock = image_lock(&image.record().id);
+        if let Some((.., control)) = lock.and_then(|lock| self.operations.at(lock)) {
+            // Where it is too late it has only a pin to take away, which goes with the image.
+            let _ = control.cancel();
+        }
+        image.promotion.stop();
+    }
+
+    pub(super) fn is_promote_step_done(&self, plan: &PromotePlan, step: PromoteStep) -> bool {
+        let image = self.image(&plan.image);
+        match step {
+            PromoteStep::Copy | PromoteStep::Keep => image.is_some_and(|image| image.is_promoted()),
+            // What an image has goes with it.
+            PromoteStep::Unpin => image.is_none() && !self.waiting_images().contains_key(&plan.image),
+        }
+    }
+
+    pub(super) fn run_promote_step(
+        &self,
+        plan: &PromotePlan,
+        step: PromoteStep,
+        at: &mut At<'_, PromotePlan>,
+    ) -> std::result::Result<(), StepError> {
+        let image = self.served(&plan.image)?;
+        match step {
+            PromoteStep::Copy => copy(&image, plan, at),
+            PromoteStep::Keep => Ok(keep(&image, &self.state)?),
+            PromoteStep::Unpin => {
+                let unpinned = image.unpin().map(drop);
+                Ok(unpinned.map_err(|error| {
+                    OperationError::unavailable(format!("cannot take the image's pin away: {error}"))
+                })?)
+            }
+        }
+    }
+
+    /// An image that is served.
+    fn served(&self, id: &str) -> Result<Arc<OpenImage>> {
+        if let Some(image) = self.image(id) {
+            return Ok(image);
+        }
+        if self.waiting_images().contains_key(id) {
+            return Err(OperationError::unavailable(format!("image {id} is not served just now")));
+        }
+        Err(OperationError::not_found(format!("image {id} was closed before it was promoted")))
+    }
+
+    /// A promotion for the operator.
+    pub(super) fn promotion_to_api(&self, image: &OpenImage) -> api::Promotion {
+        let lock = image_lock(&image.record().id);
+        let goes_on = lock.and_then(|lock| self.operations.at(lock));
+        let promotion = image.image().promotion();
+        let state = match &goes_on {
+            Some(_) => "running",
+            None if image.is_promoted() => "done",
+            None => "none",
+        };
+        api::Promotion {
+            state: state.into(),
+            own_bytes: promotion.own_bytes,
+            total_bytes: promotion.total_bytes,
+            error: goes_on.and_then(|(.., control)| control.trouble()),
+        }
     }
 }
 
-fn promote(image: &Arc<OpenImage>, bytes_per_second: u64, state: &StateDir) {
-    let pace = Pace::new(bytes_per_second);
-    let record = image.record();
-    let (id, vm) = (&record.id, &record.vm_name);
-    tracing::info!(image = id, vm, "promotion begins");
-    let result = image.image().promote(|bytes| {
-        pace.spend(bytes);
-        !image.promotion.stop.load(Ordering::SeqCst)
-    });
-    let error = match result {
-        Ok(promotion) if promotion.is_done() => {
-            tracing::info!(image = id, vm, bytes = promotion.total_bytes, "promoted: it needs no journal");
-            keep(image, state).err()
-        }
-        Ok(_) => None,
-        Err(error) => {
-            let error = with_sources(&error);
-            tracing::error!(image = id, vm, error, "promotion stops; begin it again once that is mended");
-            Some(error)
-        }
-    };
-    *image.promotion.error.lock().expect("a panic aborts the process") = error;
-    image.promotion.running.store(false, Ordering::SeqCst);
+fn not_open(id: &str) -> OperationError {
+    OperationError::not_found(format!("no image {id:?} is open; `holdfast image list` shows those that are"))
 }
 
-/// Writes down that an image is promoted; not one that is not served any more, whose record is another's. Its pin goes once
-/// that is known for good: until then the image may yet be closed as one that needs its journal.
-fn keep(image: &OpenImage, state: &StateDir) -> std::result::Result<(), String> {
+fn copy(
+    image: &OpenImage,
+    plan: &PromotePlan,
+    at: &At<'_, PromotePlan>,
+) -> std::result::Result<(), StepError> {
+    let pace = Pace::new(plan.bytes_per_second);
+    let result = image.image().promote(|bytes| {
+        let (done, total) = (image.image().promotion().own_bytes, image.image().promotion().total_bytes);
+        at.progress(Progress { done, total });
+        pace.spend(bytes);
+        !image.promotion.stop.load(Ordering::SeqCst) && at.check().is_ok()
+    });
+    match result {
+        Ok(promotion) if promotion.is_done() => {
+            let (image, vm) = (&plan.image, &plan.label);
+            tracing::info!(image, vm, bytes = promotion.total_bytes, "promoted: it needs no journal");
+            Ok(())
+        }
+        Ok(_) => {
+            at.check()?;
+            Err(OperationError::unavailable(format!("image {} is not served any more", plan.image)).into())
+        }
+        Err(error) => Err(OperationError::unavailable(with_sources(&error)).into()),
+    }
+}
+
+/// Writes down that an image is promoted; not one that is not served any more, whose record is another's.
+fn keep(image: &OpenImage, state: &StateDir) -> Result<()> {
     let ended = image.ended.lock().expect("a panic aborts the process");
     if *ended {
-        return Err("the image was closed, or could not be served any more, before it was promoted".into());
+        return Err(OperationError::unavailable(
+            "the image was closed, or could not be served any more, before it was promoted",
+        ));
     }
-    image.change(state, |record| record.promoted = true).map_err(|error| format!("{error:#}"))?;
-    image.unpin().map(drop).map_err(|error| format!("cannot take the image's pin away: {error}"))
-}
-
-/// A promotion for the operator.
-pub(super) fn to_api(image: &OpenImage) -> api::Promotion {
-    // In this order: what is found not to run has ended, and says how.
-    let running = image.promotion.running.load(Ordering::SeqCst);
-    let promotion = image.image().promotion();
-    let error = image.promotion.error.lock().expect("a panic aborts the process").clone();
-    let state = if running {
-        "running"
-    } else if image.is_promoted() {
-        "done"
-    } else if error.is_some() {
-        "failed"
-    } else {
-        "none"
-    };
-    api::Promotion {
-        state: state.into(),
-        own_bytes: promotion.own_bytes,
-        total_bytes: promotion.total_bytes,
-        error,
-    }
+    Ok(image.change(state, |record| record.promoted = true)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::images::ImageRecord;
-    use super::super::tests::{PEER, append_sync, hello, open_by_hand, recovery};
+    use super::super::tests::{
+        PEER, append_sync, begin_anew, cut_short_everywhere, go_on_with_all, hello, open_by_hand, recovery,
+    };
     use super::*;
 
     #[test]
@@ -163,6 +239,60 @@ mod tests {
         );
         std::fs::remove_dir(&in_the_way).unwrap();
         keep(&image, &recovery.state).unwrap();
+        image.unpin().unwrap();
         assert!(image.is_promoted() && journal.pins().is_empty());
+    }
+
+    fn request() -> api::PromoteRequest {
+        api::PromoteRequest { bytes_per_second: 0 }
+    }
+
+    fn opened(folder: &std::path::Path) -> Arc<Recovery> {
+        let side = recovery(folder);
+        open_by_hand(&side);
+        side
+    }
+
+    fn promotes(side: &Recovery) -> usize {
+        side.list_operations().iter().filter(|operation| operation.kind == "promote").count()
+    }
+
+    #[test]
+    fn a_promotion_that_is_cut_short_anywhere_goes_on_by_itself() {
+        cut_short_everywhere(
+            opened,
+            |side| {
+                let id = side.list_images()[0].id.clone();
+                if side.begin_promotion(&id, &request()).is_ok() {
+                    go_on_with_all(side);
+                }
+            },
+            |folder, how| {
+                let side = recovery(folder);
+                begin_anew(&side);
+                assert!(side.operations.unended().is_empty(), "{how}: {:?}", side.alerts.list());
+                assert_eq!(side.alerts.list(), Vec::<String>::new(), "{how}");
+                let shown = side.list_images().remove(0);
+                let pins = side.list()[0].journal().unwrap().pins().len();
+                let expected = if promotes(&side) > 0 { ("done", 0) } else { ("none", 1) };
+                assert_eq!((shown.promotion.state.as_str(), pins), expected, "{how}");
+                let closed = side.close_image(&shown.id).unwrap();
+                assert_eq!(closed.kept.len(), 1 - pins, "{how}: promoted disks stay");
+            },
+        );
+    }
+
+    #[test]
+    fn an_image_that_is_closed_before_it_is_promoted_ends_its_promotion_without_an_alert() {
+        let folder = tempfile::tempdir().unwrap();
+        let side = opened(folder.path());
+        let image = side.list_images()[0].id.clone();
+        let id = side.begin_promotion(&image, &request()).unwrap();
+        assert_eq!(side.begin_promotion(&image, &request()).unwrap(), id, "one at a time");
+        assert_eq!(side.list_images()[0].promotion.state, "running");
+        side.close_image(&image).unwrap();
+        go_on_with_all(&side);
+        assert_eq!(side.show_operation(id).unwrap().state, "taken-back");
+        assert_eq!(side.alerts.list(), Vec::<String>::new());
     }
 }

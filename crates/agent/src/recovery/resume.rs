@@ -92,10 +92,10 @@ impl Recovery {
         self.tell_unserved();
     }
 
-    /// Opens a journal and serves its images, or goes on with forgetting it.
+    /// Opens a journal and serves its images. One that is being forgotten goes on doing so by itself.
     fn take_up(&self, vm: &Arc<RecoveredVm>) {
         if vm.is_forgotten() {
-            return self.forget_the_rest(vm);
+            return;
         }
         self.reopen(vm);
         self.serve_images_of(vm);

@@ -37,8 +37,6 @@ pub(crate) struct RecoveredVm {
     taking_folder: Mutex<()>,
     /// Held while a stream is handed over: connections get it one after the other.
     handing_over: tokio::sync::Mutex<()>,
-    /// Held by whoever forgets it; nobody waits for it.
-    forgetting: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -75,6 +73,16 @@ impl Inner {
         Ok(())
     }
 
+    fn check_is_not_sent(&self) -> crate::error::Result<()> {
+        if self.stream.as_ref().is_none_or(|stream| stream.ended.has_changed().is_err()) {
+            return Ok(());
+        }
+        Err(crate::error::OperationError::conflict(format!(
+            "VM {} is still being sent; unprotect it on the other side first",
+            self.record.name
+        )))
+    }
+
     /// The state where no failover says another.
     fn own_state(&self, life: State, has_tail: bool) -> &'static str {
         match life {
@@ -107,7 +115,6 @@ impl RecoveredVm {
             inner: Mutex::new(inner),
             taking_folder: Mutex::default(),
             handing_over: tokio::sync::Mutex::default(),
-            forgetting: Mutex::default(),
         }))
     }
 
@@ -345,27 +352,22 @@ impl RecoveredVm {
         self.lock().check_is_kept()
     }
 
+    /// Whether nobody sends it just now.
+    pub(super) fn check_is_not_sent(&self) -> crate::error::Result<()> {
+        self.lock().check_is_not_sent()
+    }
+
     /// Writes down that it is forgotten: from here on no stream begins. Not while there is one. Whether this call did.
     pub(super) fn begin_forgetting(&self, state: &StateDir) -> crate::error::Result<bool> {
         let mut inner = self.lock();
         if inner.record.forgotten {
             return Ok(false);
         }
-        let name = &inner.record.name;
-        if inner.stream.as_ref().is_some_and(|stream| stream.ended.has_changed().is_ok()) {
-            return Err(crate::error::OperationError::conflict(format!(
-                "VM {name} is still being sent; unprotect it on the other side first"
-            )));
-        }
+        inner.check_is_not_sent()?;
         let record = RecoveryRecord { forgotten: true, ..inner.record.clone() };
         state.save(&record.file_name(), &record).context("save that the VM is forgotten")?;
         inner.record = record;
         Ok(true)
-    }
-
-    /// Who forgets it, alone; none where somebody does already.
-    pub(super) fn forgets(&self) -> Option<MutexGuard<'_, ()>> {
-        self.forgetting.try_lock().ok()
     }
 
     /// Takes back that it is forgotten; its journal is as it was.

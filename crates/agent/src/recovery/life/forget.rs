@@ -1,16 +1,11 @@
-//! Forgetting a VM and its journal, for good.
-//!
-//! 1. Nobody sends it and no image of it is open: its record says that it is forgotten. From here on no stream is let in
-//!    and its journal is not opened: whoever greets for it is told to come again.
-//! 2. Its journal is closed once nobody uses it any more; no image of it comes to stay meanwhile.
-//! 3. Its folders go.
-//! 4. Its record goes: whoever greets now gets a new journal.
-//!
-//! So there is never a journal of which a part is deleted, and none is deleted that was made meanwhile. An agent that dies
-//! between 1 and 4 goes on with 3 when it comes back.
+//! Forgetting a VM and its journal, for good: an operation, see [`plan`].
+
+pub(in super::super) mod plan;
 
 use super::super::Recovery;
 use super::super::admission::asked_alert;
+use super::super::carry_out::Doing;
+use super::super::plans::Plan;
 use super::super::policy::file_name;
 use super::super::scrub::scrub_alert;
 use super::super::silence::silence_alert;
@@ -20,10 +15,14 @@ use super::moving::{FOLDER_PATIENCE, not_taken};
 use super::{images_are_open, journal_alert};
 use crate::alerts::Alerts;
 use crate::error::{ErrorKind as OperationErrorKind, OperationError, Result};
+use crate::ledger::StepError;
 use anyhow::Context;
-use joint::life::Task;
-use operations::Lock;
+use joint::life::{State, Task, Use};
+use operations::{At, Lock, OperationId};
+use plan::{ForgetPlan, ForgetStep};
+use std::fs::File;
 use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::Arc;
 
 impl Recovery {
@@ -52,80 +51,134 @@ impl Recovery {
         }
     }
 
-    /// Forgets a VM and its journal, for good.
+    /// Forgets a VM and its journal, for good, or goes on with that.
     pub(crate) fn forget(&self, word: &str) -> Result<()> {
+        let id = self.begin_forgetting(word)?;
+        self.go_on(id, &Doing::waited_for(self))?.done()
+    }
+
+    fn begin_forgetting(&self, word: &str) -> Result<OperationId> {
         let vm = self.vm_to_forget(word)?;
+        if let Some((id, Plan::Forget(_), _)) = self.operations.at(Lock::Kept(vm.id())) {
+            return Ok(id);
+        }
         if self.has_images(&vm) {
             return Err(images_are_open(&vm));
         }
-        if let Some((id, ..)) = self.operations.at(Lock::Kept(vm.id())) {
-            return Err(OperationError::conflict(format!(
-                "the journal of VM {} is being moved by operation {id}: wait for its end, or cancel it",
-                vm.label()
-            )));
-        }
-        let Some(_alone) = vm.forgets() else {
-            return Err(OperationError::conflict(format!("VM {} is being forgotten already", vm.label())));
-        };
-        let has_begun = vm.begin_forgetting(&self.state)?;
-        if let Err(error) = self.finish_forgetting(&vm, has_begun) {
-            if vm.is_forgotten() {
-                self.tell_half_forgotten(&vm, &error);
+        vm.check_is_not_sent()?;
+        self.operations.begin(|| Plan::Forget(plan_for(&vm)))
+    }
+
+    /// What agents of before have begun to forget goes on as an operation.
+    pub(in super::super) fn adopt_forgetting(&self) {
+        let half_forgotten: Vec<_> = self.vms().values().filter(|vm| vm.is_forgotten()).cloned().collect();
+        for vm in half_forgotten {
+            if self.operations.at(Lock::Kept(vm.id())).is_some() {
+                continue;
             }
-            return Err(error);
+            if let Err(error) = self.operations.begin(|| Plan::Forget(plan_for(&vm))) {
+                tracing::error!(vm = vm.label(), error = error.detail, "the forgetting does not go on yet");
+            }
         }
+    }
+
+    pub(in super::super) fn is_forget_step_done(&self, plan: &ForgetPlan, step: ForgetStep) -> bool {
+        let vm = self.vms().get(&plan.vm).cloned();
+        match step {
+            // Where a part may be deleted it was marked, and one that is not has come anew.
+            ForgetStep::Mark => vm.is_none_or(|vm| vm.is_forgotten() || plan.deletes),
+            // One that has come anew has nothing to do with it.
+            ForgetStep::Delete | ForgetStep::Remove => vm.is_none_or(|vm| !vm.is_forgotten()),
+        }
+    }
+
+    pub(in super::super) fn run_forget_step(
+        &self,
+        plan: &mut ForgetPlan,
+        step: ForgetStep,
+        at: &mut At<'_, ForgetPlan>,
+    ) -> std::result::Result<(), StepError> {
+        let vm = self.vms().get(&plan.vm).cloned();
+        let Some(vm) = vm else { return Ok(()) };
+        match step {
+            ForgetStep::Mark => Ok(vm.begin_forgetting(&self.state).map(drop)?),
+            ForgetStep::Delete => self.delete_journal(&vm, plan, at),
+            ForgetStep::Remove => Ok(self.remove_forgotten(&vm)?),
+        }
+    }
+
+    /// Only what has not come to deleting is taken back.
+    pub(in super::super) fn undo_forget_step(&self, plan: &ForgetPlan, step: ForgetStep) -> Result<()> {
+        let vm = self.vms().get(&plan.vm).cloned();
+        match (step, vm) {
+            (ForgetStep::Mark, Some(vm)) => {
+                vm.keep_after_all(&self.state)?;
+                // It goes on as it was. Where it cannot be opened now that is tried again by itself.
+                let _ = self.open_journal(&vm, Use::Look);
+                Ok(())
+            }
+            (ForgetStep::Mark, None) | (ForgetStep::Delete, _) => Ok(()),
+            (ForgetStep::Remove, _) => unreachable!("there is no way back from it"),
+        }
+    }
+
+    fn delete_journal(
+        &self,
+        vm: &Arc<RecoveredVm>,
+        plan: &mut ForgetPlan,
+        at: &mut At<'_, ForgetPlan>,
+    ) -> std::result::Result<(), StepError> {
+        self.check_lies_alone(vm)?;
+        let taken = match vm.life().take_folder(Task::Delete, FOLDER_PATIENCE) {
+            Ok(taken) if !self.has_images(vm) => taken,
+            Ok(_) => return Err(images_are_open(vm).into()),
+            // By an agent's step before this one, in this very life.
+            Err(_) if vm.life().state() == State::Gone => return Ok(()),
+            Err(why) => return Err(not_taken(vm, &why).into()),
+        };
+        if !plan.deletes {
+            plan.deletes = true;
+            at.keep(plan)?;
+        }
+        for folder in vm.folders(&self.journal_config) {
+            remove_durably(&folder)?;
+        }
+        vm.let_go_of_folder();
+        taken.deleted();
+        Ok(())
+    }
+
+    fn remove_forgotten(&self, vm: &Arc<RecoveredVm>) -> Result<()> {
+        self.state.remove(&file_name(&vm.id().to_string())).context("remove the journal's settings")?;
+        self.state.remove(&vm.record().file_name())?;
+        self.vms().remove(&vm.id());
+        clear_alerts(&self.alerts, vm);
         tracing::info!(vm = vm.label(), "forgotten");
         Ok(())
     }
+}
 
-    /// Steps 2 to 4. Only what has begun in this very call is taken back: of what was begun before a part may be deleted.
-    fn finish_forgetting(&self, vm: &Arc<RecoveredVm>, has_begun: bool) -> Result<()> {
-        let taken = self.check_lies_alone(vm).and_then(|()| {
-            match vm.life().take_folder(Task::Delete, FOLDER_PATIENCE) {
-                Ok(taken) if !self.has_images(vm) => Ok(taken),
-                refused => Err(refused.err().map_or_else(|| images_are_open(vm), |why| not_taken(vm, &why))),
-            }
-        });
-        if taken.is_err() && has_begun {
-            vm.keep_after_all(&self.state)?;
+fn plan_for(vm: &RecoveredVm) -> ForgetPlan {
+    // Of what an agent of before has begun a part may be deleted.
+    ForgetPlan { vm: vm.id(), label: vm.label(), deletes: vm.is_forgotten() }
+}
+
+/// Once this returns, no crash brings it back.
+fn remove_durably(folder: &Path) -> Result<()> {
+    #[cfg(test)]
+    crate::state::death::may_come();
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(anyhow::Error::new(error).context(format!("remove {}", folder.display())).into());
         }
-        let taken = taken?;
-        for folder in vm.folders(&self.journal_config) {
-            match std::fs::remove_dir_all(&folder) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    return Err(anyhow::Error::new(error)
-                        .context(format!(
-                            "remove {}; `vm forget` of its id {} again removes the rest",
-                            folder.display(),
-                            vm.id()
-                        ))
-                        .into());
-                }
-                _ => {}
-            }
-        }
-        vm.let_go_of_folder();
-        self.state.remove(&file_name(&vm.id().to_string())).context("remove the journal's settings")?;
-        self.state.remove(&vm.record().file_name())?;
-        taken.deleted();
-        self.vms().remove(&vm.id());
-        clear_alerts(&self.alerts, vm);
-        Ok(())
+        _ => {}
     }
-
-    /// Goes on with what the agent's end has interrupted.
-    pub(in super::super) fn forget_the_rest(&self, vm: &Arc<RecoveredVm>) {
-        match self.finish_forgetting(vm, false) {
-            Ok(()) => tracing::info!(vm = vm.label(), "forgotten, as was asked for before the agent ended"),
-            Err(error) => self.tell_half_forgotten(vm, &error),
+    let Some(parent) = folder.parent() else { return Ok(()) };
+    match File::open(parent).and_then(|parent| parent.sync_all()) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(anyhow::Error::new(error).context(format!("sync {}", parent.display())).into())
         }
-    }
-
-    /// Its name may be another's by the time somebody reads this.
-    fn tell_half_forgotten(&self, vm: &RecoveredVm, error: &OperationError) {
-        let (label, id) = (vm.label(), vm.id());
-        let text = format!("VM {label} ({id}) is forgotten in part only: {}", error.detail);
-        self.alerts.raise(format!("forgetting of {id}"), text);
+        _ => Ok(()),
     }
 }
 
@@ -133,7 +186,9 @@ fn clear_alerts(alerts: &Alerts, vm: &RecoveredVm) {
     alerts.clear(journal_alert(vm));
     alerts.clear(scrub_alert(vm));
     alerts.clear(upkeep_alert(vm));
-    alerts.clear(format!("forgetting of {}", vm.id()));
     alerts.clear(asked_alert(vm));
     alerts.clear(silence_alert(vm));
 }
+
+#[cfg(test)]
+mod tests;

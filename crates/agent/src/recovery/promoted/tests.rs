@@ -30,7 +30,7 @@ fn a_close_that_was_cut_short_at_any_step_goes_on() {
 }
 
 /// A promoted image, the disk it has in its journal, and where that is to go.
-fn promoted(recovery: &Recovery) -> (Arc<OpenImage>, PathBuf, PathBuf) {
+fn promoted(recovery: &Arc<Recovery>) -> (Arc<OpenImage>, PathBuf, PathBuf) {
     let image = open_by_hand(recovery);
     let record = image.record();
     recovery.promote_image(&record.id, &api::PromoteRequest { bytes_per_second: 0 }).unwrap();

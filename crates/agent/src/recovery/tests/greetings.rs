@@ -203,7 +203,7 @@ fn forgetting_that_was_interrupted_goes_on_at_the_next_start() {
     // As if the agent had died when a part of it was gone.
     std::fs::remove_file(files.join("manifest")).unwrap();
     let recovery = recovery(folder.path());
-    recovery.resume_all().unwrap();
+    begin_anew(&recovery);
     assert!(!files.exists());
     assert_eq!(recovery.vms().len(), 1);
     assert!(recovery.list()[0].journal().is_some(), "the other one is kept");
@@ -377,13 +377,20 @@ fn one_that_is_being_forgotten_is_kept_by_nobody_who_asks_for_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let recovery = recovery(folder.path());
     let (vm, journal) = recovery.admit(&hello(1), PEER).unwrap();
-    drop(journal);
-    let alone = vm.forgets().unwrap();
-    assert!(recovery.forget("vm-1").is_err());
-    assert!(!vm.is_forgotten(), "it has not begun");
-    // An agent that died with a part deleted: nobody else is about it, and its folder cannot be had just now.
+    thread::scope(|scope| {
+        let first = scope.spawn(|| recovery.forget("vm-1"));
+        while !vm.is_forgotten() {
+            thread::yield_now();
+        }
+        let second = recovery.forget(&vm.id().to_string()).unwrap_err();
+        assert!(second.detail.contains("goes on just now"), "{}", second.detail);
+        assert!(vm.is_forgotten());
+        drop(journal);
+        first.join().unwrap().unwrap();
+    });
+    // An agent of before has died with a part deleted, and the folder cannot be had just now.
+    let vm = recovery.admit(&hello(1), PEER).unwrap().0;
     assert!(vm.begin_forgetting(&recovery.state).unwrap());
-    drop(alone);
     let taken = vm.life().take_folder(Task::Delete, Duration::from_secs(5)).unwrap();
     assert!(recovery.forget(&vm.id().to_string()).is_err());
     assert!(vm.is_forgotten());

@@ -177,7 +177,7 @@ fn a_vm_with_an_image_is_not_forgotten_when_the_agent_is_back() {
         vm.folder(&recovery.journal_dir)
     };
     let recovery = recovery(folder.path());
-    recovery.resume_all().unwrap();
+    begin_anew(&recovery);
     assert!(files.join("manifest").exists(), "a guest may have written to the image");
     let id = recovery.list_images()[0].id.clone();
     recovery.close_image(&id).unwrap();
