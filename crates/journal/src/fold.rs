@@ -43,6 +43,9 @@ use types::{ByteRange, DiskIndex, WriteSeq};
 
 pub use error::FoldError;
 
+/// Contains what of a replica is damaged, in these words; told while this turn of upkeep is taken.
+pub(crate) type Contain<'a> = &'a (dyn Fn(DiskIndex, ByteRange, String) -> Result<(), FoldError> + Sync);
+
 /// How far the writing of a replica is that was begun, and goes on in the next turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Begun {
@@ -93,11 +96,16 @@ impl Fold {
     }
 
     /// Folds everything at or below `target`, the end of a sealed segment. None where a pin holds it.
-    pub(crate) fn fold_to(&self, target: WriteSeq, how: &Upkeep<'_>) -> Result<Option<Written>, FoldError> {
+    pub(crate) fn fold_to(
+        &self,
+        target: WriteSeq,
+        how: &Upkeep<'_>,
+        contain: Contain<'_>,
+    ) -> Result<Option<Written>, FoldError> {
         if !self.retire(target).map_err(FoldError::Manifest)? {
             return Ok(None);
         }
-        self.write_replica(target, how).map(Some)
+        self.write_replica(target, how, contain).map(Some)
     }
 
     /// Retires cuts below `floor`, durably. False where a pin holds one.
@@ -123,7 +131,12 @@ impl Fold {
 
     /// Writes to the replicas what the redo log has above `applied` and at or below `target`, or a part of that, and
     /// syncs.
-    pub(crate) fn write_replica(&self, target: WriteSeq, how: &Upkeep<'_>) -> Result<Written, FoldError> {
+    pub(crate) fn write_replica(
+        &self,
+        target: WriteSeq,
+        how: &Upkeep<'_>,
+        contain: Contain<'_>,
+    ) -> Result<Written, FoldError> {
         let above = self.state.read_shared().manifest.applied();
         // Nothing is known of how far a part got that fails.
         let begun = self.lock_begun().take().filter(|begun| (begun.above, begun.target) == (above, target));
@@ -132,7 +145,7 @@ impl Fold {
         let written = AtomicU64::new(0);
         let is_repeated = self.was_cut_short.swap(true, Ordering::Relaxed);
         let fold = |region: &Region, buf: &mut PageBuf| {
-            let bytes = self.fold_region(region, target, is_repeated, buf, how)?;
+            let bytes = self.fold_region(region, (target, is_repeated), buf, how, contain)?;
             written.fetch_add(bytes, Ordering::Relaxed);
             Ok(())
         };
@@ -198,27 +211,44 @@ impl Fold {
         Ok(sources)
     }
 
-    /// Brings one region's newest bytes into the replica, in as few writes as there are runs of them.
+    /// Brings one region's newest bytes into the replica. What of it was damaged before, and stays so, is contained.
     fn fold_region(
         &self,
         region: &Region,
-        target: WriteSeq,
-        is_repeated: bool,
+        (target, is_repeated): (WriteSeq, bool),
         buf: &mut PageBuf,
         how: &Upkeep<'_>,
+        contain: Contain<'_>,
     ) -> Result<u64, FoldError> {
         // Between regions, so that whoever waits for this life to end does not wait for a whole fold.
         self.state.check_turn().map_err(FoldError::Replica)?;
-        let mut cover = Cover::of(region.range);
-        fill_in_order(&mut cover, &region.extents, LogKind::Redo);
-        let view = self.state.read_shared().view.clone();
         let replica = self.reads.replica(region.disk).map_err(FoldError::Replica)?;
-        let summed = view.manifest.disks[usize::from(region.disk.0)].summed_below;
-        let lost = {
+        let summed = self.state.read_shared().manifest.disks[usize::from(region.disk.0)].summed_below;
+        let mut writing = replica.begin(summed, is_repeated);
+        let bytes = self.bring(region, target, &mut writing, buf, how)?;
+        let lost = || {
             let shared = self.state.read_shared();
             shared.timeline.lost().of_at(region.disk, replica.around(region.range), target)
         };
-        let mut replica = replica.begin(summed, is_repeated, &lost);
+        for (block, what) in writing.spoilt(&lost()) {
+            contain(region.disk, block, what)?;
+        }
+        writing.finish(&lost()).map_err(FoldError::Replica)?;
+        Ok(bytes)
+    }
+
+    /// Writes one region's newest bytes, in as few writes as there are runs of them.
+    fn bring(
+        &self,
+        region: &Region,
+        target: WriteSeq,
+        replica: &mut Writing<'_>,
+        buf: &mut PageBuf,
+        how: &Upkeep<'_>,
+    ) -> Result<u64, FoldError> {
+        let mut cover = Cover::of(region.range);
+        fill_in_order(&mut cover, &region.extents, LogKind::Redo);
+        let view = self.state.read_shared().view.clone();
         let mut run: Option<ByteRange> = None;
         let mut total = 0;
         let at = |start: u64| (start - region.range.start) as usize;
@@ -254,13 +284,12 @@ impl Fold {
             match &mut run {
                 Some(run) if run.end() == range.start => run.len += range.len,
                 _ => {
-                    write(run, &mut replica, buf)?;
+                    write(run, replica, buf)?;
                     run = Some(range);
                 }
             }
         }
-        write(run, &mut replica, buf)?;
-        replica.finish().map_err(FoldError::Replica)?;
+        write(run, replica, buf)?;
         Ok(total)
     }
 

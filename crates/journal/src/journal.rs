@@ -12,6 +12,7 @@ use crate::footers::Footers;
 use crate::history::{History, Listed};
 use crate::life::Life;
 use crate::manifest::ManifestError;
+use crate::met::{Kept, LookedAt, Met};
 use crate::open::{OpenError, Standing, open};
 use crate::payload::ReadError;
 use crate::pins::{Expiry, Pin, PinError, Pins};
@@ -24,7 +25,7 @@ use crate::store::Store;
 use crate::timeline::Timeline;
 use crate::turn::Turns;
 use crate::undo::UndoWriter;
-use crate::upkeep::{Kept, Upkeep};
+use crate::upkeep::Upkeep;
 use crate::view::Shared;
 use crate::writer::{AppendError, AppendMeta, Appended, Writer};
 use batch::Batch;
@@ -43,6 +44,7 @@ pub struct Journal {
     footers: Arc<Footers>,
     reads: Arc<Reads>,
     turns: Turns,
+    looked_at: LookedAt,
 }
 
 /// An opened journal and what had to be said about it.
@@ -128,6 +130,7 @@ impl Journal {
             state,
             reads,
             footers,
+            looked_at: LookedAt::default(),
         }
     }
 
@@ -312,12 +315,12 @@ impl Journal {
         self.history().nearest_checkpoint(time)
     }
 
-    /// Does a bounded amount of what is to be done.
+    /// Does a bounded amount of what is to be done, and contains what it comes upon.
     ///
     /// # Errors
     /// [`FoldError`]; nothing is lost, and the next call tries again.
     pub fn keep_up(&self, how: &Upkeep<'_>) -> Result<Kept, FoldError> {
-        self.turns.take(how)
+        Met { turns: &self.turns, scrub: self.scrubbing(), looked_at: &self.looked_at }.keep_up(how)
     }
 
     /// Reads the segment after `after` and its footer, and with the last one every merged run, the checkpoint files and the
@@ -326,9 +329,12 @@ impl Journal {
     /// # Errors
     /// [`FoldError`] where something cannot be read or written just now.
     pub fn scrub(&self, after: Option<ScrubPlace>, how: &Upkeep<'_>) -> Result<Scrubbed, FoldError> {
+        self.scrubbing().step(after, how)
+    }
+
+    fn scrubbing(&self) -> Scrub<'_> {
         let (state, reads, turns) = (&self.state, &self.reads, &self.turns);
-        let scrub = Scrub { state, reads, footers: &self.footers, appender: &self.appender, turns };
-        scrub.step(after, how)
+        Scrub { state, reads, footers: &self.footers, appender: &self.appender, turns }
     }
 
     /// A round of scrubbing has come to its end and found all whole; that is known after a restart, too.

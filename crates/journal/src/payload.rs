@@ -50,6 +50,14 @@ pub enum ReadError {
     Replica(#[source] io::Error),
     #[error("replica of disk {disk} at byte {at}, {len} bytes: checksum does not match")]
     Rotten { disk: String, at: u64, len: u64 },
+    #[error("replica of disk {disk} at byte {at}, {len} bytes: cannot be read")]
+    Unread {
+        disk: String,
+        at: u64,
+        len: u64,
+        #[source]
+        source: io::Error,
+    },
     #[error("read {range:?} past the end of the disk")]
     OutOfRange { range: ByteRange },
 }
@@ -62,6 +70,25 @@ impl ReadError {
     /// Whether it is for the bytes of a batch, which are not what they were or are not given by the disk.
     pub(crate) fn is_of_a_batch(&self) -> bool {
         matches!(self, ReadError::Damaged { .. } | ReadError::Segment { .. })
+    }
+
+    /// Which bytes of a replica it is for, which are not what they were or are not given by the disk.
+    pub(crate) fn in_replica(&self) -> Option<ByteRange> {
+        match self {
+            ReadError::Rotten { at, len, .. } | ReadError::Unread { at, len, .. } => {
+                Some(ByteRange::new(*at, *len))
+            }
+            _ => None,
+        }
+    }
+
+    /// The file of a log that it is for.
+    pub(crate) fn file(&self) -> Option<&str> {
+        match self {
+            ReadError::Damaged { segment, .. } | ReadError::Segment { segment, .. } => Some(segment),
+            ReadError::Run(error) => Some(error.file()),
+            _ => None,
+        }
     }
 }
 

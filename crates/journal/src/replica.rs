@@ -90,12 +90,14 @@ impl Replica {
     pub(crate) fn read(&self, start: u64, buf: &mut [u8], summed_below: u64) -> Result<(), ReadError> {
         let range = ByteRange::new(start, buf.len() as u64);
         let around = self.around(range);
+        let unread =
+            |source| ReadError::Unread { disk: self.disk.clone(), at: around.start, len: around.len, source };
         let rotten = if around == range {
-            self.data.read_at(start, buf).map_err(ReadError::Replica)?;
+            self.data.read_at(start, buf).map_err(unread)?;
             self.rotten(start, buf, summed_below)
         } else {
             let mut whole = PageBuf::zeroed(around.len as usize);
-            self.data.read_at(around.start, whole.as_mut_slice()).map_err(ReadError::Replica)?;
+            self.data.read_at(around.start, whole.as_mut_slice()).map_err(unread)?;
             buf.copy_from_slice(&whole.as_slice()[(start - around.start) as usize..][..buf.len()]);
             self.rotten(around.start, whole.as_slice(), summed_below)
         };
@@ -144,15 +146,10 @@ impl Replica {
         rotten.collect()
     }
 
-    /// Writing to one place that nobody else writes to meanwhile, and of which these parts are known to be `lost`.
-    pub(crate) fn begin<'a>(
-        &'a self,
-        summed_below: u64,
-        is_repeated: bool,
-        lost: &'a [ByteRange],
-    ) -> Writing<'a> {
+    /// Writing to one place that nobody else writes to meanwhile.
+    pub(crate) fn begin(&self, summed_below: u64, is_repeated: bool) -> Writing<'_> {
         let (words, parts) = (BTreeMap::new(), BTreeMap::new());
-        Writing { replica: self, summed_below, is_repeated, lost, words, parts }
+        Writing { replica: self, summed_below, is_repeated, words, parts }
     }
 
     /// Makes both files durable.
@@ -210,7 +207,6 @@ pub(crate) struct Writing<'a> {
     /// Some of it may have been written before, by a fold that was cut short: what a checksum says is of before that, or
     /// of after.
     is_repeated: bool,
-    lost: &'a [ByteRange],
     words: BTreeMap<u64, Word>,
     parts: BTreeMap<u64, InPart>,
 }
@@ -225,7 +221,7 @@ impl Writing<'_> {
             if part == whole {
                 self.words.insert(block, Word::of(bytes));
             } else {
-                self.in_part(block).write(whole, part, |held| held.copy_from_slice(bytes));
+                self.in_part(block)?.write(whole, part, |held| held.copy_from_slice(bytes));
             }
         }
         self.replica.data.write_at(start, bytes)
@@ -255,39 +251,66 @@ impl Writing<'_> {
         for block in edges {
             let whole = self.replica.block(block);
             if let Some(part) = range.intersection(whole) {
-                self.in_part(block).write(whole, part, |held| held.fill(0));
+                self.in_part(block)?.write(whole, part, |held| held.fill(0));
             }
         }
         zero(self.replica.data())?;
         if first < past { self.replica.sums.set_zeroes(first..past) } else { Ok(()) }
     }
 
-    /// What is known of a block that is written in part.
-    fn in_part(&mut self, block: u64) -> &mut InPart {
-        let (replica, summed_below) = (self.replica, self.summed_below);
-        let is_repeated = self.is_repeated;
-        self.parts.entry(block).or_insert_with(|| {
-            let whole = replica.block(block);
-            let mut held = vec![0; whole.len as usize];
-            let is_read = replica.data.read_at(whole.start, &mut held).is_ok();
-            let is_damaged = replica.sums.words(block..block + 1) == [Word::DAMAGED]
-                || (is_read && !is_repeated && !replica.rotten(whole.start, &held, summed_below).is_empty());
-            let before = match (is_damaged, is_read) {
-                (true, true) => Before::Rotten,
-                (true, false) => Before::Damaged,
-                (false, true) => Before::Good,
-                (false, false) => Before::Unread,
-            };
-            InPart { before, held, written: Vec::new() }
-        })
+    /// What is known of a block that is written in part. Of a disk that gives nothing just now nobody knows, and nothing is
+    /// written down.
+    fn in_part(&mut self, block: u64) -> io::Result<&mut InPart> {
+        let fresh = match self.parts.contains_key(&block) {
+            true => None,
+            false => Some(self.look_at(block)?),
+        };
+        Ok(self.parts.entry(block).or_insert_with(|| fresh.expect("it was looked at")))
     }
 
-    /// Says what the blocks hold now; not synced.
-    pub(crate) fn finish(mut self) -> io::Result<()> {
+    fn look_at(&self, block: u64) -> io::Result<InPart> {
+        let (replica, summed_below) = (self.replica, self.summed_below);
+        let whole = replica.block(block);
+        let mut held = vec![0; whole.len as usize];
+        let read = replica.data.read_at(whole.start, &mut held);
+        if let Err(error) = read.as_ref()
+            && !replica.answers()
+        {
+            return Err(io::Error::new(error.kind(), replica.unread(whole)));
+        }
+        let is_damaged = replica.sums.words(block..block + 1) == [Word::DAMAGED]
+            || (read.is_ok()
+                && !self.is_repeated
+                && !replica.rotten(whole.start, &held, summed_below).is_empty());
+        let before = match (is_damaged, read.is_ok()) {
+            (true, true) => Before::Rotten,
+            (true, false) => Before::Damaged,
+            (false, true) => Before::Good,
+            (false, false) => Before::Unread,
+        };
+        Ok(InPart { before, held, written: Vec::new() })
+    }
+
+    /// Which blocks were written in part whose rest is damaged and not known to be `lost`, and what is wrong with them.
+    pub(crate) fn spoilt(&self, lost: &[ByteRange]) -> Vec<(ByteRange, String)> {
+        let parts = self.parts.iter().map(|(block, part)| (self.replica.block(*block), part));
+        let told = parts.filter_map(|(block, part)| {
+            let what = match part.before {
+                Before::Good => return None,
+                Before::Rotten => self.replica.damaged(block).to_string(),
+                Before::Unread | Before::Damaged => self.replica.unread(block),
+            };
+            (!part.is_lost_elsewhere(block, lost)).then_some((block, what))
+        });
+        told.collect()
+    }
+
+    /// Says what the blocks hold now, where these parts are known to be `lost`; not synced.
+    pub(crate) fn finish(mut self, lost: &[ByteRange]) -> io::Result<()> {
         for (block, part) in std::mem::take(&mut self.parts) {
             let word = match part.before {
                 Before::Good => Word::of(&part.held),
-                Before::Rotten if part.is_lost_elsewhere(self.replica.block(block), self.lost) => {
+                Before::Rotten if part.is_lost_elsewhere(self.replica.block(block), lost) => {
                     Word::of(&part.held)
                 }
                 Before::Rotten | Before::Damaged => Word::DAMAGED,

@@ -105,6 +105,15 @@ pub enum RunError {
     },
 }
 
+impl RunError {
+    /// The file that has it.
+    pub(crate) fn file(&self) -> &str {
+        match self {
+            RunError::Damaged { name, .. } | RunError::Io { name, .. } => name,
+        }
+    }
+}
+
 /// What of a run is in memory.
 #[derive(Debug)]
 pub(crate) struct Guide {

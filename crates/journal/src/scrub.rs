@@ -11,7 +11,7 @@ use crate::checkpoint_files::{CheckpointError, Copies, Mended};
 use crate::compact::{remove_run_files, swap_runs};
 use crate::cover::LogKind;
 use crate::damage::{Containing, Damage};
-use crate::extent::extents_of;
+use crate::extent::{REGION_BYTES, extents_of};
 use crate::fold::FoldError;
 use crate::footers::Footers;
 use crate::lost::LostPiece;
@@ -76,6 +76,12 @@ struct Next {
     end: u64,
 }
 
+impl Next {
+    fn place(&self) -> ScrubPlace {
+        place_of(self.kind, self.info.number)
+    }
+}
+
 /// Who scrubs a journal.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Scrub<'a> {
@@ -93,7 +99,9 @@ impl Scrub<'_> {
     /// and the manifest.
     pub(crate) fn step(&self, after: Option<ScrubPlace>, how: &Upkeep<'_>) -> Result<Scrubbed, FoldError> {
         let mut done = Scrubbed::default();
-        let Some(Next { kind, info, before, end }) = self.next_to_scrub(after) else {
+        let Some(next) =
+            self.segments().into_iter().find(|next| after.is_none_or(|after| next.place() > after))
+        else {
             if let Some((disk, from)) = self.next_replica(after) {
                 return self.read_replica(disk, from, how);
             }
@@ -103,7 +111,28 @@ impl Scrub<'_> {
             done.mended.extend(self.state.mend_copies().map_err(FoldError::Manifest)?);
             return Ok(done);
         };
-        done.place = Some(place_of(kind, info.number));
+        self.read_segment(next, how)
+    }
+
+    /// Reads the segments of a log that have to do with a file, and their footers.
+    pub(crate) fn segment_with(
+        &self,
+        kind: LogKind,
+        file: &str,
+        how: &Upkeep<'_>,
+    ) -> Result<Vec<Scrubbed>, FoldError> {
+        let footer = |info: &SegmentInfo| info.sealed.as_ref().and_then(|sealed| sealed.footer.clone());
+        let is_in = |info: &SegmentInfo| {
+            info.file_name(kind) == file || footer(info).is_some_and(|footer| footer.file_name(kind) == file)
+        };
+        let wanted = self.segments().into_iter().filter(|next| next.kind == kind && is_in(&next.info));
+        wanted.map(|next| self.read_segment(next, how)).collect()
+    }
+
+    /// Reads a segment and its footer.
+    fn read_segment(&self, next: Next, how: &Upkeep<'_>) -> Result<Scrubbed, FoldError> {
+        let mut done = Scrubbed { place: Some(next.place()), ..Scrubbed::default() };
+        let Next { kind, info, before, end } = next;
         let stretches;
         (done.bytes, stretches) =
             self.read_batches(kind, &info, before, end, how).map_err(FoldError::Footer)?;
@@ -121,26 +150,26 @@ impl Scrub<'_> {
         Ok(done)
     }
 
-    fn next_to_scrub(&self, after: Option<ScrubPlace>) -> Option<Next> {
+    /// Every segment, in the order in which they are read.
+    fn segments(&self) -> Vec<Next> {
         let (manifest, ends) = {
             let shared = self.state.read_shared();
             (shared.manifest.clone(), [shared.open_bytes, shared.undo_open_bytes])
         };
-        [LogKind::Redo, LogKind::Undo].into_iter().find_map(|kind| {
+        let mut segments = Vec::new();
+        for kind in [LogKind::Redo, LogKind::Undo] {
             let mut before = match kind {
                 LogKind::Redo => WriteSeq::from_raw(manifest.base.last_seq),
                 LogKind::Undo => WriteSeq::ZERO,
             };
-            manifest.log(kind).segments.iter().find_map(|info| {
-                let place = place_of(kind, info.number);
+            for info in &manifest.log(kind).segments {
                 let durable = ends[usize::from(kind == LogKind::Undo)];
                 let end = info.sealed.as_ref().map_or(durable, |sealed| sealed.bytes);
-                let is_next = after.is_none_or(|after| place > after);
-                let found = is_next.then(|| Next { kind, info: info.clone(), before, end });
+                segments.push(Next { kind, info: info.clone(), before, end });
                 before = info.sealed.as_ref().map_or(before, |s| WriteSeq::from_raw(s.point.last_seq));
-                found
-            })
-        })
+            }
+        }
+        segments
     }
 
     /// Contains what of a segment does not check; what of that was not known.
@@ -217,20 +246,51 @@ impl Scrub<'_> {
     }
 
     fn read_replica(&self, disk: DiskIndex, from: u64, how: &Upkeep<'_>) -> Result<Scrubbed, FoldError> {
-        let contain = |what: String, range: ByteRange| {
-            let seen = self.state.read_shared().timeline.last_seq;
-            let pieces = match (Appraisal { state: self.state, reads: self.reads }).of_replica(disk, range) {
-                Err(AppraiseError::Index(_)) => None,
-                Err(AppraiseError::Io(error)) => return Err(FoldError::Replica(error)),
-                Ok(pieces) => Some(pieces),
-            };
-            self.contain_as(what, self.lost_from(LogKind::Undo, WriteSeq::ZERO), pieces, seen)
-        };
-        let scrub =
-            ScrubReplica { state: self.state, reads: self.reads, turns: self.turns, contain: &contain };
-        let Read { upto, bytes, damage } = scrub.step(disk, from, how)?;
+        let contain = |what: String, range: ByteRange| self.contain_in_replica(disk, range, what);
+        let Read { upto, bytes, damage } = self.of_replicas(&contain).step(disk, from, how)?;
         let place = Some(ScrubPlace(Place::Replica { disk: disk.0, upto }));
         Ok(Scrubbed { place, bytes, damage, ..Scrubbed::default() })
+    }
+
+    fn of_replicas<'b>(
+        &'b self,
+        contain: &'b dyn Fn(String, ByteRange) -> Result<Option<Damage>, FoldError>,
+    ) -> ScrubReplica<'b> {
+        ScrubReplica { state: self.state, reads: self.reads, turns: self.turns, contain }
+    }
+
+    /// Contains what was found of a replica.
+    fn contain_in_replica(
+        &self,
+        disk: DiskIndex,
+        range: ByteRange,
+        what: String,
+    ) -> Result<Option<Damage>, FoldError> {
+        let seen = self.state.read_shared().timeline.last_seq;
+        let pieces = match (Appraisal { state: self.state, reads: self.reads }).of_replica(disk, range) {
+            Err(AppraiseError::Index(_)) => None,
+            Err(AppraiseError::Io(error)) => return Err(FoldError::Replica(error)),
+            Ok(pieces) => Some(pieces),
+        };
+        self.contain_as(what, self.lost_from(LogKind::Undo, WriteSeq::ZERO), pieces, seen)
+    }
+
+    /// Contains what the turn that is taken now has found of a replica. Beside it others are damaged where one is: all of
+    /// the region is looked at, but where the turn is writing, of which it knows best itself.
+    pub(crate) fn contain_in_turn(
+        &self,
+        disk: DiskIndex,
+        range: ByteRange,
+        what: String,
+    ) -> Result<Vec<Damage>, FoldError> {
+        if self.reads.is_being_written(disk, range)? {
+            return Ok(self.contain_in_replica(disk, range, what)?.into_iter().collect());
+        }
+        let replica = self.reads.replica(disk).map_err(FoldError::Replica)?;
+        let start = range.start / REGION_BYTES * REGION_BYTES;
+        let region = ByteRange::new(start, REGION_BYTES.min(replica.size() - start));
+        let contain = |what: String, range: ByteRange| self.contain_in_replica(disk, range, what);
+        self.of_replicas(&contain).settle_region(disk, &replica, region)
     }
 
     fn is_kept(&self, kind: LogKind, number: u64) -> bool {
@@ -391,7 +451,7 @@ impl Scrub<'_> {
     }
 
     /// Puts the footers in the place of merged runs that do not check; merging makes new ones of them.
-    fn rebuild_merged(&self, how: &Upkeep<'_>) -> Result<usize, FoldError> {
+    pub(crate) fn rebuild_merged(&self, how: &Upkeep<'_>) -> Result<usize, FoldError> {
         let mut count = 0;
         for kind in [LogKind::Redo, LogKind::Undo] {
             let manifest = self.state.read_shared().manifest.clone();

@@ -78,6 +78,17 @@ impl ScrubReplica<'_> {
         }
         let _upkeep = self.turns.lock();
         self.state.check_life().map_err(ReadError::Replica)?;
+        self.settle_region(disk, replica, region)
+    }
+
+    /// Contains what is damaged of a part of one region, and sums what has no checksum, while no other turn is taken. What
+    /// is being written has no say.
+    pub(crate) fn settle_region(
+        &self,
+        disk: DiskIndex,
+        replica: &Replica,
+        region: ByteRange,
+    ) -> Result<Vec<Damage>, FoldError> {
         let mut looked = self.look(disk, replica, region)?;
         for (block, word) in &mut looked.fresh {
             if self.reads.is_being_written(disk, replica.block(*block))? {

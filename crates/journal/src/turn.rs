@@ -7,7 +7,7 @@
 use crate::age::{Stamp, micros};
 use crate::compact;
 use crate::damage;
-use crate::fold::{Fold, FoldError};
+use crate::fold::{Contain, Fold, FoldError};
 use crate::footers::Footers;
 use crate::history::History;
 use crate::pins::Pins;
@@ -15,7 +15,7 @@ use crate::read::Reads;
 use crate::settings::Mode;
 use crate::state::State;
 use crate::undo::{Undo, UndoWriter};
-use crate::upkeep::{Kept, Upkeep};
+use crate::upkeep::{Done, Upkeep};
 use std::io;
 use std::sync::Arc;
 use threads::sync::{Mutex, MutexGuard};
@@ -59,7 +59,7 @@ impl Turns {
     }
 
     /// Does a bounded amount of what is to be done.
-    pub(crate) fn take(&self, how: &Upkeep<'_>) -> Result<Kept, FoldError> {
+    pub(crate) fn take(&self, how: &Upkeep<'_>, contain: Contain<'_>) -> Result<Done, FoldError> {
         let mut undo = self.lock();
         self.state.check_turn().map_err(FoldError::Manifest)?;
         let stamp = self.state.write_shared().age.tick(how);
@@ -74,16 +74,16 @@ impl Turns {
         let footers = self.footers.write_all(Some(stamp)).map_err(FoldError::Footer)?;
         self.keep_ages(stamp).map_err(FoldError::Manifest)?;
         let merges = compact::merge_runs(&self.state, &self.reads, how.entropy)?;
-        let mut kept = self.retain(&mut undo, how)?;
+        let mut kept = self.retain(&mut undo, how, contain)?;
         // A step that was cut short is finished in either mode.
         if self.state.read_shared().settings.mode == Mode::Rollback || undo.has_unfinished_step(&self.state) {
-            let applied = self.undo.apply(&mut undo, how)?;
+            let applied = self.undo.apply(&mut undo, how, contain)?;
             kept.folded_bytes += applied.folded_bytes;
             kept.segments += applied.segments;
             kept.more |= applied.more;
         }
         let applied = self.state.read_shared().manifest.applied();
-        Ok(Kept { footers, merges, applied, more: kept.more || merges > 0, ..kept })
+        Ok(Done { footers, merges, applied, more: kept.more || merges > 0, ..kept })
     }
 
     /// Stamps segments that got their footer without, and saves the age clock where nothing else did for long.
@@ -107,32 +107,37 @@ impl Turns {
     }
 
     /// Folds or retires what is due.
-    fn retain(&self, undo: &mut UndoWriter, how: &Upkeep<'_>) -> Result<Kept, FoldError> {
+    fn retain(
+        &self,
+        undo: &mut UndoWriter,
+        how: &Upkeep<'_>,
+        contain: Contain<'_>,
+    ) -> Result<Done, FoldError> {
         let applied = self.state.read_shared().manifest.applied();
         let last_good = self.last_good();
         let due = self.state.read_shared().due(last_good);
-        let Some(due) = due else { return Ok(Kept { applied, ..Kept::default() }) };
+        let Some(due) = due else { return Ok(Done { applied, ..Done::default() }) };
         // What was begun is ended first: what is due grows while it is written.
         let target = self.fold.begun().filter(|begun| *begun < due).unwrap_or(due);
         let mut folded_bytes = 0;
         if target > applied {
             if undo.has_unfinished_step(&self.state) {
-                return Ok(Kept { applied, more: true, ..Kept::default() });
+                return Ok(Done { applied, more: true, ..Done::default() });
             }
-            match self.fold.fold_to(target, how)? {
+            match self.fold.fold_to(target, how, contain)? {
                 Some(written) => {
                     folded_bytes = written.bytes;
                     if !written.is_whole {
-                        return Ok(Kept { applied, folded_bytes, more: true, ..Kept::default() });
+                        return Ok(Done { applied, folded_bytes, more: true, ..Done::default() });
                     }
                 }
-                None => return Ok(Kept { applied, ..Kept::default() }),
+                None => return Ok(Done { applied, ..Done::default() }),
             }
         } else if !self.fold.retire(target).map_err(FoldError::Manifest)? {
-            return Ok(Kept { applied, ..Kept::default() });
+            return Ok(Done { applied, ..Done::default() });
         }
         let segments = self.fold.finish(target).map_err(FoldError::Manifest)?;
-        Ok(Kept { segments, folded_bytes, more: true, ..Kept::default() })
+        Ok(Done { segments, folded_bytes, more: true, ..Done::default() })
     }
 
     /// The newest cut there is to fail over to. While a sync is under way all that come after it miss writes, and while

@@ -17,13 +17,13 @@ mod writer;
 
 use crate::cover::LogKind;
 use crate::extent::{Extent, Width};
-use crate::fold::{Fold, FoldError};
+use crate::fold::{Contain, Fold, FoldError};
 use crate::manifest::StreamPoint;
 use crate::merge::Merge;
 use crate::read::Reads;
 use crate::roll;
 use crate::state::State;
-use crate::upkeep::{Kept, Upkeep};
+use crate::upkeep::{Done, Upkeep};
 use crate::view::Shared;
 use std::io;
 use std::sync::Arc;
@@ -47,18 +47,23 @@ impl Undo {
     }
 
     /// Brings the replica up to the newest durable write, or as far as one step goes.
-    pub(crate) fn apply(&self, undo: &mut UndoWriter, how: &Upkeep<'_>) -> Result<Kept, FoldError> {
-        let mut kept = Kept::default();
+    pub(crate) fn apply(
+        &self,
+        undo: &mut UndoWriter,
+        how: &Upkeep<'_>,
+        contain: Contain<'_>,
+    ) -> Result<Done, FoldError> {
+        let mut kept = Done::default();
         if !undo.has_unfinished_step(&self.state) {
-            let Some(more) = self.write_before_images(undo, how)? else { return Ok(kept) };
+            let Some(more) = self.write_before_images(undo, how, contain)? else { return Ok(kept) };
             kept.more = more;
         }
         self.note_before_images(undo.upto).map_err(FoldError::Manifest)?;
         self.reads.wait_for_readers();
-        let written = self.fold.write_replica(undo.upto, how)?;
+        let written = self.fold.write_replica(undo.upto, how, contain)?;
         kept.folded_bytes = written.bytes;
         if !written.is_whole {
-            return Ok(Kept { more: true, ..kept });
+            return Ok(Done { more: true, ..kept });
         }
         kept.segments = self.fold.finish(undo.upto).map_err(FoldError::Manifest)?;
         Ok(kept)
@@ -69,6 +74,7 @@ impl Undo {
         &self,
         undo: &mut UndoWriter,
         how: &Upkeep<'_>,
+        contain: Contain<'_>,
     ) -> Result<Option<bool>, FoldError> {
         let (applied, durable, settings) = {
             let shared = self.state.read_shared();
@@ -97,6 +103,7 @@ impl Undo {
         let mut step = Step {
             state: &self.state,
             reads: &self.reads,
+            contain,
             records: Vec::new(),
             record_bytes: 0,
             written: Vec::new(),

@@ -43,16 +43,13 @@ impl Upkeep<'_> {
     }
 }
 
-/// What upkeep did.
+/// What a turn of upkeep did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Kept {
-    pub footers: usize,
-    pub merges: usize,
-    /// Segments that were dropped.
-    pub segments: usize,
-    /// Bytes written to the replica.
-    pub folded_bytes: u64,
-    pub applied: WriteSeq,
-    /// Whether another call would find something to do at once.
-    pub more: bool,
+pub(crate) struct Done {
+    pub(crate) footers: usize,
+    pub(crate) merges: usize,
+    pub(crate) segments: usize,
+    pub(crate) folded_bytes: u64,
+    pub(crate) applied: WriteSeq,
+    pub(crate) more: bool,
 }

@@ -11,7 +11,7 @@ use crate::error::with_sources;
 use crate::pace::Pace;
 use crate::state::random;
 use joint::life::Use;
-use journal::{Clock, Journal, Scrubbed, Timeline, Upkeep};
+use journal::{Clock, Damage, Journal, Scrubbed, Timeline, Upkeep};
 use replication::wire::{Refusal, Refuse};
 use rounds::{Round, Rounds};
 use std::sync::Arc;
@@ -134,23 +134,27 @@ fn note_whole(vm: &RecoveredVm) -> Round {
     Round::Whole
 }
 
-fn tell(vm: &Arc<RecoveredVm>, journal: &Journal, step: &Scrubbed) {
-    if step.rebuilt > 0 {
-        tracing::warn!(vm = vm.name(), runs = step.rebuilt, "damaged index runs were made again");
-    }
+fn tell(vm: &RecoveredVm, journal: &Journal, step: &Scrubbed) {
     vm.tell_mended(&step.mended);
     for lost in &step.lost {
         tracing::error!(vm = vm.name(), lost = lost.to_string(), "checkpoints cannot be listed any more");
     }
-    for damage in &step.damage {
-        let text = vm.report_damage(damage);
-        if journal.with_timeline(Timeline::must_resync).is_none() {
-            continue; // The newest state is whole: nobody has to send anything again.
-        }
-        // The source greets again, learns that it cannot resume, and sends everything.
-        if !vm.stop_stream(Refuse { why: Refusal::Busy, detail: text }) {
-            tracing::warn!(vm = vm.name(), "its stream does not let go; the journal refuses what it sends");
-        }
+    tell_found(vm, journal, &step.damage, step.rebuilt);
+}
+
+/// What was found damaged, by a scrub or by upkeep, is told; where something of the newest state is lost the stream ends.
+pub(super) fn tell_found(vm: &RecoveredVm, journal: &Journal, damage: &[Damage], rebuilt: usize) {
+    if rebuilt > 0 {
+        tracing::warn!(vm = vm.name(), runs = rebuilt, "damaged index runs were made again");
+    }
+    let told = damage.iter().map(|damage| vm.report_damage(damage)).last();
+    // Where the newest state is whole nobody has to send anything again.
+    let Some(detail) = told.filter(|_| journal.with_timeline(Timeline::must_resync).is_some()) else {
+        return;
+    };
+    // The source greets again, learns that it cannot resume, and sends everything.
+    if !vm.stop_stream(Refuse { why: Refusal::Busy, detail }) {
+        tracing::warn!(vm = vm.name(), "its stream does not let go; the journal refuses what it sends");
     }
 }
 

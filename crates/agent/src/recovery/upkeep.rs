@@ -2,6 +2,7 @@
 
 use super::Recovery;
 use super::life::journal_alert;
+use super::scrub::tell_found;
 use super::turns::{Progress, Turns};
 use super::vm::RecoveredVm;
 use crate::alerts::Cause;
@@ -156,11 +157,47 @@ fn keep_up(
 }
 
 fn tell(vm: &RecoveredVm, journal: &Journal, kept: &Kept) {
+    tell_found(vm, journal, &kept.damage, kept.rebuilt);
     if kept.segments > 0 {
         let (segments, bytes) = (kept.segments, kept.folded_bytes);
         tracing::info!(vm = vm.name(), segments, bytes, applied = %kept.applied, "folded");
     }
     if kept.merges > 0 {
         tracing::debug!(vm = vm.name(), runs = journal.status().runs, "index runs merged");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+
+    use super::super::tests::{PEER, append_sync, hello, recovery};
+    use super::*;
+    use journal::{Mode, Settings};
+    use std::os::unix::fs::FileExt;
+
+    /// No scrub has come by.
+    #[test]
+    fn what_upkeep_comes_upon_is_told_as_what_a_scrub_finds() {
+        let folder = tempfile::tempdir().unwrap();
+        let recovery = recovery(folder.path());
+        let (vm, journal) = recovery.admit(&hello(1), PEER).unwrap();
+        append_sync(&journal);
+        let segment = vm.folder(&recovery.journal_dir).join("segment-00000001");
+        let file = std::fs::OpenOptions::new().write(true).open(segment).unwrap();
+        file.write_all_at(&[0; 512], 8192 + 2048).unwrap();
+        journal.set(Settings { mode: Mode::Rollback, ..journal.status().settings });
+        let mut turns = Turns::default();
+        turns.ask(vm.id(), vm.disk(&recovery.journal_dir));
+        let (_, progress) = turns.next(clock::now()).unwrap();
+        let turn = || recovery.take_turn(&vm, &Pace::new(0), &progress, false);
+        assert!(turn(), "it goes on at once");
+        while turn() {}
+        let told = vm.last_error().unwrap();
+        assert!(told.starts_with("segment-00000001 at byte 8192: ") && told.contains("4096 bytes"), "{told}");
+        assert_eq!(journal.status().applied, journal.status().last_seq);
+        recovery.tell_damage(&vm);
+        let alerts = recovery.alerts.list();
+        assert!(alerts.len() == 1 && alerts[0].contains("its journal is damaged"), "{alerts:?}");
     }
 }

@@ -2,7 +2,7 @@
 
 use super::writer::UndoWriter;
 use crate::extent::{Extent, REGION_BYTES, extents_of};
-use crate::fold::FoldError;
+use crate::fold::{Contain, FoldError};
 use crate::layout::{Envelope, FIRST_BATCH_AT};
 use crate::page::{PAGE_BYTES, PageBuf};
 use crate::payload::ReadError;
@@ -18,6 +18,7 @@ use types::{ByteRange, Epoch, Incarnation, WallTime, WriteSeq};
 pub(crate) struct Step<'a> {
     pub(crate) state: &'a State,
     pub(crate) reads: &'a Reads,
+    pub(crate) contain: Contain<'a>,
     pub(crate) undo: &'a mut UndoWriter,
     pub(crate) records: Vec<Record>,
     pub(crate) record_bytes: usize,
@@ -34,17 +35,18 @@ impl Step<'_> {
         extent.range.split_at_multiples(REGION_BYTES).try_for_each(|range| self.push_region(extent, range))
     }
 
-    /// Adds what `extent` changed of one region.
+    /// Adds what `extent` changed of one region, or of a part of it. What is lost is left out: whoever reads it is told.
     fn push_region(&mut self, extent: &Extent, range: ByteRange) -> Result<(), FoldError> {
-        let known = {
-            let shared = self.state.read_shared();
-            shared.timeline.lost().left_of(extent.disk, range, extent.seq.previous())
-        };
-        // What is lost is left out: whoever reads it is told.
-        known.into_iter().try_for_each(|part| self.push_known(extent, part))
+        self.known_of(extent, range).into_iter().try_for_each(|part| self.push_known(extent, part))
     }
 
-    /// The same of what is not known to be lost.
+    /// What of a range is not known to be lost as of just before `extent`.
+    fn known_of(&self, extent: &Extent, range: ByteRange) -> Vec<ByteRange> {
+        let shared = self.state.read_shared();
+        shared.timeline.lost().left_of(extent.disk, range, extent.seq.previous())
+    }
+
+    /// Adds what `extent` changed of what is not known to be lost.
     fn push_known(&mut self, extent: &Extent, range: ByteRange) -> Result<(), FoldError> {
         match self.before(extent, range) {
             Ok(before) => self.add(extent, range, before),
@@ -55,8 +57,17 @@ impl Step<'_> {
                 }
                 Ok(())
             }
-            Err(ReadError::Rotten { .. }) if self.is_needed_by_nobody(extent) => Ok(()),
-            Err(error) => Err(error.into()),
+            Err(error) => match error.in_replica() {
+                Some(_) if self.is_needed_by_nobody(extent) => Ok(()),
+                Some(place) => {
+                    (self.contain)(extent.disk, place, error.to_string())?;
+                    match self.known_of(extent, range) == [range] {
+                        true => Err(error.into()),
+                        false => self.push_region(extent, range),
+                    }
+                }
+                None => Err(error.into()),
+            },
         }
     }
 

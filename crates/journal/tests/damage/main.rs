@@ -8,6 +8,7 @@ mod copies;
 mod demand;
 mod found;
 mod made_good;
+mod met;
 mod open_images;
 mod open_segments;
 mod pieces;

@@ -2,7 +2,7 @@
 
 use crate::stream::{SMALL, Stream, append, compare, create, cuts, keep_up, unread};
 use crate::{BATCHES_AT, IN_A_BATCH, SEGMENTS, WITH_LARGE, WITH_SMALL, open, scrub_all, try_scrub, written};
-use journal::{CheckpointQuery, Image, Journal, Manifest, Mode, Settings, Upkeep};
+use journal::{CheckpointQuery, Image, Journal, Manifest, Mode, Settings};
 use sim::{Rng, SimStore};
 use std::sync::Arc;
 use types::{DiskIndex, WallTime, WriteSeq};
@@ -290,24 +290,5 @@ fn containing_what_can_be_told_in_pieces_may_be_cut_short_anywhere() {
                 break;
             }
         }
-    }
-}
-
-/// A turn of upkeep that comes before the scrub stops at what it cannot read, and loses nothing.
-#[test]
-fn a_turn_that_comes_before_the_scrub_stops_and_the_next_goes_on() {
-    for byte in IN_A_BATCH {
-        let (store, stream, journal) = rotten(WITH_SMALL, BATCHES_AT[1] + byte);
-        drop(journal);
-        let journal = open(&store);
-        journal.set(Settings { mode: Mode::Rollback, ..SEGMENTS });
-        let how = Upkeep::plain(WallTime(30_000_000), [7; 16]);
-        assert!((0..20).any(|_| journal.keep_up(&how).is_err()));
-        scrub_all(&journal);
-        (0..3).for_each(|_| keep_up(&journal, 30));
-        assert_eq!(journal.status().applied, journal.status().last_seq);
-        compare(&journal, &stream.states);
-        let bytes = damaged(&journal);
-        assert!(bytes.iter().any(|bytes| *bytes > 0) && bytes.iter().all(|bytes| *bytes <= 6000));
     }
 }

@@ -111,9 +111,7 @@ fn what_is_written_to_a_part_of_a_block_does_not_hide_rot_in_the_rest() {
     append(&journal, stream.batch(), 13, 13);
     fold(&mut stream, 14);
     assert_eq!(unread(&journal, &stream.disk), [1]);
-    stream.write(4096, &[9; 4096]);
-    stream.checkpoint();
-    append(&journal, stream.batch(), 29, 29);
+    make_good(&journal, &mut stream, 29);
     fold(&mut stream, 30);
     assert_eq!(unread(&journal, &stream.disk), Vec::<u64>::new());
     assert_eq!(scrub_all(&journal).damage, Vec::new());

@@ -191,3 +191,26 @@ fn a_bad_area_as_large_as_a_region_is_damage_and_what_lies_behind_is_read() {
     *unread.lock().unwrap() = Some(("replica/vda.raw", 0..u64::MAX));
     assert!(try_scrub(&journal).is_err(), "a disk that gives nothing is an error");
 }
+
+/// A step back reads all but one sector of a block that it writes a part of.
+#[test]
+fn a_sector_of_a_replica_that_a_step_back_cannot_read_is_contained_and_passed_by() {
+    let (_disk, unread, journal, mut stream) = with_replica();
+    *unread.lock().unwrap() = Some(("replica/vda.raw", 66_560..67_072));
+    stream.write(65_536, &[77; 512]);
+    stream.checkpoint();
+    append(&journal, stream.batch(), 30, 30);
+    let mut found = Vec::new();
+    for _ in 0..20 {
+        found.extend(journal.keep_up(&Upkeep::plain(WallTime(30_000_000), [9; 16])).unwrap().damage);
+    }
+    assert!(found.len() == 1 && found[0].what.ends_with("cannot be read"), "{found:?}");
+    assert_eq!(journal.status().applied, journal.status().last_seq);
+    // What was written beside it cannot be read either.
+    scrub_all(&journal);
+    assert!(compare(&journal, &stream.states) < cuts(&journal).len());
+    *unread.lock().unwrap() = Some(("replica/vda.raw", 0..u64::MAX));
+    stream.resync();
+    append(&journal, stream.batch(), 31, 31);
+    assert!(journal.keep_up(&Upkeep::plain(WallTime(31_000_000), [9; 16])).is_err(), "it gives nothing");
+}
