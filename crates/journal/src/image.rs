@@ -74,16 +74,12 @@ impl Image {
                 image.overlays.push(Overlay::open(store, folder, &disk.name, disk.size_bytes, boot_id)?);
             }
         }
-        if image.needs_journal() {
-            pinned?;
-        } else {
+        if image.promotion().is_done() {
             image.unpin();
+        } else {
+            pinned?;
         }
         Ok(image)
-    }
-
-    fn needs_journal(&self) -> bool {
-        self.overlays.is_empty() || !self.promotion().is_done()
     }
 
     /// Gives the pin back: nothing is read from the journal any more.

@@ -22,9 +22,9 @@ const STEP_BYTES: u64 = 1 << 20;
 const FLUSH_BYTES: u64 = 256 << 20;
 
 impl Promotion {
-    /// Whether the image needs nothing of the journal any more.
+    /// Whether the image needs nothing of the journal any more. One that is read-only has nothing of its own, and always does.
     pub fn is_done(&self) -> bool {
-        self.own_bytes == self.total_bytes
+        self.total_bytes > 0 && self.own_bytes == self.total_bytes
     }
 }
 

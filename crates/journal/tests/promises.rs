@@ -63,6 +63,37 @@ fn an_image_at_the_tail_of_a_group_is_opened_again_after_the_source_began_anew()
     }
 }
 
+/// A link that is too slow leaves writes out before a cut that was given out, and behind it: between the two only checkpoints
+/// can be opened by who has not been promised anything.
+#[test]
+fn an_image_between_two_places_where_writes_are_left_out_is_opened_again() {
+    let store = SimStore::new();
+    let journal = Arc::new(create(&store, SETTINGS));
+    let mut stream = Stream::begin();
+    stream.leave_out();
+    stream.write(0, &[1; 4096]);
+    stream.checkpoint();
+    stream.write(8192, &[2; 4096]);
+    append(&journal, stream.batch(), 1, 1);
+    let (tail, before) = (stream.sent(), stream.disk.clone());
+    let image = Image::open(journal.clone(), tail, None, [1; 16]).unwrap();
+    assert!(!image.promotion().is_done(), "it has nothing of its own");
+    let pin = journal.pin("image 1", tail, None).unwrap();
+    stream.write(8192, &[3; 4096]);
+    stream.checkpoint();
+    stream.leave_out();
+    stream.write(0, &[4; 4096]);
+    stream.checkpoint();
+    append(&journal, stream.batch(), 2, 2);
+    drop((image, journal));
+    let journal = open(&store);
+    let image = Image::open(journal.clone(), tail, None, [1; 16]).unwrap();
+    assert_eq!(read(&image, 0, 16_384).unwrap(), before[..16_384]);
+    drop(image);
+    journal.unpin(|one| one.id == pin).unwrap();
+    assert_ne!(journal.newest_consistent(tail), Some(tail), "there the two are one stretch");
+}
+
 #[test]
 fn a_pinned_image_is_opened_again_and_fails_only_where_it_was_damaged() {
     let store = SimStore::new();

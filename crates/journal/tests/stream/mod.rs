@@ -86,6 +86,13 @@ impl Stream {
         self.records.push(Record { seq, kind: Kind::Write, disk: DiskIndex(0), range, payload });
     }
 
+    /// A write was left out, since the next one goes over it.
+    pub(crate) fn leave_out(&mut self) {
+        self.mark(Kind::LeftOut);
+        let left_out = self.records.last_mut().unwrap();
+        left_out.range = ByteRange::new(left_out.seq.next().raw(), 0);
+    }
+
     pub(crate) fn zero(&mut self, kind: Kind, range: ByteRange) {
         let seq = self.next();
         self.disk[range.start as usize..range.end() as usize].fill(0);

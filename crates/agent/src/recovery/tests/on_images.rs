@@ -52,6 +52,24 @@ fn images_on_a_journal_that_cannot_be_opened_end_and_hold_nothing_up() {
     assert!(recovery.open_image(&api::OpenImageRequest { vm: "vm-2".into(), ..open }).is_ok());
 }
 
+/// What one that is only read shows lies in the journal alone, and may be a cut that is none any more once the source has sent
+/// something else.
+#[test]
+fn an_image_that_is_only_read_is_pinned_over_restarts_as_any_other() {
+    for writable in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let recovery = recovery(folder.path());
+        let (_, journal) = recovery.admit(&hello(1), PEER).unwrap();
+        append_sync(&journal);
+        let request = api::OpenImageRequest { vm: "vm-1".into(), at: "latest".into(), writable };
+        let opened = recovery.open_image(&request).unwrap();
+        let owner = recovery.image(&opened.id).unwrap().record().pin_owner();
+        assert_eq!(journal.pins().iter().map(|pin| &pin.owner).collect::<Vec<_>>(), [&owner], "{writable}");
+        recovery.close_image(&opened.id).unwrap();
+        assert!(journal.pins().is_empty());
+    }
+}
+
 /// Whoever closes an image waits for its guest's flush, and a checkpoint's file may lie on a disk that hangs.
 #[test]
 fn who_lists_images_waits_for_no_disk_and_for_nobody_who_closes_one() {
