@@ -16,9 +16,10 @@ use crate::fold::FoldError;
 use crate::footers::Footers;
 use crate::lost::LostPiece;
 use crate::manifest::{RunInfo, SegmentInfo};
-use crate::page::PAGE_BYTES;
+use crate::page::{PAGE_BYTES, PageBuf};
+use crate::payload::ReadError;
 use crate::read::Reads;
-use crate::run::Run;
+use crate::run::{Run, RunError};
 use crate::run_writer::RunWriter;
 use crate::scrub_replica::{Read, ScrubReplica};
 use crate::segment::{Found, Onward, Segment, cut_off_up_to};
@@ -190,6 +191,10 @@ impl Scrub<'_> {
         for stretch in stretches {
             let seen = self.state.read_shared().timeline.last_seq;
             let pieces = match appraisal.of_stretch(kind, info, &stretch) {
+                // All may be well with it: nothing is given up for that.
+                Err(AppraiseError::Index(error)) if self.is_not_given(&error) => {
+                    return Err(FoldError::Read(error));
+                }
                 Err(AppraiseError::Index(_)) => None,
                 Err(AppraiseError::Io(error)) => return Err(FoldError::Footer(error)),
                 Ok(pieces) => pieces,
@@ -198,6 +203,15 @@ impl Scrub<'_> {
             found.extend(self.contain_as(stretch.what, from, pieces, seen)?);
         }
         Ok(found)
+    }
+
+    /// Whether it is a file of the index of which the disk gives nothing, neither its begin nor its end.
+    fn is_not_given(&self, error: &ReadError) -> bool {
+        let ReadError::Run(RunError::Io { name, .. }) = error else { return false };
+        let Ok(file) = self.state.store.open_direct(name, false) else { return false };
+        let last = file.len().unwrap_or(0).saturating_sub(PAGE_BYTES);
+        let mut page = PageBuf::zeroed(PAGE_BYTES as usize);
+        [0, last].into_iter().all(|at| file.read_at(at, page.as_mut_slice()).is_err())
     }
 
     /// Contains damage as pieces, as of what was durable at `seen`, or else as cuts from `from` on; unless it was known.
@@ -268,6 +282,9 @@ impl Scrub<'_> {
     ) -> Result<Option<Damage>, FoldError> {
         let seen = self.state.read_shared().timeline.last_seq;
         let pieces = match (Appraisal { state: self.state, reads: self.reads }).of_replica(disk, range) {
+            Err(AppraiseError::Index(error)) if self.is_not_given(&error) => {
+                return Err(FoldError::Read(error));
+            }
             Err(AppraiseError::Index(_)) => None,
             Err(AppraiseError::Io(error)) => return Err(FoldError::Replica(error)),
             Ok(pieces) => Some(pieces),

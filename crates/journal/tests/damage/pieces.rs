@@ -292,3 +292,17 @@ fn containing_what_can_be_told_in_pieces_may_be_cut_short_anywhere() {
         }
     }
 }
+
+/// Nobody can tell then what was written over it, and so it would cost all cuts from there on: but all may be well.
+#[test]
+fn damage_beside_an_index_that_is_not_given_just_now_waits() {
+    let (store, stream, journal) = rotten(WITH_LARGE, BATCHES_AT[0] + (40 << 10));
+    drop(journal);
+    let journal = open(&store);
+    store.cannot_read(Some(WITH_SMALL));
+    assert!(try_scrub(&journal).is_err());
+    assert_eq!(damaged(&journal), [0; 16], "nothing is contained yet, and no checkpoint is gone");
+    store.cannot_read(None);
+    assert_eq!(scrub_all(&journal).damage.len(), 1);
+    assert_eq!(compare(&journal, &stream.states), 4);
+}
