@@ -1,7 +1,7 @@
 //! Replicas and the checksums beside them: rot in a replica is told with its place, and reading it fails.
 
 use crate::stream::{DISK_BYTES, SMALL, Stream, append, compare, create, cuts, keep_up, read_all};
-use crate::{make_good, scrub_all, try_scrub};
+use crate::{BATCHES_AT, make_good, scrub_all, try_scrub};
 use journal::{Journal, Manifest, Mode, Settings, Store, Upkeep};
 use sim::{Rng, SimStore};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -395,4 +395,65 @@ fn checksums_whose_sync_has_failed_are_not_told_as_durable_by_the_next() {
     store.evict();
     assert_eq!(unread(&journal, &stream.disk), Vec::<u64>::new(), "good blocks that cannot be read");
     assert_eq!(scrub_all(&journal).damage, Vec::new());
+}
+
+/// A fold writes a part of a block and fails before the checksum is on the disk; then what it wrote rots in the redo log, and
+/// the fold that is done again leaves it out.
+#[test]
+fn what_a_fold_that_is_done_again_leaves_out_does_not_cost_the_rest_of_its_block() {
+    let settings = Settings { bytes_soft: 0, ..settings(Mode::RollForward) };
+    let mut reached = 0;
+    for syncs in 0..12 {
+        let store = SimStore::new();
+        let journal = create(&store, settings);
+        let mut stream = Stream::begin();
+        let write = |stream: &mut Stream, journal: &Journal, number: u64, start: u64, len: usize| {
+            stream.write(start, &vec![number as u8 + 1; len]);
+            stream.checkpoint();
+            append(journal, stream.batch(), number, number as u8);
+        };
+        write(&mut stream, &journal, 0, 0, 8192);
+        (1..8).for_each(|number| write(&mut stream, &journal, number, (10 + number) * 8192, 6000));
+        journal.set(Settings { bytes_soft: 1, ..settings });
+        keep_up(&journal, 8);
+        journal.set(settings);
+        write(&mut stream, &journal, 8, 512, 1024);
+        (9..20).for_each(|number| write(&mut stream, &journal, number, (10 + number) * 8192, 6000));
+        keep_up(&journal, 20);
+        let before = Manifest::load(&store).unwrap();
+        journal.set(Settings { bytes_soft: 1, ..settings });
+        store.fail_sync_after(Some(syncs));
+        let turn = journal.keep_up(&Upkeep::plain(WallTime(21_000_000), [9; 16]));
+        store.fail_sync_after(None);
+        store.evict();
+        drop(journal);
+        if turn.is_ok() || Manifest::load(&store).unwrap().applied > before.applied {
+            continue;
+        }
+        for (name, at) in before.redo.segments.iter().flat_map(|info| {
+            let name = format!("segment-{:08}", info.number);
+            BATCHES_AT.map(|at| (name.clone(), at + 200))
+        }) {
+            let store = store.fork();
+            store.rot(&name, at);
+            let journal = Journal::open(Arc::new(store.clone()), settings).unwrap().journal;
+            scrub_all(&journal);
+            journal.set(Settings { bytes_soft: 1, ..settings });
+            keep_up(&journal, 30);
+            let sectors = (0..16_u64).filter(|sector| {
+                let mut read = [0; 512];
+                let result = journal.read_at(DiskIndex(0), WriteSeq::MAX, sector * 512, &mut read);
+                assert!(result.is_err() || read == stream.disk[(sector * 512) as usize..][..512]);
+                result.is_err()
+            });
+            let sectors: Vec<_> = sectors.collect();
+            assert!(
+                sectors.is_empty() || sectors == [1, 2],
+                "{name} at {at} after {syncs} syncs: {sectors:?}"
+            );
+            reached +=
+                u64::from(sectors == [1, 2] && Manifest::load(&store).unwrap().applied > before.applied);
+        }
+    }
+    assert!(reached > 1, "{reached}");
 }
