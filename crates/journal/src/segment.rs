@@ -98,11 +98,11 @@ impl Segment {
         };
         let file = store.open_direct(&name, false).map_err(io)?;
         let mut refused = "shorter than a segment header";
-        let mut unread = None;
+        let (mut unread, mut is_given) = (None, false);
         for copy in 0..2 {
             let mut page = vec![0; PAGE_BYTES as usize];
             match file.read_at(copy * PAGE_BYTES, &mut page) {
-                Ok(()) => {}
+                Ok(()) => is_given = true,
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => continue,
                 Err(error) => {
                     unread = Some(error);
@@ -121,7 +121,12 @@ impl Segment {
                 Err(what) => refused = what,
             }
         }
-        Err(unread.map_or(SegmentError::Header { name: name.clone(), what: refused }, io))
+        match unread {
+            Some(error) if !is_given && !gives_batches(&*file) => Err(io(error)),
+            // A disk that gives the rest may give these never more.
+            Some(_) => Err(SegmentError::Header { name, what: "neither copy of its header can be read" }),
+            None => Err(SegmentError::Header { name, what: refused }),
+        }
     }
 
     pub(crate) fn start(&self) -> Position {
@@ -170,6 +175,13 @@ impl Segment {
     pub(crate) fn ends_early(&self, at: u64) -> SegmentError {
         SegmentError::Batch { name: self.name.clone(), at, what: "the segment ends too early".into() }
     }
+}
+
+/// Whether the disk gives the first page behind the headers or the last one.
+fn gives_batches(file: &dyn StoreFile) -> bool {
+    let last = file.len().unwrap_or(0).saturating_sub(PAGE_BYTES).max(FIRST_BATCH_AT);
+    let mut page = vec![0; PAGE_BYTES as usize];
+    [FIRST_BATCH_AT, last].into_iter().any(|at| file.read_at(at, &mut page).is_ok())
 }
 
 /// What is to be said of a damaged batch where the scan could go on at byte `upto` only, and not with the next one.

@@ -61,6 +61,6 @@ pub use clock::now;
 pub use group::run_group;
 pub use hosts::{CutSummary, run_cuts};
 pub use rng::Rng;
-pub use store::SimStore;
+pub use store::{Decay, SimStore};
 pub use summary::Summary;
 pub use world::{run, run_whole, run_wide};

@@ -8,9 +8,14 @@
 //!
 //! Room is counted in pages that hold anything, of files that have a name: what is overwritten takes none, what is removed
 //! or punched gives it back.
+//!
+//! What rots, or is not given any more, and what it would hold, is in `store/rot.rs`.
+
+mod rot;
 
 use crate::rng::Rng;
 use journal::{Store, StoreFile};
+pub use rot::Decay;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
@@ -65,6 +70,10 @@ struct Content {
     given_up: Vec<(usize, usize)>,
     /// Which pages take up room.
     pages: BTreeSet<usize>,
+    /// What it would be had nothing in it rotted; none where nothing has.
+    truth: Option<Box<Content>>,
+    /// Sectors that the disk does not give, until they are written anew.
+    unread: BTreeSet<usize>,
 }
 
 #[derive(Debug)]
@@ -132,6 +141,12 @@ impl SimStore {
         disk.unreadable = name.and_then(|name| disk.names.get(name).copied());
     }
 
+    /// Whether nothing of this file can be read.
+    pub fn cannot_be_read(&self, name: &str) -> bool {
+        let disk = self.lock();
+        disk.unreadable.is_some() && disk.names.get(name).copied() == disk.unreadable
+    }
+
     /// Whether there is a file that cannot be read.
     pub fn has_unreadable(&self) -> bool {
         self.lock().unreadable.is_some()
@@ -170,23 +185,6 @@ impl SimStore {
         self.lock().files.values_mut().for_each(Content::evict);
     }
 
-    /// Changes one byte of a file as it lies on the disk; false where it has not so many.
-    pub fn rot(&self, name: &str, at: u64) -> bool {
-        let mut disk = self.lock();
-        let Some(&file) = disk.names.get(name) else { return false };
-        let content = disk.files.get_mut(&file).expect("a name's file exists");
-        let Some(byte) = content.now.get_mut(at as usize) else { return false };
-        *byte ^= 0x20;
-        content.durable = content.now.clone();
-        true
-    }
-
-    /// What a file holds.
-    pub fn content(&self, name: &str) -> Option<Vec<u8>> {
-        let disk = self.lock();
-        disk.names.get(name).map(|file| disk.files[file].now.clone())
-    }
-
     /// Cuts a file short, as if its end had never been written.
     pub fn truncate(&self, name: &str, len: u64) {
         let mut disk = self.lock();
@@ -199,15 +197,10 @@ impl SimStore {
     /// A copy of the disk as it would be without anything that is not synced.
     pub fn fork_of_what_is_synced(&self) -> Self {
         let disk = self.lock();
-        let synced = |content: &Content| Content {
-            now: content.durable.clone(),
-            durable: content.durable.clone(),
-            ..Content::default()
-        };
         let copy = Disk {
             names: disk.durable_names.clone(),
             durable_names: disk.durable_names.clone(),
-            files: disk.files.iter().map(|(file, content)| (*file, synced(content))).collect(),
+            files: disk.files.iter().map(|(file, content)| (*file, content.synced())).collect(),
             next_file: disk.next_file,
             ..Disk::default()
         };
@@ -245,7 +238,28 @@ impl SimStore {
 }
 
 impl Content {
+    /// The same is done to what it would be had nothing rotted.
+    fn each(&mut self, change: impl Fn(&mut Content)) {
+        change(self);
+        self.truth.as_deref_mut().into_iter().for_each(change);
+    }
+
+    /// What of it is synced.
+    fn synced(&self) -> Content {
+        Content {
+            now: self.durable.clone(),
+            durable: self.durable.clone(),
+            truth: self.truth.as_ref().map(|truth| Box::new(truth.synced())),
+            unread: self.unread.clone(),
+            ..Content::default()
+        }
+    }
+
     fn lose_power(&mut self, rng: &mut Rng) {
+        let mut same = rng.clone();
+        if let Some(truth) = &mut self.truth {
+            truth.lose_power(&mut same);
+        }
         let mut after = self.durable.clone();
         let unsynced = std::mem::take(&mut self.unsynced);
         if !unsynced.is_empty() && self.now.len() != after.len() && rng.one_in(2) {
@@ -286,6 +300,37 @@ impl Content {
 
     fn touch(&mut self, start: usize, end: usize) {
         self.unsynced.push((start / SECTOR, end.div_ceil(SECTOR)));
+    }
+
+    fn write(&mut self, start: usize, bytes: &[u8]) {
+        let end = start + bytes.len();
+        self.now.resize(self.now.len().max(end), 0);
+        self.now[start..end].copy_from_slice(bytes);
+        self.touch(start, end);
+    }
+
+    fn sync(&mut self) {
+        self.durable.resize(self.now.len(), 0);
+        for (from, to) in std::mem::take(&mut self.unsynced) {
+            let (start, end) = (from * SECTOR, (to * SECTOR).min(self.now.len()));
+            if start < end {
+                self.durable[start..end].copy_from_slice(&self.now[start..end]);
+            }
+        }
+    }
+
+    fn resize(&mut self, len: usize) {
+        let before = self.now.len();
+        self.now.resize(len, 0);
+        self.pages.retain(|page| *page < len.div_ceil(PAGE));
+        self.touch(before.min(len), before.max(len));
+    }
+
+    fn zero(&mut self, start: usize, end: usize) {
+        self.now[start..end].fill(0);
+        self.touch(start, end);
+        let whole = start.div_ceil(PAGE)..end / PAGE;
+        self.pages.retain(|page| !whole.contains(page));
     }
 }
 
@@ -428,11 +473,11 @@ impl SimFile {
 impl StoreFile for SimFile {
     fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
         let disk = self.lock();
-        if disk.unreadable == Some(self.file) {
+        let (content, start) = (&disk.files[&self.file], at as usize);
+        if disk.unreadable == Some(self.file) || content.has_unread(start, start + buf.len()) {
             return Err(io::Error::other("simulated failure of a read"));
         }
-        let start = at as usize;
-        let from = disk.files[&self.file].now.get(start..start + buf.len());
+        let from = content.now.get(start..start + buf.len());
         buf.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
@@ -445,9 +490,8 @@ impl StoreFile for SimFile {
         let end = disk.take_pages(self.file, start, wanted);
         let content = disk.files.get_mut(&self.file).expect("an open file exists");
         if end > start {
-            content.now.resize(content.now.len().max(end), 0);
-            content.now[start..end].copy_from_slice(&buf[..end - start]);
-            content.touch(start, end);
+            content.give_anew(start, end)?;
+            content.each(|content| content.write(start, &buf[..end - start]));
         }
         if end < wanted { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
@@ -458,21 +502,13 @@ impl StoreFile for SimFile {
         disk.change()?;
         let synced = disk.sync();
         let content = disk.files.get_mut(&self.file).expect("an open file exists");
-        if synced.is_err() {
+        content.each(|content| match &synced {
+            Ok(()) => content.sync(),
             // As Linux does: the pages count as clean from here on, though they never reached the disk,
             // and the next sync succeeds without them.
-            let given_up = std::mem::take(&mut content.unsynced);
-            content.given_up.extend(given_up);
-            return synced;
-        }
-        content.durable.resize(content.now.len(), 0);
-        for (from, to) in std::mem::take(&mut content.unsynced) {
-            let (start, end) = (from * SECTOR, (to * SECTOR).min(content.now.len()));
-            if start < end {
-                content.durable[start..end].copy_from_slice(&content.now[start..end]);
-            }
-        }
-        Ok(())
+            Err(_) => content.given_up.extend(std::mem::take(&mut content.unsynced)),
+        });
+        synced
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -483,10 +519,8 @@ impl StoreFile for SimFile {
         let mut disk = self.lock();
         disk.change()?;
         let content = disk.files.get_mut(&self.file).expect("an open file exists");
-        let before = content.now.len();
-        content.now.resize(len as usize, 0);
-        content.pages.retain(|page| *page < (len as usize).div_ceil(PAGE));
-        content.touch(before.min(len as usize), before.max(len as usize));
+        content.each(|content| content.resize(len as usize));
+        content.unread.retain(|sector| *sector < (len as usize).div_ceil(SECTOR));
         Ok(())
     }
 
@@ -495,10 +529,8 @@ impl StoreFile for SimFile {
         disk.change()?;
         let content = disk.files.get_mut(&self.file).expect("an open file exists");
         let (start, end) = (range.start as usize, (range.end() as usize).min(content.now.len()));
-        content.now[start..end].fill(0);
-        content.touch(start, end);
-        let whole = start.div_ceil(PAGE)..end / PAGE;
-        content.pages.retain(|page| !whole.contains(page));
+        content.give_anew(start, end)?;
+        content.each(|content| content.zero(start, end));
         Ok(())
     }
 }

@@ -3,7 +3,7 @@
 use crate::stream::{DISK_BYTES, Stream, append, compare, create_in, cuts, keep_up, read_all};
 use crate::{BATCHES_AT, SEGMENTS, WITH_SMALL, make_good, scrub_all, sealed, try_scrub, written};
 use journal::{Journal, Manifest, Mode, Settings, Store, StoreFile, Upkeep};
-use sim::SimStore;
+use sim::{Decay, SimStore};
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -130,6 +130,26 @@ fn a_sector_of_the_open_segment_that_cannot_be_read_leaves_the_journal_to_be_ope
     let opened = Journal::open(unreadable, settings).unwrap();
     assert_eq!(opened.damage, Vec::new());
     assert_eq!(compare(&opened.journal, &stream.states), 2);
+}
+
+/// Of two copies of a header one rots and the other one is not given any more, or neither is: of an open segment, and of one
+/// that is sealed.
+#[test]
+fn a_segment_without_either_header_is_damage_as_long_as_the_disk_gives_the_rest() {
+    for (segment, how) in [(4, Decay::Flip(9)), (4, Decay::Unread), (2, Decay::Flip(9)), (2, Decay::Unread)] {
+        let (store, stream) = sealed(20);
+        let journal = Journal::open(Arc::new(store.clone()), SEGMENTS).unwrap().journal;
+        let total = compare(&journal, &stream.states);
+        drop(journal);
+        let segments = Manifest::load(&store).unwrap().redo.segments;
+        let name = format!("segment-{:08}", segments[segment].number);
+        assert!(store.decay(&name, 0, &how) && store.decay(&name, 1, &Decay::Unread), "{name}");
+        let opened = Journal::open(Arc::new(store.clone()), SEGMENTS).unwrap();
+        let found = [opened.damage, scrub_all(&opened.journal).damage].concat();
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].what.starts_with(&name), "{found:?}");
+        assert!((1..total).contains(&compare(&opened.journal, &stream.states)), "the others are whole");
+    }
 }
 
 #[test]
