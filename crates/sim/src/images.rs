@@ -8,11 +8,13 @@ use crate::image_model::{DiskModel, SECTOR};
 use crate::moment::Moment;
 use crate::retained::Retained;
 use crate::rng::Rng;
+use crate::spoilt::Spoilt;
 use crate::store::SimStore;
 use crate::summary::Summary;
 use journal::{CheckpointFacts, Image, ImageError, Journal, Store};
 use std::cell::RefCell;
 use std::sync::Arc;
+use threads::sync::Mutex;
 use types::{ByteRange, CheckpointId, DiskIndex, WriteSeq};
 
 const DISK: DiskIndex = DiskIndex(0);
@@ -24,6 +26,7 @@ pub(crate) struct Images {
     next: u64,
     boot: u8,
     list: Vec<SimImage>,
+    lost: Arc<Mutex<Spoilt>>,
 }
 
 #[derive(Debug)]
@@ -40,6 +43,8 @@ struct SimImage {
     unwell: bool,
     /// Something below it was damaged: some of it cannot be read any more, and nothing else than it was is shown of it.
     spoilt: bool,
+    /// What of the journal may be lost.
+    lost: Arc<Mutex<Spoilt>>,
     store: SimStore,
     model: DiskModel,
 }
@@ -75,9 +80,14 @@ impl SimImage {
             Err(_) if range.len > SECTOR as u64 && self.spoilt => {
                 range.split_at_multiples(SECTOR as u64).for_each(|sector| self.read(sector));
             }
-            Err(_) if self.spoilt || self.unwell || self.store.has_unreadable() => {}
+            Err(_) if self.spoilt && self.may_be_lost(range) => {}
+            Err(_) if self.unwell || self.store.has_unreadable() => {}
             Err(error) => panic!("image {} at {} cannot be read: {error:?}", self.id, self.cut),
         }
+    }
+
+    fn may_be_lost(&self, range: ByteRange) -> bool {
+        self.lost.lock().expect("a panic aborts the process").may_be_lost(range, self.cut)
     }
 
     fn read_all(&mut self) {
@@ -145,8 +155,12 @@ fn is_damaged(found: Option<CheckpointFacts>) -> bool {
 }
 
 impl Images {
-    pub(crate) fn new() -> Self {
-        Self { next: 1, boot: 1, list: Vec::new() }
+    pub(crate) fn new(lost: Arc<Mutex<Spoilt>>) -> Self {
+        Self { next: 1, boot: 1, list: Vec::new(), lost }
+    }
+
+    fn has_unfound(&self) -> bool {
+        self.lost.lock().expect("a panic aborts the process").decayed.has_unfound()
     }
 
     pub(crate) fn has_room(&self) -> bool {
@@ -189,7 +203,8 @@ impl Images {
             closing: false,
             served: None,
             unwell: false,
-            spoilt: journal.checkpoint(CheckpointId(cut)).is_ok_and(is_damaged),
+            spoilt: journal.checkpoint(CheckpointId(cut)).is_ok_and(is_damaged) || self.has_unfound(),
+            lost: self.lost.clone(),
             store: store.clone(),
             model,
         };

@@ -20,6 +20,9 @@
 //! reaches, thinning and tags that hold; clocks that jump by a year; disks of either side on which nothing moves at all;
 //! files that cannot be read for a while, and copies that rot of what is kept twice. Whoever looks afterwards can read everything.
 //!
+//! In half of them pages rot at any time, of open segments, of replicas and of what tells of both, and the scrub comes by
+//! step by step (`rot.rs`, `decayed.rs`).
+//!
 //! Whatever is played: a checkpoint that could be opened goes by retention alone (`retained.rs`), what waits is within its
 //! bounds, and, where whole runs ask for it, what was told as durable is there without anything that was not synced.
 //!
@@ -28,9 +31,10 @@
 //! [`run_cuts`] plays the cuts of groups on several hosts, by themselves.
 //!
 //! Not simulated: local writes of one guest that end in another order than they began, the streams of groups
-//! with VMs on several hosts, and damage of what is still written to: open segments, the manifest, the replica.
+//! with VMs on several hosts, and damage of overlays' and dirty maps and of both copies of what is kept twice.
 
 mod clock;
+mod decayed;
 mod faults;
 mod group;
 mod hosts;
@@ -46,6 +50,7 @@ mod recovery;
 mod rest;
 mod retained;
 mod rng;
+mod rot;
 mod source;
 mod spill;
 mod spoilt;

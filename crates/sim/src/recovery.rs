@@ -5,6 +5,7 @@ use crate::link::Connection;
 use crate::moment::Moment;
 use crate::retained::Retained;
 use crate::rng::Rng;
+use crate::rot::{Expected, Round};
 use crate::spoilt::Spoilt;
 use crate::store::SimStore;
 use batch::{Batch, BlockHash};
@@ -17,6 +18,7 @@ use replication::{Opened, Receiver, ReceiverEffect, ReceiverEvent};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
+use threads::sync::{Mutex, MutexGuard};
 use types::{BlockIndex, Epoch, Monotonic, WallTime, WriteSeq};
 
 /// Small segments, so that they are sealed, merged and folded often.
@@ -54,11 +56,14 @@ pub(crate) struct RecoveryVm {
     pub(crate) settings: Settings,
     pub(crate) retained: Retained,
     /// What of the journal may be damaged.
-    pub(crate) spoilt: Spoilt,
+    spoilt: Arc<Mutex<Spoilt>>,
+    /// The round of scrubbing that is under way.
+    pub(crate) round: Round,
 }
 
 impl RecoveryVm {
     pub(crate) fn new(settings: Settings) -> Self {
+        let spoilt = Arc::<Mutex<Spoilt>>::default();
         Self {
             store: SimStore::new(),
             journal: None,
@@ -68,13 +73,25 @@ impl RecoveryVm {
             told: WriteSeq::ZERO,
             fence: None,
             stops_in: None,
-            images: Images::new(),
+            images: Images::new(spoilt.clone()),
             pins: Vec::new(),
             stands_still: 0,
             settings,
             retained: Retained::default(),
-            spoilt: Spoilt::default(),
+            spoilt,
+            round: Round::default(),
         }
+    }
+
+    /// What may be lost.
+    pub(crate) fn spoilt(&self) -> MutexGuard<'_, Spoilt> {
+        self.spoilt.lock().expect("a panic aborts the process")
+    }
+
+    /// Damage was found.
+    pub(crate) fn note_damage(&mut self) {
+        let spoilt = self.spoilt.lock().expect("a panic aborts the process");
+        self.retained.damaged(&spoilt);
     }
 
     /// A turn of upkeep; what it did, unless something hindered it.
@@ -106,15 +123,19 @@ impl RecoveryVm {
         if self.journal.is_some() || !self.has_journal() {
             return;
         }
+        let expected = Expected::of(&self.store);
         let opened = match Journal::open(Arc::new(self.store.clone()), self.settings) {
             Ok(opened) => opened,
             // The disk fails or is full just now; it is tried again when the source comes back.
             Err(OpenError::Io(_) | OpenError::Manifest(ManifestError::Io(_))) => return,
             Err(error) => panic!("a journal that cannot be opened: {error}"),
         };
-        assert!(opened.damage.is_empty(), "damage without cause: {:?}", opened.damage);
-        let durable = opened.journal.status().last_seq;
-        assert!(durable >= self.told, "invariant_acked_is_never_lost: {durable} is left of {}", self.told);
+        if let Some(from) = expected.judge(&opened, self.told) {
+            self.told = self.told.min(opened.journal.status().last_seq);
+            self.retained.may_be_gone_from(from);
+            self.pins.retain(|(_, cut)| *cut < from);
+            self.images.spoil();
+        }
         let journal = Arc::new(opened.journal);
         self.images.rebind(&journal);
         self.journal = Some(journal);
@@ -141,7 +162,8 @@ impl RecoveryVm {
         let (name, at) = any(rng)?;
         let mut page = [0; PAGE_BYTES];
         self.images.spoil();
-        self.spoilt.page(&name, &self.store.content(&name)?, at);
+        let content = self.store.content(&name)?;
+        self.spoilt().page(&name, &content, at);
         match rng.below(3) {
             0 => {
                 self.store.rot(&name, at + rng.below(PAGE_BYTES as u64));
@@ -161,7 +183,7 @@ impl RecoveryVm {
             for damage in &step.damage {
                 assert!(damage.pieces.is_some(), "damage costs more than it has damaged: {damage:?}");
             }
-            self.retained.damaged(&self.spoilt);
+            self.note_damage();
             found += step.damage.len();
             place = step.place;
             if place.is_none() {
@@ -327,7 +349,7 @@ impl RecoveryVm {
         {
             Ok(appended) => {
                 self.told = self.told.max(appended.durable);
-                written.iter().for_each(|batch| self.spoilt.written(batch));
+                written.iter().for_each(|batch| self.spoilt().written(batch));
                 ReceiverEvent::Durable(Ack {
                     durable: appended.durable,
                     watermark: appended.watermark,

@@ -29,6 +29,7 @@ impl World {
             pair.recovery.fence = pair.recovery.fence.map(|(epoch, _)| (epoch, true));
         }
         for vm in 0..usize::from(VMS) {
+            self.scrub_all(vm);
             self.cut_link(vm);
             if self.pairs[vm].source.paused {
                 self.pause_or_resume(vm);

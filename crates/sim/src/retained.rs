@@ -81,6 +81,11 @@ impl Retained {
         let Clock::Monotonic(now) = how.clock else { panic!("no label makes history older") };
         self.before_turn(now, journal, images);
         let kept = journal.keep_up(how).ok()?;
+        for damage in &kept.damage {
+            assert!(damage.pieces.is_some(), "damage costs more than it has damaged: {damage:?}");
+            // It may be what was to be failed over to.
+            self.newest = None;
+        }
         self.has_kept_up = true;
         Some(kept)
     }
@@ -107,6 +112,12 @@ impl Retained {
     /// Damage was found. It takes no checkpoint; what it has touched is nothing to fail over to.
     pub(crate) fn damaged(&mut self, spoilt: &Spoilt) {
         self.newest = self.newest.filter(|newest| !spoilt.may_be_lost(EVERYTHING, *newest));
+    }
+
+    /// What could not be read when it was opened has cost the cuts from here on.
+    pub(crate) fn may_be_gone_from(&mut self, from: WriteSeq) {
+        self.seen.range_mut(from..).for_each(|(_, seen)| seen.may_go = true);
+        self.newest = self.newest.filter(|newest| *newest < from);
     }
 
     /// The journal as it is after whatever has happened.

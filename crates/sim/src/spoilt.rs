@@ -4,6 +4,7 @@
 //! A page costs at most the records of the batches that lie in it, and the two pages of headers those of the whole segment. A
 //! write is lost up to the next one over it; a before-image below its write, down to the last one before.
 
+use crate::decayed::Decayed;
 use batch::{Batch, Form};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -13,7 +14,7 @@ const PAGE_BYTES: u64 = 4096;
 const HEADER_PAGES: u64 = 2;
 const ENVELOPE_BYTES: usize = 64;
 
-type Record = (WriteSeq, ByteRange);
+pub(crate) type Record = (WriteSeq, ByteRange);
 
 /// A segment as it was before anything in it was spoilt.
 #[derive(Debug)]
@@ -29,9 +30,11 @@ struct Segment {
 pub(crate) struct Spoilt {
     segments: BTreeMap<String, Segment>,
     written: Vec<Record>,
+    /// What has rotted at any time, and not only where a scrub comes by at once.
+    pub(crate) decayed: Decayed,
 }
 
-fn records(batch: &Batch) -> impl Iterator<Item = Record> {
+pub(crate) fn records(batch: &Batch) -> impl Iterator<Item = Record> {
     batch.entries().iter().filter(|entry| entry.kind.changes_disk()).map(|entry| (entry.seq, entry.range))
 }
 
@@ -69,6 +72,9 @@ impl Spoilt {
 
     /// Whether some of a range may not be readable as of a cut.
     pub(crate) fn may_be_lost(&self, range: ByteRange, cut: WriteSeq) -> bool {
+        if self.decayed.may_be_lost(range, cut, &self.written) {
+            return true;
+        }
         self.segments.values().any(|segment| {
             let has_header = !(0..HEADER_PAGES).all(|page| segment.spoilt.contains(&page));
             let is_lost =
@@ -85,14 +91,26 @@ impl Spoilt {
     }
 
     /// Whether all of a range was written above the first cut and at or below the second.
-    fn is_written(&self, range: ByteRange, (above, upto): (WriteSeq, WriteSeq)) -> bool {
-        let writes = self.written.iter().filter(|(seq, _)| *seq > above && *seq <= upto);
-        let mut parts: Vec<_> = writes.filter_map(|(_, write)| write.intersection(range)).collect();
-        parts.sort_unstable();
-        let covered = |upto: u64, part: &ByteRange| match part.start <= upto {
-            true => upto.max(part.end()),
-            false => upto,
-        };
-        parts.iter().fold(range.start, covered) == range.end()
+    fn is_written(&self, range: ByteRange, between: (WriteSeq, WriteSeq)) -> bool {
+        covers(range, written_between(&self.written, between))
     }
+}
+
+/// The ranges written above the first cut and at or below the second.
+pub(crate) fn written_between(
+    written: &[Record],
+    (above, upto): (WriteSeq, WriteSeq),
+) -> impl Iterator<Item = ByteRange> {
+    written.iter().filter(move |(seq, _)| *seq > above && *seq <= upto).map(|(_, range)| *range)
+}
+
+/// Whether ranges cover all of one.
+pub(crate) fn covers(range: ByteRange, by: impl Iterator<Item = ByteRange>) -> bool {
+    let mut parts: Vec<_> = by.filter_map(|one| one.intersection(range)).collect();
+    parts.sort_unstable();
+    let covered = |upto: u64, part: &ByteRange| match part.start <= upto {
+        true => upto.max(part.end()),
+        false => upto,
+    };
+    parts.iter().fold(range.start, covered) == range.end()
 }

@@ -69,4 +69,6 @@ summary! {
     departures: "departures",
     cuts: "cuts of groups",
     cuts_opened: "checkpoints opened whole",
+    rotten: "pages that rotted at any time",
+    rot_found: "damages that a scrub found of them",
 }

@@ -62,11 +62,13 @@ impl World {
                 let names = pair.recovery.store.names();
                 let any =
                     (rng.one_in(2) && !names.is_empty()).then(|| rng.below(names.len() as u64) as usize);
-                let name = any.map(|at| names[at].as_str());
+                let name = any.map(|at| names[at].as_str()).filter(|name| pair.recovery.may_hide(name));
                 self.summary.unreadable += u64::from(name.is_some());
                 pair.recovery.store.cannot_read(name);
                 self.say(&format!("of {vm} {name:?} cannot be read"));
             }
+            // Where anything rots at any time copies do, too.
+            _ if self.rots.is_some() => {}
             _ => {
                 if let Some(name) = pair.recovery.rot_a_copy(rng) {
                     self.summary.copies_rotten += 1;

@@ -54,6 +54,8 @@ pub(crate) struct World {
     pub(crate) wide: Option<Wide>,
     /// What only whole runs play.
     pub(crate) whole: Option<Whole>,
+    /// Numbers of their own for what rots at any time, in runs in which anything does.
+    pub(crate) rots: Option<Rng>,
 }
 
 /// Plays one seed.
@@ -106,6 +108,11 @@ fn policy(seed: u64) -> Option<SyncPolicy> {
     (seed % 4 == 2).then_some(SyncPolicy { timeout: Duration::ZERO, on_timeout })
 }
 
+/// In half of the whole runs something rots at any time: not in synchronous mode, which promises nothing then.
+fn rots(seed: u64) -> bool {
+    matches!(seed % 8, 1 | 3 | 4 | 7)
+}
+
 impl World {
     fn new(seed: u64, tell: bool, wide: Option<Wide>, whole: Option<Whole>) -> Self {
         std::panic::set_hook(Box::new(move |info| eprintln!("seed {seed}: {info}")));
@@ -137,6 +144,7 @@ impl World {
             summary: Summary::default(),
             tell,
             wide,
+            rots: (whole.is_some() && rots(seed)).then(|| Rng::new(seed ^ 0x000d_eca7)),
             whole,
         };
         world.start_sources();
@@ -162,6 +170,7 @@ impl World {
         self.stop_streams();
         self.play_wide();
         self.play_whole();
+        self.play_rot();
         self.run_threads();
         let vm = self.rng.below(VMS.into()) as usize;
         match self.rng.below(1000) {
@@ -361,6 +370,7 @@ impl World {
         self.answer_guests();
         invariant_what_was_promised_is_at_the_other_side(&self.pairs);
         for pair in &mut self.pairs {
+            pair.recovery.note_applied();
             invariant_history_goes_only_by_retention(pair, self.now);
             invariant_memory_is_bounded(pair);
         }
