@@ -13,7 +13,7 @@
 //! What a flush that fails was about is on the disk or not, and counts as clean: the next one would be told as done without
 //! it. So `now` also knows which regions were written since the last flush, from before they are. Whoever finds such
 //! regions when the overlay is opened within the same boot has them *in doubt*, whether a flush had failed, and could say
-//! so, or the agent was killed: they are written once more before his next flush is told, in steps that last each. After
+//! so, or the agent was killed: they are written once more before they are read or his next flush is told, in steps that last each. After
 //! a reboot nothing is in doubt, for what is read then comes from the disk.
 //!
 //! What the maps look like is in `overlay/map_file.rs`. Where a sector of one has rotted, whose the blocks are that it
@@ -111,8 +111,9 @@ impl Overlay {
     ) -> Result<(), E> {
         let range = ByteRange::new(start, buf.len() as u64);
         let runs = {
-            let bits = self.lock();
+            let mut bits = self.lock();
             self.check_is_known(&bits, range)?;
+            self.settle(&mut bits, range).map_err(OverlayError::Io)?;
             bits.runs(range)
         };
         for (range, own) in runs {
@@ -252,7 +253,7 @@ impl Overlay {
     ///
     /// # Errors
     /// As the file system says; after one every write and flush fails with [`OverlayError::Failed`], and every read of
-    /// what was not durable before.
+    /// regions that were written since the flush before.
     pub fn flush(&self) -> Result<(), OverlayError> {
         loop {
             let mut bits = self.lock();
@@ -282,8 +283,22 @@ impl Overlay {
 
     /// Writes some of what is in doubt once more, as it is read.
     fn write_again(&self, bits: &mut Bits) -> io::Result<()> {
-        let step: Vec<u64> = bits.doubt.iter().take(REGIONS_A_STEP).copied().collect();
-        for region in step {
+        let step = bits.doubt.iter().take(REGIONS_A_STEP).copied().collect();
+        self.write_regions_again(bits, step)
+    }
+
+    /// What is in doubt of a range is written again before it is shown: once the kernel has dropped what it gave up, what was
+    /// there before would be read, and a guest would see its disk change by itself.
+    fn settle(&self, bits: &mut Bits, range: ByteRange) -> io::Result<()> {
+        if bits.doubt.is_empty() || bits.failed.is_some() {
+            return Ok(());
+        }
+        let shown = bits.doubt.range(range.units(REGION)).copied().collect();
+        self.write_regions_again(bits, shown)
+    }
+
+    fn write_regions_again(&self, bits: &mut Bits, regions: Vec<u64>) -> io::Result<()> {
+        for region in regions {
             let start = region * REGION;
             let range = ByteRange::new(start, REGION.min(self.size_bytes - start));
             for (run, _) in bits.runs(range).into_iter().filter(|(_, own)| *own) {
@@ -293,6 +308,7 @@ impl Overlay {
             }
             bits.doubt.remove(&region);
         }
+        self.regions_in_doubt.store(bits.doubt.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 
@@ -316,7 +332,6 @@ impl Overlay {
             bits.fresh[(region / 8) as usize] |= 1 << (region % 8);
         }
         bits.fresh_sectors = bits::sectors_with(&bits.doubt);
-        self.regions_in_doubt.store(bits.doubt.len() as u64, Ordering::Relaxed);
         runs_of(sectors).into_iter().try_for_each(|sectors| now.put(*regions, &bits.fresh, sectors))
     }
 

@@ -81,7 +81,8 @@ impl SimImage {
                 range.split_at_multiples(SECTOR as u64).for_each(|sector| self.read(sector));
             }
             Err(_) if self.spoilt && self.may_be_lost(range) => {}
-            Err(_) if self.unwell || self.store.has_unreadable() => {}
+            // What is in doubt is written again before it is shown.
+            Err(_) if self.unwell || self.store.has_unreadable() || self.store.is_impaired() => {}
             Err(error) => panic!("image {} at {} cannot be read: {error:?}", self.id, self.cut),
         }
     }

@@ -43,11 +43,13 @@ impl Bits {
         runs_of(self.rotten.iter().copied()).iter().map(|run| section.at(run.start)).collect()
     }
 
-    /// Whether blocks of its own can be read.
+    /// Whether blocks of its own can be read: what was written since the last flush that went well may be there, and what was
+    /// there before it once the kernel has dropped what it gave up.
     pub(super) fn check_is_there(&self, range: ByteRange) -> Result<(), OverlayError> {
         let Some(durable) = &self.failed else { return Ok(()) };
         let is_there = range.units(BLOCK).all(|block| has_bit(durable, block));
-        if is_there { Ok(()) } else { Err(OverlayError::Failed) }
+        let is_older = !range.units(REGION).any(|region| has_bit(&self.fresh, region));
+        if is_there && is_older { Ok(()) } else { Err(OverlayError::Failed) }
     }
 
     /// Whether it is known of every block of a range whose it is. Else the sector that would tell.
