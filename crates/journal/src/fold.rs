@@ -277,7 +277,7 @@ impl Fold {
                     false => None,
                 };
                 let parts = parts.ok_or(error)?;
-                replica.leave_out(range, &parts);
+                replica.leave_out(range, &parts).map_err(FoldError::Replica)?;
                 left.extend(parts.into_iter().rev().map(|part| (piece.part(part), false)));
                 continue;
             }

@@ -233,20 +233,21 @@ impl Writing<'_> {
     /// A crash story: (1) a fold writes a part of a block, and the power goes before its checksum is on the disk; (2) what it
     /// wrote rots in the redo log, and is known to be lost; (3) the fold is done again, without it, and nothing tells any more
     /// that the checksum has no say: all of the block could not be read.
-    pub(crate) fn leave_out(&mut self, range: ByteRange, parts: &[ByteRange]) {
+    pub(crate) fn leave_out(&mut self, range: ByteRange, parts: &[ByteRange]) -> io::Result<()> {
         if !self.is_repeated {
-            return;
+            return Ok(());
         }
         let mut at = range.start;
         for part in parts.iter().copied().chain([ByteRange::new(range.end(), 0)]) {
             let left_out = ByteRange::new(at, part.start - at);
             if !left_out.is_empty() {
-                blocks_of(left_out).for_each(|block| {
-                    self.in_part(block);
-                });
+                for block in blocks_of(left_out) {
+                    self.in_part(block)?;
+                }
             }
             at = part.end();
         }
+        Ok(())
     }
 
     /// Before a range is made zeroes, by `zero`.
