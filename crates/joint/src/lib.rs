@@ -6,6 +6,7 @@
 //! - [`admission`]: what is decided about a peer's greeting.
 //! - [`choice`]: which cut of a whole group a failover opens, and whom it has.
 //! - [`cut`]: one cut of a group whose VMs are on several hosts.
+//! - [`failover`]: who has the authority over a group, and of which epoch.
 //! - [`life`]: when the journal of a kept VM is open, who uses it, and what ends before the next life begins.
 //! - [`membership`]: from when on a VM is of its group, and whom a cut has.
 //! - [`progress`]: how far one VM's stream is.
@@ -17,6 +18,7 @@
 pub mod admission;
 pub mod choice;
 pub mod cut;
+pub mod failover;
 pub mod life;
 pub mod membership;
 pub mod outbox;

@@ -3,8 +3,12 @@
 //!
 //! Who is of the group is decided by the product on both sides ([`joint::membership`], [`joint::admission`]), what an operator
 //! means by `latest`, a time, a tag or a checkpoint by [`joint::choice`], and what guests are promised by [`joint::promise`].
+//!
+//! The group fails over at any moment, with the agent killed between the steps, goes back, or is committed; its old side
+//! lives on and comes again with the epoch it had. After a commit the guests are protected anew, in another group.
 
 mod coming;
+mod failing_over;
 mod kept;
 mod look;
 mod rest;
@@ -35,6 +39,8 @@ pub(crate) struct GroupWorld {
     guests: Vec<Guest>,
     /// Every VM that was ever protected and of which something is left somewhere, the newest last.
     vms: Vec<GroupVm>,
+    /// The group that VMs come to now; those before it have gone over for good.
+    group: u8,
     /// VMs are never named twice.
     named: u8,
     promises: Promises,
@@ -60,6 +66,7 @@ struct Guest {
 /// One protection of a guest, from when it begins until nothing is left of it.
 struct GroupVm {
     guest: usize,
+    group: u8,
     pair: Pair,
     /// Written down at the protected side.
     protected: Protected,
@@ -101,6 +108,11 @@ impl GroupWorld {
         if self.tell {
             eprintln!("{:9.3} {what}", self.now.0.as_secs_f64());
         }
+    }
+
+    /// Those of the group that VMs come to now.
+    fn of_group(&self) -> impl Iterator<Item = &GroupVm> {
+        self.vms.iter().filter(|vm| vm.group == self.group)
     }
 
     /// The VM that a guest is now.

@@ -164,6 +164,10 @@ impl Images {
         self.lost.lock().expect("a panic aborts the process").decayed.has_unfound()
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
     pub(crate) fn has_room(&self) -> bool {
         self.list.len() < IMAGES_MAX
     }
@@ -272,7 +276,18 @@ impl Images {
     }
 
     /// Something is done with one of them.
-    pub(crate) fn play(&mut self, mut below: Below<'_>, rng: &mut Rng, summary: &mut Summary) {
+    pub(crate) fn play(&mut self, below: Below<'_>, rng: &mut Rng, summary: &mut Summary) {
+        self.play_on(below, true, rng, summary);
+    }
+
+    /// The same; of a failover none is closed before that is over.
+    pub(crate) fn play_on(
+        &mut self,
+        mut below: Below<'_>,
+        closes: bool,
+        rng: &mut Rng,
+        summary: &mut Summary,
+    ) {
         let (journal, store) = (below.journal, below.store);
         self.serve_waiting(journal);
         if self.list.is_empty() {
@@ -293,7 +308,8 @@ impl Images {
                 let held = self.cuts();
                 summary.promoted += u64::from(self.list[at].promote(&mut below, &held, rng));
             }
-            _ => self.close(at, journal, store),
+            _ if closes => self.close(at, journal, store),
+            _ => {}
         }
     }
 
@@ -323,6 +339,12 @@ impl Images {
         for at in (0..self.list.len()).rev() {
             self.close(at, journal, store);
         }
+    }
+
+    /// Throws all of them away, with all that was written to them.
+    pub(crate) fn discard_all(&mut self, journal: &Arc<Journal>, store: &SimStore) {
+        self.list.iter_mut().for_each(|image| image.closing = true);
+        self.close_all(journal, store);
     }
 
     /// Reads all of all.

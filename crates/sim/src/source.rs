@@ -84,6 +84,8 @@ pub(crate) struct SourceVm {
     pub(crate) first_sync: FirstSync,
     /// What the other side knows it by.
     pub(crate) name: String,
+    /// The group it is greeted for.
+    pub(crate) group: (GroupId, String),
     /// The history that is asked for.
     pub(crate) history_seconds: u64,
     /// The last write the guest was told of because the other side has it.
@@ -130,6 +132,7 @@ impl SourceVm {
         Self {
             vm,
             name: vm.to_string(),
+            group: (GroupId::from_bytes([9; 16]), "group".into()),
             history_seconds: 86_400,
             disk,
             map: SimMap::default(),
@@ -372,6 +375,7 @@ impl SourceVm {
                     let size = agent.disk().size_bytes();
                     let mut hello = hello(self.vm, epoch, incarnation, acked, last, size);
                     (hello.vm_name, hello.history_seconds) = (self.name.clone(), self.history_seconds);
+                    (hello.group, hello.group_name) = self.group.clone();
                     say(link, &Message::Hello(Box::new(hello)));
                 }
                 task => agent.perform(task, link, wants_link),

@@ -68,6 +68,8 @@ summary! {
     joins_failed: "of them given up at once",
     departures: "departures",
     cuts: "cuts of groups",
+    rollbacks: "failovers rolled back",
+    commits: "committed",
     cuts_opened: "checkpoints opened whole",
     rotten: "pages that rotted at any time",
     rot_found: "damages that a scrub found of them",

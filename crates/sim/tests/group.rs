@@ -1,4 +1,4 @@
-//! Some hundred seeds of groups whose members come and go.
+//! Some hundred seeds of groups whose members come and go, and which fail over.
 
 use sim::{Summary, run_group};
 
@@ -12,4 +12,6 @@ fn groups_whose_members_come_and_go_hold_every_invariant() {
     // Otherwise the seeds prove nothing.
     assert!(total.departures > 300 && total.joins > 500 && total.joins_failed > 50, "{total}");
     assert!(total.cuts_opened > 2000 && total.promises > 200, "{total}");
+    assert!(total.failovers > 100 && total.rollbacks > 50 && total.commits > 20, "{total}");
+    assert!(total.image_writes > 1000 && total.image_reads > 1000, "{total}");
 }

@@ -21,11 +21,11 @@ use crate::error::{OperationError, Result};
 use crate::hypervisor::{RunState, VmDefinition};
 pub(super) use fence::Asked;
 use joint::choice::Pick;
+use joint::failover::epoch_of;
 use plan::FailoverPlan;
 use record::{FailoverRecord, Phase, VmRun};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use types::Epoch;
 
 impl Recovery {
     /// Fails a group over to this side; answers once that is done, or taken back.
@@ -40,8 +40,8 @@ impl Recovery {
         let before = self.check_is_not_failed_over(&group)?;
         let asked = Asked::ask(&group, &request.at, &pick)?;
         asked.meant.iter().try_for_each(|vm| definition_of(vm).map(drop))?;
-        let known = group.all().filter_map(|vm| vm.journal()).map(|journal| journal.status().epoch.0).max();
-        let epoch = Epoch(known.unwrap_or(0).max(before.map_or(0, |before| before.epoch))).next();
+        let known = group.all().filter_map(|vm| vm.journal()).map(|journal| journal.status().epoch);
+        let epoch = epoch_of(known, before.map(|before| before.epoch()));
         let (vms, without) = match pick {
             Pick::All => (Vec::new(), Vec::new()),
             Pick::Only(ids) => (ids.iter().map(|id| id.to_string()).collect(), Vec::new()),

@@ -1,5 +1,6 @@
 //! Who comes to the group and who leaves it, at the protected side.
 
+use super::site::group_of;
 use super::{Departure, GroupVm, GroupWorld, Protected};
 use crate::invariants::Pair;
 use crate::recovery::{RecoveryVm, SETTINGS};
@@ -20,12 +21,13 @@ impl GroupWorld {
             return;
         }
         self.named += 1;
-        let Self { guests, rng, named, sync, .. } = self;
+        let Self { guests, rng, named, sync, group, .. } = self;
         let disk = guests[guest].disk.clone();
         let initial = disk.content();
         let id = VmId::from_bytes([*named; 16]);
         let mut source = SourceVm::on_disk(id, disk, *sync, rng);
         source.name.clone_from(&guests[guest].name);
+        source.group = group_of(*group);
         source.history_seconds = HISTORY_SECONDS[rng.below(3) as usize];
         source.start_agent(&self.counter, self.now, rng);
         let pair = Pair { source, recovery: RecoveryVm::new(SETTINGS), initial };
@@ -33,6 +35,7 @@ impl GroupWorld {
         self.summary.joins += 1;
         self.vms.push(GroupVm {
             guest,
+            group: self.group,
             pair,
             protected: Protected::Yes,
             departure: None,
@@ -78,7 +81,8 @@ impl GroupWorld {
     pub(super) fn tell_departure(&mut self, at: usize) {
         let Some(departure) = self.vms[at].departure.filter(|_| self.network_up) else { return };
         let Departure { epoch, at: left_at } = departure;
-        let leave = Leave { vm: self.vms[at].id(), group: super::site::GROUP, epoch, at: left_at };
+        let leave =
+            Leave { vm: self.vms[at].id(), group: group_of(self.vms[at].group).0, epoch, at: left_at };
         let heard = self.hear_of_departure(at, &leave);
         if self.rng.one_in(4) {
             return;
@@ -97,7 +101,11 @@ impl GroupWorld {
 
     /// Someone of this side makes room: the oldest of those that have left goes for good.
     pub(super) fn forget(&mut self) {
-        let is_former = |vm: &GroupVm| vm.record.as_ref().is_some_and(|record| record.left.is_some());
+        let images = |vm: &GroupVm| !vm.pair.recovery.images.is_empty();
+        let is_left = |vm: &GroupVm| vm.record.as_ref().is_some_and(|record| record.left.is_some());
+        // Of a group that has gone over for good nobody says who has left it.
+        let has_gone = |vm: &GroupVm| vm.record.is_some() && vm.group < self.group;
+        let is_former = |vm: &GroupVm| (is_left(vm) || has_gone(vm)) && !images(vm);
         let Some(at) = self.vms.iter().position(is_former) else { return };
         self.say(&format!("{} is forgotten", self.vms[at].id()));
         self.vms[at].record = None;
@@ -151,7 +159,7 @@ impl GroupWorld {
 
     /// Whether images of the group may have VMs of which nothing is sent from here.
     pub(super) fn lacks_vms(&self) -> bool {
-        self.vms.iter().any(|vm| vm.departure.is_some() || vm.protected == Protected::Stalled)
+        self.of_group().any(|vm| vm.departure.is_some() || vm.protected == Protected::Stalled)
     }
 
     /// Each guest is told of its writes as far as its VM may promise them.
@@ -160,7 +168,8 @@ impl GroupWorld {
         self.promises.lacks_vms(lacks);
         for vm in self.vms.iter_mut().filter(|vm| vm.protected == Protected::Yes) {
             let id = vm.id();
-            match vm.pair.source.standing() {
+            let standing = vm.pair.source.standing().filter(|_| vm.group == self.group);
+            match standing {
                 Some(standing) => self.promises.note(id, standing),
                 None => self.promises.left(id),
             };
@@ -172,13 +181,15 @@ impl GroupWorld {
             let before = source.promised;
             source.answer_guest();
             self.summary.promises += u64::from(source.promised > before);
-            self.promised = self.promised.max(source.promised);
+            if vm.group == self.group {
+                self.promised = self.promised.max(source.promised);
+            }
         }
     }
 
     /// A cut of those who are of the group now.
     pub(super) fn checkpoint(&mut self) {
-        let found: Vec<_> = self.vms.iter().filter_map(|vm| vm.pair.source.found()).collect();
+        let found: Vec<_> = self.of_group().filter_map(|vm| vm.pair.source.found()).collect();
         let Ok(members) = whom(&found) else { return };
         let cut = self.counter.draw();
         let tagged = self.rng.one_in(6);

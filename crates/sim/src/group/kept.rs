@@ -1,13 +1,13 @@
 //! What the recovery side has written down of a VM, and greetings: the product's decisions, done.
 
-use super::site::{GROUP, GROUP_NAME, PEER, SITE, Site};
+use super::site::{PEER, SITE, Site};
 use crate::recovery::RecoveryVm;
 use joint::admission::{Accept, Answer, Journal, Kept, Open, Other, Side, Terms, Vm, decide};
 use joint::life::State;
 use replication::Opened;
 use replication::wire::{Hello, Refusal, Refuse};
 use std::time::Duration;
-use types::{VmId, WriteSeq};
+use types::{GroupId, VmId, WriteSeq};
 
 /// Nothing is kept shorter.
 const HISTORY_SECONDS_MIN: u64 = 60;
@@ -17,6 +17,7 @@ const ASKED_MAX: usize = 4;
 #[derive(Debug, Clone)]
 pub(super) struct KeptRecord {
     pub(super) name: String,
+    pub(super) group: (GroupId, String),
     pub(super) terms: Terms,
     /// The last sequence of its group when it left.
     pub(super) left: Option<WriteSeq>,
@@ -26,6 +27,7 @@ pub(super) struct KeptRecord {
 #[derive(Debug, Clone)]
 pub(super) struct Known {
     pub(super) id: VmId,
+    pub(super) group: (GroupId, String),
     pub(super) name: String,
     pub(super) left: bool,
 }
@@ -49,8 +51,8 @@ impl KeptRecord {
         Vm {
             site: SITE,
             name: &self.name,
-            group: GROUP,
-            group_name: GROUP_NAME,
+            group: self.group.0,
+            group_name: &self.group.1,
             left: self.left.is_some(),
             forgotten: false,
             terms: self.terms,
@@ -72,7 +74,7 @@ pub(super) fn admit(
             None => Kept::Not,
             Some(record) => Kept::Is(record.to_vm(journal_of(recovery))),
         };
-        let (failover, history_seconds_min) = (site.failover(), HISTORY_SECONDS_MIN);
+        let (failover, history_seconds_min) = (site.failover(hello.group), HISTORY_SECONDS_MIN);
         let side = Side { peer: PEER, site: SITE, vm, failover, others: &others, history_seconds_min };
         match decide(hello, &side) {
             Answer::Refuse(refuse) => return Err(refuse),
@@ -83,7 +85,8 @@ pub(super) fn admit(
                 } else {
                     recovery.make(hello)?;
                 }
-                *record = Some(KeptRecord { name: hello.vm_name.clone(), terms, left: None });
+                let group = (hello.group, hello.group_name.clone());
+                *record = Some(KeptRecord { name: hello.vm_name.clone(), group, terms, left: None });
             }
             Answer::Open => {
                 recovery.reopen();
@@ -101,6 +104,7 @@ pub(super) fn admit(
                 known.terms = terms;
                 keep_to(recovery, terms);
                 let journal = recovery.journal.clone().expect("it is open");
+                site.invariant_nothing_is_accepted_without_authority(hello, journal.status().epoch);
                 if hello.epoch > journal.status().epoch {
                     journal.fence(hello.epoch, Duration::ZERO).map_err(failed)?;
                 }
@@ -121,6 +125,6 @@ fn keep_to(recovery: &mut RecoveryVm, terms: Terms) {
 }
 
 fn to_other(known: &Known) -> Other<'_> {
-    let Known { id, ref name, left } = *known;
-    Other { id, site: SITE, peer: PEER, name, group: GROUP, group_name: GROUP_NAME, left }
+    let Known { id, ref name, group: (group, ref group_name), left } = *known;
+    Other { id, site: SITE, peer: PEER, name, group, group_name, left }
 }

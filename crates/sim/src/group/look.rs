@@ -1,5 +1,6 @@
 //! What must hold of a whole group after every event.
 
+use super::site::group_of;
 use super::{GroupVm, GroupWorld};
 use crate::invariants::*;
 use crate::retained::all_checkpoints;
@@ -16,12 +17,28 @@ impl GroupWorld {
             invariant_memory_is_bounded(&vm.pair);
             invariant_checkpoint_never_precedes_its_writes(&vm.pair);
         }
+        self.invariant_one_side_writes();
         if in_full {
             self.check_in_full();
         }
     }
 
+    /// Nothing comes to be in a journal whose group has failed over, from when it was fenced until that is rolled back.
+    fn invariant_one_side_writes(&self) {
+        for vm in &self.vms {
+            let failover = self.site.failovers.get(&group_of(vm.group).0);
+            let fenced = failover.filter(|one| !one.phase.is_released());
+            invariant_one_writer_per_epoch(
+                &vm.pair,
+                fenced.and_then(|one| one.fenced_at.get(&vm.id()).copied()),
+            );
+        }
+    }
+
     pub(super) fn check_in_full(&mut self) {
+        for vm in &mut self.vms {
+            self.summary.image_reads += vm.pair.recovery.images.compare_all();
+        }
         for at in 0..self.vms.len() {
             let pair = &self.vms[at].pair;
             let (all, _) = invariant_image_at_checkpoint_equals_guest_disk_then(pair);
@@ -43,7 +60,7 @@ impl GroupWorld {
     /// What a failover would open has what guests were promised; where somebody has no state yet an operator is told so, and
     /// opens the group without.
     fn invariant_what_was_promised_is_in_the_groups_latest(&self) {
-        if self.promised == WriteSeq::ZERO || self.vms.iter().any(is_closed) {
+        if self.promised == WriteSeq::ZERO || self.of_group().any(is_closed) {
             return;
         }
         let found = match self.choose(&At::Latest, &Pick::All) {
@@ -69,6 +86,7 @@ impl GroupWorld {
         let mut ids: BTreeSet<CheckpointId> = BTreeSet::new();
         for vm in &self.vms {
             let Some(journal) = &vm.pair.recovery.journal else { continue };
+            let is_now = vm.group == self.group;
             for checkpoint in all_checkpoints(journal) {
                 let then = self.taken.get(&checkpoint.id).expect("it was taken");
                 assert!(
@@ -77,7 +95,7 @@ impl GroupWorld {
                     vm.id(),
                     checkpoint.id
                 );
-                ids.insert(checkpoint.id);
+                ids.extend(is_now.then_some(checkpoint.id));
             }
         }
         for id in ids {

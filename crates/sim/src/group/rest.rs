@@ -23,6 +23,10 @@ impl GroupWorld {
                 self.vms[at].pair.recovery.reopen();
             }
         }
+        self.end_failovers();
+        for guest in 0..self.guests.len() {
+            self.protect(guest);
+        }
         for _ in 0..REST_ROUNDS {
             self.now = self.now.plus(Duration::from_millis(50));
             self.run_threads();

@@ -4,30 +4,56 @@ use super::kept::{Known, journal_of};
 use super::{GroupVm, GroupWorld};
 use joint::admission::{Failover, Kept, leave};
 use joint::choice::{At, Chosen, Held, Journals, Member, NotChosen, Pick, choose};
+use joint::failover::Phase;
 use journal::{CheckpointQuery, Journal};
-use replication::wire::{Leave, Refuse};
+use replication::wire::{Hello, Leave, Refuse};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use types::{Checkpoint, CheckpointId, Epoch, GroupId, VmId, WriteSeq};
 
-pub(super) const GROUP: GroupId = GroupId::from_bytes([9; 16]);
-pub(super) const GROUP_NAME: &str = "group";
 pub(super) const SITE: &str = "paris";
 pub(super) const PEER: &str = "agent.paris";
 
-/// What the recovery side has written down of the group itself.
+/// What the recovery side has written down of groups themselves.
 #[derive(Debug, Default)]
 pub(super) struct Site {
-    /// A failover's epoch, and whether it was rolled back.
-    pub(super) failover: Option<(Epoch, bool)>,
+    pub(super) failovers: BTreeMap<GroupId, FailedOver>,
+}
+
+/// A failover, as it is written down, and what the run knows of it.
+#[derive(Debug)]
+pub(super) struct FailedOver {
+    pub(super) epoch: Epoch,
+    pub(super) phase: Phase,
+    pub(super) cut: WriteSeq,
+    /// Empty until the cut is chosen.
+    pub(super) vms: Vec<VmId>,
+    /// Where the journals of the group stood when they were fenced.
+    pub(super) fenced_at: BTreeMap<VmId, WriteSeq>,
 }
 
 impl Site {
-    pub(super) fn failover(&self) -> Failover<'static> {
-        match self.failover {
+    pub(super) fn failover(&self, group: GroupId) -> Failover<'static> {
+        match self.failovers.get(&group) {
             None => Failover::Never,
-            Some((epoch, released)) => Failover::Recorded { epoch, released },
+            Some(one) => Failover::Recorded { epoch: one.epoch, released: one.phase.is_released() },
         }
     }
+
+    pub(super) fn invariant_nothing_is_accepted_without_authority(&self, hello: &Hello, journal: Epoch) {
+        let failover = self.failovers.get(&hello.group);
+        let has_it = failover.is_none_or(|one| one.phase == Phase::RolledBack && hello.epoch >= one.epoch);
+        assert!(
+            has_it && hello.epoch >= journal,
+            "invariant_nothing_is_accepted_without_authority: epoch {} of {failover:?}, journal {journal}",
+            hello.epoch
+        );
+    }
+}
+
+/// The group of a number: each that has gone over for good is followed by another.
+pub(super) fn group_of(number: u8) -> (GroupId, String) {
+    (GroupId::from_bytes([number; 16]), format!("group-{number}"))
 }
 
 /// The journals that are open.
@@ -78,7 +104,8 @@ impl Journals for Open<'_> {
 impl GroupWorld {
     /// Those whose journals are kept.
     pub(super) fn kept(&self) -> Vec<Member> {
-        let kept = self.vms.iter().filter_map(|vm| {
+        let of_it = self.vms.iter().filter(|vm| vm.group == self.group);
+        let kept = of_it.filter_map(|vm| {
             let record = vm.record.as_ref()?;
             Some(Member { vm: vm.id(), left: record.left.is_some() })
         });
@@ -95,14 +122,15 @@ impl GroupWorld {
         let others = self.vms.iter().enumerate().filter(|(at, _)| *at != but);
         let known = others.filter_map(|(_, vm)| {
             let record = vm.record.as_ref()?;
-            Some(Known { id: vm.id(), name: record.name.clone(), left: record.left.is_some() })
+            let (name, group) = (record.name.clone(), record.group.clone());
+            Some(Known { id: vm.id(), name, group, left: record.left.is_some() })
         });
         known.collect()
     }
 
     /// Hears that a VM has left.
     pub(super) fn hear_of_departure(&mut self, at: usize, said: &Leave) -> Result<(), Refuse> {
-        let failover = self.site.failover();
+        let failover = self.site.failover(said.group);
         let vm = &mut self.vms[at];
         let journal = journal_of(&vm.pair.recovery);
         let kept = vm.record.as_ref().map_or(Kept::Not, |record| Kept::Is(record.to_vm(journal)));

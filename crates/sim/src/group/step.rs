@@ -59,6 +59,7 @@ impl GroupWorld {
             guests,
             vms: Vec::new(),
             named: 0,
+            group: 1,
             promises: Promises::default(),
             sync: policy(seed),
             network_up: true,
@@ -80,6 +81,7 @@ impl GroupWorld {
         self.clear();
         let Some(vm) = self.any_vm() else { return self.come_and_go() };
         self.run_threads();
+        self.play_images(vm);
         match self.rng.below(1000) {
             0..150 => self.guest_write(vm),
             150..480 => self.deliver(vm),
@@ -88,7 +90,8 @@ impl GroupWorld {
             870..905 => self.checkpoint(),
             905..915 => self.keep_up(vm),
             915..920 => self.vms[vm].pair.source.flush(self.rng.one_in(2)),
-            920..940 => self.come_and_go(),
+            920..935 => self.come_and_go(),
+            935..940 => self.play_failover(),
             fault if self.rng.one_in(self.calm) => self.fault(fault - 940, vm),
             _ => {}
         }
@@ -143,7 +146,7 @@ impl GroupWorld {
         }
     }
 
-    fn receiver(&mut self, at: usize, event: ReceiverEvent) {
+    pub(super) fn receiver(&mut self, at: usize, event: ReceiverEvent) {
         let others = self.others_kept(at);
         let (site, now) = (&self.site, self.now);
         let GroupVm { pair, record, link, .. } = &mut self.vms[at];
@@ -192,7 +195,12 @@ impl GroupWorld {
 
     fn keep_up(&mut self, at: usize) {
         let how = self.moment().upkeep(self.rng.sixteen());
+        let is_kept = self.vms[at].record.is_some();
         let recovery = &mut self.vms[at].pair.recovery;
+        if is_kept {
+            // By itself, also where nobody comes for it.
+            recovery.reopen();
+        }
         let Some(journal) = recovery.journal.clone() else { return };
         let mut settings = journal.status().settings;
         if self.rng.one_in(4) {
@@ -213,7 +221,7 @@ impl GroupWorld {
         }
     }
 
-    fn crash_recovery(&mut self) {
+    pub(super) fn crash_recovery(&mut self) {
         let power = self.rng.one_in(2);
         self.say(if power { "the recovery side loses power" } else { "the recovery side's agent is killed" });
         self.summary.recovery_crashes += 1;

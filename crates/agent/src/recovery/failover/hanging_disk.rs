@@ -7,6 +7,7 @@ use journal::{FsStore, Journal, Store, StoreFile};
 use std::io;
 use std::sync::{Condvar, Mutex};
 use std::thread;
+use types::Epoch;
 use types::{ByteRange, GroupId};
 
 /// A disk that answers nobody while it hangs.

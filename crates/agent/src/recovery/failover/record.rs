@@ -2,19 +2,18 @@
 //! before any of them was made.
 
 use anyhow::Context;
+pub(in super::super) use joint::failover::Phase;
 use serde::{Deserialize, Serialize};
 use types::{Epoch, GroupId, WriteSeq};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(in super::super) enum Phase {
-    /// Fenced; images are being opened and VMs started, by an operation.
+/// [`Phase`], as the record has it. Agents of before did not write `rolling-back`.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Phase", rename_all = "kebab-case")]
+enum PhaseText {
     Starting,
     Running,
     Committed,
-    /// It goes back, and nowhere else: VMs may be stopped and images be gone already. Agents of before did not write it.
     RollingBack,
-    /// The group is the protected side's again, with the epoch of this record.
     RolledBack,
 }
 
@@ -27,6 +26,7 @@ pub(in super::super) struct FailoverRecord {
     #[serde(default)]
     pub(in super::super) site: String,
     pub(in super::super) epoch: u64,
+    #[serde(with = "PhaseText")]
     pub(in super::super) phase: Phase,
     pub(super) cut: u64,
     /// Empty until the cut is chosen.
@@ -85,15 +85,12 @@ impl FailoverRecord {
     }
 
     pub(in super::super) fn is_released(&self) -> bool {
-        self.phase == Phase::RolledBack
+        self.phase.is_released()
     }
 
     /// It is neither final nor undone: an operator may still roll it back, or do so again.
     pub(in super::super) fn is_undecided(&self) -> bool {
-        match self.phase {
-            Phase::Starting | Phase::Running | Phase::RollingBack => true,
-            Phase::Committed | Phase::RolledBack => false,
-        }
+        self.phase.is_undecided()
     }
 
     pub(in super::super) fn has_image(&self, id: &str) -> bool {
