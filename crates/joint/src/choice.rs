@@ -5,6 +5,7 @@
 //! Between checkpoints the members are those of now. Whoever cannot be opened at the cut is left out only by the
 //! operator's own word.
 
+use std::collections::BTreeSet;
 use types::{Checkpoint, CheckpointId, VmId, WallTime, WriteSeq};
 
 /// A VM whose journal is kept.
@@ -80,16 +81,16 @@ pub trait Journals {
     fn checkpoint(&self, vm: VmId, id: CheckpointId) -> Result<Option<Held>, Self::Error>;
 
     /// Gives the checkpoints of a VM that a moment may mean to `take`, best first, until that takes one. None where its
-    /// journal is not open.
+    /// journal is not open. Up to which cut there may be others before that one, which nobody can tell.
     ///
     /// # Errors
-    /// What `take` says, and where nobody can tell whether there are more.
+    /// Where none is taken, and nobody can tell whether there are more.
     fn each(
         &self,
         vm: VmId,
         at: &At,
-        take: &mut dyn FnMut(&Checkpoint) -> Result<bool, Self::Error>,
-    ) -> Result<(), Self::Error>;
+        take: &mut dyn FnMut(&Checkpoint) -> bool,
+    ) -> Result<Option<WriteSeq>, Self::Error>;
 }
 
 /// What a failover opens.
@@ -101,6 +102,8 @@ pub struct Chosen {
     pub left_out: Vec<VmId>,
     /// Of whom so much cannot be read there.
     pub damaged: Vec<(VmId, u64)>,
+    /// Of whom nobody can tell whether they have newer checkpoints that the moment means: this is the newest of all others.
+    pub untold: Vec<VmId>,
 }
 
 /// Why there is no cut.
@@ -182,7 +185,7 @@ fn tail<J: Journals>(kept: &[Member], pick: &Pick, journals: &J) -> Result<Chose
     }
     let newest = |vm, at_most| journals.newest_consistent(vm, at_most);
     let cut = newest_common(&vms, newest).map_err(NotChosen::NothingInCommon)?;
-    Ok(Chosen { cut, vms, left_out, damaged: Vec::new() })
+    Ok(Chosen { cut, vms, left_out, damaged: Vec::new(), untold: Vec::new() })
 }
 
 /// The cut of one checkpoint.
@@ -198,11 +201,12 @@ fn at_checkpoint<J: Journals>(
         found = found.or(held.map(|held| held.checkpoint));
     }
     let checkpoint = found.ok_or(NotChosen::Missing)?;
-    let judged = judge(kept, &checkpoint, (pick, false), journals).map_err(NotChosen::Unread)?;
+    let judged =
+        judge(kept, &checkpoint, (pick, false), journals).map_err(|(_, error)| NotChosen::Unread(error))?;
     judged.map_err(NotChosen::Lacking)
 }
 
-/// The newest checkpoint of a moment that has everybody it should have.
+/// The newest checkpoint of a moment that has everybody it should have, of those of which that can be told.
 fn newest<J: Journals>(
     kept: &[Member],
     at: &At,
@@ -211,37 +215,52 @@ fn newest<J: Journals>(
 ) -> Result<Chosen, NotChosen<J::Error>> {
     let mut best: Option<Chosen> = None;
     let mut incomplete: Option<Lacking> = None;
+    let (mut untold, mut unread) = (Vec::new(), None);
     // No journal need hold them all: who joined later lacks the old ones, who has left the new ones.
     for member in kept {
         let mut take = |checkpoint: &Checkpoint| {
             if best.as_ref().is_some_and(|best| checkpoint.cut <= best.cut) {
-                return Ok(true);
+                return true;
             }
-            match judge(kept, checkpoint, (pick, at.wants_undamaged()), journals)? {
-                Ok(chosen) => best = Some(chosen),
-                Err(lacking) => {
-                    incomplete.get_or_insert(lacking);
-                    return Ok(false);
+            match judge(kept, checkpoint, (pick, at.wants_undamaged()), journals) {
+                Ok(Ok(chosen)) => best = Some(chosen),
+                Ok(Err(lacking)) => drop(incomplete.get_or_insert(lacking)),
+                Err((vm, error)) => {
+                    untold.push((vm, checkpoint.cut));
+                    unread.get_or_insert(error);
                 }
             }
-            Ok(true)
+            best.as_ref().is_some_and(|best| best.cut == checkpoint.cut)
         };
-        journals.each(member.vm, at, &mut take).map_err(NotChosen::Unread)?;
+        match journals.each(member.vm, at, &mut take) {
+            Ok(upto) => untold.extend(upto.map(|upto| (member.vm, upto))),
+            Err(error) => {
+                untold.push((member.vm, WriteSeq::MAX));
+                unread.get_or_insert(error);
+            }
+        }
     }
-    best.ok_or_else(|| incomplete.map_or(NotChosen::Missing, NotChosen::Lacking))
+    let Some(mut best) = best else {
+        let none = incomplete.map_or(NotChosen::Missing, NotChosen::Lacking);
+        return Err(unread.map_or(none, NotChosen::Unread));
+    };
+    let newer = untold.into_iter().filter(|(_, upto)| *upto > best.cut).map(|(vm, _)| vm);
+    best.untold = newer.collect::<BTreeSet<_>>().into_iter().collect();
+    Ok(best)
 }
 
 /// Whether a checkpoint has everybody who is meant: what is opened, or whom it lacks. Where only undamaged ones count,
-/// whose checkpoint is damaged does not have it.
+/// whose checkpoint is damaged does not have it. An error is of the VM of which nobody can tell.
 fn judge<J: Journals>(
     kept: &[Member],
     checkpoint: &Checkpoint,
     (pick, undamaged): (&Pick, bool),
     journals: &J,
-) -> Result<Result<Chosen, Lacking>, J::Error> {
+) -> Result<Result<Chosen, Lacking>, (VmId, J::Error)> {
     let (mut holders, mut damaged) = (Vec::new(), Vec::new());
     for Member { vm, .. } in kept.iter().copied() {
-        let Some(held) = journals.checkpoint(vm, checkpoint.id)? else { continue };
+        let held = journals.checkpoint(vm, checkpoint.id).map_err(|error| (vm, error))?;
+        let Some(held) = held else { continue };
         if held.damaged_bytes == 0 || !undamaged {
             holders.push(vm);
         }
@@ -258,7 +277,8 @@ fn judge<J: Journals>(
             };
             let left_out = kept.iter().filter(is_left_out).map(|member| member.vm).collect();
             damaged.retain(|(vm, _)| vms.contains(vm));
-            return Ok(Ok(Chosen { cut: checkpoint.cut, vms, left_out, damaged }));
+            let untold = Vec::new();
+            return Ok(Ok(Chosen { cut: checkpoint.cut, vms, left_out, damaged, untold }));
         }
         Err(named) => named,
     };

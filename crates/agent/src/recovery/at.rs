@@ -6,7 +6,7 @@ use crate::clock;
 use crate::error::{OperationError, Result};
 use joint::choice::At;
 use joint::life::{Refused, Use};
-use journal::{CheckpointQuery, Journal};
+use journal::{CheckpointError, CheckpointQuery, Journal};
 use std::sync::Arc;
 use types::{Checkpoint, CheckpointId, WallTime, WriteSeq};
 
@@ -104,7 +104,12 @@ pub(super) fn resolve(vm: &Arc<RecoveredVm>, at: &str) -> Result<WriteSeq> {
     let (query, what) = moment.query();
     let fits = |checkpoint: &Checkpoint| id.is_none_or(|id| checkpoint.id == id);
     let journal = journal_of(vm)?;
-    let found = first_of(&journal, query, |checkpoint| Ok(fits(checkpoint).then_some(checkpoint.cut)))?;
+    let (found, mut unread) =
+        look_for(&journal, query, |checkpoint| fits(checkpoint).then_some(checkpoint.cut));
+    // Of what cannot be read nobody knows whether it would be taken.
+    if let Some(error) = unread.pop().filter(|_| found.is_none()) {
+        return Err(OperationError::unavailable(error.to_string()));
+    }
     found.ok_or_else(|| {
         OperationError::not_found(format!(
             "{what}; `holdfast checkpoint list --vm {}` shows what there is",
@@ -116,28 +121,25 @@ pub(super) fn resolve(vm: &Arc<RecoveredVm>, at: &str) -> Result<WriteSeq> {
 /// Rows looked at before more are asked for.
 const ROWS_AT_ONCE: usize = 64;
 
-/// What `take` makes of the first checkpoint in the query's order that it takes.
-pub(super) fn first_of<T>(
+/// What `take` makes of the first checkpoint in the query's order that it takes, and what may hold others before it that
+/// cannot be read.
+pub(super) fn look_for<T>(
     journal: &Journal,
     mut query: CheckpointQuery,
-    mut take: impl FnMut(&Checkpoint) -> Result<Option<T>>,
-) -> Result<Option<T>> {
+    mut take: impl FnMut(&Checkpoint) -> Option<T>,
+) -> (Option<T>, Vec<CheckpointError>) {
+    let mut unread = Vec::new();
     loop {
-        let journal::Listed { rows, mut unread } = journal.checkpoints(&query);
-        let Some(last) = rows.last() else {
-            // Of what cannot be read nobody knows whether it would be taken.
-            return unread
-                .pop()
-                .map_or(Ok(None), |error| Err(OperationError::unavailable(error.to_string())));
-        };
-        query.after = Some(last.checkpoint.cut);
-        for row in &rows {
-            if let Some(taken) = take(&row.checkpoint)? {
-                return Ok(Some(taken));
-            }
+        let found = journal.checkpoints(&query);
+        unread.extend(found.unread);
+        if let Some(taken) = found.rows.iter().find_map(|row| take(&row.checkpoint)) {
+            return (Some(taken), unread);
         }
-        if rows.len() < query.limit || !query.newest_first {
-            return Ok(None);
+        match found.rows.last() {
+            Some(last) if found.rows.len() >= query.limit && query.newest_first => {
+                query.after = Some(last.checkpoint.cut);
+            }
+            _ => return (None, unread),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The cut of a whole group that an operator means, and whom it has: what [`joint::choice`] decides, asked of the journals
 //! that are open here, and told in an operator's words.
 
-use super::at::{Moment, first_of, hindrance};
+use super::at::{Moment, hindrance, look_for};
 use super::groups::KeptGroup;
 use super::life::Lease;
 use super::vm::RecoveredVm;
@@ -56,14 +56,18 @@ impl Journals for Open<'_> {
 
     fn checkpoint(&self, vm: VmId, id: CheckpointId) -> Result<Option<Held>> {
         let Some(journal) = self.leases.get(&vm) else { return Ok(None) };
-        let facts = journal.checkpoint(id).map_err(unreadable)?;
+        let facts = journal.checkpoint(id).map_err(|error| unreadable(&error))?;
         Ok(facts.map(|facts| Held { damaged_bytes: facts.damaged_bytes, checkpoint: facts.checkpoint }))
     }
 
-    fn each(&self, vm: VmId, _: &At, take: &mut dyn FnMut(&Checkpoint) -> Result<bool>) -> Result<()> {
-        let Some(journal) = self.leases.get(&vm) else { return Ok(()) };
+    fn each(&self, vm: VmId, _: &At, take: &mut dyn FnMut(&Checkpoint) -> bool) -> Result<Option<WriteSeq>> {
+        let Some(journal) = self.leases.get(&vm) else { return Ok(None) };
         let (query, _) = self.moment.clone().query();
-        first_of(journal, query, |checkpoint| Ok(take(checkpoint)?.then_some(()))).map(drop)
+        let (taken, unread) = look_for(journal, query, |checkpoint| take(checkpoint).then_some(()));
+        match (taken, unread.last()) {
+            (None, Some(error)) => Err(unreadable(error)),
+            _ => Ok(unread.iter().map(|lost| lost.last_cut).max()),
+        }
     }
 }
 
@@ -72,7 +76,7 @@ fn by_id(group: &KeptGroup, id: VmId) -> &Arc<RecoveredVm> {
 }
 
 fn to_cut(group: &KeptGroup, chosen: Chosen, is_tail: bool) -> GroupCut {
-    let Chosen { cut, vms, left_out, damaged } = chosen;
+    let Chosen { cut, vms, left_out, damaged, untold } = chosen;
     let vms: Vec<_> = vms.into_iter().map(|id| by_id(group, id).clone()).collect();
     let left_out = explain(left_out.into_iter().map(|id| by_id(group, id)));
     if is_tail {
@@ -84,7 +88,14 @@ fn to_cut(group: &KeptGroup, chosen: Chosen, is_tail: bool) -> GroupCut {
     let damaged = damaged.into_iter().map(|(id, bytes)| {
         format!("{bytes} bytes of VM {} are damaged there: reading them fails", by_id(group, id).name())
     });
-    let notes = former.chain(damaged).collect();
+    let untold = untold.into_iter().map(|id| {
+        let name = by_id(group, id).name();
+        format!(
+            "VM {name} may have newer checkpoints, but a part of their list is lost: this is the newest that can be told \
+             of all; `holdfast checkpoint list --vm {name}` says which"
+        )
+    });
+    let notes = former.chain(damaged).chain(untold).collect();
     GroupCut { cut, vms, left_out, notes }
 }
 
@@ -171,6 +182,6 @@ fn missing(group: &KeptGroup, what: &str) -> OperationError {
     ))
 }
 
-fn unreadable(error: journal::CheckpointError) -> OperationError {
-    OperationError::unavailable(with_sources(&error))
+fn unreadable(error: &journal::CheckpointError) -> OperationError {
+    OperationError::unavailable(with_sources(error))
 }

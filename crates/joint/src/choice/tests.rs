@@ -26,6 +26,8 @@ fn checkpoint(cut: u64, members: u16, tag: &str) -> Checkpoint {
 struct Table {
     held: BTreeMap<VmId, Vec<Held>>,
     tails: BTreeMap<VmId, Vec<u64>>,
+    /// From where up to where nobody can tell what a VM has.
+    lost: BTreeMap<VmId, (u64, u64)>,
 }
 
 impl Table {
@@ -33,6 +35,15 @@ impl Table {
         let held = Held { checkpoint: checkpoint.clone(), damaged_bytes };
         self.held.entry(vm).or_default().push(held);
         self
+    }
+
+    fn lost(mut self, vm: VmId, from: u64, upto: u64) -> Self {
+        self.lost.insert(vm, (from, upto));
+        self
+    }
+
+    fn is_lost(&self, vm: VmId, cut: WriteSeq) -> bool {
+        self.lost.get(&vm).is_some_and(|(from, upto)| (*from..=*upto).contains(&cut.raw()))
     }
 
     fn tail(mut self, vm: VmId, cuts: &[u64]) -> Self {
@@ -49,6 +60,9 @@ impl Journals for Table {
     }
 
     fn checkpoint(&self, vm: VmId, id: CheckpointId) -> Result<Option<Held>, String> {
+        if self.is_lost(vm, id.0) {
+            return Err(format!("{id} cannot be read"));
+        }
         let held = self.held.get(&vm);
         Ok(held.and_then(|held| held.iter().find(|held| held.checkpoint.id == id).cloned()))
     }
@@ -57,20 +71,24 @@ impl Journals for Table {
         &self,
         vm: VmId,
         at: &At,
-        take: &mut dyn FnMut(&Checkpoint) -> Result<bool, String>,
-    ) -> Result<(), String> {
+        take: &mut dyn FnMut(&Checkpoint) -> bool,
+    ) -> Result<Option<WriteSeq>, String> {
+        let upto = self.lost.get(&vm).map(|(_, upto)| seq(*upto));
         for Held { checkpoint, damaged_bytes } in self.held.get(&vm).into_iter().flatten().rev() {
+            if self.is_lost(vm, checkpoint.cut) {
+                continue;
+            }
             let fits = match at {
                 At::Latest => *damaged_bytes == 0,
                 At::Id(id) => checkpoint.id == *id,
                 At::Time(time) => checkpoint.taken_at <= *time && *damaged_bytes == 0,
                 At::Tag(tag) => checkpoint.tag == *tag,
             };
-            if fits && take(checkpoint)? {
-                break;
+            if fits && take(checkpoint) {
+                return Ok(upto);
             }
         }
-        Ok(())
+        upto.map_or(Ok(None), |_| Err("a page cannot be read".into()))
     }
 }
 
@@ -139,4 +157,30 @@ fn a_damaged_checkpoint_is_opened_by_its_name_alone() {
     let named = at(At::Tag("bad".into()));
     assert_eq!((named.cut, &named.damaged), (seq(8), &vec![(DB, 512)]));
     assert_eq!(at(At::Id(bad.id)), named);
+}
+
+/// Where nobody can tell of one VM what it has the others' newest is no answer, and no error either.
+#[test]
+fn what_cannot_be_told_of_one_vm_is_passed_over_and_said() {
+    let group = |lost: &[VmId]| {
+        let mut table = Table::default();
+        for cut in [4, 8, 12] {
+            table = table.with(WEB, &checkpoint(cut, 2, "x"), 0).with(DB, &checkpoint(cut, 2, "x"), 0);
+        }
+        lost.iter().fold(table, |table, vm| table.lost(*vm, 9, 13))
+    };
+    for at in [At::Latest, At::Time(WallTime(20)), At::Tag("x".into())] {
+        let choose = |table: &Table| choose(&kept(GROUP), true, &at, &Pick::All, table);
+        let whole = choose(&group(&[])).unwrap();
+        assert_eq!((whole.cut, whole.untold), (seq(12), vec![]));
+        for lost in [vec![WEB], vec![DB], vec![WEB, DB]] {
+            let chosen = choose(&group(&lost)).unwrap();
+            assert_eq!((chosen.cut, chosen.vms, chosen.untold), (seq(8), vec![WEB, DB], lost), "{at:?}");
+        }
+        assert!(matches!(choose(&group(&[]).lost(DB, 0, 20)), Err(NotChosen::Unread(_))));
+    }
+    let named = choose(&kept(GROUP), true, &At::Id(CheckpointId(seq(12))), &Pick::All, &group(&[DB]));
+    assert!(matches!(named, Err(NotChosen::Unread(_))), "who names one gets that one");
+    let older = choose(&kept(GROUP), true, &At::Time(WallTime(8)), &Pick::All, &group(&[]).lost(DB, 9, 13));
+    assert_eq!(older.unwrap().cut, seq(8));
 }

@@ -82,9 +82,9 @@ impl Journals for Open<'_> {
         &self,
         vm: VmId,
         at: &At,
-        take: &mut dyn FnMut(&Checkpoint) -> Result<bool, String>,
-    ) -> Result<(), String> {
-        let Some(journal) = self.journal(vm) else { return Ok(()) };
+        take: &mut dyn FnMut(&Checkpoint) -> bool,
+    ) -> Result<Option<WriteSeq>, String> {
+        let Some(journal) = self.journal(vm) else { return Ok(None) };
         let newest = CheckpointQuery { newest_first: true, limit: usize::MAX, ..CheckpointQuery::default() };
         let query = match at {
             At::Latest => CheckpointQuery { undamaged: true, ..newest },
@@ -93,11 +93,11 @@ impl Journals for Open<'_> {
             At::Tag(tag) => CheckpointQuery { tag: Some(tag.clone()), ..newest },
         };
         for row in journal.checkpoints(&query).rows {
-            if take(&row.checkpoint)? {
+            if take(&row.checkpoint) {
                 break;
             }
         }
-        Ok(())
+        Ok(None)
     }
 }
 
