@@ -97,11 +97,17 @@ impl History<'_> {
 
     /// The newest consistent cut at or below `cut` of which nothing is lost, if there is one.
     pub(crate) fn newest_consistent(&self, cut: WriteSeq) -> Option<WriteSeq> {
-        self.newest(cut, true)
+        self.newest(cut, true, |_| {})
     }
 
-    /// The newest consistent cut at or below `cut`; an `undamaged` one is one of which nothing is lost.
-    fn newest(&self, cut: WriteSeq, undamaged: bool) -> Option<WriteSeq> {
+    /// The newest consistent cut at or below `cut`; an `undamaged` one is one of which nothing is lost. What may hold others,
+    /// and cannot be read, is told.
+    fn newest(
+        &self,
+        cut: WriteSeq,
+        undamaged: bool,
+        mut tell_unread: impl FnMut(CheckpointError),
+    ) -> Option<WriteSeq> {
         let timeline = self.state.read_shared().timeline.clone();
         let nothing = Lost::default();
         let lost = if undamaged { timeline.lost() } else { &nothing };
@@ -109,13 +115,23 @@ impl History<'_> {
             let after = Some(cut.next());
             let query = CheckpointQuery { after, undamaged, ..newest() };
             // One that cannot be read is none: an older cut is taken.
-            self.checkpoints(&query).rows.pop().map(|facts| facts.cut())
+            let Listed { mut rows, unread } = self.checkpoints(&query);
+            unread.into_iter().for_each(&mut tell_unread);
+            rows.pop().map(|facts| facts.cut())
         })
     }
 
-    /// Whether the VM can be opened exactly at `cut`; reads of what is lost there fail.
-    pub(crate) fn is_consistent(&self, cut: WriteSeq) -> bool {
-        self.newest(cut, false) == Some(cut)
+    /// Whether the VM can be opened exactly at `cut`; reads of what is lost there fail. An error where only a checkpoint can
+    /// be, and those there cannot be read.
+    pub(crate) fn is_consistent(&self, cut: WriteSeq) -> Result<bool, CheckpointError> {
+        let mut of_it = None;
+        let newest = self.newest(cut, false, |lost| {
+            of_it = of_it.take().or(Some(lost).filter(|lost| lost.first_cut <= cut && cut <= lost.last_cut));
+        });
+        match of_it.filter(|_| newest != Some(cut)) {
+            Some(error) => Err(error),
+            None => Ok(newest == Some(cut)),
+        }
     }
 
     /// The newest checkpoint that can be opened, and of which nothing is lost.

@@ -1,5 +1,6 @@
 //! An image: the disks of the VM as of a cut, read through, and writable on overlays.
 
+use crate::checkpoint_files::CheckpointError;
 use crate::journal::Journal;
 use crate::overlay::{Overlay, OverlayError};
 use crate::payload::ReadError;
@@ -15,6 +16,12 @@ pub enum ImageError {
     NotConsistent { cut: WriteSeq },
     #[error("the image is read-only")]
     ReadOnly,
+    #[error("cannot tell whether the VM can be opened at {cut}")]
+    Unread {
+        cut: WriteSeq,
+        #[source]
+        source: CheckpointError,
+    },
     #[error("cannot save the pin")]
     Manifest(#[source] std::io::Error),
     #[error(transparent)]
@@ -27,6 +34,7 @@ impl From<PinError> for ImageError {
     fn from(error: PinError) -> Self {
         match error {
             PinError::NotConsistent { cut } => ImageError::NotConsistent { cut },
+            PinError::Unread { cut, source } => ImageError::Unread { cut, source },
             PinError::Manifest(source) => ImageError::Manifest(source),
         }
     }

@@ -294,9 +294,9 @@ impl Journal {
         self.history().newest_consistent(cut)
     }
 
-    /// Whether the VM can be opened exactly at `cut`.
+    /// Whether it is known that the VM can be opened exactly at `cut`.
     pub fn is_consistent(&self, cut: WriteSeq) -> bool {
-        self.history().is_consistent(cut)
+        self.history().is_consistent(cut).unwrap_or(false)
     }
 
     /// The newest checkpoint that can be opened, of those that can be read.
@@ -353,7 +353,7 @@ impl Journal {
     /// Pins `cut` for `owner`, over restarts, until [`Journal::unpin`] or it expires. The pin's number.
     ///
     /// # Errors
-    /// [`PinError::NotConsistent`] where the VM cannot be opened there.
+    /// [`PinError::NotConsistent`] where the VM cannot be opened there; [`PinError::Unread`] where nobody can tell.
     pub fn pin(&self, owner: &str, cut: WriteSeq, expiry: Option<Expiry>) -> Result<u64, PinError> {
         self.held().pin(owner, cut, expiry)
     }

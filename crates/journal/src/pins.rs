@@ -2,6 +2,7 @@
 //! kept in the manifest, until it is taken away or expires.
 
 use crate::age::micros;
+use crate::checkpoint_files::CheckpointError;
 use crate::history::History;
 use crate::manifest::PinEntry;
 use crate::state::State;
@@ -15,6 +16,13 @@ use types::{WallTime, WriteSeq};
 pub enum PinError {
     #[error("no consistent state of the VM at {cut}")]
     NotConsistent { cut: WriteSeq },
+    /// Whether there is one nobody can tell.
+    #[error("cannot tell whether the VM can be opened at {cut}")]
+    Unread {
+        cut: WriteSeq,
+        #[source]
+        source: CheckpointError,
+    },
     #[error("cannot save the pin")]
     Manifest(#[source] io::Error),
 }
@@ -59,9 +67,12 @@ impl Pins<'_> {
         let is_consistent = History { state: self.state }.is_consistent(cut);
         let mut shared = self.state.write_shared();
         // It may have been retired, or a gap been found, since.
-        let is_good = is_consistent && shared.timeline.is_consistent_checkpoint(cut);
+        let is_good = matches!(is_consistent, Ok(true)) && shared.timeline.is_consistent_checkpoint(cut);
         if !is_good && !shared.is_promised(cut) {
-            return Err(PinError::NotConsistent { cut });
+            return Err(match is_consistent {
+                Err(source) => PinError::Unread { cut, source },
+                Ok(_) => PinError::NotConsistent { cut },
+            });
         }
         let id = shared.next_image_pin;
         shared.next_image_pin += 1;

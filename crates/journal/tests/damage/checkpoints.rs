@@ -2,7 +2,9 @@
 
 use crate::stream::{SMALL, Stream, append, compare, create, cuts, keep_up};
 use crate::{SEGMENTS, scrub_all, sealed, try_scrub};
-use journal::{CheckpointQuery, Journal, Listed, Manifest, Settings, Store, Upkeep, verify};
+use journal::{
+    CheckpointQuery, Image, ImageError, Journal, Listed, Manifest, PinError, Settings, Store, Upkeep, verify,
+};
 use sim::{Rng, SimStore};
 use std::sync::Arc;
 use types::{CheckpointId, CheckpointKind, WallTime, WriteSeq};
@@ -13,10 +15,16 @@ const PAGE: u64 = 4096;
 
 /// A journal whose checkpoint file has three full pages and one more, with a tagged checkpoint in each; each page's cuts.
 fn four_pages() -> (SimStore, Vec<Vec<WriteSeq>>) {
+    four_pages_with(|_| {})
+}
+
+/// The same, with something more before each write.
+fn four_pages_with(more: impl Fn(&mut Stream)) -> (SimStore, Vec<Vec<WriteSeq>>) {
     let store = SimStore::new();
     let journal = create(&store, SMALL);
     let mut stream = Stream::begin();
     for number in 0..3 * ROWS_PER_PAGE + 20 {
+        more(&mut stream);
         stream.write(number as u64 % 64 * 512, &[number as u8; 512]);
         stream.tagged_checkpoint(if number % ROWS_PER_PAGE == 10 { "kept" } else { "" });
     }
@@ -194,4 +202,26 @@ fn checkpoint_files_that_are_cut_short_at_any_change_of_the_disk_lose_nothing() 
             }
         }
     }
+}
+
+/// Where writes were left out only checkpoints can be opened, and nobody knows any more where those of the page were.
+#[test]
+fn whether_a_cut_is_one_of_a_lost_page_is_told_as_unknown_and_not_as_wrong() {
+    let (store, pages) = four_pages_with(Stream::leave_out);
+    COPIES.iter().for_each(|name| assert!(store.rot(name, PAGE + 100)));
+    let journal = Arc::new(Journal::open(Arc::new(store), SMALL).unwrap().journal);
+    for (number, cut) in
+        pages.iter().enumerate().flat_map(|(number, cuts)| cuts.iter().map(move |cut| (number, *cut)))
+    {
+        let is_tagged = pages[number][10] == cut && number < 3;
+        match journal.pin("a test", cut, None) {
+            Ok(_) => assert!(number != 1 || is_tagged, "{cut}"),
+            Err(PinError::Unread { .. }) => assert!(number == 1 && !is_tagged, "{cut}"),
+            Err(error) => panic!("{cut} in page {number}: {error}"),
+        }
+    }
+    let error = Image::open(journal.clone(), pages[1][4], None, [1; 16]).unwrap_err();
+    assert!(matches!(error, ImageError::Unread { .. }), "{error}");
+    let between = journal.pin("a test", pages[2][4].previous(), None);
+    assert!(matches!(between, Err(PinError::NotConsistent { .. })), "{between:?}");
 }
