@@ -197,6 +197,11 @@ pub struct ProtectedVm {
     /// Blocks of 64 KiB that cannot be read here as a whole: the recovery side, and so every checkpoint, has of them what
     /// it had before. They are tried again every few minutes. Nobody knows it of a VM that is not taken up.
     pub unreadable_bytes: Option<u64>,
+    /// What the recovery side had lost to damage and asked for again since the agent started, in whole blocks of 64 KiB.
+    pub asked_again_bytes: u64,
+    /// What syncs have put into the stream, and what they have compared, since the agent started.
+    pub copied_bytes: u64,
+    pub compared_bytes: u64,
     /// How much of a running sync is done, 0 to 1: durable at the recovery side.
     pub sync_progress: Option<f64>,
     /// Guest writes since the agent started.

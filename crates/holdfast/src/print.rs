@@ -162,6 +162,11 @@ pub(crate) fn protected(vm: &ProtectedVm) -> String {
             bytes(unreadable)
         );
     }
+    if vm.asked_again_bytes > 0 {
+        let again = bytes(vm.asked_again_bytes);
+        let _ =
+            writeln!(out, "  again    {again} were lost to damage at the other side, and asked for again");
+    }
     let _ = writeln!(out, "  mode     {}, priority {}", vm.mode, vm.priority);
     let _ = writeln!(out, "  buffer   {} of {}", bytes(vm.buffer_bytes), bytes(vm.buffer_bytes_max));
     let _ = writeln!(out, "  spill    {} of {}", bytes(vm.spill_bytes), bytes(vm.spill_bytes_max));

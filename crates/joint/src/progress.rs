@@ -80,6 +80,7 @@ mod tests {
             suspect_blocks: 0,
             unreadable_blocks: 0,
             uncompared_blocks: 0,
+            sync_work: splitter::SyncWork::default(),
             buffered_bytes: 0,
             buffer_bytes_max: 1 << 20,
             copies: 0,
@@ -127,6 +128,7 @@ mod tests {
             paused: false,
             kept: Vec::new(),
             suspects_because: SyncReason::Interrupted,
+            disk_sizes: vec![1 << 20],
         };
         let zero = WriteSeq::ZERO;
         let room = SpillRoom { has_room: false, lost: false };

@@ -16,12 +16,13 @@ use batch::Codec;
 use replication::wire::{ArtifactHash, ClockAnswer, Compare, Compared, Message, Refuse};
 use replication::{CaptureView, Differs, Sender, SenderConfig, SenderEffect, SenderEvent, Transition};
 use splitter::{
-    Capture, CaptureStatus, CopyError, ProtectedDisk, SyncState, hash_some_blocks, mark_allocated,
+    BlockDevice, Capture, CaptureStatus, CopyError, ProtectedDisk, SyncState, hash_some_blocks,
+    mark_allocated,
 };
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
-use types::{Epoch, Incarnation, Monotonic, WallTime, WriteSeq};
+use types::{BlockRun, ByteRange, DiskIndex, Epoch, Incarnation, Monotonic, WallTime, WriteSeq};
 
 /// What is left to do.
 #[derive(Debug)]
@@ -48,6 +49,8 @@ pub enum Task {
     },
     /// Call [`SourceCore::settle`]: it may wait for a disk.
     Settle(Compared),
+    /// Call [`SourceCore::send_again`]: it waits for a disk.
+    SendAgain(Vec<BlockRun>),
     /// Call [`SourceCore::close_sync`], or push `SyncClosed` where that may not be. Whatever is heard from then on, the
     /// recovery side may have a state of the VM that can be opened: before a first sync is closed that is written down,
     /// and promises to others of the group rest on this VM too.
@@ -235,6 +238,7 @@ impl SourceCore {
             SenderEffect::CopyBlocks => return Some(Task::Copy),
             SenderEffect::HashBlocks => return Some(Task::Hash),
             SenderEffect::Settle(compared) => return Some(Task::Settle(compared)),
+            SenderEffect::SendAgain(runs) => return Some(Task::SendAgain(runs)),
             SenderEffect::CloseSync => return Some(Task::CloseSync),
             SenderEffect::Spill => return Some(Task::Spill),
             SenderEffect::AskClock => return Some(Task::AskClock),
@@ -284,6 +288,21 @@ impl SourceCore {
             false => compared.differs,
         };
         (differs, self.capture.end_compare(disk, first, differs))
+    }
+
+    /// Has blocks copied that the recovery side has lost; how many bytes of the disks that is.
+    pub fn send_again(&mut self, runs: &[BlockRun]) -> u64 {
+        // What it does not have after the end of a disk is nobody's.
+        let ranges: Vec<(DiskIndex, ByteRange)> = runs
+            .iter()
+            .filter_map(|run| {
+                Some((run.disk, run.range(self.disks.get(usize::from(run.disk.0))?.size_bytes())))
+            })
+            .filter(|(_, range)| !range.is_empty())
+            .collect();
+        self.capture.copy_again(&ranges);
+        self.push(SenderEvent::Tick);
+        ranges.iter().map(|(_, range)| range.len).sum()
     }
 
     /// The room that was not needed any more is given back.

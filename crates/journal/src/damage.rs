@@ -1,21 +1,24 @@
-//! Containing damage: what was found is written down, reading it fails, and the source is asked to compare everything where
-//! something of the newest state is lost. Nothing is thrown away: what can be read stays, at every cut.
+//! Containing damage: what was found is written down, reading it fails, and the source is asked for what is lost of the
+//! newest state. Nothing is thrown away: what can be read stays, at every cut.
 //!
-//! Where it is known which bytes are lost as of which cuts (`appraise.rs`), that is all it costs. Where it is not, the cuts
-//! from there on cannot be opened until the source's sync has drained.
+//! Where it is known which bytes are lost as of which cuts (`appraise.rs`), that is all it costs, and their blocks are asked
+//! for (`again.rs`). That demand is the pieces themselves: it stands as long as they do, which is until something lies over
+//! them, and whatever else the stream brings meanwhile is taken.
 //!
-//! The demand for a sync stands until it is met. How traffic could write it over, if it were no more than what the
+//! Where it is not known, or where most of the disks would come again, everything is to be compared: of the former the cuts
+//! from there on cannot be opened until the source's sync has drained. This demand too stands until it is met. How traffic could write it over, if it were no more than what the
 //! stream says of itself: (1) a scrub finds damage, and the stream's incarnation is forgotten, so that the source may
 //! not resume; (2) before its connection is closed its next batch comes, and brings the incarnation with it; (3) the
 //! source resumes, and what was lost never comes again. So the demand is a field of its own, in the manifest too, and
 //! while it stands nothing is taken but a stream that begins anew, on a connection that was told of it.
 
+use crate::again;
 use crate::append::Appender;
 use crate::cover::LogKind;
 use crate::extent::REGION_BYTES;
 use crate::fold::FoldError;
 use crate::lost::{Lost, LostPiece};
-use crate::manifest::{DamageEntry, Manifest};
+use crate::manifest::{DamageEntry, DiskEntry, Manifest};
 use crate::payload;
 use crate::read::Reads;
 use crate::state::State;
@@ -59,21 +62,25 @@ impl Damage {
         manifest.damage.iter().any(|entry| entry.what == self.what)
     }
 
-    /// From where on the source must send again what it has; none where nothing of the newest state is lost.
-    fn demand(&self) -> Option<WriteSeq> {
-        match &self.pieces {
-            None => Some(self.from),
-            Some(pieces) => pieces.iter().filter(|piece| piece.until.is_none()).map(|piece| piece.from).min(),
-        }
+    /// Whether something of the newest state is lost by it.
+    pub fn is_of_newest_state(&self) -> bool {
+        self.pieces.as_ref().is_none_or(|pieces| pieces.iter().any(|piece| piece.until.is_none()))
     }
 
-    /// Says what is lost, and what the source must send.
-    fn tell(&self, timeline: &mut Timeline) {
+    /// From where on the source must compare what it has; none where nothing of the newest state is lost, or only some
+    /// blocks of it that it is asked for.
+    fn demand(&self, lost: &Lost, disks: &[DiskEntry]) -> Option<WriteSeq> {
+        let is_all = self.pieces.is_none() || again::is_most(lost, disks.iter().map(|disk| disk.size_bytes));
+        (self.is_of_newest_state() && is_all).then_some(self.from)
+    }
+
+    /// Says what is lost, and what the source must compare.
+    fn tell(&self, timeline: &mut Timeline, disks: &[DiskEntry]) {
         match &self.pieces {
             None => timeline.open_gap(self.from),
             Some(pieces) => drop(timeline.lose(pieces.clone())),
         }
-        if let Some(from) = self.demand() {
+        if let Some(from) = self.demand(timeline.lost(), disks) {
             timeline.demand_resync(from);
         }
     }
@@ -81,13 +88,10 @@ impl Damage {
     /// Writes it down. The open segment is sealed already, so that the gaps in the manifest are those of
     /// its end.
     pub(crate) fn record(&self, manifest: &mut Manifest, timeline: &mut Timeline) {
-        self.tell(timeline);
+        self.tell(timeline, &manifest.disks);
         timeline.write_to(manifest);
-        if self.demand().is_some() {
-            let newest = manifest.redo.segments.iter_mut().rev().find_map(|segment| segment.sealed.as_mut());
-            let point = newest.map_or(&mut manifest.base, |sealed| &mut sealed.point);
-            // Without an incarnation the source cannot resume, whatever program reads this next.
-            point.incarnation = None;
+        if self.demand(timeline.lost(), &manifest.disks).is_some() {
+            forget_incarnation(manifest);
         }
         if self.is_known(manifest) {
             return;
@@ -96,6 +100,12 @@ impl Damage {
         let in_pieces = self.pieces.is_some();
         manifest.damage.push(DamageEntry { what, from_seq, to_seq: None, indexed, in_pieces });
     }
+}
+
+/// Without an incarnation the source cannot resume, whatever program reads this next.
+fn forget_incarnation(manifest: &mut Manifest) {
+    let newest = manifest.redo.segments.iter_mut().rev().find_map(|segment| segment.sealed.as_mut());
+    newest.map_or(&mut manifest.base, |sealed| &mut sealed.point).incarnation = None;
 }
 
 /// Who contains damage that is found while the journal is open.
@@ -120,7 +130,7 @@ impl Containing<'_> {
     }
 
     /// Contains damage that has cost these pieces, as of what was durable at `seen`; what of that was not known yet. Where
-    /// something of the newest state is lost the stream must be closed.
+    /// something of the newest state is lost the stream must be told.
     pub(crate) fn pieces(
         &self,
         what: &str,
@@ -151,6 +161,30 @@ impl Containing<'_> {
         Ok(Some(damage))
     }
 
+    /// Demands that everything is compared, where something of the newest state is lost and that was not demanded for it;
+    /// whether that demand stands.
+    pub(crate) fn everything(&self) -> Result<bool, FoldError> {
+        let mut writer = self.appender.lock_writer();
+        if self.state.read_shared().timeline.is_lost_anew() {
+            self.appender.seal_redo(&mut writer).map_err(FoldError::Manifest)?;
+            let mut timeline = self.state.read_shared().timeline.clone();
+            timeline.demand_resync_for_lost();
+            let changed = self.state.change_manifest(
+                |manifest| {
+                    timeline.write_to(manifest);
+                    forget_incarnation(manifest);
+                },
+                |shared, manifest| {
+                    shared.timeline.demand_resync_for_lost();
+                    shared.set_manifest(manifest, |_| {});
+                },
+            );
+            changed.map_err(FoldError::Manifest)?;
+            writer.takes = Takes::NothingMore;
+        }
+        Ok(self.state.read_shared().timeline.must_resync().is_some())
+    }
+
     /// Pieces after what has become durable since `seen`.
     fn written_over_since(
         &self,
@@ -175,14 +209,16 @@ impl Containing<'_> {
 
     fn record(&self, damage: &Damage, takes: &mut Takes) -> io::Result<()> {
         let mut timeline = self.state.read_shared().timeline.clone();
+        let mut must_compare = false;
         self.state.change_manifest(
             |manifest| damage.record(manifest, &mut timeline),
             |shared, manifest| {
-                damage.tell(&mut shared.timeline);
+                damage.tell(&mut shared.timeline, &manifest.disks);
+                must_compare = damage.demand(shared.timeline.lost(), &manifest.disks).is_some();
                 shared.set_manifest(manifest, |_| {});
             },
         )?;
-        if damage.demand().is_some() {
+        if must_compare {
             // Whoever streams now does not know of it.
             *takes = Takes::NothingMore;
         }

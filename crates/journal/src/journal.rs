@@ -2,11 +2,12 @@
 //!
 //! In which order its locks are taken is in ARCHITECTURE, "Locks".
 
+use crate::again;
 use crate::append::Appender;
 use crate::checkpoint_files::CheckpointError;
 use crate::checkpoints::{CheckpointFacts, CheckpointQuery};
 use crate::create::{CreateError, create};
-use crate::damage::Damage;
+use crate::damage::{Containing, Damage};
 use crate::fold::FoldError;
 use crate::footers::Footers;
 use crate::history::{History, Listed};
@@ -34,7 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use threads::sync::RwLockReadGuard;
 use threads::sync::atomic::Ordering;
-use types::{CheckpointId, DiskIndex, DiskSpec, Epoch, VmId, WallTime, WriteSeq};
+use types::{BlockRun, CheckpointId, DiskIndex, DiskSpec, Epoch, VmId, WallTime, WriteSeq};
 
 /// The journal of one VM.
 #[derive(Debug)]
@@ -228,6 +229,25 @@ impl Journal {
     /// append any more.
     pub fn begin_stream(&self) -> JournalStatus {
         self.appender.begin_stream()
+    }
+
+    /// What is lost of the newest state, by its blocks, in ascending runs that have none in common: the source is asked for
+    /// it until something lies over it. Nothing where [`JournalStatus::must_resync`] asks for everything.
+    pub fn to_send_again(&self) -> Vec<BlockRun> {
+        self.with_timeline(|timeline| match timeline.must_resync() {
+            Some(_) => Vec::new(),
+            None => again::runs(timeline.lost()),
+        })
+    }
+
+    /// Asks for a comparison of everything, where something of the newest state is lost for which that was not asked yet:
+    /// the source that comes, or is there, cannot be asked for blocks. Whether everything is to be compared now: then whoever
+    /// streams must be stopped.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn compare_for_what_is_lost(&self) -> Result<bool, FoldError> {
+        Containing { state: &self.state, reads: &self.reads, appender: &self.appender }.everything()
     }
 
     /// Waits until every group that was framed is committed or has failed.

@@ -24,6 +24,7 @@
 //!
 //! None of it is beside the same operation of another [`Journal`] over the folder: there is one at a time (`life.rs`).
 
+mod again;
 mod age;
 mod append;
 mod appraise;

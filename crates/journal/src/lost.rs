@@ -108,6 +108,11 @@ impl Lost {
         (*self.pieces).clone()
     }
 
+    /// What is lost of the newest state.
+    pub(crate) fn newest(&self) -> impl Iterator<Item = &LostPiece> {
+        self.pieces.iter().filter(|piece| piece.until.is_none())
+    }
+
     /// Adds pieces: what of them was not known.
     pub(crate) fn add(&mut self, pieces: impl IntoIterator<Item = LostPiece>) -> Vec<LostPiece> {
         let mut all = (*self.pieces).clone();

@@ -26,7 +26,7 @@ pub struct Kept {
     pub applied: WriteSeq,
     /// Whether another call would find something to do at once.
     pub more: bool,
-    /// What it came upon, and is contained: the stream must be closed, as after a scrub.
+    /// What it came upon, and is contained: the stream must be told, as after a scrub.
     pub damage: Vec<Damage>,
     /// Index runs that were made again.
     pub rebuilt: usize,

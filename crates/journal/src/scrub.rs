@@ -57,7 +57,7 @@ pub struct Scrubbed {
     /// Where the next step goes on; none where the round is done.
     pub place: Option<ScrubPlace>,
     pub bytes: u64,
-    /// What was found damaged now, contained already: the stream must be closed, so that the source sends again.
+    /// What was found damaged now, contained already: the stream must be told, so that the source sends again.
     pub damage: Vec<Damage>,
     /// Index runs that were made again.
     pub rebuilt: usize,

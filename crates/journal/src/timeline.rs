@@ -40,6 +40,8 @@ pub struct Timeline {
     /// leaves out writes in every interval, and other cuts than checkpoints matter at the tail only.
     left_out: Option<Gap>,
     lost: Lost,
+    /// Something of the newest state was lost since everything was last asked for, or since the journal was opened.
+    is_lost_anew: bool,
     /// Guest writes seen since the journal was opened or created.
     pub(crate) guest_writes: u64,
     tally: Tally,
@@ -56,6 +58,7 @@ impl Timeline {
             lost: Lost::of_manifest(manifest),
             ..Self::default()
         };
+        timeline.is_lost_anew = timeline.lost.newest().next().is_some();
         timeline.stand_at(&manifest.base);
         timeline
     }
@@ -104,7 +107,8 @@ impl Timeline {
                 }
                 Kind::SyncBegin => {
                     if begins_anew(batch) {
-                        self.must_resync = None;
+                        // What was lost before comes with it. Any other gap may begin just so, and meets no demand.
+                        self.is_lost_anew &= self.must_resync.take().is_none();
                     }
                     let missing_from = WriteSeq::from_raw(entry.range.start);
                     // Up to the watermark nothing is missing: cuts there may have been given out, and stay. Where the
@@ -164,12 +168,28 @@ impl Timeline {
     /// Acknowledged writes from `from` on are lost: the source must begin anew before anything else is taken.
     pub(crate) fn demand_resync(&mut self, from: WriteSeq) {
         self.incarnation = None;
+        self.is_lost_anew = false;
         self.must_resync = Some(self.must_resync.map_or(from, |before| before.min(from)));
     }
 
     /// Bytes are lost as of some cuts: what of that was not known.
     pub(crate) fn lose(&mut self, pieces: Vec<LostPiece>) -> Vec<LostPiece> {
-        self.lost.add(pieces)
+        let fresh = self.lost.add(pieces);
+        self.is_lost_anew |= fresh.iter().any(|piece| piece.until.is_none());
+        fresh
+    }
+
+    /// Everything is to be compared for what is lost of the newest state, if that was not asked for before.
+    pub(crate) fn demand_resync_for_lost(&mut self) {
+        let from = self.lost.newest().map(|piece| piece.from).min();
+        if let Some(from) = from.filter(|_| self.is_lost_anew) {
+            self.demand_resync(from);
+        }
+    }
+
+    /// Whether [`Timeline::demand_resync_for_lost`] would demand something.
+    pub(crate) fn is_lost_anew(&self) -> bool {
+        self.is_lost_anew && self.lost.newest().next().is_some()
     }
 
     /// What is lost, as of which cuts.

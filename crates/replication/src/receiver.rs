@@ -17,9 +17,9 @@ use batch::Batch;
 use std::collections::VecDeque;
 use types::limits::{
     ARTIFACT_BYTES_MAX, BLOCK_BYTES, COMPARES_MAX, DISK_BYTES_MAX, DISKS_MAX, HEARTBEAT_INTERVAL,
-    HISTORY_SECONDS_RANGE, JOURNAL_BYTES_RANGE, PEER_SILENCE_MAX, SECTOR_BYTES,
+    HISTORY_SECONDS_RANGE, JOURNAL_BYTES_RANGE, PEER_SILENCE_MAX, SECTOR_BYTES, SEND_AGAIN_INTERVAL,
 };
-use types::{Epoch, Incarnation, Monotonic, WallTime, WriteSeq, is_plain_name};
+use types::{BlockRun, Epoch, Incarnation, Monotonic, WallTime, WriteSeq, is_plain_name};
 
 /// What the driver found when it opened the journal of a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +32,10 @@ pub struct Opened {
     /// The replica was brought here by other means and is to be compared.
     pub seeded: bool,
     pub missing: Vec<ArtifactHash>,
+    /// What is lost of the newest state and not to be compared: ascending runs that have no block in common, at most
+    /// [`types::limits::SEND_AGAIN_RUNS_MAX`], and none where the sender cannot be asked for them
+    /// ([`Hello::hears_of_blocks`]).
+    pub lost: Vec<BlockRun>,
 }
 
 /// Something happened.
@@ -46,6 +50,8 @@ pub enum ReceiverEvent {
     Durable(Ack),
     /// The answer to [`ReceiverEffect::Compare`].
     Compared(Compared),
+    /// This is what the journal has lost of the newest state, some of it just now; as in [`Opened`].
+    Lost(Vec<BlockRun>),
     /// The journal can take no more, or the group has failed over.
     Stopped(Refuse),
     Tick,
@@ -92,6 +98,9 @@ struct Streaming {
     /// Are being looked at.
     comparing: usize,
     clock_told_at: Option<Monotonic>,
+    /// What is lost, and the sender is yet to be told.
+    lost: Vec<BlockRun>,
+    lost_told_at: Option<Monotonic>,
 }
 
 /// The receiving side of one connection.
@@ -122,7 +131,7 @@ impl Receiver {
                 };
                 self.refuse(Refuse { why, detail: error.to_string() }, effects);
             }
-            ReceiverEvent::Opened(opened) => self.on_opened(opened, effects),
+            ReceiverEvent::Opened(opened) => self.on_opened(now, opened, effects),
             ReceiverEvent::Durable(ack) => {
                 if let Phase::Streaming(streaming) = &mut self.phase {
                     streaming.durable = ack.durable;
@@ -136,6 +145,12 @@ impl Receiver {
                     effects.push(ReceiverEffect::Send(Message::Compared(compared)));
                 }
             }
+            ReceiverEvent::Lost(lost) => {
+                if let Phase::Streaming(streaming) = &mut self.phase {
+                    streaming.lost = lost;
+                    streaming.tell_lost(now, effects);
+                }
+            }
             ReceiverEvent::Stopped(refuse) => self.refuse(refuse, effects),
             ReceiverEvent::Tick => self.on_tick(now, effects),
         }
@@ -147,6 +162,9 @@ impl Receiver {
     fn on_tick(&mut self, now: Monotonic, effects: &mut Vec<ReceiverEffect>) {
         if matches!(self.phase, Phase::Closed) {
             return;
+        }
+        if let Phase::Streaming(streaming) = &mut self.phase {
+            streaming.tell_lost(now, effects);
         }
         if now.since(self.heard_at) > PEER_SILENCE_MAX {
             self.phase = Phase::Closed;
@@ -214,7 +232,8 @@ impl Receiver {
                 | Message::Join(_)
                 | Message::Cut(_)
                 | Message::Leave(_)
-                | Message::Left(_),
+                | Message::Left(_)
+                | Message::SendAgain(_),
                 _,
             ) => {
                 let detail = "a message that has no place here".to_owned();
@@ -223,21 +242,17 @@ impl Receiver {
         }
     }
 
-    fn on_opened(&mut self, opened: Result<Opened, Refuse>, effects: &mut Vec<ReceiverEffect>) {
+    fn on_opened(
+        &mut self,
+        now: Monotonic,
+        opened: Result<Opened, Refuse>,
+        effects: &mut Vec<ReceiverEffect>,
+    ) {
         let Phase::Opening { hello } = std::mem::replace(&mut self.phase, Phase::Closed) else {
             return;
         };
         match opened {
             Ok(opened) => {
-                let durable = opened.durable;
-                self.phase = Phase::Streaming(Streaming {
-                    hello,
-                    accepted: durable,
-                    durable,
-                    compares: VecDeque::new(),
-                    comparing: 0,
-                    clock_told_at: None,
-                });
                 effects.push(ReceiverEffect::Send(Message::Welcome(Welcome {
                     epoch: opened.epoch,
                     durable: opened.durable,
@@ -246,6 +261,10 @@ impl Receiver {
                     seeded: opened.seeded,
                     missing: opened.missing,
                 })));
+                let mut streaming = Streaming::of(hello, opened.durable);
+                streaming.lost = opened.lost;
+                streaming.tell_lost(now, effects);
+                self.phase = Phase::Streaming(streaming);
             }
             Err(refuse) => {
                 self.phase = Phase::Opening { hello };
@@ -266,6 +285,28 @@ impl Receiver {
 }
 
 impl Streaming {
+    fn of(hello: Box<Hello>, durable: WriteSeq) -> Self {
+        Self {
+            hello,
+            accepted: durable,
+            durable,
+            compares: VecDeque::new(),
+            comparing: 0,
+            clock_told_at: None,
+            lost: Vec::new(),
+            lost_told_at: None,
+        }
+    }
+
+    /// Says what is lost, all of it, and not too often.
+    fn tell_lost(&mut self, now: Monotonic, effects: &mut Vec<ReceiverEffect>) {
+        let is_time = self.lost_told_at.is_none_or(|told| now.since(told) >= SEND_AGAIN_INTERVAL);
+        if is_time && !self.lost.is_empty() && self.hello.hears_of_blocks() {
+            self.lost_told_at = Some(now);
+            effects.push(ReceiverEffect::Send(Message::SendAgain(std::mem::take(&mut self.lost))));
+        }
+    }
+
     /// Hands on the comparisons for which everything is durable now.
     fn begin_compares(&mut self, effects: &mut Vec<ReceiverEffect>) {
         while let Some(next) = self.compares.front()

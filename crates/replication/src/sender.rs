@@ -18,12 +18,16 @@
 //! The price of this design: a sync competes with live writes for the buffer, so it yields at a quarter full, and
 //! while anything lies in the spill.
 
+mod again;
 mod asked;
 mod belief;
+mod words;
 
+use self::again::Again;
 use self::asked::Asked;
+pub use self::words::{SenderEffect, SenderEvent};
 use crate::state::{Failure, Link, State, SyncReason, TrackingReason, Transition};
-use crate::wire::{Ack, ArtifactHash, ClockAnswer, Compare, Compared, Message, Refusal, Refuse, Welcome};
+use crate::wire::{Ack, Compare, Message, Refusal, Refuse, Welcome};
 use std::collections::VecDeque;
 use types::limits::{
     CLOCK_INTERVAL, COMPARES_MAX, COPY_RETRY_DELAY, HEARTBEAT_INTERVAL, PEER_SILENCE_MAX,
@@ -62,6 +66,8 @@ pub struct SenderConfig {
     pub kept: Vec<KeptStream>,
     /// Why some of what was kept is suspect, if it is.
     pub suspects_because: SyncReason,
+    /// Of each disk, in bytes.
+    pub disk_sizes: Vec<u64>,
 }
 
 /// What the sender may know of the splitter's capture, read just before each step.
@@ -97,105 +103,6 @@ pub struct CaptureView {
     pub drawn: WriteSeq,
     /// Every write of the VM at or below it is in the buffer, freed, or missing.
     pub watermark: WriteSeq,
-}
-
-/// Something happened.
-#[derive(Debug, Clone)]
-pub enum SenderEvent {
-    LinkUp,
-    LinkLost,
-    Received(Message),
-    /// A batch was built from the buffer and handed to the link.
-    BatchSent {
-        last: WriteSeq,
-        watermark: WriteSeq,
-        bytes: usize,
-    },
-    /// The buffer had nothing above what was sent.
-    NothingToSend,
-    /// The copy asked for is in the buffer; or it is not `taken`, since there was no room or it could not be made,
-    /// and its blocks are marked again.
-    CopyDone {
-        taken: bool,
-    },
-    /// `SyncEnd` is in the buffer, or could not be put there because blocks are marked again.
-    SyncClosed {
-        closed: bool,
-    },
-    /// A run of blocks was hashed, or there was none, or it could not be read and is suspect again.
-    Hashed(Option<Compare>),
-    /// The oldest of the buffer lies in the spill now, or it could not be put there.
-    Spilled,
-    Pause,
-    Resume,
-    /// The operator wants everything compared, and history to have a gap until it was.
-    Resync,
-    /// A bound is exceeded, and the operator wants the protection to stop then; or it is to go on.
-    Bounds {
-        exceeded: bool,
-    },
-    Tick,
-}
-
-/// Something to do, in the order given.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SenderEffect {
-    Connect,
-    /// Drop the connection, if there is one.
-    Disconnect,
-    /// Say hello; the driver fills in what the sender does not know.
-    SayHello {
-        epoch: Epoch,
-        incarnation: Incarnation,
-        acked: WriteSeq,
-        last: WriteSeq,
-    },
-    Send(Message),
-    /// Send all of a file the peer misses, in parts.
-    SendArtifact(ArtifactHash),
-    /// Build a batch from what the buffer holds above `after` and send it.
-    SendBatch {
-        after: WriteSeq,
-    },
-    /// The buffer may forget everything at or below.
-    Release {
-        up_to: WriteSeq,
-    },
-    /// Forget the buffer, mark what may differ, begin above `floor`.
-    Restart {
-        floor: WriteSeq,
-        differs: Differs,
-    },
-    /// Stop buffering: mark the bitmap only.
-    StartTracking,
-    /// Buffer writes again.
-    LeaveTracking,
-    /// Copy some marked blocks into the buffer.
-    CopyBlocks,
-    /// Hash some suspect blocks.
-    HashBlocks,
-    /// The answer to a comparison.
-    Settle(Compared),
-    /// No answers come any more: what was being compared is suspect again.
-    ForgetCompares,
-    /// Everything is suspect from now on, and writes count as missing.
-    SuspectEverything,
-    /// Move the oldest of the buffer into the spill.
-    Spill,
-    /// Ask the peer what time it is.
-    AskClock,
-    /// The peer says what time it is.
-    ClockTold(ClockAnswer),
-    /// Nothing is marked any more: put `SyncEnd` into the buffer.
-    CloseSync,
-    /// Keep this epoch from now on, durably.
-    AdoptEpoch(Epoch),
-    /// The state has changed.
-    Changed(Transition),
-    /// The peer refuses, in its own words.
-    Refused(Refuse),
-    /// The peer is not believed, and why.
-    Disbelieved(String),
 }
 
 /// Stopped by an exceeded bound.
@@ -234,6 +141,7 @@ pub struct Sender {
     to_compare: VecDeque<Compare>,
     /// Asked and not yet answered; no other answer is listened to. At most [`COMPARES_MAX`].
     asked: Vec<Asked>,
+    again: Again,
     spilling: bool,
     clock_asked_at: Option<Monotonic>,
     /// Whether this run has been welcomed with its own incarnation.
@@ -270,6 +178,7 @@ impl Sender {
             hashed_for_another_link: false,
             to_compare: VecDeque::new(),
             asked: Vec::new(),
+            again: Again::new(now),
             spilling: false,
             clock_asked_at: None,
             begun: false,
@@ -399,6 +308,7 @@ impl Sender {
         self.in_flight_bytes = 0;
         self.to_compare.clear();
         self.asked.clear();
+        self.again.link_lost();
         self.hashed_for_another_link |= self.hashing;
         self.clock_asked_at = None;
         effects.push(SenderEffect::ForgetCompares);
@@ -435,6 +345,12 @@ impl Sender {
                     None => self.hang_up(now, effects),
                 }
             }
+            (Message::SendAgain(runs), Link::Up) => {
+                match belief::check_runs(&runs, &self.config.disk_sizes) {
+                    Ok(()) => self.again.want(runs),
+                    Err(why) => self.on_disbelief(now, why, effects),
+                }
+            }
             (Message::ClockAnswer(answer), Link::Up) => effects.push(SenderEffect::ClockTold(answer)),
             (Message::Heartbeat, _) => {}
             (
@@ -451,7 +367,8 @@ impl Sender {
                 | Message::Join(_)
                 | Message::Cut(_)
                 | Message::Leave(_)
-                | Message::Left(_),
+                | Message::Left(_)
+                | Message::SendAgain(_),
                 _,
             ) => self.hang_up(now, effects),
         }
@@ -692,6 +609,7 @@ impl Sender {
             self.said_at = now;
             effects.push(SenderEffect::Send(Message::Heartbeat));
         }
+        effects.extend(self.again.take(now).map(SenderEffect::SendAgain));
         self.send_more(view, effects);
         self.sync_more(now, view, effects);
         self.compare_more(view, effects);
@@ -781,6 +699,9 @@ impl Sender {
         }
         assert!(from.may_become(&to), "no edge from {from:?} to {to:?}");
         self.state = to;
+        if to == State::Journaling {
+            self.again.sync_ended();
+        }
         effects.push(SenderEffect::Changed(Transition { from, to }));
     }
 }

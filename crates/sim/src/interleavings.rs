@@ -197,6 +197,7 @@ impl Driver {
                 self.core.restart(floor, differs).expect("a disk that works");
             }
             Task::Settle(compared) => drop(self.core.settle(&compared, false)),
+            Task::SendAgain(runs) => drop(self.core.send_again(&runs)),
             Task::CloseSync => self.core.close_sync(),
             Task::AskClock => self.say(&Message::AskClock(WallTime(0))),
             Task::Copy => self.have_done(|capture, disks, _| {

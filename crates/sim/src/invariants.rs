@@ -93,15 +93,18 @@ pub(crate) fn invariant_dirty_marks_cover_every_unsent_block(pair: &Pair) {
     let Some(on_the_way) = agent.on_the_way(status.last_seq) else {
         return; // The stream will be begun anew, with all marked that was not acknowledged.
     };
+    let lost = journal.to_send_again();
     for (at, ours) in guest.chunks(BLOCK_BYTES as usize).enumerate() {
         let block = BlockIndex(at as u64);
         let range = block.range(guest.len() as u64);
         let mut theirs = vec![0; ours.len()];
-        // What cannot be read any more has to be sent again.
+        // What cannot be read any more has to be sent again; the other side asks for what it knows to be lost.
+        let is_asked_for = lost.iter().any(|run| (run.first.0..run.end()).contains(&block.0));
         let equal = match journal.read_at(DiskIndex(0), WriteSeq::MAX, range.start, &mut theirs) {
             Ok(()) => ours == theirs,
             // Nobody knows of it yet.
             Err(_) if pair.recovery.is_lost_unseen(range) => continue,
+            Err(ReadError::LostBytes { .. }) if is_asked_for => continue,
             Err(ReadError::Damaged { .. } | ReadError::LostBytes { .. }) => false,
             Err(error) => panic!("a journal that can be read: {error}"),
         };

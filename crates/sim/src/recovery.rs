@@ -19,7 +19,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 use threads::sync::{Mutex, MutexGuard};
-use types::{BlockIndex, Epoch, Monotonic, WallTime, WriteSeq};
+use types::{BlockIndex, BlockRun, Epoch, Monotonic, WallTime, WriteSeq};
 
 /// Small segments, so that they are sealed, merged and folded often.
 pub(crate) const SETTINGS: Settings = Settings {
@@ -45,8 +45,10 @@ pub(crate) struct RecoveryVm {
     pub(crate) told: WriteSeq,
     /// A failover's epoch, and whether it was rolled back.
     pub(crate) fence: Option<(Epoch, bool)>,
-    /// Damage was found: after so many steps more the stream is stopped for it. Until then everything goes on.
+    /// Damage was found: after so many steps more the stream hears of it. Until then everything goes on.
     stops_in: Option<u64>,
+    /// Whoever streams can be asked for blocks.
+    hears_of_blocks: bool,
     pub(crate) images: Images,
     /// Pins that a person has, and where.
     pub(crate) pins: Vec<(u64, WriteSeq)>,
@@ -73,6 +75,7 @@ impl RecoveryVm {
             told: WriteSeq::ZERO,
             fence: None,
             stops_in: None,
+            hears_of_blocks: false,
             images: Images::new(spoilt.clone()),
             pins: Vec::new(),
             stands_still: 0,
@@ -201,16 +204,39 @@ impl RecoveryVm {
         self.store.cannot_read(None);
     }
 
-    /// Damage was found, and sooner or later somebody closes the stream for it.
+    /// Damage was found, and sooner or later somebody tells the stream.
     pub(crate) fn stop_soon(&mut self, rng: &mut Rng) {
         self.stops_in = Some(rng.below(60));
     }
 
-    /// A step passes; whether the stream is stopped now.
-    pub(crate) fn is_stopped_now(&mut self) -> bool {
+    /// A step passes; what the stream hears now of damage that was found.
+    pub(crate) fn hears_of_damage(&mut self) -> Option<ReceiverEvent> {
         let left = self.stops_in.take();
         self.stops_in = left.and_then(|left| left.checked_sub(1));
-        left == Some(0)
+        let journal = self.journal.as_ref().filter(|_| left == Some(0))?;
+        Some(match journal.status().must_resync {
+            Some(_) => ReceiverEvent::Stopped(Refuse { why: Refusal::Busy, detail: "damage".into() }),
+            None if self.hears_of_blocks => ReceiverEvent::Lost(journal.to_send_again()),
+            None => {
+                // A disk that fails does not take it; whoever greets next is asked then.
+                journal.compare_for_what_is_lost().ok().filter(|must_stop| *must_stop)?;
+                ReceiverEvent::Stopped(Refuse { why: Refusal::Busy, detail: "damage".into() })
+            }
+        })
+    }
+
+    /// Whether something of the newest state is lost.
+    pub(crate) fn has_lost(&self) -> bool {
+        self.journal.as_ref().is_some_and(|journal| !journal.to_send_again().is_empty())
+    }
+
+    /// What is asked for again may have been damaged: told from the pages that were.
+    fn invariant_no_more_is_asked_for_than_was_lost(&self, runs: &[BlockRun]) {
+        let size = self.journal.as_ref().map_or(0, |journal| journal.disks()[0].size_bytes);
+        for block in runs.iter().flat_map(|run| run.first.0..run.end()).map(BlockIndex) {
+            let is_lost = self.spoilt().may_be_lost(block.range(size), WriteSeq::MAX);
+            assert!(is_lost, "invariant_no_more_is_asked_for_than_was_lost: block {}", block.0);
+        }
     }
 
     pub(crate) fn has_journal(&self) -> bool {
@@ -242,6 +268,9 @@ impl RecoveryVm {
                         events.push_back(ReceiverEvent::Opened(opened));
                     }
                     ReceiverEffect::Send(message) => {
+                        if let Message::SendAgain(runs) = &message {
+                            self.invariant_no_more_is_asked_for_than_was_lost(runs);
+                        }
                         if let Some(link) = link {
                             link.to_sender.send(&message);
                         }
@@ -301,7 +330,7 @@ impl RecoveryVm {
             return Err(Refuse { why: Refusal::Fenced { epoch, released }, detail: String::new() });
         }
         journal.raise_epoch(hello.epoch).map_err(|error| failed(error.to_string()))?;
-        Ok(self.begin(hello))
+        self.begin(hello)
     }
 
     /// Makes the journal that is greeted for.
@@ -316,17 +345,25 @@ impl RecoveryVm {
     }
 
     /// The stream begins, of the epoch that the journal has.
-    pub(crate) fn begin(&mut self, hello: &Hello) -> Opened {
+    pub(crate) fn begin(&mut self, hello: &Hello) -> Result<Opened, Refuse> {
         self.epoch = hello.epoch;
-        let status = self.journal.as_ref().expect("it is open").begin_stream();
-        Opened {
+        self.hears_of_blocks = hello.hears_of_blocks();
+        let journal = self.journal.as_ref().expect("it is open");
+        if !self.hears_of_blocks {
+            let failed =
+                |error: journal::FoldError| Refuse { why: Refusal::JournalFailed, detail: error.to_string() };
+            journal.compare_for_what_is_lost().map_err(failed)?;
+        }
+        let status = journal.begin_stream();
+        Ok(Opened {
             epoch: hello.epoch,
             durable: status.last_seq,
             incarnation: status.incarnation,
             must_compare: status.must_resync.is_some(),
             seeded: false,
             missing: Vec::new(),
-        }
+            lost: journal.to_send_again(),
+        })
     }
 
     /// The writer's turn: appends some of what is queued and reports.

@@ -13,6 +13,7 @@ impl World {
         if let Some(agent) = &self.pairs[vm].source.agent {
             self.summary.blocks_found_to_differ += agent.differing;
             self.summary.batches_spilled += agent.spilled_batches();
+            self.summary.blocks_asked_again += agent.capture().status().sync_work.asked_again;
             self.summary.writes_left_out += agent.writes_left_out();
         }
     }
@@ -87,5 +88,6 @@ impl World {
             && link_is_quiet
             && agent.is_idle()
             && pair.recovery.is_idle()
+            && !pair.recovery.has_lost()
     }
 }

@@ -13,7 +13,7 @@ use joint::membership::{FirstSync, Found};
 use joint::outbox::SpillView;
 use joint::promise::Standing;
 use joint::source::{CoreConfig, SourceCore, Task};
-use replication::wire::{Hello, Message};
+use replication::wire::{Hello, Message, VERSION, VERSION_MIN};
 use replication::{KeptStream, Sender, SenderConfig, SenderEvent, SyncReason};
 use splitter::{
     BlockDevice, Boot, BufferPool, Capture, CaptureConfig, Change, DirtyMap, DiskIdentity, OnTimeout, Others,
@@ -24,8 +24,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use types::limits::BATCH_BYTES_TARGET;
 use types::{
-    ByteRange, DiskIndex, DiskSpec, Epoch, GroupCounter, GroupId, Incarnation, Monotonic, VmId, WallTime,
-    WriteSeq,
+    BlockRun, ByteRange, DiskIndex, DiskSpec, Epoch, GroupCounter, GroupId, Incarnation, Monotonic, VmId,
+    WallTime, WriteSeq,
 };
 
 /// A small buffer, so that it overflows often, and one that holds more than a batch.
@@ -77,6 +77,8 @@ pub(crate) struct SourceVm {
     pub(crate) epoch: Epoch,
     pub(crate) paused: bool,
     buffer_bytes: u64,
+    /// The version of the wire that it speaks: some cannot be asked for blocks.
+    speaks: u16,
     /// Some leave out what is overwritten before the next checkpoint, as if the link were always too slow.
     leaves_out: bool,
     sync: Option<SyncPolicy>,
@@ -145,6 +147,7 @@ impl SourceVm {
             paused: false,
             buffer_bytes: BUFFER_BYTES[rng.below(2) as usize],
             // Not out of the run's own numbers: runs from before this choice stay as they were.
+            speaks: if Rng::new(size_bytes + u64::from(number)).one_in(4) { VERSION_MIN } else { VERSION },
             leaves_out: sync.is_none() && Rng::new(size_bytes ^ u64::from(number)).one_in(2),
             sync,
             first_sync: FirstSync::NotBegun,
@@ -202,6 +205,7 @@ impl SourceVm {
             paused: self.paused,
             kept,
             suspects_because: if crashed { SyncReason::HostCrashed } else { SyncReason::Interrupted },
+            disk_sizes: vec![size],
         };
         let how = CoreConfig { watermark_interval: WATERMARK_INTERVAL, caught_up_bytes: CAUGHT_UP_BYTES };
         let mut core = SourceCore::new(config, how, capture, vec![Arc::new(disk)], now);
@@ -374,6 +378,7 @@ impl SourceVm {
                     self.first_sync = self.first_sync.max(FirstSync::Greeted);
                     let size = agent.disk().size_bytes();
                     let mut hello = hello(self.vm, epoch, incarnation, acked, last, size);
+                    hello.speaks = self.speaks;
                     (hello.vm_name, hello.history_seconds) = (self.name.clone(), self.history_seconds);
                     (hello.group, hello.group_name) = self.group.clone();
                     say(link, &Message::Hello(Box::new(hello)));
@@ -444,6 +449,7 @@ impl Agent {
                 self.core.restart(floor, differs).expect("a disk that works");
             }
             Task::Settle(compared) => self.differing += self.core.settle(&compared, false).1,
+            Task::SendAgain(runs) => self.send_again(&runs),
             Task::Copy => self.threads.copies = true,
             Task::Hash => self.threads.hashes = true,
             Task::Spill => self.threads.spill(),
@@ -459,6 +465,17 @@ impl Agent {
             | Task::Changed(_)
             | Task::Refused(_) => {}
         }
+    }
+
+    /// Marks what is asked for, and nothing else: nothing is compared.
+    fn send_again(&mut self, runs: &[BlockRun]) {
+        let before = self.capture().status();
+        self.core.send_again(runs);
+        let after = self.capture().status();
+        let asked: u64 = runs.iter().map(|run| run.blocks).sum();
+        let name = "invariant_what_is_asked_again_costs_itself";
+        assert_eq!(after.unsettled_blocks, before.unsettled_blocks, "{name}: {runs:?}");
+        assert!(after.dirty_blocks <= before.dirty_blocks + asked && after.gap_open, "{name}: {runs:?}");
     }
 
     /// The ranges of all records above `after` in spill and buffer; none where the spill cannot be read.
@@ -503,6 +520,7 @@ pub(crate) fn hello(
     size_bytes: u64,
 ) -> Hello {
     Hello {
+        speaks: replication::wire::VERSION,
         vm,
         vm_name: vm.to_string(),
         group: GroupId::from_bytes([9; 16]),

@@ -50,6 +50,7 @@ summary! {
     source_power_losses: "losses of power at the source",
     pages_spoilt: "pages spoilt",
     damages: "damages contained",
+    blocks_asked_again: "blocks asked for again",
     damaged_checkpoints: "damaged checkpoints compared",
     images_opened: "images opened",
     image_reads: "reads of images compared",

@@ -11,7 +11,6 @@ use crate::whole_draw::Whole;
 use crate::wide::Wide;
 use joint::promise::Promises;
 use journal::Mode;
-use replication::wire::{Refusal, Refuse};
 use replication::{ReceiverEvent, SenderEvent};
 use splitter::{OnTimeout, SyncPolicy};
 use std::sync::Arc;
@@ -167,7 +166,7 @@ impl World {
 
     fn step(&mut self) {
         self.now = self.now.plus(Duration::from_millis(self.rng.below(40)));
-        self.stop_streams();
+        self.tell_streams();
         self.play_wide();
         self.play_whole();
         self.play_rot();
@@ -322,13 +321,14 @@ impl World {
         }
     }
 
-    /// Streams that damage was found under some time ago are closed.
-    fn stop_streams(&mut self) {
+    /// Streams that damage was found under some time ago hear of it.
+    fn tell_streams(&mut self) {
         for vm in 0..usize::from(VMS) {
-            if self.pairs[vm].recovery.is_stopped_now() {
-                self.say(&format!("the stream of {vm} is stopped for its damage"));
-                let refuse = Refuse { why: Refusal::Busy, detail: "damage".into() };
-                self.receiver(vm, ReceiverEvent::Stopped(refuse));
+            let Some(event) = self.pairs[vm].recovery.hears_of_damage() else { continue };
+            self.say(&format!("the stream of {vm} hears of its damage: {event:?}"));
+            let is_stopped = matches!(event, ReceiverEvent::Stopped(_));
+            self.receiver(vm, event);
+            if is_stopped {
                 self.cut_link(vm);
             }
         }

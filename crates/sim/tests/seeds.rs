@@ -12,7 +12,7 @@ fn three_hundred_seeds_hold_every_invariant() {
     // Otherwise the seeds prove nothing.
     assert!(total.checkpoints_compared > 1000, "{total}");
     assert!(total.power_losses > 100 && total.folds > 100 && total.failovers > 50, "{total}");
-    assert!(total.damaged_checkpoints > 100, "{total}");
+    assert!(total.damaged_checkpoints > 50 && total.blocks_asked_again > 4, "{total}");
 }
 
 /// Each of these once broke an invariant.

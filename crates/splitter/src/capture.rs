@@ -80,6 +80,7 @@ struct Inner {
     dirty: Dirty,
     /// Blocks that could not be read for a comparison.
     uncompared_blocks: u64,
+    sync_work: SyncWork,
     doubts: Doubts,
     /// Where writes may be left out that others overwrite before the next checkpoint.
     superseded: Option<Superseded>,
@@ -123,6 +124,7 @@ pub struct CaptureStatus {
     /// Blocks that no comparison could say anything about, for the same reason, since this capture began; counted anew
     /// in each comparison.
     pub uncompared_blocks: u64,
+    pub sync_work: SyncWork,
     pub buffered_bytes: u64,
     pub buffer_bytes_max: u64,
     /// Records in the buffer that are copies of a sync.
@@ -139,6 +141,16 @@ pub struct CaptureStatus {
     /// Of these, what needs not be sent: it was overwritten before the next checkpoint.
     pub left_out_bytes: u64,
     pub sync: SyncState,
+}
+
+/// What syncs have done since a capture began, in blocks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SyncWork {
+    /// Taken into the stream, again where they were once before.
+    pub copied: u64,
+    pub compared: u64,
+    /// Asked for by a recovery side that has lost them.
+    pub asked_again: u64,
 }
 
 /// Records for a batch.
@@ -180,6 +192,7 @@ impl Capture {
             waited_in_vain: None,
             dirty: Dirty::new(disk_sizes, map, &regions),
             uncompared_blocks: 0,
+            sync_work: SyncWork::default(),
             doubts: Doubts::default(),
             writes: 0,
             write_bytes: 0,
@@ -332,6 +345,7 @@ impl Capture {
             suspect_blocks: inner.dirty.suspect_blocks(),
             unreadable_blocks: inner.dirty.unreadable_blocks(),
             uncompared_blocks: inner.uncompared_blocks,
+            sync_work: inner.sync_work,
             buffered_bytes: inner.buffered_bytes,
             buffer_bytes_max: self.buffer_bytes_max,
             copies: inner.copies,
@@ -513,7 +527,10 @@ impl Capture {
         let pieces = pieces.filter(|pieces| !inner.tracking && self.room_for(&inner, pieces));
         let taken = pieces.is_some();
         match pieces {
-            Some(pieces) => inner.push_pieces(&self.counter, disk, pieces, &self.pool),
+            Some(pieces) => {
+                inner.sync_work.copied += range.len.div_ceil(BLOCK_BYTES);
+                inner.push_pieces(&self.counter, disk, pieces, &self.pool);
+            }
             None => inner.dirty.end_write(disk, range, None),
         }
         drop(inner);
@@ -553,6 +570,7 @@ impl Capture {
     pub(crate) fn begin_compare(&self, disk: DiskIndex, first: BlockIndex, len: u64) -> WriteSeq {
         let mut inner = self.lock();
         inner.dirty.begin_compare(disk, first, len);
+        inner.sync_work.compared += len;
         inner.last()
     }
 
@@ -738,6 +756,7 @@ fn pieces(kind: Kind, range: ByteRange, payload: &Bytes) -> Vec<(Kind, ByteRange
     pieces
 }
 
+mod again;
 mod copies;
 mod held;
 mod regions;

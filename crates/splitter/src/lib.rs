@@ -50,7 +50,7 @@ mod writers;
 pub use ack_gate::AckGate;
 pub use bitmap::Bitmap;
 pub use buffer_pool::BufferPool;
-pub use capture::{Capture, CaptureConfig, CaptureStatus, Taken};
+pub use capture::{Capture, CaptureConfig, CaptureStatus, SyncWork, Taken};
 pub use copy::{
     CopyError, HashedRun, copy_some_blocks, hash_some_blocks, mark_allocated, retry_unreadable,
     verify_everything,

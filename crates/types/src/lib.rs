@@ -15,7 +15,7 @@ mod time;
 pub use checkpoint::{Checkpoint, CheckpointId, CheckpointKind, ParseCheckpointIdError};
 pub use ids::{GroupId, Incarnation, ParseIdError, VmId};
 pub use name::is_plain_name;
-pub use range::{BlockIndex, ByteRange, DiskIndex, DiskSpec};
+pub use range::{BlockIndex, BlockRun, ByteRange, DiskIndex, DiskSpec};
 pub use seq::{Epoch, GroupCounter, RunNumber, WriteSeq};
 pub use sum::sum_matches;
 pub use time::{Monotonic, WallTime};

@@ -149,6 +149,12 @@ pub const OPEN_SEGMENTS_MAX: usize = 64;
 pub const RUN_FAN_OUT: usize = 8;
 /// Pieces of disks that one journal knows to be lost: at most some 400 KiB of its manifest.
 pub const LOST_PIECES_MAX: usize = 4096;
+/// Runs of blocks that a recovery side asks for again in one message: neighbours become one where there would be more.
+pub const SEND_AGAIN_RUNS_MAX: usize = 1024;
+/// How often it asks, and how often it is heard.
+pub const SEND_AGAIN_INTERVAL: Duration = Duration::from_secs(10);
+/// It is not heard again before what it had asked for could have been sent at this many bytes a second.
+pub const SEND_AGAIN_BYTES_PER_SECOND: u64 = 100 << 20;
 /// Segments folded in one go.
 pub const FOLD_SEGMENTS_MAX: usize = 16;
 /// Bytes written to replicas in one step of a fold, about; what is left is another step's.

@@ -19,6 +19,14 @@ pub struct DiskSpec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockIndex(pub u64);
 
+/// Blocks of a disk, one behind the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BlockRun {
+    pub disk: DiskIndex,
+    pub first: BlockIndex,
+    pub blocks: u64,
+}
+
 /// Bytes `start .. start + len` of a disk.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ByteRange {
@@ -107,6 +115,20 @@ impl ByteRange {
 impl fmt::Debug for ByteRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}+{}", self.start, self.len)
+    }
+}
+
+impl BlockRun {
+    /// The block behind the last one.
+    pub const fn end(self) -> u64 {
+        self.first.0 + self.blocks
+    }
+
+    /// The bytes of it that a disk of `size` bytes has.
+    pub fn range(self, size_bytes: u64) -> ByteRange {
+        let (start, end) = (self.first.0.saturating_mul(BLOCK_BYTES), self.end().saturating_mul(BLOCK_BYTES));
+        let start = start.min(size_bytes);
+        ByteRange::new(start, end.min(size_bytes) - start)
     }
 }
 

@@ -3,9 +3,10 @@
 use super::Recovery;
 use super::compare::compare;
 use super::life::Lease;
-use super::vm::StreamHold;
+use super::vm::{StreamHold, StreamWord};
 use super::writer::{StreamWriter, Written};
 use crate::clock;
+use crate::error::with_sources;
 use crate::link::PeerIdentity;
 use crate::pki::Pki;
 use crate::wire_io::{Outgoing, ReadError};
@@ -21,7 +22,7 @@ use types::Epoch;
 const TICK: Duration = Duration::from_millis(500);
 /// How often trust in a connected peer is looked at again.
 const TRUST_INTERVAL: Duration = Duration::from_secs(5);
-/// How long a greeting of a higher epoch waits for what was written before.
+/// How long a greeting waits for what was written before, where a segment is to be ended for it.
 const SEAL_PATIENCE: Duration = Duration::from_secs(5);
 
 struct Connection {
@@ -41,6 +42,8 @@ struct OpenStream {
     hold: StreamHold,
     writer: StreamWriter,
     journal: Arc<Lease>,
+    /// The source can be asked for blocks.
+    hears_of_blocks: bool,
     /// Where comparisons wait for the one thread that makes them, once there was one to make.
     compares: Option<std::sync::mpsc::Sender<Compare>>,
 }
@@ -69,7 +72,7 @@ pub(crate) async fn serve_stream(
         None => connection.drive(inbox).await,
     };
     if let Some(open) = connection.open.take() {
-        let OpenStream { hold, writer, journal, compares } = open;
+        let OpenStream { hold, writer, journal, compares, .. } = open;
         drop((journal, compares));
         // Whatever was taken is still written before the next connection may come.
         writer.end().await;
@@ -123,8 +126,24 @@ impl Connection {
                     Written::Durable(ack) => self.events.push_back(ReceiverEvent::Durable(ack)),
                     Written::Stopped(refuse) => self.events.push_back(ReceiverEvent::Stopped(refuse)),
                 },
-                refuse = next_stop(&mut self.open) => self.events.push_back(ReceiverEvent::Stopped(refuse)),
+                word = next_word(&mut self.open) => self.events.extend(self.on_word(word)),
                 _ = ticks.tick() => self.events.push_back(ReceiverEvent::Tick),
+            }
+        }
+    }
+
+    fn on_word(&self, word: StreamWord) -> Option<ReceiverEvent> {
+        match word {
+            StreamWord::Stop(refuse) => Some(ReceiverEvent::Stopped(refuse)),
+            StreamWord::AskAgain => {
+                let open = self.open.as_ref()?;
+                if open.hears_of_blocks {
+                    return Some(ReceiverEvent::Lost(open.journal.to_send_again()));
+                }
+                let detail = "what was written before is damaged here: greet again".to_owned();
+                let refuse = Refuse { why: Refusal::Busy, detail };
+                let must_stop = block_in_place(|| compare_for_what_is_lost(&open.journal));
+                must_stop.map_or_else(Some, |must| must.then_some(refuse)).map(ReceiverEvent::Stopped)
             }
         }
     }
@@ -179,6 +198,9 @@ impl Connection {
         let hold = vm.hold_stream(farewell).await.ok_or_else(busy)?;
         let (_, journal) = block_in_place(|| recovery.admit(hello, &peer))?;
         block_in_place(|| take_epoch(&journal, hello.epoch))?;
+        if !hello.hears_of_blocks() {
+            block_in_place(|| compare_for_what_is_lost(&journal))?;
+        }
         let status = journal.begin_stream();
         let missing =
             hello.artifacts.iter().map(|file| file.hash).filter(|hash| !recovery.artifacts.has(*hash));
@@ -189,6 +211,7 @@ impl Connection {
             must_compare: status.must_resync.is_some(),
             seeded: vm.record().seeded,
             missing: missing.collect(),
+            lost: journal.to_send_again(),
         };
         tracing::info!(vm = hello.vm_name, peer, durable = %status.last_seq, "stream begins");
         vm.clear_error();
@@ -196,7 +219,8 @@ impl Connection {
         let (written, floor) = (self.written.0.clone(), recovery.free_bytes_min);
         let journal = Arc::new(journal);
         let writer = StreamWriter::new(vm, journal.clone(), hello.epoch, shards, floor, written);
-        self.open = Some(OpenStream { hold, writer, journal, compares: None });
+        let hears_of_blocks = hello.hears_of_blocks();
+        self.open = Some(OpenStream { hold, writer, journal, hears_of_blocks, compares: None });
         Ok(opened)
     }
 }
@@ -250,12 +274,23 @@ fn answer_compares(
     Ok(compares)
 }
 
-async fn next_stop(open: &mut Option<OpenStream>) -> Refuse {
+/// Everything is compared with a source that cannot be asked for blocks; whether it must greet again for that.
+fn compare_for_what_is_lost(journal: &journal::Journal) -> Result<bool, Refuse> {
+    if !journal.wait_for_appends_within(SEAL_PATIENCE) {
+        return Err(Refuse { why: Refusal::Busy, detail: "the journal's disk does not answer".into() });
+    }
+    journal.compare_for_what_is_lost().map_err(|error| {
+        let detail = format!("ask for what is damaged: {}", with_sources(&error));
+        Refuse { why: Refusal::JournalFailed, detail }
+    })
+}
+
+async fn next_word(open: &mut Option<OpenStream>) -> StreamWord {
     match open {
         // Whoever holds the other end is gone only where a later connection has the stream.
-        Some(open) => open.hold.stops.recv().await.unwrap_or_else(|| Refuse {
-            why: Refusal::Busy,
-            detail: "another connection has taken the stream over".into(),
+        Some(open) => open.hold.words.recv().await.unwrap_or_else(|| {
+            let detail = "another connection has taken the stream over".into();
+            StreamWord::Stop(Refuse { why: Refusal::Busy, detail })
         }),
         None => std::future::pending().await,
     }

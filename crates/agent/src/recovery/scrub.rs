@@ -121,6 +121,12 @@ fn scrub(vm: &Arc<RecoveredVm>, pace: &Pace) -> Round {
     note_whole(vm)
 }
 
+/// A whole round, at once.
+#[cfg(test)]
+pub(super) fn scrub_now(vm: &Arc<RecoveredVm>) {
+    scrub(vm, &Pace::new(0));
+}
+
 /// Writes down that all of a journal was read and is whole. Where that cannot be, it was read all the same.
 fn note_whole(vm: &RecoveredVm) -> Round {
     let Ok(journal) = vm.lease(Use::Scrub) else { return Round::Again };
@@ -142,16 +148,19 @@ fn tell(vm: &RecoveredVm, journal: &Journal, step: &Scrubbed) {
     tell_found(vm, journal, &step.damage, step.rebuilt);
 }
 
-/// What was found damaged, by a scrub or by upkeep, is told; where something of the newest state is lost the stream ends.
+/// What was found damaged, by a scrub or by upkeep, is told. The source is asked for what of the newest state is lost; where
+/// it has to compare everything for it the stream ends.
 pub(super) fn tell_found(vm: &RecoveredVm, journal: &Journal, damage: &[Damage], rebuilt: usize) {
     if rebuilt > 0 {
         tracing::warn!(vm = vm.name(), runs = rebuilt, "damaged index runs were made again");
     }
-    let told = damage.iter().map(|damage| vm.report_damage(damage)).last();
-    // Where the newest state is whole nobody has to send anything again.
-    let Some(detail) = told.filter(|_| journal.with_timeline(Timeline::must_resync).is_some()) else {
+    let Some(detail) = damage.iter().map(|damage| vm.report_damage(damage)).last() else { return };
+    if journal.with_timeline(Timeline::must_resync).is_none() {
+        if damage.iter().any(Damage::is_of_newest_state) {
+            vm.ask_again();
+        }
         return;
-    };
+    }
     // The source greets again, learns that it cannot resume, and sends everything.
     if !vm.stop_stream(Refuse { why: Refusal::Busy, detail }) {
         tracing::warn!(vm = vm.name(), "its stream does not let go; the journal refuses what it sends");

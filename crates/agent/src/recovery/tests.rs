@@ -46,6 +46,7 @@ pub(super) fn recovery(folder: &Path) -> Arc<Recovery> {
 
 pub(super) fn hello(vm: u8) -> Hello {
     Hello {
+        speaks: replication::wire::VERSION,
         vm: VmId::from_bytes([vm; 16]),
         vm_name: format!("vm-{vm}"),
         group: GroupId::from_bytes([1; 16]),

@@ -88,7 +88,16 @@ impl Recovery {
     pub(super) fn tell_damage(&self, vm: &RecoveredVm) {
         let Some(journal) = vm.journal() else { return };
         let cause = journal_alert(vm);
-        match journal.with_timeline(journal::Timeline::must_resync) {
+        let status = journal.status();
+        match status.must_resync {
+            None if status.damaged_bytes > 0 => self.alerts.raise(
+                cause,
+                format!(
+                    "VM {}: its journal is damaged, {} bytes of its newest state cannot be read: checkpoints are damaged until its source, which is asked for them, has sent them again",
+                    vm.label(),
+                    status.damaged_bytes
+                ),
+            ),
             Some(from) => self.alerts.raise(
                 cause,
                 format!(

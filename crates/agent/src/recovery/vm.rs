@@ -56,14 +56,22 @@ struct Inner {
 /// The connection that holds a VM's stream.
 #[derive(Debug)]
 struct Stream {
-    stop: mpsc::UnboundedSender<Refuse>,
+    words: mpsc::UnboundedSender<StreamWord>,
     ended: watch::Receiver<bool>,
+}
+
+/// What the connection that holds a stream is told.
+#[derive(Debug)]
+pub(crate) enum StreamWord {
+    Stop(Refuse),
+    /// Some of the newest state was found to be lost.
+    AskAgain,
 }
 
 /// Held by a connection while it may append. Dropping it lets the next one in.
 #[derive(Debug)]
 pub(crate) struct StreamHold {
-    pub(crate) stops: mpsc::UnboundedReceiver<Refuse>,
+    pub(crate) words: mpsc::UnboundedReceiver<StreamWord>,
     _ended: watch::Sender<bool>,
 }
 
@@ -383,35 +391,42 @@ impl RecoveredVm {
     pub(crate) async fn hold_stream(&self, farewell: Refuse) -> Option<StreamHold> {
         let _turn = self.handing_over.lock().await;
         // It stays in its place until it has ended: whoever stops or forgets meanwhile is to see it.
-        let before = self.lock().stream.as_ref().map(|before| (before.stop.clone(), before.ended.clone()));
-        if let Some((stop, mut ended)) = before {
-            let _ = stop.send(farewell);
+        let before = self.lock().stream.as_ref().map(|before| (before.words.clone(), before.ended.clone()));
+        if let Some((words, mut ended)) = before {
+            let _ = words.send(StreamWord::Stop(farewell));
             // The sender of `ended` is dropped with the hold, which is what is waited for.
             let gone = async { while ended.changed().await.is_ok() {} };
             if tokio::time::timeout(HAND_OVER_TIMEOUT, gone).await.is_err() {
                 return None;
             }
         }
-        let (stop, stops) = mpsc::unbounded_channel();
+        let (told, words) = mpsc::unbounded_channel();
         let (end, ended) = watch::channel(false);
         let mut inner = self.lock();
         if inner.record.forgotten {
             return None;
         }
-        inner.stream = Some(Stream { stop, ended });
-        Some(StreamHold { stops, _ended: end })
+        inner.stream = Some(Stream { words: told, ended });
+        Some(StreamHold { words, _ended: end })
+    }
+
+    /// Has the source asked for what is lost of the newest state, if there is a stream: the next one asks by itself.
+    pub(crate) fn ask_again(&self) {
+        if let Some(stream) = &self.lock().stream {
+            let _ = stream.words.send(StreamWord::AskAgain);
+        }
     }
 
     /// Ends the stream, if there is one, and waits until nothing more is appended; whether it has ended. One that has
     /// not stays known as the VM's stream. A connection that is just being let in has none yet.
     #[must_use]
     pub(crate) fn stop_stream(&self, refuse: Refuse) -> bool {
-        let Some((stop, ended)) =
-            self.lock().stream.as_ref().map(|one| (one.stop.clone(), one.ended.clone()))
+        let Some((words, ended)) =
+            self.lock().stream.as_ref().map(|one| (one.words.clone(), one.ended.clone()))
         else {
             return true;
         };
-        let _ = stop.send(refuse);
+        let _ = words.send(StreamWord::Stop(refuse));
         for _ in 0..100 {
             if ended.has_changed().is_err() {
                 return true;

@@ -171,6 +171,7 @@ impl Driver {
             paused: record.paused,
             kept: vm.kept_streams().to_vec(),
             suspects_because: vm.suspects_because(),
+            disk_sizes: vm.disks().iter().map(|disk| splitter::BlockDevice::size_bytes(&**disk)).collect(),
         };
         let config = CoreConfig { watermark_interval: WATERMARK_INTERVAL, caught_up_bytes: CAUGHT_UP_BYTES };
         let core = SourceCore::new(sender, config, vm.capture().clone(), vm.disks().to_vec(), clock::now());
@@ -282,6 +283,7 @@ impl Driver {
             Task::Copy => self.copy_blocks(),
             Task::Hash => self.hash_blocks(),
             Task::Settle(compared) => self.settle(&compared),
+            Task::SendAgain(runs) => self.send_again(&runs),
             Task::CloseSync => self.close_sync(),
             Task::Spill => self.spill(),
             Task::Tidy => self.tidy(),

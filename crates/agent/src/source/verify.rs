@@ -119,6 +119,7 @@ mod tests {
             suspect_blocks: unsettled_blocks,
             unreadable_blocks: 0,
             uncompared_blocks,
+            sync_work: splitter::SyncWork::default(),
             buffered_bytes: 0,
             buffer_bytes_max: 1 << 20,
             copies: 0,

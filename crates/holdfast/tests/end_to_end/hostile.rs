@@ -152,6 +152,7 @@ fn own_vm(number: u64) -> Hello {
     let mut id = [0xc0; 16];
     id[..8].copy_from_slice(&number.to_le_bytes());
     Hello {
+        speaks: replication::wire::VERSION,
         vm: VmId::from_bytes(id),
         vm_name: format!("own-{number}"),
         group: GroupId::from_bytes(id),

@@ -7,6 +7,7 @@ mod api;
 mod bad_clients;
 mod bad_disks;
 mod configuration;
+mod damage;
 mod disks;
 mod doors;
 mod failover;

@@ -15,6 +15,7 @@ fn disks(size_bytes: u64) -> Vec<DiskSpec> {
 
 fn hello() -> Hello {
     Hello {
+        speaks: replication::wire::VERSION,
         vm: WEB,
         vm_name: "web".into(),
         group: SHOP,

@@ -11,7 +11,8 @@ use replication::SenderEvent;
 use replication::wire::{
     Ack, ClockAnswer, Compared, FrameReader, FrameWriter, Leave, Message, Refusal, Refuse, Welcome,
 };
-use types::{BlockIndex, DiskIndex, GroupId, VmId};
+use types::limits::SEND_AGAIN_INTERVAL;
+use types::{BlockIndex, BlockRun, DiskIndex, GroupId, VmId};
 
 const CASES: u32 = 200;
 
@@ -22,6 +23,7 @@ enum Answer {
     Welcome { near: bool, epoch: u64, durable: u64, incarnation: u8, flags: u8 },
     Refuse { why: u8, epoch: u64 },
     Compared { asked: bool, disk: u64, first: u64, differs: u64 },
+    SendAgain(Vec<(u64, u64, u64)>),
     Other(u8, u64),
     LinkLost,
     LinkUp,
@@ -60,6 +62,9 @@ fn answer() -> impl Strategy<Value = Answer> {
         2 => (any::<u8>(), edge()).prop_map(|(why, epoch)| Answer::Refuse { why, epoch }),
         3 => (any::<bool>(), edge(), edge(), any::<u64>())
             .prop_map(|(asked, disk, first, differs)| Answer::Compared { asked, disk, first, differs }),
+        3 => prop::collection::vec((prop_oneof![4 => Just(0), 1 => edge()], edge(), edge()), 0..4)
+            .prop_map(Answer::SendAgain),
+        2 => (0..BLOCKS, 1..BLOCKS).prop_map(|(first, blocks)| Answer::SendAgain(vec![(0, first, blocks)])),
         1 => (any::<u8>(), edge()).prop_map(|(which, number)| Answer::Other(which, number)),
         1 => Just(Answer::LinkLost),
         4 => Just(Answer::LinkUp),
@@ -106,6 +111,7 @@ impl Paris {
                 let (disk, first) = if asked { (0, 0) } else { (disk as u16, first) };
                 Message::Compared(Compared { disk: DiskIndex(disk), first: BlockIndex(first), differs })
             }
+            Answer::SendAgain(runs) => Message::SendAgain(runs.into_iter().map(run).collect()),
             Answer::Other(which, number) => other(which, number),
             Answer::LinkLost => return self.step(SenderEvent::LinkLost),
             Answer::LinkUp => {
@@ -130,6 +136,10 @@ impl Paris {
             Err(_) => self.step(SenderEvent::LinkLost),
         }
     }
+}
+
+fn run((disk, first, blocks): (u64, u64, u64)) -> BlockRun {
+    BlockRun { disk: DiskIndex(disk as u16), first: BlockIndex(first), blocks }
 }
 
 fn refusal(why: u8, epoch: Epoch) -> Refusal {
@@ -173,4 +183,62 @@ fn a_recovery_side_that_lies_costs_an_honest_one_nothing() {
         Ok(())
     });
     run.unwrap();
+}
+
+/// It asks for all of the disk with each word, whatever it hears, and takes what comes.
+#[test]
+fn a_recovery_side_that_asks_for_everything_all_the_time_costs_itself_and_no_write() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut paris = Paris::new(folder.path());
+    paris.step(SenderEvent::Tick);
+    let mut munich = Munich::of(&mut paris);
+    assert!(munich.gets_all(&mut paris));
+    let (began, before) = (paris.now, paris.core.status());
+    let (mut heard, mut ends) = (0, 0);
+    for round in 0..3000 {
+        let said = Message::SendAgain(vec![run((0, 0, BLOCKS))]);
+        paris.step(SenderEvent::Received(said));
+        heard += 1;
+        paris.write(round % BLOCKS);
+        munich.acknowledge(&mut paris, usize::MAX);
+        munich.answer(&mut paris);
+        ends += u64::from(!paris.core.status().gap_open);
+    }
+    let (after, took) = (paris.core.status(), paris.now.since(began));
+    let asked = (after.sync_work.asked_again - before.sync_work.asked_again) / BLOCKS;
+    let most = 1 + took.as_secs() / SEND_AGAIN_INTERVAL.as_secs();
+    assert!((2..=most).contains(&asked) && asked < heard / 10, "{asked} times in {took:?}, {most} at most");
+    assert!(ends > heard / 2, "it syncs all the time: {ends} of {heard}");
+    assert_eq!(after.sync_work.compared, before.sync_work.compared, "nothing is compared");
+    assert!(after.sync_work.copied - before.sync_work.copied <= asked * BLOCKS);
+    assert_eq!(after.writes, before.writes + 3000, "every write was taken");
+    assert!(munich.gets_all(&mut paris));
+}
+
+/// Blocks that the guest has written meanwhile are sent as they are when they are read.
+#[test]
+fn blocks_that_are_lost_come_again_and_no_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut paris = Paris::new(folder.path());
+    paris.step(SenderEvent::Tick);
+    let mut munich = Munich::of(&mut paris);
+    assert!(munich.gets_all(&mut paris));
+    let before = paris.core.status().sync_work;
+    munich.spoil(3);
+    munich.spoil(7);
+    paris.step(SenderEvent::Received(Message::SendAgain(vec![run((0, 3, 1)), run((0, 7, 1))])));
+    paris.write(7);
+    assert!(munich.gets_all(&mut paris), "both sides are equal");
+    let after = paris.core.status().sync_work;
+    assert_eq!((after.asked_again - before.asked_again, after.copied - before.copied), (2, 2));
+    assert_eq!(after.compared, before.compared);
+    // It is not believed that it has lost what no disk has, and it is heard again later.
+    for runs in [vec![run((0, BLOCKS, 1))], vec![run((1, 0, 1))]] {
+        paris.step(SenderEvent::Received(Message::SendAgain(runs)));
+        let why = replication::Failure::Disbelieved;
+        assert_eq!(paris.core.sender().state(), replication::State::Failed { why });
+        paris.now = Monotonic(paris.now.0 + Duration::from_secs(60));
+        assert!(munich.gets_all(&mut paris));
+    }
+    assert_eq!(paris.core.status().sync_work.asked_again, after.asked_again);
 }

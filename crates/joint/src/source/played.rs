@@ -106,6 +106,7 @@ impl Paris {
             paused: false,
             kept: Vec::new(),
             suspects_because: SyncReason::Interrupted,
+            disk_sizes: vec![SIZE],
         };
         let now = Monotonic(Duration::from_secs(1));
         let how = CoreConfig { watermark_interval: Duration::from_secs(1), caught_up_bytes: 0 };
@@ -152,6 +153,9 @@ impl Paris {
             Task::Settle(answer) => {
                 self.comparing = self.comparing.saturating_sub(1);
                 self.core.settle(&answer, false);
+            }
+            Task::SendAgain(runs) => {
+                self.core.send_again(&runs);
             }
             Task::CloseSync => {
                 assert!(self.core.status().gap_open, "its end goes out before that is written down");
@@ -241,6 +245,11 @@ impl Munich {
         paris.said.clear();
         paris.step(SenderEvent::LinkLost);
         Self { replica: vec![0u8; SIZE as usize], durable: WriteSeq::ZERO }
+    }
+
+    /// A block rots.
+    pub(super) fn spoil(&mut self, block: usize) {
+        self.replica[block << 16..(block + 1) << 16].fill(0xee);
     }
 
     /// Takes so many of the batches that have come, the oldest first, and acknowledges them.

@@ -125,7 +125,8 @@ impl Stream {
         }
     }
 
-    fn copy(&mut self, range: ByteRange) {
+    /// A block of a sync, or several.
+    pub(crate) fn copy(&mut self, range: ByteRange) {
         let seq = self.next();
         let bytes = &self.disk[range.start as usize..range.end() as usize];
         let payload = Bytes::copy_from_slice(bytes);

@@ -1,10 +1,11 @@
 //! Who may speak, and what follows what.
 
 use super::*;
+use crate::wire::{VERSION, VERSION_MIN};
 use batch::{BatchMeta, Codec, Kind, Record, encode};
 use bytes::Bytes;
 use std::time::Duration;
-use types::{ByteRange, DiskIndex, DiskSpec, GroupId, VmId, WallTime};
+use types::{BlockIndex, ByteRange, DiskIndex, DiskSpec, GroupId, VmId, WallTime};
 
 const MINE: Incarnation = Incarnation::from_bytes([1; 16]);
 
@@ -14,6 +15,7 @@ fn seq(raw: u64) -> WriteSeq {
 
 fn hello() -> Hello {
     Hello {
+        speaks: VERSION,
         vm: VmId::from_bytes([1; 16]),
         vm_name: "web".into(),
         group: GroupId::from_bytes([2; 16]),
@@ -53,19 +55,30 @@ fn step(receiver: &mut Receiver, event: ReceiverEvent) -> Vec<ReceiverEffect> {
     effects
 }
 
-fn streaming(durable: u64) -> Receiver {
-    let mut receiver = Receiver::new(Monotonic(Duration::ZERO));
-    let effects = step(&mut receiver, ReceiverEvent::Received(Message::Hello(Box::new(hello()))));
-    assert!(matches!(effects[..], [ReceiverEffect::Open(_)]));
-    let opened = Opened {
+fn opened(durable: u64) -> Opened {
+    Opened {
         epoch: Epoch::FIRST,
         durable: seq(durable),
         incarnation: Some(MINE),
         must_compare: false,
         seeded: false,
         missing: Vec::new(),
-    };
+        lost: Vec::new(),
+    }
+}
+
+/// A receiver that has opened the journal for a sender that speaks this version, and what it does then.
+fn welcomed(speaks: u16, opened: Opened) -> (Receiver, Vec<ReceiverEffect>) {
+    let mut receiver = Receiver::new(Monotonic(Duration::ZERO));
+    let hello = Hello { speaks, ..hello() };
+    let effects = step(&mut receiver, ReceiverEvent::Received(Message::Hello(Box::new(hello))));
+    assert!(matches!(effects[..], [ReceiverEffect::Open(_)]));
     let effects = step(&mut receiver, ReceiverEvent::Opened(Ok(opened)));
+    (receiver, effects)
+}
+
+fn streaming(durable: u64) -> Receiver {
+    let (receiver, effects) = welcomed(VERSION, opened(durable));
     assert!(matches!(effects[..], [ReceiverEffect::Send(Message::Welcome(_))]));
     receiver
 }
@@ -202,4 +215,54 @@ fn wishes_that_no_operator_could_have_are_refused() {
         let effects = step(&mut receiver, ReceiverEvent::Received(Message::Hello(Box::new(hello))));
         assert!(is_refused(&effects), "{effects:?}");
     }
+}
+
+fn lost(firsts: &[u64]) -> Vec<BlockRun> {
+    let run = |first: &u64| BlockRun { disk: DiskIndex(0), first: BlockIndex(*first), blocks: 1 };
+    firsts.iter().map(run).collect()
+}
+
+fn asked(effects: &[ReceiverEffect]) -> Vec<Vec<u64>> {
+    let asked = effects.iter().filter_map(|effect| match effect {
+        ReceiverEffect::Send(Message::SendAgain(runs)) => Some(runs),
+        _ => None,
+    });
+    asked.map(|runs| runs.iter().map(|run| run.first.0).collect()).collect()
+}
+
+#[test]
+fn what_is_lost_is_asked_for_behind_the_welcome_and_nothing_is_to_be_compared() {
+    let (_, effects) = welcomed(VERSION, Opened { lost: lost(&[0, 5]), ..opened(4) });
+    let [ReceiverEffect::Send(Message::Welcome(welcome)), asks @ ..] = &effects[..] else {
+        panic!("{effects:?}")
+    };
+    assert!(welcome.incarnation == Some(MINE) && !welcome.must_compare, "the stream goes on");
+    assert_eq!(asked(asks), [[0, 5]]);
+}
+
+#[test]
+fn who_does_not_know_the_words_is_not_asked_for_blocks() {
+    let (mut receiver, effects) = welcomed(VERSION_MIN, Opened { lost: lost(&[5]), ..opened(4) });
+    assert!(matches!(effects[..], [ReceiverEffect::Send(Message::Welcome(_))]));
+    assert!(step(&mut receiver, ReceiverEvent::Lost(lost(&[3]))).is_empty());
+}
+
+#[test]
+fn what_is_found_to_be_lost_in_a_stream_is_asked_for_there_and_not_too_often() {
+    let mut receiver = streaming(4);
+    let mut at = |seconds: u64, event| {
+        let mut effects = Vec::new();
+        receiver.step(Monotonic(Duration::from_secs(seconds)), event, &mut effects);
+        let heard = ReceiverEvent::Received(Message::Heartbeat);
+        receiver.step(Monotonic(Duration::from_secs(seconds)), heard, &mut effects);
+        asked(&effects)
+    };
+    let nothing = Vec::<Vec<u64>>::new();
+    assert_eq!(at(1, ReceiverEvent::Lost(lost(&[3]))), [[3]]);
+    assert_eq!(at(2, ReceiverEvent::Lost(lost(&[3, 4]))), nothing);
+    assert_eq!(at(3, ReceiverEvent::Lost(lost(&[4, 9]))), nothing);
+    assert_eq!(at(10, ReceiverEvent::Tick), nothing);
+    assert_eq!(at(11, ReceiverEvent::Tick), [[4, 9]], "as it is by then");
+    assert_eq!(at(20, ReceiverEvent::Tick), nothing);
+    assert_eq!(at(29, ReceiverEvent::Tick), nothing);
 }

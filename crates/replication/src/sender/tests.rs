@@ -1,9 +1,13 @@
 //! Events by hand, effects looked at.
 
 use super::*;
+use crate::wire::Compared;
 use std::time::Duration;
+use types::limits::{SEND_AGAIN_BYTES_PER_SECOND, SEND_AGAIN_INTERVAL};
+use types::{BlockIndex, BlockRun, DiskIndex};
 
 const MINE: Incarnation = Incarnation::from_bytes([1; 16]);
+const DISK_BYTES: u64 = 100 << 16;
 
 fn at(millis: u64) -> Monotonic {
     Monotonic(Duration::from_millis(millis))
@@ -49,6 +53,7 @@ impl Bench {
             paused: false,
             kept: Vec::new(),
             suspects_because: SyncReason::Interrupted,
+            disk_sizes: vec![DISK_BYTES],
         };
         let view = CaptureView { tracking: true, ..idle() };
         Self { sender: Sender::new(config, at(0)), view, now: at(0) }
@@ -559,4 +564,115 @@ fn what_a_journal_has_lost_is_compared_since_zeroes_are_lost_too() {
         assert!(effects.contains(&restart), "{effects:?}");
         assert_eq!(bench.sender.state(), State::DeltaSync { why: SyncReason::PeerLostWrites });
     }
+}
+
+fn run(first: u64, blocks: u64) -> BlockRun {
+    BlockRun { disk: DiskIndex(0), first: BlockIndex(first), blocks }
+}
+
+fn asks(bench: &mut Bench, runs: Vec<BlockRun>) -> Vec<SenderEffect> {
+    bench.step(SenderEvent::Received(Message::SendAgain(runs)))
+}
+
+fn taken(effects: &[SenderEffect]) -> Option<&[BlockRun]> {
+    effects.iter().find_map(|effect| match effect {
+        SenderEffect::SendAgain(runs) => Some(&runs[..]),
+        _ => None,
+    })
+}
+
+/// A sync of what is marked, from its gap to its end.
+fn syncs(bench: &mut Bench) {
+    bench.view.gap_open = true;
+    bench.step(SenderEvent::Tick);
+    assert_eq!(bench.sender.state(), State::BitmapSync);
+    bench.view.gap_open = false;
+    bench.step(SenderEvent::SyncClosed { closed: true });
+    assert_eq!(bench.sender.state(), State::Journaling);
+}
+
+#[test]
+fn blocks_that_are_asked_for_again_are_marked_and_nothing_is_compared() {
+    let mut bench = Bench::journaling();
+    let effects = asks(&mut bench, vec![run(3, 2), run(99, 50)]);
+    assert_eq!(taken(&effects), Some(&[run(3, 2), run(99, 50)][..]));
+    let compares = |effect: &SenderEffect| {
+        matches!(
+            effect,
+            SenderEffect::SuspectEverything | SenderEffect::Restart { .. } | SenderEffect::HashBlocks
+        )
+    };
+    assert!(!effects.iter().any(compares), "{effects:?}");
+    syncs(&mut bench);
+}
+
+#[test]
+fn whoever_asks_for_blocks_all_the_time_is_heard_after_each_sync_and_at_a_fixed_rate() {
+    let mut bench = Bench::journaling();
+    assert!(taken(&asks(&mut bench, vec![run(1, 1)])).is_some());
+    // The sync has not ended.
+    bench.now = at(3_600_000);
+    bench.step(SenderEvent::Received(Message::Heartbeat));
+    assert_eq!(taken(&asks(&mut bench, vec![run(2, 1)])), None);
+    assert_eq!(taken(&asks(&mut bench, vec![run(0, 100)])), None);
+    bench.view.gap_open = true;
+    bench.step(SenderEvent::Tick);
+    bench.view.gap_open = false;
+    let effects = bench.step(SenderEvent::SyncClosed { closed: true });
+    assert_eq!(taken(&effects), Some(&[run(0, 100)][..]), "the newest of those that waited");
+    syncs(&mut bench);
+    // So much as would have been sent by now, and no sooner than that.
+    bench.now = at(3_600_000 + SEND_AGAIN_INTERVAL.as_millis() as u64 - 1);
+    bench.step(SenderEvent::Received(Message::Heartbeat));
+    assert_eq!(taken(&asks(&mut bench, vec![run(5, 1)])), None);
+    bench.now = at(3_600_000 + SEND_AGAIN_INTERVAL.as_millis() as u64);
+    assert_eq!(taken(&bench.step(SenderEvent::Tick)), Some(&[run(5, 1)][..]));
+}
+
+#[test]
+fn a_long_list_of_blocks_takes_its_time_before_the_next_is_heard() {
+    let size = 1 << 40;
+    let mut again = again::Again::new(at(0));
+    again.want(vec![run(0, size >> 16)]);
+    assert!(again.take(at(0)).is_some());
+    again.sync_ended();
+    again.want(vec![run(0, 1)]);
+    let seconds = size / SEND_AGAIN_BYTES_PER_SECOND;
+    assert!(again.take(at((seconds - 1) * 1000)).is_none());
+    assert!(again.take(at(seconds * 1000)).is_some());
+}
+
+#[test]
+fn blocks_that_no_disk_has_are_not_believed() {
+    for runs in [
+        vec![run(100, 1)],
+        vec![run(0, 1), BlockRun { disk: DiskIndex(1), ..run(0, 1) }],
+        vec![run(1 << 29, 1 << 20)],
+    ] {
+        let mut bench = Bench::journaling();
+        let effects = asks(&mut bench, runs.clone());
+        assert!(effects.iter().any(|effect| matches!(effect, SenderEffect::Disbelieved(_))), "{runs:?}");
+        assert_eq!(
+            (taken(&effects), bench.sender.state()),
+            (None, State::Failed { why: Failure::Disbelieved })
+        );
+        assert!(effects.contains(&SenderEffect::Disconnect));
+    }
+}
+
+#[test]
+fn blocks_are_asked_for_of_a_stream_that_was_welcomed_and_forgotten_with_its_link() {
+    let mut bench = Bench::new();
+    bench.step(SenderEvent::Tick);
+    bench.step(SenderEvent::LinkUp);
+    assert!(asks(&mut bench, vec![run(0, 1)]).contains(&SenderEffect::Disconnect), "nobody was welcomed");
+    let mut bench = Bench::journaling();
+    assert!(taken(&asks(&mut bench, vec![run(1, 1)])).is_some());
+    syncs(&mut bench);
+    assert_eq!(taken(&asks(&mut bench, vec![run(2, 1)])), None);
+    bench.step(SenderEvent::LinkLost);
+    bench.now = at(3_600_000);
+    bench.step(SenderEvent::Tick);
+    bench.step(SenderEvent::LinkUp);
+    assert_eq!(taken(&bench.welcome(0, Some(MINE))), None, "the welcome is followed by what is still lost");
 }

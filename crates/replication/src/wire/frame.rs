@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! 0   [4]  magic "HFW1"      4   u16  version     6   u16  kind (zero is invalid)
-//! 8   u32  body length       12  u32  reserved    16  u64  number on this connection, from 1
+//! 8   u32  body length       12  u16  in a Hello: the highest version its sender speaks; else zero
+//! 14  u16  reserved          16  u64  number on this connection, from 1
 //! 24  u32  CRC-32C of the header with this field zero, and of the body
 //! 28  u32  reserved          32  ..   body
 //! ```
@@ -13,8 +14,11 @@ use bytes::Bytes;
 use types::limits::MESSAGE_BYTES_MAX;
 
 const MAGIC: [u8; 4] = *b"HFW1";
-/// The protocol this program speaks. 3: a journal that has lost writes is told from a new one. 2: blocks are compared by hash, a replica may be seeded. 1: the first.
-pub const VERSION: u16 = 3;
+/// The protocol this program speaks. 4: some blocks may be asked for again. 3: a journal that has lost writes is told from a
+/// new one. 2: blocks are compared by hash, a replica may be seeded. 1: the first.
+pub const VERSION: u16 = 4;
+/// The lowest it speaks. A message has the version it came with, and is said to whoever speaks that.
+pub const VERSION_MIN: u16 = 3;
 /// Bytes of a message's header.
 pub const HEADER_BYTES: usize = 32;
 
@@ -23,7 +27,7 @@ pub const HEADER_BYTES: usize = 32;
 pub enum WireError {
     #[error("not a Holdfast stream: the magic does not match")]
     Magic,
-    #[error("protocol version {theirs}, this agent speaks {VERSION}")]
+    #[error("protocol version {theirs}, this agent speaks {VERSION_MIN} to {VERSION}")]
     Version { theirs: u16 },
     #[error("message of {len} bytes, the limit is {MESSAGE_BYTES_MAX}")]
     Oversized { len: u32 },
@@ -44,6 +48,7 @@ pub struct Header {
     number: u64,
     crc: u32,
     partial_crc: u32,
+    speaks: u16,
     /// How many bytes follow.
     pub body_len: usize,
 }
@@ -65,9 +70,12 @@ impl FrameWriter {
         self.sent += 1;
         let mut header = [0u8; HEADER_BYTES];
         header[..4].copy_from_slice(&MAGIC);
-        header[4..6].copy_from_slice(&VERSION.to_le_bytes());
+        header[4..6].copy_from_slice(&message.version().to_le_bytes());
         header[6..8].copy_from_slice(&message.kind().to_le_bytes());
         header[8..12].copy_from_slice(&(body.len() as u32).to_le_bytes());
+        if let Message::Hello(hello) = message {
+            header[12..14].copy_from_slice(&hello.speaks.to_le_bytes());
+        }
         header[16..24].copy_from_slice(&self.sent.to_le_bytes());
         let crc = match message {
             Message::Batch(_) => batch::crc_with_batch(crc32c::crc32c(&header), &body),
@@ -95,7 +103,7 @@ impl FrameReader {
         if bytes[..4] != MAGIC {
             return Err(WireError::Magic);
         }
-        if u16_at(4) != VERSION {
+        if !(VERSION_MIN..=VERSION).contains(&u16_at(4)) {
             return Err(WireError::Version { theirs: u16_at(4) });
         }
         let len = u32_at(8);
@@ -114,6 +122,7 @@ impl FrameReader {
             number,
             crc: u32_at(24),
             partial_crc: crc32c::crc32c(&plain),
+            speaks: u16_at(12),
             body_len: len as usize,
         })
     }
@@ -126,7 +135,10 @@ impl FrameReader {
         if crc32c::crc32c_append(header.partial_crc, &body) != header.crc || body.len() != header.body_len {
             return Err(WireError::Checksum { number: header.number });
         }
-        let message = Message::decode_body(header.kind, body)?;
+        let mut message = Message::decode_body(header.kind, body)?;
+        if let Message::Hello(hello) = &mut message {
+            hello.speaks = header.speaks.max(VERSION_MIN);
+        }
         self.received = header.number;
         Ok(message)
     }

@@ -1,14 +1,20 @@
 //! What two agents say to each other about one VM.
 
 use super::body::{BodyReader, BodyWriter};
-use super::frame::{VERSION, WireError};
+use super::frame::{VERSION, VERSION_MIN, WireError};
 use batch::{BLOCK_HASH_BYTES, BlockHash, Pieces};
 use bytes::Bytes;
 use std::fmt;
 use types::limits::{
-    ARTIFACTS_MAX, COMPARE_BLOCKS_MAX, DEFINITION_BYTES_MAX, DETAIL_BYTES_MAX, DISKS_MAX, NAME_BYTES_MAX,
+    ARTIFACTS_MAX, BLOCK_BYTES, COMPARE_BLOCKS_MAX, DEFINITION_BYTES_MAX, DETAIL_BYTES_MAX, DISK_BYTES_MAX,
+    DISKS_MAX, NAME_BYTES_MAX, SEND_AGAIN_RUNS_MAX,
 };
-use types::{BlockIndex, DiskIndex, DiskSpec, Epoch, GroupId, Incarnation, VmId, WallTime, WriteSeq};
+use types::{
+    BlockIndex, BlockRun, DiskIndex, DiskSpec, Epoch, GroupId, Incarnation, VmId, WallTime, WriteSeq,
+};
+
+/// From this version on blocks can be asked for again.
+const SEND_AGAIN_VERSION: u16 = 4;
 
 /// BLAKE3 of a file a definition names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,6 +38,9 @@ pub struct ArtifactOffer {
 /// The sender's opening words: all the recovery side has to know to keep this VM and to start it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
+    /// The highest version of the protocol that the sender speaks. It stands in the message's header, where those that
+    /// speak 3 have a zero.
+    pub speaks: u16,
     pub vm: VmId,
     pub vm_name: String,
     pub group: GroupId,
@@ -53,6 +62,13 @@ pub struct Hello {
     /// The VM's definition, TOML; empty where the VM has none.
     pub definition: String,
     pub artifacts: Vec<ArtifactOffer>,
+}
+
+impl Hello {
+    /// Whether blocks can be asked for again. Who cannot be asked compares everything instead.
+    pub fn hears_of_blocks(&self) -> bool {
+        self.speaks >= SEND_AGAIN_VERSION
+    }
 }
 
 /// The receiver is ready; what it has.
@@ -232,9 +248,17 @@ pub enum Message {
     Leave(Leave),
     /// The receiver has written down that this VM has left.
     Left(VmId),
+    /// All that the recovery side has lost of the newest state, in ascending runs that have no block in common: it is to be
+    /// sent again. Whatever was asked for before is in it, or there.
+    SendAgain(Vec<BlockRun>),
 }
 
 impl Message {
+    /// The version of the protocol that it came with.
+    pub(super) fn version(&self) -> u16 {
+        if let Message::SendAgain(_) = self { SEND_AGAIN_VERSION } else { VERSION_MIN }
+    }
+
     pub(super) fn kind(&self) -> u16 {
         match self {
             Message::Hello(_) => 1,
@@ -252,6 +276,7 @@ impl Message {
             Message::Cut(_) => 13,
             Message::Leave(_) => 14,
             Message::Left(_) => 15,
+            Message::SendAgain(_) => 16,
         }
     }
 
@@ -305,6 +330,12 @@ impl Message {
             Message::Left(vm) => {
                 body.bytes(&vm.to_bytes());
             }
+            Message::SendAgain(runs) => {
+                body.u16(runs.len() as u16);
+                for run in runs {
+                    body.u16(run.disk.0).u64(run.first.0).u64(run.blocks);
+                }
+            }
             Message::AskClock(asked_at) => {
                 body.u64(asked_at.0 as u64);
             }
@@ -335,6 +366,7 @@ impl Message {
             13 => decode_cut(&mut body).map(Message::Cut),
             14 => decode_leave(&mut body).map(Message::Leave),
             15 => body.array().map(|vm| Message::Left(VmId::from_bytes(vm))),
+            16 => decode_send_again(&mut body).map(Message::SendAgain),
             _ => return Err(WireError::Kind { kind }),
         };
         message
@@ -387,6 +419,7 @@ fn decode_hello(body: &mut BodyReader) -> Result<Hello, &'static str> {
         })
         .collect::<Result<_, &'static str>>()?;
     Ok(Hello {
+        speaks: VERSION_MIN, // The header says more.
         vm,
         vm_name,
         group,
@@ -489,6 +522,28 @@ fn decode_leave(body: &mut BodyReader) -> Result<Leave, &'static str> {
         epoch: Epoch(body.u64()?),
         at: WriteSeq::from_raw(body.u64()?),
     })
+}
+
+/// Runs of blocks that a disk can have, in their order.
+fn decode_send_again(body: &mut BodyReader) -> Result<Vec<BlockRun>, &'static str> {
+    let count = bounded(body.u16()?, SEND_AGAIN_RUNS_MAX)?;
+    let mut runs: Vec<BlockRun> = Vec::with_capacity(count.into());
+    for _ in 0..count {
+        let run =
+            BlockRun { disk: DiskIndex(body.u16()?), first: BlockIndex(body.u64()?), blocks: body.u64()? };
+        let end = run.first.0.checked_add(run.blocks).filter(|end| *end <= DISK_BYTES_MAX / BLOCK_BYTES);
+        if run.blocks == 0 || end.is_none() || usize::from(run.disk.0) >= DISKS_MAX {
+            return Err("a run of blocks that no disk has");
+        }
+        if runs.last().is_some_and(|last| (last.disk, last.end()) > (run.disk, run.first.0)) {
+            return Err("runs of blocks that do not ascend");
+        }
+        runs.push(run);
+    }
+    if runs.is_empty() {
+        return Err("nothing to send again");
+    }
+    Ok(runs)
 }
 
 fn encode_cut(message: &CutMessage, body: &mut BodyWriter) {

@@ -16,6 +16,8 @@
 //!     ├────────────────────────────────────────▶│
 //!     │ Compared (which of them differ)         │
 //!     │◀────────────────────────────────────────┤
+//!     │ SendAgain (runs of blocks it has lost)  │
+//!     │◀────────────────────────────────────────┤
 //!     │ Heartbeat both ways when quiet          │
 //! ```
 //!
@@ -31,7 +33,7 @@ mod body;
 mod frame;
 mod message;
 
-pub use frame::{FrameReader, FrameWriter, HEADER_BYTES, Header, VERSION, WireError};
+pub use frame::{FrameReader, FrameWriter, HEADER_BYTES, Header, VERSION, VERSION_MIN, WireError};
 pub use message::{
     Ack, ArtifactHash, ArtifactOffer, ArtifactPart, ClockAnswer, Compare, Compared, CutMessage, CutRefusal,
     Hello, Join, Leave, Message, Refusal, Refuse, Welcome,

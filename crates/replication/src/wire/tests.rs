@@ -3,10 +3,13 @@
 use super::*;
 use bytes::Bytes;
 use proptest::prelude::*;
-use types::{BlockIndex, DiskIndex, DiskSpec, Epoch, GroupId, Incarnation, VmId, WallTime, WriteSeq};
+use types::{
+    BlockIndex, BlockRun, DiskIndex, DiskSpec, Epoch, GroupId, Incarnation, VmId, WallTime, WriteSeq,
+};
 
 fn hello() -> Message {
     Message::Hello(Box::new(Hello {
+        speaks: VERSION,
         vm: VmId::from_bytes([1; 16]),
         vm_name: "web".into(),
         group: GroupId::from_bytes([2; 16]),
@@ -25,6 +28,10 @@ fn hello() -> Message {
         definition: "name = \"web\"".into(),
         artifacts: vec![ArtifactOffer { name: "kernel".into(), hash: ArtifactHash([9; 32]), size_bytes: 12 }],
     }))
+}
+
+fn run(disk: u16, first: u64, blocks: u64) -> BlockRun {
+    BlockRun { disk: DiskIndex(disk), first: BlockIndex(first), blocks }
 }
 
 fn every_message() -> Vec<Message> {
@@ -82,6 +89,7 @@ fn every_message() -> Vec<Message> {
             at: WriteSeq::from_raw(4),
         }),
         Message::Left(VmId::from_bytes([1; 16])),
+        Message::SendAgain(vec![run(0, 1, 2), run(0, 3, 1), run(5, 0, 1 << 30)]),
     ];
     for why in [
         Refusal::Fenced { epoch: Epoch(4), released: false },
@@ -148,7 +156,7 @@ fn a_version_from_the_future_is_named() {
 
 proptest! {
     #[test]
-    fn random_bodies_never_panic(kind in 0u16..16, bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+    fn random_bodies_never_panic(kind in 0u16..18, bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         let _ = Message::decode_body(kind, bytes.into());
     }
 }
@@ -178,5 +186,53 @@ fn numbers_that_no_agent_comes_to_are_no_message() {
     for message in messages {
         let body = message.encode_body().joined();
         assert!(Message::decode_body(message.kind(), body).is_err(), "{message:?}");
+    }
+}
+
+#[test]
+fn runs_of_blocks_that_no_disk_has_are_no_message() {
+    let of_a_disk = |blocks| vec![run(0, 0, blocks)];
+    let most = types::limits::DISK_BYTES_MAX / types::limits::BLOCK_BYTES;
+    let body = |runs: Vec<BlockRun>| Message::SendAgain(runs).encode_body().joined();
+    assert!(Message::decode_body(16, body(of_a_disk(most))).is_ok());
+    let many = (0..=types::limits::SEND_AGAIN_RUNS_MAX as u64).map(|at| run(0, at * 2, 1)).collect();
+    for runs in [
+        Vec::new(),
+        of_a_disk(0),
+        of_a_disk(most + 1),
+        vec![run(0, u64::MAX, 1)],
+        vec![run(0, 1, u64::MAX)],
+        vec![run(64, 0, 1)],
+        vec![run(0, 5, 2), run(0, 6, 1)],
+        vec![run(0, 5, 1), run(0, 2, 1)],
+        vec![run(1, 0, 1), run(0, 2, 1)],
+        vec![run(0, 5, 1), run(0, 5, 1)],
+        many,
+    ] {
+        assert!(Message::decode_body(16, body(runs.clone())).is_err(), "{runs:?}");
+    }
+}
+
+/// What a version that went before makes of it, and what is made of what it says.
+#[test]
+fn a_version_from_before_reads_all_but_what_it_does_not_know() {
+    for message in every_message() {
+        let (mut header, body) = FrameWriter::default().encode(&message);
+        let is_known = u16::from_le_bytes([header[4], header[5]]) == 3;
+        assert_eq!(is_known, !matches!(message, Message::SendAgain(_)));
+        // It has zeroes where the highest version stands now.
+        header[12..14].fill(0);
+        header[24..28].fill(0);
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&header), &body.joined());
+        header[24..28].copy_from_slice(&crc.to_le_bytes());
+        let mut reader = FrameReader::default();
+        let header = reader.header(&header).unwrap();
+        match (reader.message(&header, body.joined()).unwrap(), message) {
+            (Message::Hello(read), Message::Hello(said)) => {
+                assert_eq!((read.speaks, said.speaks), (3, 4));
+                assert_eq!(Hello { speaks: 4, ..*read }, *said);
+            }
+            (read, said) => assert_eq!(read, said),
+        }
     }
 }

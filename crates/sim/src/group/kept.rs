@@ -108,7 +108,7 @@ pub(super) fn admit(
                 if hello.epoch > journal.status().epoch {
                     journal.fence(hello.epoch, Duration::ZERO).map_err(failed)?;
                 }
-                return Ok(recovery.begin(hello));
+                return recovery.begin(hello);
             }
         }
     }

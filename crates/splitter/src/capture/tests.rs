@@ -735,3 +735,25 @@ fn a_difference_that_is_doubted_is_compared_again_and_breaks_no_cut() {
 }
 
 mod copies;
+
+#[test]
+fn blocks_that_the_other_side_has_lost_are_marked_behind_a_gap_and_none_else() {
+    let memory = Memory::default();
+    let capture = begun(&memory, 1 << 20);
+    write(&capture, 0, 1);
+    capture.release(capture.status().last);
+    let ranges =
+        [(DiskIndex(0), ByteRange::new(5 << 16, 2 << 16)), (DiskIndex(0), ByteRange::new(40 << 16, 100))];
+    capture.copy_again(&ranges);
+    let status = capture.status();
+    assert!(status.gap_open && !status.tracking);
+    assert_eq!((status.dirty_blocks, status.unsettled_blocks, status.sync_work.asked_again), (3, 0, 3));
+    assert_eq!(kinds(&take(&capture, status.released)), [Kind::SyncBegin]);
+    assert!(!capture.close_sync(), "they are yet to be copied");
+    let dirty = [5, 6, 40].map(|block| capture.is_dirty(DiskIndex(0), BlockIndex(block)));
+    assert_eq!(dirty, [true; 3]);
+    // They are kept where the agent's death cannot lose them.
+    drop(capture);
+    let again = on_map(&memory, 1, 1 << 20);
+    assert_eq!(again.status().dirty_blocks, 3);
+}

@@ -17,8 +17,8 @@ use replication::wire::{
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use types::{
-    BlockIndex, ByteRange, Checkpoint, CheckpointId, CheckpointKind, DiskIndex, DiskSpec, Epoch, GroupId,
-    Incarnation, RunNumber, VmId, WallTime, WriteSeq,
+    BlockIndex, BlockRun, ByteRange, Checkpoint, CheckpointId, CheckpointKind, DiskIndex, DiskSpec, Epoch,
+    GroupId, Incarnation, RunNumber, VmId, WallTime, WriteSeq,
 };
 
 const CASES: u32 = 150;
@@ -187,6 +187,7 @@ fn name() -> impl Strategy<Value = String> {
 /// One field of a greeting that is otherwise good.
 #[derive(Debug, Clone)]
 enum Twist {
+    Speaks(u16),
     Vm(u8),
     Group(u8),
     Names(String, String),
@@ -201,6 +202,7 @@ enum Twist {
 
 fn twist() -> impl Strategy<Value = Twist> {
     prop_oneof![
+        1 => (0u16..6).prop_map(Twist::Speaks),
         1 => any::<u8>().prop_map(Twist::Vm),
         1 => any::<u8>().prop_map(Twist::Group),
         1 => (name(), name()).prop_map(|(vm, group)| Twist::Names(vm, group)),
@@ -218,6 +220,7 @@ fn twisted(vm: u8, twists: &[Twist]) -> Message {
     let mut hello = honest_hello(vm);
     for twist in twists {
         match twist.clone() {
+            Twist::Speaks(version) => hello.speaks = version,
             Twist::Vm(other) => hello.vm = VmId::from_bytes([other; 16]),
             Twist::Group(other) => hello.group = GroupId::from_bytes([other; 16]),
             Twist::Names(vm, group) => (hello.vm_name, hello.group_name) = (vm, group),
@@ -333,7 +336,7 @@ fn message(word: &Word, vm: u8, last: &mut u64) -> Message {
 fn other(which: u8, vm: u8, a: u64, b: u64) -> Message {
     let (seq, vm) = (WriteSeq::from_raw, VmId::from_bytes([vm; 16]));
     let group = GroupId::from_bytes([1; 16]);
-    match which % 10 {
+    match which % 11 {
         0 => Message::Heartbeat,
         1 => Message::AskClock(WallTime(a as i64)),
         2 => Message::ClockAnswer(ClockAnswer { asked_at: WallTime(a as i64), says: WallTime(b as i64) }),
@@ -352,6 +355,10 @@ fn other(which: u8, vm: u8, a: u64, b: u64) -> Message {
         6 => Message::Join(Join { group_name: "web".into(), vms: a as u16 }),
         7 => Message::Leave(Leave { vm, group, epoch: Epoch(a), at: seq(b) }),
         8 => Message::Left(vm),
+        9 => {
+            let disk = DiskIndex(a as u16);
+            Message::SendAgain(vec![BlockRun { disk, first: BlockIndex(b), blocks: a }])
+        }
         _ => Message::Welcome(Welcome {
             epoch: Epoch(a),
             durable: seq(b),
@@ -394,6 +401,42 @@ fn what_a_failed_write_has_left_behind_is_not_found_after_a_greeting_of_a_higher
     let journal = rome.recovery.open_journal(&vm, Use::Look).unwrap();
     assert_eq!(journal.status().last_seq, LAST);
     assert!(journal.status().damage.is_empty(), "{:?}", journal.status().damage);
+}
+
+#[test]
+fn what_is_damaged_is_asked_for_and_compared_where_nobody_can_be_asked() {
+    let rome = Rome::new();
+    let is_kept: fn(&Message) -> bool = |word| matches!(word, Message::Ack(ack) if ack.durable == LAST);
+    rome.talk(vec![Message::Hello(Box::new(honest_hello(1))), honest_batch()], Some(is_kept));
+    let vm = rome.recovery.list()[0].clone();
+    let rows =
+        std::fs::read_dir(vm.folder(&rome.recovery.journal_dir)).unwrap().map(|row| row.unwrap().path());
+    let segment = rows.into_iter().find(|path| path.to_str().unwrap().contains("segment-")).unwrap();
+    let file = std::fs::File::options().read(true).write(true).open(segment).unwrap();
+    let mut byte = [0];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut byte, 8192 + 200).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[byte[0] ^ 1], 8192 + 200).unwrap();
+    file.sync_all().unwrap();
+    crate::recovery::scrub::scrub_now(&vm);
+    rome.recovery.tell_damage(&vm);
+    let is_told =
+        rome.recovery.alerts.to_api().iter().any(|alert| alert.text.contains("4096 bytes of its newest"));
+    assert!(is_told, "{:?}", rome.recovery.alerts.to_api());
+    let greet = |speaks, enough| {
+        let hello = Hello { speaks, ..honest_hello(1) };
+        rome.talk(vec![Message::Hello(Box::new(hello))], Some(enough))
+    };
+    let run = BlockRun { disk: DiskIndex(0), first: BlockIndex(0), blocks: 1 };
+    let heard = greet(4, |word| matches!(word, Message::SendAgain(_)));
+    let [Message::Welcome(welcome), asked] = &heard[..] else { panic!("{heard:?}") };
+    assert_eq!((welcome.incarnation, welcome.must_compare), (Some(MINE), false), "the stream goes on");
+    assert_eq!(*asked, Message::SendAgain(vec![run]));
+    let heard = greet(3, |word| matches!(word, Message::Welcome(_)));
+    let [Message::Welcome(welcome)] = &heard[..] else { panic!("{heard:?}") };
+    assert_eq!((welcome.incarnation, welcome.must_compare), (None, true));
+    // That was said, and is so for all.
+    let heard = greet(4, |word| matches!(word, Message::Welcome(_)));
+    assert!(matches!(&heard[..], [Message::Welcome(welcome)] if welcome.must_compare), "{heard:?}");
 }
 
 fn copy_all(from: &std::path::Path, to: &std::path::Path) {

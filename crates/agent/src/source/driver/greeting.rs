@@ -3,7 +3,7 @@
 use super::Driver;
 use crate::clock;
 use crate::source::record::parse_hash;
-use replication::wire::{ArtifactOffer, Hello};
+use replication::wire::{ArtifactOffer, Hello, VERSION};
 use splitter::BlockDevice;
 use types::{Epoch, GroupId, Incarnation, WriteSeq};
 
@@ -24,6 +24,7 @@ impl Driver {
             Some(ArtifactOffer { name: file.name.clone(), hash, size_bytes: file.size_bytes })
         });
         Hello {
+            speaks: VERSION,
             vm: vm.id(),
             vm_name: record.name.clone(),
             group,

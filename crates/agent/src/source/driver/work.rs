@@ -12,6 +12,7 @@ use replication::wire::Compared;
 use splitter::copy_some_blocks;
 use std::time::Duration;
 use tokio::task::{block_in_place, spawn_blocking};
+use types::BlockRun;
 
 /// After a local read failed during a sync.
 const COPY_RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -67,6 +68,14 @@ impl Driver {
             let error = with_sources(&error);
             tracing::error!(vm = self.vm.name(), error, "all of the disk is copied instead");
         }
+        self.sync_total_bytes = self.to_sync_bytes();
+    }
+
+    /// The recovery side has lost some blocks of the newest state.
+    pub(super) fn send_again(&mut self, runs: &[BlockRun]) {
+        let bytes = block_in_place(|| self.core.send_again(runs));
+        let (vm, runs) = (self.vm.name(), runs.len());
+        tracing::warn!(vm, runs, bytes, "the recovery side has lost blocks to damage: they are sent again");
         self.sync_total_bytes = self.to_sync_bytes();
     }
 

@@ -161,7 +161,7 @@ fn ack(durable: WriteSeq) -> Ack {
 
 /// Words after which the agent waits for seconds: it is told to come at once.
 fn is_waited_after(word: &Word) -> bool {
-    matches!(word.kind, Some("refuse" | "welcome"))
+    matches!(word.kind, Some("refuse" | "welcome" | "send-again"))
 }
 
 #[test]

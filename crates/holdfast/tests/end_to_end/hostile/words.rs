@@ -11,9 +11,11 @@ use replication::wire::{
 use types::limits::{
     ARTIFACT_BYTES_MAX, ARTIFACTS_MAX, BLOCK_BYTES, COMPARE_BLOCKS_MAX, DEFINITION_BYTES_MAX,
     DETAIL_BYTES_MAX, DISK_BYTES_MAX, DISKS_MAX, HISTORY_SECONDS_RANGE, JOURNAL_BYTES_RANGE,
-    MESSAGE_BYTES_MAX, NAME_BYTES_MAX,
+    MESSAGE_BYTES_MAX, NAME_BYTES_MAX, SEND_AGAIN_RUNS_MAX,
 };
-use types::{BlockIndex, DiskIndex, DiskSpec, Epoch, GroupId, Incarnation, VmId, WallTime, WriteSeq};
+use types::{
+    BlockIndex, BlockRun, DiskIndex, DiskSpec, Epoch, GroupId, Incarnation, VmId, WallTime, WriteSeq,
+};
 
 /// What is said, with a name for it, and the kind of the message it is or pretends to be.
 #[derive(Debug, Clone)]
@@ -25,7 +27,7 @@ pub(super) struct Word {
 }
 
 /// Every kind there is.
-pub(super) const KINDS: [&str; 15] = [
+pub(super) const KINDS: [&str; 16] = [
     "hello",
     "welcome",
     "refuse",
@@ -41,6 +43,7 @@ pub(super) const KINDS: [&str; 15] = [
     "cut",
     "leave",
     "left",
+    "send-again",
 ];
 
 pub(super) fn kind(message: &Message) -> &'static str {
@@ -60,6 +63,7 @@ pub(super) fn kind(message: &Message) -> &'static str {
         Message::Cut(_) => KINDS[12],
         Message::Leave(_) => KINDS[13],
         Message::Left(_) => KINDS[14],
+        Message::SendAgain(_) => KINDS[15],
     }
 }
 
@@ -85,6 +89,7 @@ pub(super) fn words(about: &About) -> Vec<Word> {
     all.extend(acks(about));
     all.extend(parts(about));
     all.extend(comparisons(about));
+    all.extend(blocks_again(about));
     all.extend(of_hosts(about));
     all.extend(farewells(about));
     all.push(("heartbeat".into(), Message::Heartbeat));
@@ -308,6 +313,23 @@ fn parts(about: &About) -> Vec<(String, Message)> {
         .collect()
 }
 
+fn blocks_again(about: &About) -> Vec<(String, Message)> {
+    let blocks = about.hello.disks[0].size_bytes.div_ceil(BLOCK_BYTES);
+    let run = |disk, first, blocks| BlockRun { disk: DiskIndex(disk), first: BlockIndex(first), blocks };
+    let most = DISK_BYTES_MAX / BLOCK_BYTES;
+    let mut all = vec![Vec::new(), vec![run(0, 0, 1); 2], vec![run(0, 5, 1), run(0, 0, 1)]];
+    for disk in [0, 1, DISKS_MAX as u16, u16::MAX] {
+        for first in [0, blocks - 1, blocks, most - 1, most, u64::MAX] {
+            all.extend([0, 1, blocks, most, u64::MAX].map(|blocks| vec![run(disk, first, blocks)]));
+        }
+    }
+    for count in [SEND_AGAIN_RUNS_MAX, SEND_AGAIN_RUNS_MAX + 1, usize::from(u16::MAX)] {
+        all.push((0..count as u64).map(|at| run(0, at, 1)).collect());
+    }
+    let name = |runs: &Vec<BlockRun>| format!("send-again of {} runs from {:?} on", runs.len(), runs.first());
+    all.into_iter().map(|runs| (name(&runs), Message::SendAgain(runs))).collect()
+}
+
 fn comparisons(about: &About) -> Vec<(String, Message)> {
     let blocks = about.hello.disks[0].size_bytes.div_ceil(BLOCK_BYTES);
     let of = |disk, first, at, hashes: usize| Compare {
@@ -411,7 +433,7 @@ fn malformed(about: &About) -> Vec<Word> {
         raw("half a body", numbered(&hello, 1)[..hello.len() - 1].to_vec()),
         framed("reserved fields", with(&with(&heartbeat, 12, &[0xff; 4]), 28, &[0xff; 4])),
     ];
-    for version in [0u16, 1, 2, 4, u16::MAX] {
+    for version in [0u16, 1, 2, 5, u16::MAX] {
         all.push(framed("another version", with(&heartbeat, 4, &version.to_le_bytes())));
     }
     for kind in [0u16, KINDS.len() as u16 + 1, u16::MAX] {
