@@ -96,6 +96,11 @@ impl ScrubReplica<'_> {
             }
         }
         replica.sums().set(&looked.fresh).map_err(ReadError::Replica)?;
+        // Below what was summed nobody syncs them later: after a loss of power a page that had rotted would be back, which says
+        // nothing, and what rots then would be believed.
+        if !looked.fresh.is_empty() && region.start < self.size_and_summed(disk).1 {
+            replica.sums().sync().map_err(ReadError::Replica)?;
+        }
         let mut rotten = Vec::new();
         for range in std::mem::take(&mut looked.rotten) {
             if !self.reads.is_being_written(disk, range)? {

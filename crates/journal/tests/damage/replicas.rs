@@ -180,6 +180,22 @@ fn of_a_disk_that_became_a_replica_nothing_is_known_until_a_scrub_has_read_it() 
     assert_eq!(scrub_all(&journal).damage.len(), 1);
 }
 
+/// (1) A page of checksums rots; (2) a scrub makes it again; (3) the power goes; (4) a block of the replica rots.
+#[test]
+fn checksums_that_a_scrub_has_made_again_outlive_a_loss_of_power() {
+    for seed in 0..8 {
+        let (store, journal, stream) = seeded();
+        scrub_all(&journal);
+        assert!(store.rot(SUMS, 100));
+        scrub_all(&journal);
+        drop(journal);
+        store.lose_power(&mut Rng::new(seed));
+        let opened = Journal::open(Arc::new(store.clone()), settings(Mode::RollForward)).unwrap();
+        assert!(store.rot(REPLICA, DISK_BYTES - 3));
+        assert_eq!(unread(&opened.journal, &stream.disk), [DISK_BYTES / BLOCK - 1], "seed {seed}");
+    }
+}
+
 /// The process is killed at each change of the disk in a turn that folds; then the power goes, or not. Nothing is taken for
 /// damage, before the fold is done again and after it, and what rots later is found.
 #[test]
