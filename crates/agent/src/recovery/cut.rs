@@ -8,6 +8,7 @@ use super::vm::RecoveredVm;
 use crate::clock;
 use crate::error::{OperationError, Result, with_sources};
 use joint::choice::{At, Chosen, Held, Journals, Lacking, NotChosen, Pick, choose};
+use journal::CheckpointQuery;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use types::{Checkpoint, CheckpointId, VmId, WriteSeq};
@@ -31,7 +32,41 @@ pub(super) fn find(group: &KeptGroup, at: &str, pick: &Pick) -> Result<GroupCut>
     let chosen = choose(&group.kept(), spans_hosts, &at, pick, &Open::of(group, &moment));
     let chosen = chosen.map_err(|why| to_error(group, &moment, why))?;
     let is_tail = at == At::Latest && !spans_hosts;
-    Ok(to_cut(group, chosen, is_tail))
+    let mut found = to_cut(group, chosen, is_tail);
+    let passed_over = found.vms.iter().filter_map(|vm| passed_over(vm, found.cut, &moment));
+    let passed_over: Vec<_> = passed_over.collect();
+    found.notes.extend(passed_over);
+    Ok(found)
+}
+
+/// What is to be said of a VM whose newest checkpoint of a moment was not taken, because some of it cannot be read. It may be
+/// newer by days: four kilobytes that have rotted, and that nothing was written over since, are enough.
+fn passed_over(vm: &RecoveredVm, cut: WriteSeq, moment: &Moment) -> Option<String> {
+    let to = match moment {
+        Moment::Latest => None,
+        Moment::At(time, _) => Some(*time),
+        Moment::Id(_) | Moment::Tag(_) => return None,
+    };
+    let query = CheckpointQuery { newest_first: true, limit: 1, to, ..CheckpointQuery::default() };
+    let journal = vm.journal()?;
+    let newest = journal.checkpoints(&query).rows.into_iter().next()?;
+    if newest.checkpoint.cut <= cut || newest.damaged_bytes == 0 {
+        return None;
+    }
+    let whole = CheckpointQuery { undamaged: true, to: None, after: Some(cut.next()), ..query };
+    let whole = journal.checkpoints(&whole).rows.into_iter().next();
+    let instead = whole.map_or_else(
+        || "from before its first checkpoint".to_owned(),
+        |whole| format!("at or after {}", clock::to_text(whole.checkpoint.taken_at)),
+    );
+    Some(format!(
+        "VM {} has a newer state, of {}, which is not taken because {} bytes of it are damaged; what is opened is {instead}. \
+         `--at {}` opens the newer one, in which reading those bytes fails",
+        vm.name(),
+        clock::to_text(newest.checkpoint.taken_at),
+        newest.damaged_bytes,
+        newest.checkpoint.id
+    ))
 }
 
 /// The journals of a group that are open, and stay so while they are asked.
@@ -184,4 +219,42 @@ fn missing(group: &KeptGroup, what: &str) -> OperationError {
 
 fn unreadable(error: &journal::CheckpointError) -> OperationError {
     OperationError::unavailable(with_sources(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recovery::tests::{PEER, append_sync, append_writes, hello, recovery, scrub};
+
+    #[test]
+    fn whoever_asks_for_the_newest_is_told_of_a_newer_one_that_is_damaged() {
+        let folder = tempfile::tempdir().unwrap();
+        let recovery = recovery(folder.path());
+        let (vm, journal) = recovery.admit(&hello(1), PEER).unwrap();
+        append_sync(&journal);
+        append_writes(&journal);
+        let found = |at: &str| {
+            let group = recovery.group(&hello(1).group.to_string()).unwrap();
+            find(&group, at, &Pick::All).unwrap()
+        };
+        let newest = journal.newest_checkpoint().unwrap().unwrap().checkpoint;
+        assert!(found("latest").notes.is_empty());
+        let segment = vm.folder(&recovery.journal_dir).join("segment-00000001");
+        let mut bytes = std::fs::read(&segment).unwrap();
+        let written = bytes.windows(4096).position(|part| part.iter().all(|byte| *byte == 8)).unwrap();
+        bytes[written + 100] ^= 1;
+        std::fs::write(&segment, bytes).unwrap();
+        scrub(&journal);
+        let far = clock::to_text(types::WallTime(i64::from(u32::MAX) * 1_000_000));
+        for at in ["latest", &far] {
+            let GroupCut { cut, notes, .. } = found(at);
+            assert!(cut < newest.cut);
+            let told = format!("`--at {}` opens the newer one", newest.id);
+            assert!(
+                notes.len() == 1 && notes[0].contains(" bytes of it are damaged") && notes[0].contains(&told),
+                "{notes:?}"
+            );
+        }
+        assert_eq!(found(&newest.id.to_string()).notes.len(), 1, "its damage is told as ever");
+    }
 }

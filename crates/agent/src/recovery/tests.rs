@@ -4,16 +4,19 @@ use super::record::RecoveryRecord;
 use super::*;
 use crate::sockets::SocketAccess;
 use crate::state::death;
-use batch::{Batch, BatchMeta, Codec, Kind, Record, encode};
+use batch::{Batch, BatchMeta, Codec, Kind, Record, encode, encode_mark};
 use bytes::Bytes;
 use joint::admission::{Accept, Terms};
 use joint::life::{Task, Use};
-use journal::AppendMeta;
+use journal::{AppendMeta, Upkeep};
 use replication::wire::{Hello, Leave, Message, Refusal, Refuse};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
-use types::{ByteRange, DiskIndex, DiskSpec, Epoch, Incarnation, WallTime, WriteSeq};
+use types::{
+    ByteRange, Checkpoint, CheckpointId, CheckpointKind, DiskIndex, DiskSpec, Epoch, Incarnation, WallTime,
+    WriteSeq,
+};
 
 mod greetings;
 mod on_images;
@@ -108,6 +111,39 @@ pub(super) fn append_sync(journal: &journal::Journal) {
     let batch = Batch::parse(encode(&meta, &records, Codec::Raw)).unwrap();
     let how = AppendMeta { epoch: Epoch::FIRST, received_at: WallTime(0), entropy: [9; 16] };
     journal.append(vec![batch], how).unwrap();
+}
+
+/// A checkpoint, a block of 8s, and another one, behind a first sync.
+pub(super) fn append_writes(journal: &journal::Journal) {
+    let checkpoint = |seq, at| {
+        let cut = WriteSeq::from_raw(seq);
+        let (id, kind) = (CheckpointId(cut), CheckpointKind::Automatic);
+        let checkpoint = Checkpoint { id, cut, kind, taken_at: WallTime(at), members: 1, tag: String::new() };
+        Record::mark(cut, Kind::Checkpoint, encode_mark(&checkpoint).into())
+    };
+    let (range, payload) = (ByteRange::new(8192, 4096), Bytes::from(vec![8; 4096]));
+    let write = Record { seq: WriteSeq::from_raw(6), kind: Kind::Write, disk: DiskIndex(0), range, payload };
+    let records = [checkpoint(5, 1_000_000), write, checkpoint(7, 60_000_000)];
+    let meta = BatchMeta {
+        incarnation: Incarnation::from_bytes([3; 16]),
+        prev_seq: WriteSeq::from_raw(3),
+        watermark: WriteSeq::from_raw(7),
+        taken_at: WallTime(0),
+    };
+    let batch = Batch::parse(encode(&meta, &records, Codec::Raw)).unwrap();
+    let how = AppendMeta { epoch: Epoch::FIRST, received_at: WallTime(0), entropy: [8; 16] };
+    journal.append(vec![batch], how).unwrap();
+}
+
+/// Reads everything a journal has once.
+pub(super) fn scrub(journal: &journal::Journal) {
+    let mut place = None;
+    loop {
+        place = journal.scrub(place, &Upkeep::plain(WallTime(0), [5; 16])).unwrap().place;
+        if place.is_none() {
+            return;
+        }
+    }
 }
 
 /// Ends a journal's life as if it had failed: the next one begins from what is on the disk.
