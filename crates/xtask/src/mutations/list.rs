@@ -81,4 +81,33 @@ mod tests {
             assert_ne!(one.from, one.to, "{}", one.name);
         }
     }
+
+    /// A name that no test has is passed by whatever was broken.
+    #[test]
+    fn the_tests_that_catch_it_are_where_they_are_looked_for() {
+        for one in read().unwrap() {
+            let Caught::Test { package, target, name: Some(name) } = &one.caught_by else { continue };
+            let folder = root().join("crates").join(package);
+            let sources = match target {
+                None => sources_in(&folder.join("src")),
+                Some(target) => {
+                    let mut sources = sources_in(&folder.join("tests").join(target));
+                    sources.extend(std::fs::read_to_string(folder.join(format!("tests/{target}.rs"))));
+                    sources
+                }
+            };
+            let name = name.rsplit("::").find(|part| !part.is_empty()).unwrap();
+            let has_it = sources.iter().any(|text| text.contains(name));
+            assert!(has_it, "{}: no test {name} in {package}, {target:?}", one.name);
+        }
+    }
+
+    fn sources_in(folder: &std::path::Path) -> Vec<String> {
+        let rows = std::fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+        let read = rows.flat_map(|row| match row.path().is_dir() {
+            true => sources_in(&row.path()),
+            false => std::fs::read_to_string(row.path()).into_iter().collect(),
+        });
+        read.collect()
+    }
 }
