@@ -3,9 +3,10 @@
 //! Three files, because two kinds of crash need two promises:
 //!
 //! - `data` holds the blocks at their own place.
-//! - `now` is the map as it is now, kept in the page cache and never synced. It survives the death of
+//! - `now` is the map as it is now, kept in the page cache and never synced but when it is made. It survives the death of
 //!   the agent, so a guest that goes on after a `kill -9` reads back every write it was acknowledged.
-//!   It carries the host's boot id and is believed only within that boot, and not after a flush has failed.
+//!   It carries the host's boot id and is believed only within that boot, and not after a flush has failed. Where that has
+//!   rotted nobody knows, and what only `now` has is an error.
 //! - `flushed` is the map as of the last flush. On a flush the data is synced first and the map after it, so
 //!   that after a loss of power no block is taken from the data file that never reached the disk: the
 //!   block below, older but whole, is read instead.

@@ -34,7 +34,7 @@ enum Now {
     Right,
     /// Of before a flush that has failed: its regions are right, and kept until they were written again.
     Failed,
-    /// Of another boot, or of none.
+    /// Of another boot, or of none that is known.
     Other,
 }
 
@@ -92,22 +92,52 @@ impl Files {
     }
 
     fn found(&self, header: &Header) -> io::Result<Found> {
-        let before =
-            self.now.header()?.filter(|now| (now.blocks, now.boot_id) == (header.blocks, header.boot_id));
-        let Some(before) = before.filter(|_| self.now.len().is_ok_and(|len| len == self.regions.end()))
-        else {
-            let (own, fresh) = (self.flushed.load(self.blocks)?, vec![0; self.regions.bytes]);
-            return Ok(Found { own, fresh, now: Now::Other });
+        if !self.now.len().is_ok_and(|len| len == self.regions.end()) {
+            return self.found_of_another_boot();
+        }
+        let has_failed = match self.now.header()? {
+            None => return self.found_of_no_known_boot(),
+            Some(now) if (now.blocks, now.boot_id) != (header.blocks, header.boot_id) => {
+                return self.found_of_another_boot();
+            }
+            Some(now) => now.has_failed,
         };
+        let fresh = self.fresh_regions()?;
+        Ok(match has_failed {
+            true => Found { own: self.flushed.load(self.blocks)?, fresh, now: Now::Failed },
+            false => Found { own: self.now.load(self.blocks)?, fresh, now: Now::Right },
+        })
+    }
+
+    fn found_of_another_boot(&self) -> io::Result<Found> {
+        let (own, fresh) = (self.flushed.load(self.blocks)?, vec![0; self.regions.bytes]);
+        Ok(Found { own, fresh, now: Now::Other })
+    }
+
+    /// The header of `now` does not check. Where a block was written since the last flush, what is below is older than
+    /// what a guest of this boot was told, and what is in the data file may never have reached the disk before another:
+    /// nobody knows which, and neither is read. Whoever made `now`, and died before it had a header, knew no such block.
+    fn found_of_no_known_boot(&self) -> io::Result<Found> {
+        let (mut own, now) = (self.flushed.load(self.blocks)?, self.now.load(self.blocks)?);
+        let has_more =
+            |sector: &usize| self.blocks.bytes_of(*sector).any(|at| now.bits[at] & !own.bits[at] != 0);
+        let is_unknown =
+            |sector: &usize| own.rotten.contains(sector) || now.rotten.contains(sector) || has_more(sector);
+        own.rotten = (0..self.blocks.sectors()).filter(is_unknown).collect();
+        for sector in &own.rotten {
+            own.bits[self.blocks.bytes_of(*sector)].fill(0);
+        }
+        Ok(Found { own, fresh: self.fresh_regions()?, now: Now::Other })
+    }
+
+    /// The regions that were written since the last flush, as `now` tells of them.
+    fn fresh_regions(&self) -> io::Result<Vec<u8>> {
         let Loaded { bits: mut fresh, rotten } = self.now.load(self.regions)?;
         for sector in rotten {
             // Nobody knows: all of them.
             self.regions.bytes_of(sector).for_each(|at| fresh[at] = 0xff);
         }
-        Ok(match before.has_failed {
-            true => Found { own: self.flushed.load(self.blocks)?, fresh, now: Now::Failed },
-            false => Found { own: self.now.load(self.blocks)?, fresh, now: Now::Right },
-        })
+        Ok(fresh)
     }
 
     /// Which writes a failed flush was about is not known of one: all of it is in doubt.
@@ -129,7 +159,9 @@ impl Files {
         self.now.put(self.blocks, &found.own.bits, 0..self.blocks.sectors())?;
         found.own.rotten.iter().try_for_each(|sector| self.now.spoil(self.blocks, *sector))?;
         // Last: an agent that dies before that leaves what is not believed, or is believed to have failed.
-        self.now.write_header(header)
+        self.now.write_header(header)?;
+        // So that a loss of power leaves it a header: without one nobody knows whether this boot has ended.
+        self.now.sync()
     }
 
     fn bits(&self, found: Found) -> Bits {
