@@ -356,7 +356,7 @@ impl Capture {
             writes: inner.writes,
             write_bytes: inner.write_bytes,
             left_out_bytes: inner.left_out_bytes,
-            sync: inner.sync.state(),
+            sync: inner.sync_state(),
         }
     }
 

@@ -8,7 +8,7 @@
 
 use super::{Capture, Inner};
 use crate::clock::Deadline;
-use crate::sync_gate::{Hold, Others};
+use crate::sync_gate::{Hold, Others, SyncState};
 use std::sync::OnceLock;
 use threads::sync::MutexGuard;
 use types::WriteSeq;
@@ -149,8 +149,20 @@ impl Inner {
     /// What a write is to do that was committed as `seq`: one from before a sync, or in it, is in an image once
     /// the sync has ended.
     fn hold(&self, seq: WriteSeq) -> Hold {
-        let counts = !self.gap_open && !self.tracking && !self.others.missing;
-        self.sync.hold(seq.max(self.sync_end), self.promised(), counts)
+        self.sync.hold(seq.max(self.sync_end), self.promised(), self.counts())
+    }
+
+    /// Whether a write has its place in a stream that an image can be of.
+    fn counts(&self) -> bool {
+        !self.gap_open && !self.tracking && !self.others.missing
+    }
+
+    /// As [`Inner::hold`] has it: where writes pass for a gap in the stream, the mode does not say that they wait.
+    pub(super) fn sync_state(&self) -> SyncState {
+        match self.sync.state() {
+            SyncState::Synchronous if !self.counts() => SyncState::Degraded,
+            state => state,
+        }
     }
 
     /// What has come so far of what held writes wait for.

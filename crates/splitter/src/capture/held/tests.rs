@@ -64,6 +64,23 @@ fn a_stalled_link_degrades_and_the_stream_rejoins_when_it_has_caught_up() {
     assert_eq!(capture.status().sync, SyncState::Synchronous);
 }
 
+/// A pause, a sync, a local write that failed, a monitor that is lost.
+#[test]
+fn while_writes_pass_for_a_gap_in_the_stream_the_mode_does_not_say_that_they_wait() {
+    let capture = synchronous(OnTimeout::Hold);
+    assert_eq!(capture.status().sync, SyncState::Synchronous);
+    capture.start_tracking();
+    assert_eq!(capture.status().sync, SyncState::Degraded);
+    write_and_hold(&capture).join().unwrap();
+    capture.leave_tracking();
+    assert_eq!(capture.status().sync, SyncState::Degraded, "what was written meanwhile is not there yet");
+    assert!(!capture.return_to_sync());
+
+    let capture = synchronous(OnTimeout::Hold);
+    capture.lose_writes();
+    assert_eq!(capture.status().sync, SyncState::Degraded);
+}
+
 #[test]
 fn a_guest_is_told_once_the_other_vms_of_the_group_are_as_far() {
     let capture = synchronous(OnTimeout::Hold);
