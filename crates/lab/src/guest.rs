@@ -25,22 +25,28 @@ pub enum Work {
     Report,
     /// Asks for its disk's serial number, and for nothing else meanwhile: see `serial.sh`.
     Serial,
+    /// As `Load` or `Tick`, while tokens are passed on: as the first, second or third of three guests. See `relay.sh`.
+    Relay { under_load: bool, own: u8 },
     /// Is a host with an agent of its own, which protects the guest's disk: see `host.sh`.
     Host,
 }
 
 impl Work {
     /// The option on the kernel's command line.
-    pub fn append(self) -> &'static str {
+    pub fn append(self) -> String {
         match self {
-            Work::Tick => "holdfast.work=tick",
-            Work::Load => "holdfast.work=load",
-            Work::LoadAndRead => "holdfast.work=load holdfast.read=1",
-            Work::LoadOnTwo => "holdfast.work=load holdfast.second=1",
-            Work::Burst => "holdfast.work=burst holdfast.depth=1",
-            Work::Report => "holdfast.work=report",
-            Work::Serial => "rdinit=/serial.sh",
-            Work::Host => "rdinit=/host.sh",
+            Work::Tick => "holdfast.work=tick".into(),
+            Work::Load => "holdfast.work=load".into(),
+            Work::LoadAndRead => "holdfast.work=load holdfast.read=1".into(),
+            Work::LoadOnTwo => "holdfast.work=load holdfast.second=1".into(),
+            Work::Burst => "holdfast.work=burst holdfast.depth=1".into(),
+            Work::Report => "holdfast.work=report".into(),
+            Work::Serial => "rdinit=/serial.sh".into(),
+            Work::Relay { under_load, own } => {
+                let work = if under_load { "load" } else { "tick" };
+                format!("rdinit=/relay.sh holdfast.work={work} holdfast.own={own}")
+            }
+            Work::Host => "rdinit=/host.sh".into(),
         }
     }
 }

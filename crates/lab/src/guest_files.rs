@@ -10,6 +10,8 @@ const INIT: &str = include_str!("init.sh");
 const HOST: &str = include_str!("host.sh");
 /// The same of a guest that asks its disk for one thing only.
 const SERIAL: &str = include_str!("serial.sh");
+/// The same of a guest that passes tokens on beside what it does.
+const RELAY: &str = include_str!("relay.sh");
 
 /// Kernel and initramfs of the guest.
 #[derive(Debug, Clone)]
@@ -96,8 +98,20 @@ impl GuestFiles {
     /// # Errors
     /// Where it cannot be written.
     pub fn with_serial(&self, path: &Path) -> Result<Self> {
+        self.with_script(path, "serial.sh", SERIAL)
+    }
+
+    /// The same kernel, with an initramfs at `path` whose guest passes tokens on: see `relay.sh`.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub fn with_relay(&self, path: &Path) -> Result<Self> {
+        self.with_script(path, "relay.sh", RELAY)
+    }
+
+    fn with_script(&self, path: &Path, name: &str, script: &str) -> Result<Self> {
         let mut archive = Archive::default();
-        archive.file("serial.sh", SERIAL.as_bytes(), true);
+        archive.file(name, script.as_bytes(), true);
         std::fs::write(path, self.followed_by(archive)?).context("write the initramfs")?;
         Ok(Self { initrd: path.to_path_buf(), ..self.clone() })
     }

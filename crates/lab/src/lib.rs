@@ -29,4 +29,4 @@ pub use nbd::{NbdClient, discard_all};
 pub use ports::free_port;
 pub use qemu::Qemu;
 pub use site::{CommandFailed, Site, pair};
-pub use ticks::{Tick, Ticks};
+pub use ticks::{Tick, Ticks, sum_of_line};

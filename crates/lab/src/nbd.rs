@@ -94,6 +94,14 @@ impl NbdClient {
         self.stream.read_exact(buf).context("read the data")
     }
 
+    /// Returns once everything that was written is durable.
+    ///
+    /// # Errors
+    /// As [`NbdClient::write`].
+    pub fn flush(&mut self) -> Result<()> {
+        self.request(3, 0, 0, &[])
+    }
+
     fn request(&mut self, command: u16, at: u64, len: usize, payload: &[u8]) -> Result<()> {
         self.cookie += 1;
         let mut request = 0x2560_9513_u32.to_be_bytes().to_vec();

@@ -53,10 +53,15 @@ impl Ticks {
 
 fn check(line: &str) -> Option<u64> {
     let (record, sum) = line.rsplit_once(' ')?;
-    if u32::from_str_radix(sum, 16) != Ok(crc32(format!("{record}\n").as_bytes())) {
+    if u32::from_str_radix(sum, 16) != Ok(sum_of_line(record)) {
         return None;
     }
     record.split(' ').next()?.parse().ok()
+}
+
+/// The sum that a guest writes behind a record: of the record and a newline.
+pub fn sum_of_line(record: &str) -> u32 {
+    crc32(format!("{record}\n").as_bytes())
 }
 
 /// The CRC-32 of IEEE 802.3, as busybox's `crc32` prints it.

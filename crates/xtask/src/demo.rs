@@ -102,7 +102,7 @@ impl Stage {
         let disk = folder.join("a/shop.raw");
         make_disk(&disk, DISK_BYTES)?;
         let definition = folder.join("a/shop.toml");
-        std::fs::write(&definition, files.definition(Work::Tick.append()))
+        std::fs::write(&definition, files.definition(&Work::Tick.append()))
             .context("write the VM's definition")?;
         steps.say("protecting VM shop: its raw image at A, its journal at B, a checkpoint every second");
         let vm = a.ask(&[

@@ -197,7 +197,7 @@ fn a_vm_that_has_failed_over_is_looked_at_paused_and_goes_on() {
     let disk = stage.path("disk.raw");
     make_disk(&disk, 64 << 20).unwrap();
     let definition = stage.path("web.toml");
-    let text = GuestFiles::find().unwrap().definition(Work::Tick.append());
+    let text = GuestFiles::find().unwrap().definition(&Work::Tick.append());
     std::fs::write(&definition, format!("graphics = \"vga\"\n{text}")).unwrap();
     let definition = definition.display().to_string();
     stage.try_protect("web", "web", &disk, &["--definition", &definition]).unwrap();

@@ -1,22 +1,25 @@
-//! What is done to agents, links and journals, one thing after the other and some at once, by the dice.
+//! What is done to agents, links, journals and modes, one thing after the other and some at once, by the dice.
 
-use super::world::{ALL, Dice, Who, World};
+use super::ledger::VMS;
+use super::world::{ALL, Dice, PLEDGE, Who, World, at_last};
+use super::{damage, overlay, protected_files};
 use lab::wait_until;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
 /// One harm or several, after which everything runs again or will by [`World::mend`].
 pub(super) fn harm(world: &mut World, dice: &mut Dice) {
     match dice.below(100) {
-        0..45 => kill_some(world, dice),
-        45..62 => cut_a_link(world, dice),
-        62..70 => let_a_link_stand_still(world, dice),
-        70..76 => outage(world, dice),
-        76..90 => move_a_journal(world, dice),
-        _ => damage(world, dice),
+        0..30 => kill_some(world, dice),
+        30..41 => cut_a_link(world, dice),
+        41..46 => let_a_link_stand_still(world, dice),
+        46..54 => outage(world, dice),
+        54..64 => move_a_journal(world, dice),
+        64..82 => damage::damage(world, dice),
+        82..86 => overlay::damage(world, dice),
+        86..92 => protected_files::damage(world, dice),
+        92..97 => switch_synchronous_mode(world, dice),
+        _ => turn_a_journal(world, dice),
     }
     dice.sleep(800);
 }
@@ -26,14 +29,15 @@ fn any(dice: &mut Dice) -> Who {
 }
 
 /// Kills an agent, and looks what was promised where that is the one that promises.
-fn kill(world: &mut World, who: Who) {
+pub(super) fn kill(world: &mut World, who: Who) {
     if world.site(who).agent_pid().is_none() {
         return;
     }
     let promised = (who == Who::First).then(|| world.pledge.promised(&world.first)).flatten();
-    if promised.is_some() {
+    if let Some(promised) = &promised {
         // Something must have been written since that look.
-        std::thread::sleep(Duration::from_millis(150));
+        let written = || Ok(world.pledge.due(promised).map(drop));
+        let _ = wait_until("a write that is promised", Duration::from_secs(3), written);
     }
     world.kill(who);
     let Some(due) = promised.and_then(|promised| world.pledge.due(&promised)) else { return };
@@ -42,15 +46,16 @@ fn kill(world: &mut World, who: Who) {
     }
     let kept = wait_until("the promised image", Duration::from_secs(60), || {
         // Its journal may be being opened.
-        Ok(world.pledge.kept(&world.recovery).ok())
+        Ok(world.pledge.kept(&world.recovery, &world.path("promised.raw")).ok())
     });
     let kept = kept.unwrap();
-    // The one that was under way may be there or not, and its answer may not have been counted yet.
-    assert!((due..=due + 2).contains(&kept), "{due} was acknowledged in synchronous mode, {kept} is there");
+    // The number that was under way may be there or not, and its answer may not have been counted yet.
+    let has_all = (due.number..=due.number + 2).contains(&kept.number) && kept.tick >= due.tick;
+    assert!(has_all, "{due:?} was acknowledged in synchronous mode, {kept:?} is there");
     world.tally.promises += 1;
 }
 
-fn start(world: &mut World, who: Who) {
+pub(super) fn start(world: &mut World, who: Who) {
     if world.site(who).agent_pid().is_none() {
         world.site(who).start_agent().unwrap();
     }
@@ -145,47 +150,56 @@ fn order(world: &World, arguments: &[&str]) -> Child {
     command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
-/// Changes a few bytes somewhere in a sealed segment of the VM that writes most.
-fn damage(world: &mut World, dice: &mut Dice) {
-    let vm = "one";
+/// Synchronous mode is switched off and on again while its VM is written to: by a pause, or by protecting it anew in the
+/// other mode, with the guest started again on it. There is no command that changes the mode of a protection.
+fn switch_synchronous_mode(world: &mut World, dice: &mut Dice) {
+    world.mend();
+    if dice.below(3) == 0 {
+        world.first.ask(&["vm", "pause", "pledge"]).unwrap();
+        at_last("pledge paused", || {
+            let row = world.first.protected("pledge")?;
+            Ok((row["state"] == "paused")
+                .then_some(assert_ne!(row["mode"], "sync", "nobody waits in a pause")))
+        });
+        dice.sleep(1500);
+        if dice.below(3) == 0 {
+            kill(world, Who::First);
+            start(world, Who::First);
+        }
+        world.first.ask(&["vm", "resume", "pledge"]).unwrap();
+        world.tally.switches += 2;
+        return;
+    }
+    // Nobody takes a disk away from a VM that runs on it.
+    world.guests[PLEDGE].kill().unwrap();
+    world.pledge.rest();
+    at_last("nobody at the disks of pledge", || {
+        Ok((world.first.protected("pledge")?["clients"] == 0).then_some(()))
+    });
+    world.first.ask(&["vm", "unprotect", "pledge"]).unwrap();
+    at_last("pledge forgotten", || Ok(world.recovery.ask(&["vm", "forget", "pledge"]).ok()));
+    world.pledge.in_sync = !world.pledge.in_sync;
+    world.protect_pledge(world.pledge.in_sync);
+    world.pledge.go_on();
+    let before = world.pledge.acknowledged();
+    at_last("a write that is acknowledged in the other mode", || {
+        Ok((world.pledge.acknowledged() > before).then_some(()))
+    });
+    world.tally.switches += 1;
+}
+
+/// The replica of a journal goes to the other end of its history.
+fn turn_a_journal(world: &mut World, dice: &mut Dice) {
+    let vm = VMS[dice.below(3) as usize];
     let Ok(journal) = world.journal(vm) else { return };
-    let folder = PathBuf::from(journal["folder"].as_str().unwrap());
-    let killed = dice.below(2) == 0;
-    if killed {
+    let mode = if journal["mode"] == "rollback" { "roll-forward" } else { "rollback" };
+    if world.recovery.ask(&["journal", "set", vm, "--mode", mode]).is_ok() {
+        println!("  {mode}: the journal of {vm}");
+        world.tally.turns += 1;
+    }
+    if dice.below(2) == 0 {
+        dice.sleep(1000);
         kill(world, Who::Recovery);
+        start(world, Who::Recovery);
     }
-    if let Some(place) = damage_one_of(&sealed_segments(&folder), dice) {
-        println!("  damaged {place}");
-        world.damaged.insert(vm);
-        world.tally.damages += 1;
-    }
-    start(world, Who::Recovery);
-}
-
-/// The segments of a journal but the newest two, of which one may be written to, and the other be sealed just now.
-fn sealed_segments(folder: &Path) -> Vec<PathBuf> {
-    let rows = std::fs::read_dir(folder).unwrap().filter_map(Result::ok);
-    let mut numbered: Vec<(u64, PathBuf)> = rows
-        .filter_map(|row| {
-            let number = row.file_name().to_str()?.strip_prefix("segment-")?.parse().ok()?;
-            Some((number, row.path()))
-        })
-        .collect();
-    numbered.sort();
-    numbered.truncate(numbered.len().saturating_sub(2));
-    numbered.into_iter().map(|(_, path)| path).collect()
-}
-
-fn damage_one_of(segments: &[PathBuf], dice: &mut Dice) -> Option<String> {
-    if segments.is_empty() {
-        return None;
-    }
-    let path = &segments[dice.below(segments.len() as u64) as usize];
-    let file = File::options().read(true).write(true).open(path).ok()?;
-    let at = dice.below(file.metadata().ok()?.len().saturating_sub(8));
-    let mut bytes = [0; 8];
-    file.read_exact_at(&mut bytes, at).ok()?;
-    file.write_all_at(&bytes.map(|byte| byte ^ 0x55), at).ok()?;
-    file.sync_all().ok()?;
-    Some(format!("{} at byte {at}", path.file_name()?.to_string_lossy()))
 }

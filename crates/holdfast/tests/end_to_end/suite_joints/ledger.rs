@@ -163,7 +163,7 @@ impl Shared {
 }
 
 /// The last record that a guest has reported as durable.
-fn last_tick(console: &mut Console) -> u64 {
+pub(super) fn last_tick(console: &mut Console) -> u64 {
     let lines = console.lines().unwrap();
     lines.iter().rev().find_map(|(_, line)| line.strip_prefix("TICK ")?.parse().ok()).unwrap_or(0)
 }

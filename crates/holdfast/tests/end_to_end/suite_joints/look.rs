@@ -1,55 +1,122 @@
-//! What must hold at the recovery side whenever everything runs again: what was written comes, every checkpoint is one
-//! moment of all three VMs, nothing that was listed goes, and nothing that was read is wrong.
+//! What must hold at the recovery side at any moment, and whenever everything runs again: what was written comes, every
+//! checkpoint is one moment of all three VMs, nothing that was listed goes, and nothing that was read is wrong.
 //!
-//! A VM whose journal was damaged on purpose may refuse checkpoints, and reads of them; what it gives is right all the
-//! same, and `latest` gives everything.
+//! A checkpoint that says it is damaged may refuse reads, and so may any of a VM whose damage nobody has looked for yet
+//! ([`super::damage`]); what they give is right all the same, and in the end the newest gives everything.
 
+use super::chain::{CHAIN_BYTES, Told, causes_are_there};
 use super::ledger::{LEDGER_BYTES, Page, VMS, one_moment};
 use super::world::{Dice, World, at_last};
-use anyhow::{Context, Result};
+use super::{damage, protected_files};
+use anyhow::Result;
 use lab::{NbdClient, Ticks, check_file_system, copy_image, read_file};
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Every checkpoint of a VM, oldest first, and how many bytes it says are damaged as of it.
+pub(super) type Listed = Vec<(String, u64)>;
 
 /// Which checkpoints each VM had when they were last listed.
 #[derive(Debug, Default)]
-pub(super) struct Seen(BTreeMap<&'static str, BTreeSet<String>>);
+pub(super) struct Seen(BTreeMap<&'static str, Listed>);
 
 /// What is read of each VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Depth {
-    Ledger,
+    /// What is written beside the file system: the ledger, and the guests' own chain.
+    Records,
     /// And the guest's file system, with its own records.
     FileSystem,
 }
 
-/// Looks at `latest`, and at so many checkpoints at random.
-pub(super) fn look(world: &mut World, seen: &mut Seen, dice: &mut Dice, count: usize) {
+/// What one VM has at a checkpoint.
+#[derive(Debug, Clone, Copy)]
+struct Found {
+    page: Page,
+    told: Told,
+    /// The last record in the file system, where that was read.
+    ticks: Option<u64>,
+}
+
+/// Looks at the newest checkpoint once it has everything that was written by now, and at so many others at random.
+pub(super) fn look(world: &mut World, dice: &mut Dice, count: usize) {
     world.mend();
     world.guests_go_on();
+    damage::settle(world, dice);
     let newest = fresh(world);
     world.tally.latest += 1;
+    protected_files::settle(world);
+    let listed = list_all(world);
+    assert!(common(&listed).contains(&newest));
+    at_random(world, dice, &listed, count);
+}
+
+/// Looks at the newest checkpoint that is there just now, and at so many others, whatever goes on.
+pub(super) fn glance(world: &mut World, dice: &mut Dice, count: usize) {
+    let listed = list_all(world);
+    let Some(newest) = common(&listed).last().cloned() else { return };
+    read_patiently(world, &listed, &newest, Depth::Records);
+    world.tally.latest += 1;
+    at_random(world, dice, &listed, count);
+}
+
+fn at_random(world: &mut World, dice: &mut Dice, listed: &[Listed; 3], count: usize) {
+    let common = common(listed);
+    for turn in 0..count {
+        let id = &common[dice.below(common.len() as u64) as usize];
+        let depth = if turn % 10 == 3 { Depth::FileSystem } else { Depth::Records };
+        let found = read_patiently(world, listed, id, depth);
+        world.tally.checkpoints += 1;
+        world.tally.unreadable += u64::from(found.iter().any(Option::is_none));
+        world.tally.file_systems +=
+            found.iter().flatten().filter(|found| found.ticks.is_some()).count() as u64;
+    }
+}
+
+/// Lists all three VMs, of which nothing may have gone, and nothing become damaged, that was there before.
+fn list_all(world: &mut World) -> [Listed; 3] {
     let listed = VMS.map(|vm| list(world, vm));
     for (vm, now) in VMS.into_iter().zip(&listed) {
-        let before = seen.0.insert(vm, now.clone()).unwrap_or_default();
-        let gone: Vec<_> = before.difference(now).collect();
-        assert!(gone.is_empty() || world.damaged.contains(vm), "checkpoints of {vm} are gone: {gone:?}");
+        if world.damaged_of(vm).is_some() {
+            continue;
+        }
+        let before = world.seen.0.insert(vm, now.clone()).unwrap_or_default();
+        let lost = differences(&before, now);
+        assert!(lost.is_empty(), "checkpoints of {vm} are gone or damaged by themselves: {lost:?}");
     }
-    let common: Vec<&String> =
-        listed[0].iter().filter(|id| listed[1..].iter().all(|ids| ids.contains(*id))).collect();
-    assert!(common.contains(&&newest));
-    for turn in 0..count {
-        let id = common[dice.below(common.len() as u64) as usize];
-        let depth = if turn == 0 { Depth::FileSystem } else { Depth::Ledger };
-        let read = read(world, id, depth).unwrap_or_else(|why| panic!("checkpoint {id}: {why:#}"));
-        world.tally.checkpoints += 1;
-        world.tally.unreadable += u64::from(read.iter().any(Option::is_none));
+    listed
+}
+
+/// What is gone from one list to the next, and what has become damaged: by how many bytes.
+pub(super) fn differences(before: &Listed, now: &Listed) -> Vec<(String, Option<u64>)> {
+    let now: BTreeMap<&String, u64> = now.iter().map(|(id, damaged)| (id, *damaged)).collect();
+    let differs = |(id, damaged): &(String, u64)| match now.get(id) {
+        None => Some((id.clone(), None)),
+        Some(now) if now > damaged => Some((id.clone(), Some(now - damaged))),
+        Some(_) => None,
+    };
+    before.iter().filter_map(differs).collect()
+}
+
+impl Seen {
+    /// What was damaged on purpose has cost what it costs: it is looked at from here on.
+    pub(super) fn begin_anew(&mut self, vm: &'static str, now: Listed) {
+        self.0.insert(vm, now);
     }
+}
+
+fn common(listed: &[Listed; 3]) -> Vec<String> {
+    let other =
+        |at: usize| -> std::collections::BTreeSet<&String> { listed[at].iter().map(|(id, _)| id).collect() };
+    let (second, third) = (other(1), other(2));
+    let ids = listed[0].iter().map(|(id, _)| id).filter(|id| second.contains(id) && third.contains(id));
+    ids.cloned().collect()
 }
 
 /// Waits for a checkpoint of all three with everything that was written by now, and that gives all of it; its id.
 fn fresh(world: &mut World) -> String {
-    let due = world.ledger.whole();
+    let (due, told) = (world.ledger.whole(), world.relay.told());
     let (first, second) = (&world.first, &world.second);
     for (site, vm) in [(first, "one"), (second, "two"), (second, "three"), (first, "pledge")] {
         at_last(&format!("{vm} journals"), || {
@@ -58,77 +125,123 @@ fn fresh(world: &mut World) -> String {
         });
     }
     let mut last = String::new();
-    let what = format!("a checkpoint with record {due} that gives everything");
+    let what = format!("a checkpoint with record {due} and {told:?} of the chain that gives everything");
     let id = at_last(&what, || {
-        let Some(id) = newest_of_all(world)? else { return Ok(None) };
+        let Some((id, damaged)) = newest_of_all(world)? else { return Ok(None) };
         if std::mem::replace(&mut last, id.clone()) == id {
             return Ok(None);
         }
-        let pages = read(world, &id, Depth::Ledger)?;
-        if !pages.iter().all(|page| page.is_some_and(|page| page.last >= due)) {
+        let has_all = |found: Option<Found>, told: u64| {
+            found.is_some_and(|found| found.page.last >= due && found.told.last >= told)
+        };
+        let found = read(world, &id, Depth::Records, damaged)?;
+        if !found.into_iter().zip(told).all(|(found, told)| has_all(found, told)) {
             return Ok(None);
         }
-        let pages = read(world, &id, Depth::FileSystem)?;
-        Ok(pages.iter().all(Option::is_some).then_some(id))
+        let found = read(world, &id, Depth::FileSystem, damaged)?;
+        Ok(found.iter().all(Option::is_some).then_some(id))
     });
     world.tally.file_systems += 3;
     id
 }
 
-/// The newest checkpoint that all three have.
-fn newest_of_all(world: &World) -> Result<Option<String>> {
+/// The newest checkpoint that all three have, and of which of them it says that something is damaged.
+fn newest_of_all(world: &World) -> Result<Option<(String, [bool; 3])>> {
     let mut rows = Vec::new();
     for vm in VMS {
         let page =
             world.recovery.ask(&["checkpoint", "list", "--vm", vm, "--newest-first", "--limit", "50"])?;
-        let ids = page["checkpoints"].as_array().context("no checkpoints")?;
-        rows.push(ids.iter().filter_map(|row| Some(row["id"].as_str()?.to_owned())).collect::<Vec<_>>());
+        rows.push(ids(&page));
     }
-    Ok(rows[0].iter().find(|id| rows[1..].iter().all(|ids| ids.contains(id))).cloned())
+    let in_all = rows[0].iter().map(|(id, _)| id).find(|id| {
+        let has = |of: &Listed| of.iter().any(|(other, _)| other == *id);
+        rows.iter().all(has)
+    });
+    let damaged =
+        |of: usize, id: &String| rows[of].iter().any(|(other, damaged)| other == id && *damaged > 0);
+    Ok(in_all.map(|id| (id.clone(), [0, 1, 2].map(|of| damaged(of, id)))))
 }
 
-/// Every checkpoint of a VM.
-fn list(world: &World, vm: &str) -> BTreeSet<String> {
-    let (mut ids, mut cursor) = (BTreeSet::new(), None::<String>);
+fn ids(page: &Value) -> Listed {
+    let rows = page["checkpoints"].as_array().into_iter().flatten();
+    rows.filter_map(|row| Some((row["id"].as_str()?.to_owned(), row["damaged_bytes"].as_u64()?))).collect()
+}
+
+/// Every checkpoint of a VM, once its journal is open.
+pub(super) fn list(world: &World, vm: &str) -> Listed {
+    at_last(&format!("a list of the checkpoints of {vm}"), || Ok(try_list(world, vm).ok()))
+}
+
+fn try_list(world: &World, vm: &str) -> Result<Listed> {
+    let (mut listed, mut cursor) = (Listed::new(), None::<String>);
     loop {
         let mut arguments = vec!["checkpoint", "list", "--vm", vm, "--limit", "1000"];
         arguments.extend(cursor.iter().flat_map(|cursor| ["--cursor", cursor]));
-        let page = world.recovery.ask(&arguments).unwrap();
-        let rows = page["checkpoints"].as_array().unwrap();
-        ids.extend(rows.iter().map(|row| row["id"].as_str().unwrap().to_owned()));
+        let page = world.recovery.ask(&arguments)?;
+        // One copy of a page is never damaged while the other is.
+        assert!(page["unread"].as_array().is_none_or(Vec::is_empty), "{vm}: {}", page["unread"]);
+        listed.extend(ids(&page));
         cursor = page["next"].as_str().map(str::to_owned);
         if cursor.is_none() {
-            return ids;
+            return Ok(listed);
         }
     }
 }
 
-/// What the three VMs have at a checkpoint; none of one that was damaged and does not give it.
-///
-/// # Errors
-/// Where one does not give it and was not damaged, or what they give is of no one moment.
-fn read(world: &World, id: &str, depth: Depth) -> Result<[Option<Page>; 3]> {
-    let mut pages = [None; 3];
-    let mut ticks = [None; 3];
-    for (at, vm) in VMS.into_iter().enumerate() {
-        match read_vm(world, vm, id, depth) {
-            Ok((page, found)) => (pages[at], ticks[at]) = (Some(page), found),
-            Err(Unread::Refused(_)) if world.damaged.contains(vm) => {}
-            Err(Unread::Refused(why) | Unread::Wrong(why)) => anyhow::bail!("{vm}: {why}"),
+/// Reads a checkpoint while journals may be being opened, or handed from one stream to the next.
+fn read_patiently(world: &World, listed: &[Listed; 3], id: &str, depth: Depth) -> [Option<Found>; 3] {
+    let damaged = listed.each_ref().map(|rows| rows.iter().any(|(other, bytes)| other == id && *bytes > 0));
+    let began = lab::now();
+    loop {
+        match read(world, id, depth, damaged) {
+            Ok(found) => return found,
+            Err(why) if why.is::<Refused>() && began.elapsed() < Duration::from_secs(60) => {
+                std::thread::sleep(Duration::from_millis(500));
+            }
+            Err(why) => panic!("checkpoint {id}: {why:#}"),
         }
     }
-    let due = one_moment(pages).map_err(anyhow::Error::msg)?;
-    for (at, found) in ticks.into_iter().enumerate() {
-        let Some(found) = found else { continue };
+}
+
+/// What the three VMs have at a checkpoint; none of one that is damaged and does not give it.
+///
+/// # Errors
+/// Where one does not give it and is not damaged, or what they give is of no one moment.
+fn read(world: &World, id: &str, depth: Depth, damaged: [bool; 3]) -> Result<[Option<Found>; 3]> {
+    let mut found = [None; 3];
+    for (at, vm) in VMS.into_iter().enumerate() {
+        match read_vm(world, at, id, depth) {
+            Ok(of_vm) => found[at] = Some(of_vm),
+            Err(Unread::Refused(_)) if damaged[at] || world.damaged_of(vm).is_some() => {}
+            Err(Unread::Refused(why)) => return Err(Refused(format!("{vm}: {why}")).into()),
+            Err(Unread::Wrong(why)) => anyhow::bail!("{vm}: {why}"),
+        }
+    }
+    let due = one_moment(found.map(|found| Some(found?.page))).map_err(anyhow::Error::msg)?;
+    causes_are_there(found.map(|found| Some(found?.told))).map_err(anyhow::Error::msg)?;
+    for (at, found) in found.into_iter().enumerate() {
+        let Some(ticks) = found.and_then(|found| found.ticks) else { continue };
         anyhow::ensure!(
-            found >= due[at],
-            "{} has its records up to {found}, of which others know {}",
+            ticks >= due[at],
+            "{} has its records up to {ticks}, of which others know {}",
             VMS[at],
             due[at]
         );
     }
-    Ok(pages)
+    Ok(found)
 }
+
+/// A VM does not give what nobody has damaged.
+#[derive(Debug)]
+struct Refused(String);
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
 
 /// Why there is nothing of a VM at a checkpoint.
 enum Unread {
@@ -138,27 +251,40 @@ enum Unread {
     Wrong(String),
 }
 
-fn read_vm(world: &World, vm: &str, id: &str, depth: Depth) -> Result<(Page, Option<u64>), Unread> {
-    let refused = |error: anyhow::Error| Unread::Refused(format!("{error:#}"));
-    let image = world.recovery.ask(&["image", "open", "--vm", vm, "--at", id]).map_err(refused)?;
-    let read = read_image(world, &image, depth);
+fn refused(error: anyhow::Error) -> Unread {
+    Unread::Refused(format!("{error:#}"))
+}
+
+fn read_vm(world: &World, at: usize, id: &str, depth: Depth) -> Result<Found, Unread> {
+    let image = world.recovery.ask(&["image", "open", "--vm", VMS[at], "--at", id]).map_err(refused)?;
+    let read = read_image(world, at, &image, depth);
     let closed = world.recovery.ask(&["image", "close", image["id"].as_str().unwrap_or_default()]);
     closed.map_err(refused)?;
     read
 }
 
-fn read_image(world: &World, image: &Value, depth: Depth) -> Result<(Page, Option<u64>), Unread> {
-    let refused = |error: anyhow::Error| Unread::Refused(format!("{error:#}"));
+fn read_image(world: &World, at: usize, image: &Value, depth: Depth) -> Result<Found, Unread> {
     let socket = image["socket"].as_str().unwrap_or_default();
-    let mut bytes = vec![0; LEDGER_BYTES as usize];
-    let mut client = NbdClient::connect(socket, "log").map_err(refused)?;
-    for (part, at) in bytes.chunks_mut(128 << 10).zip((0..).step_by(128 << 10)) {
+    let page = Page::read(&disk(socket, "log", LEDGER_BYTES)?).map_err(Unread::Wrong)?;
+    let told = Told::read(&disk(socket, "chain", CHAIN_BYTES)?, at).map_err(Unread::Wrong)?;
+    let ticks = match depth {
+        Depth::Records => None,
+        Depth::FileSystem => Some(ticks(world, socket)?),
+    };
+    Ok(Found { page, told, ticks })
+}
+
+fn disk(socket: &str, name: &str, bytes: u64) -> Result<Vec<u8>, Unread> {
+    let mut content = vec![0; bytes as usize];
+    let mut client = NbdClient::connect(socket, name).map_err(refused)?;
+    for (part, at) in content.chunks_mut(128 << 10).zip((0..).step_by(128 << 10)) {
         client.read(at, part).map_err(refused)?;
     }
-    let page = Page::read(&bytes).map_err(Unread::Wrong)?;
-    if depth == Depth::Ledger {
-        return Ok((page, None));
-    }
+    Ok(content)
+}
+
+/// The last of the guest's records in its file system, which is whole.
+fn ticks(world: &World, socket: &str) -> Result<u64, Unread> {
     let copy = world.path("looked-at.raw");
     copy_image(socket, "vda", &copy).map_err(refused)?;
     if !check_file_system(&copy).map_err(refused)? {
@@ -168,7 +294,7 @@ fn read_image(world: &World, image: &Value, depth: Depth) -> Result<(Page, Optio
     let text = read_file(&copy, "/ticks").unwrap_or_default();
     let ticks = Ticks::parse(&text);
     match ticks.violations {
-        0 => Ok((page, Some(ticks.last))),
+        0 => Ok(ticks.last),
         some => Err(Unread::Wrong(format!("{some} of the guest's records up to {} are wrong", ticks.last))),
     }
 }
