@@ -119,7 +119,7 @@ pub(super) fn append_writes(journal: &journal::Journal) {
         let cut = WriteSeq::from_raw(seq);
         let (id, kind) = (CheckpointId(cut), CheckpointKind::Automatic);
         let checkpoint = Checkpoint { id, cut, kind, taken_at: WallTime(at), members: 1, tag: String::new() };
-        Record::mark(cut, Kind::Checkpoint, encode_mark(&checkpoint).into())
+        Record::mark(cut, Kind::Checkpoint, encode_mark(&checkpoint))
     };
     let (range, payload) = (ByteRange::new(8192, 4096), Bytes::from(vec![8; 4096]));
     let write = Record { seq: WriteSeq::from_raw(6), kind: Kind::Write, disk: DiskIndex(0), range, payload };
