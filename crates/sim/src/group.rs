@@ -6,10 +6,13 @@
 //!
 //! The group fails over at any moment, with the agent killed between the steps, goes back, or is committed; its old side
 //! lives on and comes again with the epoch it had. After a commit the guests are protected anew, in another group.
+//! Somebody of another site lies about who he is (`lies.rs`). Journals are closed, moved and opened again as [`joint::life`] decides.
 
 mod coming;
 mod failing_over;
 mod kept;
+mod lies;
+mod lives;
 mod look;
 mod rest;
 mod site;
@@ -24,6 +27,7 @@ use crate::rng::Rng;
 use crate::summary::Summary;
 use joint::promise::Promises;
 use kept::KeptRecord;
+use lives::Lived;
 use site::Site;
 use splitter::SyncPolicy;
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,6 +78,7 @@ struct GroupVm {
     departure: Option<Departure>,
     /// What the recovery side has written down of it.
     record: Option<KeptRecord>,
+    lived: Lived,
     link: Option<Connection>,
     wants: bool,
 }

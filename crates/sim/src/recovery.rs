@@ -52,6 +52,9 @@ pub(crate) struct RecoveryVm {
     pub(crate) images: Images,
     /// Pins that a person has, and where.
     pub(crate) pins: Vec<(u64, WriteSeq)>,
+    /// A journal that has failed is closed by whoever knows of its life, and stays open until then.
+    pub(crate) has_a_life: bool,
+    pub(crate) has_failed: bool,
     /// For so many steps more its disk stands still, and whoever waits for it.
     pub(crate) stands_still: u64,
     /// What an operator has set.
@@ -78,6 +81,8 @@ impl RecoveryVm {
             hears_of_blocks: false,
             images: Images::new(spoilt.clone()),
             pins: Vec::new(),
+            has_a_life: false,
+            has_failed: false,
             stands_still: 0,
             settings,
             retained: Retained::default(),
@@ -101,6 +106,21 @@ impl RecoveryVm {
     pub(crate) fn keep_up(&mut self, how: &Upkeep<'_>) -> Option<Kept> {
         let journal = self.journal.clone()?;
         self.retained.keep_up(&journal, &self.images.cuts(), how)
+    }
+
+    /// The journal's life has ended.
+    pub(crate) fn close(&mut self) {
+        self.journal.take().into_iter().for_each(|journal| journal.close());
+    }
+
+    /// Nothing comes any more, and nothing that came is written.
+    pub(crate) fn end_stream(&mut self) {
+        self.receiver = None;
+        self.queue.clear();
+    }
+
+    pub(crate) fn is_streamless(&self) -> bool {
+        self.receiver.is_none() && self.queue.is_empty()
     }
 
     /// A new connection begins.
@@ -406,7 +426,8 @@ impl RecoveryVm {
                     _ => Refusal::JournalFailed,
                 };
                 if !error.is_transient() {
-                    self.journal = None;
+                    self.has_failed = true;
+                    self.journal = self.journal.take().filter(|_| self.has_a_life);
                 }
                 self.queue.clear();
                 ReceiverEvent::Stopped(Refuse { why, detail: error.to_string() })

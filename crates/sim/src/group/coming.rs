@@ -1,5 +1,6 @@
 //! Who comes to the group and who leaves it, at the protected side.
 
+use super::lives::Lived;
 use super::site::group_of;
 use super::{Departure, GroupVm, GroupWorld, Protected};
 use crate::invariants::Pair;
@@ -30,7 +31,9 @@ impl GroupWorld {
         source.group = group_of(*group);
         source.history_seconds = HISTORY_SECONDS[rng.below(3) as usize];
         source.start_agent(&self.counter, self.now, rng);
-        let pair = Pair { source, recovery: RecoveryVm::new(SETTINGS), initial };
+        let mut recovery = RecoveryVm::new(SETTINGS);
+        recovery.has_a_life = true;
+        let pair = Pair { source, recovery, initial };
         self.say(&format!("{} is protected as {id}", self.guests[guest].name));
         self.summary.joins += 1;
         self.vms.push(GroupVm {
@@ -40,6 +43,7 @@ impl GroupWorld {
             protected: Protected::Yes,
             departure: None,
             record: None,
+            lived: Lived::default(),
             link: None,
             wants: false,
         });
@@ -109,6 +113,7 @@ impl GroupWorld {
         let Some(at) = self.vms.iter().position(is_former) else { return };
         self.say(&format!("{} is forgotten", self.vms[at].id()));
         self.vms[at].record = None;
+        self.vms[at].lived = Lived::default();
         self.vms[at].pair.recovery = RecoveryVm::new(SETTINGS);
         self.vms.retain(|vm| !vm.is_left());
     }
@@ -136,6 +141,8 @@ impl GroupWorld {
         for at in 0..self.vms.len() {
             let vm = &mut self.vms[at];
             (vm.link, vm.wants) = (None, false);
+            // Somebody may have asked for another history meanwhile.
+            vm.pair.source.history_seconds = HISTORY_SECONDS[self.rng.below(3) as usize];
             let is_protected = vm.protected != Protected::No;
             match power && is_protected {
                 true => vm.pair.source.lose_power(between, &mut self.rng),

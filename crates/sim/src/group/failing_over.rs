@@ -6,6 +6,7 @@ use crate::image_model::DiskModel;
 use crate::images::Below;
 use joint::choice::{At, Chosen, NotChosen, Pick};
 use joint::failover::{Phase, epoch_of};
+use joint::life::Use;
 use replication::ReceiverEvent;
 use replication::wire::{Refusal, Refuse};
 use std::collections::BTreeMap;
@@ -136,13 +137,17 @@ impl GroupWorld {
 
     fn open_images(&mut self, chosen: &Chosen) -> Done {
         for vm in self.vms.iter_mut().filter(|vm| chosen.vms.contains(&vm.id())) {
+            let lease = vm.lived.life.lease(Use::Image).ok()?;
             let recovery = &mut vm.pair.recovery;
-            let journal = recovery.journal.clone()?;
+            let journal = recovery.journal.clone().expect("who has a lease has a journal");
             let mut guest = vm.pair.source.playback(&vm.pair.initial);
             let torn = guest.up_to(chosen.cut);
             let model = DiskModel::new(guest.content, &torn);
             let at = (chosen.cut, true);
-            if !recovery.images.open(&journal, &recovery.store, at, model) {
+            let opened = recovery.images.open(&journal, &recovery.store, at, model);
+            vm.lived.follow_images(!recovery.images.is_empty());
+            vm.lived.life.give_back(lease);
+            if !opened {
                 return None;
             }
             self.summary.images_opened += 1;
@@ -172,7 +177,7 @@ impl GroupWorld {
             if recovery.images.is_empty() {
                 continue;
             }
-            recovery.reopen();
+            vm.lived.opens(recovery);
             let journal = recovery.journal.clone()?;
             recovery.images.discard_all(&journal, &recovery.store);
             if !recovery.images.is_empty() {

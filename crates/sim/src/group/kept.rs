@@ -1,9 +1,10 @@
 //! What the recovery side has written down of a VM, and greetings: the product's decisions, done.
 
+use super::lives::Lived;
 use super::site::{PEER, SITE, Site};
 use crate::recovery::RecoveryVm;
 use joint::admission::{Accept, Answer, Journal, Kept, Open, Other, Side, Terms, Vm, decide};
-use joint::life::State;
+use joint::life::{State, Use};
 use replication::Opened;
 use replication::wire::{Hello, Refusal, Refuse};
 use std::time::Duration;
@@ -36,13 +37,13 @@ fn failed(detail: impl ToString) -> Refuse {
     Refuse { why: Refusal::JournalFailed, detail: detail.to_string() }
 }
 
-pub(super) fn journal_of(recovery: &RecoveryVm) -> Journal {
+pub(super) fn journal_of(recovery: &RecoveryVm, state: State) -> Journal {
     match &recovery.journal {
-        None => Journal::Away(State::Closed),
-        Some(journal) => {
+        Some(journal) if state == State::Open => {
             let (epoch, disks) = (journal.status().epoch, journal.disks());
             Journal::Open(Open { epoch, disks, no_room: None })
         }
+        _ => Journal::Away(state),
     }
 }
 
@@ -63,7 +64,7 @@ impl KeptRecord {
 
 /// Answers a greeting, as the agent does.
 pub(super) fn admit(
-    recovery: &mut RecoveryVm,
+    (recovery, lived): (&mut RecoveryVm, &mut Lived),
     record: &mut Option<KeptRecord>,
     (site, others): (&Site, &[Known]),
     hello: &Hello,
@@ -72,7 +73,7 @@ pub(super) fn admit(
     for _ in 0..ASKED_MAX {
         let vm = match record {
             None => Kept::Not,
-            Some(record) => Kept::Is(record.to_vm(journal_of(recovery))),
+            Some(record) => Kept::Is(record.to_vm(journal_of(recovery, lived.life.state()))),
         };
         let (failover, history_seconds_min) = (site.failover(hello.group), HISTORY_SECONDS_MIN);
         let side = Side { peer: PEER, site: SITE, vm, failover, others: &others, history_seconds_min };
@@ -80,18 +81,22 @@ pub(super) fn admit(
             Answer::Refuse(refuse) => return Err(refuse),
             Answer::Make(terms) => {
                 keep_to(recovery, terms);
+                lived.life.begin().expect("nobody else knows of it yet");
+                let mut made = Ok(());
                 if recovery.has_journal() {
                     recovery.reopen();
                 } else {
-                    recovery.make(hello)?;
+                    made = recovery.make(hello);
                 }
+                lived.opened(recovery);
+                made?;
                 let group = (hello.group, hello.group_name.clone());
                 *record = Some(KeptRecord { name: hello.vm_name.clone(), group, terms, left: None });
             }
             Answer::Open => {
-                recovery.reopen();
-                if recovery.journal.is_none() {
-                    return Err(failed("its disk fails"));
+                lived.opens(recovery);
+                if lived.life.state() != State::Open {
+                    return Err(failed("it cannot be opened now"));
                 }
             }
             Answer::Accept(Accept { terms, .. }) => {
@@ -108,6 +113,7 @@ pub(super) fn admit(
                 if hello.epoch > journal.status().epoch {
                     journal.fence(hello.epoch, Duration::ZERO).map_err(failed)?;
                 }
+                lived.stream = lived.life.lease(Use::Stream).ok();
                 return recovery.begin(hello);
             }
         }
@@ -124,7 +130,7 @@ fn keep_to(recovery: &mut RecoveryVm, terms: Terms) {
     }
 }
 
-fn to_other(known: &Known) -> Other<'_> {
+pub(super) fn to_other(known: &Known) -> Other<'_> {
     let Known { id, ref name, group: (group, ref group_name), left } = *known;
     Other { id, site: SITE, peer: PEER, name, group, group_name, left }
 }

@@ -10,6 +10,8 @@ use std::time::Duration;
 use types::VmId;
 
 const REST_ROUNDS: u32 = 20_000;
+/// Until then whoever moves a journal or closes one has come to an end.
+const LIVES_ROUNDS: u32 = 1_000;
 
 impl GroupWorld {
     pub(super) fn rest(&mut self) {
@@ -19,9 +21,10 @@ impl GroupWorld {
         for at in 0..self.vms.len() {
             self.vms[at].pair.recovery.mend_disk();
             self.cut_link(at);
-            if self.vms[at].record.is_some() {
-                self.vms[at].pair.recovery.reopen();
-            }
+        }
+        for _ in 0..LIVES_ROUNDS {
+            self.go_on_with_lives();
+            (0..self.vms.len()).for_each(|at| self.open(at));
         }
         self.end_failovers();
         for guest in 0..self.guests.len() {
@@ -30,10 +33,12 @@ impl GroupWorld {
         for _ in 0..REST_ROUNDS {
             self.now = self.now.plus(Duration::from_millis(50));
             self.run_threads();
+            self.go_on_with_lives();
             for at in 0..self.vms.len() {
                 self.tick(at);
                 self.deliver(at);
                 self.append(at);
+                self.open(at);
             }
             self.answer_guests();
             // Whoever has nothing to say tells how far it is all the same, sooner or later.
@@ -45,6 +50,7 @@ impl GroupWorld {
             let state = vm.pair.source.agent.as_ref().map(|agent| agent.sender().state());
             assert!(is_at_rest(vm), "{} does not come to rest: {state:?}, {:?}", vm.id(), vm.departure);
         }
+        self.end_lives();
         self.check(true);
         let protected = self.vms.iter().filter(|vm| vm.protected == Protected::Yes);
         let protected: BTreeSet<VmId> = protected.map(GroupVm::id).collect();

@@ -132,7 +132,7 @@ impl GroupWorld {
     pub(super) fn hear_of_departure(&mut self, at: usize, said: &Leave) -> Result<(), Refuse> {
         let failover = self.site.failover(said.group);
         let vm = &mut self.vms[at];
-        let journal = journal_of(&vm.pair.recovery);
+        let journal = journal_of(&vm.pair.recovery, vm.lived.life.state());
         let kept = vm.record.as_ref().map_or(Kept::Not, |record| Kept::Is(record.to_vm(journal)));
         if leave(said, SITE, &kept, failover)? {
             let record = vm.record.as_mut().expect("there is something to write down");

@@ -82,13 +82,18 @@ impl GroupWorld {
         let Some(vm) = self.any_vm() else { return self.come_and_go() };
         self.run_threads();
         self.play_images(vm);
+        self.go_on_with_lives();
+        if self.rng.one_in(20) {
+            self.lie(vm);
+        }
         match self.rng.below(1000) {
             0..150 => self.guest_write(vm),
             150..480 => self.deliver(vm),
             480..730 => self.append(vm),
             730..870 => self.tick(vm),
             870..905 => self.checkpoint(),
-            905..915 => self.keep_up(vm),
+            905..914 => self.open_or_keep_up(vm),
+            914..915 => self.begin_move(vm),
             915..920 => self.vms[vm].pair.source.flush(self.rng.one_in(2)),
             920..935 => self.come_and_go(),
             935..940 => self.play_failover(),
@@ -149,9 +154,9 @@ impl GroupWorld {
     pub(super) fn receiver(&mut self, at: usize, event: ReceiverEvent) {
         let others = self.others_kept(at);
         let (site, now) = (&self.site, self.now);
-        let GroupVm { pair, record, link, .. } = &mut self.vms[at];
+        let GroupVm { pair, record, lived, link, .. } = &mut self.vms[at];
         pair.recovery.run_with(now, event, link, &mut |recovery, hello| {
-            admit(recovery, record, (site, &others), hello)
+            admit((recovery, &mut *lived), record, (site, &others), hello)
         });
     }
 
@@ -179,6 +184,8 @@ impl GroupWorld {
         if std::mem::take(&mut self.vms[at].wants) {
             if self.network_up {
                 self.vms[at].link = Some(Connection::default());
+                // Whoever streams lets go before another may.
+                self.vms[at].lived.end_stream();
                 self.vms[at].pair.recovery.accept(self.now);
                 self.sender(at, SenderEvent::LinkUp);
             } else {
@@ -189,18 +196,26 @@ impl GroupWorld {
         self.receiver(at, ReceiverEvent::Tick);
     }
 
+    /// A kept journal that is closed is opened, by itself, also where nobody comes for it.
+    pub(super) fn open(&mut self, at: usize) {
+        let GroupVm { pair, lived, record, .. } = &mut self.vms[at];
+        if record.is_some() {
+            lived.opens(&mut pair.recovery);
+        }
+    }
+
+    fn open_or_keep_up(&mut self, at: usize) {
+        self.open(at);
+        self.begin_upkeep(at);
+    }
+
     pub(super) fn moment(&self) -> Moment {
         Moment { now: self.now, wall: WallTime(self.now.0.as_micros() as i64) }
     }
 
-    fn keep_up(&mut self, at: usize) {
+    pub(super) fn keep_up(&mut self, at: usize) {
         let how = self.moment().upkeep(self.rng.sixteen());
-        let is_kept = self.vms[at].record.is_some();
         let recovery = &mut self.vms[at].pair.recovery;
-        if is_kept {
-            // By itself, also where nobody comes for it.
-            recovery.reopen();
-        }
         let Some(journal) = recovery.journal.clone() else { return };
         let mut settings = journal.status().settings;
         if self.rng.one_in(4) {
@@ -229,10 +244,9 @@ impl GroupWorld {
         for at in 0..self.vms.len() {
             let vm = &mut self.vms[at];
             vm.pair.recovery.crash(power, &mut self.rng);
+            vm.lived.crash();
             self.cut_link(at);
-            if self.vms[at].record.is_some() {
-                self.vms[at].pair.recovery.reopen();
-            }
+            self.open(at);
         }
     }
 }
