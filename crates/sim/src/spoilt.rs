@@ -25,6 +25,16 @@ struct Segment {
     spoilt: BTreeSet<u64>,
 }
 
+impl Segment {
+    /// The batches of which a page was spoilt, or all where both headers were.
+    fn lost_batches(&self) -> impl Iterator<Item = &(Range<u64>, Vec<Record>)> {
+        let has_header = !(0..HEADER_PAGES).all(|page| self.spoilt.contains(&page));
+        let is_lost =
+            move |pages: &Range<u64>| !has_header || self.spoilt.range(pages.clone()).next().is_some();
+        self.batches.iter().filter(move |(pages, _)| is_lost(pages))
+    }
+}
+
 /// What of the journal of one VM was spoilt, and what was written to it.
 #[derive(Debug, Default)]
 pub(crate) struct Spoilt {
@@ -70,16 +80,22 @@ impl Spoilt {
         segment.spoilt.insert(at / PAGE_BYTES);
     }
 
+    /// Whether some of a range lay in a page that was spoilt, or may have where pages rot at any time.
+    pub(crate) fn has_touched(&self, range: ByteRange) -> bool {
+        self.decayed.count() > 0
+            || self.segments.values().any(|segment| {
+                let mut lost = segment.lost_batches().flat_map(|(_, lost)| lost);
+                lost.any(|(_, lost)| lost.intersection(range).is_some())
+            })
+    }
+
     /// Whether some of a range may not be readable as of a cut.
     pub(crate) fn may_be_lost(&self, range: ByteRange, cut: WriteSeq) -> bool {
         if self.decayed.may_be_lost(range, cut, &self.written) {
             return true;
         }
         self.segments.values().any(|segment| {
-            let has_header = !(0..HEADER_PAGES).all(|page| segment.spoilt.contains(&page));
-            let is_lost =
-                |pages: &Range<u64>| !has_header || segment.spoilt.range(pages.clone()).next().is_some();
-            let lost = segment.batches.iter().filter(|(pages, _)| is_lost(pages)).flat_map(|(_, lost)| lost);
+            let lost = segment.lost_batches().flat_map(|(_, lost)| lost);
             let mut cuts = lost.map(|(seq, lost)| match segment.form {
                 Form::Stream => (*seq <= cut, (*seq, cut), lost),
                 Form::Undo => (cut < *seq, (cut, seq.previous()), lost),

@@ -6,12 +6,15 @@
 //! that are left: `HOLDFAST_JOINTS_SEED` begins with that round, to repeat it or to go on behind it. What is done comes again
 //! then; when it comes to what the guests do meanwhile does not.
 
+mod agents;
 mod chain;
 mod damage;
 mod harm;
 mod ledger;
+mod lists;
 mod look;
 mod manners;
+mod noted;
 mod overlay;
 mod pledge;
 mod protected_files;

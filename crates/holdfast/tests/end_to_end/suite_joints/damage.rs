@@ -5,9 +5,10 @@
 //! What a scrub does once a day `journal repair` does at once, with the agent dead: some time after the damage, or before the
 //! agent's next start. From then on only what says that it is damaged may refuse to be read.
 
-use super::harm::{kill, start};
+use super::agents::{kill, start};
 use super::ledger::VMS;
-use super::look::{Listed, differences, list};
+use super::lists::{differences, list};
+use super::noted::{Damaged, Kind, Listed};
 use super::world::{Dice, Who, World, at_last, spoil};
 use serde_json::Value;
 use std::fs::File;
@@ -18,20 +19,6 @@ use std::path::{Path, PathBuf};
 const PAGE_BYTES: u64 = 4096;
 /// A few bytes that lie in two batches at the most.
 const BATCHES: u64 = 2 * types::limits::BATCH_BYTES_MAX as u64;
-
-/// What of a journal is damaged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Manifest,
-    Checkpoints,
-    Index,
-    Checksums,
-    Sealed,
-    Open,
-    BeforeImages,
-    OpenBeforeImages,
-    Replica,
-}
 
 const KINDS: [Kind; 9] = [
     Kind::Manifest,
@@ -81,16 +68,6 @@ impl Kind {
             Kind::OpenBeforeImages => Cost::Any,
         }
     }
-}
-
-/// Damage that nobody has looked for yet.
-#[derive(Debug)]
-pub(super) struct Damaged {
-    pub(super) vm: &'static str,
-    kind: Kind,
-    folder: PathBuf,
-    /// The checkpoints there were.
-    before: Listed,
 }
 
 /// Damages one file of one journal, with the agent dead or not, and sometimes looks for it at once.

@@ -6,6 +6,8 @@
 
 use super::chain::{CHAIN_BYTES, Told, causes_are_there};
 use super::ledger::{LEDGER_BYTES, Page, VMS, one_moment};
+use super::lists::{differences, ids, list};
+use super::noted::Listed;
 use super::world::{Dice, World, at_last};
 use super::{damage, protected_files};
 use anyhow::Result;
@@ -13,13 +15,6 @@ use lab::{NbdClient, Ticks, check_file_system, copy_image, read_file};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::time::Duration;
-
-/// Every checkpoint of a VM, oldest first, and how many bytes it says are damaged as of it.
-pub(super) type Listed = Vec<(String, u64)>;
-
-/// Which checkpoints each VM had when they were last listed.
-#[derive(Debug, Default)]
-pub(super) struct Seen(BTreeMap<&'static str, Listed>);
 
 /// What is read of each VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,24 +83,6 @@ fn list_all(world: &mut World) -> [Listed; 3] {
     listed
 }
 
-/// What is gone from one list to the next, and what has become damaged: by how many bytes.
-pub(super) fn differences(before: &Listed, now: &Listed) -> Vec<(String, Option<u64>)> {
-    let now: BTreeMap<&String, u64> = now.iter().map(|(id, damaged)| (id, *damaged)).collect();
-    let differs = |(id, damaged): &(String, u64)| match now.get(id) {
-        None => Some((id.clone(), None)),
-        Some(now) if now > damaged => Some((id.clone(), Some(now - damaged))),
-        Some(_) => None,
-    };
-    before.iter().filter_map(differs).collect()
-}
-
-impl Seen {
-    /// What was damaged on purpose has cost what it costs: it is looked at from here on.
-    pub(super) fn begin_anew(&mut self, vm: &'static str, now: Listed) {
-        self.0.insert(vm, now);
-    }
-}
-
 fn common(listed: &[Listed; 3]) -> Vec<String> {
     let other =
         |at: usize| -> std::collections::BTreeSet<&String> { listed[at].iter().map(|(id, _)| id).collect() };
@@ -160,32 +137,6 @@ fn newest_of_all(world: &World) -> Result<Option<(String, [bool; 3])>> {
     let damaged =
         |of: usize, id: &String| rows[of].iter().any(|(other, damaged)| other == id && *damaged > 0);
     Ok(in_all.map(|id| (id.clone(), [0, 1, 2].map(|of| damaged(of, id)))))
-}
-
-fn ids(page: &Value) -> Listed {
-    let rows = page["checkpoints"].as_array().into_iter().flatten();
-    rows.filter_map(|row| Some((row["id"].as_str()?.to_owned(), row["damaged_bytes"].as_u64()?))).collect()
-}
-
-/// Every checkpoint of a VM, once its journal is open.
-pub(super) fn list(world: &World, vm: &str) -> Listed {
-    at_last(&format!("a list of the checkpoints of {vm}"), || Ok(try_list(world, vm).ok()))
-}
-
-fn try_list(world: &World, vm: &str) -> Result<Listed> {
-    let (mut listed, mut cursor) = (Listed::new(), None::<String>);
-    loop {
-        let mut arguments = vec!["checkpoint", "list", "--vm", vm, "--limit", "1000"];
-        arguments.extend(cursor.iter().flat_map(|cursor| ["--cursor", cursor]));
-        let page = world.recovery.ask(&arguments)?;
-        // One copy of a page is never damaged while the other is.
-        assert!(page["unread"].as_array().is_none_or(Vec::is_empty), "{vm}: {}", page["unread"]);
-        listed.extend(ids(&page));
-        cursor = page["next"].as_str().map(str::to_owned);
-        if cursor.is_none() {
-            return Ok(listed);
-        }
-    }
 }
 
 /// Reads a checkpoint while journals may be being opened, or handed from one stream to the next.

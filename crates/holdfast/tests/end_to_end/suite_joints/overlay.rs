@@ -1,8 +1,8 @@
 //! The maps of an open image's overlay, damaged while the agent is dead: what was written to the image, and what it shows
 //! of the checkpoint, is given as it was or not at all.
 
+use super::agents::{kill, start};
 use super::damage::settle;
-use super::harm::{kill, start};
 use super::ledger::VMS;
 use super::world::{Dice, Who, World, at_last, spoil};
 use anyhow::Result;

@@ -2,7 +2,7 @@
 //! blocks the other side may not have, which regions may differ, and what waits for the link. None of it may be believed
 //! then: everything is compared, and both sides are equal afterwards.
 
-use super::harm::{kill, start};
+use super::agents::{kill, start};
 use super::world::{Dice, Who, World, spoil};
 use lab::wait_until;
 use std::path::PathBuf;

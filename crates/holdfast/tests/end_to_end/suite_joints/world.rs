@@ -2,9 +2,8 @@
 //! harmed; and what has been done so far.
 
 use super::chain::{self, CHAIN_BYTES, Relay};
-use super::damage::Damaged;
 use super::ledger::{LEDGER_BYTES, Ledger, VMS};
-use super::look::Seen;
+use super::noted::{Damaged, Seen};
 use super::pledge::Pledge;
 use crate::stage::{HOLDFAST, SOON};
 use lab::{Guest, GuestDisk, GuestFiles, GuestOptions, Link, Site, Work, make_disk, wait_until};
