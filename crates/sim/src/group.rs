@@ -8,11 +8,13 @@
 //! lives on and comes again with the epoch it had. After a commit the guests are protected anew, in another group.
 //! Somebody of another site lies about who he is (`lies.rs`). Journals are closed, moved and opened again as [`joint::life`] decides.
 
+mod asked;
 mod coming;
 mod failing_over;
 mod kept;
 mod lies;
 mod lives;
+mod living;
 mod look;
 mod rest;
 mod site;

@@ -51,6 +51,7 @@ mod rest;
 mod retained;
 mod rng;
 mod rot;
+mod rotting;
 mod source;
 mod spill;
 mod spoilt;

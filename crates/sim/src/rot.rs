@@ -9,7 +9,6 @@ use crate::moment::Moment;
 use crate::recovery::RecoveryVm;
 use crate::rng::Rng;
 use crate::store::{Decay, SimStore};
-use crate::world::World;
 use batch::Form;
 use journal::{MANIFESTS, Manifest, Opened, ScrubPlace};
 use types::{ByteRange, WriteSeq};
@@ -21,11 +20,11 @@ const SUMS: &str = "replica/vda.sums";
 /// A round of the scrub.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Round {
-    place: Option<ScrubPlace>,
+    pub(crate) place: Option<ScrubPlace>,
     /// So much had rotted when it began.
-    rotted: u64,
+    pub(crate) rotted: u64,
     /// A fold was under way in the meantime.
-    beside_a_fold: bool,
+    pub(crate) beside_a_fold: bool,
 }
 
 /// What an opening may find.
@@ -33,7 +32,7 @@ pub(crate) struct Round {
 pub(crate) struct Expected {
     /// The redo log may end, or miss something, from here on.
     pub(crate) redo: Option<WriteSeq>,
-    undo: bool,
+    pub(crate) undo: bool,
 }
 
 impl Expected {
@@ -57,51 +56,6 @@ impl Expected {
     }
 }
 
-impl World {
-    /// A step of what rots, and of the scrub.
-    pub(crate) fn play_rot(&mut self) {
-        let Some(mut rng) = self.rots.take() else { return };
-        let vm = rng.below(self.pairs.len() as u64) as usize;
-        if rng.one_in(90) {
-            let what = self.pairs[vm].recovery.decay(&mut rng);
-            self.summary.rotten += u64::from(what.is_some());
-            what.iter().for_each(|what| self.say(&format!("of {vm} rots {what}")));
-        }
-        if rng.one_in(24) && self.moves(vm) {
-            self.scrub_some(vm, &mut rng);
-        }
-        self.rots = Some(rng);
-    }
-
-    fn scrub_some(&mut self, vm: usize, rng: &mut Rng) {
-        let moment = self.moment();
-        let Some(found) = self.pairs[vm].recovery.scrub_some(moment, rng) else { return };
-        self.summary.rot_found += found as u64;
-        if found > 0 {
-            self.say(&format!("the scrub finds {found} damages of {vm}"));
-            self.pairs[vm].recovery.stop_soon(rng);
-        }
-    }
-
-    /// At rest nothing is rotten that was not found.
-    pub(crate) fn scrub_all(&mut self, vm: usize) {
-        let Some(mut rng) = self.rots.take() else { return };
-        let moment = self.moment();
-        let recovery = &mut self.pairs[vm].recovery;
-        recovery.reopen();
-        recovery.round = Round::default();
-        for _ in 0..2 {
-            while let Some(found) = recovery.scrub_some(moment, &mut rng) {
-                self.summary.rot_found += found as u64;
-                if recovery.round.place.is_none() {
-                    break;
-                }
-            }
-        }
-        self.rots = Some(rng);
-    }
-}
-
 fn any_decay(rng: &mut Rng, other: impl FnOnce(&mut Rng) -> Option<Vec<u8>>) -> Decay {
     match rng.below(4) {
         0 | 1 => Decay::Flip(rng.below(PAGE_BYTES) as usize),
@@ -112,7 +66,7 @@ fn any_decay(rng: &mut Rng, other: impl FnOnce(&mut Rng) -> Option<Vec<u8>>) -> 
 
 impl RecoveryVm {
     /// Something rots, somewhere; what.
-    fn decay(&mut self, rng: &mut Rng) -> Option<String> {
+    pub(crate) fn decay(&mut self, rng: &mut Rng) -> Option<String> {
         let manifest = Manifest::load(&self.store).ok()?;
         self.spoilt().decayed.applied = WriteSeq::from_raw(manifest.applied);
         match rng.below(8) {
@@ -123,7 +77,7 @@ impl RecoveryVm {
         }
     }
 
-    fn decay_log(&mut self, manifest: &Manifest, rng: &mut Rng) -> Option<String> {
+    pub(crate) fn decay_log(&mut self, manifest: &Manifest, rng: &mut Rng) -> Option<String> {
         let form = if rng.one_in(3) { Form::Undo } else { Form::Stream };
         let all = segments(manifest, form);
         let (info, name, before) = all.get(rng.below(all.len() as u64 + 1) as usize)?.clone();
@@ -151,7 +105,7 @@ impl RecoveryVm {
         Some(format!("page {page} of {name}, {how:.40?}"))
     }
 
-    fn decay_replica(&mut self, manifest: &Manifest, rng: &mut Rng) -> Option<String> {
+    pub(crate) fn decay_replica(&mut self, manifest: &Manifest, rng: &mut Rng) -> Option<String> {
         let is_sums = rng.one_in(3);
         let (name, other) = if is_sums { (SUMS, Rotten::Replica) } else { (REPLICA, Rotten::Sums) };
         // What a checksum says that the disk does not give just now is not known, and the block is believed.
@@ -182,7 +136,7 @@ impl RecoveryVm {
         Some(format!("page {page} of {name}, {how:.40?}"))
     }
 
-    fn decay_index(&mut self, rng: &mut Rng) -> Option<String> {
+    pub(crate) fn decay_index(&mut self, rng: &mut Rng) -> Option<String> {
         let runs: Vec<String> =
             self.store.names().into_iter().filter(|name| name.starts_with("run-")).collect();
         let name = runs.get(rng.below(runs.len() as u64 + 1) as usize)?;
@@ -198,7 +152,7 @@ impl RecoveryVm {
     }
 
     /// One of two copies, where the other one is the same, on the disk too.
-    fn decay_copy(&mut self, rng: &mut Rng) -> Option<String> {
+    pub(crate) fn decay_copy(&mut self, rng: &mut Rng) -> Option<String> {
         let mut pairs = vec![MANIFESTS.map(str::to_owned)];
         for name in self.store.names().into_iter().filter(|name| name.starts_with("checkpoints-")) {
             let pair = [name.clone(), format!("{name}-2")];
@@ -232,7 +186,7 @@ impl RecoveryVm {
         spoilt.decayed.has_unfound() && spoilt.may_be_lost(range, WriteSeq::MAX)
     }
 
-    fn is_unfound(&self, what: Rotten) -> bool {
+    pub(crate) fn is_unfound(&self, what: Rotten) -> bool {
         self.spoilt().decayed.is_unfound(what)
     }
 
@@ -244,7 +198,7 @@ impl RecoveryVm {
     }
 
     /// A step of the scrub; how much damage it found. None where something hindered it.
-    fn scrub_some(&mut self, moment: Moment, rng: &mut Rng) -> Option<usize> {
+    pub(crate) fn scrub_some(&mut self, moment: Moment, rng: &mut Rng) -> Option<usize> {
         let journal = self.journal.clone()?;
         if self.round.place.is_none() {
             let rotted = self.spoilt().decayed.count();

@@ -8,7 +8,7 @@
 use super::agents::{kill, start};
 use super::ledger::VMS;
 use super::lists::{differences, list};
-use super::noted::{Damaged, Kind, Listed};
+use super::noted::{Damaged, Kind};
 use super::world::{Dice, Who, World, at_last, spoil};
 use serde_json::Value;
 use std::fs::File;

@@ -13,7 +13,6 @@ use super::{damage, protected_files};
 use anyhow::Result;
 use lab::{NbdClient, Ticks, check_file_system, copy_image, read_file};
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// What is read of each VM.
