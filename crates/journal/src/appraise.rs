@@ -2,11 +2,12 @@
 //!
 //! What a damaged stretch of a segment held its index knows: the footer, or a run that was merged from it, or the batches'
 //! own tables where those are good. Each record there is read once more, block by block where some of it cannot be. Where
-//! none of the three can be read nobody knows which bytes it had, and what it cost is told in cuts.
+//! an index cannot be read that is an error: it is made again first (`scrub.rs`), and costs what it took with it then.
 
 use crate::cost::{self, Unread};
 use crate::cover::LogKind;
 use crate::extent::{Extent, REGION_BYTES, extents_of};
+use crate::fold::FoldError;
 use crate::lost::LostPiece;
 use crate::manifest::{RunInfo, SegmentInfo};
 use crate::page::PAGE_BYTES;
@@ -37,11 +38,20 @@ pub(crate) struct Stretch {
 /// Why damage could not be appraised just now.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AppraiseError {
-    /// What lies over it is in an index that cannot be read.
+    /// What it held, or what lies over it, is in an index that cannot be read.
     #[error(transparent)]
     Index(ReadError),
     #[error("cannot read what is damaged")]
     Io(#[source] io::Error),
+}
+
+impl From<AppraiseError> for FoldError {
+    fn from(error: AppraiseError) -> Self {
+        match error {
+            AppraiseError::Index(error) => FoldError::Read(error),
+            AppraiseError::Io(error) => FoldError::Footer(error),
+        }
+    }
 }
 
 /// Who appraises damage; while no turn of upkeep is taken.
@@ -52,21 +62,15 @@ pub(crate) struct Appraisal<'a> {
 }
 
 impl Appraisal<'_> {
-    /// What a stretch of a segment has cost; none where nobody knows what it held.
+    /// What a stretch of a segment, which has its footer, has cost.
     pub(crate) fn of_stretch(
         &self,
         kind: LogKind,
         info: &SegmentInfo,
         stretch: &Stretch,
-    ) -> Result<Option<Vec<LostPiece>>, AppraiseError> {
-        let Some(mut extents) = self.held(kind, info, stretch) else { return Ok(None) };
-        let is_done = {
-            let shared = self.state.read_shared();
-            match kind {
-                LogKind::Redo => shared.manifest.applied(),
-                LogKind::Undo => WriteSeq::from_raw(shared.manifest.retired_below),
-            }
-        };
+    ) -> Result<Vec<LostPiece>, AppraiseError> {
+        let mut extents = self.held(kind, info, stretch)?;
+        let is_done = self.state.read_shared().manifest.done_upto(kind);
         extents.retain(|extent| extent.seq > is_done);
         // What was read before would be read out of memory.
         payload::forget(self.state.uid);
@@ -84,7 +88,6 @@ impl Appraisal<'_> {
             };
             Ok(unread.iter().flat_map(cost_of).collect())
         })
-        .map(Some)
     }
 
     /// What a part of a replica has cost.
@@ -106,27 +109,34 @@ impl Appraisal<'_> {
         Ok(pieces)
     }
 
-    /// The extents with payload in a stretch, if somebody knows them.
-    fn held(&self, kind: LogKind, info: &SegmentInfo, stretch: &Stretch) -> Option<Vec<Extent>> {
+    /// The extents with payload in a stretch.
+    fn held(
+        &self,
+        kind: LogKind,
+        info: &SegmentInfo,
+        stretch: &Stretch,
+    ) -> Result<Vec<Extent>, AppraiseError> {
         let pages = stretch.place.start / PAGE_BYTES..stretch.place.end.div_ceil(PAGE_BYTES);
         let pages = info.base_page + pages.start..info.base_page + pages.end;
         let is_held = |extent: &Extent| extent.payload.is_some_and(|place| pages.contains(&place.page));
         let manifest = self.state.read_shared().manifest.clone();
         let log = manifest.log(kind);
-        let segment = log.segments.iter().find(|segment| segment.number == info.number)?;
-        let footer = segment.sealed.as_ref().and_then(|sealed| sealed.footer.as_ref());
+        let segment = log.segments.iter().find(|segment| segment.number == info.number);
+        let footer = segment.and_then(|segment| segment.sealed.as_ref()?.footer.as_ref());
         let covers = |run: &&RunInfo| (run.first_segment..=run.last_segment).contains(&info.number);
+        let mut unread = AppraiseError::Io(io::Error::other("the segment has no index yet"));
         for run in footer.into_iter().chain(log.runs.iter().filter(covers)) {
             let mut held = Vec::new();
             let keep = |extent: Extent| held.extend(Some(extent).filter(is_held));
-            if Run::new(kind, run.clone()).visit(&*self.state.store, keep).is_ok() {
-                return Some(held);
+            match Run::new(kind, run.clone()).visit(&*self.state.store, keep) {
+                Ok(()) => return Ok(held),
+                Err(error) => unread = AppraiseError::Index(error.into()),
             }
         }
-        let found = stretch.tables.as_ref()?;
+        let Some(found) = &stretch.tables else { return Err(unread) };
         let page = info.base_page + found.at / PAGE_BYTES;
         let extents = found.batch.entries().iter().flat_map(|entry| extents_of(entry, page));
-        Some(extents.filter(is_held).collect())
+        Ok(extents.filter(is_held).collect())
     }
 
     /// What of extents cannot be read.

@@ -23,6 +23,7 @@ use crate::payload;
 use crate::read::Reads;
 use crate::state::State;
 use crate::timeline::Timeline;
+use crate::view::View;
 use crate::writer::Takes;
 use std::io;
 use types::WriteSeq;
@@ -56,10 +57,16 @@ impl Damage {
         Self { what, from, indexed: true, pieces: Some(pieces) }
     }
 
-    /// Whether it was found before. What was made good stays where it lies until retention drops it, and is found
-    /// each time somebody looks: newer cuts do not need it.
+    /// Whether it was found before, and costs no more than was contained then. What was made good stays where it lies
+    /// until retention drops it, and is found each time somebody looks: newer cuts do not need it.
+    ///
+    /// What no index knows any more has cost more than as long as one did: (1) the tables of a batch rot, its index knows
+    /// what it held, and it is contained; (2) its source sends what is lost, and nothing for what that index says are
+    /// zeroes; (3) the index rots, and is made again without them. Only what was compared without is made good without.
     pub(crate) fn is_known(&self, manifest: &Manifest) -> bool {
-        manifest.damage.iter().any(|entry| entry.what == self.what)
+        let is_it = |entry: &&DamageEntry| entry.what == self.what;
+        let known = manifest.damage.iter().find(is_it);
+        known.is_some_and(|entry| self.indexed || !(entry.indexed || entry.in_pieces))
     }
 
     /// Whether something of the newest state is lost by it.
@@ -93,12 +100,17 @@ impl Damage {
         if self.demand(timeline.lost(), &manifest.disks).is_some() {
             forget_incarnation(manifest);
         }
-        if self.is_known(manifest) {
-            return;
-        }
+        let is_known = self.is_known(manifest);
         let (what, from_seq, indexed) = (self.what.clone(), self.from.raw(), self.indexed);
         let in_pieces = self.pieces.is_some();
-        manifest.damage.push(DamageEntry { what, from_seq, to_seq: None, indexed, in_pieces });
+        let entry = DamageEntry { what, from_seq, to_seq: None, indexed, in_pieces };
+        match manifest.damage.iter_mut().find(|known| known.what == self.what) {
+            None => manifest.damage.push(entry),
+            // It is to be made good once more.
+            Some(known) if is_known && self.pieces.is_some() => known.to_seq = None,
+            Some(_) if is_known => {}
+            Some(known) => *known = entry,
+        }
     }
 }
 
@@ -117,16 +129,18 @@ pub(crate) struct Containing<'a> {
 }
 
 impl Containing<'_> {
-    /// Contains damage of which it is not known which bytes it costs; whether it was not known yet. Then the stream must be
-    /// closed, so that the source learns that it has to send everything again.
-    pub(crate) fn cuts(&self, damage: &Damage) -> Result<bool, FoldError> {
-        if damage.is_known(&self.state.read_shared().manifest) {
-            return Ok(false);
-        }
+    /// Contains damage of which it is not known which bytes it costs, and with it changes the manifest, and what of it
+    /// readers look at: one is never there without the other. Then the stream must be closed, so that the source learns that
+    /// it has to send everything again.
+    pub(crate) fn cuts_with(
+        &self,
+        damage: &[Damage],
+        change: impl FnOnce(&mut Manifest),
+        show: impl FnOnce(&mut View),
+    ) -> io::Result<()> {
         let mut writer = self.appender.lock_writer();
-        self.appender.seal_redo(&mut writer).map_err(FoldError::Manifest)?;
-        self.record(damage, &mut writer.takes).map_err(FoldError::Manifest)?;
-        Ok(true)
+        self.appender.seal_redo(&mut writer)?;
+        self.record(damage, &mut writer.takes, change, show)
     }
 
     /// Contains damage that has cost these pieces, as of what was durable at `seen`; what of that was not known yet. Where
@@ -140,12 +154,14 @@ impl Containing<'_> {
         let is_nothing_new = {
             let shared = self.state.read_shared();
             let known = shared.manifest.damage.iter().find(|entry| entry.what == what);
-            // By its bytes and cuts, and not by its words: what was made good may be damaged once more, and what is known is no
-            // news in other words. What was contained as cuts was made good as such.
+            // By its bytes and cuts, and not by its words: what was made good may be damaged once more, in the same words as
+            // before, and what is known is no news in others.
+            let fresh = shared.timeline.clone().lose(pieces.clone());
             match known {
-                Some(entry) if !entry.in_pieces => true,
-                None if pieces.is_empty() => false,
-                _ => shared.timeline.clone().lose(pieces.clone()).is_empty(),
+                None => fresh.is_empty() && !pieces.is_empty(),
+                Some(entry) if entry.in_pieces => fresh.is_empty(),
+                // What is needed by no other cuts than those.
+                Some(_) => fresh.iter().all(|piece| shared.timeline.misses(piece.from, piece.until)),
             }
         };
         if is_nothing_new {
@@ -157,7 +173,8 @@ impl Containing<'_> {
         let pieces = self.written_over_since(pieces, seen)?;
         let fresh = self.state.read_shared().timeline.clone().lose(pieces);
         let damage = Damage::of_pieces(what.to_owned(), fresh);
-        self.record(&damage, &mut writer.takes).map_err(FoldError::Manifest)?;
+        self.record(std::slice::from_ref(&damage), &mut writer.takes, |_| {}, |_| {})
+            .map_err(FoldError::Manifest)?;
         Ok(Some(damage))
     }
 
@@ -207,15 +224,25 @@ impl Containing<'_> {
         Ok(left.pieces())
     }
 
-    fn record(&self, damage: &Damage, takes: &mut Takes) -> io::Result<()> {
+    fn record(
+        &self,
+        damage: &[Damage],
+        takes: &mut Takes,
+        change: impl FnOnce(&mut Manifest),
+        show: impl FnOnce(&mut View),
+    ) -> io::Result<()> {
         let mut timeline = self.state.read_shared().timeline.clone();
         let mut must_compare = false;
         self.state.change_manifest(
-            |manifest| damage.record(manifest, &mut timeline),
+            |manifest| {
+                damage.iter().for_each(|damage| damage.record(manifest, &mut timeline));
+                change(manifest);
+            },
             |shared, manifest| {
-                damage.tell(&mut shared.timeline, &manifest.disks);
-                must_compare = damage.demand(shared.timeline.lost(), &manifest.disks).is_some();
-                shared.set_manifest(manifest, |_| {});
+                damage.iter().for_each(|damage| damage.tell(&mut shared.timeline, &manifest.disks));
+                let lost = shared.timeline.lost();
+                must_compare = damage.iter().any(|damage| damage.demand(lost, &manifest.disks).is_some());
+                shared.set_manifest(manifest, show);
             },
         )?;
         if must_compare {

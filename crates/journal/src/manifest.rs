@@ -393,4 +393,12 @@ impl Manifest {
     pub(crate) fn applied(&self) -> WriteSeq {
         WriteSeq::from_raw(self.applied)
     }
+
+    /// Up to where nobody can want what a log has any more.
+    pub(crate) fn done_upto(&self, kind: LogKind) -> WriteSeq {
+        WriteSeq::from_raw(match kind {
+            LogKind::Redo => self.applied,
+            LogKind::Undo => self.retired_below,
+        })
+    }
 }

@@ -381,6 +381,14 @@ impl Run {
         Ok(found)
     }
 
+    /// Whether its file gives anything: one end of it.
+    pub(crate) fn answers(&self, store: &dyn Store) -> bool {
+        let Ok(file) = store.open(&self.name(), false) else { return false };
+        let last = file.len().unwrap_or(0).saturating_sub(PAGE_BYTES);
+        let mut page = vec![0; PAGE_BYTES as usize];
+        [0, last].into_iter().any(|at| file.read_at(at, &mut page).is_ok())
+    }
+
     /// Tells `each` extent of the run.
     pub(crate) fn visit(&self, store: &dyn Store, mut each: impl FnMut(Extent)) -> Result<(), RunError> {
         let guide = self.guide(store)?;

@@ -2,21 +2,21 @@
 //! has what was lost. Of an open segment that is read which was durable when the reading began, while the writer goes on.
 //!
 //! A damaged batch is contained (`damage.rs`), and what lies behind it is read all the same. A damaged run costs
-//! nothing: it is made again, a merged one out of its segments' footers, a footer out of its segment's batches, in a
-//! file of its own. A segment that retention drops while it is read is passed over.
+//! nothing: it is made again, a merged one out of its segments' footers, a footer out of its segment's batches or of what it
+//! was merged into, in a file of its own. Where of a damaged batch nothing but the footer knew what it held, both together
+//! cost cuts. A segment that retention drops while it is read is passed over.
 
 use crate::append::Appender;
-use crate::appraise::{Appraisal, AppraiseError, Stretch};
+use crate::appraise::{Appraisal, Stretch};
 use crate::checkpoint_files::{CheckpointError, Copies, Mended};
 use crate::compact::{remove_run_files, swap_runs};
 use crate::cover::LogKind;
 use crate::damage::{Containing, Damage};
-use crate::extent::{REGION_BYTES, extents_of};
+use crate::extent::{Extent, REGION_BYTES, extents_of};
 use crate::fold::FoldError;
 use crate::footers::Footers;
-use crate::lost::LostPiece;
-use crate::manifest::{RunInfo, SegmentInfo};
-use crate::page::{PAGE_BYTES, PageBuf};
+use crate::manifest::{Manifest, RunInfo, SegmentInfo};
+use crate::page::PAGE_BYTES;
 use crate::payload::ReadError;
 use crate::read::Reads;
 use crate::run::{Run, RunError};
@@ -28,6 +28,7 @@ use crate::table::Table;
 use crate::turn::Turns;
 use crate::undo::UndoWriter;
 use crate::upkeep::Upkeep;
+use crate::view::View;
 use std::io;
 use std::sync::Arc;
 use types::{ByteRange, DiskIndex, WriteSeq};
@@ -137,16 +138,17 @@ impl Scrub<'_> {
         let stretches;
         (done.bytes, stretches) =
             self.read_batches(kind, &info, before, end, how).map_err(FoldError::Footer)?;
+        // An index first: it tells what damage costs.
+        self.mend_footer(kind, &info, before, how, &mut done)?;
         if !stretches.is_empty() && self.is_kept(kind, info.number) {
-            done.damage = self.contain(kind, &info, stretches)?;
-        }
-        let footer = info.sealed.as_ref().and_then(|sealed| sealed.footer.clone());
-        if let Some(footer) = footer
-            && !self.is_whole(&Run::new(kind, footer.clone()))
-            && self.is_kept(kind, info.number)
-        {
-            self.rebuild_footer(kind, &info, &footer, how)?;
-            done.rebuilt += 1;
+            let contained = match self.contain(kind, &info, &stretches) {
+                Err(FoldError::Read(ReadError::Run(_))) => {
+                    self.mend_index(how, &mut done)?;
+                    self.contain(kind, &info, &stretches)
+                }
+                contained => contained,
+            };
+            done.damage.extend(contained?);
         }
         Ok(done)
     }
@@ -178,7 +180,7 @@ impl Scrub<'_> {
         &self,
         kind: LogKind,
         info: &SegmentInfo,
-        stretches: Vec<Stretch>,
+        stretches: &[Stretch],
     ) -> Result<Vec<Damage>, FoldError> {
         let mut undo = self.turns.lock();
         self.state.check_life().map_err(FoldError::Footer)?;
@@ -190,44 +192,23 @@ impl Scrub<'_> {
         let mut found = Vec::new();
         for stretch in stretches {
             let seen = self.state.read_shared().timeline.last_seq;
-            let pieces = match appraisal.of_stretch(kind, info, &stretch) {
-                // All may be well with it: nothing is given up for that.
-                Err(AppraiseError::Index(error)) if self.is_not_given(&error) => {
-                    return Err(FoldError::Read(error));
-                }
-                Err(AppraiseError::Index(_)) => None,
-                Err(AppraiseError::Io(error)) => return Err(FoldError::Footer(error)),
-                Ok(pieces) => pieces,
-            };
-            let from = self.lost_from(kind, stretch.last);
-            found.extend(self.contain_as(stretch.what, from, pieces, seen)?);
+            let pieces = appraisal.of_stretch(kind, info, stretch)?;
+            found.extend(self.containing().pieces(&stretch.what, pieces, seen)?);
         }
         Ok(found)
     }
 
-    /// Whether it is a file of the index of which the disk gives nothing, neither its begin nor its end.
-    fn is_not_given(&self, error: &ReadError) -> bool {
-        let ReadError::Run(RunError::Io { name, .. }) = error else { return false };
-        let Ok(file) = self.state.store.open_direct(name, false) else { return false };
-        let last = file.len().unwrap_or(0).saturating_sub(PAGE_BYTES);
-        let mut page = PageBuf::zeroed(PAGE_BYTES as usize);
-        [0, last].into_iter().all(|at| file.read_at(at, page.as_mut_slice()).is_err())
+    fn containing(&self) -> Containing<'_> {
+        Containing { state: self.state, reads: self.reads, appender: self.appender }
     }
 
-    /// Contains damage as pieces, as of what was durable at `seen`, or else as cuts from `from` on; unless it was known.
-    fn contain_as(
-        &self,
-        what: String,
-        from: WriteSeq,
-        pieces: Option<Vec<LostPiece>>,
-        seen: WriteSeq,
-    ) -> Result<Option<Damage>, FoldError> {
-        let containing = Containing { state: self.state, reads: self.reads, appender: self.appender };
-        let Some(pieces) = pieces else {
-            let damage = Damage::of_cuts(what, from, true);
-            return Ok(containing.cuts(&damage)?.then_some(damage));
-        };
-        containing.pieces(&what, pieces, seen)
+    /// Makes again what of the index does not check: before anything is appraised by it, for each run alone costs nothing.
+    fn mend_index(&self, how: &Upkeep<'_>, done: &mut Scrubbed) -> Result<(), FoldError> {
+        for Next { kind, info, before, .. } in self.segments() {
+            self.mend_footer(kind, &info, before, how, done)?;
+        }
+        done.rebuilt += self.rebuild_merged(how)?;
+        Ok(())
     }
 
     /// Ends a segment that is open and puts its index on the disk: what is damaged in it would keep the next opening from
@@ -261,9 +242,18 @@ impl Scrub<'_> {
 
     fn read_replica(&self, disk: DiskIndex, from: u64, how: &Upkeep<'_>) -> Result<Scrubbed, FoldError> {
         let contain = |what: String, range: ByteRange| self.contain_in_replica(disk, range, what);
-        let Read { upto, bytes, damage } = self.of_replicas(&contain).step(disk, from, how)?;
+        let (scrub, mut done) = (self.of_replicas(&contain), Scrubbed::default());
+        let read = match scrub.step(disk, from, how) {
+            Err(FoldError::Read(ReadError::Run(_))) => {
+                self.mend_index(how, &mut done)?;
+                scrub.step(disk, from, how)
+            }
+            read => read,
+        };
+        let Read { upto, bytes, damage } = read?;
+        done.damage.extend(damage);
         let place = Some(ScrubPlace(Place::Replica { disk: disk.0, upto }));
-        Ok(Scrubbed { place, bytes, damage, ..Scrubbed::default() })
+        Ok(Scrubbed { place, bytes, ..done })
     }
 
     fn of_replicas<'b>(
@@ -281,15 +271,8 @@ impl Scrub<'_> {
         what: String,
     ) -> Result<Option<Damage>, FoldError> {
         let seen = self.state.read_shared().timeline.last_seq;
-        let pieces = match (Appraisal { state: self.state, reads: self.reads }).of_replica(disk, range) {
-            Err(AppraiseError::Index(error)) if self.is_not_given(&error) => {
-                return Err(FoldError::Read(error));
-            }
-            Err(AppraiseError::Index(_)) => None,
-            Err(AppraiseError::Io(error)) => return Err(FoldError::Replica(error)),
-            Ok(pieces) => Some(pieces),
-        };
-        self.contain_as(what, self.lost_from(LogKind::Undo, WriteSeq::ZERO), pieces, seen)
+        let pieces = (Appraisal { state: self.state, reads: self.reads }).of_replica(disk, range)?;
+        self.containing().pieces(&what, pieces, seen)
     }
 
     /// Contains what the turn that is taken now has found of a replica. Beside it others are damaged where one is: all of
@@ -395,76 +378,182 @@ impl Scrub<'_> {
         }
     }
 
-    /// Whether every page of a run can be read and checks. One that cannot is made again out of what lies elsewhere, which
-    /// a disk that gives nothing does not give either.
+    /// Whether every page of a run can be read and checks. One that cannot is made again out of what lies elsewhere.
     fn is_whole(&self, run: &Run) -> bool {
         run.visit(&*self.state.store, |_| {}).is_ok()
     }
 
-    /// Makes a segment's footer again, in a file of its own, out of the batches whose tables check. Of the others
-    /// nothing could be read: since they were contained the source has sent again what they brought.
+    /// Makes the footer of a segment again where it does not check.
+    fn mend_footer(
+        &self,
+        kind: LogKind,
+        info: &SegmentInfo,
+        before: WriteSeq,
+        how: &Upkeep<'_>,
+        done: &mut Scrubbed,
+    ) -> Result<(), FoldError> {
+        if let Some(footer) = info.sealed.as_ref().and_then(|sealed| sealed.footer.as_ref())
+            && !self.is_whole(&Run::new(kind, footer.clone()))
+            && let Some(contained) = self.rebuild_footer(kind, info, before, footer, how)?
+        {
+            done.damage.extend(contained);
+            done.rebuilt += 1;
+        }
+        Ok(())
+    }
+
+    /// Makes a segment's footer again, in a file of its own. What nobody knows any more is contained with that, in cuts:
+    /// reads would show older bytes there. What was, unless there is nothing to be made again after all.
     fn rebuild_footer(
         &self,
         kind: LogKind,
         info: &SegmentInfo,
+        before: WriteSeq,
         old: &RunInfo,
         how: &Upkeep<'_>,
-    ) -> Result<(), FoldError> {
+    ) -> Result<Option<Vec<Damage>>, FoldError> {
         let _upkeep = self.turns.lock();
         self.state.check_life().map_err(FoldError::Footer)?;
+        if !self.is_kept(kind, info.number) {
+            return Ok(None);
+        }
+        let (mut table, mut unknown) =
+            self.tables_again(kind, info, before, old).map_err(FoldError::Footer)?;
+        if !unknown.is_empty() {
+            if let Some(merged) = self.out_of_merged(kind, info, before) {
+                (table, unknown) = (merged, Vec::new());
+            } else if self.is_given(&Run::new(kind, old.clone()))? {
+                return Ok(None);
+            }
+        }
+        let manifest = self.state.read_shared().manifest.clone();
+        let in_cuts = |stretch: Stretch| {
+            let from = self.lost_from(kind, stretch.last);
+            Damage::of_cuts(stretch.what, from, false)
+        };
+        let damage = unknown.into_iter().map(in_cuts).filter(|damage| !damage.is_known(&manifest));
+        let damage: Vec<Damage> = damage.collect();
+        let fresh = self.write_footer(kind, &table, old, how).map_err(FoldError::Footer)?;
+        self.swap_footer(kind, old, &fresh, &damage).map_err(FoldError::Manifest)?;
+        Ok(Some(damage))
+    }
+
+    /// Whether a run is whole that alone knows what a damaged batch held: nothing is given up for it where its file gives
+    /// nothing just now.
+    fn is_given(&self, run: &Run) -> Result<bool, FoldError> {
+        match run.visit(&*self.state.store, |_| {}) {
+            Err(error @ RunError::Io { .. }) if !run.answers(&*self.state.store) => Err(error.into()),
+            visited => Ok(visited.is_ok()),
+        }
+    }
+
+    /// What a segment's batches say that its old index held, and of which stretches nobody does.
+    ///
+    /// Nothing more, though an opening may have read no further than up to what was damaged: (1) what lies behind that is not
+    /// in its index; (2) the source compares with what there is, and what it has written since as it was before is equal;
+    /// (3) an index with those batches would show them over that.
+    fn tables_again(
+        &self,
+        kind: LogKind,
+        info: &SegmentInfo,
+        before: WriteSeq,
+        old: &RunInfo,
+    ) -> io::Result<(Table, Vec<Stretch>)> {
         let mut table = Table::new(kind, info.number, info.base_page);
+        let upto = WriteSeq::from_raw(old.last_seq);
         let each = |found: &Found| {
             let page = info.base_page + found.at / PAGE_BYTES;
             let entries = found.batch.entries().iter();
-            entries.flat_map(|entry| extents_of(entry, page)).for_each(|extent| table.insert(extent));
+            let extents = entries.flat_map(|entry| extents_of(entry, page));
+            extents.filter(|extent| extent.seq <= upto).for_each(|extent| table.insert(extent));
         };
         let end = info.sealed.as_ref().map_or(0, |sealed| sealed.bytes);
-        let stretches =
-            self.read_around_damage(kind, info, WriteSeq::ZERO, end, each).map_err(FoldError::Footer)?;
+        let mut stretches = self.read_around_damage(kind, info, before, end, each)?;
+        stretches.retain(|stretch| stretch.tables.is_none() && stretch.last < upto);
+        Ok((table, stretches))
+    }
+
+    /// What a segment held, as far as anybody can want it, by a run that it was merged into; none where there is no whole
+    /// one.
+    fn out_of_merged(&self, kind: LogKind, info: &SegmentInfo, before: WriteSeq) -> Option<Table> {
+        let manifest = self.state.read_shared().manifest.clone();
+        let sealed = info.sealed.as_ref()?;
+        let pages = info.base_page..info.base_page + sealed.bytes.div_ceil(PAGE_BYTES);
+        let (after, upto) = (before.max(manifest.done_upto(kind)), WriteSeq::from_raw(sealed.point.last_seq));
+        let is_held = |extent: &Extent| {
+            let is_here = extent.payload.is_none_or(|place| pages.contains(&place.page));
+            is_here && extent.seq > after && extent.seq <= upto
+        };
+        let covers = |run: &&RunInfo| (run.first_segment..=run.last_segment).contains(&info.number);
+        manifest.log(kind).runs.iter().filter(covers).filter(|run| run.level > 0).find_map(|run| {
+            let mut held = Vec::new();
+            let keep = |extent: Extent| held.extend(Some(extent).filter(is_held));
+            Run::new(kind, run.clone()).visit(&*self.state.store, keep).ok()?;
+            held.sort_by_key(|extent| extent.seq);
+            let mut table = Table::new(kind, info.number, info.base_page);
+            held.into_iter().for_each(|extent| table.insert(extent));
+            Some(table)
+        })
+    }
+
+    /// Writes a footer to a file of its own, which no manifest names yet.
+    fn write_footer(
+        &self,
+        kind: LogKind,
+        table: &Table,
+        old: &RunInfo,
+        how: &Upkeep<'_>,
+    ) -> io::Result<RunInfo> {
         let number = self.state.read_shared().manifest.next_file + 1;
         let fresh = RunInfo { file: Some(number), at: 0, ..old.clone() };
-        let file = self.state.store.open(&fresh.file_name(kind), true).map_err(FoldError::Footer)?;
-        file.set_len(0).map_err(FoldError::Footer)?;
+        let file = self.state.store.open(&fresh.file_name(kind), true)?;
+        file.set_len(0)?;
         let stamp = u32::from_le_bytes([how.entropy[8], how.entropy[9], how.entropy[10], how.entropy[11]]);
-        let mut writer = RunWriter::begin(&*file, 0, kind, stamp, info.base_page);
+        let mut writer = RunWriter::begin(&*file, 0, kind, stamp, table.base_page);
         for extent in table.sorted() {
-            writer.push(&extent).map_err(FoldError::Footer)?;
+            writer.push(&extent)?;
         }
-        let written = writer.finish().map_err(FoldError::Footer)?;
-        file.sync_data().map_err(FoldError::Footer)?;
-        self.state.store.sync_folder().map_err(FoldError::Footer)?;
-        let fresh = RunInfo {
+        let written = writer.finish()?;
+        file.sync_data()?;
+        self.state.store.sync_folder()?;
+        Ok(RunInfo {
             bytes: written.bytes,
             entries: written.entries,
             first_seq: written.first_seq,
             last_seq: written.last_seq,
             ..fresh
+        })
+    }
+
+    /// Puts a footer in the place of an old one, and contains what it does not know.
+    fn swap_footer(
+        &self,
+        kind: LogKind,
+        old: &RunInfo,
+        fresh: &RunInfo,
+        damage: &[Damage],
+    ) -> io::Result<()> {
+        let change = |manifest: &mut Manifest| {
+            let log = manifest.log_mut(kind);
+            let sealed = log.segments.iter_mut().find(|one| one.number == old.first_segment);
+            if let Some(sealed) = sealed.and_then(|one| one.sealed.as_mut()) {
+                sealed.footer = Some(fresh.clone());
+            }
+            log.runs.iter_mut().filter(|run| *run == old).for_each(|run| *run = fresh.clone());
+            manifest.next_file = manifest.next_file.max(fresh.file.unwrap_or(0));
         };
-        self.state
-            .change_manifest(
-                |manifest| {
-                    let log = manifest.log_mut(kind);
-                    let sealed = log.segments.iter_mut().find(|one| one.number == info.number);
-                    if let Some(sealed) = sealed.and_then(|one| one.sealed.as_mut()) {
-                        sealed.footer = Some(fresh.clone());
-                    }
-                    log.runs.iter_mut().filter(|run| *run == old).for_each(|run| *run = fresh.clone());
-                    manifest.next_file = manifest.next_file.max(number);
-                    // What its tables said is not in the new footer. Of pieces it is known all the same.
-                    for entry in manifest.damage.iter_mut().filter(|entry| !entry.in_pieces) {
-                        entry.indexed &= !stretches.iter().any(|stretch| stretch.what == entry.what);
-                    }
-                },
-                |shared, manifest| {
-                    shared.set_manifest(manifest, |view| {
-                        let runs = &mut view.log_mut(kind).runs;
-                        for run in runs.iter_mut().filter(|run| run.info == *old) {
-                            *run = Arc::new(Run::new(kind, fresh.clone()));
-                        }
-                    });
-                },
-            )
-            .map_err(FoldError::Manifest)
+        let show = |view: &mut View| {
+            let runs = &mut view.log_mut(kind).runs;
+            for run in runs.iter_mut().filter(|run| run.info == *old) {
+                *run = Arc::new(Run::new(kind, fresh.clone()));
+            }
+        };
+        if damage.is_empty() {
+            return self
+                .state
+                .change_manifest(change, |shared, manifest| shared.set_manifest(manifest, show));
+        }
+        self.containing().cuts_with(damage, change, show)
     }
 
     /// Puts the footers in the place of merged runs that do not check; merging makes new ones of them.

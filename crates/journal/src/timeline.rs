@@ -259,6 +259,14 @@ impl Timeline {
         self.gaps.iter().any(|gap| gap.contains(cut))
     }
 
+    /// Whether no cut from `from` on and below `until`, all later ones where there is none, can be opened: it was retired, or
+    /// lies in a gap.
+    pub(crate) fn misses(&self, from: WriteSeq, until: Option<WriteSeq>) -> bool {
+        let reaches = |end: WriteSeq| until.is_some_and(|until| until <= end);
+        let is_over = |gap: &Gap| gap.begin <= from && gap.end.is_none_or(reaches);
+        reaches(self.floor) || self.gaps.iter().any(is_over)
+    }
+
     /// The gap at `cut` as far as cuts go on missing writes, through all that follow one another. None where there is no
     /// gap, or one that has not ended.
     pub(crate) fn closed_gap_at(&self, cut: WriteSeq) -> Option<(WriteSeq, WriteSeq)> {

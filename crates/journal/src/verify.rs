@@ -5,8 +5,9 @@ use crate::checkpoint_files::Files;
 use crate::checkpoints::{CheckpointFacts, CheckpointQuery};
 use crate::copies;
 use crate::cover::LogKind;
+use crate::damage::Damage;
 use crate::entropy::sample;
-use crate::manifest::{Manifest, ManifestError, SegmentInfo, replica_name};
+use crate::manifest::{Manifest, ManifestError, RunInfo, SegmentInfo, replica_name};
 use crate::replica::Replica;
 use crate::replica_look::{Looked, next_region};
 use crate::run::Run;
@@ -91,6 +92,7 @@ pub fn verify(
         timeline: &mut timeline,
         on_record,
         recent: Vec::new(),
+        untold: Vec::new(),
         before_images_reach: WriteSeq::ZERO,
     };
     for info in &manifest.redo.segments {
@@ -103,12 +105,7 @@ pub fn verify(
         reading.cuts_are_bad(missing, WriteSeq::from_raw(manifest.retired_below));
     }
     for kind in [LogKind::Redo, LogKind::Undo] {
-        let log = manifest.log(kind);
-        let footers = log.segments.iter().filter_map(|info| info.sealed.as_ref()?.footer.as_ref());
-        let merged = log.runs.iter().filter(|run| run.file.is_some());
-        for run in footers.chain(merged) {
-            reading.read_run(&Run::new(kind, run.clone()));
-        }
+        reading.read_runs(kind, &manifest);
     }
     if deep {
         reading.read_replicas(&manifest);
@@ -124,6 +121,13 @@ pub fn verify(
     Ok(report)
 }
 
+/// A damaged part of a segment of which only an index can tell what it held.
+struct Untold {
+    kind: LogKind,
+    segment: u64,
+    damage: Damage,
+}
+
 /// What goes along while a journal is read.
 struct Reading<'a, F> {
     store: &'a dyn Store,
@@ -133,6 +137,7 @@ struct Reading<'a, F> {
     on_record: F,
     /// Checkpoints of segments that have no footer yet.
     recent: Vec<CheckpointFacts>,
+    untold: Vec<Untold>,
     /// The end of the last whole step of the undo log.
     before_images_reach: WriteSeq,
 }
@@ -153,7 +158,7 @@ impl<F: FnMut(RecordRow)> Reading<'_, F> {
         let result = Segment::open(self.store, kind, info)
             .and_then(|segment| self.read_around_damage(kind, info, &segment, &mut row, before));
         if let Err(error) = result {
-            self.damaged(error.to_string(), kind, &row, before);
+            self.damaged(error.to_string(), kind, row.number, row.last_seq.unwrap_or(before), false);
         }
         match (kind, &info.sealed) {
             (LogKind::Redo, Some(sealed)) => self.timeline.stand_at(&sealed.point),
@@ -165,13 +170,17 @@ impl<F: FnMut(RecordRow)> Reading<'_, F> {
         self.report.segments.push(row);
     }
 
-    /// A segment does not check behind what was read of it.
-    fn damaged(&mut self, what: String, kind: LogKind, row: &SegmentReport, before: WriteSeq) {
+    /// A segment does not check behind what was read of it, whose last sequence is `last`.
+    fn damaged(&mut self, what: String, kind: LogKind, segment: u64, last: WriteSeq, has_tables: bool) {
         let from = match kind {
-            LogKind::Redo => row.last_seq.unwrap_or(before).next(),
+            LogKind::Redo => last.next(),
             // All cuts below may need a before-image.
             LogKind::Undo => WriteSeq::from_raw(self.report.manifest.retired_below),
         };
+        if !has_tables {
+            let damage = Damage::of_cuts(what.clone(), from, false);
+            self.untold.push(Untold { kind, segment, damage });
+        }
         self.cuts_are_bad(what, from);
     }
 
@@ -211,12 +220,16 @@ impl<F: FnMut(RecordRow)> Reading<'_, F> {
             };
             let mut what = error.to_string();
             is_behind_damage = true;
+            let tables = scan.tables()?;
+            let last = row.last_seq.unwrap_or(before);
+            row.last_seq = tables.as_ref().map(|found| found.batch.header().last_seq).or(row.last_seq);
             let onward = scan.resume()?;
             if onward != Onward::Next {
                 let end = end.unwrap_or(row.bytes);
                 what += &cut_off_up_to(if onward == Onward::End { end } else { scan.position.at });
             }
-            self.damaged(what, kind, row, before);
+            let has_tables = tables.is_some() && onward == Onward::Next;
+            self.damaged(what, kind, row.number, last, has_tables);
             if onward == Onward::End {
                 return Ok(());
             }
@@ -290,19 +303,32 @@ impl<F: FnMut(RecordRow)> Reading<'_, F> {
         true
     }
 
-    /// A run that does not check costs no data: it can be made again out of the batches.
-    fn read_run(&mut self, run: &Run) {
-        let result = run.guide(self.store).and_then(|guide| {
-            let mut extents = Vec::new();
-            for page in 0..guide.pages() {
-                extents.clear();
-                run.read_pages(&guide, page, 1, &mut extents)?;
+    /// Reads the runs of a log. One that does not check costs no data, as long as batches or another one tell what it had.
+    fn read_runs(&mut self, kind: LogKind, manifest: &Manifest) {
+        let log = manifest.log(kind);
+        let merged: Vec<&RunInfo> =
+            log.runs.iter().filter(|run| run.level > 0).filter(|run| self.read_run(kind, run)).collect();
+        let footers = log.segments.iter().filter_map(|info| info.sealed.as_ref()?.footer.as_ref());
+        for footer in footers.filter(|footer| !self.read_run(kind, footer)).collect::<Vec<_>>() {
+            let number = footer.first_segment;
+            if merged.iter().any(|run| (run.first_segment..=run.last_segment).contains(&number)) {
+                continue;
             }
-            Ok(())
-        });
-        if let Err(error) = result {
+            let of_it = self.untold.iter().filter(|one| (one.kind, one.segment) == (kind, number));
+            let unknown = of_it.map(|one| &one.damage).filter(|damage| !damage.is_known(manifest));
+            if let Some(from) = unknown.map(|damage| damage.from).min() {
+                self.report.bad_from = Some(self.report.bad_from.map_or(from, |bad| bad.min(from)));
+            }
+        }
+    }
+
+    /// Whether a run checks.
+    fn read_run(&mut self, kind: LogKind, info: &RunInfo) -> bool {
+        let result = Run::new(kind, info.clone()).visit(self.store, |_| {});
+        if let Err(error) = &result {
             self.report.damage.push(format!("{error} (`repair` makes it again out of its batches)"));
         }
+        result.is_ok()
     }
 
     /// Replicas against their checksums, where a fold that was cut short has not left both in part.

@@ -2,7 +2,7 @@
 //! one of two copies; and the scrub, which comes by step by step while everything goes on.
 //!
 //! Two things that are there to tell of each other do not rot at once (an index and what it tells of, a block and its
-//! checksum): that costs more, and has tests of its own.
+//! checksum), nor does the footer of a segment in which a batch has rotted before: that costs more, and has tests of its own.
 
 use crate::decayed::{Rotten, opening_may_miss, segments};
 use crate::moment::Moment;
@@ -10,7 +10,7 @@ use crate::recovery::RecoveryVm;
 use crate::rng::Rng;
 use crate::store::{Decay, SimStore};
 use batch::Form;
-use journal::{MANIFESTS, Manifest, Opened, ScrubPlace};
+use journal::{MANIFESTS, Manifest, Opened, ScrubPlace, SegmentInfo};
 use types::{ByteRange, WriteSeq};
 
 const PAGE_BYTES: u64 = 4096;
@@ -89,7 +89,8 @@ impl RecoveryVm {
         };
         let (how, page) = (any_decay(rng, any_page), rng.below(pages));
         let is_index = info.sealed.as_ref().is_some_and(|sealed| page >= sealed.bytes / PAGE_BYTES);
-        let of_index = is_index && (self.is_unfound(Rotten::Log) || self.is_unfound(Rotten::Replica));
+        let has_others = self.is_unfound(Rotten::Log) || self.is_unfound(Rotten::Replica);
+        let of_index = is_index && (has_others || self.has_rotten_batches(&info, &name));
         // Of an open one somebody would have to know what comes in later.
         let both_headers =
             info.sealed.is_none() && page < 2 && self.store.rotten_pages(&name).contains(&(1 - page));
@@ -143,12 +144,29 @@ impl RecoveryVm {
         let page = rng.below(1 + self.store.len_of(name)? / PAGE_BYTES);
         let how = any_decay(rng, |_| None);
         let has_others = self.is_unfound(Rotten::Log) || self.is_unfound(Rotten::Replica);
-        if has_others || !self.store.decay(name, page, &how) {
+        if has_others || self.is_footer_of_rotten(name)? || !self.store.decay(name, page, &how) {
             return None;
         }
         self.images.spoil();
         self.spoilt().decayed.costless(Rotten::Index);
         Some(format!("page {page} of {name}, {how:.40?}"))
+    }
+
+    /// Whether something of a sealed segment has rotted, found or not, that its footer tells of.
+    fn has_rotten_batches(&self, info: &SegmentInfo, name: &str) -> bool {
+        let pages = info.sealed.as_ref().map_or(0, |sealed| sealed.bytes / PAGE_BYTES);
+        self.store.rotten_pages(name).iter().any(|page| *page < pages)
+    }
+
+    /// Whether a run is the footer, made again, of such a segment.
+    fn is_footer_of_rotten(&self, run: &str) -> Option<bool> {
+        let manifest = Manifest::load(&self.store).ok()?;
+        let is_it = |info: &SegmentInfo| {
+            let file = info.sealed.as_ref().and_then(|sealed| sealed.footer.as_ref()?.file);
+            file.is_some_and(|number| run.ends_with(&format!("-{number:08}")))
+        };
+        let mut all = [Form::Stream, Form::Undo].into_iter().flat_map(|form| segments(&manifest, form));
+        Some(all.any(|(info, name, _)| is_it(&info) && self.has_rotten_batches(&info, &name)))
     }
 
     /// One of two copies, where the other one is the same, on the disk too.

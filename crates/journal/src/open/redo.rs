@@ -58,7 +58,9 @@ impl RedoReading {
                     };
                     if let Err(error) = read {
                         let error = error.io_or_damage()?;
-                        self.damage.push(Damage::of_cuts(error, last.next(), false));
+                        // A footer may have been made again in a file of its own.
+                        let indexed = sealed.footer.is_some();
+                        self.damage.push(Damage::of_cuts(error, last.next(), indexed));
                     }
                     self.timeline.stand_at(&sealed.point);
                     self.newest_at = Some(WallTime(sealed.newest_at));

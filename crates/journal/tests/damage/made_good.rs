@@ -160,12 +160,13 @@ fn what_rots_in_a_batch_that_was_damaged_before_is_found_too() {
     }
 }
 
+/// What of it cannot is lost with it (`indexes.rs`).
 #[test]
 fn the_index_of_a_damaged_segment_is_made_again_out_of_what_can_be_read() {
-    let small = IN_A_BATCH.map(|byte| (WITH_SMALL, vec![BATCHES_AT[0] + byte]));
-    let two = (WITH_SMALL, vec![BATCHES_AT[0] + 20, BATCHES_AT[1] + 20]);
+    let small = (WITH_SMALL, vec![BATCHES_AT[0] + 3000]);
+    let two = (WITH_SMALL, vec![BATCHES_AT[0] + 3000, BATCHES_AT[1] + 3000]);
     let large = (WITH_LARGE, vec![BATCHES_AT[0] + (70 << 10)]);
-    for (name, places) in small.into_iter().chain([two, large]) {
+    for (name, places) in [small, two, large] {
         let (store, stream, journal, kept) = made_good(|store| {
             places.iter().for_each(|at| assert!(store.rot(name, *at)));
         });

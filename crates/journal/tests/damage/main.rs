@@ -7,6 +7,7 @@ mod checkpoints;
 mod copies;
 mod demand;
 mod found;
+mod indexes;
 mod made_good;
 mod met;
 mod open_images;

@@ -10,11 +10,11 @@ use std::sync::{Arc, Mutex};
 use types::{ByteRange, WallTime};
 
 /// What of which files cannot be read just now.
-type Unread = Arc<Mutex<Option<(&'static str, Range<u64>)>>>;
+pub(crate) type Unread = Arc<Mutex<Option<(&'static str, Range<u64>)>>>;
 
 /// A disk that does not give everything.
 #[derive(Debug, Clone)]
-struct Unreadable(SimStore, Unread);
+pub(crate) struct Unreadable(pub(crate) SimStore, pub(crate) Unread);
 
 #[derive(Debug)]
 struct UnreadableFile(Arc<dyn StoreFile>, String, Unread);
