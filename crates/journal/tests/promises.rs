@@ -94,6 +94,38 @@ fn an_image_between_two_places_where_writes_are_left_out_is_opened_again() {
     assert_ne!(journal.newest_consistent(tail), Some(tail), "there the two are one stretch");
 }
 
+/// The last batch rots, behind which nothing tells that it was acknowledged, but for the pin. What comes next passes the cut.
+#[test]
+fn a_pinned_cut_that_is_gone_with_the_end_of_the_log_is_not_given_out_once_others_have_its_numbers() {
+    let store = SimStore::new();
+    let journal = Arc::new(create(&store, SETTINGS));
+    let mut stream = Stream::begin();
+    stream.write(0, &[1; 9000]);
+    append(&journal, stream.batch(), 1, 1);
+    stream.write(16_384, &[2; 9000]);
+    append(&journal, stream.batch(), 2, 2);
+    let pinned = stream.sent();
+    journal.pin("image 1", pinned, None).unwrap();
+    drop(journal);
+    let content = store.content("segment-00000001").unwrap();
+    let at = content.windows(4096).position(|part| part.iter().all(|byte| *byte == 2)).unwrap();
+    assert!(store.rot("segment-00000001", at as u64));
+    let journal = open(&store);
+    assert!(journal.status().last_seq < pinned);
+    assert_eq!(journal.status().damage.len(), 1, "{:?}", journal.status().damage);
+    assert!(Image::open(journal.clone(), pinned, None, [1; 16]).is_err());
+    stream.goes_on_behind(journal.status().last_seq);
+    stream.mark_missing_from(0);
+    stream.write(16_384, &[3; 9000]);
+    stream.copy_all();
+    stream.end_sync();
+    append(&journal, stream.batch(), 3, 3);
+    assert!(journal.newest_consistent(WriteSeq::MAX) > Some(pinned));
+    for journal in [journal, open(&store)] {
+        assert!(Image::open(journal, pinned, None, [1; 16]).is_err());
+    }
+}
+
 #[test]
 fn a_pinned_image_is_opened_again_and_fails_only_where_it_was_damaged() {
     let store = SimStore::new();

@@ -68,7 +68,21 @@ impl RedoReading {
                 None => self.read_open(store, info)?,
             }
         }
+        self.miss_what_is_pinned(manifest);
         Ok(())
+    }
+
+    /// A pin is the word that everything up to its cut was there. Where the log ends below, the end that is not there was no
+    /// torn write: what comes next takes the numbers of what was given out, and is not the same.
+    fn miss_what_is_pinned(&mut self, manifest: &Manifest) {
+        let reached = self.timeline.watermark.max(self.timeline.last_seq);
+        let highest = manifest.pins.iter().map(|pin| WriteSeq::from_raw(pin.cut)).max();
+        if let Some(pinned) = highest.filter(|pinned| *pinned > reached)
+            && self.damage.is_empty()
+        {
+            let what = format!("the log ends at {reached}, though an image or a pin holds it at {pinned}");
+            self.damage.push(Damage::of_cuts(what, reached.next(), false));
+        }
     }
 
     /// Reads a sealed segment into a table of its own: up to which sequence. Its marks are in the manifest's gaps already.

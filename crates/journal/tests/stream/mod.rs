@@ -67,6 +67,11 @@ impl Stream {
         WriteSeq::from_raw(self.seq)
     }
 
+    /// The other side has said that it has everything up to here, and no more.
+    pub(crate) fn goes_on_behind(&mut self, durable: WriteSeq) {
+        self.sent = durable.raw();
+    }
+
     /// Forgets what was drawn above a sequence.
     pub(crate) fn set_back_to(&mut self, seq: WriteSeq) {
         self.seq = seq.raw();
