@@ -122,8 +122,8 @@ impl Appraisal<'_> {
         let manifest = self.state.read_shared().manifest.clone();
         let log = manifest.log(kind);
         let segment = log.segments.iter().find(|segment| segment.number == info.number);
-        let footer = segment.and_then(|segment| segment.sealed.as_ref()?.footer.as_ref());
-        let covers = |run: &&RunInfo| (run.first_segment..=run.last_segment).contains(&info.number);
+        let footer = segment.and_then(SegmentInfo::footer);
+        let covers = |run: &&RunInfo| run.covers(info.number);
         let mut unread = AppraiseError::Io(io::Error::other("the segment has no index yet"));
         for run in footer.into_iter().chain(log.runs.iter().filter(covers)) {
             let mut held = Vec::new();

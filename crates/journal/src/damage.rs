@@ -6,8 +6,8 @@
 //! them, and whatever else the stream brings meanwhile is taken.
 //!
 //! Where it is not known, or where most of the disks would come again, everything is to be compared: of the former the cuts
-//! from there on cannot be opened until the source's sync has drained. This demand too stands until it is met. How traffic could write it over, if it were no more than what the
-//! stream says of itself: (1) a scrub finds damage, and the stream's incarnation is forgotten, so that the source may
+//! from there on cannot be opened until the source's sync has drained. This demand too stands until it is met. How traffic
+//! could write it over, if it were no more than what the stream says of itself: (1) a scrub finds damage, and the stream's incarnation is forgotten, so that the source may
 //! not resume; (2) before its connection is closed its next batch comes, and brings the incarnation with it; (3) the
 //! source resumes, and what was lost never comes again. So the demand is a field of its own, in the manifest too, and
 //! while it stands nothing is taken but a stream that begins anew, on a connection that was told of it.

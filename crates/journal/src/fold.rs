@@ -201,8 +201,7 @@ impl Fold {
         let mut sources: Vec<Source> =
             tables.into_iter().map(|table| Source::Memory(table.into_iter())).collect();
         for segment in &manifest.redo.segments {
-            let footer = segment.sealed.as_ref().and_then(|sealed| sealed.footer.as_ref());
-            let Some(footer) = footer else { continue };
+            let Some(footer) = segment.footer() else { continue };
             if footer.last_seq > above.raw() && footer.first_seq <= upto.raw() {
                 let run = Arc::new(Run::new(LogKind::Redo, footer.clone()));
                 sources.push(Source::of_run(run, width, &*self.state.store)?);

@@ -227,6 +227,11 @@ impl SegmentInfo {
     pub(crate) fn file_name(&self, kind: LogKind) -> String {
         segment_name(kind, self.number)
     }
+
+    /// Its index, once it was ended and that is on the disk.
+    pub(crate) fn footer(&self) -> Option<&RunInfo> {
+        self.sealed.as_ref()?.footer.as_ref()
+    }
 }
 
 pub(crate) fn segment_name(kind: LogKind, number: u64) -> String {
@@ -247,6 +252,11 @@ impl RunInfo {
             Some(number) => format!("run-{number:08}"),
             None => segment_name(kind, self.first_segment),
         }
+    }
+
+    /// Whether it is an index of the segment of this number, or of others and that one.
+    pub(crate) fn covers(&self, segment: u64) -> bool {
+        (self.first_segment..=self.last_segment).contains(&segment)
     }
 }
 

@@ -142,7 +142,7 @@ fn remove_leftovers(store: &dyn Store, manifest: &Manifest) -> io::Result<()> {
     for kind in [LogKind::Redo, LogKind::Undo] {
         let log = manifest.log(kind);
         known.extend(log.segments.iter().map(|segment| segment.file_name(kind)));
-        let footers = log.segments.iter().filter_map(|segment| segment.sealed.as_ref()?.footer.as_ref());
+        let footers = log.segments.iter().filter_map(|segment| segment.footer());
         known.extend(log.runs.iter().chain(footers).map(|run| run.file_name(kind)));
     }
     known.extend(manifest.checkpoints.iter().flat_map(|file| file.file_names()));

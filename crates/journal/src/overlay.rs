@@ -14,8 +14,8 @@
 //! What a flush that fails was about is on the disk or not, and counts as clean: the next one would be told as done without
 //! it. So `now` also knows which regions were written since the last flush, from before they are. Whoever finds such
 //! regions when the overlay is opened within the same boot has them *in doubt*, whether a flush had failed, and could say
-//! so, or the agent was killed: they are written once more before they are read or his next flush is told, in steps that last each. After
-//! a reboot nothing is in doubt, for what is read then comes from the disk.
+//! so, or the agent was killed: they are written once more before they are read or his next flush is told, in steps that
+//! last each. After a reboot nothing is in doubt, for what is read then comes from the disk.
 //!
 //! What the maps look like is in `overlay/map_file.rs`. Where a sector of one has rotted, whose the blocks are that it
 //! tells of is not known, and reading or writing them is an error.

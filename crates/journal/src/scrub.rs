@@ -123,9 +123,8 @@ impl Scrub<'_> {
         file: &str,
         how: &Upkeep<'_>,
     ) -> Result<Vec<Scrubbed>, FoldError> {
-        let footer = |info: &SegmentInfo| info.sealed.as_ref().and_then(|sealed| sealed.footer.clone());
         let is_in = |info: &SegmentInfo| {
-            info.file_name(kind) == file || footer(info).is_some_and(|footer| footer.file_name(kind) == file)
+            info.file_name(kind) == file || info.footer().is_some_and(|footer| footer.file_name(kind) == file)
         };
         let wanted = self.segments().into_iter().filter(|next| next.kind == kind && is_in(&next.info));
         wanted.map(|next| self.read_segment(next, how)).collect()
@@ -214,7 +213,7 @@ impl Scrub<'_> {
     /// Ends a segment that is open and puts its index on the disk: what is damaged in it would keep the next opening from
     /// reading what lies behind.
     fn settle_index(&self, kind: LogKind, number: u64, undo: &mut UndoWriter) -> Result<(), FoldError> {
-        let has_footer = |info: &SegmentInfo| info.sealed.as_ref().is_some_and(|s| s.footer.is_some());
+        let has_footer = |info: &SegmentInfo| info.footer().is_some();
         let manifest = self.state.read_shared().manifest.clone();
         if manifest.log(kind).segments.iter().any(|info| info.number == number && has_footer(info)) {
             return Ok(());
@@ -392,7 +391,7 @@ impl Scrub<'_> {
         how: &Upkeep<'_>,
         done: &mut Scrubbed,
     ) -> Result<(), FoldError> {
-        if let Some(footer) = info.sealed.as_ref().and_then(|sealed| sealed.footer.as_ref())
+        if let Some(footer) = info.footer()
             && !self.is_whole(&Run::new(kind, footer.clone()))
             && let Some(contained) = self.rebuild_footer(kind, info, before, footer, how)?
         {
@@ -484,7 +483,7 @@ impl Scrub<'_> {
             let is_here = extent.payload.is_none_or(|place| pages.contains(&place.page));
             is_here && extent.seq > after && extent.seq <= upto
         };
-        let covers = |run: &&RunInfo| (run.first_segment..=run.last_segment).contains(&info.number);
+        let covers = |run: &&RunInfo| run.covers(info.number);
         manifest.log(kind).runs.iter().filter(covers).filter(|run| run.level > 0).find_map(|run| {
             let mut held = Vec::new();
             let keep = |extent: Extent| held.extend(Some(extent).filter(is_held));
@@ -574,9 +573,8 @@ impl Scrub<'_> {
                 if !log.runs.contains(info) {
                     continue; // Merged or dropped meanwhile.
                 }
-                let covered = info.first_segment..=info.last_segment;
-                let segments = log.segments.iter().filter(|one| covered.contains(&one.number));
-                let footers = segments.filter_map(|one| one.sealed.as_ref()?.footer.clone()).collect();
+                let segments = log.segments.iter().filter(|one| info.covers(one.number));
+                let footers = segments.filter_map(SegmentInfo::footer).cloned().collect();
                 swap_runs(self.state, kind, std::slice::from_ref(&run), footers)
                     .map_err(FoldError::Manifest)?;
                 self.reads.wait_for_readers();

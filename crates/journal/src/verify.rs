@@ -274,7 +274,7 @@ impl<F: FnMut(RecordRow)> Reading<'_, F> {
             self.timeline.stand_at(&scratch.point());
             self.timeline.guest_writes = scratch.guest_writes;
         }
-        if info.sealed.as_ref().is_none_or(|sealed| sealed.footer.is_none()) {
+        if info.footer().is_none() {
             self.recent.extend(facts);
         }
         Ok(())
@@ -308,10 +308,10 @@ impl<F: FnMut(RecordRow)> Reading<'_, F> {
         let log = manifest.log(kind);
         let merged: Vec<&RunInfo> =
             log.runs.iter().filter(|run| run.level > 0).filter(|run| self.read_run(kind, run)).collect();
-        let footers = log.segments.iter().filter_map(|info| info.sealed.as_ref()?.footer.as_ref());
+        let footers = log.segments.iter().filter_map(SegmentInfo::footer);
         for footer in footers.filter(|footer| !self.read_run(kind, footer)).collect::<Vec<_>>() {
             let number = footer.first_segment;
-            if merged.iter().any(|run| (run.first_segment..=run.last_segment).contains(&number)) {
+            if merged.iter().any(|run| run.covers(number)) {
                 continue;
             }
             let of_it = self.untold.iter().filter(|one| (one.kind, one.segment) == (kind, number));
