@@ -57,15 +57,22 @@ fuzz_target!(|input: &[u8]| {
         buf.fill(7);
         Ok(())
     };
+    // Where the map has rotted, and only there, it is said to be unknown what is read.
+    let is_known = |result: Result<(), OverlayError>| match result {
+        Ok(()) => true,
+        Err(OverlayError::Rotten { .. }) if !overlay.damage().is_empty() => false,
+        Err(error) => panic!("no map makes this fail: {error:?}"),
+    };
     let mut all = vec![0; DISK_BYTES as usize];
+    is_known(overlay.read_at(0, &mut all, below));
     // Checksums count as right here.
-    overlay.read_at(0, &mut all, below).expect("read");
     let start = bytes.iter().fold(0u64, |sum, &byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte))) % (DISK_BYTES - 9000);
-    overlay.write_at(start, &[1; 5000], below).expect("written");
-    overlay.zero(ByteRange::new(start + 3000, 6000), below).expect("zeroed");
-    overlay.flush().expect("flushed");
     let mut found = vec![9; 9000];
-    overlay.read_at(start, &mut found, below).expect("read");
-    assert!(found[..3000].iter().all(|&byte| byte == 1) && found[3000..].iter().all(|&byte| byte == 0));
+    let is_written = is_known(overlay.write_at(start, &[1; 5000], below))
+        && is_known(overlay.zero(ByteRange::new(start + 3000, 6000), below));
+    assert!(is_known(overlay.flush()), "a flush reads no map");
+    if is_known(overlay.read_at(start, &mut found, below)) && is_written {
+        assert!(found[..3000].iter().all(|&byte| byte == 1) && found[3000..].iter().all(|&byte| byte == 0));
+    }
     let _ = overlay.held_bytes();
 });
