@@ -65,10 +65,21 @@ fn some_file(folder: &PathBuf, dice: &mut Dice) -> Option<PathBuf> {
     (!files.is_empty()).then(|| files.swap_remove(dice.below(files.len() as u64) as usize))
 }
 
-/// Both sides are equal, wherever something was damaged.
+/// Both sides are equal, wherever something was damaged. What that has cost may be brought once more meanwhile, and only
+/// where nothing is can they be compared.
 pub(super) fn settle(world: &mut World) {
     for (who, vm) in std::mem::take(&mut world.to_verify) {
-        let equal = world.site(who).ask(&["vm", "verify", vm]);
+        let site = world.site(who);
+        let equal = wait_until("a comparison of both sides", Duration::from_secs(180), || {
+            match site.ask(&["vm", "verify", vm]) {
+                Err(error) if error.to_string().contains("only while it is journaling") => {
+                    eprintln!("  {vm} is not compared yet: {error}");
+                    Ok(None)
+                }
+                done => Ok(Some(done)),
+            }
+        });
+        let equal = equal.and_then(|done| done);
         assert!(equal.is_ok(), "{vm} differs after its files were damaged: {equal:?}");
         world.tally.verified += 1;
     }
