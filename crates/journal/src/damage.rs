@@ -26,6 +26,7 @@ use crate::timeline::Timeline;
 use crate::view::View;
 use crate::writer::Takes;
 use std::io;
+use threads::sync::{Mutex, MutexGuard};
 use types::WriteSeq;
 
 /// What was found wrong, and that it was contained.
@@ -120,12 +121,34 @@ fn forget_incarnation(manifest: &mut Manifest) {
     newest.map_or(&mut manifest.base, |sealed| &mut sealed.point).incarnation = None;
 }
 
+/// What is contained and nobody has told yet: a step that has contained something and fails then returns its error alone,
+/// and what is known already is no news to the next one. The source would not be asked for it as long as its stream stands.
+#[derive(Debug, Default)]
+pub(crate) struct Untold(Mutex<Vec<Damage>>);
+
+impl Untold {
+    fn lock(&self) -> MutexGuard<'_, Vec<Damage>> {
+        self.0.lock().expect("a panic aborts the process")
+    }
+
+    /// This is told now.
+    pub(crate) fn tell(&self, damage: &[Damage]) {
+        self.lock().retain(|untold| !damage.contains(untold));
+    }
+
+    /// All of it, to be told.
+    pub(crate) fn take(&self) -> Vec<Damage> {
+        std::mem::take(&mut *self.lock())
+    }
+}
+
 /// Who contains damage that is found while the journal is open.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Containing<'a> {
     pub(crate) state: &'a State,
     pub(crate) reads: &'a Reads,
     pub(crate) appender: &'a Appender,
+    pub(crate) untold: &'a Untold,
 }
 
 impl Containing<'_> {
@@ -249,6 +272,7 @@ impl Containing<'_> {
             // Whoever streams now does not know of it.
             *takes = Takes::NothingMore;
         }
+        self.untold.lock().extend_from_slice(damage);
         payload::forget(self.state.uid);
         Ok(())
     }

@@ -7,7 +7,7 @@ use crate::append::Appender;
 use crate::checkpoint_files::CheckpointError;
 use crate::checkpoints::{CheckpointFacts, CheckpointQuery};
 use crate::create::{CreateError, create};
-use crate::damage::{Containing, Damage};
+use crate::damage::{Damage, Untold};
 use crate::fold::FoldError;
 use crate::footers::Footers;
 use crate::history::{History, Listed};
@@ -46,6 +46,7 @@ pub struct Journal {
     reads: Arc<Reads>,
     turns: Turns,
     looked_at: LookedAt,
+    untold: Untold,
 }
 
 /// An opened journal and what had to be said about it.
@@ -132,6 +133,7 @@ impl Journal {
             reads,
             footers,
             looked_at: LookedAt::default(),
+            untold: Untold::default(),
         }
     }
 
@@ -247,7 +249,7 @@ impl Journal {
     /// # Errors
     /// As the file system says.
     pub fn compare_for_what_is_lost(&self) -> Result<bool, FoldError> {
-        Containing { state: &self.state, reads: &self.reads, appender: &self.appender }.everything()
+        self.scrubbing().containing().everything()
     }
 
     /// Waits until every group that was framed is committed or has failed.
@@ -353,8 +355,8 @@ impl Journal {
     }
 
     fn scrubbing(&self) -> Scrub<'_> {
-        let (state, reads, turns) = (&self.state, &self.reads, &self.turns);
-        Scrub { state, reads, footers: &self.footers, appender: &self.appender, turns }
+        let Self { state, reads, footers, appender, turns, untold, .. } = self;
+        Scrub { state, reads, footers, appender, turns, untold }
     }
 
     /// A round of scrubbing has come to its end and found all whole; that is known after a restart, too.

@@ -56,49 +56,42 @@ pub(crate) struct Met<'a> {
 
 impl Met<'_> {
     pub(crate) fn keep_up(&self, how: &Upkeep<'_>) -> Result<Kept, FoldError> {
-        let found = Mutex::new(Vec::new());
         let contain = |disk: DiskIndex, range: ByteRange, what: String| {
-            let damage = self.scrub.contain_in_turn(disk, range, what)?;
-            found.lock().expect("a panic aborts the process").extend(damage);
-            Ok(())
+            self.scrub.contain_in_turn(disk, range, what).map(drop)
         };
-        let done = self.turns.take(how, &contain);
-        let mut damage = found.into_inner().expect("a panic aborts the process");
-        let error = match done {
+        let error = match self.turns.take(how, &contain) {
             Ok(done) => {
                 self.looked_at.is_news(None);
-                return Ok(Kept { damage, ..Kept::from(done) });
+                return Ok(Kept { damage: self.scrub.untold.take(), ..Kept::from(done) });
             }
             Err(error) => error,
         };
-        let mut rebuilt = 0;
-        if self.looked_at.is_news(why(&error))
-            && let Ok((more, count)) = self.look_at(&error, how)
-        {
-            damage.extend(more);
-            rebuilt = count;
-        }
+        let rebuilt = match self.looked_at.is_news(why(&error)) {
+            true => self.look_at(&error, how).unwrap_or(0),
+            false => 0,
+        };
         // What hinders it besides hinders the next turn too, and is told then.
+        let damage = self.scrub.untold.take();
         match damage.is_empty() && rebuilt == 0 {
             true => Err(error),
             false => Ok(Kept { damage, rebuilt, more: true, ..Kept::default() }),
         }
     }
 
-    /// Reads what a turn could not, as a scrub does.
-    fn look_at(&self, error: &FoldError, how: &Upkeep<'_>) -> Result<(Vec<Damage>, usize), FoldError> {
-        let (mut damage, mut rebuilt) = (Vec::new(), 0);
+    /// Reads what a turn could not, as a scrub does; how many index runs were made again.
+    fn look_at(&self, error: &FoldError, how: &Upkeep<'_>) -> Result<usize, FoldError> {
+        let (mut is_damaged, mut rebuilt) = (false, 0);
         let name = file_of(error).unwrap_or_default();
         for kind in [LogKind::Redo, LogKind::Undo] {
             for step in self.scrub.segment_with(kind, name, how)? {
-                damage.extend(step.damage);
+                is_damaged |= !step.damage.is_empty();
                 rebuilt += step.rebuilt;
             }
         }
-        if damage.is_empty() && rebuilt == 0 && is_of_an_index(error) {
+        if !is_damaged && rebuilt == 0 && is_of_an_index(error) {
             rebuilt = self.scrub.rebuild_merged(how)?;
         }
-        Ok((damage, rebuilt))
+        Ok(rebuilt)
     }
 }
 

@@ -11,7 +11,7 @@ use crate::appraise::{Appraisal, Stretch};
 use crate::checkpoint_files::{CheckpointError, Copies, Mended};
 use crate::compact::{remove_run_files, swap_runs};
 use crate::cover::LogKind;
-use crate::damage::{Containing, Damage};
+use crate::damage::{Containing, Damage, Untold};
 use crate::extent::{Extent, REGION_BYTES, extents_of};
 use crate::fold::FoldError;
 use crate::footers::Footers;
@@ -94,12 +94,19 @@ pub(crate) struct Scrub<'a> {
     pub(crate) appender: &'a Appender,
     /// Beside whose work no run is put in another's place.
     pub(crate) turns: &'a Turns,
+    pub(crate) untold: &'a Untold,
 }
 
 impl Scrub<'_> {
     /// Reads the segment after `after` and its footer, and with the last one every merged run, the checkpoint files
-    /// and the manifest.
+    /// and the manifest. What a step contains that fails then is told by the next turn of upkeep.
     pub(crate) fn step(&self, after: Option<ScrubPlace>, how: &Upkeep<'_>) -> Result<Scrubbed, FoldError> {
+        let done = self.read_next(after, how)?;
+        self.untold.tell(&done.damage);
+        Ok(done)
+    }
+
+    fn read_next(&self, after: Option<ScrubPlace>, how: &Upkeep<'_>) -> Result<Scrubbed, FoldError> {
         let mut done = Scrubbed::default();
         let Some(next) =
             self.segments().into_iter().find(|next| after.is_none_or(|after| next.place() > after))
@@ -197,8 +204,9 @@ impl Scrub<'_> {
         Ok(found)
     }
 
-    fn containing(&self) -> Containing<'_> {
-        Containing { state: self.state, reads: self.reads, appender: self.appender }
+    pub(crate) fn containing(&self) -> Containing<'_> {
+        let Self { state, reads, appender, untold, .. } = *self;
+        Containing { state, reads, appender, untold }
     }
 
     /// Makes again what of the index does not check: before anything is appraised by it, for each run alone costs nothing.

@@ -17,6 +17,7 @@ mod replicas;
 #[path = "../stream/mod.rs"]
 mod stream;
 mod unreadable;
+mod untold;
 
 use journal::{Damage, FoldError, Journal, Scrubbed, Settings, Upkeep};
 use sim::SimStore;
