@@ -223,6 +223,13 @@ pub struct DamageEntry {
     pub in_pieces: bool,
 }
 
+impl DamageEntry {
+    /// Whether a cut misses something by it that no index knows any more.
+    pub(crate) fn hides_from(&self, cut: WriteSeq) -> bool {
+        !self.indexed && self.from_seq <= cut.raw() && self.to_seq.is_none_or(|to| to > cut.raw())
+    }
+}
+
 impl SegmentInfo {
     pub(crate) fn file_name(&self, kind: LogKind) -> String {
         segment_name(kind, self.number)

@@ -93,9 +93,7 @@ impl Shared {
 
     /// What was lost at or below `cut` together with its index, if anything: reads there would show older bytes.
     pub(crate) fn lost_at(&self, cut: WriteSeq) -> Option<&DamageEntry> {
-        self.manifest.damage.iter().find(|damage| {
-            !damage.indexed && damage.from_seq <= cut.raw() && damage.to_seq.is_none_or(|to| to > cut.raw())
-        })
+        self.manifest.damage.iter().find(|damage| damage.hides_from(cut))
     }
 
     /// Whether every write at or below `cut`, which can be opened or could once, is there or known to an index.

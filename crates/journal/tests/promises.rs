@@ -126,6 +126,49 @@ fn a_pinned_cut_that_is_gone_with_the_end_of_the_log_is_not_given_out_once_other
     }
 }
 
+/// The same beside a segment that has been missing for long, which each opening finds anew.
+#[test]
+fn a_pinned_cut_that_is_gone_with_the_end_of_the_log_is_noticed_beside_damage_that_is_known() {
+    let store = SimStore::new();
+    let journal = Arc::new(create(&store, SETTINGS));
+    let mut stream = Stream::begin();
+    for number in 0..6u64 {
+        stream.write(number << 16, &[number as u8 + 1; 30_000]);
+        append(&journal, stream.batch(), number, number as u8 + 1);
+    }
+    keep_up(&journal, 10);
+    drop(journal);
+    journal::Store::remove(&store, "segment-00000001").unwrap();
+    let journal = open(&store);
+    assert_eq!(journal.status().damage.len(), 1, "{:?}", journal.status().damage);
+    stream.resync();
+    append(&journal, stream.batch(), 20, 1);
+    stream.write(16_384, &[77; 9000]);
+    append(&journal, stream.batch(), 21, 2);
+    let pinned = stream.sent();
+    journal.pin("image 1", pinned, None).unwrap();
+    drop(journal);
+    let rotten = journal::Store::names(&store).unwrap().into_iter().find_map(|name: String| {
+        let content = store.content(&name).filter(|_| name.starts_with("segment-"))?;
+        let at = content.windows(4096).position(|part| part.iter().all(|byte| *byte == 77))?;
+        Some((name, at as u64))
+    });
+    let (name, at) = rotten.unwrap();
+    assert!(store.rot(&name, at));
+    let journal = open(&store);
+    assert!(journal.status().last_seq < pinned);
+    stream.goes_on_behind(journal.status().last_seq);
+    stream.mark_missing_from(0);
+    stream.write(16_384, &[78; 9000]);
+    stream.copy_all();
+    stream.end_sync();
+    append(&journal, stream.batch(), 30, 3);
+    assert!(journal.newest_consistent(WriteSeq::MAX) > Some(pinned));
+    for journal in [journal, open(&store)] {
+        assert!(Image::open(journal, pinned, None, [1; 16]).is_err(), "other bytes have its number");
+    }
+}
+
 #[test]
 fn a_pinned_image_is_opened_again_and_fails_only_where_it_was_damaged() {
     let store = SimStore::new();

@@ -77,8 +77,14 @@ impl RedoReading {
     fn miss_what_is_pinned(&mut self, manifest: &Manifest) {
         let reached = self.timeline.watermark.max(self.timeline.last_seq);
         let highest = manifest.pins.iter().map(|pin| WriteSeq::from_raw(pin.cut)).max();
+        // What was damaged long ago, and made good, says nothing of it.
+        let is_told = |pinned: WriteSeq| {
+            let is_found =
+                |damage: &Damage| !damage.indexed && damage.from <= pinned && !damage.is_known(manifest);
+            self.damage.iter().any(is_found) || manifest.damage.iter().any(|known| known.hides_from(pinned))
+        };
         if let Some(pinned) = highest.filter(|pinned| *pinned > reached)
-            && self.damage.is_empty()
+            && !is_told(pinned)
         {
             let what = format!("the log ends at {reached}, though an image or a pin holds it at {pinned}");
             self.damage.push(Damage::of_cuts(what, reached.next(), false));
