@@ -5,6 +5,7 @@
 //! of it.
 
 mod telling;
+mod thread;
 
 use crate::alerts::Alerts;
 use crate::clock;
@@ -17,7 +18,12 @@ use operations::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+pub(crate) use thread::in_thread;
 use types::Monotonic;
+
+/// Between two tries of an operation that stands.
+pub(crate) const RETRY: Duration = Duration::from_secs(10);
 
 /// A plan of one side, as its records and its operators know it.
 pub(crate) trait OwnPlan: Plan + Serialize + DeserializeOwned {
@@ -212,6 +218,19 @@ impl<P: OwnPlan> Operations<P> {
                 )))
             }
         })
+    }
+
+    /// Has all that have not ended and that nobody carries out gone on with, each in a thread of its own.
+    pub(crate) fn go_on_with_all(&self, go_on: impl FnOnce(OperationId, P) + Clone + Send + 'static)
+    where
+        P: Send + 'static,
+    {
+        for (id, plan) in self.unended().into_iter().filter(|(id, _)| self.take(*id).is_some()) {
+            let go_on = go_on.clone();
+            if let Err(error) = in_thread(move || go_on(id, plan)) {
+                tracing::warn!(%id, %error, "no thread can be started for an operation; tried again");
+            }
+        }
     }
 
     /// Takes up every operation that is recorded: what each locks is its own again, before anybody else may begin.

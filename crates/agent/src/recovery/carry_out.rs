@@ -11,13 +11,9 @@ use super::life::moving::plan::MovePlan;
 use super::plans::{Plan, Step, no_such_step};
 use super::promote::plan::PromotePlan;
 use crate::error::Result;
-use crate::ledger::{Doer, Outcome, StepError};
+use crate::ledger::{Doer, Outcome, RETRY, StepError, in_thread};
 use operations::{At, Failure, OperationId, Trouble, Work};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
-
-/// Between two tries of an operation that stands.
-const RETRY: Duration = Duration::from_secs(10);
 
 /// Somebody who carries an operation out.
 pub(super) struct Doing<'a> {
@@ -116,11 +112,11 @@ impl Recovery {
     pub(crate) async fn go_on_with_operations(self: Arc<Self>) {
         loop {
             let recovery = self.clone();
-            tokio::task::spawn_blocking(move || recovery.adopt());
-            for (id, plan) in self.operations.unended() {
-                let recovery = self.clone();
-                tokio::task::spawn_blocking(move || recovery.go_on_by_itself(id, &plan));
+            if let Err(error) = in_thread(move || recovery.adopt()) {
+                tracing::warn!(%error, "no thread can be started for what agents of before have begun");
             }
+            let recovery = self.clone();
+            self.operations.go_on_with_all(move |id, plan| recovery.go_on_by_itself(id, &plan));
             tokio::time::sleep(RETRY).await;
         }
     }

@@ -6,7 +6,7 @@ use super::Recovery;
 use super::images::OpenImage;
 use super::plans::Plan;
 use crate::error::{OperationError, Result, with_sources};
-use crate::ledger::StepError;
+use crate::ledger::{StepError, in_thread};
 use crate::pace::Pace;
 use crate::state::StateDir;
 use operations::{At, Lock, OperationId, Progress};
@@ -36,10 +36,7 @@ impl Recovery {
     ) -> Result<api::Image> {
         let operation = self.begin_promotion(id, request)?;
         let recovery = self.clone();
-        // A thread of its own: it may take hours.
-        let spawned = std::thread::Builder::new().name("promote".into());
-        let spawned = spawned.spawn(move || recovery.go_on_with(operation));
-        spawned.map_err(anyhow::Error::from)?;
+        in_thread(move || recovery.go_on_with(operation)).map_err(anyhow::Error::from)?;
         let image = self.image(id).ok_or_else(|| not_open(id))?;
         Ok(self.image_to_api(&image))
     }
@@ -294,5 +291,24 @@ mod tests {
         go_on_with_all(&side);
         assert_eq!(side.show_operation(id).unwrap().state, "taken-back");
         assert_eq!(side.alerts.list(), Vec::<String>::new());
+    }
+    #[test]
+    fn a_promotion_that_goes_on_by_itself_holds_up_no_stop() {
+        let folder = tempfile::tempdir().unwrap();
+        let side = opened(folder.path());
+        let image = side.list_images()[0].id.clone();
+        // It would take hours.
+        let id = side.begin_promotion(&image, &api::PromoteRequest { bytes_per_second: 1 }).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        runtime.spawn(side.clone().go_on_with_operations());
+        while side.show_operation(id).unwrap().bytes_total == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        let (tell, stopped) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            drop(runtime);
+            let _ = tell.send(());
+        });
+        stopped.recv_timeout(std::time::Duration::from_secs(60)).expect("the agent waits for a promotion");
     }
 }
