@@ -78,6 +78,7 @@ impl Agent {
         // The protected side first: guests wait for their disks, journals can wait.
         source.resume_all().await?;
         tokio::spawn(source.clone().retry_regularly());
+        tokio::spawn(source.clone().go_on_with_operations());
         let app = App {
             site: config.site.clone(),
             agent: config.agent.clone(),

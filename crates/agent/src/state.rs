@@ -126,7 +126,9 @@ impl StateDir {
         #[cfg(test)]
         death::may_come();
         let path = self.path(name);
-        let is_gone = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+        let is_gone = |error: &std::io::Error| {
+            matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
+        };
         match std::fs::remove_file(&path) {
             Err(error) if !is_gone(&error) => return Err(error).with_context(|| format!("remove {name}")),
             _ => {}

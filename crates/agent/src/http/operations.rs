@@ -21,6 +21,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
 #[utoipa::path(get, path = "/v1/operations", responses((status = 200, body = [Operation])))]
 async fn list_operations(State(app): State<App>) -> Answer<Vec<Operation>> {
     let mut all = app.recovery.list_operations();
+    all.extend(app.source.list_operations());
     all.sort_by(|one, other| (&other.began_at, &other.id).cmp(&(&one.began_at, &one.id)));
     Ok(Json(all))
 }
@@ -31,7 +32,8 @@ async fn list_operations(State(app): State<App>) -> Answer<Vec<Operation>> {
     (status = 404, body = Problem, content_type = "application/problem+json"),
 ))]
 async fn show_operation(State(app): State<App>, Path(id): Path<String>) -> Answer<Operation> {
-    let found = parse(&id).and_then(|id| app.recovery.show_operation(id));
+    let show = |id| app.recovery.show_operation(id).or_else(|| app.source.show_operation(id));
+    let found = parse(&id).and_then(show);
     Ok(Json(found.ok_or_else(|| no_such(&id))?))
 }
 
@@ -43,7 +45,11 @@ async fn show_operation(State(app): State<App>, Path(id): Path<String>) -> Answe
 ))]
 async fn cancel_operation(State(app): State<App>, Path(id): Path<String>) -> Answer<Operation> {
     let cancel = move || {
-        let found = parse(&id).map_or(Ok(None), |id| app.recovery.cancel_operation(id))?;
+        let parsed = parse(&id).ok_or_else(|| no_such(&id))?;
+        let found = match app.recovery.cancel_operation(parsed)? {
+            Some(found) => Some(found),
+            None => app.source.cancel_operation(parsed)?,
+        };
         found.ok_or_else(|| no_such(&id))
     };
     beside(cancel).await.map(Json)

@@ -1,19 +1,17 @@
 //! VMs whose protection has ended, until their recovery side knows it.
 //!
-//! 1. The departure is written down.
-//! 2. The protection's record goes.
-//! 3. The recovery side is told, as often as it takes.
-//! 4. It has written that down and says so.
-//! 5. The departure's record goes.
+//! 1. The departure is written down, and the protection's record goes ([`super::unprotecting`]).
+//! 2. The recovery side is told, as often as it takes.
+//! 3. It has written that down and says so.
+//! 4. The departure's record goes.
 //!
-//! Where that side is gone for good, the operator ends step 3 with `holdfast vm forget`.
-//!
-//! An agent that dies between 1 and 2 ends the protection when it comes back, as the operator wanted; one that dies
-//! later tells it again, which changes nothing.
+//! Where that side is gone for good, the operator ends step 2 with `holdfast vm forget`. Hearing it twice changes nothing.
+//! What an agent of before has written down without an operation ends its protection, as the operator wanted.
 
 use super::Source;
 use super::record::ProtectionRecord;
 use crate::alerts::{AlertKind, Cause};
+use crate::clock;
 use crate::error::OperationError;
 use crate::link;
 use crate::one_at_a_time::OneAtATime;
@@ -22,18 +20,19 @@ use crate::wire_io::{read_message, write_message};
 use anyhow::{Context, Result, bail};
 use replication::wire::{FrameReader, Leave, Message, Refusal};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::time::timeout;
 use types::limits::CONNECT_TIMEOUT;
-use types::{Epoch, GroupId, WriteSeq};
+use types::{Epoch, GroupId, VmId, WriteSeq};
 
 /// Between two tries.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// So long an operator's command waits for the recovery side to know; it is told later otherwise.
 const PATIENCE: Duration = Duration::from_secs(2);
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 const FOLDER: &str = "departures";
 
 /// A VM that has left, as `state/departures/VM.json` has it.
@@ -56,6 +55,8 @@ pub(super) struct DepartureRecord {
 #[derive(Debug, Default)]
 pub(super) struct Departures {
     telling: Mutex<BTreeMap<String, DepartureRecord>>,
+    /// Those of them that are told by somebody.
+    told_by_somebody: Mutex<BTreeSet<String>>,
     changing: OneAtATime<String>,
     /// There are some that cannot be read, of which nobody is told: they may be of any group.
     has_unknown: AtomicBool,
@@ -80,6 +81,10 @@ impl Departures {
 
     fn is_told(&self, vm: &str) -> bool {
         self.lock().contains_key(vm)
+    }
+
+    fn tellers(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.told_by_somebody.lock().expect("a panic aborts the process")
     }
 
     /// It is told with this epoch from now on; whether it is told at all. Waits for the disk.
@@ -144,9 +149,13 @@ enum Answer {
     },
 }
 
+fn file_name(vm: &str) -> String {
+    format!("{FOLDER}/{vm}.json")
+}
+
 impl DepartureRecord {
     fn file_name(&self) -> String {
-        format!("{FOLDER}/{}.json", self.vm)
+        file_name(&self.vm)
     }
 
     fn to_message(&self) -> Result<Message> {
@@ -160,14 +169,14 @@ impl DepartureRecord {
 }
 
 impl Source {
-    /// Writes down that a VM leaves, unless its recovery side has never heard of it.
-    pub(super) fn record_departure(
-        &self,
-        record: &ProtectionRecord,
-        left_at: WriteSeq,
-    ) -> Result<Option<DepartureRecord>> {
+    /// A VM leaves; nothing where its recovery side has never heard of it. From here on the others of its group promise
+    /// nothing until that side knows.
+    ///
+    /// # Errors
+    /// Where that cannot be written down.
+    pub(super) fn record_departure(&self, record: &ProtectionRecord, left_at: WriteSeq) -> Result<()> {
         if !record.first_sync.was_heard_of() {
-            return Ok(None);
+            return Ok(());
         }
         self.state.reach_run(left_at.run())?;
         let departure = DepartureRecord {
@@ -179,20 +188,52 @@ impl Source {
             peer: record.peer.clone(),
             left_at: left_at.raw(),
         };
-        self.state.save(&departure.file_name(), &departure)?;
-        Ok(Some(departure))
-    }
-
-    /// Tells the recovery side, in the background for as long as it takes; waits shortly for that.
-    pub(super) fn tell_departure(self: &Arc<Self>, departure: Option<DepartureRecord>) {
-        let Some(departure) = departure else { return };
         self.departures.lock().insert(departure.vm.clone(), departure.clone());
-        let telling = tokio::spawn(tell(self.clone(), departure));
-        let waiting = async { timeout(PATIENCE, telling).await.is_ok() };
-        tokio::runtime::Handle::current().block_on(waiting);
+        self.state.save(&departure.file_name(), &departure)
     }
 
-    /// Goes on with the departures of before: ends protections that an operator had ended, and tells of them.
+    /// It does not leave after all, which nobody was told yet.
+    pub(super) fn take_departure_back(&self, vm: VmId) -> Result<()> {
+        self.state.remove(&file_name(&vm.to_string()))?;
+        self.departures.lock().remove(&vm.to_string());
+        Ok(())
+    }
+
+    /// Whether that it leaves is written down.
+    pub(super) fn is_departure_recorded(&self, vm: VmId) -> bool {
+        self.state.path(&file_name(&vm.to_string())).exists()
+    }
+
+    /// Whether its recovery side knows, need not know, or is being told.
+    pub(super) fn is_departure_told(&self, vm: VmId) -> bool {
+        !self.is_departure_recorded(vm) || self.departures.tellers().contains(&vm.to_string())
+    }
+
+    /// Tells the recovery side what is written down, in the background for as long as it takes.
+    pub(super) fn tell_departure(self: &Arc<Self>, vm: VmId) -> Result<()> {
+        if let Some(departure) = self.state.load::<DepartureRecord>(&file_name(&vm.to_string()))? {
+            self.tell(departure);
+        }
+        Ok(())
+    }
+
+    fn tell(self: &Arc<Self>, departure: DepartureRecord) {
+        self.departures.lock().insert(departure.vm.clone(), departure.clone());
+        if self.departures.tellers().insert(departure.vm.clone()) {
+            tokio::spawn(tell(self.clone(), departure));
+        }
+    }
+
+    /// Waits shortly for the recovery side to know.
+    pub(super) fn wait_for_departure(&self, vm: VmId) {
+        let until = clock::now().plus(PATIENCE);
+        while self.departures.is_told(&vm.to_string()) && clock::now() < until {
+            std::thread::sleep(LOOK_INTERVAL);
+        }
+    }
+
+    /// Goes on with the departures of before. What an operation has yet to end is its own; what it has ended is told here,
+    /// for it may have come behind its last step.
     pub(super) fn resume_departures(self: &Arc<Self>) -> Result<()> {
         for departure in self.state.load_each::<DepartureRecord>(FOLDER)? {
             let departure = match departure {
@@ -207,12 +248,14 @@ impl Source {
                     continue;
                 }
             };
+            if self.is_being_unprotected(&departure.vm) && self.is_recorded(&departure.vm) {
+                continue;
+            }
             if let Err(error) = self.end_unfinished(&departure) {
                 let text = format!("VM {} is unprotected in part only: {error:#}", departure.name);
                 self.alerts.raise(format!("departure of {}", departure.vm), text);
             }
-            self.departures.lock().insert(departure.vm.clone(), departure.clone());
-            tokio::spawn(tell(self.clone(), departure));
+            self.tell(departure);
         }
         Ok(())
     }
@@ -239,9 +282,9 @@ impl Source {
         done.expect("a panic aborts the process")
     }
 
-    /// Ends a protection that an operator had ended, where the agent's end came between.
+    /// Ends a protection that an operator had ended, where the end of an agent of before came between.
     fn end_unfinished(&self, departure: &DepartureRecord) -> Result<()> {
-        let unfinished = format!("protected/{}.json", departure.vm);
+        let unfinished = super::record::file_name(&departure.vm);
         if let Some(record) = self.state.load::<ProtectionRecord>(&unfinished)? {
             self.remove_records(&record)?;
             tracing::info!(vm = record.name, "unprotected, as was asked for before the agent ended");
@@ -254,11 +297,17 @@ fn departure_cause(vm: &str) -> Cause {
     Cause::new(AlertKind::Departure, vm)
 }
 
+async fn tell(source: Arc<Source>, departure: DepartureRecord) {
+    let vm = departure.vm.clone();
+    tell_until_known(&source, departure).await;
+    source.departures.tellers().remove(&vm);
+}
+
 /// Tells of a departure until it is known, or the operator says that it need not be.
-async fn tell(source: Arc<Source>, mut departure: DepartureRecord) {
+async fn tell_until_known(source: &Arc<Source>, mut departure: DepartureRecord) {
     let alert = departure_cause(&departure.vm);
     loop {
-        let why = match timeout(CONNECT_TIMEOUT, say(&source, &departure)).await {
+        let why = match timeout(CONNECT_TIMEOUT, say(source, &departure)).await {
             Ok(Ok(Answer::Known)) => break,
             Ok(Ok(Answer::Fenced { epoch, released: true })) if epoch.0 > departure.epoch => {
                 departure.epoch = epoch.0;

@@ -3,6 +3,7 @@
 mod above;
 mod absent;
 mod bounds;
+mod carry_out;
 mod coordinate;
 mod departure;
 mod driver;
@@ -20,7 +21,10 @@ mod log_rotation;
 mod looking;
 mod member;
 mod nbd_tls;
+mod operations_to_api;
 mod peers;
+mod plans;
+mod protecting;
 mod rates;
 mod record;
 mod remote_clients;
@@ -32,6 +36,7 @@ mod taking_up;
 mod tapped;
 #[cfg(test)]
 mod tests;
+mod unprotecting;
 mod unreadable;
 mod verify;
 mod vm;
@@ -40,37 +45,35 @@ use crate::alerts::{AlertKind, Alerts, Cause};
 use crate::artifacts::Artifacts;
 use crate::clock;
 use crate::config::{Compression, Config};
-use crate::error::{OperationError, Result, with_sources};
-use crate::hypervisor::VmDefinition;
-use crate::link::split_peer;
+use crate::error::{OperationError, Result};
+use crate::ledger::Operations;
 use crate::one_at_a_time::OneAtATime;
 use crate::pki::Pki;
 use crate::policy::Policy;
 use crate::sockets::RunDir;
-use crate::state::{StateDir, random};
+use crate::state::StateDir;
 use absent::Absent;
 use anyhow::Context;
-use api::ProtectRequest;
 pub(crate) use coordinate::serve_host;
 use departure::Departures;
 pub(crate) use driver::Command;
 use group::Group;
 use host_devices::HostDevices;
-use joint::membership::FirstSync;
 pub(crate) use nbd_tls::serve_disks;
 use peers::Peers;
-use record::{DiskRecord, FileRecord, ProtectionRecord};
+use plans::Plan;
+use record::ProtectionRecord;
 use replication::wire::ArtifactHash;
+use splitter::BufferPool;
 use splitter::nbd::Export;
-use splitter::{BufferPool, RawDisk};
 use stalled::Stalled;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tapped::{NamedBy, VmTap, clear_alerts};
-use types::limits::{DEFINITION_BYTES_MAX, DISKS_MAX, TAG_BYTES_MAX};
-use types::{CheckpointKind, Epoch, GroupId, RunNumber, VmId, WriteSeq, is_plain_name};
+use types::limits::TAG_BYTES_MAX;
+use types::{CheckpointKind, GroupId, RunNumber, VmId};
 pub(crate) use vm::ProtectedVm;
 
 /// Everything this agent protects.
@@ -96,6 +99,8 @@ pub(crate) struct Source {
     stalled: Mutex<BTreeMap<String, Stalled>>,
     absent: Absent,
     departures: Departures,
+    /// What changes more than one thing, and goes on after a crash.
+    operations: Operations<Plan>,
     changing: OneAtATime<Changed>,
 }
 
@@ -134,6 +139,7 @@ impl Source {
         boot_id: [u8; 16],
         alerts: Arc<Alerts>,
     ) -> Arc<Self> {
+        let operations = Operations::new(state.clone(), alerts.clone(), "protected-operations");
         Arc::new(Self {
             state,
             artifacts,
@@ -155,147 +161,9 @@ impl Source {
             stalled: Mutex::default(),
             absent: Absent::default(),
             departures: Departures::default(),
+            operations,
             changing: OneAtATime::default(),
         })
-    }
-
-    /// A monitor has one client: a VM that is protected by it is found by its name, not by silence.
-    fn check_monitor(&self, request: &ProtectRequest) -> Result<()> {
-        let Some(qmp) = request.qmp.as_deref().map(std::path::Path::new) else { return Ok(()) };
-        let stalled: Vec<_> = self.stalled().values().map(|stalled| stalled.record.clone()).collect();
-        let records = self.vms().values().map(|vm| vm.record()).chain(stalled).collect::<Vec<_>>();
-        match records.iter().find(|record| record.qmp.as_deref() == Some(qmp)) {
-            Some(record) => Err(OperationError::conflict(format!(
-                "the VM behind {} is protected already, as {}; `holdfast vm unprotect {1}` ends that",
-                qmp.display(),
-                record.name
-            ))),
-            None => Ok(()),
-        }
-    }
-
-    /// Protects a VM: checks everything first, records it, and begins.
-    pub(crate) fn protect(self: &Arc<Self>, request: &ProtectRequest) -> Result<Arc<ProtectedVm>> {
-        check_name("VM", &request.name)?;
-        self.check_is_new(request)?;
-        let group = request.group.clone().unwrap_or_else(|| request.name.clone());
-        check_name("group", &group)?;
-        check_disks(request)?;
-        check_formats(request)?;
-        if split_peer(&request.peer).is_none() {
-            return Err(OperationError::invalid(format!("peer {:?}: give HOST:PORT", request.peer)));
-        }
-        let policy = Policy::from_request(&self.defaults, &request.settings)?;
-        let (definition, files) = self.take_definition(request)?;
-        if let Some(coordinator) = &request.coordinator
-            && split_peer(coordinator).is_none()
-        {
-            return Err(OperationError::invalid(format!("coordinator {coordinator:?}: give HOST:PORT")));
-        }
-        // Whoever is to be asked over the network is asked before anybody has to wait for this.
-        let asked = self.id_of_group(&group, request.coordinator.as_deref())?;
-        let _turn = self.changing.take(changed_by(request), &format!("VM {}", request.name))?;
-        self.check_is_new(request)?;
-        let coming = self.coming(&group, asked, request.coordinator.as_deref(), &policy);
-        self.check_coordinator(&group, request.coordinator.as_deref())?;
-        let disks = request.disks.iter().map(|disk| DiskRecord {
-            name: disk.name.clone(),
-            path: disk.path.clone().into(),
-            tapped: None,
-            file: None,
-        });
-        let record = ProtectionRecord {
-            vm: VmId::from_bytes(random()).to_string(),
-            name: request.name.clone(),
-            group_id: coming.group.id().to_string(),
-            group,
-            epoch: Epoch::FIRST.0,
-            peer: request.peer.clone(),
-            disks: disks.collect(),
-            definition,
-            files,
-            policy,
-            paused: false,
-            coordinator: request.coordinator.clone(),
-            qmp: request.qmp.clone().map(PathBuf::from),
-            left_out: Vec::new(),
-            let_go: false,
-            shared: request.shared,
-            ublk: if request.ublk { self.device_numbers(request)? } else { Vec::new() },
-            first_sync: FirstSync::NotBegun,
-            fenced: None,
-            fenced_at: None,
-            had_by: Vec::new(),
-        };
-        // Devices of the host outlive the agent: whose they are is written down before they are there.
-        if request.ublk {
-            self.state.save(&record.file_name(), &record)?;
-        }
-        let file_name = record.file_name();
-        let begun = self.begin(record, NamedBy::Request);
-        if begun.is_err() && request.ublk {
-            self.state.remove(&file_name)?;
-        }
-        let vm = begun?;
-        // The VM may have told which disks it has.
-        let saved = vm.save_record(&self.state);
-        if let Err(error) = saved {
-            self.end(&vm);
-            return Err(error.into());
-        }
-        let record = vm.record();
-        tracing::info!(vm = record.name, group = record.group, peer = record.peer, "protected");
-        Ok(vm)
-    }
-
-    fn device_numbers(&self, request: &ProtectRequest) -> Result<Vec<u32>> {
-        if request.qmp.is_some() {
-            return Err(OperationError::invalid("a VM that runs on its own image has no use for --ublk"));
-        }
-        let mut others: Vec<_> = self.list().iter().map(|vm| vm.record()).collect();
-        others.extend(self.stalled().values().map(|stalled| stalled.record.clone()));
-        HostDevices::free_numbers(request.disks.len(), &others)
-    }
-
-    /// Nobody of its name, and nobody behind its monitor, is protected here.
-    fn check_is_new(&self, request: &ProtectRequest) -> Result<()> {
-        if self.vms().contains_key(&request.name) || self.stalled().contains_key(&request.name) {
-            return Err(OperationError::conflict(format!(
-                "VM {} is protected already; `holdfast vm unprotect {0}` ends that",
-                request.name
-            )));
-        }
-        self.check_monitor(request)
-    }
-
-    /// A group that is here already has the coordinator it has.
-    fn check_coordinator(&self, group: &str, given: Option<&str>) -> Result<()> {
-        match self.group_named(group) {
-            Some(here) if here.coordinator() != given => Err(OperationError::conflict(format!(
-                "group {group} is coordinated by {}",
-                here.coordinator().unwrap_or("this agent")
-            ))),
-            _ => Ok(()),
-        }
-    }
-
-    /// The id of a group: of one that is here, of one that another agent coordinates, or a new one.
-    fn id_of_group(&self, group: &str, coordinator: Option<&str>) -> Result<GroupId> {
-        self.check_coordinator(group, coordinator)?;
-        match (self.group_named(group), coordinator) {
-            (Some(group), _) => Ok(group.id()),
-            (None, None) => Ok(GroupId::from_bytes(random())),
-            (None, Some(coordinator)) => {
-                // It joins with its first VM that is in sync; until then the group goes on as it is.
-                let asking = member::ask_to_join(self, coordinator, group, 0);
-                let id = tokio::runtime::Handle::current().block_on(asking);
-                id.map_err(|error| {
-                    OperationError::unavailable(format!(
-                        "cannot join group {group} at {coordinator}: {error:#}"
-                    ))
-                })
-            }
-        }
     }
 
     /// All disks that are protected here, as clients over TCP know them, and the VM of each.
@@ -383,25 +251,6 @@ impl Source {
         }
     }
 
-    /// Reads the VM's definition and takes the files it names.
-    fn take_definition(&self, request: &ProtectRequest) -> Result<(String, Vec<FileRecord>)> {
-        let Some(text) = &request.definition else { return Ok((String::new(), Vec::new())) };
-        if text.len() > DEFINITION_BYTES_MAX {
-            return Err(OperationError::invalid(format!("definition of over {DEFINITION_BYTES_MAX} bytes")));
-        }
-        let definition =
-            VmDefinition::parse(text).map_err(|error| OperationError::invalid(error.to_string()))?;
-        let mut files = Vec::new();
-        for (name, path) in definition.files() {
-            let (hash, size_bytes) = self
-                .artifacts
-                .take(path)
-                .map_err(|error| OperationError::invalid(format!("{name} of the definition: {error:#}")))?;
-            files.push(FileRecord { name: name.to_owned(), hash: hash.to_string(), size_bytes });
-        }
-        Ok((text.clone(), files))
-    }
-
     /// Files that the definitions of protected VMs name; none where a record cannot be read, for then nobody knows.
     pub(crate) fn files_in_use(&self) -> Option<BTreeSet<ArtifactHash>> {
         let mut files = BTreeSet::new();
@@ -409,77 +258,11 @@ impl Source {
             let hashes = record.ok()?.files.into_iter().map(|file| record::parse_hash(&file.hash));
             files.extend(hashes.collect::<Option<Vec<_>>>()?);
         }
+        for (_, plan) in self.coming_up() {
+            let hashes = plan.record.files.into_iter().map(|file| record::parse_hash(&file.hash));
+            files.extend(hashes.collect::<Option<Vec<_>>>()?);
+        }
         Some(files)
-    }
-
-    /// Ends a protection. The VM's image stays as it is; its socket goes.
-    pub(crate) fn unprotect(self: &Arc<Self>, name: &str) -> Result<()> {
-        let _turn = self.changing.take(vec![Changed::Vm(name.to_owned())], &format!("VM {name}"))?;
-        let stalled = self.stalled().get(name).map(|stalled| stalled.record.clone());
-        if let Some(record) = stalled {
-            return self.unprotect_stalled(&record);
-        }
-        let vm = self.vm(name)?;
-        let record = vm.record();
-        if record.qmp.is_none() && vm.clients() > 0 {
-            return Err(OperationError::conflict(format!(
-                "VM {name} runs on the agent's socket; stop it first, then start it on its plain image"
-            )));
-        }
-        vm.detach()?;
-        // Until the recovery side knows, or the list of those that are told of has it.
-        let _absent = self.absent.note(&record.group_id);
-        let left_at = vm.group().counter().last();
-        let departure = self.record_departure(&record, left_at)?;
-        self.state.remove(&record.file_name())?;
-        self.end(&vm);
-        // It may have been told of the VM until just now, and is not any more.
-        let departure = match departure {
-            None => self.record_departure(&vm.record(), left_at)?,
-            departure => departure,
-        };
-        self.remove_records(&record)?;
-        self.alerts.forget_protection(name);
-        clear_alerts(self, name);
-        tracing::info!(vm = name, "unprotected");
-        self.tell_departure(departure);
-        Ok(())
-    }
-
-    /// Ends a protection that waits to be taken up, and goes on waiting where it cannot be ended.
-    fn unprotect_stalled(self: &Arc<Self>, record: &ProtectionRecord) -> Result<()> {
-        HostDevices::remove_unserved(record)?;
-        // Until the recovery side knows, or the list of those that are told of has it.
-        let _absent = self.absent.note(&record.group_id);
-        let group = self.group_named(&record.group);
-        let last = group.as_ref().map(|group| group.counter().last());
-        let departure = self.record_departure(record, last.unwrap_or(WriteSeq::before_run(self.run)))?;
-        self.remove_records(record)?;
-        self.stalled().remove(&record.name);
-        self.alerts.forget_protection(&record.name);
-        clear_alerts(self, &record.name);
-        group.iter().for_each(|group| self.has_left(group));
-        self.tell_departure(departure);
-        self.leave_stalled(record);
-        Ok(())
-    }
-
-    /// Removes what is recorded of a protection.
-    fn remove_records(&self, record: &ProtectionRecord) -> anyhow::Result<()> {
-        self.state.remove(&record.file_name())?;
-        self.state.remove(&record.freshness_name())?;
-        self.state.remove(&record.map_name())?;
-        self.state.remove(&record.region_log_name())
-    }
-
-    /// Leaves a VM that is not tapped now without a trace, where it can be reached. One that has ended has none; in one
-    /// that does not answer a change log is left, which costs it nothing.
-    fn leave_stalled(&self, record: &ProtectionRecord) {
-        let Some(control) = &record.qmp else { return };
-        let tap = VmTap::open(self, &mut record.clone(), control, NamedBy::Record);
-        if let Err(error) = tap.and_then(|tap| tap.detach()) {
-            tracing::info!(vm = record.name, error = error.detail, "unprotected without asking the VM");
-        }
     }
 
     /// Tells the agent that coordinates a group that no VM of it is here any more.
@@ -538,12 +321,7 @@ impl Source {
         self.leave_group(&vm);
         vm.stop();
         // What is kept of its blocks is about to be opened again: nobody but this and the list has it then.
-        for _ in 0..100 {
-            if Arc::strong_count(&vm) == 2 {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        wait_until_had_by(&vm, 2);
         let mut record = vm.record();
         let before = record.clone();
         note(&mut record);
@@ -568,7 +346,9 @@ impl Source {
     pub(crate) fn resync(self: &Arc<Self>, name: &str) -> Result<()> {
         let _turn = self.changing.take(vec![Changed::Vm(name.to_owned())], &format!("VM {name}"))?;
         let stalled = self.stalled().get(name).cloned();
-        let Some(stalled) = stalled.filter(|stalled| stalled.record.let_go) else {
+        let is_meant =
+            |stalled: &Stalled| stalled.record.let_go && !self.is_being_unprotected(&stalled.record.vm);
+        let Some(stalled) = stalled.filter(is_meant) else {
             self.vm(name)?.command(Command::Resync);
             return Ok(());
         };
@@ -585,6 +365,8 @@ impl Source {
         self.leave_group(vm);
         self.has_left(vm.group());
         vm.stop();
+        // Whoever drives its stream writes its record down no more.
+        wait_until_had_by(vm, 1);
     }
 
     pub(crate) fn vm(&self, name: &str) -> Result<Arc<ProtectedVm>> {
@@ -667,48 +449,13 @@ impl Source {
     }
 }
 
-/// What a protection that begins changes.
-fn changed_by(request: &ProtectRequest) -> Vec<Changed> {
-    let mut changed = vec![Changed::Vm(request.name.clone())];
-    changed.extend(request.qmp.as_ref().map(|qmp| Changed::Monitor(qmp.into())));
-    changed.extend(request.ublk.then_some(Changed::HostDevices));
-    changed
-}
-
-fn check_name(what: &str, name: &str) -> Result<()> {
-    if is_plain_name(name) {
-        return Ok(());
-    }
-    Err(OperationError::invalid(format!(
-        "{what} name {name:?}: use 1 to 64 letters, digits, '-', '_' and '.'"
-    )))
-}
-
-fn check_disks(request: &ProtectRequest) -> Result<()> {
-    if (request.disks.is_empty() && request.qmp.is_none()) || request.disks.len() > DISKS_MAX {
-        return Err(OperationError::invalid(format!("name 1 to {DISKS_MAX} disks with --disk NAME=PATH")));
-    }
-    let mut names: Vec<_> = request.disks.iter().map(|disk| disk.name.as_str()).collect();
-    names.iter().try_for_each(|name| check_name("disk", name))?;
-    names.sort_unstable();
-    if names.windows(2).any(|pair| pair[0] == pair[1]) {
-        return Err(OperationError::invalid("two disks have the same name"));
-    }
-    Ok(())
-}
-
-/// What a disk begins with is looked at once, before a guest of ours can have written it.
-fn check_formats(request: &ProtectRequest) -> Result<()> {
-    match request.format.as_deref() {
-        Some("raw") => Ok(()),
-        Some(other) => {
-            Err(OperationError::invalid(format!("format {other:?}: disks are raw; use raw, or nothing")))
+/// Waits, for a while, until no more than so many have a VM that was stopped.
+fn wait_until_had_by(vm: &Arc<ProtectedVm>, count: usize) {
+    for _ in 0..100 {
+        if Arc::strong_count(vm) <= count {
+            return;
         }
-        None if request.qmp.is_some() => Ok(()),
-        None => request.disks.iter().try_for_each(|disk| {
-            let checked = RawDisk::check_is_raw(Path::new(&disk.path));
-            checked.map_err(|error| OperationError::invalid(with_sources(&error)))
-        }),
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

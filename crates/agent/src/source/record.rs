@@ -159,7 +159,7 @@ impl ProtectionRecord {
     }
 
     pub(crate) fn file_name(&self) -> String {
-        format!("protected/{}.json", self.vm)
+        file_name(&self.vm)
     }
 
     /// Where the age of its newest checkpoint is kept.
@@ -176,6 +176,11 @@ impl ProtectionRecord {
     pub(crate) fn region_log_name(&self) -> String {
         format!("tracking/{}.regions", self.vm)
     }
+}
+
+/// Where a VM's protection is recorded, by the VM's id.
+pub(crate) fn file_name(vm: &str) -> String {
+    format!("protected/{vm}.json")
 }
 
 /// The bytes of a hash in hexadecimal.

@@ -22,6 +22,7 @@ impl Source {
     /// Takes up every protection that is recorded. One that cannot be is shown as failed and tried again; the others go
     /// on.
     pub(crate) async fn resume_all(self: &Arc<Self>) -> anyhow::Result<()> {
+        self.operations.resume()?;
         self.resume_departures()?;
         for record in self.state.load_each::<ProtectionRecord>("protected")? {
             match record {
@@ -67,7 +68,10 @@ impl Source {
     fn try_one(self: &Arc<Self>, record: ProtectionRecord) {
         // One that hangs is not tried again meanwhile.
         let Some(_turn) = self.changing.try_take(vec![Changed::Vm(record.name.clone())]) else { return };
-        // What an operator has changed or ended meanwhile is not taken up as it was.
+        // What an operator has changed, ended or is ending meanwhile is not taken up as it was.
+        if self.is_being_unprotected(&record.vm) {
+            return;
+        }
         if self.stalled().get(&record.name).is_none_or(|stalled| stalled.record != record) {
             return;
         }

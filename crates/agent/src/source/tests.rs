@@ -1,15 +1,23 @@
 //! The protected side by itself: no stream begins here, for a VM's driver has its turn only where a test waits for
 //! something.
 
+use super::protecting::changed_by;
+use super::record::DiskRecord;
 use super::*;
 use crate::policy::StreamMode;
 use crate::sockets::SocketAccess;
+use crate::state::{death, random};
+use api::ProtectRequest;
 use group::Here;
 use joint::cut::Part;
+use joint::membership::FirstSync;
 use joint::promise::Standing;
 use splitter::SyncState;
-use std::sync::mpsc;
-use types::{Checkpoint, CheckpointId, WallTime};
+use std::path::Path;
+use std::sync::{Weak, mpsc};
+use std::thread;
+use tokio::runtime::{Builder, Handle};
+use types::{Checkpoint, CheckpointId, WallTime, WriteSeq};
 
 pub(super) fn source(folder: &Path) -> Arc<Source> {
     let text = "site = \"paris\"\nagent = \"agent-1\"\nstate_dir = \"state\"\nrun_dir = \"run\"\n";
@@ -132,13 +140,13 @@ async fn a_cut_across_hosts_is_marked_in_the_streams_that_it_counts_and_no_other
 }
 
 /// A VM whose image is missing.
-fn without_image(folder: &Path, name: &str) -> ProtectionRecord {
+pub(super) fn without_image(folder: &Path, name: &str) -> ProtectionRecord {
     let record = record(folder, name, FirstSync::Done);
     std::fs::remove_file(&record.disks[0].path).unwrap();
     record
 }
 
-fn request(folder: &Path, name: &str, group: &str) -> ProtectRequest {
+pub(super) fn request(folder: &Path, name: &str, group: &str) -> ProtectRequest {
     let image = record(folder, name, FirstSync::NotBegun).disks.remove(0);
     ProtectRequest {
         name: name.into(),
@@ -210,4 +218,71 @@ async fn a_vm_that_waits_to_be_taken_up_goes_on_waiting_where_it_cannot_be_unpro
     tokio::task::block_in_place(|| source.unprotect("gone")).unwrap();
     assert!(source.vm_to_api("gone").is_err());
     assert!(source.lacks_vms_of(&group), "its recovery side does not know yet");
+}
+
+/// What an agent that begins anew does: it takes up what is recorded, and goes on with what was under way.
+pub(super) fn begin_anew(side: &Arc<Source>) {
+    Handle::current().block_on(side.resume_all()).unwrap();
+    for (id, plan) in side.operations.unended() {
+        side.go_on_by_itself(id, &plan);
+    }
+}
+
+/// One life of this side, with a runtime of its own; whether it has died at the place that is this many ahead.
+fn live(
+    folder: &Path,
+    prepare: impl FnOnce(&Arc<Source>),
+    place: usize,
+    work: impl FnOnce(&Arc<Source>),
+) -> bool {
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let entered = runtime.enter();
+    let side = source(folder);
+    prepare(&side);
+    let died = death::at(place, || work(&side)).is_none();
+    let vms: Vec<Weak<ProtectedVm>> = side.list().iter().map(Arc::downgrade).collect();
+    let state = Arc::downgrade(&side.state);
+    drop(entered);
+    runtime.shutdown_background();
+    drop(side);
+    for _ in 0..10_000 {
+        if state.strong_count() == 0 && vms.iter().all(|vm| vm.strong_count() == 0) {
+            return died;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    panic!("something of it lives on");
+}
+
+/// Has an operation die at every place in turn, and then the agent that goes on with it; `check` looks at what there is as
+/// soon as it has gone on, and after another restart.
+pub(super) fn cut_short_everywhere(
+    prepare: impl Fn(&Arc<Source>, &Path),
+    ask: impl Fn(&Arc<Source>, &Path),
+    check: impl Fn(&Arc<Source>, &Path, &str),
+) {
+    let asked =
+        |folder: &Path, place| live(folder, |side| prepare(side, folder), place, |side| ask(side, folder));
+    let goes_on = |folder: &Path, place| {
+        live(
+            folder,
+            |_| (),
+            place,
+            |side| {
+                begin_anew(side);
+                check(side, folder, "at once");
+            },
+        )
+    };
+    death::everywhere(asked, goes_on, |folder, how| {
+        live(
+            folder,
+            |_| (),
+            usize::MAX,
+            |side| {
+                begin_anew(side);
+                check(side, folder, how);
+            },
+        );
+    });
 }

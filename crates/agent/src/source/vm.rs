@@ -303,6 +303,11 @@ impl ProtectedVm {
         Ok(())
     }
 
+    /// Whether its hypervisor or this host may have been left, with the protection going on.
+    pub(super) fn is_left(&self) -> bool {
+        (self.is_tapped() && self.is_ending()) || !self.lock_record().ublk.is_empty()
+    }
+
     /// Has its disks take whom they may by what is recorded now.
     pub(super) fn follow_fence(&self, boot_id: [u8; 16]) {
         fence_disks(&self.record(), &self.disks, boot_id);
