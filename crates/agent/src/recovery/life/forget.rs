@@ -72,13 +72,17 @@ impl Recovery {
     /// What agents of before have begun to forget goes on as an operation.
     pub(in super::super) fn adopt_forgetting(&self) {
         let half_forgotten: Vec<_> = self.vms().values().filter(|vm| vm.is_forgotten()).cloned().collect();
-        for vm in half_forgotten {
-            if self.operations.at(Lock::Kept(vm.id())).is_some() {
-                continue;
-            }
-            if let Err(error) = self.operations.begin(|| Plan::Forget(plan_for(&vm))) {
-                tracing::error!(vm = vm.label(), error = error.detail, "the forgetting does not go on yet");
-            }
+        half_forgotten.iter().for_each(|vm| self.adopt_forgetting_of(vm));
+    }
+
+    fn adopt_forgetting_of(&self, vm: &RecoveredVm) {
+        if self.operations.at(Lock::Kept(vm.id())).is_some() {
+            return;
+        }
+        // It goes on and never begins: an operation of this agent may just have taken it back, and the VM is kept.
+        let plan = ForgetPlan { deletes: true, ..plan_for(vm) };
+        if let Err(error) = self.operations.begin(|| Plan::Forget(plan)) {
+            tracing::error!(vm = vm.label(), error = error.detail, "the forgetting does not go on yet");
         }
     }
 
