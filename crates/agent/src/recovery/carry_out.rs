@@ -35,18 +35,31 @@ impl<'a> Doing<'a> {
     pub(super) fn with_asked(self, asked: Asked) -> Self {
         Self { asked: Mutex::new(Some(asked)), ..self }
     }
+
+    /// How far an operation is nobody knows while what is recorded of its failover or VM cannot be read: it stands, and
+    /// neither counts as done nor as undone.
+    fn check_was_read(&self, plan: &Plan) -> std::result::Result<(), Trouble> {
+        let was_read = match plan {
+            Plan::Failover(_) | Plan::Rollback(_) | Plan::Commit(_) => {
+                plan.group().map_or(Ok(()), |group| self.recovery.check_failover_was_read(group))
+            }
+            Plan::Forget(plan) => self.recovery.check_vm_was_read(plan.vm),
+            Plan::Move(_) | Plan::Promote(_) => Ok(()),
+        };
+        was_read.map_err(|error| Trouble(error.detail))
+    }
 }
 
 impl Work<Plan> for Doing<'_> {
     fn is_done(&self, plan: &Plan, step: Step) -> std::result::Result<bool, Trouble> {
+        self.check_was_read(plan)?;
         match (plan, step) {
             (Plan::Failover(plan), Step::Failover(step)) => {
                 Ok(self.recovery.is_failover_step_done(plan, step))
             }
             (Plan::Move(plan), Step::Move(step)) => Ok(self.recovery.is_move_step_done(plan, step)),
             (Plan::Rollback(plan), Step::Rollback(step)) => {
-                let is_done = self.recovery.is_rollback_step_done(plan, step);
-                is_done.map_err(|error| Trouble(error.detail))
+                Ok(self.recovery.is_rollback_step_done(plan, step))
             }
             (Plan::Commit(plan), Step::Commit(step)) => Ok(self.recovery.is_commit_step_done(plan, step)),
             (Plan::Promote(plan), Step::Promote(step)) => Ok(self.recovery.is_promote_step_done(plan, step)),
@@ -89,6 +102,7 @@ impl Work<Plan> for Doing<'_> {
     }
 
     fn undo(&self, plan: &Plan, step: Step) -> std::result::Result<(), Trouble> {
+        self.check_was_read(plan)?;
         let undone = match (plan, step) {
             (Plan::Failover(plan), Step::Failover(step)) => self.recovery.undo_failover_step(plan, step),
             (Plan::Move(plan), Step::Move(step)) => self.recovery.undo_move_step(plan, step),

@@ -81,15 +81,18 @@ impl Recovery {
         )))
     }
 
+    /// Whether a VM's record was read, if there is one.
+    pub(super) fn check_vm_was_read(&self, id: VmId) -> Result<()> {
+        let Some(why) = self.unread_vm(id) else { return Ok(()) };
+        Err(OperationError::conflict(format!(
+            "what is recorded of VM {id} cannot be read: {why}; mend it as `holdfast alerts` says, restart the agent, and try \
+             again"
+        )))
+    }
+
     /// Whether all is known of an image that a failover runs on, and of its VM: else it is neither made final nor undone.
     pub(super) fn check_image_was_read(&self, image: &str, vm: &str) -> Result<()> {
-        let vm = vm.parse().ok().and_then(|id| self.unread_vm(id).map(|why| (id, why)));
-        if let Some((id, why)) = vm {
-            return Err(OperationError::conflict(format!(
-                "what is recorded of VM {id} cannot be read: {why}; mend it as `holdfast alerts` says, restart the agent, and \
-                 try again"
-            )));
-        }
+        vm.parse().map_or(Ok(()), |id| self.check_vm_was_read(id))?;
         if !self.unreadable.lock().images.contains(image) {
             return Ok(());
         }

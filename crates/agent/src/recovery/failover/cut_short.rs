@@ -432,3 +432,37 @@ fn a_failover_that_goes_on_by_itself_and_cannot_start_a_vm_is_taken_back_by_nobo
     }
     panic!("there is no end to it");
 }
+
+/// Of a failover whose record cannot be read nobody knows what there is: it is not told that nothing is left of it.
+#[test]
+fn what_is_taken_back_waits_for_a_record_that_cannot_be_read() {
+    let mut waited = 0;
+    for first in 0..PLACES_MAX {
+        let (folder, how) = (tempfile::tempdir().unwrap(), format!("died at {first}"));
+        let side = prepared(folder.path());
+        let died = death::at(first, || drop(ask(&side))).is_none();
+        end(side);
+        let record = folder.path().join(format!("state/failovers/{}.json", hello(1).group));
+        let has_begun = has_begun(folder.path());
+        if has_begun && record.exists() {
+            let whole = std::fs::read(&record).unwrap();
+            std::fs::write(&record, "").unwrap();
+            let side = recovery(folder.path());
+            begin_anew(&side);
+            assert!(!tells_of_taken_back(&side), "{how}: {:?}", side.alerts.list());
+            waited += side.operations.unended().len();
+            end(side);
+            assert!(std::fs::read(&record).unwrap().is_empty(), "{how}: it may say where guests run");
+            std::fs::write(&record, whole).unwrap();
+            let side = recovery(folder.path());
+            begin_anew(&side);
+            assert_eq!(phase(&side).as_deref(), Some("running"), "{how}: {:?}", side.alerts.list());
+            check_is_whole(&side, true, &how);
+        }
+        if !died {
+            assert!(waited > 3, "{waited}");
+            return;
+        }
+    }
+    panic!("there is no end to it");
+}

@@ -83,19 +83,14 @@ impl Recovery {
         }
     }
 
-    pub(in super::super) fn is_rollback_step_done(
-        &self,
-        plan: &RollbackPlan,
-        step: RollbackStep,
-    ) -> Result<bool> {
-        self.check_failover_was_read(plan.group)?;
+    pub(in super::super) fn is_rollback_step_done(&self, plan: &RollbackPlan, step: RollbackStep) -> bool {
         // Without a record, which an operator has removed, there is nothing to go back.
-        let Some(record) = self.going_back(plan) else { return Ok(true) };
-        Ok(match step {
+        let Some(record) = self.going_back(plan) else { return true };
+        match step {
             RollbackStep::GoBack => record.phase == Phase::RollingBack,
             // What is gone already is passed over one by one.
             RollbackStep::StopGuests | RollbackStep::EndImages | RollbackStep::Release => false,
-        })
+        }
     }
 
     pub(in super::super) fn run_rollback_step(&self, plan: &RollbackPlan, step: RollbackStep) -> Result<()> {

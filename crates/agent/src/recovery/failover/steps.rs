@@ -29,10 +29,7 @@ impl Recovery {
             FailoverStep::OpenImages | FailoverStep::StartGuests => false,
             // Whoever is quicker than this operation may have committed it meanwhile, or rolled it back; without a record, which
             // an operator has removed, there is nothing to write down.
-            FailoverStep::Finish => match record {
-                Some(record) => record.phase != Phase::Starting,
-                None => self.unread_failover(plan.group).is_none(),
-            },
+            FailoverStep::Finish => record.is_none_or(|record| record.phase != Phase::Starting),
         }
     }
 
