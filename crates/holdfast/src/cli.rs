@@ -93,8 +93,8 @@ pub(crate) enum Command {
     /// Journals: their settings and pins; their folders, offline.
     #[command(subcommand)]
     Journal(JournalCommand),
-    /// What changes more than one thing and goes on after a crash: failovers that are being started, journals
-    /// that are moved.
+    /// What changes more than one thing and goes on after a crash: failovers, commits and rollbacks, promotions, journals
+    /// that are moved, VMs that are forgotten.
     #[command(subcommand)]
     Operation(OperationCommand),
     /// Print a completion script for your shell.

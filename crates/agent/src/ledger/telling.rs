@@ -52,8 +52,10 @@ impl<P: OwnPlan> Operations<P> {
                 tracing::info!(%id, kind, about, why, "an operation was taken back, and whoever asked is told");
                 self.note_heard(record);
             }
-            // Whoever has cancelled it knows.
-            (Pass::Ended, Standing::TakenBack { why }) if *why == Failure::Cancelled.to_string() => {
+            // Whoever has cancelled it knows; and so does whoever was told before somebody else came to it.
+            (Pass::Ended, Standing::TakenBack { why })
+                if record.heard || *why == Failure::Cancelled.to_string() =>
+            {
                 self.note_heard(record);
             }
             (Pass::Ended, Standing::TakenBack { .. }) => self.tell_taken_back(record),

@@ -376,10 +376,11 @@ impl Recovery {
     }
 
     fn end_image_without_journal(&self, image: &OpenImage) -> Result<Closed> {
-        self.stop_promotion(image);
         let mut has_ended = image.ended.lock().expect("a panic aborts the process");
         let record = image.record();
         self.give_up_until_open(&record, not_usable(&record.vm_name, image.life.state()))?;
+        // Not before: one that could not be given up stays, and may be promoted.
+        self.stop_promotion(image);
         *has_ended = true;
         image.stop_serving();
         image.let_go_of_files();

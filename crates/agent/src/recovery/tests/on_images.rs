@@ -239,3 +239,21 @@ fn a_guest_gets_a_name_of_its_own_beside_a_failover_that_cannot_be_read() {
     recovery.failover("web", &request).unwrap();
     assert_eq!(recovery.run_of("web", "vm-1").unwrap().0, hello(1).vm.to_string());
 }
+
+/// Its journal is closed, and the state folder takes nothing just now.
+#[test]
+fn an_image_that_could_not_be_given_up_can_be_promoted() {
+    let folder = tempfile::tempdir().unwrap();
+    let side = recovery(folder.path());
+    let image = open_by_hand(&side);
+    let id = image.record().id;
+    close(&side.vm("vm-1").unwrap());
+    let in_the_way = side.state.path(&image.record().file_name()).with_extension("partial");
+    std::fs::create_dir(&in_the_way).unwrap();
+    side.close_image(&id).unwrap_err();
+    std::fs::remove_dir(&in_the_way).unwrap();
+    side.admit(&hello(1), PEER).unwrap();
+    side.begin_promotion(&id, &api::PromoteRequest { bytes_per_second: 0 }).unwrap();
+    go_on_with_all(&side);
+    assert_eq!(side.list_images()[0].promotion.state, "done", "{:?}", side.alerts.list());
+}

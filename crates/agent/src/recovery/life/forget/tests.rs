@@ -2,7 +2,7 @@
 
 use super::super::super::policy::JournalPolicy;
 use super::super::super::tests::{
-    PEER, append_sync, begin_anew, close, cut_short_everywhere, end, hello, recovery,
+    PEER, append_sync, begin_anew, close, cut_short_everywhere, end, go_on_with_all, hello, recovery,
 };
 use super::*;
 use std::path::PathBuf;
@@ -121,4 +121,51 @@ fn a_vm_that_is_being_forgotten_is_not_moved_and_one_that_is_moved_is_not_forgot
     assert!(refused.detail.contains(&format!("is being changed by operation {id}")), "{}", refused.detail);
     side.forget("vm-1").unwrap();
     assert!(side.vm("vm-1").is_err());
+}
+
+/// Whoever looks for what agents of before have begun has seen it half forgotten, and comes to it once it is kept again.
+#[test]
+fn forgetting_that_was_taken_back_meanwhile_is_not_gone_on_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let side = two_kept(folder.path());
+    let vm = side.vm("vm-1").unwrap();
+    assert!(vm.begin_forgetting(&side.state).unwrap());
+    vm.keep_after_all(&side.state).unwrap();
+    side.adopt_forgetting_of(&vm);
+    go_on_with_all(&side);
+    check_whole(&side, "vm-1", "it is kept");
+    assert!(side.operations.unended().is_empty());
+}
+
+/// It goes on once the record is restored.
+#[test]
+fn a_vm_whose_record_cannot_be_read_is_not_told_as_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let side = two_kept(folder.path());
+    let plan = || Plan::Forget(plan_for(&side.vm("vm-1").unwrap()));
+    side.operations.begin(plan).unwrap();
+    end(side);
+    let record = folder.path().join(format!("state/recovered/{}.json", hello(1).vm));
+    let whole = std::fs::read(&record).unwrap();
+    std::fs::write(&record, "").unwrap();
+    let side = recovery(folder.path());
+    begin_anew(&side);
+    assert_eq!(side.operations.unended().len(), 1, "{:?}", side.list_operations());
+    end(side);
+    std::fs::write(&record, whole).unwrap();
+    let side = recovery(folder.path());
+    begin_anew(&side);
+    assert!(side.operations.unended().is_empty() && side.vm("vm-1").is_err());
+    assert!(!folder.path().join("elsewhere").exists());
+}
+
+/// Somebody else comes to it once it has ended: he had seen it before.
+#[test]
+fn forgetting_that_was_heard_to_be_taken_back_is_not_told_once_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let side = one_lies_in_the_other(folder.path());
+    side.forget("vm-1").unwrap_err();
+    let ended: Vec<_> = side.operations.book().all().map(|(one, _)| (one.id, one.plan.clone())).collect();
+    ended.iter().for_each(|(id, plan)| side.go_on_by_itself(*id, plan));
+    assert_eq!(side.alerts.list(), Vec::<String>::new());
 }
