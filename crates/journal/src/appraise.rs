@@ -82,11 +82,10 @@ impl Appraisal<'_> {
                 LogKind::Undo => WriteSeq::ZERO,
             };
             let beside = self.reads.extents_between(kind, (disk, range), (above, WriteSeq::MAX))?;
-            let cost_of = |unread: &Unread| match kind {
-                LogKind::Redo => cost::of_write(*unread, &beside),
-                LogKind::Undo => cost::of_before_image(*unread, &beside),
-            };
-            Ok(unread.iter().flat_map(cost_of).collect())
+            Ok(match kind {
+                LogKind::Redo => cost::of_writes(unread, &beside),
+                LogKind::Undo => cost::of_before_images(unread, &beside),
+            })
         })
     }
 

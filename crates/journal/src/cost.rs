@@ -3,9 +3,12 @@
 //! A write that is lost is so from itself on, up to what was written over it. A before-image is what a disk had below the
 //! write it was taken for, and so is lost below that, down to the one that was taken there before. A block of the replica
 //! is what the disk has from the last write with a before-image on; where there is none, at all cuts.
+//!
+//! All that could not be read of a place is told in one pass over what lies there, in its order, with what is open at that
+//! moment by its place: writes to one place have no bound, and neither has what is damaged of them.
 
 use crate::extent::Extent;
-use crate::lost::LostPiece;
+use crate::lost::{LostPiece, Open};
 use types::{ByteRange, DiskIndex, WriteSeq};
 
 /// What of a log cannot be read: the bytes of one record.
@@ -16,61 +19,88 @@ pub(crate) struct Unread {
     pub(crate) seq: WriteSeq,
 }
 
-/// Of a write, while `writes` lie over it, ascending by sequence.
-pub(crate) fn of_write(unread: Unread, writes: &[Extent]) -> Vec<LostPiece> {
-    let whole = LostPiece { disk: unread.disk, range: unread.range, from: unread.seq, until: None };
-    ended(whole, writes)
+/// Of writes, while `writes` lie over them, ascending by sequence; each of what is `unread` may be one of those.
+pub(crate) fn of_writes(unread: &[Unread], writes: &[Extent]) -> Vec<LostPiece> {
+    let (mut open, mut lost) = (Open::default(), Vec::new());
+    let mut writes = writes.iter().peekable();
+    for one in in_order(unread) {
+        while let Some(write) = writes.next_if(|write| write.seq <= one.seq) {
+            lost.extend(open.write_over(write.disk, write.range, write.seq));
+        }
+        lost.extend(open.write_over(one.disk, one.range, one.seq));
+        begin(&mut open, one.disk, one.range, one.seq);
+    }
+    for write in writes {
+        lost.extend(open.write_over(write.disk, write.range, write.seq));
+    }
+    lost.extend(open.iter());
+    lost
 }
 
-/// Of a before-image, beside the `images` that were taken there, ascending by sequence.
-pub(crate) fn of_before_image(unread: Unread, images: &[Extent]) -> Vec<LostPiece> {
-    let older = images.iter().filter(|image| image.seq < unread.seq);
-    let parts = begun(unread.disk, unread.range, older);
-    parts.into_iter().map(|piece| LostPiece { until: Some(unread.seq), ..piece }).collect()
+/// Of before-images, beside the `images` that were taken there, ascending by sequence.
+pub(crate) fn of_before_images(unread: &[Unread], images: &[Extent]) -> Vec<LostPiece> {
+    let (mut open, mut lost) = (Open::default(), Vec::new());
+    for one in unread {
+        begin(&mut open, one.disk, one.range, WriteSeq::ZERO);
+    }
+    let mut images = images.iter().peekable();
+    for one in in_order(unread) {
+        while let Some(image) = images.next_if(|image| image.seq < one.seq) {
+            stand_in(&mut open, image);
+        }
+        let below = open.over(one.disk, one.range).filter_map(|piece| {
+            let range = piece.range.intersection(one.range)?;
+            Some(LostPiece { range, until: Some(one.seq), ..*piece })
+        });
+        lost.extend(below);
+    }
+    lost
 }
 
-/// Of a block of the replica, beside the before-images that were taken there and under what the redo log has above.
+/// Of a block of the replica, beside the before-images that were taken there and under what the redo log has above; both
+/// ascending by sequence.
 pub(crate) fn of_replica(
     disk: DiskIndex,
     range: ByteRange,
     images: &[Extent],
     writes: &[Extent],
 ) -> Vec<LostPiece> {
-    let parts = begun(disk, range, images.iter());
-    parts.into_iter().flat_map(|piece| ended(piece, writes)).collect()
-}
-
-/// Parts of a range, each from the newest of `images` on, which ascend.
-fn begun<'a>(
-    disk: DiskIndex,
-    range: ByteRange,
-    images: impl DoubleEndedIterator<Item = &'a Extent>,
-) -> Vec<LostPiece> {
-    let (mut open, mut pieces) = (vec![range], Vec::new());
-    for image in images.rev().filter(|image| image.disk == disk) {
-        open = open.into_iter().flat_map(|part| taken(part, image, &mut pieces)).collect();
+    let (mut open, mut lost) = (Open::default(), Vec::new());
+    begin(&mut open, disk, range, WriteSeq::ZERO);
+    for image in images.iter().filter(|image| image.disk == disk) {
+        let both = image.range.intersection(range);
+        both.into_iter().for_each(|range| stand_in(&mut open, &Extent { range, ..*image }));
     }
-    pieces.extend(open.into_iter().map(|range| LostPiece { disk, range, from: WriteSeq::ZERO, until: None }));
-    pieces
-}
-
-/// Takes for `image` what of a part it has; the rest.
-fn taken(part: ByteRange, image: &Extent, pieces: &mut Vec<LostPiece>) -> Vec<ByteRange> {
-    let Some(both) = part.intersection(image.range) else { return vec![part] };
-    pieces.push(LostPiece { disk: image.disk, range: both, from: image.seq, until: None });
-    part.without(image.range).collect()
-}
-
-/// A piece in parts, each up to the first of `writes` over it.
-fn ended(whole: LostPiece, writes: &[Extent]) -> Vec<LostPiece> {
-    let mut lost = vec![whole];
-    for write in writes.iter().filter(|write| write.seq > whole.from) {
-        lost = lost
-            .into_iter()
-            .flat_map(|piece| piece.written_over(write.disk, write.range, write.seq))
-            .collect();
+    for write in writes {
+        lost.extend(open.write_over(write.disk, write.range, write.seq));
     }
+    lost.extend(open.iter());
     lost
+}
+
+fn in_order(unread: &[Unread]) -> Vec<Unread> {
+    let mut unread = unread.to_vec();
+    unread.sort_by_key(|one| (one.seq, one.range.start));
+    unread
+}
+
+/// From an image on it is the one that tells what was below.
+fn stand_in(open: &mut Open, image: &Extent) {
+    open.write_over(image.disk, image.range, image.seq);
+    begin(open, image.disk, image.range, image.seq);
+}
+
+/// What nothing is open of in a range is so from `from` on.
+fn begin(open: &mut Open, disk: DiskIndex, range: ByteRange, from: WriteSeq) {
+    let (mut at, mut left) = (range.start, Vec::new());
+    for known in open.over(disk, range) {
+        left.push((at, known.range.start));
+        at = known.range.end();
+    }
+    left.push((at, range.end()));
+    for (start, end) in left.into_iter().filter(|(start, end)| start < end) {
+        open.insert(LostPiece { disk, range: ByteRange::new(start, end - start), from, until: None });
+    }
 }
 
 #[cfg(test)]

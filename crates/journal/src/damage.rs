@@ -27,7 +27,7 @@ use crate::view::View;
 use crate::writer::Takes;
 use std::io;
 use threads::sync::{Mutex, MutexGuard};
-use types::WriteSeq;
+use types::{ByteRange, DiskIndex, WriteSeq};
 
 /// What was found wrong, and that it was contained.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -235,12 +235,10 @@ impl Containing<'_> {
         let mut left = Lost::default();
         left.add(pieces);
         if last > seen {
-            for piece in left.pieces() {
-                for part in piece.range.split_at_multiples(REGION_BYTES) {
-                    let place = (piece.disk, part);
-                    for write in self.reads.extents_between(LogKind::Redo, place, (seen, last))? {
-                        left.write_over(write.disk, write.range, write.seq);
-                    }
+            for (disk, part) in regions_of(&left) {
+                for write in self.reads.extents_between(LogKind::Redo, (disk, part), (seen, last))? {
+                    let both = write.range.intersection(part);
+                    both.into_iter().for_each(|range| left.write_over(disk, range, write.seq));
                 }
             }
         }
@@ -278,13 +276,29 @@ impl Containing<'_> {
     }
 }
 
+/// The part of each region around what of it is lost of the newest state.
+fn regions_of(lost: &Lost) -> Vec<(DiskIndex, ByteRange)> {
+    let mut regions: Vec<(DiskIndex, ByteRange)> = Vec::new();
+    for piece in lost.newest() {
+        for part in piece.range.split_at_multiples(REGION_BYTES) {
+            let is_of_it = |last: &&mut (DiskIndex, ByteRange)| {
+                last.0 == piece.disk && last.1.start / REGION_BYTES == part.start / REGION_BYTES
+            };
+            match regions.last_mut().filter(is_of_it) {
+                Some((_, last)) => last.len = part.end() - last.start,
+                None => regions.push((piece.disk, part)),
+            }
+        }
+    }
+    regions
+}
+
 /// Writes down that damage was made good: nothing of the newest state is lost any more.
 pub(crate) fn settle(state: &State) -> io::Result<()> {
     let made_good = {
         let shared = state.read_shared();
         let waiting = shared.manifest.damage.iter().any(|damage| damage.to_seq.is_none());
-        let is_whole =
-            !shared.timeline.is_gap_open() && shared.timeline.lost().lost_from(WriteSeq::MAX).is_none();
+        let is_whole = !shared.timeline.is_gap_open() && !shared.timeline.lost().is_of_newest();
         (waiting && is_whole).then(|| shared.timeline.last_seq.raw())
     };
     let Some(upto) = made_good else { return Ok(()) };

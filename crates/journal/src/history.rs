@@ -49,7 +49,7 @@ impl History<'_> {
         let mut take = |facts: CheckpointFacts| {
             let is_kept =
                 || !query.thinned || facts.is_kept(&thinning, self.state.read_shared().age_of(facts.cut()));
-            let damaged_bytes = timeline.lost().bytes_at(facts.cut());
+            let damaged_bytes = timeline.lost().by_cut().bytes_at(facts.cut());
             let is_wanted = !query.undamaged || damaged_bytes == 0;
             if is_wanted && timeline.is_consistent_checkpoint(facts.cut()) && is_kept() {
                 found.push(CheckpointFacts { damaged_bytes, ..facts });

@@ -71,7 +71,7 @@ impl JournalStatus {
             projected_history: shared.projected_history(),
             checkpoints: rows + recent as u64,
             damage: unrepaired.map(|damage| damage.what.clone()).collect(),
-            damaged_bytes: timeline.lost().bytes_at(timeline.last_seq),
+            damaged_bytes: timeline.lost().newest_bytes(),
             scrubbed_at: manifest.scrubbed_at.map(WallTime),
             settings: shared.settings,
         }

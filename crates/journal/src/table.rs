@@ -82,14 +82,19 @@ impl Table {
         part: ByteRange,
         (above, upto): (WriteSeq, WriteSeq),
     ) -> impl Iterator<Item = Extent> {
-        let narrow = self.regions.get(&(disk, part.start / REGION_BYTES)).into_iter().flatten().copied();
+        let narrow = self.regions.get(&(disk, part.start / REGION_BYTES)).map_or(&[][..], Vec::as_slice);
+        let first = narrow.partition_point(|extent| extent.seq <= above);
         let wide = WidePiece::around(disk, part.start).flat_map(move |piece| {
             self.wide
                 .range((piece, WriteSeq::ZERO)..=(piece, WriteSeq::MAX))
                 .map(|(piece, seq)| piece.extent(*seq))
         });
         let counts = move |extent: &Extent| extent.seq > above && extent.seq <= upto;
-        narrow.chain(wide).filter(move |extent| counts(extent) && extent.range.overlaps(part))
+        narrow[first..]
+            .iter()
+            .copied()
+            .chain(wide)
+            .filter(move |extent| counts(extent) && extent.range.overlaps(part))
     }
 
     /// Lets the extents fill `cover`, which lies in one region: redo, those above `above` and at or below

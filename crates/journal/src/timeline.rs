@@ -58,7 +58,7 @@ impl Timeline {
             lost: Lost::of_manifest(manifest),
             ..Self::default()
         };
-        timeline.is_lost_anew = timeline.lost.newest().next().is_some();
+        timeline.is_lost_anew = timeline.lost.is_of_newest();
         timeline.stand_at(&manifest.base);
         timeline
     }
@@ -189,7 +189,7 @@ impl Timeline {
 
     /// Whether [`Timeline::demand_resync_for_lost`] would demand something.
     pub(crate) fn is_lost_anew(&self) -> bool {
-        self.is_lost_anew && self.lost.newest().next().is_some()
+        self.is_lost_anew && self.lost.is_of_newest()
     }
 
     /// What is lost, as of which cuts.
@@ -210,7 +210,7 @@ impl Timeline {
         lost: &Lost,
         mut newest_checkpoint: impl FnMut(WriteSeq) -> Option<WriteSeq>,
     ) -> Option<WriteSeq> {
-        let mut cut = cut.min(self.watermark);
+        let (mut cut, lost) = (cut.min(self.watermark), lost.by_cut());
         loop {
             if cut < self.floor || cut == WriteSeq::ZERO {
                 return None;

@@ -147,7 +147,7 @@ impl Turns {
         let newest = history.newest_consistent(WriteSeq::MAX)?;
         let is_whole = {
             let shared = self.state.read_shared();
-            !shared.timeline.is_gap_open() && shared.timeline.lost().lost_from(WriteSeq::MAX).is_none()
+            !shared.timeline.is_gap_open() && !shared.timeline.lost().is_of_newest()
         };
         if is_whole {
             return Some(newest);

@@ -360,7 +360,7 @@ impl<F: FnMut(RecordRow)> Reading<'_, F> {
         let (timeline, bad_from) = (&*self.timeline, self.report.bad_from);
         let is_good = |facts: &CheckpointFacts| {
             let cut = facts.cut();
-            let is_whole = timeline.lost().lost_from(cut).is_none();
+            let is_whole = timeline.lost().by_cut().lost_from(cut).is_none();
             is_whole && timeline.is_consistent_checkpoint(cut) && bad_from.is_none_or(|from| cut < from)
         };
         let mut good = Vec::new();

@@ -113,7 +113,7 @@ impl Shared {
     ) -> Result<(), ReadError> {
         let Some(piece) = self.timeline.lost().first_at(disk, range, cut) else { return Ok(()) };
         let disk = self.manifest.disks[usize::from(disk.0)].name.clone();
-        Err(ReadError::LostBytes { disk, piece: *piece })
+        Err(ReadError::LostBytes { disk, piece })
     }
 
     /// Replaces the manifest and what hangs on it.

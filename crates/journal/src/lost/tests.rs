@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use super::*;
+use types::limits::LOST_PIECES_MAX;
 
 const DISK: DiskIndex = DiskIndex(0);
 
@@ -59,8 +60,8 @@ fn pieces_are_what_was_added_less_what_was_written_over() {
             for cut in 0..64 {
                 let cut_seq = WriteSeq::from_raw(cut);
                 let bytes = (0..40).filter(|at| table[*at][cut as usize]).count() as u64;
-                assert_eq!(lost.bytes_at(cut_seq), bytes, "as of {cut}");
-                assert_eq!(lost.lost_from(cut_seq).is_some(), bytes > 0);
+                assert_eq!(lost.by_cut().bytes_at(cut_seq), bytes, "as of {cut}");
+                assert_eq!(lost.by_cut().lost_from(cut_seq).is_some(), bytes > 0);
                 for at in 0..40 {
                     assert_eq!(is_lost(&lost, at, cut), table[at as usize][cut as usize], "{at} as of {cut}");
                 }
@@ -87,7 +88,7 @@ fn too_many_pieces_become_fewer_that_cost_more_and_never_less() {
         assert!(number.is_multiple_of(2) || is_lost(&lost, number * 10 + 1, 60));
     }
     lost.write_over(DISK, ByteRange::new(0, many * 10), WriteSeq::from_raw(100));
-    assert_eq!(lost.lost_from(WriteSeq::MAX), None, "what is written over them ends all");
+    assert_eq!(lost.by_cut().lost_from(WriteSeq::MAX), None, "what is written over them ends all");
 }
 
 #[test]
@@ -98,4 +99,79 @@ fn what_can_be_opened_no_more_is_forgotten() {
     assert_eq!(lost.pieces().len(), 2);
     lost.forget(WriteSeq::from_raw(7));
     assert_eq!(lost.pieces(), [piece(5, 9, 1, None)]);
+}
+
+/// As many as are kept, none of which lies next to another; `until` says which were written over.
+fn many(until: Option<u64>) -> Lost {
+    let mut lost = Lost::default();
+    lost.add((0..LOST_PIECES_MAX as u64).map(|number| piece(number * 20, number * 20 + 10, 5, until)));
+    assert_eq!(lost.pieces.len(), LOST_PIECES_MAX);
+    lost
+}
+
+/// This is done for each record of a batch while nobody can read.
+#[test]
+fn a_write_over_one_of_many_pieces_looks_at_few() {
+    let mut lost = many(None);
+    for number in 0..LOST_PIECES_MAX as u64 {
+        let write = ByteRange::new(number * 7919 % LOST_PIECES_MAX as u64 * 20, 10);
+        let looked_at = during(|| lost.write_over(DISK, write, WriteSeq::from_raw(10 + number)));
+        assert!(looked_at < 20, "{looked_at} pieces are looked at for write {number}");
+    }
+    assert_eq!(lost.newest_bytes(), 0);
+}
+
+#[test]
+fn writes_that_make_two_of_one_piece_look_at_few_where_there_are_too_many() {
+    let mut lost = many(None);
+    let writes = LOST_PIECES_MAX;
+    let looked_at = during(|| {
+        for number in 0..writes as u64 {
+            let write = ByteRange::new(number * 20 + 4, 1);
+            lost.write_over(DISK, write, WriteSeq::from_raw(10 + number));
+        }
+    });
+    assert!(lost.pieces.len() <= LOST_PIECES_MAX);
+    assert!(looked_at < 100 * writes, "{looked_at} pieces are looked at for {writes} writes");
+}
+
+#[test]
+fn reads_among_many_pieces_look_at_few_and_see_what_is_lost() {
+    for lost in [many(None), many(Some(9))] {
+        for number in 0..LOST_PIECES_MAX as u64 {
+            let (at, cut) = (ByteRange::new(number * 20, 20), WriteSeq::from_raw(7));
+            let looked_at = during(|| {
+                assert_eq!(lost.first_at(DISK, at, cut).map(|piece| piece.range.start), Some(at.start));
+                assert_eq!(lost.of_at(DISK, at, cut), [ByteRange::new(at.start, 10)]);
+                assert_eq!(lost.left_of(DISK, at, cut), [ByteRange::new(at.start + 10, 10)]);
+            });
+            assert!(looked_at < 20, "{looked_at} pieces are looked at for piece {number}");
+        }
+    }
+}
+
+#[test]
+fn a_list_of_checkpoints_counts_what_is_lost_once() {
+    let lost = many(Some(9));
+    let rows = 10_000;
+    let looked_at = during(|| {
+        for cut in 0..rows as u64 {
+            let bytes = if (5..9).contains(&cut) { LOST_PIECES_MAX as u64 * 10 } else { 0 };
+            assert_eq!(lost.clone().by_cut().bytes_at(WriteSeq::from_raw(cut)), bytes);
+        }
+    });
+    assert!(looked_at < 3 * LOST_PIECES_MAX + 2 * rows, "{looked_at} pieces are looked at for {rows} rows");
+}
+
+/// Pieces that became one may have bytes in common with others.
+#[test]
+fn a_byte_that_two_pieces_have_is_counted_once() {
+    let pieces = [piece(0, 30, 1, Some(9)), piece(10, 20, 3, None), piece(15, 40, 5, Some(7))];
+    let by_cut = ByCut::of(&pieces);
+    for (cut, bytes, from) in
+        [(0, 0, None), (1, 30, Some(1)), (5, 40, Some(1)), (8, 30, Some(1)), (9, 10, Some(3))]
+    {
+        let cut = WriteSeq::from_raw(cut);
+        assert_eq!((by_cut.bytes_at(cut), by_cut.lost_from(cut)), (bytes, from.map(WriteSeq::from_raw)));
+    }
 }
