@@ -75,30 +75,34 @@ impl Damage {
         self.pieces.as_ref().is_none_or(|pieces| pieces.iter().any(|piece| piece.until.is_none()))
     }
 
-    /// From where on the source must compare what it has; none where nothing of the newest state is lost, or only some
-    /// blocks of it that it is asked for.
-    fn demand(&self, lost: &Lost, disks: &[DiskEntry]) -> Option<WriteSeq> {
-        let is_all = self.pieces.is_none() || again::is_most(lost, disks.iter().map(|disk| disk.size_bytes));
-        (self.is_of_newest_state() && is_all).then_some(self.from)
+    /// Says what is lost: from where on the source must compare what it has then. None where nothing of the newest state is,
+    /// or only some blocks of it that it is asked for. That goes through all that is lost.
+    pub(crate) fn demand(&self, timeline: &mut Timeline, disks: &[DiskEntry]) -> Demand {
+        self.lose(timeline);
+        let sizes = disks.iter().map(|disk| disk.size_bytes);
+        let is_all = || self.pieces.is_none() || again::is_most(timeline.lost(), sizes);
+        let demand = Demand((self.is_of_newest_state() && is_all()).then_some(self.from));
+        demand.tell(timeline);
+        demand
     }
 
-    /// Says what is lost, and what the source must compare.
-    fn tell(&self, timeline: &mut Timeline, disks: &[DiskEntry]) {
+    fn lose(&self, timeline: &mut Timeline) {
         match &self.pieces {
             None => timeline.open_gap(self.from),
             Some(pieces) => drop(timeline.lose(pieces.clone())),
         }
-        if let Some(from) = self.demand(timeline.lost(), disks) {
-            timeline.demand_resync(from);
-        }
     }
 
-    /// Writes it down. The open segment is sealed already, so that the gaps in the manifest are those of
-    /// its end.
-    pub(crate) fn record(&self, manifest: &mut Manifest, timeline: &mut Timeline) {
-        self.tell(timeline, &manifest.disks);
-        timeline.write_to(manifest);
-        if self.demand(timeline.lost(), &manifest.disks).is_some() {
+    /// Says what is lost, and what was found that the source must compare for it.
+    fn tell(&self, demand: Demand, timeline: &mut Timeline) {
+        self.lose(timeline);
+        demand.tell(timeline);
+    }
+
+    /// Writes it down, and what is demanded for it. The open segment is sealed already, so that the gaps in the manifest are
+    /// those of its end.
+    pub(crate) fn record(&self, demand: Demand, manifest: &mut Manifest) {
+        if demand.0.is_some() {
             forget_incarnation(manifest);
         }
         let is_known = self.is_known(manifest);
@@ -111,6 +115,18 @@ impl Damage {
             Some(known) if is_known && self.pieces.is_some() => known.to_seq = None,
             Some(_) if is_known => {}
             Some(known) => *known = entry,
+        }
+    }
+}
+
+/// From where on the source must compare what it has, if it must.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Demand(Option<WriteSeq>);
+
+impl Demand {
+    fn tell(self, timeline: &mut Timeline) {
+        if let Some(from) = self.0 {
+            timeline.demand_resync(from);
         }
     }
 }
@@ -252,21 +268,25 @@ impl Containing<'_> {
         change: impl FnOnce(&mut Manifest),
         show: impl FnOnce(&mut View),
     ) -> io::Result<()> {
-        let mut timeline = self.state.read_shared().timeline.clone();
-        let mut must_compare = false;
+        let (mut timeline, known) = {
+            let shared = self.state.read_shared();
+            (shared.timeline.clone(), shared.manifest.clone())
+        };
+        // Before anything is locked that others wait for.
+        let demands = damage.iter().map(|damage| (damage, damage.demand(&mut timeline, &known.disks)));
+        let demands: Vec<(&Damage, Demand)> = demands.collect();
         self.state.change_manifest(
             |manifest| {
-                damage.iter().for_each(|damage| damage.record(manifest, &mut timeline));
+                timeline.write_to(manifest);
+                demands.iter().for_each(|(damage, demand)| damage.record(*demand, manifest));
                 change(manifest);
             },
             |shared, manifest| {
-                damage.iter().for_each(|damage| damage.tell(&mut shared.timeline, &manifest.disks));
-                let lost = shared.timeline.lost();
-                must_compare = damage.iter().any(|damage| damage.demand(lost, &manifest.disks).is_some());
+                demands.iter().for_each(|(damage, demand)| damage.tell(*demand, &mut shared.timeline));
                 shared.set_manifest(manifest, show);
             },
         )?;
-        if must_compare {
+        if demands.iter().any(|(_, demand)| demand.0.is_some()) {
             // Whoever streams now does not know of it.
             *takes = Takes::NothingMore;
         }
@@ -308,3 +328,6 @@ pub(crate) fn settle(state: &State) -> io::Result<()> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests;

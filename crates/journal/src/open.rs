@@ -83,7 +83,9 @@ pub(crate) fn open(store: &dyn Store, of: Option<VmId>, settings: Settings) -> R
         redo.seal_open(store, &mut manifest)?;
         undo.let_go_of_open(store, &mut manifest)?;
         for damage in &damage {
-            damage.record(&mut manifest, &mut redo.timeline);
+            let demand = damage.demand(&mut redo.timeline, &manifest.disks);
+            redo.timeline.write_to(&mut manifest);
+            damage.record(demand, &mut manifest);
         }
         manifest.save(store)?;
     } else if differ && let Err(error) = manifest.save(store) {
