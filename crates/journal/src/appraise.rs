@@ -17,7 +17,7 @@ use crate::run::Run;
 use crate::segment::{Found, Segment};
 use crate::state::State;
 use batch::BLOCK_BYTES;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::ops::Range;
 use types::{ByteRange, DiskIndex, WriteSeq};
@@ -62,21 +62,36 @@ pub(crate) struct Appraisal<'a> {
 }
 
 impl Appraisal<'_> {
-    /// What a stretch of a segment, which has its footer, has cost.
-    pub(crate) fn of_stretch(
+    /// What each stretch of a segment, which has its footer, has cost; up to the first of which that cannot be told just now,
+    /// and why.
+    pub(crate) fn of_stretches(
         &self,
         kind: LogKind,
         info: &SegmentInfo,
-        stretch: &Stretch,
-    ) -> Result<Vec<LostPiece>, AppraiseError> {
-        let mut extents = self.held(kind, info, stretch)?;
+        stretches: &[Stretch],
+    ) -> (Vec<Vec<LostPiece>>, Option<AppraiseError>) {
+        let (held, error) = self.held(kind, info, stretches);
+        match self.of_extents(kind, info, held) {
+            Ok(costs) => (costs, error),
+            Err(error) => (Vec::new(), Some(error)),
+        }
+    }
+
+    /// What extents have cost of which some cannot be read, stretch by stretch.
+    fn of_extents(
+        &self,
+        kind: LogKind,
+        info: &SegmentInfo,
+        mut held: Vec<Vec<Extent>>,
+    ) -> Result<Vec<Vec<LostPiece>>, AppraiseError> {
         let is_done = self.state.read_shared().manifest.done_upto(kind);
-        extents.retain(|extent| extent.seq > is_done);
+        held.iter_mut().for_each(|extents| extents.retain(|extent| extent.seq > is_done));
         // What was read before would be read out of memory.
         payload::forget(self.state.uid);
         self.reads.forget(kind, info.number);
+        let extents: Vec<Extent> = held.iter().flatten().copied().collect();
         let unread = self.unread(kind, info, &extents).map_err(AppraiseError::Io)?;
-        self.by_region(unread, |disk, range, unread| {
+        let pieces = self.by_region(unread, |disk, range, unread| {
             let above = match kind {
                 LogKind::Redo => unread.iter().map(|unread| unread.seq).min().unwrap_or_default(),
                 LogKind::Undo => WriteSeq::ZERO,
@@ -86,38 +101,53 @@ impl Appraisal<'_> {
                 LogKind::Redo => cost::of_writes(unread, &beside),
                 LogKind::Undo => cost::of_before_images(unread, &beside),
             })
-        })
+        })?;
+        // A record is in one batch; of several that a step has for one write whichever is found says the words.
+        let stretches =
+            held.iter().enumerate().flat_map(|(at, extents)| extents.iter().map(move |e| (e.seq, at)));
+        let stretch_of: HashMap<WriteSeq, usize> = stretches.collect();
+        let mut costs = vec![Vec::new(); held.len()];
+        for piece in pieces {
+            let seq = match kind {
+                LogKind::Redo => piece.from,
+                LogKind::Undo => piece.until.expect("a before-image is lost below a write"),
+            };
+            costs[stretch_of[&seq]].push(piece);
+        }
+        Ok(costs)
     }
 
-    /// What a part of a replica has cost.
+    /// What parts of a replica have cost, which have nothing in common; region by region, however many they are.
     pub(crate) fn of_replica(
         &self,
         disk: DiskIndex,
-        range: ByteRange,
+        parts: impl IntoIterator<Item = ByteRange>,
     ) -> Result<Vec<LostPiece>, AppraiseError> {
         let applied = self.state.read_shared().manifest.applied();
+        let mut regions: BTreeMap<u64, Vec<ByteRange>> = BTreeMap::new();
+        for part in parts.into_iter().flat_map(|part| part.split_at_multiples(REGION_BYTES)) {
+            regions.entry(part.start / REGION_BYTES).or_default().push(part);
+        }
         let mut pieces = Vec::new();
-        for part in range.split_at_multiples(REGION_BYTES) {
+        for parts in regions.into_values() {
+            let around = around(parts.iter().copied());
             let between = |kind, cuts| {
-                self.reads.extents_between(kind, (disk, part), cuts).map_err(AppraiseError::Index)
+                self.reads.extents_between(kind, (disk, around), cuts).map_err(AppraiseError::Index)
             };
             let images = between(LogKind::Undo, (WriteSeq::ZERO, applied))?;
             let writes = between(LogKind::Redo, (applied, WriteSeq::MAX))?;
-            pieces.extend(cost::of_replica(disk, part, &images, &writes));
+            pieces.extend(cost::of_replica(disk, &parts, &images, &writes));
         }
         Ok(pieces)
     }
 
-    /// The extents with payload in a stretch.
+    /// The extents with payload in each stretch; up to the first of which nothing tells them.
     fn held(
         &self,
         kind: LogKind,
         info: &SegmentInfo,
-        stretch: &Stretch,
-    ) -> Result<Vec<Extent>, AppraiseError> {
-        let pages = stretch.place.start / PAGE_BYTES..stretch.place.end.div_ceil(PAGE_BYTES);
-        let pages = info.base_page + pages.start..info.base_page + pages.end;
-        let is_held = |extent: &Extent| extent.payload.is_some_and(|place| pages.contains(&place.page));
+        stretches: &[Stretch],
+    ) -> (Vec<Vec<Extent>>, Option<AppraiseError>) {
         let manifest = self.state.read_shared().manifest.clone();
         let log = manifest.log(kind);
         let segment = log.segments.iter().find(|segment| segment.number == info.number);
@@ -125,17 +155,24 @@ impl Appraisal<'_> {
         let covers = |run: &&RunInfo| run.covers(info.number);
         let mut unread = AppraiseError::Io(io::Error::other("the segment has no index yet"));
         for run in footer.into_iter().chain(log.runs.iter().filter(covers)) {
-            let mut held = Vec::new();
-            let keep = |extent: Extent| held.extend(Some(extent).filter(is_held));
+            let mut held = vec![Vec::new(); stretches.len()];
+            let keep = |extent: Extent| {
+                let at = stretch_of(info, stretches, &extent);
+                at.into_iter().for_each(|at| held[at].push(extent));
+            };
             match Run::new(kind, run.clone()).visit(&*self.state.store, keep) {
-                Ok(()) => return Ok(held),
+                Ok(()) => return (held, None),
                 Err(error) => unread = AppraiseError::Index(error.into()),
             }
         }
-        let Some(found) = &stretch.tables else { return Err(unread) };
-        let page = info.base_page + found.at / PAGE_BYTES;
-        let extents = found.batch.entries().iter().flat_map(|entry| extents_of(entry, page));
-        Ok(extents.filter(is_held).collect())
+        let mut held = Vec::new();
+        for stretch in stretches {
+            let Some(found) = &stretch.tables else { return (held, Some(unread)) };
+            let page = info.base_page + found.at / PAGE_BYTES;
+            let extents = found.batch.entries().iter().flat_map(|entry| extents_of(entry, page));
+            held.push(extents.filter(|extent| extent.payload.is_some()).collect());
+        }
+        (held, None)
     }
 
     /// What of extents cannot be read.
@@ -196,12 +233,23 @@ impl Appraisal<'_> {
         let mut pieces = Vec::new();
         for ((disk, _), unread) in regions {
             self.state.check_turn().map_err(AppraiseError::Io)?;
-            let start = unread.iter().map(|one| one.range.start).min().unwrap_or(0);
-            let end = unread.iter().map(|one| one.range.end()).max().unwrap_or(0);
-            pieces.extend(
-                cost(disk, ByteRange::new(start, end - start), &unread).map_err(AppraiseError::Index)?,
-            );
+            let around = around(unread.iter().map(|one| one.range));
+            pieces.extend(cost(disk, around, &unread).map_err(AppraiseError::Index)?);
         }
         Ok(pieces)
     }
+}
+
+/// In which of a segment's stretches, which ascend, the payload of an extent lies.
+fn stretch_of(info: &SegmentInfo, stretches: &[Stretch], extent: &Extent) -> Option<usize> {
+    let page = extent.payload?.page.checked_sub(info.base_page)?;
+    let at = stretches.partition_point(|stretch| stretch.place.end.div_ceil(PAGE_BYTES) <= page);
+    stretches.get(at).filter(|stretch| stretch.place.start / PAGE_BYTES <= page).map(|_| at)
+}
+
+/// The smallest range around all of them.
+fn around(ranges: impl Iterator<Item = ByteRange> + Clone) -> ByteRange {
+    let start = ranges.clone().map(|range| range.start).min().unwrap_or(0);
+    let end = ranges.map(ByteRange::end).max().unwrap_or(0);
+    ByteRange::new(start, end - start)
 }

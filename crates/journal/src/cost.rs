@@ -57,20 +57,17 @@ pub(crate) fn of_before_images(unread: &[Unread], images: &[Extent]) -> Vec<Lost
     lost
 }
 
-/// Of a block of the replica, beside the before-images that were taken there and under what the redo log has above; both
+/// Of parts of the replica, beside the before-images that were taken there and under what the redo log has above; both
 /// ascending by sequence.
 pub(crate) fn of_replica(
     disk: DiskIndex,
-    range: ByteRange,
+    parts: &[ByteRange],
     images: &[Extent],
     writes: &[Extent],
 ) -> Vec<LostPiece> {
     let (mut open, mut lost) = (Open::default(), Vec::new());
-    begin(&mut open, disk, range, WriteSeq::ZERO);
-    for image in images.iter().filter(|image| image.disk == disk) {
-        let both = image.range.intersection(range);
-        both.into_iter().for_each(|range| stand_in(&mut open, &Extent { range, ..*image }));
-    }
+    parts.iter().for_each(|part| begin(&mut open, disk, *part, WriteSeq::ZERO));
+    images.iter().for_each(|image| stand_in(&mut open, image));
     for write in writes {
         lost.extend(open.write_over(write.disk, write.range, write.seq));
     }
@@ -86,8 +83,9 @@ fn in_order(unread: &[Unread]) -> Vec<Unread> {
 
 /// From an image on it is the one that tells what was below.
 fn stand_in(open: &mut Open, image: &Extent) {
-    open.write_over(image.disk, image.range, image.seq);
-    begin(open, image.disk, image.range, image.seq);
+    for part in open.write_over(image.disk, image.range, image.seq) {
+        open.insert(LostPiece { from: image.seq, until: None, ..part });
+    }
 }
 
 /// What nothing is open of in a range is so from `from` on.

@@ -12,6 +12,8 @@
 //! source resumes, and what was lost never comes again. So the demand is a field of its own, in the manifest too, and
 //! while it stands nothing is taken but a stream that begins anew, on a connection that was told of it.
 
+mod words;
+
 use crate::again;
 use crate::append::Appender;
 use crate::cover::LogKind;
@@ -28,6 +30,9 @@ use crate::writer::Takes;
 use std::io;
 use threads::sync::{Mutex, MutexGuard};
 use types::{ByteRange, DiskIndex, WriteSeq};
+use words::in_bounded_words;
+
+pub(crate) use words::Spoilt;
 
 /// What was found wrong, and that it was contained.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,9 +111,10 @@ impl Damage {
             forget_incarnation(manifest);
         }
         let is_known = self.is_known(manifest);
+        let more = None;
         let (what, from_seq, indexed) = (self.what.clone(), self.from.raw(), self.indexed);
         let in_pieces = self.pieces.is_some();
-        let entry = DamageEntry { what, from_seq, to_seq: None, indexed, in_pieces };
+        let entry = DamageEntry { what, from_seq, to_seq: None, indexed, in_pieces, more };
         match manifest.damage.iter_mut().find(|known| known.what == self.what) {
             None => manifest.damage.push(entry),
             // It is to be made good once more.
@@ -116,6 +122,7 @@ impl Damage {
             Some(_) if is_known => {}
             Some(known) => *known = entry,
         }
+        words::bound(manifest);
     }
 }
 
@@ -182,39 +189,46 @@ impl Containing<'_> {
         self.record(damage, &mut writer.takes, change, show)
     }
 
-    /// Contains damage that has cost these pieces, as of what was durable at `seen`; what of that was not known yet. Where
-    /// something of the newest state is lost the stream must be told.
-    pub(crate) fn pieces(
-        &self,
-        what: &str,
-        pieces: Vec<LostPiece>,
-        seen: WriteSeq,
-    ) -> Result<Option<Damage>, FoldError> {
-        let is_nothing_new = {
-            let shared = self.state.read_shared();
-            let known = shared.manifest.damage.iter().find(|entry| entry.what == what);
-            // By its bytes and cuts, and not by its words: what was made good may be damaged once more, in the same words as
-            // before, and what is known is no news in others.
-            let fresh = shared.timeline.clone().lose(pieces.clone());
-            match known {
-                None => fresh.is_empty() && !pieces.is_empty(),
-                Some(entry) if entry.in_pieces => fresh.is_empty(),
-                // What is needed by no other cuts than those.
-                Some(_) => fresh.iter().all(|piece| shared.timeline.misses(piece.from, piece.until)),
-            }
-        };
-        if is_nothing_new {
-            return Ok(None);
+    /// Contains damage that was found together, with one change of the manifest, as of what was durable at `seen`; what of it
+    /// was not known yet, of many places in bounded words. Where something of the newest state is lost the stream must be
+    /// told.
+    pub(crate) fn pieces(&self, found: Vec<Spoilt>, seen: WriteSeq) -> Result<Vec<Damage>, FoldError> {
+        let news = in_bounded_words(self.news(found));
+        if news.is_empty() {
+            return Ok(Vec::new());
         }
         // Nothing comes in meanwhile.
         let mut writer = self.appender.lock_writer();
         self.appender.seal_redo(&mut writer).map_err(FoldError::Manifest)?;
-        let pieces = self.written_over_since(pieces, seen)?;
-        let fresh = self.state.read_shared().timeline.clone().lose(pieces);
-        let damage = Damage::of_pieces(what.to_owned(), fresh);
-        self.record(std::slice::from_ref(&damage), &mut writer.takes, |_| {}, |_| {})
-            .map_err(FoldError::Manifest)?;
-        Ok(Some(damage))
+        let mut timeline = self.state.read_shared().timeline.clone();
+        let mut damage = Vec::new();
+        for Spoilt { what, pieces } in news {
+            let pieces = self.written_over_since(pieces, seen)?;
+            damage.push(Damage::of_pieces(what, timeline.lose(pieces)));
+        }
+        self.record(&damage, &mut writer.takes, |_| {}, |_| {}).map_err(FoldError::Manifest)?;
+        Ok(damage)
+    }
+
+    /// What of it is news: by its bytes and cuts, and not by its words. What was made good may be damaged once more, in the
+    /// same words as before, and what is known is no news in others.
+    fn news(&self, mut found: Vec<Spoilt>) -> Vec<Spoilt> {
+        let (mut timeline, manifest) = {
+            let shared = self.state.read_shared();
+            (shared.timeline.clone(), shared.manifest.clone())
+        };
+        found.retain(|Spoilt { what, pieces }| {
+            let known = manifest.damage.iter().find(|entry| entry.what == *what);
+            let fresh = timeline.lose(pieces.clone());
+            let is_nothing_new = match known {
+                None => fresh.is_empty() && !pieces.is_empty(),
+                Some(entry) if entry.in_pieces => fresh.is_empty(),
+                // What is needed by no other cuts than those.
+                Some(_) => fresh.iter().all(|piece| timeline.misses(piece.from, piece.until)),
+            };
+            !is_nothing_new
+        });
+        found
     }
 
     /// Demands that everything is compared, where something of the newest state is lost and that was not demanded for it;

@@ -26,7 +26,7 @@ use crate::merge::{Merge, Source};
 use crate::page::PageBuf;
 use crate::payload::ReadError;
 use crate::read::Reads;
-use crate::replica::Writing;
+use crate::replica::{Places, Writing};
 use crate::run::{Run, RunError};
 use crate::state::State;
 use crate::store::StoreFile;
@@ -43,8 +43,8 @@ use types::{ByteRange, DiskIndex, WriteSeq};
 
 pub use error::FoldError;
 
-/// Contains what of a replica is damaged, in these words; told while this turn of upkeep is taken.
-pub(crate) type Contain<'a> = &'a (dyn Fn(DiskIndex, ByteRange, String) -> Result<(), FoldError> + Sync);
+/// Contains what of one region of a replica is damaged; told while this turn of upkeep is taken.
+pub(crate) type Contain<'a> = &'a (dyn Fn(DiskIndex, Places) -> Result<(), FoldError> + Sync);
 
 /// How far the writing of a replica is that was begun, and goes on in the next turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -229,8 +229,9 @@ impl Fold {
             let shared = self.state.read_shared();
             shared.timeline.lost().of_at(region.disk, replica.around(region.range), target)
         };
-        for (block, what) in writing.spoilt(&lost()) {
-            contain(region.disk, block, what)?;
+        let spoilt = writing.spoilt(&lost());
+        if !spoilt.is_empty() {
+            contain(region.disk, spoilt)?;
         }
         writing.finish(&lost()).map_err(FoldError::Replica)?;
         Ok(bytes)

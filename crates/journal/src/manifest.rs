@@ -221,6 +221,9 @@ pub struct DamageEntry {
     /// Whether all that it cost is told in pieces.
     #[serde(default)]
     pub in_pieces: bool,
+    /// It stands for so many places, of which nothing is told any more but that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub more: Option<u64>,
 }
 
 impl DamageEntry {

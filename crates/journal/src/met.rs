@@ -8,11 +8,12 @@
 use crate::cover::LogKind;
 use crate::damage::Damage;
 use crate::fold::FoldError;
+use crate::replica::Places;
 use crate::scrub::Scrub;
 use crate::turn::Turns;
 use crate::upkeep::{Done, Upkeep};
 use threads::sync::Mutex;
-use types::{ByteRange, DiskIndex, WriteSeq};
+use types::{DiskIndex, WriteSeq};
 
 /// What upkeep did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -56,9 +57,7 @@ pub(crate) struct Met<'a> {
 
 impl Met<'_> {
     pub(crate) fn keep_up(&self, how: &Upkeep<'_>) -> Result<Kept, FoldError> {
-        let contain = |disk: DiskIndex, range: ByteRange, what: String| {
-            self.scrub.contain_in_turn(disk, range, what).map(drop)
-        };
+        let contain = |disk: DiskIndex, places: Places| self.scrub.contain_in_turn(disk, places).map(drop);
         let error = match self.turns.take(how, &contain) {
             Ok(done) => {
                 self.looked_at.is_news(None);

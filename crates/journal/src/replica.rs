@@ -33,6 +33,9 @@ pub(crate) fn make_sums(store: &dyn Store, disk: &str, disk_bytes: u64, is_new: 
     file.sync_data().map(|()| true)
 }
 
+/// Parts of a replica that are damaged, and what is wrong with each.
+pub(crate) type Places = Vec<(ByteRange, String)>;
+
 /// A replica that is open.
 #[derive(Debug)]
 pub(crate) struct Replica {
@@ -315,7 +318,7 @@ impl Writing<'_> {
     }
 
     /// Which blocks were written in part whose rest is damaged and not known to be `lost`, and what is wrong with them.
-    pub(crate) fn spoilt(&self, lost: &[ByteRange]) -> Vec<(ByteRange, String)> {
+    pub(crate) fn spoilt(&self, lost: &[ByteRange]) -> Places {
         let parts = self.parts.iter().map(|(block, part)| (self.replica.block(*block), part));
         let told = parts.filter_map(|(block, part)| {
             let what = match part.before {

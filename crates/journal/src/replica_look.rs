@@ -2,7 +2,7 @@
 
 use crate::extent::REGION_BYTES;
 use crate::page::PageBuf;
-use crate::replica::Replica;
+use crate::replica::{Places, Replica};
 use crate::sums::{SUMMED_BYTES, Word};
 use std::collections::BTreeMap;
 use std::io;
@@ -46,14 +46,18 @@ impl Looked {
         self.fresh.extend(replica.fresh(range.start, bytes, summed_below));
     }
 
+    pub(crate) fn is_damaged(&self) -> bool {
+        !(self.rotten.is_empty() && self.unread.is_empty())
+    }
+
     pub(crate) fn is_as_expected(&self) -> bool {
-        self.rotten.is_empty() && self.unread.is_empty() && self.fresh.is_empty()
+        !self.is_damaged() && self.fresh.is_empty()
     }
 
     /// What is damaged, and where.
-    pub(crate) fn damage(self, replica: &Replica) -> Vec<(String, ByteRange)> {
-        let rotten = joined(self.rotten).into_iter().map(|range| (replica.damaged(range).to_string(), range));
-        let unread = joined(self.unread).into_iter().map(|range| (replica.unread(range), range));
+    pub(crate) fn damage(self, replica: &Replica) -> Places {
+        let rotten = joined(self.rotten).into_iter().map(|range| (range, replica.damaged(range).to_string()));
+        let unread = joined(self.unread).into_iter().map(|range| (range, replica.unread(range)));
         rotten.chain(unread).collect()
     }
 }

@@ -11,7 +11,7 @@ use crate::appraise::{Appraisal, Stretch};
 use crate::checkpoint_files::{CheckpointError, Copies, Mended};
 use crate::compact::{remove_run_files, swap_runs};
 use crate::cover::LogKind;
-use crate::damage::{Containing, Damage, Untold};
+use crate::damage::{Containing, Damage, Spoilt, Untold};
 use crate::extent::{Extent, REGION_BYTES, extents_of};
 use crate::fold::FoldError;
 use crate::footers::Footers;
@@ -19,6 +19,7 @@ use crate::manifest::{Manifest, RunInfo, SegmentInfo};
 use crate::page::PAGE_BYTES;
 use crate::payload::ReadError;
 use crate::read::Reads;
+use crate::replica::Places;
 use crate::run::{Run, RunError};
 use crate::run_writer::RunWriter;
 use crate::scrub_replica::{Read, ScrubReplica};
@@ -194,14 +195,13 @@ impl Scrub<'_> {
             return Ok(Vec::new());
         }
         self.settle_index(kind, info.number, &mut undo)?;
+        let seen = self.state.read_shared().timeline.last_seq;
         let appraisal = Appraisal { state: self.state, reads: self.reads };
-        let mut found = Vec::new();
-        for stretch in stretches {
-            let seen = self.state.read_shared().timeline.last_seq;
-            let pieces = appraisal.of_stretch(kind, info, stretch)?;
-            found.extend(self.containing().pieces(&stretch.what, pieces, seen)?);
-        }
-        Ok(found)
+        let (costs, error) = appraisal.of_stretches(kind, info, stretches);
+        let found = stretches.iter().zip(costs);
+        let found = found.map(|(stretch, pieces)| Spoilt { what: stretch.what.clone(), pieces });
+        let damage = self.containing().pieces(found.collect(), seen)?;
+        error.map_or(Ok(damage), |error| Err(error.into()))
     }
 
     pub(crate) fn containing(&self) -> Containing<'_> {
@@ -248,7 +248,7 @@ impl Scrub<'_> {
     }
 
     fn read_replica(&self, disk: DiskIndex, from: u64, how: &Upkeep<'_>) -> Result<Scrubbed, FoldError> {
-        let contain = |what: String, range: ByteRange| self.contain_in_replica(disk, range, what);
+        let contain = |places: Places| self.contain_in_replica(disk, places);
         let (scrub, mut done) = (self.of_replicas(&contain), Scrubbed::default());
         let read = match scrub.step(disk, from, how) {
             Err(FoldError::Read(ReadError::Run(_))) => {
@@ -265,39 +265,43 @@ impl Scrub<'_> {
 
     fn of_replicas<'b>(
         &'b self,
-        contain: &'b dyn Fn(String, ByteRange) -> Result<Option<Damage>, FoldError>,
+        contain: &'b dyn Fn(Places) -> Result<Vec<Damage>, FoldError>,
     ) -> ScrubReplica<'b> {
         ScrubReplica { state: self.state, reads: self.reads, turns: self.turns, contain }
     }
 
-    /// Contains what was found of a replica.
-    fn contain_in_replica(
-        &self,
-        disk: DiskIndex,
-        range: ByteRange,
-        what: String,
-    ) -> Result<Option<Damage>, FoldError> {
+    /// Contains what was found of a replica, all in one.
+    fn contain_in_replica(&self, disk: DiskIndex, places: Places) -> Result<Vec<Damage>, FoldError> {
         let seen = self.state.read_shared().timeline.last_seq;
-        let pieces = (Appraisal { state: self.state, reads: self.reads }).of_replica(disk, range)?;
-        self.containing().pieces(&what, pieces, seen)
+        let appraisal = Appraisal { state: self.state, reads: self.reads };
+        let mut costs = appraisal.of_replica(disk, places.iter().map(|(range, _)| *range))?;
+        costs.sort_unstable();
+        let found = places.into_iter().map(|(range, what)| {
+            let first = costs.partition_point(|piece| piece.range.start < range.start);
+            let past = costs.partition_point(|piece| piece.range.start < range.end());
+            Spoilt { what, pieces: costs[first..past].to_vec() }
+        });
+        self.containing().pieces(found.collect(), seen)
     }
 
-    /// Contains what the turn that is taken now has found of a replica. Beside it others are damaged where one is: all of
-    /// the region is looked at, but where the turn is writing, of which it knows best itself.
-    pub(crate) fn contain_in_turn(
-        &self,
-        disk: DiskIndex,
-        range: ByteRange,
-        what: String,
-    ) -> Result<Vec<Damage>, FoldError> {
-        if self.reads.is_being_written(disk, range)? {
-            return Ok(self.contain_in_replica(disk, range, what)?.into_iter().collect());
+    /// Contains what the turn that is taken now has found of one region of a replica. Beside it others are damaged where one
+    /// is: all of the region is looked at, but where the turn is writing, of which it knows best itself.
+    pub(crate) fn contain_in_turn(&self, disk: DiskIndex, places: Places) -> Result<Vec<Damage>, FoldError> {
+        let Some((first, _)) = places.first() else { return Ok(Vec::new()) };
+        let start = first.start / REGION_BYTES * REGION_BYTES;
+        let (mut own, mut others) = (Vec::new(), Vec::new());
+        for place in places {
+            let list = if self.reads.is_being_written(disk, place.0)? { &mut own } else { &mut others };
+            list.push(place);
         }
-        let replica = self.reads.replica(disk).map_err(FoldError::Replica)?;
-        let start = range.start / REGION_BYTES * REGION_BYTES;
-        let region = ByteRange::new(start, REGION_BYTES.min(replica.size() - start));
-        let contain = |what: String, range: ByteRange| self.contain_in_replica(disk, range, what);
-        self.of_replicas(&contain).settle_region(disk, &replica, region)
+        let mut damage = if own.is_empty() { Vec::new() } else { self.contain_in_replica(disk, own)? };
+        if !others.is_empty() {
+            let replica = self.reads.replica(disk).map_err(FoldError::Replica)?;
+            let region = ByteRange::new(start, REGION_BYTES.min(replica.size() - start));
+            let contain = |places: Places| self.contain_in_replica(disk, places);
+            damage.extend(self.of_replicas(&contain).settle_in_turn(disk, &replica, &[region])?);
+        }
+        Ok(damage)
     }
 
     fn is_kept(&self, kind: LogKind, number: u64) -> bool {

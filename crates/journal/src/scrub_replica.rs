@@ -8,7 +8,7 @@ use crate::damage::Damage;
 use crate::fold::FoldError;
 use crate::payload::ReadError;
 use crate::read::Reads;
-use crate::replica::Replica;
+use crate::replica::{Places, Replica};
 use crate::replica_look::{Looked, next_region};
 use crate::state::State;
 use crate::sums::Word;
@@ -26,8 +26,8 @@ pub(crate) struct ScrubReplica<'a> {
     pub(crate) state: &'a State,
     pub(crate) reads: &'a Reads,
     pub(crate) turns: &'a Turns,
-    /// Contains damage of a place, while no turn is taken; what of it was not known.
-    pub(crate) contain: &'a dyn Fn(String, ByteRange) -> Result<Option<Damage>, FoldError>,
+    /// Contains damage of places, while no turn is taken; what of it was not known.
+    pub(crate) contain: &'a dyn Fn(Places) -> Result<Vec<Damage>, FoldError>,
 }
 
 /// What a step has read.
@@ -46,11 +46,13 @@ impl ScrubReplica<'_> {
         (entry.size_bytes, entry.summed_below)
     }
 
-    /// Reads some of a replica from byte `from` on. Holes that should be there cost nothing.
+    /// Reads some of a replica from byte `from` on. Holes that should be there cost nothing. What is damaged is contained
+    /// together at the end: each time it is, the open segment ends and the manifest is written.
     pub(crate) fn step(&self, disk: DiskIndex, from: u64, how: &Upkeep<'_>) -> Result<Read, FoldError> {
         let replica = self.reads.replica(disk).map_err(ReadError::Replica)?;
         let (size, _) = self.size_and_summed(disk);
         let mut done = Read { upto: from, ..Read::default() };
+        let mut doubted = Vec::new();
         while done.bytes < STEP_BYTES && done.upto < size {
             let Some(region) = next_region(&replica, done.upto).map_err(ReadError::Replica)? else {
                 done.upto = size;
@@ -58,37 +60,65 @@ impl ScrubReplica<'_> {
             };
             self.state.check_turn().map_err(ReadError::Replica)?;
             (how.pace)(region.len);
-            done.damage.extend(self.read_region(disk, &replica, region)?);
+            let looked = self.look(disk, &replica, region)?;
+            if looked.is_damaged() {
+                doubted.push(region);
+            } else if !looked.is_as_expected() {
+                done.damage.extend(self.settle(disk, &replica, &[region])?);
+            }
             done.bytes += region.len;
             done.upto = region.end();
         }
+        done.damage.extend(self.settle(disk, &replica, &doubted)?);
         self.note_summed(disk, &replica, from, done.upto).map_err(ReadError::Replica)?;
         Ok(done)
     }
 
-    /// Reads a part of one region, and contains what of it is damaged.
-    fn read_region(
+    /// Contains what is damaged of parts of regions, and sums what has no checksum.
+    fn settle(
         &self,
         disk: DiskIndex,
         replica: &Replica,
-        region: ByteRange,
+        regions: &[ByteRange],
     ) -> Result<Vec<Damage>, FoldError> {
-        if self.look(disk, replica, region)?.is_as_expected() {
+        if regions.is_empty() {
             return Ok(Vec::new());
         }
         let _upkeep = self.turns.lock();
         self.state.check_life().map_err(ReadError::Replica)?;
-        self.settle_region(disk, replica, region)
+        self.settle_in_turn(disk, replica, regions)
     }
 
-    /// Contains what is damaged of a part of one region, and sums what has no checksum, while no other turn is taken. What
-    /// is being written has no say.
-    pub(crate) fn settle_region(
+    /// The same while no other turn is taken.
+    pub(crate) fn settle_in_turn(
+        &self,
+        disk: DiskIndex,
+        replica: &Replica,
+        regions: &[ByteRange],
+    ) -> Result<Vec<Damage>, FoldError> {
+        let (mut places, mut is_summed) = (Vec::new(), false);
+        for region in regions {
+            self.state.check_turn().map_err(ReadError::Replica)?;
+            let (found, sums) = self.settle_region(disk, replica, *region)?;
+            places.extend(found);
+            is_summed |= sums;
+        }
+        // Below what was summed nobody syncs them later: after a loss of power a page that had rotted would be back, which says
+        // nothing, and what rots then would be believed.
+        if is_summed {
+            replica.sums().sync().map_err(ReadError::Replica)?;
+        }
+        if places.is_empty() { Ok(Vec::new()) } else { (self.contain)(places) }
+    }
+
+    /// What is damaged of a part of one region. What has no checksum is summed: whether that must be synced. What is being
+    /// written has no say.
+    fn settle_region(
         &self,
         disk: DiskIndex,
         replica: &Replica,
         region: ByteRange,
-    ) -> Result<Vec<Damage>, FoldError> {
+    ) -> Result<(Places, bool), FoldError> {
         let mut looked = self.look(disk, replica, region)?;
         for (block, word) in &mut looked.fresh {
             if self.reads.is_being_written(disk, replica.block(*block))? {
@@ -96,11 +126,7 @@ impl ScrubReplica<'_> {
             }
         }
         replica.sums().set(&looked.fresh).map_err(ReadError::Replica)?;
-        // Below what was summed nobody syncs them later: after a loss of power a page that had rotted would be back, which says
-        // nothing, and what rots then would be believed.
-        if !looked.fresh.is_empty() && region.start < self.size_and_summed(disk).1 {
-            replica.sums().sync().map_err(ReadError::Replica)?;
-        }
+        let is_summed = !looked.fresh.is_empty() && region.start < self.size_and_summed(disk).1;
         let mut rotten = Vec::new();
         for range in std::mem::take(&mut looked.rotten) {
             if !self.reads.is_being_written(disk, range)? {
@@ -108,11 +134,7 @@ impl ScrubReplica<'_> {
             }
         }
         looked.rotten = rotten;
-        let mut found = Vec::new();
-        for (what, range) in looked.damage(replica) {
-            found.extend((self.contain)(what, range)?);
-        }
-        Ok(found)
+        Ok((looked.damage(replica), is_summed))
     }
 
     fn look(&self, disk: DiskIndex, replica: &Replica, region: ByteRange) -> Result<Looked, ReadError> {

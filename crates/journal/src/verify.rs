@@ -342,7 +342,7 @@ impl<F: FnMut(RecordRow)> Reading<'_, F> {
                 Replica::open(self.store, &manifest.vm, &disk.name, disk.size_bytes).and_then(|replica| {
                     let mut at = 0;
                     while let Some(region) = next_region(&replica, at)? {
-                        for (what, _) in Looked::at(&replica, region, disk.summed_below)?.damage(&replica) {
+                        for (_, what) in Looked::at(&replica, region, disk.summed_below)?.damage(&replica) {
                             self.cuts_are_bad(what, WriteSeq::from_raw(manifest.retired_below));
                         }
                         at = region.end();

@@ -149,6 +149,10 @@ pub const OPEN_SEGMENTS_MAX: usize = 64;
 pub const RUN_FAN_OUT: usize = 8;
 /// Pieces of disks that one journal knows to be lost: at most some 400 KiB of its manifest.
 pub const LOST_PIECES_MAX: usize = 4096;
+/// Places that are damaged and have words of their own in a journal's manifest; of more the oldest become one.
+pub const DAMAGE_TOLD_MAX: usize = 256;
+/// Of those that are found together.
+pub const DAMAGE_TOLD_TOGETHER_MAX: usize = 16;
 /// Runs of blocks that a recovery side asks for again in one message: neighbours become one where there would be more.
 pub const SEND_AGAIN_RUNS_MAX: usize = 1024;
 /// How often it asks, and how often it is heard.

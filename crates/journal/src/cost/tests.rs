@@ -38,7 +38,7 @@ fn a_before_image_is_lost_below_its_write_down_to_the_one_before() {
     let images = [extent(0, 12, 3), extent(10, 20, 4), extent(10, 40, 9), extent(0, 50, 11)];
     assert_eq!(
         told(of_before_images(&[unread(10, 40, 9)], &images)),
-        [(10, 20, 4, Some(9)), (20, 40, 0, Some(9))]
+        [(10, 12, 4, Some(9)), (12, 20, 4, Some(9)), (20, 40, 0, Some(9))]
     );
 }
 
@@ -46,7 +46,7 @@ fn a_before_image_is_lost_below_its_write_down_to_the_one_before() {
 fn a_block_of_the_replica_is_lost_from_the_last_write_with_a_before_image_until_something_lies_over_it() {
     let (images, writes) = ([extent(0, 20, 3), extent(10, 20, 6)], [extent(15, 40, 9)]);
     assert_eq!(
-        told(of_replica(DISK, ByteRange::new(5, 25), &images, &writes)),
+        told(of_replica(DISK, &[ByteRange::new(5, 25)], &images, &writes)),
         [(5, 10, 3, None), (10, 15, 6, None), (15, 20, 6, Some(9)), (20, 30, 0, Some(9))]
     );
 }
@@ -100,7 +100,7 @@ fn what_is_lost_is_what_the_rules_say_of_every_byte() {
             );
         }
         let (later, _) = made_up(seed + 1000, 20);
-        let replica = of_replica(DISK, ByteRange::new(5, 25), &extents, &later);
+        let replica = of_replica(DISK, &[ByteRange::new(5, 25)], &extents, &later);
         for (byte, cut) in (0..40).flat_map(|byte| (0..40).map(move |cut| (byte, cut))) {
             let has_image = over(byte).any(|image| image.seq > seq(cut));
             let is_over =
@@ -124,7 +124,7 @@ fn many_records_under_many_writes_to_one_place_cost_their_sum() {
         ("writes", &(|| of_writes(&spoilt, &extents)) as &dyn Fn() -> Vec<LostPiece>),
         ("before-images", &|| of_before_images(&spoilt, &extents)),
         ("the replica", &|| {
-            of_replica(DISK, ByteRange::new(0, 1000), &extents[..10_000], &extents[10_000..])
+            of_replica(DISK, &[ByteRange::new(0, 1000)], &extents[..10_000], &extents[10_000..])
         }),
     ] {
         let looked_at = crate::lost::during(|| assert!(!cost().is_empty()));

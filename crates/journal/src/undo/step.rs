@@ -60,7 +60,7 @@ impl Step<'_> {
             Err(error) => match error.in_replica() {
                 Some(_) if self.is_needed_by_nobody(extent) => Ok(()),
                 Some(place) => {
-                    (self.contain)(extent.disk, place, error.to_string())?;
+                    (self.contain)(extent.disk, vec![(place, error.to_string())])?;
                     match self.known_of(extent, range) == [range] {
                         true => Err(error.into()),
                         false => self.push_region(extent, range),

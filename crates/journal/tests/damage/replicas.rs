@@ -6,6 +6,7 @@ use journal::{Journal, Manifest, Mode, Settings, Store, Upkeep};
 use sim::{Rng, SimStore};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use types::limits::DAMAGE_TOLD_TOGETHER_MAX;
 use types::{ByteRange, DiskIndex, DiskSpec, Epoch, VmId, WallTime, WriteSeq};
 
 const REPLICA: &str = "replica/vda.raw";
@@ -84,6 +85,35 @@ fn rot_in_a_replica_is_told_with_its_place_and_reads_of_it_fail_instead_of_givin
             assert!(compare(&journal, &stream.states) > 0, "{mode:?} {at}");
             assert_eq!(unread(&journal, &stream.disk), Vec::<u64>::new());
         }
+    }
+}
+
+/// Each time something is contained the open segment ends and the manifest is written.
+#[test]
+fn many_rotten_blocks_are_contained_together_in_words_that_are_bounded() {
+    for mode in MODES {
+        let (store, journal, stream) = folded(mode);
+        let content = stream.states.last().unwrap().1.clone();
+        assert_eq!(scrub_all(&journal).damage, Vec::new());
+        let rotten: Vec<u64> = (0..DISK_BYTES / BLOCK).step_by(2).collect();
+        rotten.iter().for_each(|block| assert!(store.rot(REPLICA, block * BLOCK + 7)));
+        let before = Manifest::load(&store).unwrap().generation;
+        let found = scrub_all(&journal);
+        let changes = Manifest::load(&store).unwrap().generation - before;
+        assert!(changes < 8, "{mode:?}: {changes} times for {} blocks", rotten.len());
+        assert_eq!(found.damage.len(), DAMAGE_TOLD_TOGETHER_MAX);
+        let more = format!(", and {} more places", rotten.len() - DAMAGE_TOLD_TOGETHER_MAX);
+        assert!(found.damage.last().unwrap().what.ends_with(&more), "{:?}", found.damage.last());
+        assert_eq!(journal.status().damage.len(), DAMAGE_TOLD_TOGETHER_MAX);
+        let cannot = unread(&journal, &content);
+        assert!(!cannot.is_empty() && cannot.iter().all(|block| rotten.contains(block)));
+        assert_eq!(scrub_all(&journal).damage, Vec::new(), "nothing that was not known");
+        drop(journal);
+        let journal = Journal::open(Arc::new(store.clone()), settings(mode)).unwrap().journal;
+        assert_eq!(
+            (unread(&journal, &content), journal.status().damage.len()),
+            (cannot, DAMAGE_TOLD_TOGETHER_MAX)
+        );
     }
 }
 
