@@ -100,6 +100,8 @@ pub struct Config {
     /// How often the change log of a VM under the tap is begun anew.
     pub change_log_seconds: u64,
     pub log_json: bool,
+    /// What every alert is handed to.
+    pub alert_command: Option<PathBuf>,
     pub(crate) defaults: Policy,
 }
 
@@ -138,7 +140,15 @@ struct Raw {
     #[serde(default)]
     qemu: RawQemu,
     #[serde(default)]
+    alerts: RawAlerts,
+    #[serde(default)]
     log: RawLog,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawAlerts {
+    command: Option<PathBuf>,
 }
 
 #[derive(Deserialize, Default)]
@@ -314,6 +324,7 @@ impl Config {
             change_log_seconds,
             qemu: raw.qemu.binary.unwrap_or_else(|| "qemu-system-x86_64".into()),
             log_json: raw.log.json,
+            alert_command: raw.alerts.command.map(|path| base.join(path)),
             defaults,
             site: raw.site.into_inner(),
             agent: raw.agent.into_inner(),

@@ -1,6 +1,6 @@
 //! Starting the agent: take the folders, take up what is recorded, listen, and run until told to stop.
 
-use crate::alerts::Alerts;
+use crate::alerts::{AlertCommand, Alerts};
 use crate::artifacts::Artifacts;
 use crate::config::Config;
 use crate::http::{App, serve};
@@ -65,6 +65,10 @@ impl Agent {
         let artifacts = Arc::new(Artifacts::open(state.path("files"))?);
         let boot_id = boot_id()?;
         let alerts = Arc::new(Alerts::remembered_in(state.clone()));
+        if let Some(program) = config.alert_command.clone() {
+            let command = AlertCommand::new(program, config.site.clone(), config.agent.clone());
+            command.serve(alerts.clone(), state.clone());
+        }
         let source = {
             let (run_dir, state, artifacts) = (run_dir.clone(), state.clone(), artifacts.clone());
             Source::new(&config, run_dir, state, artifacts, run, boot_id, alerts.clone())

@@ -20,8 +20,19 @@ fn the_sample_shows_the_true_defaults() {
 
 #[test]
 fn the_sample_shows_every_setting() {
-    let tables =
-        ["api", "stream", "stream.limit", "nbd", "sockets", "buffers", "journal", "defaults", "qemu", "log"];
+    let tables = [
+        "api",
+        "stream",
+        "stream.limit",
+        "nbd",
+        "sockets",
+        "buffers",
+        "journal",
+        "defaults",
+        "qemu",
+        "alerts",
+        "log",
+    ];
     let mut missing = Vec::new();
     for table in [""].iter().chain(&tables) {
         let asked = match *table {
