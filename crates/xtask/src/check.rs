@@ -1,6 +1,7 @@
 //! What must hold of the source before anything runs.
 
 use crate::edges;
+use crate::named_tests;
 use crate::packages;
 use crate::prepare::{cargo, run_visibly, target};
 use crate::rooms;
@@ -21,6 +22,7 @@ pub(crate) fn run() -> Result<()> {
     run_visibly(&mut clippy)?;
     edges::check()?;
     rooms::check()?;
+    named_tests::check()?;
     deny()
 }
 

@@ -6,6 +6,7 @@ mod demo;
 mod edges;
 mod fuzz;
 mod mutations;
+mod named_tests;
 mod packages;
 mod prepare;
 mod report;
