@@ -107,9 +107,11 @@ fn nothing_moves(world: &World) {
 
 /// Looks for what was damaged, as a scrub does, and at what it has cost.
 pub(super) fn settle(world: &mut World, dice: &mut Dice) {
-    let Some(damaged) = world.pending.take() else { return };
+    let Some(mut damaged) = world.pending.take() else { return };
     if world.recovery.agent_pid().is_some() {
         nothing_moves(world);
+        // It may have been moved with its damage.
+        damaged.folder = world.folder_of(damaged.vm).unwrap_or(damaged.folder);
         match dice.below(2) {
             0 => world.stop(Who::Recovery),
             _ => {
