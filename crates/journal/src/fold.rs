@@ -43,8 +43,17 @@ use types::{ByteRange, DiskIndex, WriteSeq};
 
 pub use error::FoldError;
 
-/// Contains what of one region of a replica is damaged; told while this turn of upkeep is taken.
-pub(crate) type Contain<'a> = &'a (dyn Fn(DiskIndex, Places) -> Result<(), FoldError> + Sync);
+/// What of a replica is damaged.
+#[derive(Debug)]
+pub(crate) enum CameUpon {
+    /// What is left of blocks of one region that are written in part, and what is wrong with each.
+    Written(Places),
+    /// Something about here, which was to be read: it is looked at once more.
+    Unread(ByteRange),
+}
+
+/// Contains that; told while this turn of upkeep is taken.
+pub(crate) type Contain<'a> = &'a (dyn Fn(DiskIndex, CameUpon) -> Result<(), FoldError> + Sync);
 
 /// How far the writing of a replica is that was begun, and goes on in the next turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -231,7 +240,7 @@ impl Fold {
         };
         let spoilt = writing.spoilt(&lost());
         if !spoilt.is_empty() {
-            contain(region.disk, spoilt)?;
+            contain(region.disk, CameUpon::Written(spoilt))?;
         }
         writing.finish(&lost()).map_err(FoldError::Replica)?;
         Ok(bytes)

@@ -7,8 +7,7 @@
 
 use crate::cover::LogKind;
 use crate::damage::Damage;
-use crate::fold::FoldError;
-use crate::replica::Places;
+use crate::fold::{CameUpon, FoldError};
 use crate::scrub::Scrub;
 use crate::turn::Turns;
 use crate::upkeep::{Done, Upkeep};
@@ -57,7 +56,8 @@ pub(crate) struct Met<'a> {
 
 impl Met<'_> {
     pub(crate) fn keep_up(&self, how: &Upkeep<'_>) -> Result<Kept, FoldError> {
-        let contain = |disk: DiskIndex, places: Places| self.scrub.contain_in_turn(disk, places).map(drop);
+        let contain =
+            |disk: DiskIndex, came_upon: CameUpon| self.scrub.contain_in_turn(disk, came_upon).map(drop);
         let error = match self.turns.take(how, &contain) {
             Ok(done) => {
                 self.looked_at.is_news(None);

@@ -13,7 +13,7 @@ use crate::compact::{remove_run_files, swap_runs};
 use crate::cover::LogKind;
 use crate::damage::{Containing, Damage, Spoilt, Untold};
 use crate::extent::{Extent, REGION_BYTES, extents_of};
-use crate::fold::FoldError;
+use crate::fold::{CameUpon, FoldError};
 use crate::footers::Footers;
 use crate::manifest::{Manifest, RunInfo, SegmentInfo};
 use crate::page::PAGE_BYTES;
@@ -284,24 +284,24 @@ impl Scrub<'_> {
         self.containing().pieces(found.collect(), seen)
     }
 
-    /// Contains what the turn that is taken now has found of one region of a replica. Beside it others are damaged where one
-    /// is: all of the region is looked at, but where the turn is writing, of which it knows best itself.
-    pub(crate) fn contain_in_turn(&self, disk: DiskIndex, places: Places) -> Result<Vec<Damage>, FoldError> {
-        let Some((first, _)) = places.first() else { return Ok(Vec::new()) };
-        let start = first.start / REGION_BYTES * REGION_BYTES;
-        let (mut own, mut others) = (Vec::new(), Vec::new());
-        for place in places {
-            let list = if self.reads.is_being_written(disk, place.0)? { &mut own } else { &mut others };
-            list.push(place);
-        }
-        let mut damage = if own.is_empty() { Vec::new() } else { self.contain_in_replica(disk, own)? };
-        if !others.is_empty() {
-            let replica = self.reads.replica(disk).map_err(FoldError::Replica)?;
-            let region = ByteRange::new(start, REGION_BYTES.min(replica.size() - start));
-            let contain = |places: Places| self.contain_in_replica(disk, places);
-            damage.extend(self.of_replicas(&contain).settle_in_turn(disk, &replica, &[region])?);
-        }
-        Ok(damage)
+    /// Contains what the turn that is taken now has come upon in a replica. Of what it writes it knows best itself. What it
+    /// could not read is looked at as a scrub does it, whatever a fold has left half done there: a disk that gives nothing
+    /// just now is no damage, and of a long read one sector may be to blame. Beside it others are damaged where one is, and
+    /// all of the region is looked at.
+    pub(crate) fn contain_in_turn(
+        &self,
+        disk: DiskIndex,
+        came_upon: CameUpon,
+    ) -> Result<Vec<Damage>, FoldError> {
+        let range = match came_upon {
+            CameUpon::Written(places) => return self.contain_in_replica(disk, places),
+            CameUpon::Unread(range) => range,
+        };
+        let replica = self.reads.replica(disk).map_err(FoldError::Replica)?;
+        let start = range.start / REGION_BYTES * REGION_BYTES;
+        let region = ByteRange::new(start, REGION_BYTES.min(replica.size() - start));
+        let contain = |places: Places| self.contain_in_replica(disk, places);
+        self.of_replicas(&contain).settle_in_turn(disk, &replica, &[region])
     }
 
     fn is_kept(&self, kind: LogKind, number: u64) -> bool {

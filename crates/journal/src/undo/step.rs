@@ -2,7 +2,7 @@
 
 use super::writer::UndoWriter;
 use crate::extent::{Extent, REGION_BYTES, extents_of};
-use crate::fold::{Contain, FoldError};
+use crate::fold::{CameUpon, Contain, FoldError};
 use crate::layout::{Envelope, FIRST_BATCH_AT};
 use crate::page::{PAGE_BYTES, PageBuf};
 use crate::payload::ReadError;
@@ -60,7 +60,7 @@ impl Step<'_> {
             Err(error) => match error.in_replica() {
                 Some(_) if self.is_needed_by_nobody(extent) => Ok(()),
                 Some(place) => {
-                    (self.contain)(extent.disk, vec![(place, error.to_string())])?;
+                    (self.contain)(extent.disk, CameUpon::Unread(place))?;
                     match self.known_of(extent, range) == [range] {
                         true => Err(error.into()),
                         false => self.push_region(extent, range),

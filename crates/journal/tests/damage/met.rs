@@ -4,7 +4,7 @@ use crate::made_good::rot_index;
 use crate::stream::{Stream, append, compare, create, read_all, unread};
 use crate::{BATCHES_AT, IN_A_BATCH, SEGMENTS, WITH_SMALL, make_good, open, scrub_all, written};
 use journal::{Damage, Journal, Manifest, Mode, Settings, Upkeep};
-use sim::SimStore;
+use sim::{Decay, SimStore};
 use types::{WallTime, WriteSeq};
 
 const BLOCK: u64 = 4096;
@@ -153,5 +153,45 @@ fn what_cannot_be_read_and_is_known_is_an_error_that_is_tried_again_later() {
         turns += 1;
         assert!(turns < 100);
     }
+    compare(&journal, &stream.states);
+}
+
+/// A fold has begun and failed, the mode is changed, and a step back comes upon what that has left half done.
+fn half_folded(store: &SimStore, journal: &Journal, stream: &mut Stream) {
+    for number in 0..20 {
+        write(journal, stream, number * BLOCK + 512, &[number as u8 + 100; 5 * BLOCK as usize]);
+    }
+    store.cannot_read(Some(REPLICA));
+    assert!(journal.keep_up(&Upkeep::plain(WallTime(60_000_000), [9; 16])).is_err());
+    let manifest = Manifest::load(store).unwrap();
+    assert!(manifest.retired_below > manifest.applied, "a fold is half done");
+    store.cannot_read(None);
+    journal.set(Settings { mode: Mode::Rollback, ..SEGMENTS });
+}
+
+#[test]
+fn a_replica_that_cannot_be_read_just_now_is_no_damage_to_a_step_back_over_half_of_a_fold() {
+    let (store, journal, mut stream) = replicated(Mode::RollForward);
+    half_folded(&store, &journal, &mut stream);
+    store.cannot_read(Some(REPLICA));
+    for _ in 0..3 {
+        assert!(journal.keep_up(&Upkeep::plain(WallTime(70_000_000), [9; 16])).is_err());
+    }
+    store.cannot_read(None);
+    assert_eq!(keep_up(&journal, 80), Vec::new());
+    assert!(journal.status().damage.is_empty() && journal.to_send_again().is_empty());
+    assert!(read_all(&journal, WriteSeq::MAX).unwrap() == stream.disk);
+    assert!(compare(&journal, &stream.states) > 0);
+}
+
+#[test]
+fn a_sector_that_a_step_back_cannot_read_over_half_of_a_fold_costs_its_block_alone() {
+    let (store, journal, mut stream) = replicated(Mode::RollForward);
+    half_folded(&store, &journal, &mut stream);
+    assert!(store.decay(REPLICA, 3, &Decay::Unread));
+    let found = keep_up(&journal, 80);
+    let pieces: Vec<_> = found.iter().filter_map(|damage| damage.pieces.clone()).flatten().collect();
+    assert!(!pieces.is_empty() && pieces.iter().all(|piece| piece.range.start / BLOCK == 3), "{found:?}");
+    assert!(pieces.iter().all(|piece| (piece.range.end() - 1) / BLOCK == 3), "{found:?}");
     compare(&journal, &stream.states);
 }
