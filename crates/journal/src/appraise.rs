@@ -117,7 +117,8 @@ impl Appraisal<'_> {
         Ok(costs)
     }
 
-    /// What parts of a replica have cost, which have nothing in common; region by region, however many they are.
+    /// What parts of a replica have cost, which have nothing in common; region by region, however many they are. Not where a
+    /// step back was cut short behind its before-images: cuts below its writes have those, and the others the writes.
     pub(crate) fn of_replica(
         &self,
         disk: DiskIndex,
@@ -136,6 +137,8 @@ impl Appraisal<'_> {
             };
             let images = between(LogKind::Undo, (WriteSeq::ZERO, applied))?;
             let writes = between(LogKind::Redo, (applied, WriteSeq::MAX))?;
+            let ahead = between(LogKind::Undo, (applied, WriteSeq::MAX))?;
+            let parts = cost::beside(disk, &parts, &ahead);
             pieces.extend(cost::of_replica(disk, &parts, &images, &writes));
         }
         Ok(pieces)

@@ -75,6 +75,16 @@ pub(crate) fn of_replica(
     lost
 }
 
+/// What of parts of a disk none of `images` has.
+pub(crate) fn beside(disk: DiskIndex, parts: &[ByteRange], images: &[Extent]) -> Vec<ByteRange> {
+    let mut left = Open::default();
+    parts.iter().for_each(|part| begin(&mut left, disk, *part, WriteSeq::ZERO));
+    for image in images {
+        left.write_over(image.disk, image.range, image.seq);
+    }
+    left.iter().map(|piece| piece.range).collect()
+}
+
 fn in_order(unread: &[Unread]) -> Vec<Unread> {
     let mut unread = unread.to_vec();
     unread.sort_by_key(|one| (one.seq, one.range.start));

@@ -195,3 +195,28 @@ fn a_sector_that_a_step_back_cannot_read_over_half_of_a_fold_costs_its_block_alo
     assert!(pieces.iter().all(|piece| (piece.range.end() - 1) / BLOCK == 3), "{found:?}");
     compare(&journal, &stream.states);
 }
+
+/// Wherever it is cut short: what could be read can be once a scrub has come by, too.
+#[test]
+fn rot_in_a_replica_costs_nothing_where_a_step_back_was_cut_short_behind_its_before_images() {
+    let mut spared = 0;
+    for left in 0..20 {
+        let (store, journal, mut stream) = replicated(Mode::Rollback);
+        let (cut, content) = newest(&stream);
+        write(&journal, &mut stream, 3 * BLOCK, &[77; BLOCK as usize]);
+        let before = journal.status().applied;
+        store.fail_sync_after(Some(left));
+        let _ = journal.keep_up(&Upkeep::plain(WallTime(60_000_000), [9; 16]));
+        store.fail_sync_after(None);
+        if journal.status().applied > before {
+            break;
+        }
+        assert!(store.rot(REPLICA, 3 * BLOCK + 100));
+        let unread_before = unread(&journal, cut, &content);
+        scrub_all(&journal);
+        assert_eq!(unread(&journal, cut, &content), unread_before, "{left}");
+        compare(&journal, &stream.states);
+        spared += u64::from(unread_before.is_empty());
+    }
+    assert!(spared > 0, "none was cut short there");
+}
