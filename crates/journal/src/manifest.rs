@@ -330,7 +330,7 @@ fn checksum(version: u32, bytes: &[u8]) -> u32 {
 impl Manifest {
     /// What is wrong with an undo log whose last whole step ends at `reaches`, if it should go further.
     pub(crate) fn missing_before_images(&self, reaches: WriteSeq) -> Option<String> {
-        let upto = WriteSeq::from_raw(self.before_images_upto);
+        let upto = self.before_images_upto();
         let is_short = reaches < upto && upto.raw() > self.retired_below;
         let last = self.undo.segments.last().map_or(0, |segment| segment.number);
         let name = segment_name(LogKind::Undo, last);
@@ -412,6 +412,10 @@ impl Manifest {
 
     pub(crate) fn applied(&self) -> WriteSeq {
         WriteSeq::from_raw(self.applied)
+    }
+
+    pub(crate) fn before_images_upto(&self) -> WriteSeq {
+        WriteSeq::from_raw(self.before_images_upto)
     }
 
     /// Up to where nobody can want what a log has any more.

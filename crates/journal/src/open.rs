@@ -75,7 +75,7 @@ pub(crate) fn open(store: &dyn Store, of: Option<VmId>, settings: Settings) -> R
     let mut redo = RedoReading::begin(&manifest);
     redo.read(store, &manifest)?;
     redo.settle()?;
-    let mut undo = UndoReading::read(store, &manifest)?;
+    let mut undo = UndoReading::read(store, &manifest, &redo.timeline)?;
     store.sync_folder()?;
     let mut damage: Vec<Damage> = redo.damage.drain(..).chain(undo.damage.take()).collect();
     damage.retain(|damage| !damage.is_known(&manifest));

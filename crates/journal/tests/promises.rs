@@ -169,6 +169,30 @@ fn a_pinned_cut_that_is_gone_with_the_end_of_the_log_is_noticed_beside_damage_th
     }
 }
 
+/// A batch below the pin rots, and what lies behind it is gone with it. Until it is compared that is the same at each opening.
+#[test]
+fn a_pinned_cut_that_is_gone_with_the_end_of_the_log_is_told_once() {
+    let store = SimStore::new();
+    let journal = create(&store, SETTINGS);
+    let mut stream = Stream::begin();
+    for number in 1..4u8 {
+        stream.write(u64::from(number) * 16_384, &[number; 6000]);
+        append(&journal, stream.batch(), number.into(), number);
+    }
+    journal.pin("image 1", stream.sent(), None).unwrap();
+    drop(journal);
+    let content = store.content("segment-00000001").unwrap();
+    let at = content.windows(4096).position(|part| part.iter().all(|byte| *byte == 2)).unwrap();
+    assert!(store.rot("segment-00000001", at as u64));
+    let again = || Journal::open(Arc::new(store.clone()), SETTINGS).unwrap();
+    assert_eq!(again().damage.len(), 1);
+    let opened = again();
+    assert_eq!(opened.damage, Vec::new());
+    assert!(
+        opened.journal.status().must_resync.is_some() && opened.journal.status().last_seq < stream.sent()
+    );
+}
+
 #[test]
 fn a_pinned_image_is_opened_again_and_fails_only_where_it_was_damaged() {
     let store = SimStore::new();

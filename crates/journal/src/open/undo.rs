@@ -8,6 +8,7 @@ use crate::page::PAGE_BYTES;
 use crate::segment::{Found, Position, Segment, SegmentError};
 use crate::store::{Store, set_aside};
 use crate::table::Table;
+use crate::timeline::Timeline;
 use std::io;
 use types::WriteSeq;
 
@@ -23,7 +24,8 @@ pub(crate) struct UndoReading {
 }
 
 impl UndoReading {
-    pub(crate) fn read(store: &dyn Store, manifest: &Manifest) -> io::Result<Self> {
+    /// Reads what the manifest names, of a stream whose cuts are these.
+    pub(crate) fn read(store: &dyn Store, manifest: &Manifest, timeline: &Timeline) -> io::Result<Self> {
         let mut reading = Self {
             frozen: Vec::new(),
             table: Table::new(LogKind::Undo, 0, 0),
@@ -44,6 +46,8 @@ impl UndoReading {
         }
         if reading.damage.is_none()
             && let Some(missing) = manifest.missing_before_images(reading.reaches)
+            // Where no cut that needs them can be opened, that was told, at whatever place the log ended then.
+            && !timeline.misses(WriteSeq::from_raw(manifest.retired_below), Some(manifest.before_images_upto()))
         {
             reading.damage = Some(damage(missing));
         }

@@ -80,3 +80,36 @@ fn rot_in_before_images_is_contained_for_cuts_that_a_crash_brings_back() {
     }
     assert!(brought_back > 0);
 }
+
+/// A step back is cut short behind its before-images, and those rot. Once they were told to be gone no cut that needs them can
+/// be opened, wherever the log ends from then on.
+#[test]
+fn before_images_that_are_gone_are_told_once() {
+    let mut told = 0;
+    for left in 0..20 {
+        let (store, mut stream, settings) = with_before_images();
+        let open = || Journal::open(Arc::new(store.clone()), settings).unwrap();
+        let journal = open().journal;
+        stream.write(0, &[90; 6000]);
+        append(&journal, stream.batch(), 20, 90);
+        store.fail_sync_after(Some(left));
+        let how = Upkeep::plain(WallTime(20_000_000), [9; 16]);
+        let _ = journal.keep_up(&how);
+        store.fail_sync_after(None);
+        drop(journal);
+        let manifest = Manifest::load(&store).unwrap();
+        if manifest.before_images_upto == manifest.applied {
+            continue;
+        }
+        let last = manifest.undo.segments.last().unwrap().number;
+        assert!(store.rot(&format!("undo-{last:08}"), 8192 + 200));
+        let opened = open();
+        assert_eq!(opened.damage.len(), 1, "{left}");
+        opened.journal.set(Settings { mode: Mode::RollForward, ..settings });
+        opened.journal.keep_up(&how).unwrap();
+        drop(opened);
+        assert_eq!(open().damage, Vec::new(), "{left}");
+        told += 1;
+    }
+    assert!(told > 0, "none was cut short there");
+}
