@@ -89,6 +89,9 @@ pub(crate) fn invariant_dirty_marks_cover_every_unsent_block(pair: &Pair) {
     if status.incarnation != Some(agent.sender().incarnation()) || agent.sender().acked() == WriteSeq::ZERO {
         return; // The two have not met since the agent started: everything counts as unsent.
     }
+    if status.last_seq < agent.sender().acked() {
+        return; // The end of the log has rotted with what was acknowledged: everything is compared once they meet.
+    }
     let guest = pair.source.disk.content();
     let Some(on_the_way) = agent.on_the_way(status.last_seq) else {
         return; // The stream will be begun anew, with all marked that was not acknowledged.

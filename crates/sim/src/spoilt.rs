@@ -80,6 +80,11 @@ impl Spoilt {
         segment.spoilt.insert(at / PAGE_BYTES);
     }
 
+    /// Whether a page of a segment was spoilt.
+    pub(crate) fn has_page_of(&self, name: &str) -> bool {
+        self.segments.contains_key(name)
+    }
+
     /// Whether some of a range lay in a page that was spoilt, or may have where pages rot at any time.
     pub(crate) fn has_touched(&self, range: ByteRange) -> bool {
         self.decayed.count() > 0
