@@ -332,11 +332,17 @@ impl Writing<'_> {
     }
 
     /// Says what the blocks hold now, where these parts are known to be `lost`; not synced.
+    ///
+    /// What the disk does not give of a block is written too, once all of that is known to be lost: a block is read as a whole,
+    /// and with the rest of it what was written could not be read either.
     pub(crate) fn finish(mut self, lost: &[ByteRange]) -> io::Result<()> {
         for (block, part) in std::mem::take(&mut self.parts) {
+            let whole = self.replica.block(block);
             let word = match part.before {
                 Before::Good => Word::of(&part.held),
-                Before::Rotten if part.is_lost_elsewhere(self.replica.block(block), lost) => {
+                Before::Rotten if part.is_lost_elsewhere(whole, lost) => Word::of(&part.held),
+                Before::Unread | Before::Damaged if part.is_lost_elsewhere(whole, lost) => {
+                    self.replica.data.write_at(whole.start, &part.held)?;
                     Word::of(&part.held)
                 }
                 Before::Rotten | Before::Damaged => Word::DAMAGED,

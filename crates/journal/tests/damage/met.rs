@@ -220,3 +220,32 @@ fn rot_in_a_replica_costs_nothing_where_a_step_back_was_cut_short_behind_its_bef
     }
     assert!(spared > 0, "none was cut short there");
 }
+
+/// The disk gives a block as a whole or not at all; what is lost of it is known, before the fold or by it.
+#[test]
+fn what_was_written_to_a_block_that_the_disk_does_not_give_can_be_read_once_it_is_folded() {
+    for (mode, is_scrubbed) in MODES.into_iter().flat_map(|mode| [(mode, true), (mode, false)]) {
+        let (store, journal, mut stream) = replicated(mode);
+        assert!(store.decay(REPLICA, 2, &Decay::Unread));
+        if is_scrubbed {
+            assert_eq!(scrub_all(&journal).damage.len(), 1);
+        }
+        write(&journal, &mut stream, 2 * BLOCK + 512, &[77; 512]);
+        for number in 40..60 {
+            write(&journal, &mut stream, number * BLOCK, &[number as u8; BLOCK as usize]);
+        }
+        let before = journal.status().applied;
+        keep_up(&journal, 60);
+        assert!(journal.status().applied.raw() > before.raw() + 40, "{mode:?}: it has gone on");
+        let (cut, content) = newest(&stream);
+        assert_eq!(unread(&journal, cut, &content).len() as u64, BLOCK - 512, "{mode:?} {is_scrubbed}");
+        compare(&journal, &stream.states);
+        assert_eq!(
+            scrub_all(&journal).damage,
+            Vec::new(),
+            "{mode:?} {is_scrubbed}: nothing that was not known"
+        );
+        make_good(&journal, &mut stream, 100);
+        assert!(read_all(&journal, WriteSeq::MAX).unwrap() == stream.disk, "{mode:?} {is_scrubbed}");
+    }
+}
