@@ -198,6 +198,15 @@ impl RecoveryVm {
         name != SUMS || !self.is_unfound(Rotten::Replica)
     }
 
+    /// The disk does not give a file from now on, and gives all others. Whoever changes a checksum while it does not give those
+    /// beside it has it on the disk that they are not known, as if they had rotted, until the scrub has come by.
+    pub(crate) fn hide(&self, name: Option<&str>) {
+        if self.store.cannot_be_read(SUMS) || name == Some(SUMS) {
+            self.spoilt().decayed.costless(Rotten::Sums);
+        }
+        self.store.cannot_read(name);
+    }
+
     /// Whether some of the newest state of a range may be lost, and no scrub has come by.
     pub(crate) fn is_lost_unseen(&self, range: ByteRange) -> bool {
         let spoilt = self.spoilt();

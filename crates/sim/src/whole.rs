@@ -64,7 +64,10 @@ impl World {
                     (rng.one_in(2) && !names.is_empty()).then(|| rng.below(names.len() as u64) as usize);
                 let name = any.map(|at| names[at].as_str()).filter(|name| pair.recovery.may_hide(name));
                 self.summary.unreadable += u64::from(name.is_some());
-                pair.recovery.store.cannot_read(name);
+                match self.rots {
+                    Some(_) => pair.recovery.hide(name),
+                    None => pair.recovery.store.cannot_read(name),
+                }
                 self.say(&format!("of {vm} {name:?} cannot be read"));
             }
             // Where anything rots at any time copies do, too.
