@@ -23,6 +23,7 @@ fn seeds_that_once_found_something_hold() {
         554, // the same, of what is lost of the newest state
         839, // a block of a replica told as lost though a step back that was cut short had its before-image
         523, // the end of a log that was known to be gone, told once more because of a pin
+        324, // what was written to a block that the disk does not give, folded and not readable any more
     ] {
         run_whole(seed, false);
     }
