@@ -92,10 +92,12 @@ pub(crate) fn guest() -> Result<GuestFiles> {
 /// Makes everything that end-to-end tests need: packages, the guest and what is added to it, the newer QEMU.
 pub(crate) fn for_tests() -> Result<()> {
     packages::ensure(packages::BUILD)?;
-    packages::ensure(packages::PEERS)?;
     packages::ensure(packages::UBLK)?;
     let folder = target().join("guest");
-    guest()?.add_nbd_client(&folder.join("kernel-package"))?;
+    let guest = guest()?;
+    // Only now: where tools of a newer QEMU were there, installing the guest's QEMU has taken them away.
+    packages::ensure(packages::PEERS)?;
+    guest.add_nbd_client(&folder.join("kernel-package"))?;
     backports::QEMU_TEN.ensure(&folder)?;
     binary_with_ublk()
 }
