@@ -166,8 +166,10 @@ impl Client {
         self.get("/v1/images").await
     }
 
-    pub async fn close_image(&self, id: &str) -> Result<ClosedImage, ClientError> {
-        self.call(Method::DELETE, &format!("/v1/images/{}", escape(id)), None).await
+    /// `discard` closes one of a committed failover that is not promoted, with all that was written to it.
+    pub async fn close_image(&self, id: &str, discard: bool) -> Result<ClosedImage, ClientError> {
+        let query = if discard { "?discard=true" } else { "" };
+        self.call(Method::DELETE, &format!("/v1/images/{}{query}", escape(id)), None).await
     }
 
     pub async fn failover(&self, group: &str, request: &FailoverRequest) -> Result<Failover, ClientError> {

@@ -118,6 +118,17 @@ pub struct PromoteRequest {
     /// 0 for as fast as it goes.
     #[serde(default)]
     pub bytes_per_second: u64,
+    /// What its journal has lost for good becomes zeroes; without this the promotion waits where something is lost.
+    #[serde(default)]
+    pub lost_as_zeroes: bool,
+}
+
+/// Bytes of a disk that follow one another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskRange {
+    pub disk: String,
+    pub start: u64,
+    pub len: u64,
 }
 
 /// How far an image is from needing nothing of the journal.

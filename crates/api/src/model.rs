@@ -410,6 +410,12 @@ pub struct Image {
     pub owner: String,
     /// How long opening took.
     pub open_seconds: f64,
+    /// Bytes that were lost and are zeroes, as was asked for when it was promoted.
+    #[serde(default)]
+    pub zeroed_bytes: u64,
+    /// Where they are: the first of them.
+    #[serde(default)]
+    pub zeroed: Vec<crate::DiskRange>,
     /// Why it is not served; of one that is, what is wrong with it.
     pub error: Option<String>,
 }

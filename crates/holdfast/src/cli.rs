@@ -335,12 +335,20 @@ pub(crate) enum ImageCommand {
         /// Bytes a second; as fast as it goes by default.
         #[arg(long, default_value_t = 0, value_name = "BYTES")]
         rate: u64,
+        /// Make zeroes of what the journal has lost for good, and say where. Without it the promotion waits there.
+        #[arg(long)]
+        lost_as_zeroes: bool,
         /// Wait until it is done, and show how far it is.
         #[arg(long)]
         wait: bool,
     },
     /// Close an image and throw its overlay away. The disks of one that was promoted are kept.
-    Close { id: String },
+    Close {
+        id: String,
+        /// Also one of a committed failover that is not promoted: all that its VM wrote is thrown away.
+        #[arg(long)]
+        discard: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

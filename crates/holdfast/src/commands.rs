@@ -292,14 +292,16 @@ async fn image(client: &Client, command: ImageCommand, json: bool) -> Result<()>
             let image = waiting::answered(&opening, client.open_image(&request)).await?;
             print::one(json, &image, print::image)
         }
-        ImageCommand::Promote { id, rate, wait } => {
-            let image = client.promote(&id, &PromoteRequest { bytes_per_second: rate }).await?;
+        ImageCommand::Promote { id, rate, lost_as_zeroes, wait } => {
+            let request = PromoteRequest { bytes_per_second: rate, lost_as_zeroes };
+            let image = client.promote(&id, &request).await?;
             let image = if wait { waiting::promoted(client, &id).await? } else { image };
             print::one(json, &image, print::image)
         }
         ImageCommand::List => print::one(json, &client.images().await?, |images| print::image_table(images)),
-        ImageCommand::Close { id } => {
-            let closed = waiting::answered(&format!("closing image {id}"), client.close_image(&id)).await?;
+        ImageCommand::Close { id, discard } => {
+            let closing = client.close_image(&id, discard);
+            let closed = waiting::answered(&format!("closing image {id}"), closing).await?;
             print::one(json, &closed, |closed| print::closed_image(&id, closed))
         }
     }

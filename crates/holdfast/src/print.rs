@@ -282,6 +282,12 @@ pub(crate) fn image(image: &Image) -> String {
     for disk in image.disks.iter().filter(|disk| !disk.path.is_empty()) {
         let _ = writeln!(out, "  plain disk  {}", disk.path);
     }
+    if image.zeroed_bytes > 0 {
+        let _ = writeln!(out, "  zeroed      {} were lost and are zeroes:", bytes(image.zeroed_bytes));
+        for api::DiskRange { disk, start, len } in &image.zeroed {
+            let _ = writeln!(out, "              disk {disk} at byte {start}, {len} bytes");
+        }
+    }
     if let Some(error) = &image.error {
         let _ = writeln!(out, "  error       {error}");
     }

@@ -141,14 +141,12 @@ pub(crate) async fn promoted(client: &Client, id: &str) -> Result<Image> {
         let share = promotion.own_bytes as f64 / promotion.total_bytes.max(1) as f64;
         let ((percent, step), rate) = (percent(share), speed.of(promotion.own_bytes));
         let (own, total) = (bytes(promotion.own_bytes), bytes(promotion.total_bytes));
+        let (state, error) = (&promotion.state, promotion.error.as_ref());
+        let trouble = error.map_or_else(String::new, |error| format!(": {error}"));
         teller.tell(&Standing {
-            key: format!("{} {step}", promotion.state),
+            key: format!("{state} {step}{trouble}"),
             share: Some(share),
-            text: format!(
-                "image {id}: promotion {}, {percent}, {own} of {total}{rate}{}",
-                promotion.state,
-                promotion.error.as_ref().map_or_else(String::new, |error| format!(": {error}"))
-            ),
+            text: format!("image {id}: promotion {state}, {percent}, {own} of {total}{rate}{trouble}"),
         });
         if promotion.state != "running" {
             teller.end();

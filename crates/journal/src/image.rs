@@ -30,6 +30,13 @@ pub enum ImageError {
     Overlay(#[from] OverlayError),
 }
 
+impl ImageError {
+    /// Whether what was there is gone for good, so that no later look brings it back.
+    pub fn is_loss(&self) -> bool {
+        matches!(self, Self::Read(error) if error.is_loss())
+    }
+}
+
 impl From<PinError> for ImageError {
     fn from(error: PinError) -> Self {
         match error {

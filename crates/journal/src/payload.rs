@@ -72,6 +72,11 @@ impl ReadError {
         matches!(self, ReadError::Damaged { .. } | ReadError::Segment { .. })
     }
 
+    /// Whether what was there is gone for good, so that no later look brings it back.
+    pub(crate) fn is_loss(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::LostBytes { .. } | Self::Rotten { .. })
+    }
+
     /// Which bytes of a replica it is for, which are not what they were or are not given by the disk.
     pub(crate) fn in_replica(&self) -> Option<ByteRange> {
         match self {

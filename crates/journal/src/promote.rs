@@ -6,6 +6,8 @@
 //! simply are its own blocks already.
 
 use crate::image::{Image, ImageError};
+use crate::page::PAGE_BYTES;
+use types::limits::SECTOR_BYTES;
 use types::{ByteRange, DiskIndex};
 
 /// How far a promotion is.
@@ -46,6 +48,19 @@ impl Image {
     /// # Errors
     /// [`ImageError::ReadOnly`] for an image without overlays; what reading and writing fail with.
     pub fn promote(&self, pace: impl Fn(u64) -> bool) -> Result<Promotion, ImageError> {
+        self.promote_past(pace, |_, _| false)
+    }
+
+    /// The same past what is lost for good, as zeroes: `may_zero` is told of it before, in bytes of a disk that follow one
+    /// another, and says whether it may be.
+    ///
+    /// # Errors
+    /// As [`Image::promote`]; where it may not, what reading it fails with.
+    pub fn promote_past(
+        &self,
+        pace: impl Fn(u64) -> bool,
+        mut may_zero: impl FnMut(DiskIndex, &[ByteRange]) -> bool,
+    ) -> Result<Promotion, ImageError> {
         if !self.is_writable() {
             return Err(ImageError::ReadOnly);
         }
@@ -66,13 +81,70 @@ impl Image {
                     self.flush(disk)?;
                     unflushed = 0;
                 }
-                let _reading = self.reading();
-                overlay.copy_up(step, |start, buf| self.below(disk, start, buf))?;
+                match self.bring(disk, step, &[]) {
+                    Err(error) if error.is_loss() => {
+                        let lost = self.lost_in(disk, step)?;
+                        if lost.is_empty() || !may_zero(disk, &lost) {
+                            return Err(error);
+                        }
+                        self.bring(disk, step, &lost)?;
+                    }
+                    brought => brought?,
+                }
                 unflushed += missing;
             }
             self.flush(disk)?;
         }
         self.unpin();
         Ok(self.promotion())
+    }
+
+    /// Copies up what is not the image's own of a step; what is lost of it as zeroes.
+    fn bring(&self, disk: DiskIndex, step: ByteRange, lost: &[ByteRange]) -> Result<(), ImageError> {
+        let _reading = self.reading();
+        self.overlays()[usize::from(disk.0)].copy_up(step, |start, buf| {
+            let end = start + buf.len() as u64;
+            let (mut at, mut rest) = (start, buf);
+            for lost in lost.iter().filter(|lost| lost.start < end && lost.end() > start) {
+                let (from, to) = (lost.start.max(start), lost.end().min(end));
+                let (there, after) = rest.split_at_mut((from - at) as usize);
+                if !there.is_empty() {
+                    self.below(disk, at, there)?;
+                }
+                let (zeroes, after) = after.split_at_mut((to - from) as usize);
+                zeroes.fill(0);
+                (at, rest) = (to, after);
+            }
+            if rest.is_empty() { Ok(()) } else { self.below(disk, at, rest) }
+        })
+    }
+
+    /// Which bytes of a step that are not the image's own are lost: its sectors one by one, ascending, those beside each
+    /// other as one.
+    fn lost_in(&self, disk: DiskIndex, step: ByteRange) -> Result<Vec<ByteRange>, ImageError> {
+        let mut lost: Vec<ByteRange> = Vec::new();
+        let _reading = self.reading();
+        for (run, _) in self.overlays()[usize::from(disk.0)].runs(step).into_iter().filter(|(_, own)| !own) {
+            for block in run.split_at_multiples(PAGE_BYTES) {
+                if self.is_there(disk, block)? {
+                    continue;
+                }
+                for sector in block.split_at_multiples(SECTOR_BYTES) {
+                    match lost.last_mut() {
+                        _ if self.is_there(disk, sector)? => {}
+                        Some(last) if last.end() == sector.start => last.len += sector.len,
+                        _ => lost.push(sector),
+                    }
+                }
+            }
+        }
+        Ok(lost)
+    }
+
+    fn is_there(&self, disk: DiskIndex, range: ByteRange) -> Result<bool, ImageError> {
+        match self.below(disk, range.start, &mut vec![0; range.len as usize]) {
+            Err(error) if error.is_loss() => Ok(false),
+            read => read.map(|()| true),
+        }
     }
 }

@@ -423,14 +423,25 @@ async fn open_image(State(app): State<App>, Body(request): Body<OpenImageRequest
     beside(move || app.recovery.open_image(&request)).await.map(Json)
 }
 
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(default, deny_unknown_fields)]
+struct CloseQuery {
+    /// Also one of a committed failover that is not promoted, with all that its VM wrote.
+    discard: bool,
+}
+
 /// Closes an image and throws its overlay away. The disks of one that was promoted stay.
-#[utoipa::path(delete, path = "/v1/images/{id}", params(("id" = String, Path)), responses(
+#[utoipa::path(delete, path = "/v1/images/{id}", params(("id" = String, Path), CloseQuery), responses(
     (status = 200, body = ClosedImage),
     (status = 404, body = Problem, content_type = "application/problem+json"),
     (status = 409, body = Problem, content_type = "application/problem+json"),
 ))]
-async fn close_image(State(app): State<App>, Path(id): Path<String>) -> Answer<ClosedImage> {
-    let closed = beside(move || app.recovery.close_image(&id)).await?;
+async fn close_image(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    Query(query): Query<CloseQuery>,
+) -> Answer<ClosedImage> {
+    let closed = beside(move || app.recovery.close_image(&id, query.discard)).await?;
     let kept = closed.kept.into_iter().map(|path| path.display().to_string()).collect();
     Ok(Json(ClosedImage { done: true, kept, lost: closed.lost }))
 }

@@ -224,7 +224,7 @@ fn unreadable(error: &journal::CheckpointError) -> OperationError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recovery::tests::{PEER, append_sync, append_writes, hello, recovery, scrub};
+    use crate::recovery::tests::{PEER, append_sync, append_writes, hello, recovery, rot_writes};
 
     #[test]
     fn whoever_asks_for_the_newest_is_told_of_a_newer_one_that_is_damaged() {
@@ -239,12 +239,7 @@ mod tests {
         };
         let newest = journal.newest_checkpoint().unwrap().unwrap().checkpoint;
         assert!(found("latest").notes.is_empty());
-        let segment = vm.folder(&recovery.journal_dir).join("segment-00000001");
-        let mut bytes = std::fs::read(&segment).unwrap();
-        let written = bytes.windows(4096).position(|part| part.iter().all(|byte| *byte == 8)).unwrap();
-        bytes[written + 100] ^= 1;
-        std::fs::write(&segment, bytes).unwrap();
-        scrub(&journal);
+        rot_writes(&recovery, &vm);
         let far = clock::to_text(types::WallTime(i64::from(u32::MAX) * 1_000_000));
         for at in ["latest", &far] {
             let GroupCut { cut, notes, .. } = found(at);

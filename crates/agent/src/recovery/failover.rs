@@ -12,10 +12,8 @@ mod telling;
 use super::Recovery;
 use super::carry_out::Doing;
 use super::groups::KeptGroup;
-use super::images::OpenImage;
 use super::one_at_a_time::Turn;
 use super::plans::Plan;
-use super::promoted::Closed;
 use super::vm::RecoveredVm;
 use crate::error::{OperationError, Result};
 use crate::hypervisor::{RunState, VmDefinition};
@@ -133,11 +131,9 @@ impl Recovery {
         }
     }
 
-    /// Closes an image that a failover ran on: once that is final, all of the image is its own, and nobody runs on it.
-    pub(super) fn close_image_of_failover(&self, group: &str, image: &OpenImage) -> Result<Closed> {
-        let of_image = image.record();
-        let _turn = self.turn_for_image(&of_image)?;
-        let id = &of_image.id;
+    /// Whether an image that a failover ran on may be closed: once that is final, all of the image is its own or nobody wants
+    /// it any more (`needs_nothing`), and nobody runs on it. Then nothing is known of its VM any more. The turn is held.
+    pub(super) fn let_go_of_image(&self, group: &str, id: &str, needs_nothing: bool) -> Result<()> {
         let record = self.failovers().values().find(|record| record.has_image(id)).cloned();
         let refuse = |detail: String| Err(OperationError::conflict(detail));
         if record.is_none() && self.has_unread_failovers() {
@@ -160,23 +156,24 @@ impl Recovery {
                     "the failover of group {group} is being rolled back, and the image with it"
                 ));
             }
-            Some(Phase::Committed) if !image.is_promoted() => {
+            Some(Phase::Committed) if !needs_nothing => {
                 return refuse(format!(
-                    "the failover of group {group} is committed, and its disk still needs the journal: \
-                     `holdfast image promote {id} --wait` first"
+                    "the failover of group {group} is committed, and its disk still needs the journal: `holdfast image promote \
+                     {id} --wait` first, or, where nobody wants the disk any more, `holdfast image close {id} --discard`, which \
+                     throws away all that its VM wrote since"
                 ));
             }
             // A failover that is released or not recorded any more has left it behind.
             Some(Phase::RolledBack | Phase::Committed) | None => {}
         }
-        let run = record.and_then(|record| record.vms.into_iter().find(|run| run.image == *id));
+        let run = record.and_then(|record| record.vms.into_iter().find(|run| run.image == id));
         if let Some(run) = run {
             if run.pid.is_some_and(|pid| self.adapter.state(run.key(), pid) != RunState::Stopped) {
                 return refuse(format!("VM {} runs on this image: shut it down first", run.vm));
             }
             self.forget_guest(run.key());
         }
-        self.end_image(image)
+        Ok(())
     }
 
     /// What a VM of a failover is called on this host, and its process; none where it has no definition.

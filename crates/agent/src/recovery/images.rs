@@ -22,7 +22,7 @@ use splitter::{BlockDevice, Extent, ExtentKind, WriterLock, Writers};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use types::limits::IMAGES_MAX;
+use types::limits::{IMAGES_MAX, ZEROED_PLACES_MAX};
 use types::{ByteRange, DiskIndex, DiskSpec, WriteSeq};
 
 /// An image as `state/images/ID.json` has it.
@@ -42,6 +42,40 @@ pub(super) struct ImageRecord {
     /// It is being closed, and never served again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) closing: Option<Closing>,
+    /// What its journal has lost for good may be zeroes in it.
+    #[serde(default)]
+    pub(super) lost_as_zeroes: bool,
+    /// What became zeroes by that.
+    #[serde(default)]
+    pub(super) zeroed: Zeroed,
+}
+
+/// What of an image was lost and is zeroes; written down before it is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Zeroed {
+    pub(super) bytes: u64,
+    /// The first places: disk, start, length.
+    pub(super) places: Vec<(String, u64, u64)>,
+}
+
+impl Zeroed {
+    pub(super) fn add(&mut self, disk: &str, ranges: &[ByteRange]) {
+        let places = ranges.iter().map(|range| (disk.to_owned(), range.start, range.len));
+        // Told once, though a promotion that was cut short comes by again.
+        let news: Vec<_> = places.filter(|place| !self.places.contains(place)).collect();
+        self.bytes += news.iter().map(|(.., len)| len).sum::<u64>();
+        self.places.extend(news);
+        self.places.truncate(ZEROED_PLACES_MAX);
+    }
+
+    pub(super) fn to_api(&self) -> Vec<api::DiskRange> {
+        let range = |(disk, start, len): &(String, u64, u64)| api::DiskRange {
+            disk: disk.clone(),
+            start: *start,
+            len: *len,
+        };
+        self.places.iter().map(range).collect()
+    }
 }
 
 /// How an image is being closed.
@@ -156,6 +190,8 @@ impl Recovery {
             open_seconds: 0.0,
             promoted: false,
             closing: None,
+            lost_as_zeroes: false,
+            zeroed: Zeroed::default(),
         };
         // Until the image stays the journal is neither closed nor another's.
         let lease = lease_of(vm, Use::Image)?;
@@ -346,22 +382,25 @@ impl Recovery {
         self.images().get(id).cloned()
     }
 
-    /// Closes an image. Its overlay is thrown away, unless it was promoted: then its disks stay, and where is returned.
-    pub(crate) fn close_image(&self, id: &str) -> Result<Closed> {
-        let Some(image) = self.image(id) else {
-            return self.close_waiting(id);
-        };
-        let record = image.record();
-        match &record.failover {
-            Some(group) => self.close_image_of_failover(group, &image),
-            None => {
-                let _turn = self.turn_for_image(&record)?;
-                // Whoever closed it meanwhile has done so.
-                match self.image(id) {
-                    Some(image) => self.end_image(&image),
-                    None => self.end_waiting(id),
-                }
-            }
+    /// Closes an image. Its overlay is thrown away, unless it was promoted: then its disks stay, and where is returned. Of a
+    /// committed failover whose disk still needs the journal only where all that is to be discarded.
+    pub(crate) fn close_image(&self, id: &str, discard: bool) -> Result<Closed> {
+        let record = self.image(id).map(|image| image.record());
+        let waits = || self.waiting_images().get(id).map(|image| image.record.clone());
+        let record = record.or_else(waits).ok_or_else(|| {
+            OperationError::not_found(format!(
+                "no image {id:?} is open; `holdfast image list` shows those that are"
+            ))
+        })?;
+        let _turn = self.turn_for_image(&record)?;
+        if let Some(group) = &record.failover {
+            let is_promoted = self.image(id).map_or(record.promoted, |image| image.is_promoted());
+            self.let_go_of_image(group, id, is_promoted || discard)?;
+        }
+        // Whoever closed it meanwhile has done so.
+        match self.image(id) {
+            Some(image) => self.end_image(&image),
+            None => self.end_waiting(id),
         }
     }
 
@@ -467,6 +506,10 @@ impl OpenImage {
         &self.image
     }
 
+    pub(super) fn disk_name(&self, disk: DiskIndex) -> &str {
+        self.disks.get(usize::from(disk.0)).map_or("", |disk| &disk.name)
+    }
+
     /// Its record as it is now.
     pub(super) fn record(&self) -> ImageRecord {
         self.record.lock().expect("a panic aborts the process").clone()
@@ -565,6 +608,8 @@ impl OpenImage {
             disks: self.disks_to_api(promotion.state == "done"),
             overlay_bytes: self.image.overlay_bytes(),
             promotion,
+            zeroed_bytes: record.zeroed.bytes,
+            zeroed: record.zeroed.to_api(),
             error: self.trouble(),
         }
     }

@@ -3,7 +3,7 @@
 pub(super) mod plan;
 
 use super::Recovery;
-use super::images::OpenImage;
+use super::images::{ImageRecord, OpenImage};
 use super::plans::Plan;
 use crate::error::{OperationError, Result, with_sources};
 use crate::ledger::{StepError, in_thread};
@@ -13,6 +13,7 @@ use operations::{At, Lock, OperationId, Progress};
 use plan::{PromotePlan, PromoteStep, image_lock};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use types::{ByteRange, DiskIndex};
 
 /// The promotion of one image, as whoever ends the image sees it. That it came to its end is in the image's record.
 #[derive(Debug, Default)]
@@ -45,6 +46,10 @@ impl Recovery {
         let image = self.image(id).ok_or_else(|| not_open(id))?;
         if !image.image().is_writable() {
             return Err(OperationError::conflict("only a writable image can be promoted"));
+        }
+        if request.lost_as_zeroes {
+            // Also for one that goes on already, and waits for that.
+            change(&image, &self.state, |record| record.lost_as_zeroes = true)?;
         }
         if let Some((operation, ..)) = image_lock(id).and_then(|lock| self.operations.at(lock)) {
             return Ok(operation);
@@ -94,7 +99,7 @@ impl Recovery {
     ) -> std::result::Result<(), StepError> {
         let image = self.served(&plan.image)?;
         match step {
-            PromoteStep::Copy => copy(&image, plan, at),
+            PromoteStep::Copy => copy(&image, &self.state, plan, at),
             PromoteStep::Keep => Ok(keep(&image, &self.state)?),
             PromoteStep::Unpin => {
                 let unpinned = image.unpin().map(drop);
@@ -141,17 +146,25 @@ fn not_open(id: &str) -> OperationError {
 
 fn copy(
     image: &OpenImage,
+    state: &StateDir,
     plan: &PromotePlan,
     at: &At<'_, PromotePlan>,
 ) -> std::result::Result<(), StepError> {
     let pace = Pace::new(plan.bytes_per_second);
-    let result = image.image().promote(|bytes| {
+    let may_zero = |disk, lost: &[ByteRange]| match zero(image, state, disk, lost) {
+        Ok(may) => may,
+        Err(error) => {
+            tracing::warn!(image = plan.image, error = error.detail, "what is lost is not written down");
+            false
+        }
+    };
+    let pace = |bytes| {
         let (done, total) = (image.image().promotion().own_bytes, image.image().promotion().total_bytes);
         at.progress(Progress { done, total });
         pace.spend(bytes);
         !image.promotion.stop.load(Ordering::SeqCst) && at.check().is_ok()
-    });
-    match result {
+    };
+    match image.image().promote_past(pace, may_zero) {
         Ok(promotion) if promotion.is_done() => {
             let (image, vm) = (&plan.image, &plan.label);
             tracing::info!(image, vm, bytes = promotion.total_bytes, "promoted: it needs no journal");
@@ -161,26 +174,50 @@ fn copy(
             at.check()?;
             Err(OperationError::unavailable(format!("image {} is not served any more", plan.image)).into())
         }
-        Err(error) => Err(OperationError::unavailable(with_sources(&error)).into()),
+        Err(error) => {
+            let id = &plan.image;
+            let way = format!(
+                ": that is lost for good; `holdfast image promote {id} --lost-as-zeroes` makes zeroes of what is, and says \
+                 where, or the guest writes over it"
+            );
+            let way = if error.is_loss() { way } else { String::new() };
+            Err(OperationError::unavailable(format!("{}{way}", with_sources(&error))).into())
+        }
     }
+}
+
+/// Whether what is lost may be zeroes; if so, that is written down from here on.
+fn zero(image: &OpenImage, state: &StateDir, disk: DiskIndex, lost: &[ByteRange]) -> Result<bool> {
+    if !image.record().lost_as_zeroes {
+        return Ok(false);
+    }
+    let name = image.disk_name(disk);
+    change(image, state, |record| record.zeroed.add(name, lost))?;
+    let image = image.record();
+    tracing::warn!(image = image.id, vm = image.vm_name, disk = name, ?lost, "lost bytes become zeroes");
+    Ok(true)
 }
 
 /// Writes down that an image is promoted; not one that is not served any more, whose record is another's.
 fn keep(image: &OpenImage, state: &StateDir) -> Result<()> {
+    change(image, state, |record| record.promoted = true)
+}
+
+fn change(image: &OpenImage, state: &StateDir, change: impl FnOnce(&mut ImageRecord)) -> Result<()> {
     let ended = image.ended.lock().expect("a panic aborts the process");
     if *ended {
         return Err(OperationError::unavailable(
             "the image was closed, or could not be served any more, before it was promoted",
         ));
     }
-    Ok(image.change(state, |record| record.promoted = true)?)
+    Ok(image.change(state, change)?)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::images::ImageRecord;
     use super::super::tests::{
-        PEER, append_sync, begin_anew, cut_short_everywhere, go_on_with_all, hello, open_by_hand, recovery,
+        PEER, append_sync, append_writes, begin_anew, cut_short_everywhere, end, go_on_with_all, hello,
+        open_by_hand, recovery, rot_writes,
     };
     use super::*;
 
@@ -241,7 +278,65 @@ mod tests {
     }
 
     fn request() -> api::PromoteRequest {
-        api::PromoteRequest { bytes_per_second: 0 }
+        api::PromoteRequest::default()
+    }
+
+    /// A failover that is final, to a checkpoint of which 4096 bytes are lost; its image.
+    fn committed_to_a_damaged_state(folder: &std::path::Path) -> (Arc<Recovery>, String) {
+        let side = recovery(folder);
+        let (vm, journal) = side.admit(&hello(1), PEER).unwrap();
+        append_sync(&journal);
+        append_writes(&journal);
+        let at = journal.newest_checkpoint().unwrap().unwrap().checkpoint.id.to_string();
+        drop(journal);
+        rot_writes(&side, &vm);
+        let request = api::FailoverRequest { at, vms: Vec::new(), without: Vec::new() };
+        let image = side.failover("web", &request).unwrap().vms[0].image.clone();
+        side.commit("web").unwrap();
+        (side, image)
+    }
+
+    #[test]
+    fn what_is_lost_under_a_committed_failover_becomes_zeroes_where_that_is_asked_for_and_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let (side, image) = committed_to_a_damaged_state(folder.path());
+        let id = side.begin_promotion(&image, &request()).unwrap();
+        go_on_with_all(&side);
+        let trouble = side.show_operation(id).unwrap().trouble.unwrap();
+        assert!(trouble.contains("--lost-as-zeroes"), "{trouble}");
+        assert_eq!(side.list_images()[0].zeroed_bytes, 0);
+        let asked = api::PromoteRequest { lost_as_zeroes: true, ..request() };
+        assert_eq!(side.begin_promotion(&image, &asked).unwrap(), id, "the one that waits goes on");
+        go_on_with_all(&side);
+        let shown = side.list_images().remove(0);
+        assert_eq!((shown.promotion.state.as_str(), shown.zeroed_bytes), ("done", 4096));
+        assert_eq!(
+            (shown.zeroed[0].disk.as_str(), shown.zeroed[0].start, shown.zeroed[0].len),
+            ("vda", 8192, 4096)
+        );
+        let kept = side.close_image(&image, false).unwrap().kept.remove(0);
+        let disk = std::fs::read(kept).unwrap();
+        assert_eq!((disk[0], disk[8192]), (7, 0));
+        side.forget("vm-1").unwrap();
+    }
+
+    #[test]
+    fn an_image_of_a_committed_failover_is_closed_where_nobody_wants_it_any_more() {
+        for is_served in [true, false] {
+            let folder = tempfile::tempdir().unwrap();
+            let (mut side, image) = committed_to_a_damaged_state(folder.path());
+            if !is_served {
+                end(side);
+                side = recovery(folder.path());
+                side.resume_records().unwrap();
+            }
+            let refused = side.close_image(&image, false).unwrap_err().detail;
+            assert!(refused.contains("--discard"), "{refused}");
+            side.close_image(&image, true).unwrap();
+            begin_anew(&side);
+            assert!(side.list_images().is_empty(), "{is_served}");
+            side.forget("vm-1").unwrap();
+        }
     }
 
     fn opened(folder: &std::path::Path) -> Arc<Recovery> {
@@ -273,7 +368,7 @@ mod tests {
                 let pins = side.list()[0].journal().unwrap().pins().len();
                 let expected = if promotes(&side) > 0 { ("done", 0) } else { ("none", 1) };
                 assert_eq!((shown.promotion.state.as_str(), pins), expected, "{how}");
-                let closed = side.close_image(&shown.id).unwrap();
+                let closed = side.close_image(&shown.id, false).unwrap();
                 assert_eq!(closed.kept.len(), 1 - pins, "{how}: promoted disks stay");
             },
         );
@@ -287,18 +382,20 @@ mod tests {
         let id = side.begin_promotion(&image, &request()).unwrap();
         assert_eq!(side.begin_promotion(&image, &request()).unwrap(), id, "one at a time");
         assert_eq!(side.list_images()[0].promotion.state, "running");
-        side.close_image(&image).unwrap();
+        side.close_image(&image, false).unwrap();
         go_on_with_all(&side);
         assert_eq!(side.show_operation(id).unwrap().state, "taken-back");
         assert_eq!(side.alerts.list(), Vec::<String>::new());
     }
+
     #[test]
     fn a_promotion_that_goes_on_by_itself_holds_up_no_stop() {
         let folder = tempfile::tempdir().unwrap();
         let side = opened(folder.path());
         let image = side.list_images()[0].id.clone();
         // It would take hours.
-        let id = side.begin_promotion(&image, &api::PromoteRequest { bytes_per_second: 1 }).unwrap();
+        let id =
+            side.begin_promotion(&image, &api::PromoteRequest { bytes_per_second: 1, ..request() }).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         runtime.spawn(side.clone().go_on_with_operations());
         while side.show_operation(id).unwrap().bytes_total == 0 {

@@ -146,6 +146,16 @@ pub(super) fn scrub(journal: &journal::Journal) {
     }
 }
 
+/// Has something rot of what [`append_writes`] wrote, and a scrub find it.
+pub(super) fn rot_writes(recovery: &Recovery, vm: &RecoveredVm) {
+    let segment = vm.folder(&recovery.journal_dir).join("segment-00000001");
+    let mut bytes = std::fs::read(&segment).unwrap();
+    let written = bytes.windows(4096).position(|part| part.iter().all(|byte| *byte == 8)).unwrap();
+    bytes[written + 100] ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+    scrub(&vm.journal().unwrap());
+}
+
 /// Ends a journal's life as if it had failed: the next one begins from what is on the disk.
 pub(super) fn close(vm: &RecoveredVm) {
     if let Some(journal) = vm.journal().map(|lease| lease.shared().clone()) {

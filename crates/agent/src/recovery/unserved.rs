@@ -36,6 +36,8 @@ impl Unserved {
             disks: Vec::new(),
             overlay_bytes: 0,
             promotion: api::Promotion { state: "none".into(), own_bytes: 0, total_bytes: 0, error: None },
+            zeroed_bytes: record.zeroed.bytes,
+            zeroed: record.zeroed.to_api(),
             owner: record.owner(),
             open_seconds: record.open_seconds,
             error: Some(format!("not served, tried again by itself: {}", self.error)),
@@ -172,23 +174,6 @@ impl Recovery {
         self.have_it_stay(&vm, &lease, image).map(drop)
     }
 
-    /// Closes an image that is not served.
-    pub(super) fn close_waiting(&self, id: &str) -> Result<Closed> {
-        let missing = || {
-            let detail = format!("no image {id:?} is open; `holdfast image list` shows those that are");
-            OperationError::not_found(detail)
-        };
-        let record = self.waiting_images().get(id).map(|image| image.record.clone()).ok_or_else(missing)?;
-        let _turn = self.turn_for_image(&record)?;
-        if let Some(group) = record.failover {
-            return Err(OperationError::conflict(format!(
-                "the failover of group {group} needs this image, which cannot be served just now: roll it back, or see \
-                 in `holdfast image list` what is in its way"
-            )));
-        }
-        self.end_waiting(id)
-    }
-
     /// Ends an image that is not served; its group's turn is held.
     pub(super) fn end_waiting(&self, id: &str) -> Result<Closed> {
         let Some(mut record) = self.waiting_images().get(id).map(|image| image.record.clone()) else {
@@ -281,7 +266,7 @@ mod tests {
         let seen = image.record();
         let vm = recovery.list()[0].clone();
         close(&vm);
-        recovery.close_image(&seen.id).unwrap();
+        recovery.close_image(&seen.id, false).unwrap();
         recovery.open_journal(&vm, Use::Look).unwrap();
         recovery.try_waiting(&seen);
         assert!(recovery.list_images().is_empty() && !recovery.has_images(&vm), "it was told as closed");

@@ -58,6 +58,38 @@ fn a_rotten_block_of_a_large_write_costs_that_block_alone() {
 }
 
 #[test]
+fn an_image_of_a_damaged_checkpoint_is_promoted_only_past_what_is_told_as_lost_before() {
+    let (_, stream, journal) = rotten(WITH_LARGE, BATCHES_AT[0] + (40 << 10));
+    let journal = Arc::new(journal);
+    scrub_all(&journal);
+    let (cut, content) = &stream.states[9];
+    let image = Image::open(journal.clone(), *cut, Some("image-1"), [1; 16]).unwrap();
+    assert!(image.promote(|_| true).is_err_and(|error| error.is_loss()));
+    let mut told = Vec::new();
+    let promoted = image.promote_past(
+        |_| true,
+        |disk, lost| {
+            let mut read = [0; 512];
+            assert!(
+                image.read_at(disk, lost[0].start, &mut read).is_err(),
+                "nothing is zeroes before it is told"
+            );
+            told.extend_from_slice(lost);
+            true
+        },
+    );
+    assert!(promoted.unwrap().is_done());
+    assert_eq!(told.iter().map(|range| range.len).sum::<u64>(), 4096);
+    let mut expected = content.clone();
+    for range in told {
+        expected[range.start as usize..range.end() as usize].fill(0);
+    }
+    let mut read = vec![0; expected.len()];
+    image.read_at(DiskIndex(0), 0, &mut read).unwrap();
+    assert!(read == expected, "what is not lost is what it was");
+}
+
+#[test]
 fn what_was_written_over_since_is_asked_of_nobody() {
     for byte in IN_A_BATCH {
         let store = SimStore::new();

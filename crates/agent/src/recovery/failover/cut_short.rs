@@ -259,7 +259,7 @@ fn a_commit_that_fails_leaves_the_failover_as_it_was() {
     side.commit("web").unwrap_err();
     assert_eq!(phase(&side).as_deref(), Some("running"));
     let image = side.list_images()[0].id.clone();
-    assert!(side.close_image(&image).is_err());
+    assert!(side.close_image(&image, false).is_err());
     end(side);
     // It may be on the disk all the same.
     write_phase(folder.path(), "committed");

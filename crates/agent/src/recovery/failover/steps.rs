@@ -5,7 +5,7 @@ use super::super::Recovery;
 use super::super::at::journal_of;
 use super::super::cut::{self, GroupCut};
 use super::super::groups::KeptGroup;
-use super::super::images::{Closing, ImageRecord};
+use super::super::images::{Closing, ImageRecord, Zeroed};
 use super::super::vm::RecoveredVm;
 use super::definition_of;
 use super::fence::{Asked, SILENT};
@@ -230,6 +230,8 @@ impl Recovery {
             open_seconds: 0.0,
             promoted: false,
             closing: Some(Closing::KEEPS_NOTHING),
+            lost_as_zeroes: false,
+            zeroed: Zeroed::default(),
         };
         let owner = record.pin_owner();
         if lease.pins().iter().any(|pin| pin.owner == owner) {

@@ -73,7 +73,7 @@ fn an_image_of_a_failover_that_is_released_can_be_closed() {
     let image = failed_over(folder.path());
     let whole = std::fs::read(image_file(folder.path(), &image)).unwrap();
     let again = begun_anew(folder.path());
-    let refused = again.close_image(&image).unwrap_err();
+    let refused = again.close_image(&image, false).unwrap_err();
     assert!(refused.detail.contains("roll it back"), "{}", refused.detail);
     again.rollback("web").unwrap();
     drop(again);
@@ -81,7 +81,7 @@ fn an_image_of_a_failover_that_is_released_can_be_closed() {
     std::fs::write(image_file(folder.path(), &image), whole).unwrap();
     let again = begun_anew(folder.path());
     assert_eq!(again.list_images().len(), 1);
-    again.close_image(&image).unwrap();
+    again.close_image(&image, false).unwrap();
     assert!(again.list_images().is_empty() && !journal_has(&again, &image));
 }
 

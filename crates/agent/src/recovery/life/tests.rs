@@ -1,6 +1,6 @@
 //! Images, moves and deletions that meet while a journal's life ends.
 
-use super::super::images::ImageRecord;
+use super::super::images::{ImageRecord, Zeroed};
 use super::super::tests::{PEER, hello, recovery};
 use super::super::{RecoveredVm, Recovery};
 use super::moving::FOLDER_PATIENCE;
@@ -20,6 +20,8 @@ fn record(vm: &RecoveredVm, id: &str) -> ImageRecord {
         open_seconds: 0.0,
         promoted: false,
         closing: None,
+        lost_as_zeroes: false,
+        zeroed: Zeroed::default(),
     }
 }
 
@@ -56,7 +58,7 @@ fn an_image_that_is_just_being_opened_reads_from_the_journals_next_life() {
     recovery.open_journal(&vm, Use::Look).unwrap();
     let image = recovery.image("0000000a").unwrap();
     assert!(!image.image().journal().is_closed(), "it reads from the life before");
-    recovery.close_image("0000000a").unwrap();
+    recovery.close_image("0000000a", false).unwrap();
     assert!(!recovery.has_images(&vm));
 }
 

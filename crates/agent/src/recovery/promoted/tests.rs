@@ -33,7 +33,7 @@ fn a_close_that_was_cut_short_at_any_step_goes_on() {
 fn promoted(recovery: &Arc<Recovery>) -> (Arc<OpenImage>, PathBuf, PathBuf) {
     let image = open_by_hand(recovery);
     let record = image.record();
-    recovery.promote_image(&record.id, &api::PromoteRequest { bytes_per_second: 0 }).unwrap();
+    recovery.promote_image(&record.id, &api::PromoteRequest::default()).unwrap();
     while !image.is_promoted() {
         thread::yield_now();
     }
@@ -60,9 +60,9 @@ fn promoted_disks_whose_close_was_cut_short_stay_whatever_becomes_of_the_journal
     let id = image.record().id;
     // As on a disk that is full or fails.
     std::fs::write(&place, "").unwrap();
-    assert!(recovery.close_image(&id).is_err());
+    assert!(recovery.close_image(&id, false).is_err());
     close(&recovery.list()[0]);
-    assert!(recovery.close_image(&id).is_err(), "they cannot be kept now, and are not given up");
+    assert!(recovery.close_image(&id, false).is_err(), "they cannot be kept now, and are not given up");
     assert!(disk.exists());
     std::fs::remove_file(&place).unwrap();
     check_goes_on(&recovery, &disk, &place);
@@ -79,7 +79,7 @@ fn promoted_disks_whose_close_was_cut_short_outlive_a_restart_with_a_journal_tha
             let id = image.record().id;
             drop(image);
             std::fs::write(&place, "").unwrap();
-            assert!(side.close_image(&id).is_err());
+            assert!(side.close_image(&id, false).is_err());
             end(side);
             (id, disk, place)
         };
@@ -93,7 +93,7 @@ fn promoted_disks_whose_close_was_cut_short_outlive_a_restart_with_a_journal_tha
         journal::MANIFESTS.iter().for_each(|name| std::fs::rename(files.join(name), aside(name)).unwrap());
         let side = recovery(folder.path());
         side.resume_all().unwrap();
-        assert!(side.close_image(&id).is_err(), "they cannot be kept now, and are not given up");
+        assert!(side.close_image(&id, false).is_err(), "they cannot be kept now, and are not given up");
         journal::MANIFESTS.iter().for_each(|name| std::fs::rename(aside(name), files.join(name)).unwrap());
         std::fs::remove_file(&place).unwrap();
         check_goes_on(&side, &disk, &place);
@@ -116,7 +116,7 @@ fn an_image_that_waits_and_could_not_be_closed_is_not_served_again() {
     std::fs::write(&run, "").unwrap();
     side.resume_all().unwrap();
     std::fs::write(&place, "").unwrap();
-    assert!(side.image(&id).is_none() && side.close_image(&id).is_err());
+    assert!(side.image(&id).is_none() && side.close_image(&id, false).is_err());
     std::fs::remove_file(&run).unwrap();
     std::fs::create_dir(&run).unwrap();
     let waiting = side.waiting_images()[&id].record.clone();

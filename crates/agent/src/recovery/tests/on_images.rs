@@ -41,7 +41,7 @@ fn images_on_a_journal_that_cannot_be_opened_end_and_hold_nothing_up() {
         let _ = std::fs::remove_file(vm.folder(&recovery.journal_dir).join(copy));
     }
     assert!(recovery.open_journal(&vm, Use::Look).is_err(), "it is lost");
-    recovery.close_image(&by_hand).unwrap();
+    recovery.close_image(&by_hand, false).unwrap();
     assert_eq!(recovery.rollback("web").unwrap().phase, "rolled-back");
     assert!(recovery.images().is_empty());
     recovery.forget("vm-1").unwrap();
@@ -65,7 +65,7 @@ fn an_image_that_is_only_read_is_pinned_over_restarts_as_any_other() {
         let opened = recovery.open_image(&request).unwrap();
         let owner = recovery.image(&opened.id).unwrap().record().pin_owner();
         assert_eq!(journal.pins().iter().map(|pin| &pin.owner).collect::<Vec<_>>(), [&owner], "{writable}");
-        recovery.close_image(&opened.id).unwrap();
+        recovery.close_image(&opened.id, false).unwrap();
         assert!(journal.pins().is_empty());
     }
 }
@@ -104,7 +104,7 @@ fn an_image_that_is_not_served_is_an_alert_until_it_is_or_is_closed() {
         std::fs::remove_file(&run).unwrap();
         std::fs::create_dir(&run).unwrap();
         if is_closed {
-            recovery.close_image(&id).unwrap();
+            recovery.close_image(&id, false).unwrap();
         } else {
             let waiting = recovery.waiting_images()[&id].record.clone();
             recovery.serve_again(waiting);
@@ -158,6 +158,8 @@ fn a_promoted_image_whose_flush_fails_is_closed_and_its_disks_stay() {
         open_seconds: 0.0,
         promoted: false,
         closing: None,
+        lost_as_zeroes: false,
+        zeroed: images::Zeroed::default(),
     };
     recovery.state.save(&record.file_name(), &record).unwrap();
     // A map that can be sealed, so that writing it fails from then on.
@@ -170,13 +172,13 @@ fn a_promoted_image_whose_flush_fails_is_closed_and_its_disks_stay() {
     let image = recovery.serve_image(&vm, &lease, &record).unwrap();
     let image = recovery.have_it_stay(&vm, &lease, image).unwrap();
     drop((lease, journal));
-    recovery.promote_image(&record.id, &api::PromoteRequest { bytes_per_second: 0 }).unwrap();
+    recovery.promote_image(&record.id, &api::PromoteRequest::default()).unwrap();
     while !image.is_promoted() {
         thread::yield_now();
     }
     image.image().write_at(DiskIndex(0), 4096, &[9; 4096]).unwrap();
     rustix::fs::fcntl_add_seals(&map, rustix::fs::SealFlags::WRITE).unwrap();
-    let closed = recovery.close_image(&record.id).unwrap();
+    let closed = recovery.close_image(&record.id, false).unwrap();
     assert!(closed.lost.is_some(), "the last writes are not known to be on the disk");
     let disk = std::fs::read(&closed.kept[0]).unwrap();
     assert_eq!((disk.len(), disk[0], disk[4096]), (DISK_BYTES as usize, 7, 9));
@@ -198,7 +200,7 @@ fn a_vm_with_an_image_is_not_forgotten_when_the_agent_is_back() {
     begin_anew(&recovery);
     assert!(files.join("manifest").exists(), "a guest may have written to the image");
     let id = recovery.list_images()[0].id.clone();
-    recovery.close_image(&id).unwrap();
+    recovery.close_image(&id, false).unwrap();
     recovery.forget(&hello(1).vm.to_string()).unwrap();
     assert!(!files.exists());
 }
@@ -250,10 +252,10 @@ fn an_image_that_could_not_be_given_up_can_be_promoted() {
     close(&side.vm("vm-1").unwrap());
     let in_the_way = side.state.path(&image.record().file_name()).with_extension("partial");
     std::fs::create_dir(&in_the_way).unwrap();
-    side.close_image(&id).unwrap_err();
+    side.close_image(&id, false).unwrap_err();
     std::fs::remove_dir(&in_the_way).unwrap();
     side.admit(&hello(1), PEER).unwrap();
-    side.begin_promotion(&id, &api::PromoteRequest { bytes_per_second: 0 }).unwrap();
+    side.begin_promotion(&id, &api::PromoteRequest::default()).unwrap();
     go_on_with_all(&side);
     assert_eq!(side.list_images()[0].promotion.state, "done", "{:?}", side.alerts.list());
 }
