@@ -7,27 +7,34 @@
 
 use super::Recovery;
 use super::images::ImageRecord;
-use crate::error::{OperationError, Result};
+use super::life::emptying::DISKS_OF;
+use crate::error::Result;
 use anyhow::Context;
+use rustix::fs::{AtFlags, CWD, Statx, StatxAttributes, StatxFlags, statx};
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// The folder for the disks of a promoted image: beside the journal's, which may be forgotten.
+/// The folder for the disks of a promoted image: beside the journal's, or in it where that is a file system of its own, of
+/// which a rename does not lead out. Either is left alone when the journal is moved or forgotten.
 pub(super) fn place_for(journal: &Path, record: &ImageRecord) -> Result<PathBuf> {
     let parent = journal.parent().context("the journal's folder has no parent")?;
-    let of = |path: &Path| std::fs::metadata(path).with_context(|| format!("look at {}", path.display()));
-    if of(parent)?.dev() != of(journal)?.dev() {
-        return Err(OperationError::conflict(format!(
-            "{} is a file system of its own, so that the promoted disks cannot be moved out of it: copy them from {} \
-             while nothing runs on them, and roll back or forget afterwards",
-            journal.display(),
-            journal.join(record.overlay_folder()).display()
-        )));
-    }
+    let folder = if is_one_file_system(parent, journal)? { parent } else { journal };
     let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
     let name: String = record.vm_name.chars().map(|c| if is_plain(c) { c } else { '_' }).collect();
-    Ok(parent.join(format!("disks-of-{name}-{}", record.id)))
+    Ok(folder.join(format!("{DISKS_OF}{name}-{}", record.id)))
+}
+
+/// Whether what is in a journal's folder can be renamed into the one above it.
+fn is_one_file_system(parent: &Path, journal: &Path) -> anyhow::Result<bool> {
+    let look = |path: &Path| {
+        statx(CWD, path, AtFlags::empty(), StatxFlags::BASIC_STATS)
+            .with_context(|| format!("look at {}", path.display()))
+    };
+    let (above, journal) = (look(parent)?, look(journal)?);
+    let device = |of: &Statx| (of.stx_dev_major, of.stx_dev_minor);
+    // A folder may also be mounted a second time.
+    let is_mounted = journal.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+    Ok(device(&above) == device(&journal) && !is_mounted)
 }
 
 /// What is left of a closed image.

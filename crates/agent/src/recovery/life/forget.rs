@@ -11,6 +11,7 @@ use super::super::scrub::scrub_alert;
 use super::super::silence::silence_alert;
 use super::super::upkeep::upkeep_alert;
 use super::super::vm::RecoveredVm;
+use super::emptying::{remove_all_but, remove_if_empty, sync_folder};
 use super::moving::{FOLDER_PATIENCE, not_taken};
 use super::{images_are_open, journal_alert};
 use crate::alerts::Alerts;
@@ -20,7 +21,6 @@ use anyhow::Context;
 use joint::life::{State, Task, Use};
 use operations::{At, Lock, OperationId};
 use plan::{ForgetPlan, ForgetStep};
-use std::fs::File;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
@@ -171,16 +171,14 @@ fn plan_for(vm: &RecoveredVm) -> ForgetPlan {
 fn remove_durably(folder: &Path) -> Result<()> {
     #[cfg(test)]
     crate::state::death::may_come();
-    match std::fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            return Err(anyhow::Error::new(error).context(format!("remove {}", folder.display())).into());
-        }
-        _ => {}
+    if folder.try_exists().with_context(|| format!("look at {}", folder.display()))? {
+        remove_all_but(folder, &[])?;
+        return Ok(remove_if_empty(folder)?);
     }
-    let Some(parent) = folder.parent() else { return Ok(()) };
-    match File::open(parent).and_then(|parent| parent.sync_all()) {
+    // By an agent before this one, which may not have come to sync it.
+    match folder.parent().map_or(Ok(()), sync_folder) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(anyhow::Error::new(error).context(format!("sync {}", parent.display())).into())
+            Err(anyhow::Error::new(error).context(format!("sync what {} lay in", folder.display())).into())
         }
         _ => Ok(()),
     }

@@ -4,6 +4,7 @@
 //! What it keeps: whoever holds a [`Lease`] has a journal that nobody closes under him, and whoever has taken the folder
 //! has it for himself. The mutex here is the last one taken, and nothing is waited for under it but the end of leases.
 
+pub(super) mod emptying;
 pub(super) mod forget;
 pub(super) mod moving;
 pub(super) mod open;

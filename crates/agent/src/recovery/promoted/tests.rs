@@ -1,7 +1,7 @@
 //! Promoted disks whose image is closed, cut short at any step, whatever becomes of its journal meanwhile.
 
 use super::super::images::OpenImage;
-use super::super::tests::{close, end, open_by_hand, recovery};
+use super::super::tests::{PEER, append_sync, close, end, hello, open_by_hand, recovery};
 use super::*;
 use joint::life::Use;
 use std::sync::Arc;
@@ -33,13 +33,65 @@ fn a_close_that_was_cut_short_at_any_step_goes_on() {
 fn promoted(recovery: &Arc<Recovery>) -> (Arc<OpenImage>, PathBuf, PathBuf) {
     let image = open_by_hand(recovery);
     let record = image.record();
-    recovery.promote_image(&record.id, &api::PromoteRequest::default()).unwrap();
-    while !image.is_promoted() {
-        thread::yield_now();
-    }
+    promote_and_wait(recovery, &record.id);
     let folder = recovery.list()[0].folder(&recovery.journal_dir);
     let place = place_for(&folder, &record).unwrap();
     (image, folder.join(record.overlay_folder()).join("vda.data"), place)
+}
+
+/// A VM's folder in the journals' is on another file system, where a link leads here; what is there.
+fn elsewhere(folder: &Path) -> tempfile::TempDir {
+    let there = tempfile::tempdir_in("/dev/shm").unwrap();
+    let journals = folder.join("state/journals");
+    std::fs::create_dir_all(&journals).unwrap();
+    std::os::unix::fs::symlink(there.path(), journals.join(hello(1).vm.to_string())).unwrap();
+    there
+}
+
+fn promote_and_wait(recovery: &Arc<Recovery>, id: &str) -> Arc<OpenImage> {
+    let image = recovery.image(id).unwrap();
+    recovery.promote_image(id, &api::PromoteRequest::default()).unwrap();
+    while !image.is_promoted() {
+        thread::yield_now();
+    }
+    image
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    std::fs::read_dir(folder).unwrap().map(|row| row.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+fn a_rollback_with_promoted_disks_on_a_file_system_of_their_own_ends_and_they_outlive_the_journal() {
+    let folder = tempfile::tempdir().unwrap();
+    let there = elsewhere(folder.path());
+    let side = recovery(folder.path());
+    append_sync(&side.admit(&hello(1), PEER).unwrap().1);
+    let request = api::FailoverRequest { at: "latest".into(), vms: Vec::new(), without: Vec::new() };
+    let id = side.failover("web", &request).unwrap().vms[0].image.clone();
+    drop(promote_and_wait(&side, &id));
+    assert_eq!(side.rollback("web").unwrap().phase, "rolled-back");
+    assert!(side.failover("web", &request).is_ok(), "the group is free");
+    side.rollback("web").unwrap();
+    side.forget("vm-1").unwrap();
+    let kept = format!("disks-of-vm-1-{id}");
+    assert_eq!(names(there.path()), [kept.as_str()]);
+    assert_eq!(std::fs::read(there.path().join(kept).join("vda.raw")).unwrap()[0], 7);
+}
+
+#[test]
+fn a_journal_that_moves_away_leaves_promoted_disks_where_they_were_said_to_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let there = elsewhere(folder.path());
+    let side = recovery(folder.path());
+    let id = open_by_hand(&side).record().id;
+    drop(promote_and_wait(&side, &id));
+    let kept = side.close_image(&id, false).unwrap().kept.remove(0);
+    let target = folder.path().join("target");
+    side.move_journal("vm-1", &target.display().to_string()).unwrap();
+    assert_eq!(names(there.path()), [format!("disks-of-vm-1-{id}")]);
+    assert_eq!(std::fs::read(kept).unwrap()[0], 7);
+    assert!(!names(&target).iter().any(|name| name.starts_with("disks-of-")));
 }
 
 /// Its image is tried again as by itself, now that nothing is in the way: it is closed, and its disk is where it goes.

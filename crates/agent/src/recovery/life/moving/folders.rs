@@ -11,6 +11,7 @@
 //!    is its own, and nobody takes one that is not empty: all else goes before it is marked, for a full disk may have no
 //!    room for that.
 
+use super::super::emptying::{remove_all_but, remove_if_empty, rows_of, sync_folder};
 use crate::error::{OperationError, Result};
 use anyhow::Context;
 use journal::{MANIFESTS, Manifest};
@@ -167,16 +168,12 @@ pub(super) fn check_not_inside(target: &Path, source: &Path) -> Result<()> {
 /// Bytes the files of a folder take up on the disk.
 pub(super) fn bytes_in(folder: &Path) -> io::Result<u64> {
     let mut bytes = 0;
-    for row in std::fs::read_dir(folder)? {
+    for row in rows_of(folder)? {
         let row = row?;
         let facts = row.metadata()?;
         bytes += if facts.is_dir() { bytes_in(&row.path())? } else { facts.blocks() * 512 };
     }
     Ok(bytes)
-}
-
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
 }
 
 /// Makes a folder with all above it that are missing; their names survive a crash.
@@ -203,40 +200,10 @@ pub(super) fn make_room(folder: &Path, vm: VmId) -> anyhow::Result<()> {
     }
 }
 
-fn remove_all_but(folder: &Path, spared: &[&str]) -> anyhow::Result<()> {
-    let context = || format!("empty {}", folder.display());
-    for row in std::fs::read_dir(folder).with_context(context)? {
-        let row = row.with_context(context)?;
-        if spared.iter().any(|name| row.file_name() == *name) {
-            continue;
-        }
-        let is_folder = row.file_type().with_context(context)?.is_dir();
-        let removed =
-            if is_folder { std::fs::remove_dir_all(row.path()) } else { std::fs::remove_file(row.path()) };
-        removed.with_context(context)?;
-    }
-    #[cfg(test)]
-    crate::state::death::may_come();
-    sync_folder(folder).with_context(context)
-}
-
 /// Removes a folder that is marked with all in it, for good; one that is a mount point is emptied.
 pub(super) fn remove(folder: &Path, vm: VmId) -> anyhow::Result<()> {
     empty(folder)?;
     give_back(folder, vm)
-}
-
-/// A mount point stays, and so does what another has marked meanwhile.
-fn remove_if_empty(folder: &Path) -> anyhow::Result<()> {
-    use ErrorKind::{DirectoryNotEmpty, NotFound, ResourceBusy};
-    let context = || format!("remove {}", folder.display());
-    match std::fs::remove_dir(folder) {
-        Err(error) if [NotFound, ResourceBusy, DirectoryNotEmpty].contains(&error.kind()) => Ok(()),
-        removed => {
-            removed.with_context(context)?;
-            folder.parent().map_or(Ok(()), sync_folder).with_context(context)
-        }
-    }
 }
 
 /// Copies a journal's folder, holes as holes, and makes the copy durable. `copied` hears of each part and may stop it.
@@ -247,7 +214,7 @@ pub(super) fn copy<E: From<OperationError>>(
 ) -> std::result::Result<(), E> {
     let failed = |error: anyhow::Error| E::from(error.into());
     make(to).with_context(|| format!("make {}", to.display())).map_err(failed)?;
-    let rows = std::fs::read_dir(from).with_context(|| format!("list {}", from.display())).map_err(failed)?;
+    let rows = rows_of(from).with_context(|| format!("list {}", from.display())).map_err(failed)?;
     for row in rows {
         let row = row.context("list a folder").map_err(failed)?;
         let target = to.join(row.file_name());
