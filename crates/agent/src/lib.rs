@@ -7,6 +7,7 @@
 
 mod alerts;
 pub mod artifacts;
+mod asking;
 mod certificate_name;
 pub mod claimed;
 pub mod clock;

@@ -8,6 +8,7 @@ mod telling;
 mod thread;
 
 use crate::alerts::Alerts;
+use crate::asking::Asker;
 use crate::clock;
 use crate::error::{ErrorKind, OperationError, Result};
 use crate::one_at_a_time::{OneAtATime, Turn};
@@ -90,8 +91,8 @@ impl From<Failure> for StepError {
 /// Somebody who carries an operation out.
 #[derive(Debug)]
 pub(crate) struct Doer {
-    /// An operator waits: what cannot be done now is not done.
-    is_waited_for: bool,
+    /// An operator who waits: what cannot be done now is not done.
+    waits: Option<Asker>,
     pub(crate) started: Monotonic,
     /// Why it goes back.
     why: Mutex<Option<OperationError>>,
@@ -99,11 +100,16 @@ pub(crate) struct Doer {
 
 impl Doer {
     pub(crate) fn waited_for() -> Self {
-        Self { is_waited_for: true, started: clock::now(), why: Mutex::default() }
+        Self { waits: Some(Asker::of_this_thread()), started: clock::now(), why: Mutex::default() }
     }
 
     pub(crate) fn by_itself() -> Self {
-        Self { is_waited_for: false, ..Self::waited_for() }
+        Self { waits: None, ..Self::waited_for() }
+    }
+
+    /// Whether somebody hears how it ends as the answer to what he asked.
+    fn is_heard(&self) -> bool {
+        self.waits.as_ref().is_some_and(Asker::is_there)
     }
 
     /// Where nobody waits, what cannot be done now stands; and so does what `stays`, whatever is in its way.
@@ -112,7 +118,7 @@ impl Doer {
             StepError::Failed(error) => error,
             StepError::Told(failure) => return failure,
         };
-        if !self.is_waited_for && (error.kind == ErrorKind::Unavailable || stays) {
+        if self.waits.is_none() && (error.kind == ErrorKind::Unavailable || stays) {
             return Failure::NotNow(error.detail);
         }
         let detail = error.detail.clone();
@@ -204,7 +210,7 @@ impl<P: OwnPlan> Operations<P> {
             known.ok_or_else(|| OperationError::not_found(format!("there is no operation {id}")))?;
         let pass = operations::go_on(&mut record, work, self, &control, &telling::unix_time);
         let why = doer.why.lock().expect("a panic aborts the process").take();
-        self.tell_standing(&record, &pass, doer.is_waited_for);
+        self.tell_standing(&record, &pass, doer.is_heard());
         Ok(match (pass, record.standing) {
             (Pass::Ended, Standing::TakenBack { why: told }) => {
                 Outcome::TakenBack(why.unwrap_or_else(|| OperationError::conflict(told)))

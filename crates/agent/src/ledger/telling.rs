@@ -40,7 +40,7 @@ impl<P: OwnPlan> Operations<P> {
         self.book().get(id).map(|(record, control)| (record.clone(), control.clone()))
     }
 
-    pub(super) fn tell_standing(&self, record: &Record<P>, pass: &Pass, is_waited_for: bool) {
+    pub(super) fn tell_standing(&self, record: &Record<P>, pass: &Pass, is_heard: bool) {
         let (kind, about, id) = (record.plan.kind(), record.plan.about(), record.id);
         let meanwhile = record.plan.meanwhile();
         match (pass, &record.standing) {
@@ -48,7 +48,7 @@ impl<P: OwnPlan> Operations<P> {
                 cause(id),
                 format!("{kind} of {about}: {trouble}{meanwhile}; operation {id} is tried again by itself"),
             ),
-            (Pass::Ended, Standing::TakenBack { why }) if is_waited_for => {
+            (Pass::Ended, Standing::TakenBack { why }) if is_heard => {
                 tracing::info!(%id, kind, about, why, "an operation was taken back, and whoever asked is told");
                 self.note_heard(record);
             }

@@ -5,6 +5,7 @@ use super::super::tests::{
     PEER, append_sync, begin_anew, cut_short_everywhere, end, go_on_with_all, hello, recovery,
 };
 use super::*;
+use crate::asking::Asker;
 use crate::state::death;
 use operations::{OperationId, Standing};
 use replication::wire::Hello;
@@ -370,6 +371,28 @@ fn a_rollback_that_fails_is_an_alert_until_it_is_done_and_frees_the_group_then()
     go_on_with_all(&side);
     check_is_whole(&side, false, "once nothing is in the way");
     assert_eq!(side.alerts.list(), Vec::<String>::new());
+}
+
+#[test]
+fn a_failover_that_is_taken_back_once_its_command_has_gone_is_an_alert_until_somebody_has_heard() {
+    for is_there in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let side = prepared(folder.path());
+        // Where the images' sockets would be.
+        std::fs::write(folder.path().join("run/images"), "").unwrap();
+        let (presence, asker) = Asker::present();
+        let presence = is_there.then_some(presence);
+        asker.within(|| ask(&side)).unwrap_err();
+        drop(presence);
+        assert_eq!(tells_of_taken_back(&side), !is_there);
+        end(side);
+        let side = recovery(folder.path());
+        begin_anew(&side);
+        assert_eq!(tells_of_taken_back(&side), !is_there, "also after a restart");
+        let id = side.list_operations()[0].id.parse().unwrap();
+        side.show_operation(id).unwrap();
+        assert!(!tells_of_taken_back(&side));
+    }
 }
 
 fn tells_of_taken_back(side: &Recovery) -> bool {
