@@ -49,6 +49,8 @@ pub struct Side<'a> {
     pub site: &'a str,
     pub vm: Kept<'a>,
     pub failover: Failover<'a>,
+    /// The site that the group is of by what is remembered of VMs of it that are not kept any more.
+    pub group_site: Option<&'a str>,
     /// Everything that is kept, but for what is being deleted.
     pub others: &'a [Other<'a>],
     /// Nothing is kept shorter, whatever is asked.
@@ -222,6 +224,11 @@ fn check_owner(hello: &Hello, side: &Side<'_>, vm: &Vm<'_>) -> Result<(), Refuse
 /// Among what a site protects to here now a name means one VM or one group, and a group's id is one site's.
 fn check_others(hello: &Hello, side: &Side<'_>) -> Result<(), Refuse> {
     let not_accepted = |detail| Err(refuse(Refusal::NotAccepted, detail));
+    if let Some(site) = side.group_site.filter(|site| *site != side.site) {
+        return not_accepted(format!(
+            "the group's id is that of a group of site {site}, whose VMs were kept here: protect the VM under another group"
+        ));
+    }
     for other in side.others {
         if other.group == hello.group && other.site != side.site {
             return not_accepted(format!("the group's id is that of a group of site {}", other.site));

@@ -88,11 +88,13 @@ impl Recovery {
         let others: Vec<_> =
             records.iter().map(|(id, group, record)| to_other(*id, *group, record)).collect();
         let unread = self.unread_failover(hello.group);
+        let group_site = self.remembered_site_of(hello.group);
         let side = Side {
             peer,
             site: site_of(peer),
             vm,
             failover: self.failover_known(hello.group, unread.as_deref()),
+            group_site: group_site.as_deref(),
             others: &others,
             history_seconds_min: self.journal_config.history_seconds_min,
         };

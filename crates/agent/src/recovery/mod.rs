@@ -25,6 +25,7 @@ mod policy;
 mod promote;
 mod promoted;
 mod record;
+mod remembered;
 mod replicas;
 mod resume;
 mod scrub;
@@ -85,6 +86,8 @@ pub(crate) struct Recovery {
     operations: Operations<Plan>,
     /// What is recorded and could not be read when the agent started.
     unreadable: unreadable::Unreadable,
+    /// Whose the groups are of which no VM is kept any more.
+    remembered: remembered::Remembered,
     /// New journals are made one at a time.
     making: Mutex<()>,
     turns_of_groups: OneAtATime,
@@ -120,6 +123,7 @@ impl Recovery {
             failovers: Mutex::default(),
             operations,
             unreadable: unreadable::Unreadable::default(),
+            remembered: remembered::Remembered::default(),
             making: Mutex::default(),
             turns_of_groups: OneAtATime::default(),
             naming: Mutex::default(),

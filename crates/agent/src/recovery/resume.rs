@@ -69,6 +69,7 @@ impl Recovery {
                 Err(error) => self.leave_out_image(name, &error),
             }
         }
+        self.take_up_groups();
         self.watch_all();
         self.resume_operations()
     }

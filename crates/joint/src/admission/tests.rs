@@ -70,6 +70,7 @@ fn side<'a>(vm: Kept<'a>, others: &'a [Other<'a>]) -> Side<'a> {
         peer: "agent-1.paris",
         site: "paris",
         vm,
+        group_site: None,
         failover: Failover::Never,
         others,
         history_seconds_min: 3600,
@@ -348,5 +349,18 @@ fn who_has_left_is_said_by_its_own_site_with_the_authority_over_its_group() {
     assert_eq!(
         leave(&said(SHOP, 5), "paris", &Kept::Unreadable("it rots"), Failover::Never),
         Err(unread("it rots"))
+    );
+}
+
+#[test]
+fn a_group_whose_vms_are_kept_no_more_stays_its_sites() {
+    let answer = |group_site| decide(&hello(), &Side { group_site, ..side(Kept::Not, &[]) });
+    let own = side(Kept::Not, &[]).site;
+    assert!(matches!(answer(Some(own)), Answer::Make(_)));
+    let Answer::Refuse(refused) = answer(Some("oslo")) else { panic!("it takes the group of another site") };
+    assert!(
+        refused.why == Refusal::NotAccepted && refused.detail.contains("of site oslo"),
+        "{}",
+        refused.detail
     );
 }

@@ -76,7 +76,15 @@ pub(super) fn admit(
             Some(record) => Kept::Is(record.to_vm(journal_of(recovery, lived.life.state()))),
         };
         let (failover, history_seconds_min) = (site.failover(hello.group), HISTORY_SECONDS_MIN);
-        let side = Side { peer: PEER, site: SITE, vm, failover, others: &others, history_seconds_min };
+        let side = Side {
+            peer: PEER,
+            site: SITE,
+            vm,
+            failover,
+            group_site: None,
+            others: &others,
+            history_seconds_min,
+        };
         match decide(hello, &side) {
             Answer::Refuse(refuse) => return Err(refuse),
             Answer::Make(terms) => {

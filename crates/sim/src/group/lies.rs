@@ -31,7 +31,15 @@ impl GroupWorld {
         let others: Vec<_> = others.iter().map(to_other).collect();
         let failover = self.site.failover(said.group);
         let (peer, site, history_seconds_min) = (LIAR, LIARS_SITE, 0);
-        let side = Side { peer, site, vm: kept.clone(), failover, others: &others, history_seconds_min };
+        let side = Side {
+            peer,
+            site,
+            vm: kept.clone(),
+            failover,
+            group_site: None,
+            others: &others,
+            history_seconds_min,
+        };
         let answer = decide(&said, &side);
         let name = "invariant_nothing_of_one_site_is_touched_by_another";
         assert!(matches!(answer, Answer::Refuse(_)), "{name}: {answer:?} to {said:?}");

@@ -1,0 +1,123 @@
+//! Whose the groups are of which no VM is kept here any more: else whoever knows a group's id could take it by greeting first.
+//!
+//! What holds: that is written down before the last VM of a group is forgotten. As long as a VM is kept its record says it.
+
+use super::Recovery;
+use super::vm::RecoveredVm;
+use serde::{Deserialize, Serialize};
+use std::sync::{Mutex, MutexGuard};
+use types::GroupId;
+use types::limits::REMEMBERED_GROUPS_MAX;
+
+const FILE: &str = "groups.json";
+
+/// The groups, as `state/groups.json` has them.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Groups {
+    /// By id, with the site; who came first is forgotten first.
+    groups: Vec<(String, String)>,
+}
+
+impl Groups {
+    fn site_of(&self, group: &str) -> Option<&str> {
+        self.groups.iter().find(|(id, _)| id == group).map(|(_, site)| site.as_str())
+    }
+
+    /// With one more. No site has others forgotten.
+    fn with(&self, group: String, site: String) -> Self {
+        let mut groups = self.groups.clone();
+        groups.retain(|(id, _)| *id != group);
+        let of_site = groups.iter().filter(|(_, of)| *of == site).count();
+        let first = groups.iter().position(|(_, of)| *of == site);
+        if let Some(first) = first.filter(|_| of_site >= REMEMBERED_GROUPS_MAX) {
+            groups.remove(first);
+        }
+        groups.push((group, site));
+        Self { groups }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Remembered {
+    groups: Mutex<Groups>,
+    /// Held while they are written down.
+    saving: Mutex<()>,
+}
+
+impl Remembered {
+    fn lock(&self) -> MutexGuard<'_, Groups> {
+        self.groups.lock().expect("a panic aborts the process")
+    }
+}
+
+impl Recovery {
+    /// The site that a group is of, as far as VMs and failovers that are gone tell.
+    pub(super) fn remembered_site_of(&self, group: GroupId) -> Option<String> {
+        let known = self.remembered.lock().site_of(&group.to_string()).map(str::to_owned);
+        let of_failover = || self.failovers().get(&group).map(|record| record.site.clone());
+        known.or_else(of_failover).filter(|site| !site.is_empty())
+    }
+
+    /// Remembers whose the group of a VM is that is being forgotten.
+    pub(super) fn remember_group_of(&self, vm: &RecoveredVm) -> anyhow::Result<()> {
+        let (group, site) = (vm.group().to_string(), vm.site());
+        let _one = self.remembered.saving.lock().expect("a panic aborts the process");
+        let before = self.remembered.lock().clone();
+        if before.site_of(&group) == Some(&site) {
+            return Ok(());
+        }
+        let now = before.with(group, site);
+        self.state.save(FILE, &now)?;
+        *self.remembered.lock() = now;
+        Ok(())
+    }
+
+    pub(super) fn take_up_groups(&self) {
+        match self.state.load::<Groups>(FILE) {
+            Ok(groups) => *self.remembered.lock() = groups.unwrap_or_default(),
+            Err(error) => self.alerts.raise(
+                "record of groups",
+                format!(
+                    "whose the groups were of which no VM is kept any more cannot be read, so that another site may take one of \
+                     them: {error:#}; restore {} from a backup, or remove it, and restart the agent",
+                    self.state.path(FILE).display()
+                ),
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{PEER, admit_named, append_sync, end, recovery};
+    use super::*;
+
+    #[test]
+    fn a_group_whose_vms_are_all_forgotten_is_taken_by_no_other_site() {
+        let folder = tempfile::tempdir().unwrap();
+        let side = recovery(folder.path());
+        append_sync(&admit_named(&side, 1, "web", PEER).1);
+        side.forget("web").unwrap();
+        end(side);
+        let side = recovery(folder.path());
+        side.resume_all().unwrap();
+        let hello = super::super::tests::hello_of_group(2, 11, "web");
+        let refused = side.admit(&hello, "agent-1.oslo").unwrap_err();
+        assert!(refused.detail.contains("of a group of site paris"), "{}", refused.detail);
+        assert!(side.list().is_empty());
+        side.admit(&hello, "agent-2.paris").unwrap();
+    }
+
+    #[test]
+    fn of_too_many_groups_a_sites_own_first_is_forgotten() {
+        let mut groups = Groups::default().with("0".into(), "oslo".into());
+        for number in 1..=REMEMBERED_GROUPS_MAX + 1 {
+            groups = groups.with(number.to_string(), "paris".into());
+        }
+        assert_eq!(groups.groups.len(), REMEMBERED_GROUPS_MAX + 1);
+        assert_eq!(
+            (groups.site_of("0"), groups.site_of("1"), groups.site_of("2")),
+            (Some("oslo"), None, Some("paris"))
+        );
+    }
+}
