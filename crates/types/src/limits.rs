@@ -10,6 +10,8 @@ pub const REGION_LOG_BYTES: u64 = 16 << 20;
 pub const REGION_LOG_NOTE_INTERVAL: Duration = Duration::from_secs(10);
 /// A change of a disk later than this after the last such note is not taken for the agent's own.
 pub const REGION_LOG_NOTE_LATE_MAX: Duration = Duration::from_secs(20);
+/// The most journals that are made at once.
+pub const JOURNALS_MADE_AT_ONCE_MAX: usize = 32;
 /// The most groups of one site that are remembered once no VM of them is kept.
 pub const REMEMBERED_GROUPS_MAX: usize = 1024;
 /// The most places of an image that are remembered as lost and zeroes; the bytes of more are counted.

@@ -12,6 +12,7 @@ use crate::alerts::{AlertKind, Cause};
 use joint::admission::{Accept, Answer, Failover, Journal, Kept, Open, Other, Side, Vm};
 use joint::life::Use;
 use replication::wire::{Hello, Refusal, Refuse};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use types::{GroupId, VmId};
 
@@ -30,6 +31,10 @@ fn coming_and_going() -> Refuse {
 pub(super) struct Looked {
     vm: Option<Arc<RecoveredVm>>,
     lease: Option<Lease>,
+}
+
+impl Looked {
+    pub(super) const NOTHING: Self = Self { vm: None, lease: None };
 }
 
 impl Recovery {
@@ -67,13 +72,24 @@ impl Recovery {
         Err(coming_and_going())
     }
 
-    pub(super) fn look(&self, hello: &Hello) -> Looked {
+    fn look(&self, hello: &Hello) -> Looked {
         let vm = self.vms().get(&hello.vm).cloned();
         let lease = vm.as_ref().and_then(|vm| vm.lease(Use::Stream).ok());
         Looked { vm, lease }
     }
 
-    pub(super) fn decide(&self, hello: &Hello, peer: &str, looked: &Looked) -> Answer {
+    fn decide(&self, hello: &Hello, peer: &str, looked: &Looked) -> Answer {
+        self.decide_among(hello, peer, looked, &BTreeMap::new())
+    }
+
+    /// The same where some are being made, who count as kept.
+    pub(super) fn decide_among(
+        &self,
+        hello: &Hello,
+        peer: &str,
+        looked: &Looked,
+        making: &BTreeMap<VmId, RecoveryRecord>,
+    ) -> Answer {
         let unread = self.unread_vm(hello.vm);
         let record = looked.vm.as_ref().map(|vm| vm.record());
         let vm = match (&unread, &looked.vm, &record) {
@@ -83,8 +99,11 @@ impl Recovery {
             }
             (None, _, _) => Kept::Not,
         };
-        let records: Vec<(VmId, GroupId, RecoveryRecord)> =
-            self.list().into_iter().map(|vm| (vm.id(), vm.group(), vm.record())).collect();
+        let made = making
+            .iter()
+            .filter_map(|(id, record)| Some((*id, record.group_id.parse().ok()?, record.clone())));
+        let kept = self.list().into_iter().map(|vm| (vm.id(), vm.group(), vm.record()));
+        let records: Vec<(VmId, GroupId, RecoveryRecord)> = kept.chain(made).collect();
         let others: Vec<_> =
             records.iter().map(|(id, group, record)| to_other(*id, *group, record)).collect();
         let unread = self.unread_failover(hello.group);

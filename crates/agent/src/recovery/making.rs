@@ -1,34 +1,59 @@
 //! Keeping a VM that was not kept before.
 //!
+//! Several are made at once, for a disk may hang: whoever else comes meanwhile meets those that are being made as he does
+//! those that are kept.
+//!
 //! What holds: whoever is refused leaves nothing behind. A VM is kept once its journal is made and its record saved; where
 //! either fails, or nothing may be made, there is no record, no folder, and a seed lies where it lay. A folder that was
 //! there before is never taken away.
 
 use super::Recovery;
-use super::admission::failed;
+use super::admission::{Looked, failed};
 use super::policy::{JournalPolicy, file_name};
 use super::record::RecoveryRecord;
 use super::seeds::Seeds;
 use super::vm::RecoveredVm;
 use anyhow::Context;
-use joint::admission::{Answer, Terms};
+use joint::admission::Answer;
 use joint::life::Task;
 use replication::wire::{Hello, Refusal, Refuse};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use types::VmId;
+use types::limits::JOURNALS_MADE_AT_ONCE_MAX;
 
 impl Recovery {
     /// Keeps a VM from now on. Only once its journal is made and its record saved anybody knows of it.
     pub(super) fn make(&self, hello: &Hello, peer: &str) -> Result<(), Refuse> {
-        let _one = self.making.lock().expect("a panic aborts the process");
-        // Another connection may have made it meanwhile, or one that clashes with it: whoever asks again learns that.
-        let Answer::Make(terms) = self.decide(hello, peer, &self.look(hello)) else { return Ok(()) };
-        self.make_to(hello, peer, terms)
+        // Another connection may have made it meanwhile: whoever asks again learns that.
+        let Some(being_made) = self.begin_making(hello, peer)? else { return Ok(()) };
+        self.make_as(hello, peer, being_made.record.clone())
     }
 
-    fn make_to(&self, hello: &Hello, peer: &str, terms: Terms) -> Result<(), Refuse> {
+    /// The right to make it, and as what; none where it is kept by now.
+    fn begin_making(&self, hello: &Hello, peer: &str) -> Result<Option<BeingMade<'_>>, Refuse> {
+        let mut making = self.making.lock().expect("a panic aborts the process");
+        if self.vms().contains_key(&hello.vm) {
+            return Ok(None);
+        }
+        let is_like_it =
+            |(id, other): (&VmId, &RecoveryRecord)| *id == hello.vm || other.name == hello.vm_name;
+        if making.iter().any(is_like_it) || making.len() >= JOURNALS_MADE_AT_ONCE_MAX {
+            let detail = "journals are being made just now, this one or one of its name among them, or too many: its disk may hang";
+            return Err(Refuse { why: Refusal::Busy, detail: detail.into() });
+        }
+        let terms = match self.decide_among(hello, peer, &Looked::NOTHING, &making) {
+            Answer::Make(terms) => terms,
+            Answer::Refuse(refuse) => return Err(refuse),
+            Answer::Accept(_) | Answer::Open => unreachable!("only what is kept is opened or used"),
+        };
         let record = RecoveryRecord::from_hello(hello, peer, terms);
+        making.insert(hello.vm, record.clone());
+        Ok(Some(BeingMade { recovery: self, vm: hello.vm, record }))
+    }
+
+    fn make_as(&self, hello: &Hello, peer: &str, record: RecoveryRecord) -> Result<(), Refuse> {
         // Where its record was lost, what an operator has set still says where its journal lies.
         let policy = self.state.load::<JournalPolicy>(&file_name(&record.vm)).map(Option::unwrap_or_default);
         let vm = policy.and_then(|policy| RecoveredVm::new(record, policy));
@@ -80,6 +105,19 @@ impl Recovery {
             Err(error) => return Err(failed(crate::error::with_sources(&error))),
         }
         Ok(())
+    }
+}
+
+/// A VM whose journal is being made; dropped once it is kept, or is not after all.
+struct BeingMade<'a> {
+    recovery: &'a Recovery,
+    vm: VmId,
+    record: RecoveryRecord,
+}
+
+impl Drop for BeingMade<'_> {
+    fn drop(&mut self) {
+        self.recovery.making.lock().expect("a panic aborts the process").remove(&self.vm);
     }
 }
 

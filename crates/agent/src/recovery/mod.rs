@@ -88,8 +88,8 @@ pub(crate) struct Recovery {
     unreadable: unreadable::Unreadable,
     /// Whose the groups are of which no VM is kept any more.
     remembered: remembered::Remembered,
-    /// New journals are made one at a time.
-    making: Mutex<()>,
+    /// VMs whose journals are being made.
+    making: Mutex<BTreeMap<VmId, record::RecoveryRecord>>,
     turns_of_groups: OneAtATime,
     /// Guests of failovers get their names on this host one at a time.
     naming: Mutex<()>,

@@ -33,6 +33,8 @@ pub(crate) struct RecoveredVm {
     /// Its journal, and who uses that.
     life: Arc<JournalLife>,
     inner: Mutex<Inner>,
+    /// Held while its record is written down; taken before `inner`.
+    changing: Mutex<()>,
     /// Held while the folder is taken, which a disk may hold up.
     taking_folder: Mutex<()>,
     /// Held while a stream is handed over: connections get it one after the other.
@@ -49,6 +51,8 @@ struct Inner {
     disk: Option<u64>,
     last_error: Option<String>,
     stream: Option<Stream>,
+    /// That it is forgotten is being written down.
+    takes_no_stream: bool,
     /// While the journal is closed.
     reopening: Reopening,
 }
@@ -114,6 +118,7 @@ impl RecoveredVm {
             disk: None,
             last_error: None,
             stream: None,
+            takes_no_stream: false,
             reopening: Reopening::default(),
         };
         Ok(Arc::new(Self {
@@ -121,6 +126,7 @@ impl RecoveredVm {
             group,
             life: Arc::default(),
             inner: Mutex::new(inner),
+            changing: Mutex::default(),
             taking_folder: Mutex::default(),
             handing_over: tokio::sync::Mutex::default(),
         }))
@@ -166,6 +172,7 @@ impl RecoveredVm {
 
     /// The replica was brought here by other means.
     pub(crate) fn set_seeded(&self) {
+        let _one = self.changing.lock().expect("a panic aborts the process");
         self.lock().record.seeded = true;
     }
 
@@ -321,34 +328,54 @@ impl RecoveredVm {
         })
     }
 
+    /// Changes its record, on disk first. Whoever looks at it meanwhile sees it as it was, and waits for no disk.
     fn change_record(
         &self,
         state: &StateDir,
         what: &'static str,
         change: impl FnOnce(&RecoveryRecord) -> RecoveryRecord,
     ) -> Result<()> {
-        let mut inner = self.lock();
-        inner.check_is_kept()?;
-        let record = change(&inner.record);
-        if inner.record != record {
+        let _one = self.changing.lock().expect("a panic aborts the process");
+        self.check_is_kept()?;
+        self.save_changed(state, what, change)
+    }
+
+    /// `changing` is held.
+    fn save_changed(
+        &self,
+        state: &StateDir,
+        what: &'static str,
+        change: impl FnOnce(&RecoveryRecord) -> RecoveryRecord,
+    ) -> Result<()> {
+        let before = self.record();
+        let record = change(&before);
+        if before != record {
             state.save(&record.file_name(), &record).context(what)?;
-            inner.record = record;
+            self.lock().record = record;
         }
         Ok(())
     }
 
     /// The VM has left its group, which had drawn `at` by then. Once this returns, that is known for good.
     pub(crate) fn leave(&self, state: &StateDir, at: WriteSeq) -> Result<()> {
-        let mut inner = self.lock();
-        if inner.record.forgotten {
+        let _one = self.changing.lock().expect("a panic aborts the process");
+        if self.is_forgotten() {
             return Ok(());
         }
-        let record = RecoveryRecord { left: inner.record.left.or(Some(at.raw())), ..inner.record.clone() };
-        if inner.record != record {
-            state.save(&record.file_name(), &record).context("save that the VM has left its group")?;
-            inner.record = record;
-        }
-        Ok(())
+        self.save_changed(state, "save that the VM has left its group", |before| RecoveryRecord {
+            left: before.left.or(Some(at.raw())),
+            ..before.clone()
+        })
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_being_changed(&self) -> bool {
+        self.changing.try_lock().is_err()
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_about_to_be_forgotten(&self) -> bool {
+        self.lock().takes_no_stream
     }
 
     /// Whether it is being forgotten, and must not be used any more.
@@ -367,23 +394,30 @@ impl RecoveredVm {
 
     /// Writes down that it is forgotten: from here on no stream begins. Not while there is one. Whether this call did.
     pub(super) fn begin_forgetting(&self, state: &StateDir) -> crate::error::Result<bool> {
-        let mut inner = self.lock();
-        if inner.record.forgotten {
-            return Ok(false);
+        let _one = self.changing.lock().expect("a panic aborts the process");
+        {
+            let mut inner = self.lock();
+            if inner.record.forgotten {
+                return Ok(false);
+            }
+            inner.check_is_not_sent()?;
+            inner.takes_no_stream = true;
         }
-        inner.check_is_not_sent()?;
-        let record = RecoveryRecord { forgotten: true, ..inner.record.clone() };
-        state.save(&record.file_name(), &record).context("save that the VM is forgotten")?;
-        inner.record = record;
-        Ok(true)
+        let saved = self.save_changed(state, "save that the VM is forgotten", |before| RecoveryRecord {
+            forgotten: true,
+            ..before.clone()
+        });
+        self.lock().takes_no_stream = false;
+        Ok(saved.map(|()| true)?)
     }
 
     /// Takes back that it is forgotten; its journal is as it was.
     pub(super) fn keep_after_all(&self, state: &StateDir) -> Result<()> {
-        let mut inner = self.lock();
-        let record = RecoveryRecord { forgotten: false, ..inner.record.clone() };
+        let _one = self.changing.lock().expect("a panic aborts the process");
+        // Also where it is so here: what could not be made durable may be on the disk all the same.
+        let record = RecoveryRecord { forgotten: false, ..self.record() };
         state.save(&record.file_name(), &record).context("save that the VM is kept")?;
-        inner.record = record;
+        self.lock().record = record;
         Ok(())
     }
 
@@ -403,7 +437,7 @@ impl RecoveredVm {
         let (told, words) = mpsc::unbounded_channel();
         let (end, ended) = watch::channel(false);
         let mut inner = self.lock();
-        if inner.record.forgotten {
+        if inner.record.forgotten || inner.takes_no_stream {
             return None;
         }
         inner.stream = Some(Stream { words: told, ended });

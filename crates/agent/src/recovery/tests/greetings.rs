@@ -416,8 +416,7 @@ fn journals_whose_disk_hangs_hold_up_neither_the_start_nor_those_of_another_disk
     end(first);
     for lock in &locks {
         std::fs::remove_file(lock).unwrap();
-        let fifo = rustix::fs::FileType::Fifo;
-        rustix::fs::mknodat(rustix::fs::CWD, lock, fifo, rustix::fs::Mode::from_raw_mode(0o600), 0).unwrap();
+        pipe(lock);
     }
     let recovery = recovery(folder.path());
     recovery.resume_records().unwrap();
@@ -442,6 +441,98 @@ fn journals_whose_disk_hangs_hold_up_neither_the_start_nor_those_of_another_disk
     }
     recovery.list().iter().for_each(|vm| recovery.tell_damage(vm));
     assert_eq!(recovery.alerts.list(), Vec::<String>::new());
+}
+
+fn pipe(path: &Path) {
+    let (fifo, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o600));
+    rustix::fs::mknodat(rustix::fs::CWD, path, fifo, mode, 0).unwrap();
+}
+
+/// Whoever comes with his name, or for the same VM, meanwhile is told to come again.
+#[test]
+fn a_disk_that_hangs_while_a_journal_is_made_holds_up_no_other_vm_that_comes_for_the_first_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let side = recovery(folder.path());
+    let lock = side.journal_dir.join(hello(1).vm.to_string()).join("lock");
+    std::fs::create_dir_all(lock.parent().unwrap()).unwrap();
+    pipe(&lock);
+    thread::scope(|scope| {
+        let hangs = scope.spawn(|| side.admit(&hello(1), PEER).map(drop));
+        while side.making.lock().unwrap().is_empty() {
+            thread::yield_now();
+        }
+        let (tell, told) = std::sync::mpsc::channel();
+        let others = &side;
+        scope.spawn(move || {
+            let other = others.admit(&hello_of_group(2, 2, "db"), PEER).map(drop);
+            let again = others.admit(&hello(1), PEER).map(drop);
+            let of_its_group = others.admit(&hello_of_group(3, 1, "web"), "agent-1.oslo").map(drop);
+            tell.send((other, again, of_its_group))
+        });
+        let answers = told.recv_timeout(Duration::from_secs(60));
+        std::fs::File::open(&lock).unwrap();
+        let (other, again, of_its_group) =
+            answers.expect("whoever comes for the first time waits for its disk");
+        assert!(other.is_ok(), "{other:?}");
+        assert_eq!(again.unwrap_err().why, Refusal::Busy);
+        assert_eq!(of_its_group.unwrap_err().why, Refusal::NotAccepted);
+        hangs.join().unwrap().unwrap();
+    });
+    assert!(side.making.lock().unwrap().is_empty() && side.list().len() == 2);
+}
+
+#[test]
+fn a_state_folder_that_hangs_holds_up_nobody_who_lists_vms_or_does_something_with_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let side = recovery(folder.path());
+    side.admit(&hello(1), PEER).unwrap();
+    let hangs = side.state.path(&format!("recovered/{}.partial", hello(1).vm));
+    pipe(&hangs);
+    thread::scope(|scope| {
+        let renamed = Hello { vm_name: "renamed".into(), ..hello(1) };
+        let recorded = scope.spawn({
+            let side = &side;
+            move || side.admit(&renamed, PEER).is_ok()
+        });
+        let vm = side.vm("vm-1").unwrap();
+        while !vm.is_being_changed() {
+            thread::yield_now();
+        }
+        let (tell, told) = std::sync::mpsc::channel();
+        let others = &side;
+        scope.spawn(move || {
+            let made = others.admit(&hello_of_group(2, 2, "db"), PEER).is_ok();
+            tell.send((made, others.vms_to_api().len(), others.groups().len()))
+        });
+        let told = told.recv_timeout(Duration::from_secs(60));
+        std::fs::File::open(&hangs).unwrap();
+        // A pipe cannot be synced.
+        assert!(!recorded.join().unwrap());
+        assert_eq!(told.expect("whoever lists waits for the state folder"), (true, 2, 2));
+    });
+    assert_eq!(side.vm("vm-1").unwrap().name(), "vm-1", "what is not written down is not so");
+}
+
+#[test]
+fn no_stream_begins_while_that_its_vm_is_forgotten_is_written_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let side = recovery(folder.path());
+    side.admit(&hello(1), PEER).unwrap();
+    let vm = side.vm("vm-1").unwrap();
+    let hangs = side.state.path(&format!("recovered/{}.partial", hello(1).vm));
+    pipe(&hangs);
+    thread::scope(|scope| {
+        let forgets = scope.spawn(|| vm.begin_forgetting(&side.state).is_ok());
+        while !vm.is_about_to_be_forgotten() {
+            thread::yield_now();
+        }
+        let began = hold(&vm).is_some();
+        std::fs::File::open(&hangs).unwrap();
+        // A pipe cannot be synced.
+        assert!(!forgets.join().unwrap());
+        assert!(!began);
+    });
+    assert!(hold(&vm).is_some(), "it was not forgotten");
 }
 
 /// They are of two sites, and have one name.
