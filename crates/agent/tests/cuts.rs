@@ -181,6 +181,7 @@ fn numbers(folder: &Path) -> BTreeMap<String, u64> {
         mode: Mode::RollForward,
         thinning: Thinning { all: Duration::from_secs(86_400), minutely: Duration::from_secs(604_800) },
         tagged_history: Duration::ZERO,
+        let_go: None,
     };
     let journal =
         Arc::new(Journal::open(Arc::new(FsStore::open(folder).unwrap()), settings).unwrap().journal);

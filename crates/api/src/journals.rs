@@ -79,6 +79,9 @@ pub struct JournalSettings {
     /// Keep to what the VM's site asks for from now on, though it is less. Nothing else shortens history.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub take_asked: bool,
+    /// Let go of the newest whole state, which is held as long as the newest state is damaged: history is as long as is set then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub let_go: bool,
 }
 
 /// Where a journal is to be moved.

@@ -491,4 +491,7 @@ pub(crate) struct SetJournal {
     /// Keep to what the VM's site asks for from now on, though that is less history.
     #[arg(long)]
     pub(crate) take_asked: bool,
+    /// Let go of the newest whole state, which is held beyond the history as long as the newest state is damaged.
+    #[arg(long)]
+    pub(crate) let_go: bool,
 }

@@ -318,6 +318,7 @@ async fn journal(client: &Client, command: JournalCommand, json: bool) -> Result
                 keep_minutely_seconds: set.keep_minutely,
                 keep_tagged_seconds: set.keep_tagged,
                 take_asked: set.take_asked,
+                let_go: set.let_go,
             };
             let setting = format!("setting the journal of {}", set.vm);
             let journal = waiting::answered(&setting, client.set_journal(&set.vm, &settings)).await?;

@@ -50,12 +50,13 @@ impl Shared {
     }
 
     /// Up to where history is to go, if any of it is. What is `last_good` goes only where the hard limit leaves
-    /// the stream no room.
+    /// the stream no room, or an operator has let go of it.
     pub(crate) fn due(&self, last_good: Option<WriteSeq>) -> Option<WriteSeq> {
         let settings = &self.settings;
         let horizon = self.age.now.saturating_sub(micros(settings.history));
         let mut bytes = self.journal_bytes();
         let hard_is_near = settings.bytes_hard > 0 && bytes > settings.bytes_hard / 16 * 15;
+        let last_good = last_good.filter(|cut| settings.let_go.is_none_or(|gone| *cut > gone));
         let gives_way = [self.lowest_tag(), last_good].into_iter().flatten();
         let hold = self.lowest_pin().into_iter().chain(gives_way.filter(|_| !hard_is_near)).min();
         let soft = match (settings.bytes_soft, settings.bytes_hard) {

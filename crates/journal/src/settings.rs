@@ -2,6 +2,7 @@
 
 use crate::checkpoints::Thinning;
 use std::time::Duration;
+use types::WriteSeq;
 use types::limits::{
     HISTORY_SECONDS_RANGE, JOURNAL_BYTES_RANGE, JOURNAL_SOFT_BYTES_MIN, SEGMENT_BYTES_DEFAULT,
 };
@@ -31,6 +32,8 @@ pub struct Settings {
     pub thinning: Thinning,
     /// Tagged checkpoints younger than this hold retention back, unless the hard limit is near.
     pub tagged_history: Duration,
+    /// A newest whole cut up to here holds retention back no more, though the state after it is damaged.
+    pub let_go: Option<WriteSeq>,
 }
 
 /// Settings that make no sense.
@@ -59,6 +62,7 @@ impl Settings {
             mode: Mode::RollForward,
             thinning: Thinning::default(),
             tagged_history: Duration::ZERO,
+            let_go: None,
         }
     }
 

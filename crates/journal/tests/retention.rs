@@ -31,6 +31,20 @@ fn in_a_sync(settings: Settings) -> (Journal, Stream, WriteSeq) {
 }
 
 #[test]
+fn a_whole_cut_that_was_let_go_of_holds_no_history() {
+    for mode in [Mode::RollForward, Mode::Rollback] {
+        let settings = Settings { segment_bytes: 24 << 10, mode, ..SMALL };
+        let (journal, _, last_good) = in_a_sync(settings);
+        journal.set(Settings { let_go: Some(last_good.previous()), ..settings });
+        keep_up(&journal, 1_000_000);
+        assert!(cuts(&journal).contains(&last_good), "{mode:?}: it is newer than what was let go of");
+        journal.set(Settings { let_go: Some(last_good), ..settings });
+        keep_up(&journal, 1_000_000);
+        assert!(!cuts(&journal).contains(&last_good), "{mode:?}");
+    }
+}
+
+#[test]
 fn a_sync_under_way_leaves_the_last_good_checkpoint_whatever_is_due() {
     for mode in [Mode::RollForward, Mode::Rollback] {
         let settings = Settings { segment_bytes: 24 << 10, mode, ..SMALL };
@@ -197,6 +211,7 @@ fn a_tag_holds_its_before_images_while_its_own_segment_is_open() {
         segment_bytes: 256 << 10,
         mode: Mode::Rollback,
         tagged_history: Duration::from_secs(3600),
+        let_go: None,
         ..SMALL
     };
     let journal = create(&SimStore::new(), settings);

@@ -30,6 +30,7 @@ pub(crate) const SETTINGS: Settings = Settings {
     mode: Mode::RollForward,
     thinning: Thinning { all: Duration::from_secs(86_400), minutely: Duration::from_secs(604_800) },
     tagged_history: Duration::ZERO,
+    let_go: None,
 };
 
 const PAGE_BYTES: usize = 4096;

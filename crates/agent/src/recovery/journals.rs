@@ -13,7 +13,7 @@ use journal::Expiry;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use types::WallTime;
+use types::{WallTime, WriteSeq};
 
 impl Recovery {
     pub(crate) fn show_journal(&self, name: &str) -> Result<api::Journal> {
@@ -75,7 +75,9 @@ impl Recovery {
                 return Err(OperationError::invalid(detail));
             }
         };
+        let let_go = if asked.let_go { Some(whole_to_let_go_of(&vm, &journal)?) } else { before.let_go };
         let policy = JournalPolicy {
+            let_go,
             mode,
             bytes_soft: asked.bytes_soft.or(before.bytes_soft),
             keep_all_seconds: asked.keep_all_seconds.or(before.keep_all_seconds),
@@ -124,6 +126,18 @@ impl Recovery {
             return Err(OperationError::not_found(detail));
         }
         Ok(())
+    }
+}
+
+/// The newest whole cut of a journal whose newest state is damaged: it holds the history until that is whole again.
+fn whole_to_let_go_of(vm: &RecoveredVm, journal: &journal::Journal) -> Result<u64> {
+    let whole = journal.newest_consistent(WriteSeq::MAX);
+    match whole.filter(|_| journal.status().damaged_bytes > 0) {
+        Some(whole) => Ok(whole.raw()),
+        None => Err(OperationError::conflict(format!(
+            "nothing of the newest state of VM {} is damaged, or no whole one is kept: its history is held for no such reason",
+            vm.name()
+        ))),
     }
 }
 

@@ -6,6 +6,7 @@ use journal::{Settings, Thinning};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
+use types::WriteSeq;
 
 /// Settings of one journal, as `state/journals/ID.json` has them; what is left out is the agent's.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +17,9 @@ pub(crate) struct JournalPolicy {
     pub(crate) keep_all_seconds: Option<u64>,
     pub(crate) keep_minutely_seconds: Option<u64>,
     pub(crate) keep_tagged_seconds: Option<u64>,
+    /// A newest whole cut up to here that holds the history no more.
+    #[serde(default)]
+    pub(crate) let_go: Option<u64>,
     /// Where the journal was moved to.
     pub(crate) folder: Option<PathBuf>,
     /// Where its replicas lie, if not with the agent's others.
@@ -38,6 +42,7 @@ impl JournalPolicy {
                 minutely: seconds(self.keep_minutely_seconds, config.keep_minutely_seconds),
             },
             tagged_history: seconds(self.keep_tagged_seconds, config.keep_tagged_seconds),
+            let_go: self.let_go.map(WriteSeq::from_raw),
         }
     }
 }

@@ -135,6 +135,24 @@ pub(super) fn append_writes(journal: &journal::Journal) {
     journal.append(vec![batch], how).unwrap();
 }
 
+/// A sync behind those that brings nothing, for its source cannot read what it was asked for.
+pub(super) fn append_empty_sync(journal: &journal::Journal) {
+    journal.begin_stream();
+    let mark =
+        |seq, kind, range| Record { range, ..Record::mark(WriteSeq::from_raw(seq), kind, Bytes::new()) };
+    let records =
+        [mark(8, Kind::SyncBegin, ByteRange::new(1, 0)), mark(9, Kind::SyncEnd, ByteRange::new(0, 0))];
+    let meta = BatchMeta {
+        incarnation: Incarnation::from_bytes([3; 16]),
+        prev_seq: WriteSeq::from_raw(7),
+        watermark: WriteSeq::from_raw(9),
+        taken_at: WallTime(0),
+    };
+    let batch = Batch::parse(encode(&meta, &records, Codec::Raw)).unwrap();
+    let how = AppendMeta { epoch: Epoch::FIRST, received_at: WallTime(0), entropy: [7; 16] };
+    journal.append(vec![batch], how).unwrap();
+}
+
 /// Reads everything a journal has once.
 pub(super) fn scrub(journal: &journal::Journal) {
     let mut place = None;
@@ -148,9 +166,14 @@ pub(super) fn scrub(journal: &journal::Journal) {
 
 /// Has something rot of what [`append_writes`] wrote, and a scrub find it.
 pub(super) fn rot_writes(recovery: &Recovery, vm: &RecoveredVm) {
+    rot(recovery, vm, 8);
+}
+
+/// The same of a block of the first segment that is all this byte.
+pub(super) fn rot(recovery: &Recovery, vm: &RecoveredVm, of: u8) {
     let segment = vm.folder(&recovery.journal_dir).join("segment-00000001");
     let mut bytes = std::fs::read(&segment).unwrap();
-    let written = bytes.windows(4096).position(|part| part.iter().all(|byte| *byte == 8)).unwrap();
+    let written = bytes.windows(4096).position(|part| part.iter().all(|byte| *byte == of)).unwrap();
     bytes[written + 100] ^= 1;
     std::fs::write(&segment, bytes).unwrap();
     scrub(&vm.journal().unwrap());

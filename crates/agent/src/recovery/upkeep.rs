@@ -93,9 +93,13 @@ impl Recovery {
             None if status.damaged_bytes > 0 => self.alerts.raise(
                 cause,
                 format!(
-                    "VM {}: its journal is damaged, {} bytes of its newest state cannot be read: checkpoints are damaged until its source, which is asked for them, has sent them again",
+                    "VM {}: its journal is damaged, {} bytes of its newest state cannot be read: checkpoints are damaged until its \
+                     source, which is asked for them, has sent them again. What that cannot read itself (it has an alert then, too) \
+                     comes only with what the guest writes over it. The newest whole checkpoint is held until then, whatever \
+                     history is set: `holdfast journal set {} --let-go` lets go of it",
                     vm.label(),
-                    status.damaged_bytes
+                    status.damaged_bytes,
+                    vm.id()
                 ),
             ),
             Some(from) => self.alerts.raise(
@@ -180,10 +184,45 @@ fn tell(vm: &RecoveredVm, journal: &Journal, kept: &Kept) {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test")]
 
-    use super::super::tests::{PEER, append_sync, hello, recovery};
+    use super::super::tests::{
+        PEER, append_empty_sync, append_sync, append_writes, end, hello, recovery, rot_writes,
+    };
     use super::*;
     use journal::{Mode, Settings};
     use std::os::unix::fs::FileExt;
+
+    /// Its source has been asked, and cannot read them itself.
+    #[test]
+    fn damage_that_a_sync_could_not_bring_back_is_told_on_and_holds_history_until_an_operator_lets_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let recovery = recovery(folder.path());
+        let (vm, journal) = recovery.admit(&hello(1), PEER).unwrap();
+        append_sync(&journal);
+        append_writes(&journal);
+        let set = |let_go| {
+            recovery.set_journal("vm-1", &api::JournalSettings { let_go, ..api::JournalSettings::default() })
+        };
+        assert!(set(true).unwrap_err().detail.contains("is damaged"));
+        rot_writes(&recovery, &vm);
+        append_empty_sync(&journal);
+        recovery.tell_damage(&vm);
+        let told = recovery.alerts.list();
+        assert!(
+            told.len() == 1 && told[0].contains("cannot read itself") && told[0].contains("--let-go"),
+            "{told:?}"
+        );
+        let whole = journal.newest_consistent(types::WriteSeq::MAX).unwrap();
+        set(true).unwrap();
+        assert_eq!(journal.status().settings.let_go, Some(whole));
+        drop((journal, vm));
+        end(recovery);
+        let recovery = super::super::tests::recovery(folder.path());
+        recovery.resume_all().unwrap();
+        let vm = recovery.vm("vm-1").unwrap();
+        assert_eq!(vm.journal().unwrap().status().settings.let_go, Some(whole), "also after a restart");
+        recovery.tell_damage(&vm);
+        assert_eq!(recovery.alerts.list().len(), 1, "it stands on");
+    }
 
     /// No scrub has come by.
     #[test]

@@ -40,6 +40,7 @@ const SETTINGS: Settings = Settings {
     mode: Mode::RollForward,
     thinning: Thinning { all: Duration::from_secs(86_400), minutely: Duration::from_secs(604_800) },
     tagged_history: Duration::ZERO,
+    let_go: None,
 };
 
 /// A new journal in `folder` of a VM with disks of `disk_bytes`.
