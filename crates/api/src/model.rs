@@ -272,7 +272,8 @@ pub struct RecoveredVm {
     pub group: String,
     pub group_id: String,
     pub epoch: u64,
-    /// `initial-sync` (nothing of it can be opened yet), `following`, `left` (it is protected no more; its history
+    /// `initial-sync` (nothing of it can be opened yet), `damaged` (no checkpoint is whole; each can be opened by its id all the
+    /// same), `following`, `left` (it is protected no more; its history
     /// stays), `failed-over`, `committed`, `moving`, `opening` (its journal is just being opened) or `failed`.
     pub state: String,
     /// How far its journal is on the way to another folder.
@@ -293,9 +294,14 @@ pub struct RecoveredVm {
     pub history_seconds_max: u64,
     /// How long a history the size limits will leave at the present pace; none where they leave all of it.
     pub projected_history_seconds: Option<u64>,
+    /// All of them, also those that are damaged.
     pub checkpoints: u64,
+    /// Bytes of the newest state that are damaged.
+    #[serde(default)]
+    pub damaged_bytes: u64,
+    /// The newest that is whole.
     pub newest_checkpoint: Option<Checkpoint>,
-    /// The newest state that can be opened.
+    /// The newest whole state that can be opened.
     pub tail: Option<String>,
     /// Of a VM that has left its group: what the group had drawn by then.
     pub left_at: Option<String>,
@@ -397,6 +403,9 @@ pub struct Image {
     pub id: String,
     pub vm: String,
     pub cut: String,
+    /// When the newest checkpoint at or below the cut was taken: it is as of then, or somewhat later. None where that is not known.
+    #[serde(default)]
+    pub taken_at: Option<String>,
     /// The checkpoint at the cut, if it is one.
     pub checkpoint: Option<Checkpoint>,
     pub writable: bool,
@@ -416,6 +425,9 @@ pub struct Image {
     /// Where they are: the first of them.
     #[serde(default)]
     pub zeroed: Vec<crate::DiskRange>,
+    /// What is to be known of the moment it was opened at; in the answer to that only.
+    #[serde(default)]
+    pub notes: Vec<String>,
     /// Why it is not served; of one that is, what is wrong with it.
     pub error: Option<String>,
 }
@@ -456,6 +468,9 @@ pub struct Failover {
     /// `starting`, `running`, `committed`, `rolling-back` or `rolled-back`.
     pub phase: String,
     pub cut: String,
+    /// When the newest checkpoint at or below the cut was taken: it is as of then, or somewhat later. None where that is not known.
+    #[serde(default)]
+    pub taken_at: Option<String>,
     /// The checkpoint at the cut, if it is one.
     pub checkpoint: Option<Checkpoint>,
     pub vms: Vec<FailoverVm>,

@@ -467,7 +467,12 @@ pub(crate) enum JournalCommand {
     Verify { folder: PathBuf },
     /// Offline: make damaged indexes again, and contain what else is damaged; exit code 7 where that was
     /// needed. Nothing is guessed: what is lost is sent again by the source.
-    Repair { folder: PathBuf },
+    Repair {
+        folder: PathBuf,
+        /// Where its replicas lie, if not in the journal's folder: `replica_dir/ID`, as `journal show` says.
+        #[arg(long, value_name = "FOLDER")]
+        replicas: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Args)]

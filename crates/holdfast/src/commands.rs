@@ -31,7 +31,9 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Journal(JournalCommand::Verify { folder }) => {
             journal_tools::read_through(&folder, true, false, json)
         }
-        Command::Journal(JournalCommand::Repair { folder }) => journal_tools::repair(&folder, json),
+        Command::Journal(JournalCommand::Repair { folder, replicas }) => {
+            journal_tools::repair(&folder, replicas, json)
+        }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "holdfast", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -3,11 +3,11 @@
 use crate::waiting::ReadingThrough;
 use crate::{exit, print};
 use anyhow::{Context, Result, bail};
-use journal::{FsStore, Journal, RecordRow, Settings, Upkeep, VerifyReport, verify};
+use journal::{Damage, FsStore, Journal, Manifest, RecordRow, Settings, Upkeep, VerifyReport, verify};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use types::limits::RECORD_BYTES_MAX;
@@ -36,9 +36,12 @@ pub(crate) fn read_through(folder: &Path, deep: bool, with_records: bool, as_jso
 }
 
 /// Makes damaged indexes again, and contains what else is damaged.
-pub(crate) fn repair(folder: &Path, as_json: bool) -> Result<ExitCode> {
-    let store = Arc::new(take(folder)?);
-    let mut told = ReadingThrough::new("reading the journal".into(), Some(bytes_in(folder)));
+pub(crate) fn repair(folder: &Path, replicas: Option<PathBuf>, as_json: bool) -> Result<ExitCode> {
+    let of_replicas = replicas.clone().unwrap_or_else(|| folder.join("replica"));
+    let store = take(folder)?.with_replicas_in(replicas);
+    check_replicas_are_there(&of_replicas, &Manifest::load(&store).context("read the manifest")?)?;
+    let store = Arc::new(store);
+    let mut told = ReadingThrough::new("reading the journal".into(), Some(bytes_in(&[folder, &of_replicas])));
     let opened = Journal::open(store, Settings::for_repair()).context("open the journal")?;
     let (journal, mut damage) = (opened.journal, opened.damage);
     let (mut rebuilt, mut read_bytes, mut mended, mut lost) = (0, 0, opened.mended, Vec::new());
@@ -73,13 +76,20 @@ pub(crate) fn repair(folder: &Path, as_json: bool) -> Result<ExitCode> {
             println!("LOST: {what}");
         }
         for damage in &damage {
-            println!("CONTAINED: {}; checkpoints before {} are good", damage.what, damage.from);
+            println!("CONTAINED: {}", contained(damage));
         }
         if damage.is_empty() && lost.is_empty() {
             println!("every byte is as it was written");
-        } else if !damage.is_empty() {
+        }
+        if damage.iter().any(|damage| damage.lost_bytes().is_some_and(|bytes| bytes > 0)) {
             println!(
-                "later checkpoints come back once the source has sent everything again, which it will by itself"
+                "checkpoints that are damaged stay so, and say how much of them is; new ones are whole once the source has sent \
+                 again what the newest state has lost, which it will by itself"
+            );
+        }
+        if damage.iter().any(|damage| damage.lost_bytes().is_none()) {
+            println!(
+                "later checkpoints come back once the source has compared everything, which it will by itself"
             );
         }
     }
@@ -88,6 +98,33 @@ pub(crate) fn repair(folder: &Path, as_json: bool) -> Result<ExitCode> {
     } else {
         ExitCode::from(exit::DAMAGED)
     })
+}
+
+/// What was found damaged, and what it costs.
+fn contained(damage: &Damage) -> String {
+    let (what, from) = (&damage.what, damage.from);
+    match damage.lost_bytes() {
+        None => format!("{what}; checkpoints before {from} are good, none from there on can be opened"),
+        Some(0) => format!("{what}; no bytes of any disk are lost by it"),
+        Some(bytes) => {
+            format!(
+                "{what}; {bytes} bytes cannot be read as of some checkpoints from {from} on, everything else can"
+            )
+        }
+    }
+}
+
+/// What would be made anew where it is missing, as if the disk had been empty.
+fn check_replicas_are_there(replicas: &Path, manifest: &Manifest) -> Result<()> {
+    let missing = |name: &str| !replicas.join(format!("{name}.raw")).exists();
+    match manifest.disks.iter().find(|disk| missing(&disk.name)) {
+        None => Ok(()),
+        Some(disk) => bail!(
+            "there is no replica of disk {} in {}: give the folder where its replicas lie with --replicas",
+            disk.name,
+            replicas.display()
+        ),
+    }
 }
 
 /// Records between two looks at the clock.
@@ -111,8 +148,7 @@ fn read(folder: &Path, deep: bool, mut on_record: impl FnMut(RecordRow)) -> Resu
 }
 
 /// Bytes of the files that a scrub reads.
-fn bytes_in(folder: &Path) -> u64 {
-    let folders = [folder.to_path_buf(), folder.join("replica")];
+fn bytes_in(folders: &[&Path]) -> u64 {
     let rows = folders.iter().flat_map(std::fs::read_dir).flatten().flatten();
     // Holes of replicas are not read.
     let read = |facts: std::fs::Metadata| facts.len().min(facts.blocks() * 512);
@@ -238,4 +274,41 @@ fn records_to_text(records: &[RecordRow]) -> String {
         ]
     }));
     print::table(&rows)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+
+    use super::*;
+    use journal::LostPiece;
+    use types::{ByteRange, DiskIndex, DiskSpec, Epoch, VmId, WriteSeq};
+
+    #[test]
+    fn what_repair_contains_is_told_with_what_it_costs() {
+        let from = WriteSeq::from_raw(7);
+        let told = |pieces| contained(&Damage { what: "segment-1".into(), from, indexed: true, pieces });
+        let (disk, range) = (DiskIndex(0), ByteRange::new(4096, 512));
+        let piece = LostPiece { disk, range, from, until: None };
+        assert!(told(Some(vec![piece])).contains("512 bytes cannot be read"));
+        assert!(told(Some(Vec::new())).contains("no bytes of any disk are lost"));
+        assert!(told(None).contains("none from there on can be opened"));
+    }
+
+    #[test]
+    fn repair_makes_no_replicas_where_they_lie_elsewhere() {
+        let folder = tempfile::tempdir().unwrap();
+        let (own, replicas) = (folder.path().join("journal"), folder.path().join("replicas"));
+        {
+            let store = FsStore::open(&own).unwrap().with_replicas_in(Some(replicas.clone()));
+            let disks = [DiskSpec { name: "vda".into(), size_bytes: 1 << 20 }];
+            let vm = VmId::from_bytes([1; 16]);
+            Journal::create(Arc::new(store), vm, "web", &disks, Epoch::FIRST, Settings::for_repair())
+                .unwrap();
+        }
+        let refused = repair(&own, None, true).unwrap_err().to_string();
+        assert!(refused.contains("--replicas"), "{refused}");
+        assert!(!own.join("replica").exists());
+        assert_eq!(repair(&own, Some(replicas), true).unwrap(), ExitCode::SUCCESS);
+    }
 }

@@ -108,7 +108,7 @@ pub(crate) fn vm_table(vms: &[ProtectedVm]) -> String {
 
 fn recovered_table(vms: &[RecoveredVm]) -> String {
     let mut rows = vec![
-        ["VM", "SITE", "GROUP", "STATE", "STREAM", "JOURNAL", "HISTORY", "CHECKPOINTS", "NEWEST"]
+        ["VM", "SITE", "GROUP", "STATE", "STREAM", "JOURNAL", "HISTORY", "CHECKPOINTS", "NEWEST WHOLE"]
             .map(str::to_owned),
     ];
     for vm in vms {
@@ -135,6 +135,14 @@ fn recovered_table(vms: &[RecoveredVm]) -> String {
     }
     let mut out = table(&rows);
     for vm in vms {
+        if vm.damaged_bytes > 0 {
+            let lost = bytes(vm.damaged_bytes);
+            let _ = writeln!(
+                out,
+                "{}: {lost} of its newest state are damaged: newer checkpoints are not whole",
+                vm.name
+            );
+        }
         if let Some(error) = &vm.last_error {
             let _ = writeln!(out, "{}: {error}", vm.name);
         }
@@ -267,8 +275,17 @@ pub(crate) fn checkpoints(page: &CheckpointPage) -> String {
 pub(crate) fn image(image: &Image) -> String {
     let how = if image.writable { "writable" } else { "read-only" };
     let mut out = format!("image {} of {} as of {}, {how}\n", image.id, image.vm, image.cut);
-    if let Some(checkpoint) = &image.checkpoint {
-        let _ = writeln!(out, "  checkpoint  {} {}", checkpoint.taken_at, checkpoint.tag);
+    match (&image.checkpoint, &image.taken_at) {
+        (Some(checkpoint), _) => {
+            let _ = writeln!(out, "  checkpoint  {} {}", checkpoint.taken_at, checkpoint.tag);
+        }
+        (None, Some(at)) => {
+            let _ = writeln!(out, "  as of       {at} or somewhat later");
+        }
+        (None, None) => {}
+    }
+    for note in &image.notes {
+        let _ = writeln!(out, "  NOTE        {note}");
     }
     for disk in &image.disks {
         let _ = writeln!(out, "  disk        nbd+unix:///{}?socket={}", disk.name, image.socket);
@@ -396,8 +413,12 @@ pub(crate) fn image_table(images: &[Image]) -> String {
 
 pub(crate) fn failover(failover: &Failover) -> String {
     let mut out = format!(
-        "group {}: failover {} as of {}, epoch {}\n",
-        failover.group, failover.phase, failover.cut, failover.epoch
+        "group {}: failover {} as of {}{}, epoch {}\n",
+        failover.group,
+        failover.phase,
+        failover.cut,
+        failover.taken_at.as_ref().map_or_else(String::new, |at| format!(" ({at} or somewhat later)")),
+        failover.epoch
     );
     for vm in &failover.vms {
         let pid = vm.pid.map(|pid| format!(", process {pid}")).unwrap_or_default();

@@ -118,6 +118,13 @@ pub(super) fn resolve(vm: &Arc<RecoveredVm>, at: &str) -> Result<WriteSeq> {
     })
 }
 
+/// When the newest checkpoint at or below a cut was taken, where that can be told.
+pub(super) fn time_of(journal: &Journal, cut: WriteSeq) -> Option<String> {
+    let after = Some(cut.next());
+    let query = CheckpointQuery { newest_first: true, limit: 1, after, ..CheckpointQuery::default() };
+    journal.checkpoints(&query).rows.first().map(|facts| clock::to_text(facts.checkpoint.taken_at))
+}
+
 /// Rows looked at before more are asked for.
 const ROWS_AT_ONCE: usize = 64;
 

@@ -41,7 +41,7 @@ pub(super) fn find(group: &KeptGroup, at: &str, pick: &Pick) -> Result<GroupCut>
 
 /// What is to be said of a VM whose newest checkpoint of a moment was not taken, because some of it cannot be read. It may be
 /// newer by days: four kilobytes that have rotted, and that nothing was written over since, are enough.
-fn passed_over(vm: &RecoveredVm, cut: WriteSeq, moment: &Moment) -> Option<String> {
+pub(super) fn passed_over(vm: &RecoveredVm, cut: WriteSeq, moment: &Moment) -> Option<String> {
     let to = match moment {
         Moment::Latest => None,
         Moment::At(time, _) => Some(*time),
@@ -224,7 +224,7 @@ fn unreadable(error: &journal::CheckpointError) -> OperationError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recovery::tests::{PEER, append_sync, append_writes, hello, recovery, rot_writes};
+    use crate::recovery::tests::{PEER, append_sync, append_writes, hello, recovery, rot, rot_writes};
 
     #[test]
     fn whoever_asks_for_the_newest_is_told_of_a_newer_one_that_is_damaged() {
@@ -251,5 +251,42 @@ mod tests {
             );
         }
         assert_eq!(found(&newest.id.to_string()).notes.len(), 1, "its damage is told as ever");
+    }
+
+    #[test]
+    fn what_is_damaged_of_a_vm_is_shown_and_its_images_tell_their_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let side = recovery(folder.path());
+        let (vm, journal) = side.admit(&hello(1), PEER).unwrap();
+        assert_eq!(side.vms_to_api()[0].state, "initial-sync");
+        append_sync(&journal);
+        append_writes(&journal);
+        drop(journal);
+        rot_writes(&side, &vm);
+        let shown = side.vms_to_api().remove(0);
+        assert!(shown.state == "following" && shown.damaged_bytes > 0, "{shown:?}");
+        let open = |at: &str| {
+            let request = api::OpenImageRequest { vm: "vm-1".into(), at: at.into(), writable: false };
+            side.open_image(&request).unwrap()
+        };
+        let at_latest = open("latest");
+        let newest = vm.journal().unwrap().checkpoints(&CheckpointQuery {
+            newest_first: true,
+            limit: 1,
+            ..CheckpointQuery::default()
+        });
+        let newest = newest.rows[0].checkpoint.clone();
+        assert!(
+            at_latest.notes.len() == 1 && at_latest.notes[0].contains(&newest.id.to_string()),
+            "{:?}",
+            at_latest.notes
+        );
+        assert_eq!(at_latest.taken_at, Some(clock::to_text(types::WallTime(1_000_000))));
+        assert!(side.list_images()[0].notes.is_empty());
+        let at_newest = open(&newest.id.to_string());
+        assert_eq!((at_newest.taken_at, at_newest.notes.len()), (Some(clock::to_text(newest.taken_at)), 0));
+        rot(&side, &vm, 7);
+        let shown = side.vms_to_api().remove(0);
+        assert_eq!((shown.state.as_str(), shown.newest_checkpoint, shown.checkpoints), ("damaged", None, 2));
     }
 }

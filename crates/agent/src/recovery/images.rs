@@ -2,7 +2,8 @@
 //! same NBD server as live disks.
 
 use super::Recovery;
-use super::at::{lease_of, resolve};
+use super::at::{Moment, lease_of, resolve, time_of};
+use super::cut::passed_over;
 use super::life::{JournalLife, Lease, not_usable};
 use super::promote::PromotionRun;
 use super::promoted::Closed;
@@ -99,6 +100,7 @@ pub(super) struct OpenImage {
     folder: PathBuf,
     /// What is shown of it and does not change, so that whoever lists images waits for no disk.
     checkpoint: Option<api::Checkpoint>,
+    taken_at: Option<String>,
     vhost_user_sockets: Vec<Option<String>>,
     server: Mutex<Option<DiskServer>>,
     /// Of the files that the image is written to: nobody takes them for disks of their own meanwhile.
@@ -154,7 +156,8 @@ impl Recovery {
         let vm = self.vm(&request.vm)?;
         let cut = resolve(&vm, &request.at)?;
         let image = self.open_at(self.new_image_id(), &vm, cut, request.writable, None, started)?;
-        Ok(self.image_to_api(&image))
+        let passed_over = passed_over(&vm, cut, &Moment::parse(&request.at));
+        Ok(api::Image { notes: passed_over.into_iter().collect(), ..self.image_to_api(&image) })
     }
 
     /// An id that no image has, nor is about to have.
@@ -268,12 +271,14 @@ impl Recovery {
         let server = DiskServer::serve(&self.run_dir, "images", &record.id, exports.collect())?;
         let socket = server.path().to_path_buf();
         let checkpoint = journal.checkpoint(types::CheckpointId(image.cut())).ok().flatten();
+        let taken_at = time_of(journal, image.cut());
         Ok(OpenImage {
             record: Mutex::new(record),
             life: vm.life().clone(),
             image,
             folder: vm.folder(&self.journal_config.folder),
             checkpoint: checkpoint.as_ref().map(checkpoint_to_api),
+            taken_at,
             vhost_user_sockets: (0..disks.len()).map(|disk| server.vhost_user_socket(disk)).collect(),
             disks,
             server: Mutex::new(Some(server)),
@@ -603,6 +608,8 @@ impl OpenImage {
             vm: record.vm_name,
             cut: cut.to_string(),
             checkpoint: self.checkpoint.clone(),
+            taken_at: self.taken_at.clone(),
+            notes: Vec::new(),
             writable: self.image.is_writable(),
             socket: self.socket.display().to_string(),
             disks: self.disks_to_api(promotion.state == "done"),

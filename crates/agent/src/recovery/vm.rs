@@ -12,7 +12,7 @@ use crate::state::StateDir;
 use anyhow::{Context, Result};
 use joint::admission::Accept;
 use joint::life::{Refused, State, Use};
-use journal::{CheckpointFacts, Damage, FsStore, Settings, Store};
+use journal::{CheckpointFacts, CheckpointQuery, Damage, FsStore, Settings, Store};
 use replication::wire::{Hello, Refuse};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::MetadataExt;
@@ -96,11 +96,12 @@ impl Inner {
     }
 
     /// The state where no failover says another.
-    fn own_state(&self, life: State, has_tail: bool) -> &'static str {
+    fn own_state(&self, life: State, has_tail: bool, has_any: bool) -> &'static str {
         match life {
             State::Opening | State::Binding => "opening",
             State::Closed | State::Closing(_) | State::Taken(_) | State::Gone => "failed",
             State::Open if self.record.left.is_some() => "left",
+            State::Open if !has_tail && has_any => "damaged",
             State::Open if !has_tail => "initial-sync",
             State::Open => "following",
         }
@@ -491,6 +492,10 @@ impl RecoveredVm {
         let status = status.as_ref();
         let newest_checkpoint = journal.and_then(|journal| journal.newest_checkpoint().ok()?);
         let tail = journal.and_then(|journal| journal.newest_consistent(WriteSeq::MAX));
+        // Without one that is whole there may be others, which can be opened all the same.
+        let any = CheckpointQuery { limit: 1, ..CheckpointQuery::default() };
+        let has_any =
+            tail.is_none() && journal.is_some_and(|journal| !journal.checkpoints(&any).rows.is_empty());
         let disks = journal.map(|journal| journal.disks()).unwrap_or_default();
         let inner = self.lock();
         let record = &inner.record;
@@ -501,7 +506,7 @@ impl RecoveredVm {
             group: record.group.clone(),
             group_id: record.group_id.clone(),
             epoch: epoch.max(status.map_or(0, |status| status.epoch.0)),
-            state: state.unwrap_or_else(|| inner.own_state(life, tail.is_some())).to_owned(),
+            state: state.unwrap_or_else(|| inner.own_state(life, tail.is_some(), has_any)).to_owned(),
             moving,
             last_error: inner.last_error.clone(),
             connected,
@@ -527,6 +532,7 @@ impl RecoveredVm {
                 .and_then(|status| status.projected_history)
                 .map(|projected| projected.as_secs()),
             checkpoints: status.map_or(0, |status| status.checkpoints),
+            damaged_bytes: status.map_or(0, |status| status.damaged_bytes),
             newest_checkpoint: newest_checkpoint.as_ref().map(checkpoint_to_api),
             tail: tail.map(|tail| tail.to_string()),
             left_at: record.left.map(|at| WriteSeq::from_raw(at).to_string()),

@@ -8,7 +8,7 @@ use super::freshness::Freshness;
 use crate::alerts::{AlertKind, Alerts, Cause};
 use crate::link::TurnedAway;
 use crate::policy::Policy;
-use replication::wire::Ack;
+use replication::wire::{Ack, Refusal};
 use replication::{Failure, State, SyncReason};
 use splitter::SyncState;
 use std::time::Duration;
@@ -181,6 +181,10 @@ impl Bounds {
         }
         let cause = Cause::new(AlertKind::Failed, vm);
         match seen.state {
+            // It goes on by itself, as after the move of a journal, unless it lasts.
+            State::Failed { why: Failure::Refused(Refusal::Busy) } if down_for <= bound => {
+                alerts.clear(cause)
+            }
             State::Failed { why } => alerts.raise(cause, failure(vm, why, seen)),
             _ if turned_away => alerts.raise(cause, format!("VM {vm}: {}", seen.why())),
             // Where it is merely down by now, that has an alert of its own.
@@ -254,5 +258,27 @@ mod tests {
             refused,
             "the alert of a link that is down comes and goes"
         );
+    }
+
+    #[test]
+    fn a_recovery_side_that_is_busy_with_the_journal_is_an_alert_only_where_that_lasts() {
+        let (alerts, policy, mut bounds) = (Alerts::default(), Policy::default(), Bounds::default());
+        let begun = clock::now();
+        let mut at = |after: u64, why| {
+            let now = Monotonic(begun.0 + Duration::from_secs(after));
+            let state = State::Failed { why: Failure::Refused(why) };
+            bounds.watch(
+                now,
+                &policy,
+                &Seen { state, ..seen(now, None, "the journal is being moved") },
+                "web",
+                &alerts,
+            );
+            kinds(&alerts).into_iter().map(|(kind, _)| kind).collect::<Vec<_>>()
+        };
+        assert_eq!(at(0, Refusal::Busy), Vec::<String>::new());
+        assert_eq!(at(30, Refusal::JournalFull), ["failed"]);
+        assert_eq!(at(31, Refusal::Busy), Vec::<String>::new());
+        assert_eq!(at(61, Refusal::Busy), ["failed"]);
     }
 }

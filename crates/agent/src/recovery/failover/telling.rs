@@ -1,6 +1,7 @@
 //! Groups, kept VMs and failovers in the words of the API.
 
 use super::super::Recovery;
+use super::super::at::time_of;
 use super::super::groups::KeptGroup;
 use super::super::vm::{RecoveredVm, checkpoint_to_api};
 use super::record::{FailoverRecord, Phase};
@@ -51,6 +52,9 @@ impl Recovery {
             self.list().into_iter().filter(|vm| vm.record().group_id == record.group_id).collect();
         let opened = kept.iter().find(|vm| record.vms.iter().any(|run| run.id == vm.id().to_string()));
         let journal = opened.or(kept.first()).and_then(|vm| vm.journal());
+        // Of one that has failed in the middle none was chosen.
+        let is_chosen = !record.vms.is_empty();
+        let taken_at = journal.as_ref().filter(|_| is_chosen).and_then(|journal| time_of(journal, cut));
         let checkpoint = journal.and_then(|journal| journal.checkpoint(types::CheckpointId(cut)).ok()?);
         let checkpoint = checkpoint.as_ref().map(checkpoint_to_api);
         let vms = record.vms.iter().map(|run| {
@@ -92,6 +96,7 @@ impl Recovery {
             epoch: record.epoch,
             phase: record.phase_name().to_owned(),
             cut: cut.to_string(),
+            taken_at,
             checkpoint,
             vms: vms.collect(),
             image_open_seconds: record.image_open_seconds,
