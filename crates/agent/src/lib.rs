@@ -21,6 +21,7 @@ mod id_text;
 mod ledger;
 mod link;
 mod link_limits;
+mod lock_holder;
 pub mod memory;
 mod one_at_a_time;
 mod pace;

@@ -1,8 +1,9 @@
 //! The agent's own small files: each is JSON, replaced atomically, in a folder one agent holds alone.
 
+use crate::lock_holder;
 use crate::one_at_a_time::OneAtATime;
 use anyhow::{Context, Result, bail};
-use journal::FsStore;
+use journal::{FsStore, LockError};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -41,9 +42,15 @@ struct RunFile {
 
 impl StateDir {
     pub(crate) fn open(root: &Path) -> Result<Self> {
-        let store = FsStore::open(root).context(
-            "open state folder: only one agent may use it; stop the other one or give this one its own state_dir",
-        )?;
+        let store = FsStore::open(root).map_err(|error| {
+            let holder = match &error {
+                LockError::InUse { path } => lock_holder::told(&path.join("lock")),
+                LockError::Io { .. } => return anyhow::Error::new(error).context("open state folder"),
+            };
+            anyhow::Error::new(error).context(format!(
+                "open state folder: only one agent may use it; stop the other one or give this one its own state_dir: {holder}"
+            ))
+        })?;
         let (reached, durable) = (Mutex::new(RunNumber(0)), Mutex::default());
         Ok(Self { store, reached, saving: OneAtATime::default(), durable })
     }
@@ -280,6 +287,16 @@ mod tests {
         state.reach_run(first).unwrap();
         drop(state);
         assert_eq!(StateDir::open(folder.path()).unwrap().next_run().unwrap(), RunNumber(51));
+    }
+
+    #[test]
+    fn whoever_finds_the_folder_taken_is_told_which_process_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(folder.path()).unwrap();
+        let refused = format!("{:#}", StateDir::open(folder.path()).unwrap_err());
+        let own = format!("process {} (", std::process::id());
+        assert!(refused.contains(&own) && refused.contains("only one agent may use it"), "{refused}");
+        drop(state);
     }
 
     #[test]
