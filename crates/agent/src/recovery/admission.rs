@@ -120,6 +120,12 @@ impl Recovery {
         joint::admission::decide(hello, &side)
     }
 
+    /// The site that a group is of, as far as VMs and failovers that are gone tell.
+    fn remembered_site_of(&self, group: GroupId) -> Option<String> {
+        let of_failover = || self.failovers().get(&group).map(|record| record.site.clone());
+        self.remembered.site_of(group).or_else(of_failover).filter(|site| !site.is_empty())
+    }
+
     fn to_journal(&self, vm: &RecoveredVm, lease: Option<&Lease>) -> Journal {
         let Some(journal) = lease else { return Journal::Away(vm.life().state()) };
         let (epoch, disks) = (journal.status().epoch, journal.disks());

@@ -125,6 +125,36 @@ pub(super) fn time_of(journal: &Journal, cut: WriteSeq) -> Option<String> {
     journal.checkpoints(&query).rows.first().map(|facts| clock::to_text(facts.checkpoint.taken_at))
 }
 
+/// What is to be said of a VM whose newest checkpoint of a moment was not taken, because some of it cannot be read. It may be
+/// newer by days: four kilobytes that have rotted, and that nothing was written over since, are enough.
+pub(super) fn passed_over(vm: &RecoveredVm, cut: WriteSeq, moment: &Moment) -> Option<String> {
+    let to = match moment {
+        Moment::Latest => None,
+        Moment::At(time, _) => Some(*time),
+        Moment::Id(_) | Moment::Tag(_) => return None,
+    };
+    let query = CheckpointQuery { newest_first: true, limit: 1, to, ..CheckpointQuery::default() };
+    let journal = vm.journal()?;
+    let newest = journal.checkpoints(&query).rows.into_iter().next()?;
+    if newest.checkpoint.cut <= cut || newest.damaged_bytes == 0 {
+        return None;
+    }
+    let whole = CheckpointQuery { undamaged: true, to: None, after: Some(cut.next()), ..query };
+    let whole = journal.checkpoints(&whole).rows.into_iter().next();
+    let instead = whole.map_or_else(
+        || "from before its first checkpoint".to_owned(),
+        |whole| format!("at or after {}", clock::to_text(whole.checkpoint.taken_at)),
+    );
+    Some(format!(
+        "VM {} has a newer state, of {}, which is not taken because {} bytes of it are damaged; what is opened is {instead}. \
+         `--at {}` opens the newer one, in which reading those bytes fails",
+        vm.name(),
+        clock::to_text(newest.checkpoint.taken_at),
+        newest.damaged_bytes,
+        newest.checkpoint.id
+    ))
+}
+
 /// Rows looked at before more are asked for.
 const ROWS_AT_ONCE: usize = 64;
 

@@ -1,14 +1,13 @@
 //! The cut of a whole group that an operator means, and whom it has: what [`joint::choice`] decides, asked of the journals
 //! that are open here, and told in an operator's words.
 
-use super::at::{Moment, hindrance, look_for};
+use super::at::{Moment, hindrance, look_for, passed_over};
 use super::groups::KeptGroup;
 use super::life::Lease;
 use super::vm::RecoveredVm;
 use crate::clock;
 use crate::error::{OperationError, Result, with_sources};
 use joint::choice::{At, Chosen, Held, Journals, Lacking, NotChosen, Pick, choose};
-use journal::CheckpointQuery;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use types::{Checkpoint, CheckpointId, VmId, WriteSeq};
@@ -37,36 +36,6 @@ pub(super) fn find(group: &KeptGroup, at: &str, pick: &Pick) -> Result<GroupCut>
     let passed_over: Vec<_> = passed_over.collect();
     found.notes.extend(passed_over);
     Ok(found)
-}
-
-/// What is to be said of a VM whose newest checkpoint of a moment was not taken, because some of it cannot be read. It may be
-/// newer by days: four kilobytes that have rotted, and that nothing was written over since, are enough.
-pub(super) fn passed_over(vm: &RecoveredVm, cut: WriteSeq, moment: &Moment) -> Option<String> {
-    let to = match moment {
-        Moment::Latest => None,
-        Moment::At(time, _) => Some(*time),
-        Moment::Id(_) | Moment::Tag(_) => return None,
-    };
-    let query = CheckpointQuery { newest_first: true, limit: 1, to, ..CheckpointQuery::default() };
-    let journal = vm.journal()?;
-    let newest = journal.checkpoints(&query).rows.into_iter().next()?;
-    if newest.checkpoint.cut <= cut || newest.damaged_bytes == 0 {
-        return None;
-    }
-    let whole = CheckpointQuery { undamaged: true, to: None, after: Some(cut.next()), ..query };
-    let whole = journal.checkpoints(&whole).rows.into_iter().next();
-    let instead = whole.map_or_else(
-        || "from before its first checkpoint".to_owned(),
-        |whole| format!("at or after {}", clock::to_text(whole.checkpoint.taken_at)),
-    );
-    Some(format!(
-        "VM {} has a newer state, of {}, which is not taken because {} bytes of it are damaged; what is opened is {instead}. \
-         `--at {}` opens the newer one, in which reading those bytes fails",
-        vm.name(),
-        clock::to_text(newest.checkpoint.taken_at),
-        newest.damaged_bytes,
-        newest.checkpoint.id
-    ))
 }
 
 /// The journals of a group that are open, and stay so while they are asked.
@@ -225,6 +194,7 @@ fn unreadable(error: &journal::CheckpointError) -> OperationError {
 mod tests {
     use super::*;
     use crate::recovery::tests::{PEER, append_sync, append_writes, hello, recovery, rot, rot_writes};
+    use journal::CheckpointQuery;
 
     #[test]
     fn whoever_asks_for_the_newest_is_told_of_a_newer_one_that_is_damaged() {

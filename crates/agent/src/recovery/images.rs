@@ -2,8 +2,7 @@
 //! same NBD server as live disks.
 
 use super::Recovery;
-use super::at::{Moment, lease_of, resolve, time_of};
-use super::cut::passed_over;
+use super::at::{Moment, lease_of, passed_over, resolve, time_of};
 use super::life::{JournalLife, Lease, not_usable};
 use super::promote::PromotionRun;
 use super::promoted::Closed;

@@ -2,8 +2,8 @@
 //!
 //! What holds: that is written down before the last VM of a group is forgotten. As long as a VM is kept its record says it.
 
-use super::Recovery;
-use super::vm::RecoveredVm;
+use crate::alerts::Alerts;
+use crate::state::StateDir;
 use serde::{Deserialize, Serialize};
 use std::sync::{Mutex, MutexGuard};
 use types::GroupId;
@@ -48,39 +48,34 @@ impl Remembered {
     fn lock(&self) -> MutexGuard<'_, Groups> {
         self.groups.lock().expect("a panic aborts the process")
     }
-}
 
-impl Recovery {
-    /// The site that a group is of, as far as VMs and failovers that are gone tell.
-    pub(super) fn remembered_site_of(&self, group: GroupId) -> Option<String> {
-        let known = self.remembered.lock().site_of(&group.to_string()).map(str::to_owned);
-        let of_failover = || self.failovers().get(&group).map(|record| record.site.clone());
-        known.or_else(of_failover).filter(|site| !site.is_empty())
+    pub(super) fn site_of(&self, group: GroupId) -> Option<String> {
+        self.lock().site_of(&group.to_string()).map(str::to_owned)
     }
 
-    /// Remembers whose the group of a VM is that is being forgotten.
-    pub(super) fn remember_group_of(&self, vm: &RecoveredVm) -> anyhow::Result<()> {
-        let (group, site) = (vm.group().to_string(), vm.site());
-        let _one = self.remembered.saving.lock().expect("a panic aborts the process");
-        let before = self.remembered.lock().clone();
+    /// Remembers a group, one of whose VMs is being forgotten.
+    pub(super) fn add(&self, state: &StateDir, group: GroupId, site: String) -> anyhow::Result<()> {
+        let group = group.to_string();
+        let _one = self.saving.lock().expect("a panic aborts the process");
+        let before = self.lock().clone();
         if before.site_of(&group) == Some(&site) {
             return Ok(());
         }
         let now = before.with(group, site);
-        self.state.save(FILE, &now)?;
-        *self.remembered.lock() = now;
+        state.save(FILE, &now)?;
+        *self.lock() = now;
         Ok(())
     }
 
-    pub(super) fn take_up_groups(&self) {
-        match self.state.load::<Groups>(FILE) {
-            Ok(groups) => *self.remembered.lock() = groups.unwrap_or_default(),
-            Err(error) => self.alerts.raise(
+    pub(super) fn take_up(&self, state: &StateDir, alerts: &Alerts) {
+        match state.load::<Groups>(FILE) {
+            Ok(groups) => *self.lock() = groups.unwrap_or_default(),
+            Err(error) => alerts.raise(
                 "record of groups",
                 format!(
                     "whose the groups were of which no VM is kept any more cannot be read, so that another site may take one of \
                      them: {error:#}; restore {} from a backup, or remove it, and restart the agent",
-                    self.state.path(FILE).display()
+                    state.path(FILE).display()
                 ),
             ),
         }

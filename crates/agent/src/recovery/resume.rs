@@ -69,7 +69,7 @@ impl Recovery {
                 Err(error) => self.leave_out_image(name, &error),
             }
         }
-        self.take_up_groups();
+        self.remembered.take_up(&self.state, &self.alerts);
         self.watch_all();
         self.resume_operations()
     }

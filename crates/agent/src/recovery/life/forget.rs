@@ -153,7 +153,7 @@ impl Recovery {
     }
 
     fn remove_forgotten(&self, vm: &Arc<RecoveredVm>) -> Result<()> {
-        self.remember_group_of(vm).context("remember whose its group is")?;
+        self.remembered.add(&self.state, vm.group(), vm.site()).context("remember whose its group is")?;
         self.state.remove(&file_name(&vm.id().to_string())).context("remove the journal's settings")?;
         self.state.remove(&vm.record().file_name())?;
         self.vms().remove(&vm.id());
