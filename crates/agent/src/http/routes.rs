@@ -424,9 +424,11 @@ async fn open_image(State(app): State<App>, Body(request): Body<OpenImageRequest
 }
 
 #[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(default, deny_unknown_fields)]
 struct CloseQuery {
     /// Also one of a committed failover that is not promoted, with all that its VM wrote.
+    #[param(required = false)]
     discard: bool,
 }
 
