@@ -23,6 +23,7 @@ const SETTINGS: Settings = Settings {
     mode: Mode::RollForward,
     thinning: Thinning { all: Duration::from_secs(86_400), minutely: Duration::from_secs(604_800) },
     tagged_history: Duration::ZERO,
+    let_go: None,
 };
 
 /// A journal with every kind of file in it, made once.
