@@ -200,6 +200,7 @@ fn id_of(record: &ProtectionRecord) -> Result<VmId> {
 }
 
 fn check_is_not_used(vm: &ProtectedVm) -> Result<()> {
+    vm.check_is_not_mounted()?;
     if vm.is_tapped() || vm.clients() == 0 {
         return Ok(());
     }

@@ -283,9 +283,7 @@ impl ProtectedVm {
         {
             // Not longer: whoever asks for the VM's state waits for this.
             let mut devices = self.devices();
-            if let Some(path) = devices.in_use() {
-                return Err(OperationError::conflict(format!("{path} is in use: unmount it first")));
-            }
+            check_is_not_mounted(&devices)?;
             if !self.lock_record().ublk.is_empty() {
                 // A device only goes once all that was asked of it is answered.
                 self.capture.start_tracking();
@@ -303,9 +301,16 @@ impl ProtectedVm {
         Ok(())
     }
 
+    /// # Errors
+    /// Where one of its devices of this host is mounted or held.
+    pub(super) fn check_is_not_mounted(&self) -> Result<()> {
+        check_is_not_mounted(&self.devices())
+    }
+
     /// Whether its hypervisor or this host may have been left, with the protection going on.
     pub(super) fn is_left(&self) -> bool {
-        (self.is_tapped() && self.is_ending()) || !self.lock_record().ublk.is_empty()
+        let has_devices = !self.lock_record().ublk.is_empty();
+        (self.is_tapped() && self.is_ending()) || (has_devices && self.devices().path(0).is_none())
     }
 
     /// Has its disks take whom they may by what is recorded now.
@@ -578,4 +583,11 @@ fn exports(record: &ProtectionRecord, disks: &[Arc<ProtectedDisk>]) -> Vec<Expor
         device: device.clone() as Arc<dyn BlockDevice>,
     });
     disks.collect()
+}
+
+fn check_is_not_mounted(devices: &HostDevices) -> Result<()> {
+    match devices.in_use() {
+        Some(path) => Err(OperationError::conflict(format!("{path} is in use: unmount it first"))),
+        None => Ok(()),
+    }
 }
