@@ -100,14 +100,8 @@ fn stand_in(open: &mut Open, image: &Extent) {
 
 /// What nothing is open of in a range is so from `from` on.
 fn begin(open: &mut Open, disk: DiskIndex, range: ByteRange, from: WriteSeq) {
-    let (mut at, mut left) = (range.start, Vec::new());
-    for known in open.over(disk, range) {
-        left.push((at, known.range.start));
-        at = known.range.end();
-    }
-    left.push((at, range.end()));
-    for (start, end) in left.into_iter().filter(|(start, end)| start < end) {
-        open.insert(LostPiece { disk, range: ByteRange::new(start, end - start), from, until: None });
+    for range in range.gaps(open.over(disk, range).map(|piece| piece.range)) {
+        open.insert(LostPiece { disk, range, from, until: None });
     }
 }
 

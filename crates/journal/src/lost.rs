@@ -127,17 +127,7 @@ impl Lost {
 
     /// The parts of a range that are not lost as of a cut.
     pub(crate) fn left_of(&self, disk: DiskIndex, range: ByteRange, cut: WriteSeq) -> Vec<ByteRange> {
-        let (mut left, mut at) = (Vec::new(), range.start);
-        for piece in self.over_at(disk, range, cut) {
-            if at < piece.range.start {
-                left.push(ByteRange::new(at, piece.range.start - at));
-            }
-            at = at.max(piece.range.end());
-        }
-        if at < range.end() {
-            left.push(ByteRange::new(at, range.end() - at));
-        }
-        left
+        range.gaps(self.over_at(disk, range, cut).into_iter().map(|piece| piece.range))
     }
 
     /// What is lost as of each cut; counted when that is first asked for, by no one who holds a lock.

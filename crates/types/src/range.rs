@@ -85,6 +85,19 @@ impl ByteRange {
         parts.map(|(start, end)| Self::new(start, end - start))
     }
 
+    /// The parts that none of `covered` has; those ascend by their first byte.
+    pub fn gaps(self, covered: impl IntoIterator<Item = ByteRange>) -> Vec<ByteRange> {
+        let (mut gaps, mut at) = (Vec::new(), self.start);
+        for one in covered.into_iter().chain([ByteRange::new(self.end(), 0)]) {
+            let before = one.start.min(self.end());
+            if at < before {
+                gaps.push(ByteRange::new(at, before - at));
+            }
+            at = at.max(one.end());
+        }
+        gaps
+    }
+
     /// The range in pieces that do not cross a multiple of `unit` bytes.
     pub fn split_at_multiples(self, unit: u64) -> impl Iterator<Item = ByteRange> {
         let mut at = self.start;
@@ -161,5 +174,17 @@ mod tests {
     fn pieces_join_up_to_the_whole() {
         let pieces: Vec<_> = ByteRange::new(700, 2000).split_at_multiples(1024).collect();
         assert_eq!(pieces, [ByteRange::new(700, 324), ByteRange::new(1024, 1024), ByteRange::new(2048, 652)]);
+    }
+
+    #[test]
+    fn gaps_are_what_nothing_covers_however_that_lies() {
+        let gaps = |covered: &[(u64, u64)]| {
+            let covered = covered.iter().map(|(start, len)| ByteRange::new(*start, *len));
+            ByteRange::new(10, 10).gaps(covered).iter().map(|gap| (gap.start, gap.len)).collect::<Vec<_>>()
+        };
+        assert_eq!(gaps(&[]), [(10, 10)]);
+        assert_eq!(gaps(&[(0, 30)]), []);
+        assert_eq!(gaps(&[(5, 7), (11, 2), (15, 1), (18, 9)]), [(13, 2), (16, 2)]);
+        assert_eq!(gaps(&[(0, 5), (40, 5)]), [(10, 10)]);
     }
 }
