@@ -28,10 +28,10 @@ const PATIENCE_MAX: Duration = Duration::from_secs(300);
 /// What alerts are handed to, and whose they are.
 #[derive(Debug, Clone)]
 pub(crate) struct AlertCommand {
-    pub(crate) program: PathBuf,
-    pub(crate) site: String,
-    pub(crate) agent: String,
-    pub(crate) runtime_max: Duration,
+    program: PathBuf,
+    site: String,
+    agent: String,
+    runtime_max: Duration,
 }
 
 /// One line of what it reads.

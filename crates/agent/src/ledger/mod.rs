@@ -88,6 +88,11 @@ impl From<Failure> for StepError {
     }
 }
 
+/// A plan of one side is asked for its own steps alone.
+pub(crate) fn no_such_step() -> ! {
+    unreachable!("a step of another plan")
+}
+
 /// Somebody who carries an operation out.
 #[derive(Debug)]
 pub(crate) struct Doer {

@@ -8,10 +8,10 @@ use super::failover::Asked;
 use super::failover::plan::FailoverStep;
 use super::life::forget::plan::ForgetPlan;
 use super::life::moving::plan::MovePlan;
-use super::plans::{Plan, Step, no_such_step};
+use super::plans::{Plan, Step};
 use super::promote::plan::PromotePlan;
 use crate::error::Result;
-use crate::ledger::{Doer, Outcome, RETRY, StepError, in_thread};
+use crate::ledger::{Doer, Outcome, RETRY, StepError, in_thread, no_such_step};
 use operations::{At, Failure, OperationId, Trouble, Work};
 use std::sync::{Arc, Mutex};
 

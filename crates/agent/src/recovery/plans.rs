@@ -5,7 +5,7 @@ use super::failover::plan::{FailoverPlan, FailoverStep};
 use super::life::forget::plan::{ForgetPlan, ForgetStep};
 use super::life::moving::plan::{MovePlan, MoveStep};
 use super::promote::plan::{PromotePlan, PromoteStep};
-use crate::ledger::OwnPlan;
+use crate::ledger::{OwnPlan, no_such_step};
 use operations::Lock;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -141,9 +141,4 @@ impl Plan {
             Self::Move(_) | Self::Forget(_) | Self::Promote(_) => None,
         }
     }
-}
-
-/// A plan is asked for its own steps alone.
-pub(super) fn no_such_step() -> ! {
-    unreachable!("a step of another plan")
 }

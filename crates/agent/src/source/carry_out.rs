@@ -1,10 +1,10 @@
 //! Carrying out the operations of this side: whoever asks for one carries it out himself and hears how it has ended;
 //! what stands, or was cut short with the agent's end, goes on by itself. Its VM's turn is held meanwhile.
 
-use super::plans::{Plan, Step, no_such_step};
+use super::plans::{Plan, Step};
 use super::{Changed, Source};
 use crate::error::{ErrorKind, Result};
-use crate::ledger::{Doer, Outcome, RETRY, StepError};
+use crate::ledger::{Doer, Outcome, RETRY, StepError, no_such_step};
 use operations::{At, Failure, Lock, OperationId, Trouble, Work};
 use std::sync::Arc;
 use types::VmId;

@@ -253,13 +253,11 @@ impl Source {
 
     /// Files that the definitions of protected VMs name; none where a record cannot be read, for then nobody knows.
     pub(crate) fn files_in_use(&self) -> Option<BTreeSet<ArtifactHash>> {
+        let recorded = self.state.load_each::<ProtectionRecord>("protected").ok()?;
+        let coming_up = self.coming_up().into_iter().map(|(_, plan)| Ok(plan.record));
         let mut files = BTreeSet::new();
-        for record in self.state.load_each::<ProtectionRecord>("protected").ok()? {
+        for record in recorded.into_iter().chain(coming_up) {
             let hashes = record.ok()?.files.into_iter().map(|file| record::parse_hash(&file.hash));
-            files.extend(hashes.collect::<Option<Vec<_>>>()?);
-        }
-        for (_, plan) in self.coming_up() {
-            let hashes = plan.record.files.into_iter().map(|file| record::parse_hash(&file.hash));
             files.extend(hashes.collect::<Option<Vec<_>>>()?);
         }
         Some(files)

@@ -2,7 +2,7 @@
 
 use super::protecting::plan::{ProtectPlan, ProtectStep};
 use super::unprotecting::plan::{UnprotectPlan, UnprotectStep};
-use crate::ledger::OwnPlan;
+use crate::ledger::{OwnPlan, no_such_step};
 use operations::Lock;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -93,9 +93,4 @@ impl operations::Plan for Plan {
             Self::Unprotect(plan) => plan.locks(),
         }
     }
-}
-
-/// A plan is asked for its own steps alone.
-pub(super) fn no_such_step() -> ! {
-    unreachable!("a step of another plan")
 }

@@ -37,6 +37,7 @@ impl Source {
             Some(record) => id_of(&record)?,
             None => {
                 let vm = self.vm(name)?;
+                vm.check_is_not_mounted()?;
                 check_is_not_used(&vm)?;
                 vm.id()
             }
@@ -200,7 +201,6 @@ fn id_of(record: &ProtectionRecord) -> Result<VmId> {
 }
 
 fn check_is_not_used(vm: &ProtectedVm) -> Result<()> {
-    vm.check_is_not_mounted()?;
     if vm.is_tapped() || vm.clients() == 0 {
         return Ok(());
     }
