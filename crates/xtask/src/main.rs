@@ -12,6 +12,7 @@ mod prepare;
 mod report;
 mod rooms;
 mod run;
+mod sources;
 mod suites;
 
 use anyhow::Result;

@@ -1,17 +1,17 @@
 //! Tests that documents name as what shows a sentence are there: a name that is no test's shows nothing.
 
 use crate::prepare::root;
+use crate::sources;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
-use std::path::Path;
 
 const DOCUMENTS: [&str; 2] = ["ARCHITECTURE.md", "docs/operate/trust.md"];
 /// What has fewer words between backticks may be anything: a field, a file, a module.
 const WORDS_MIN: usize = 4;
 
 pub(crate) fn check() -> Result<()> {
-    let mut known = BTreeSet::new();
-    functions_below(&root().join("crates"), &mut known)?;
+    let sources = sources::below(&root().join("crates"))?;
+    let known: BTreeSet<String> = sources.iter().flat_map(|text| functions(text)).collect();
     let mut missing = Vec::new();
     for document in DOCUMENTS {
         let path = root().join(document);
@@ -34,19 +34,6 @@ fn named(text: &str) -> Vec<&str> {
                 .all(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '_')
     };
     text.split('`').skip(1).step_by(2).filter(is_sentence).collect()
-}
-
-fn functions_below(folder: &Path, known: &mut BTreeSet<String>) -> Result<()> {
-    for row in std::fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
-        let path = row?.path();
-        if path.is_dir() {
-            functions_below(&path, known)?;
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-            known.extend(functions(&text));
-        }
-    }
-    Ok(())
 }
 
 fn functions(text: &str) -> impl Iterator<Item = String> {

@@ -68,6 +68,7 @@ pub(super) fn read() -> Result<Vec<Mutation>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sources;
     use std::collections::BTreeSet;
 
     #[test]
@@ -89,9 +90,9 @@ mod tests {
             let Caught::Test { package, target, name: Some(name) } = &one.caught_by else { continue };
             let folder = root().join("crates").join(package);
             let sources = match target {
-                None => sources_in(&folder.join("src")),
+                None => sources::below(&folder.join("src")).unwrap(),
                 Some(target) => {
-                    let mut sources = sources_in(&folder.join("tests").join(target));
+                    let mut sources = sources::below(&folder.join("tests").join(target)).unwrap();
                     sources.extend(std::fs::read_to_string(folder.join(format!("tests/{target}.rs"))));
                     sources
                 }
@@ -100,14 +101,5 @@ mod tests {
             let has_it = sources.iter().any(|text| text.contains(name));
             assert!(has_it, "{}: no test {name} in {package}, {target:?}", one.name);
         }
-    }
-
-    fn sources_in(folder: &std::path::Path) -> Vec<String> {
-        let rows = std::fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
-        let read = rows.flat_map(|row| match row.path().is_dir() {
-            true => sources_in(&row.path()),
-            false => std::fs::read_to_string(row.path()).into_iter().collect(),
-        });
-        read.collect()
     }
 }
