@@ -24,6 +24,7 @@ const SETTINGS: Settings = Settings {
     thinning: Thinning { all: Duration::from_secs(86_400), minutely: Duration::from_secs(604_800) },
     tagged_history: Duration::ZERO,
     let_go: None,
+    is_locked: false,
 };
 
 /// A journal with every kind of file in it, made once.

@@ -4,7 +4,8 @@ use crate::certificate_name::agent_name;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
+use std::fmt;
 use std::sync::{Arc, Mutex};
 
 /// The name in the last certificate that was shown to a server.
@@ -18,11 +19,21 @@ impl Claimed {
     }
 }
 
-/// Refuses whom `verifier` refuses, and notes the name.
+/// Refuses whom `verifier` refuses, and whose certificate was withdrawn, and notes the name.
 #[derive(Debug)]
 pub(crate) struct NotesName {
     pub(crate) verifier: Arc<dyn ClientCertVerifier>,
     pub(crate) claimed: Claimed,
+    pub(crate) is_withdrawn: Withdrawn,
+}
+
+/// Whether a certificate was withdrawn.
+pub(crate) struct Withdrawn(pub(crate) Box<dyn Fn(&CertificateDer<'_>) -> bool + Send + Sync>);
+
+impl fmt::Debug for Withdrawn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Withdrawn")
+    }
 }
 
 impl ClientCertVerifier for NotesName {
@@ -37,7 +48,12 @@ impl ClientCertVerifier for NotesName {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         *self.claimed.0.lock().expect("a panic aborts the process") = agent_name(end_entity).ok();
-        self.verifier.verify_client_cert(end_entity, intermediates, now)
+        let verified = self.verifier.verify_client_cert(end_entity, intermediates, now)?;
+        // Said here, so that whoever shows it learns why.
+        if (self.is_withdrawn.0)(end_entity) {
+            return Err(Error::InvalidCertificate(CertificateError::Revoked));
+        }
+        Ok(verified)
     }
 
     fn verify_tls12_signature(

@@ -2,12 +2,18 @@
 
 pub use crate::link_limits::LinkConfig;
 use crate::link_limits::{LimitWindow, RawLimitWindow};
-use crate::policy::{Policy, StreamMode, TimeoutChoice, within};
+use crate::policy::{OnFenced, Policy, StreamMode, TimeoutChoice, within};
+use crate::rights::Role;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use toml::Spanned;
 use types::limits;
+
+mod guests;
+
+pub use guests::GuestsConfig;
+use guests::RawGuests;
 
 /// Where the operator's commands look for the agent and for keys too, unless they are told otherwise.
 const RUN_DIR: &str = "/run/holdfast";
@@ -42,6 +48,27 @@ impl From<JournalMode> for journal::Mode {
         match mode {
             JournalMode::RollForward => journal::Mode::RollForward,
             JournalMode::Rollback => journal::Mode::Rollback,
+        }
+    }
+}
+
+/// Groups of this host whose members have a role at the API's socket.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RightsConfig {
+    viewer: Option<String>,
+    operator: Option<String>,
+    builder: Option<String>,
+    admin: Option<String>,
+}
+
+impl RightsConfig {
+    pub fn group_of(&self, role: Role) -> Option<&str> {
+        match role {
+            Role::Viewer => self.viewer.as_deref(),
+            Role::Operator => self.operator.as_deref(),
+            Role::Builder => self.builder.as_deref(),
+            Role::Admin => self.admin.as_deref(),
         }
     }
 }
@@ -92,11 +119,13 @@ pub struct Config {
     /// Spills lie in folders of it.
     pub spill_dir: PathBuf,
     pub journal: JournalConfig,
+    pub rights: RightsConfig,
     /// The group that may use the sockets of disks, beside the agent's user.
     pub socket_group: Option<String>,
     /// The mode of these sockets.
     pub socket_mode: u32,
     pub qemu: PathBuf,
+    pub guests: GuestsConfig,
     /// How often the change log of a VM under the tap is begun anew.
     pub change_log_seconds: u64,
     pub log_json: bool,
@@ -132,6 +161,8 @@ struct Raw {
     #[serde(default)]
     sockets: RawSockets,
     #[serde(default)]
+    rights: RightsConfig,
+    #[serde(default)]
     buffers: RawBuffers,
     #[serde(default)]
     journal: RawJournal,
@@ -139,6 +170,8 @@ struct Raw {
     defaults: RawDefaults,
     #[serde(default)]
     qemu: RawQemu,
+    #[serde(default)]
+    guests: RawGuests,
     #[serde(default)]
     alerts: RawAlerts,
     #[serde(default)]
@@ -226,6 +259,8 @@ struct RawDefaults {
     fail_when_exceeded: bool,
     #[serde(default)]
     coalesce: bool,
+    #[serde(default)]
+    on_fenced: OnFenced,
 }
 
 #[derive(Deserialize, Default)]
@@ -292,13 +327,9 @@ impl Config {
         let run_dir = outside(raw.run_dir, RUN_DIR);
         let socket_mode = raw.sockets.mode().map_err(|(offset, what)| at(offset, what))?;
         let windows = raw.stream.windows().map_err(|(offset, what)| at(offset, what))?;
+        let guests = raw.guests.check().map_err(|(offset, what)| at(offset, what))?;
         let dscp = ranged("dscp", &raw.stream.dscp, 0, (0, 63))?;
-        let change_log_seconds = ranged(
-            "change_log_seconds",
-            &raw.qemu.change_log_seconds,
-            limits::CHANGE_LOG_SECONDS_DEFAULT,
-            limits::CHANGE_LOG_SECONDS_RANGE,
-        )?;
+        let change_log_seconds = raw.qemu.change_log_seconds(ranged)?;
         let buffer_pool_bytes = ranged(
             "pool_bytes",
             &raw.buffers.pool_bytes,
@@ -314,6 +345,7 @@ impl Config {
             pki_dir: outside(raw.pki_dir, PKI_DIR),
             socket_group: raw.sockets.group,
             socket_mode,
+            rights: raw.rights,
             api_socket: raw.api.socket.map_or_else(|| run_dir.join("agent.sock"), |path| base.join(path)),
             run_dir,
             api_listen: raw.api.listen,
@@ -323,6 +355,7 @@ impl Config {
             journal,
             change_log_seconds,
             qemu: raw.qemu.binary.unwrap_or_else(|| "qemu-system-x86_64".into()),
+            guests,
             log_json: raw.log.json,
             alert_command: raw.alerts.command.map(|path| base.join(path)),
             defaults,
@@ -370,6 +403,16 @@ impl RawSockets {
                 Err((given.span().start, what))
             }
         }
+    }
+}
+
+impl RawQemu {
+    fn change_log_seconds(
+        &self,
+        ranged: impl Fn(&str, &Option<Spanned<u64>>, u64, (u64, u64)) -> Result<u64, ConfigError>,
+    ) -> Result<u64, ConfigError> {
+        let (default, range) = (limits::CHANGE_LOG_SECONDS_DEFAULT, limits::CHANGE_LOG_SECONDS_RANGE);
+        ranged("change_log_seconds", &self.change_log_seconds, default, range)
     }
 }
 
@@ -482,6 +525,7 @@ impl RawDefaults {
             bytes_per_second_max: self.bytes_per_second_max.unwrap_or(0),
             fail_when_exceeded: self.fail_when_exceeded,
             coalesce: self.coalesce,
+            on_fenced: self.on_fenced,
         })
     }
 }

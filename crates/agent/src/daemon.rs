@@ -2,11 +2,13 @@
 
 use crate::alerts::{AlertCommand, Alerts};
 use crate::artifacts::Artifacts;
+use crate::audit::Audit;
 use crate::config::Config;
 use crate::http::{App, serve};
 use crate::pki::Pki;
 use crate::privacy;
 use crate::recovery::Recovery;
+use crate::rights::LocalRights;
 use crate::service;
 use crate::sockets::{RunDir, SocketAccess};
 use crate::source::{Source, serve_disks};
@@ -55,12 +57,16 @@ impl Agent {
     /// # Errors
     /// Where it cannot start; the message says what to do.
     pub async fn start(config: Config) -> Result<Self> {
+        let rights = LocalRights::new(&config.rights)?;
         let sockets = SocketAccess::new(config.socket_group.as_deref(), config.socket_mode)?;
         let state = Arc::new(StateDir::open(&config.state_dir)?);
         std::fs::create_dir_all(&config.journal_dir)
             .with_context(|| format!("make {}", config.journal_dir.display()))?;
         privacy::close(&config)?;
         let run_dir = RunDir::make(&config.run_dir, sockets)?;
+        if rights.names_any() {
+            run_dir.let_all_pass()?;
+        }
         let run = state.next_run()?;
         let artifacts = Arc::new(Artifacts::open(state.path("files"))?);
         let boot_id = boot_id()?;
@@ -83,14 +89,9 @@ impl Agent {
         source.resume_all().await?;
         tokio::spawn(source.clone().retry_regularly());
         tokio::spawn(source.clone().go_on_with_operations());
-        let app = App {
-            site: config.site.clone(),
-            agent: config.agent.clone(),
-            run,
-            source: source.clone(),
-            recovery: recovery.clone(),
-            alerts: alerts.clone(),
-        };
+        let audit = Audit::in_folder(&config.state_dir.join("audit"), alerts.clone())
+            .context("begin the audit record")?;
+        let app = App::new(&config, run, source.clone(), recovery.clone(), alerts.clone(), audit);
         let resumed = {
             let recovery = recovery.clone();
             tokio::task::spawn_blocking(move || recovery.resume_all()).await.context("open journals")?
@@ -106,14 +107,9 @@ impl Agent {
                         (address, config.dscp),
                         alerts.clone(),
                     ));
+                    tokio::spawn(recovery.clone().watch_guest_users());
                 }
-                tokio::spawn(recovery.clone().watch_sources());
-                tokio::spawn(recovery.clone().watch_for_ended_guests());
-                tokio::spawn(recovery.clone().keep_up_regularly());
-                tokio::spawn(recovery.clone().watch_clock());
-                tokio::spawn(recovery.clone().serve_waiting_images());
-                tokio::spawn(recovery.clone().go_on_with_operations());
-                tokio::spawn(recovery.scrub_regularly());
+                look_after(recovery);
             }
             // Without knowing which groups have failed over, no stream may be taken.
             Err(error) => alerts.raise("recovery side", format!("no streams are accepted: {error:#}")),
@@ -122,7 +118,7 @@ impl Agent {
             tokio::spawn(serve_disks(source.clone(), pki.clone(), address, alerts.clone()));
         }
         tokio::spawn(watch_certificate(pki.clone(), alerts));
-        serve(app, &config.api_socket, config.api_listen, &pki).await?;
+        serve(app, (&config.api_socket, rights), config.api_listen, &pki).await?;
         tracing::info!(socket = %config.api_socket.display(), "ready");
         Ok(Self { source, api_socket: config.api_socket })
     }
@@ -138,6 +134,17 @@ impl Agent {
         self.source.stop_all();
         let _ = std::fs::remove_file(&self.api_socket);
     }
+}
+
+/// Begins what the recovery side does by itself.
+fn look_after(recovery: Arc<Recovery>) {
+    tokio::spawn(recovery.clone().watch_sources());
+    tokio::spawn(recovery.clone().watch_for_ended_guests());
+    tokio::spawn(recovery.clone().keep_up_regularly());
+    tokio::spawn(recovery.clone().watch_clock());
+    tokio::spawn(recovery.clone().serve_waiting_images());
+    tokio::spawn(recovery.clone().go_on_with_operations());
+    tokio::spawn(recovery.scrub_regularly());
 }
 
 /// Removes the files of definitions that nobody needs any more, before anybody brings others.

@@ -9,6 +9,8 @@ pub enum ErrorKind {
     Invalid,
     /// What it names is not there.
     NotFound,
+    /// Whoever asks may not.
+    Forbidden,
     /// It does not fit the state things are in.
     Conflict,
     /// Somebody has what it needs, perhaps an agent that is just ending.
@@ -38,6 +40,10 @@ impl OperationError {
 
     pub fn conflict(detail: impl Into<String>) -> Self {
         Self { kind: ErrorKind::Conflict, detail: detail.into() }
+    }
+
+    pub fn forbidden(detail: impl Into<String>) -> Self {
+        Self { kind: ErrorKind::Forbidden, detail: detail.into() }
     }
 
     pub fn in_use(detail: impl Into<String>) -> Self {

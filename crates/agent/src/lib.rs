@@ -7,7 +7,7 @@
 
 mod alerts;
 pub mod artifacts;
-mod asking;
+mod audit;
 mod certificate_name;
 pub mod claimed;
 pub mod clock;
@@ -15,6 +15,7 @@ pub mod config;
 mod daemon;
 mod disk_server;
 pub mod error;
+mod fingerprint;
 pub mod http;
 pub mod hypervisor;
 mod id_text;
@@ -26,11 +27,14 @@ pub mod memory;
 mod one_at_a_time;
 mod pace;
 pub mod pki;
+mod places;
 mod policy;
 pub mod privacy;
 mod recovery;
 mod refusals;
+mod rights;
 mod service;
+mod shown;
 mod sockets;
 mod source;
 mod state;
@@ -40,5 +44,6 @@ mod waiting_room;
 mod wire_io;
 
 pub use daemon::{Agent, run};
+pub use rights::{Purpose, Role};
 pub use state::random;
 pub use tls::operator_client;

@@ -27,6 +27,11 @@ impl PeerIdentity {
         Ok(Self { name, certificates, role })
     }
 
+    /// The site that has issued its certificate.
+    pub(crate) fn site(&self) -> &str {
+        self.name.split_once('.').map_or("", |(_, site)| site)
+    }
+
     /// Looks again: trust may have been withdrawn since, a certificate may have expired. Where the system cannot say,
     /// as without descriptors left, the peer is trusted as before.
     ///

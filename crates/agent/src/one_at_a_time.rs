@@ -69,6 +69,13 @@ impl<K: Ord + Clone> OneAtATime<K> {
     }
 }
 
+impl<K: Ord> OneAtATime<K> {
+    /// Whether somebody has this just now.
+    pub(crate) fn is_busy(&self, thing: &K) -> bool {
+        self.lock().contains(thing)
+    }
+}
+
 impl<K> OneAtATime<K> {
     fn lock(&self) -> MutexGuard<'_, BTreeSet<K>> {
         self.busy.lock().expect("a panic aborts the process")

@@ -25,6 +25,29 @@ pub(crate) enum TimeoutChoice {
     Hold,
 }
 
+/// What becomes of the guest where the other site has taken over: what its own side's operator consents to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum OnFenced {
+    /// It goes on, and nobody protects what it writes.
+    #[default]
+    GoOn,
+    /// It stands still until the other site gives back what it has taken.
+    Pause,
+    /// It ends.
+    Stop,
+}
+
+impl OnFenced {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            OnFenced::GoOn => "go-on",
+            OnFenced::Pause => "pause",
+            OnFenced::Stop => "stop",
+        }
+    }
+}
+
 /// A policy with every value decided. What a record of before does not have takes its default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -47,6 +70,7 @@ pub(crate) struct Policy {
     pub(crate) fail_when_exceeded: bool,
     /// Whether writes are left out that others overwrite before the next checkpoint, while the stream lags.
     pub(crate) coalesce: bool,
+    pub(crate) on_fenced: OnFenced,
 }
 
 impl Default for Policy {
@@ -65,6 +89,7 @@ impl Default for Policy {
             bytes_per_second_max: 0,
             fail_when_exceeded: false,
             coalesce: false,
+            on_fenced: OnFenced::GoOn,
         }
     }
 }
@@ -104,6 +129,17 @@ impl Policy {
             bytes_per_second_max: asked.bytes_per_second_max.unwrap_or(defaults.bytes_per_second_max),
             fail_when_exceeded: asked.fail_when_exceeded.unwrap_or(defaults.fail_when_exceeded),
             coalesce: asked.coalesce.unwrap_or(defaults.coalesce),
+            on_fenced: match asked.on_fenced.as_deref() {
+                None => defaults.on_fenced,
+                Some("go-on") => OnFenced::GoOn,
+                Some("pause") => OnFenced::Pause,
+                Some("stop") => OnFenced::Stop,
+                Some(other) => {
+                    return Err(OperationError::invalid(format!(
+                        "on_fenced {other:?}: use go-on, pause or stop"
+                    )));
+                }
+            },
         };
         policy.check()?;
         Ok(policy)

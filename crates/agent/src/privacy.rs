@@ -34,7 +34,8 @@ fn kept(config: &Config) -> Vec<Kept<'_>> {
         is_id || name.starts_with("disks-of-") || ["seeds", "lock", "lost+found"].contains(&name)
     };
     let of_pki = |name: &str| {
-        ["trust", "site", "lost+found"].contains(&name) || name.contains(".pem") || name.contains(".key")
+        ["trust", "site", "lost+found"].contains(&name)
+            || [".pem", ".key", ".csr"].iter().any(|part| name.contains(part))
     };
     let of_run = |name: &str| {
         ["agent.sock", "vms", "images", "guests", "taps"].contains(&name) || name.starts_with("screen-")
@@ -65,6 +66,9 @@ fn kept(config: &Config) -> Vec<Kept<'_>> {
 /// Where something is open to others and stays so, or where a folder is shared that must not be, for its mode says who
 /// may come to what is in it; the message says what to do.
 pub(crate) fn close(config: &Config) -> Result<()> {
+    // What is in it is for guests, each to its own; that folder is closed to all.
+    let guests = config.run_dir.canonicalize().map(|run_dir| run_dir.join("guests")).unwrap_or_default();
+    let close_all = |folder: &Path| close_all(folder, &guests);
     for kept in kept(config) {
         let (setting, path) = (kept.setting, kept.path.display());
         match entries(&kept)? {
@@ -100,12 +104,12 @@ fn entries(kept: &Kept<'_>) -> Result<(Vec<PathBuf>, Option<String>)> {
     Ok((ours, theirs))
 }
 
-/// Closes everything below `folder` to others. Links in it are not followed, and sockets are left alone: who may use
-/// those is a setting.
+/// Closes everything below `folder` to others, but what lies in `guests`. Links in it are not followed, and sockets are left
+/// alone: who may use those is a setting.
 ///
 /// # Errors
 /// Where something is open to others and stays so; the message says what to do.
-fn close_all(folder: &Path) -> Result<()> {
+fn close_all(folder: &Path, guests: &Path) -> Result<()> {
     // The folder itself may be named by a link: of another disk, as a rule.
     let mut open: Vec<_> = folder.canonicalize().into_iter().collect();
     while let Some(path) = open.pop() {
@@ -118,7 +122,7 @@ fn close_all(folder: &Path) -> Result<()> {
             continue;
         }
         close_one(&path, &kind)?;
-        if kind.is_dir() {
+        if kind.is_dir() && path != guests {
             for row in std::fs::read_dir(&path).with_context(|| format!("list {}", path.display()))? {
                 open.push(row.with_context(|| format!("list {}", path.display()))?.path());
             }
@@ -168,15 +172,15 @@ mod tests {
         symlink(&other, kept.join("link")).unwrap();
         set(&kept, 0o755);
         set(&kept.join("deep"), 0o750);
-        close_all(&kept).unwrap();
+        close_all(&kept, Path::new("")).unwrap();
         assert_eq!([mode(&kept), mode(&kept.join("deep"))], [0o700, 0o700]);
         assert_eq!([mode(&kept.join("file")), mode(&kept.join("deep/file"))], [0o600, 0o400]);
         assert_eq!(mode(&other), 0o644, "a link is not followed");
-        close_all(&folder.path().join("not there")).unwrap();
+        close_all(&folder.path().join("not there"), Path::new("")).unwrap();
         let by_link = folder.path().join("by link");
         symlink(&kept, &by_link).unwrap();
         set(&kept.join("file"), 0o644);
-        close_all(&by_link).unwrap();
+        close_all(&by_link, Path::new("")).unwrap();
         assert_eq!(mode(&kept.join("file")), 0o600);
     }
 

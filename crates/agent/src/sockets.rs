@@ -1,7 +1,7 @@
 //! Who may use the sockets of disks: the agent's user alone, or a group as well, `[sockets]` in agent.toml.
 //!
 //! A socket is made for the agent's user only, by the umask, and given to the group once it is there: at no time can
-//! anybody else connect. The API's socket is never given to anybody.
+//! anybody else connect. The API's socket is of no group: whom it answers is a matter of rights.
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::Gid;
@@ -20,6 +20,7 @@ pub(crate) struct SocketAccess {
 const PASSED: u32 = 0o710;
 const SHARED: u32 = 0o1730;
 const CLOSED: u32 = 0o700;
+const PASSED_BY_ALL: u32 = 0o001;
 
 /// The folder that all sockets of an agent lie in, and whom those of disks are for.
 #[derive(Debug, Clone)]
@@ -38,13 +39,14 @@ impl RunDir {
         Ok(Self { path: path.to_path_buf(), access })
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// A path in it, for the agent's own.
-    pub(crate) fn join(&self, name: &str) -> PathBuf {
-        self.path.join(name)
+    /// Lets everybody of this host pass through to what lies in it, each of which has a mode of its own.
+    ///
+    /// # Errors
+    /// Where its mode cannot be set.
+    pub(crate) fn let_all_pass(&self) -> Result<()> {
+        let mode = self.path.metadata().map(|facts| facts.permissions().mode() | PASSED_BY_ALL);
+        mode.and_then(|mode| std::fs::set_permissions(&self.path, std::fs::Permissions::from_mode(mode)))
+            .with_context(|| format!("set the mode of {}", self.path.display()))
     }
 
     /// A folder in it for sockets that the agent serves.
@@ -73,7 +75,8 @@ impl SocketAccess {
     /// # Errors
     /// Where this host has no such group.
     pub(crate) fn new(group: Option<&str>, mode: u32) -> Result<Self> {
-        let group = group.map(|name| group_id(name, Path::new("/etc/group"))).transpose()?;
+        let group =
+            group.map(|name| group_id(name, Path::new("/etc/group"))).transpose().context("[sockets]")?;
         Ok(Self { group, mode })
     }
 
@@ -94,7 +97,7 @@ impl SocketAccess {
 }
 
 /// A group's number, from a table as `/etc/group` is one.
-fn group_id(name: &str, table: &Path) -> Result<Gid> {
+pub(crate) fn group_id(name: &str, table: &Path) -> Result<Gid> {
     if let Ok(number) = name.parse::<u32>() {
         return Ok(Gid::from_raw(number));
     }
@@ -106,7 +109,7 @@ fn group_id(name: &str, table: &Path) -> Result<Gid> {
     match found {
         Some(number) => Ok(Gid::from_raw(number)),
         None => bail!(
-            "[sockets]: there is no group {name:?} in {}; make it, or name another: a group's number is taken too",
+            "there is no group {name:?} in {}; make it, or name another: a group's number is taken too",
             table.display()
         ),
     }

@@ -205,6 +205,19 @@ pub(crate) fn boot_id() -> Result<[u8; 16]> {
     Ok(id.to_bytes())
 }
 
+/// A state folder, in a test. Where one before was just dropped, a process that another test is starting has its lock until it
+/// runs.
+#[cfg(test)]
+pub(crate) fn open_in_test(folder: &Path) -> StateDir {
+    for _ in 0..200 {
+        if let Ok(state) = StateDir::open(folder) {
+            return state;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    StateDir::open(folder).expect("nobody else has it")
+}
+
 /// Has a thread die at a given place, as `kill -9` has the whole agent: before and after each file that is saved, and
 /// before one is removed.
 #[cfg(test)]

@@ -3,13 +3,12 @@
 //!
 //! No session is resumed: whoever comes back shows its certificate again.
 
-use crate::claimed::{Claimed, NotesName};
-use crate::pki::{Pki, read_certificates};
+use crate::claimed::{Claimed, NotesName, Withdrawn};
+use crate::pki::{Pki, read_certificates, read_pair};
 use anyhow::{Context, Result, bail};
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::PrivateKeyDer;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -93,10 +92,10 @@ impl Pki {
         let make = || {
             let mut trust = self.trusted()?;
             self.add_own(&mut trust)?;
-            let key = self.key("agent.key")?;
+            let (certificates, key) = self.own_pair()?;
             let mut config = ClientConfig::builder_with_protocol_versions(NEW_ONLY)
                 .with_root_certificates(trust.roots.clone())
-                .with_client_auth_cert(self.certificates("agent.pem")?, key)
+                .with_client_auth_cert(certificates, key)
                 .context("use the agent's certificate")?;
             config.resumption = Resumption::disabled();
             Ok(Client { config: Arc::new(config), trust })
@@ -110,7 +109,7 @@ impl Pki {
     /// # Errors
     /// Where keys or certificates are missing or damaged, or nobody is trusted yet.
     pub fn stream_server(&self, claimed: &Claimed) -> Result<Arc<ServerConfig>> {
-        Ok(server(&*self.streams()?, NEW_ONLY, claimed))
+        Ok(self.server(&*self.streams()?, NEW_ONLY, claimed))
     }
 
     /// TLS for operators that connect: certified by the site itself.
@@ -118,7 +117,7 @@ impl Pki {
     /// # Errors
     /// Where keys or certificates are missing or damaged.
     pub fn api_server(&self) -> Result<Arc<ServerConfig>> {
-        Ok(server(&*self.site_only()?, NEW_ONLY, &Claimed::default()))
+        Ok(self.server(&*self.site_only()?, NEW_ONLY, &Claimed::default()))
     }
 
     /// TLS for clients of disks: certified by the site itself, and of the old version too.
@@ -126,7 +125,7 @@ impl Pki {
     /// # Errors
     /// Where keys or certificates are missing or damaged.
     pub(crate) fn nbd_server(&self) -> Result<Arc<ServerConfig>> {
-        Ok(server(&*self.site_only()?, NEW_AND_OLD, &Claimed::default()))
+        Ok(self.server(&*self.site_only()?, NEW_AND_OLD, &Claimed::default()))
     }
 
     /// What of the trusted sites cannot be used; their peers are refused, the others are not.
@@ -174,9 +173,9 @@ impl Pki {
         let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
             .build()
             .context("use the trusted CAs")?;
-        let key = self.key("agent.key")?;
-        let shown = CertifiedKey::from_der(self.certificates("agent.pem")?, key, &provider)
-            .context("use the agent's certificate")?;
+        let (certificates, key) = self.own_pair()?;
+        let shown =
+            CertifiedKey::from_der(certificates, key, &provider).context("use the agent's certificate")?;
         Ok(Door { verifier, shown: Arc::new(SingleCertAndKey::from(shown)), trust })
     }
 
@@ -221,8 +220,29 @@ impl Pki {
         own.into_iter().chain(self.trust_files().unwrap_or_default()).map(look_at).collect()
     }
 
-    fn key(&self, name: &str) -> Result<PrivateKeyDer<'static>> {
-        read_key(&self.file(name))
+    /// A server for one connection.
+    fn server(
+        &self,
+        door: &Door,
+        versions: &[&'static SupportedProtocolVersion],
+        claimed: &Claimed,
+    ) -> Arc<ServerConfig> {
+        let (pki, verifier) = (self.clone(), door.verifier.clone());
+        let is_withdrawn = Withdrawn(Box::new(move |certificate| pki.is_withdrawn(certificate)));
+        let verifier = NotesName { verifier, claimed: claimed.clone(), is_withdrawn };
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(versions)
+            .expect("versions that are built in")
+            .with_client_cert_verifier(Arc::new(verifier))
+            .with_cert_resolver(door.shown.clone());
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Arc::new(config)
+    }
+
+    /// The agent's own certificate and its key.
+    fn own_pair(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+        read_pair(&self.file("agent.pem"), &self.file("agent.key"))
     }
 }
 
@@ -236,23 +256,6 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 
-/// A server for one connection.
-fn server(
-    door: &Door,
-    versions: &[&'static SupportedProtocolVersion],
-    claimed: &Claimed,
-) -> Arc<ServerConfig> {
-    let verifier = NotesName { verifier: door.verifier.clone(), claimed: claimed.clone() };
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(versions)
-        .expect("versions that are built in")
-        .with_client_cert_verifier(Arc::new(verifier))
-        .with_cert_resolver(door.shown.clone());
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    Arc::new(config)
-}
-
 /// TLS for the operator's commands: our own site's agents, shown an operator's certificate.
 ///
 /// # Errors
@@ -262,16 +265,12 @@ pub fn operator_client(ca: &Path, certificate: &Path, key: &Path) -> Result<Arc<
     for root in read_certificates(ca)? {
         roots.add(root).context("use the CA certificate")?;
     }
+    let (certificates, key) = read_pair(certificate, key)?;
     let config = ClientConfig::builder_with_protocol_versions(NEW_ONLY)
         .with_root_certificates(roots)
-        .with_client_auth_cert(read_certificates(certificate)?, read_key(key)?)
+        .with_client_auth_cert(certificates, key)
         .context("use the operator's certificate")?;
     Ok(Arc::new(config))
-}
-
-fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
-    PrivateKeyDer::from_pem_file(path)
-        .map_err(|error| anyhow::anyhow!("read key {}: {error}; run `holdfast pki issue`", path.display()))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 use agent::Agent;
 use agent::config::Config;
 use agent::pki::Pki;
-use api::{Client, Endpoint, ProtectDisk, ProtectRequest, ProtectSettings};
+use api::{Asking, Begun, Client, ClientError, Endpoint, ProtectDisk, ProtectRequest, ProtectSettings};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -55,7 +55,7 @@ async fn of_two_of_one_name_one_is_protected_and_one_that_fails_takes_no_group_w
         ];
         let asked = wanted.map(|(name, image)| {
             let (client, request) = (client(), request(folder, name, image));
-            tokio::spawn(async move { client.protect(&request).await.is_ok() })
+            tokio::spawn(async move { is_done(client.protect(&request, &until_its_end()).await) })
         });
         let mut done = Vec::new();
         for asked in asked {
@@ -70,7 +70,7 @@ async fn of_two_of_one_name_one_is_protected_and_one_that_fails_takes_no_group_w
 
         let ended = ["web", "db"].map(|name| {
             let client = client();
-            tokio::spawn(async move { client.unprotect(name).await.is_ok() })
+            tokio::spawn(async move { is_done(client.unprotect(name, &until_its_end()).await) })
         });
         for ended in ended {
             assert!(ended.await.unwrap());
@@ -78,4 +78,12 @@ async fn of_two_of_one_name_one_is_protected_and_one_that_fails_takes_no_group_w
         assert!(client().status().await.unwrap().protected.is_empty());
     }
     tokio::task::block_in_place(|| agent.stop());
+}
+
+fn until_its_end() -> Asking {
+    Asking { wait_seconds: Some(60), key: None }
+}
+
+fn is_done<T>(answer: Result<Begun<T>, ClientError>) -> bool {
+    matches!(answer, Ok(Begun::Done(_)))
 }

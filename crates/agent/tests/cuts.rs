@@ -5,7 +5,7 @@
 use agent::Agent;
 use agent::config::Config;
 use agent::pki::Pki;
-use api::{Client, Endpoint, ProtectDisk, ProtectRequest, ProtectSettings};
+use api::{Asking, Client, Endpoint, ProtectDisk, ProtectRequest, ProtectSettings};
 use batch::Kind;
 use bytes::Bytes;
 use journal::{CheckpointQuery, FsStore, Image, Journal, Mode, Settings, Thinning};
@@ -117,7 +117,7 @@ impl Stage {
             settings: ProtectSettings { checkpoint_interval_seconds: Some(60), ..ProtectSettings::default() },
         };
         let client = self.client(host);
-        client.protect(&request).await.unwrap();
+        client.protect(&request, &until_its_end()).await.unwrap();
         for _ in 0..TRIES {
             // A host is one of the group's once its first VM has all of its disks at the other side.
             let hosts =
@@ -182,6 +182,7 @@ fn numbers(folder: &Path) -> BTreeMap<String, u64> {
         thinning: Thinning { all: Duration::from_secs(86_400), minutely: Duration::from_secs(604_800) },
         tagged_history: Duration::ZERO,
         let_go: None,
+        is_locked: false,
     };
     let journal =
         Arc::new(Journal::open(Arc::new(FsStore::open(folder).unwrap()), settings).unwrap().journal);
@@ -291,7 +292,7 @@ async fn a_host_that_is_away_costs_the_checkpoint_and_one_that_leaves_does_not()
     stage.tag("with both").await.unwrap();
     let there = stage.client("two").tag("shop", "there").await.unwrap_err();
     assert!(there.to_string().contains("taken by its coordinator"), "{there}");
-    stage.client("two").unprotect("web").await.unwrap();
+    stage.client("two").unprotect("web", &until_its_end()).await.unwrap();
     let mut taken = stage.tag("with one").await;
     for _ in 0..TRIES {
         if taken.is_ok() {
@@ -341,4 +342,8 @@ async fn a_host_that_will_not_come_back_is_forgotten_and_may_join_again() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     panic!("the host does not join again");
+}
+
+fn until_its_end() -> Asking {
+    Asking { wait_seconds: Some(60), key: None }
 }

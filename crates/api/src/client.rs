@@ -1,5 +1,7 @@
 //! A client for the agent's API, over its unix socket or mutual TLS on TCP.
 
+use crate::audit::AuditPage;
+use crate::changes::*;
 use crate::journals::*;
 use crate::model::*;
 use crate::operations::*;
@@ -50,6 +52,24 @@ pub enum ClientError {
     Answer(String),
 }
 
+/// How an operation is asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Asking {
+    /// How long the agent waits for its end before it answers, in seconds; without this it answers once it has begun.
+    pub wait_seconds: Option<u64>,
+    /// Whoever asks for the same again by this gets the same operation.
+    pub key: Option<String>,
+}
+
+/// What came of asking for an operation.
+#[derive(Debug)]
+pub enum Begun<T> {
+    /// It is done, and this is its answer; or there was nothing to begin.
+    Done(T),
+    /// It goes on, or how it has ended is in it.
+    GoesOn(Box<Operation>),
+}
+
 /// Calls the agent's API.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -65,8 +85,12 @@ impl Client {
         self.get("/v1/status").await
     }
 
-    pub async fn protect(&self, request: &ProtectRequest) -> Result<ProtectedVm, ClientError> {
-        self.post("/v1/vms", request).await
+    pub async fn protect(
+        &self,
+        request: &ProtectRequest,
+        asking: &Asking,
+    ) -> Result<Begun<ProtectedVm>, ClientError> {
+        self.operate(Method::POST, "/v1/vms", Some(body(request)?), asking).await
     }
 
     pub async fn protected_vm(&self, name: &str) -> Result<ProtectedVm, ClientError> {
@@ -93,12 +117,37 @@ impl Client {
         self.post("/v1/seeds", request).await
     }
 
-    pub async fn unprotect(&self, name: &str) -> Result<Done, ClientError> {
-        self.call(Method::DELETE, &format!("/v1/vms/{}", escape(name)), None).await
+    pub async fn unprotect(&self, name: &str, asking: &Asking) -> Result<Begun<Done>, ClientError> {
+        self.operate(Method::DELETE, &format!("/v1/vms/{}", escape(name)), None, asking).await
     }
 
-    pub async fn forget(&self, name: &str) -> Result<Done, ClientError> {
-        self.call(Method::DELETE, &format!("/v1/recovered/{}", escape(name)), None).await
+    pub async fn forget(&self, name: &str, asking: &Asking) -> Result<Begun<Done>, ClientError> {
+        self.operate(Method::DELETE, &format!("/v1/recovered/{}", escape(name)), None, asking).await
+    }
+
+    pub async fn change_vm(
+        &self,
+        name: &str,
+        request: &ChangeRequest,
+        asking: &Asking,
+    ) -> Result<Begun<Change>, ClientError> {
+        let path = format!("/v1/vms/{}", escape(name));
+        self.operate(Method::PATCH, &path, Some(body(request)?), asking).await
+    }
+
+    pub async fn change_group(
+        &self,
+        group: &str,
+        request: &GroupChangeRequest,
+        asking: &Asking,
+    ) -> Result<Begun<Change>, ClientError> {
+        let path = format!("/v1/groups/{}", escape(group));
+        self.operate(Method::PATCH, &path, Some(body(request)?), asking).await
+    }
+
+    pub async fn hand_over(&self, vm: &str, to: &str) -> Result<Done, ClientError> {
+        let request = HandOverRequest { to: to.to_owned() };
+        self.post(&format!("/v1/recovered/{}/hand-over", escape(vm)), &request).await
     }
 
     pub async fn groups(&self) -> Result<Vec<Group>, ClientError> {
@@ -137,13 +186,40 @@ impl Client {
 
     pub async fn set_journal(&self, vm: &str, settings: &JournalSettings) -> Result<Journal, ClientError> {
         let path = format!("/v1/recovered/{}/journal", escape(vm));
-        let body = serde_json::to_vec(settings).map_err(|error| ClientError::Answer(error.to_string()))?;
-        self.call(Method::PATCH, &path, Some(body)).await
+        self.call(Method::PATCH, &path, Some(body(settings)?)).await
     }
 
-    pub async fn move_journal(&self, vm: &str, folder: &str) -> Result<Journal, ClientError> {
+    pub async fn lock_journal(&self, vm: &str, request: &LockRequest) -> Result<Journal, ClientError> {
+        let path = format!("/v1/recovered/{}/journal/lock", escape(vm));
+        self.post(&path, request).await
+    }
+
+    pub async fn lock_group(&self, group: &str, request: &LockRequest) -> Result<Vec<Journal>, ClientError> {
+        self.post(&format!("/v1/groups/{}/lock", escape(group)), request).await
+    }
+
+    pub async fn ask_to_lift(&self, vm: &str) -> Result<Journal, ClientError> {
+        self.post(&format!("/v1/recovered/{}/journal/lock/lift", escape(vm)), &()).await
+    }
+
+    pub async fn confirm_lift(&self, vm: &str, id: &str) -> Result<Journal, ClientError> {
+        self.post(&format!("/v1/recovered/{}/journal/lock/lift/{}", escape(vm), escape(id)), &()).await
+    }
+
+    pub async fn withdraw_lift(&self, vm: &str, id: &str) -> Result<Journal, ClientError> {
+        let path = format!("/v1/recovered/{}/journal/lock/lift/{}", escape(vm), escape(id));
+        self.call(Method::DELETE, &path, None).await
+    }
+
+    pub async fn move_journal(
+        &self,
+        vm: &str,
+        folder: &str,
+        asking: &Asking,
+    ) -> Result<Begun<Journal>, ClientError> {
         let request = MoveRequest { folder: folder.to_owned() };
-        self.post(&format!("/v1/recovered/{}/journal/move", escape(vm)), &request).await
+        let path = format!("/v1/recovered/{}/journal/move", escape(vm));
+        self.operate(Method::POST, &path, Some(body(&request)?), asking).await
     }
 
     pub async fn pin(&self, vm: &str, request: &PinRequest) -> Result<Pin, ClientError> {
@@ -154,8 +230,14 @@ impl Client {
         self.call(Method::DELETE, &format!("/v1/recovered/{}/pins/{id}", escape(vm)), None).await
     }
 
-    pub async fn promote(&self, image: &str, request: &PromoteRequest) -> Result<Image, ClientError> {
-        self.post(&format!("/v1/images/{}/promote", escape(image)), request).await
+    pub async fn promote(
+        &self,
+        image: &str,
+        request: &PromoteRequest,
+        asking: &Asking,
+    ) -> Result<Begun<Image>, ClientError> {
+        let path = format!("/v1/images/{}/promote", escape(image));
+        self.operate(Method::POST, &path, Some(body(request)?), asking).await
     }
 
     pub async fn open_image(&self, request: &OpenImageRequest) -> Result<Image, ClientError> {
@@ -172,38 +254,63 @@ impl Client {
         self.call(Method::DELETE, &format!("/v1/images/{}{query}", escape(id)), None).await
     }
 
-    pub async fn failover(&self, group: &str, request: &FailoverRequest) -> Result<Failover, ClientError> {
-        self.post(&format!("/v1/groups/{}/failover", escape(group)), request).await
+    pub async fn failover(
+        &self,
+        group: &str,
+        request: &FailoverRequest,
+        asking: &Asking,
+    ) -> Result<Begun<Failover>, ClientError> {
+        let path = format!("/v1/groups/{}/failover", escape(group));
+        self.operate(Method::POST, &path, Some(body(request)?), asking).await
     }
 
-    pub async fn commit(&self, group: &str) -> Result<Failover, ClientError> {
-        self.post(&format!("/v1/groups/{}/failover/commit", escape(group)), &()).await
+    pub async fn commit(&self, group: &str, asking: &Asking) -> Result<Begun<Failover>, ClientError> {
+        let path = format!("/v1/groups/{}/failover/commit", escape(group));
+        self.operate(Method::POST, &path, Some(body(&())?), asking).await
     }
 
-    pub async fn rollback(&self, group: &str) -> Result<Failover, ClientError> {
-        self.post(&format!("/v1/groups/{}/failover/rollback", escape(group)), &()).await
+    pub async fn rollback(&self, group: &str, asking: &Asking) -> Result<Begun<Failover>, ClientError> {
+        let path = format!("/v1/groups/{}/failover/rollback", escape(group));
+        self.operate(Method::POST, &path, Some(body(&())?), asking).await
     }
 
     pub async fn pause_failover(&self, group: &str) -> Result<Failover, ClientError> {
         self.post(&format!("/v1/groups/{}/failover/pause", escape(group)), &()).await
     }
 
-    pub async fn operations(&self) -> Result<Vec<Operation>, ClientError> {
-        self.get("/v1/operations").await
+    /// A page of operations; `query` has a name and a value for each thing that is wanted.
+    pub async fn operations(&self, query: &[(&str, &str)]) -> Result<OperationPage, ClientError> {
+        let query: Vec<_> = query.iter().map(|(name, value)| format!("{name}={}", escape(value))).collect();
+        self.get(&format!("/v1/operations?{}", query.join("&"))).await
     }
 
     pub async fn operation(&self, id: &str) -> Result<Operation, ClientError> {
         self.get(&format!("/v1/operations/{}", escape(id))).await
     }
 
+    /// An operation at its end, or as it is once so many seconds are over.
+    pub async fn wait_for_operation(&self, id: &str, seconds: u64) -> Result<Operation, ClientError> {
+        self.get(&format!("/v1/operations/{}?wait={seconds}", escape(id))).await
+    }
+
     pub async fn cancel_operation(&self, id: &str) -> Result<Operation, ClientError> {
         self.post(&format!("/v1/operations/{}/cancel", escape(id)), &()).await
+    }
+
+    pub async fn leave_operation(&self, id: &str) -> Result<Operation, ClientError> {
+        self.post(&format!("/v1/operations/{}/leave", escape(id)), &()).await
+    }
+
+    /// A page of the audit record; `query` is the rest of the query.
+    pub async fn audit(&self, limit: usize, query: &[(&str, &str)]) -> Result<AuditPage, ClientError> {
+        let query: String = query.iter().map(|(name, value)| format!("&{name}={}", escape(value))).collect();
+        self.get(&format!("/v1/audit?limit={limit}{query}")).await
     }
 
     /// A PNG.
     pub async fn screenshot(&self, group: &str, vm: &str) -> Result<Bytes, ClientError> {
         let path = format!("/v1/groups/{}/failover/vms/{}/screenshot", escape(group), escape(vm));
-        self.fetch(Method::GET, &path, None).await
+        Ok(self.fetch(Method::GET, &path, None, None).await?.1)
     }
 
     pub async fn resume_failover(&self, group: &str) -> Result<Failover, ClientError> {
@@ -214,9 +321,28 @@ impl Client {
         self.call(Method::GET, path, None).await
     }
 
-    async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
-        let body = serde_json::to_vec(body).map_err(|error| ClientError::Answer(error.to_string()))?;
-        self.call(Method::POST, path, Some(body)).await
+    async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        request: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        self.call(Method::POST, path, Some(body(request)?)).await
+    }
+
+    /// Asks for what may begin an operation.
+    async fn operate<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+        asking: &Asking,
+    ) -> Result<Begun<T>, ClientError> {
+        let wait = asking.wait_seconds.map_or_else(String::new, |seconds| format!("?wait={seconds}"));
+        let key = asking.key.as_deref();
+        match self.fetch(method, &format!("{path}{wait}"), body, key).await? {
+            (StatusCode::ACCEPTED, answer) => Ok(Begun::GoesOn(Box::new(read(&answer)?))),
+            (_, answer) => Ok(Begun::Done(read(&answer)?)),
+        }
     }
 
     async fn call<T: DeserializeOwned>(
@@ -225,18 +351,23 @@ impl Client {
         path: &str,
         body: Option<Vec<u8>>,
     ) -> Result<T, ClientError> {
-        let answer = self.fetch(method, path, body).await?;
-        serde_json::from_slice(&answer).map_err(|error| ClientError::Answer(error.to_string()))
+        read(&self.fetch(method, path, body, None).await?.1)
     }
 
-    async fn fetch(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<Bytes, ClientError> {
+    async fn fetch(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+        key: Option<&str>,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
         match &self.endpoint {
             Endpoint::Unix(socket) => {
                 let place = socket.display().to_string();
                 let stream = UnixStream::connect(socket)
                     .await
                     .map_err(|source| ClientError::Connect { place, source })?;
-                exchange(stream, method, path, body).await
+                exchange(stream, method, path, body, key).await
             }
             Endpoint::Tls { host, port, config } => {
                 let place = format!("{host}:{port}");
@@ -246,7 +377,7 @@ impl Client {
                 let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(failed)?;
                 let connector = TlsConnector::from(config.clone());
                 let stream = connector.connect(name, stream).await.map_err(failed)?;
-                exchange(stream, method, path, body).await
+                exchange(stream, method, path, body, key).await
             }
         }
     }
@@ -257,15 +388,18 @@ async fn exchange(
     method: Method,
     path: &str,
     body: Option<Vec<u8>>,
-) -> Result<Bytes, ClientError> {
+    key: Option<&str>,
+) -> Result<(StatusCode, Bytes), ClientError> {
     let http = |error: hyper::Error| ClientError::Http(error.to_string());
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
     tokio::spawn(connection);
-    let request = Request::builder()
+    let head = Request::builder()
         .method(method)
         .uri(path)
         .header("host", "holdfast")
-        .header("content-type", "application/json")
+        .header("content-type", "application/json");
+    let head = key.into_iter().fold(head, |head, key| head.header("idempotency-key", key));
+    let request = head
         .body(Full::new(Bytes::from(body.unwrap_or_default())))
         .map_err(|error| ClientError::Http(error.to_string()))?;
     let answer = sender.send_request(request).await.map_err(http)?;
@@ -279,7 +413,15 @@ async fn exchange(
         let problem = serde_json::from_slice(&body).unwrap_or_else(|_| problem_of(status, &body));
         return Err(ClientError::Refused(problem));
     }
-    Ok(body)
+    Ok((status, body))
+}
+
+fn body(request: &impl Serialize) -> Result<Vec<u8>, ClientError> {
+    serde_json::to_vec(request).map_err(|error| ClientError::Answer(error.to_string()))
+}
+
+fn read<T: DeserializeOwned>(answer: &[u8]) -> Result<T, ClientError> {
+    serde_json::from_slice(answer).map_err(|error| ClientError::Answer(error.to_string()))
 }
 
 fn problem_of(status: StatusCode, body: &[u8]) -> Problem {

@@ -47,6 +47,46 @@ pub struct Journal {
     pub pins: Vec<Pin>,
     /// When all of it was last read and found whole (RFC 3339).
     pub scrubbed_at: Option<String>,
+    /// The lock of its history, where it is locked.
+    #[serde(default)]
+    pub lock: Option<HistoryLock>,
+}
+
+/// A lock: nothing of the history that is kept goes while it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HistoryLock {
+    /// RFC 3339, by the recovery side's clock: it does not end before.
+    pub until: String,
+    /// Seconds that are still to pass while the agent runs: it does not end before, whatever the clock says.
+    pub seconds_left_min: u64,
+    /// When it was set or last made longer.
+    pub set_at: String,
+    pub set_by: String,
+    /// That it be lifted, as one person has asked and another has not confirmed yet.
+    #[serde(default)]
+    pub lift: Option<LiftAsked>,
+}
+
+/// A request to lift a lock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LiftAsked {
+    pub id: String,
+    pub by: String,
+    pub asked_at: String,
+    /// Seconds, while the agent runs, in which another person may confirm it.
+    pub seconds_left: u64,
+}
+
+/// A request to lock a history, or to make its lock longer; one of the two is given.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LockRequest {
+    /// A date, to its end in UTC, or a time (RFC 3339); not before the one there is, and ten years from now at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+    /// From now on, by the recovery side's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub for_seconds: Option<u64>,
 }
 
 /// What a protected side asks a journal to be kept to.

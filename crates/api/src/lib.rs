@@ -4,12 +4,16 @@
 //! are RFC 3339 in UTC. Sizes are bytes, durations seconds, and say so in their names. Errors are RFC 9457
 //! problem documents ([`Problem`]).
 
+mod audit;
+mod changes;
 mod client;
 mod journals;
 mod model;
 mod operations;
 
-pub use client::{Client, ClientError, Endpoint};
+pub use audit::*;
+pub use changes::*;
+pub use client::{Asking, Begun, Client, ClientError, Endpoint};
 pub use journals::*;
 pub use model::*;
 pub use operations::*;

@@ -140,6 +140,10 @@ pub struct ProtectSettings {
     /// between checkpoints cannot be opened then. Not in synchronous mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub coalesce: Option<bool>,
+    /// What becomes of the guest here where the other site has taken over: `go-on` (default), `pause` (it stands still until
+    /// that is rolled back) or `stop` (its requests fail; one that runs on its own image is powered off).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_fenced: Option<String>,
 }
 
 /// A VM whose writes this agent captures.
@@ -150,6 +154,9 @@ pub struct ProtectedVm {
     pub group: String,
     pub epoch: u64,
     pub peer: String,
+    /// The agent that answers there, `AGENT.SITE`, and no other may; none before it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_agent: Option<String>,
     /// `initial-sync`, `delta-sync`, `journaling`, `tracking`, `bitmap-sync`, `paused`, `fenced` or `failed`.
     pub state: String,
     /// Why it is so, where the state alone does not say.
@@ -180,6 +187,8 @@ pub struct ProtectedVm {
     pub rpo_exceeded: bool,
     /// Whether the history at the recovery side falls, or is about to fall, short of what was asked for.
     pub history_exceeded: bool,
+    /// What becomes of its guest where the other site has taken over: `go-on`, `pause` or `stop`.
+    pub on_fenced: String,
     /// `async`, `sync`, or `sync-degraded`: guest writes should wait for the recovery side, and do not.
     pub mode: String,
     pub priority: u64,
@@ -305,6 +314,9 @@ pub struct RecoveredVm {
     pub tail: Option<String>,
     /// Of a VM that has left its group: what the group had drawn by then.
     pub left_at: Option<String>,
+    /// Until when nothing of its history goes (RFC 3339), where it is locked.
+    #[serde(default)]
+    pub locked_until: Option<String>,
 }
 
 /// A journal that is being copied to another folder.

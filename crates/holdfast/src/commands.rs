@@ -1,18 +1,20 @@
 //! Carrying out each command.
 
 use crate::cli::{
-    CheckpointCommand, Cli, Command, Connect, FailoverCommand, GroupCommand, ImageCommand, JournalCommand,
-    OperationCommand, PkiCommand, Protect, VmCommand,
+    AuditCommand, CheckpointCommand, Cli, Command, Connect, FailoverCommand, GroupCommand, ImageCommand,
+    JournalCommand, Limit, Protect, SetGroup, SetVm, VmCommand, Wait,
 };
 use crate::exit::{DAMAGED, NOT_ALL_RUN};
-use crate::{journal_tools, print, waiting};
+use crate::not_waited::{Ended, NotWaited};
+use crate::operating::{Came, operated, operation};
+use crate::{journal_tools, pki, print, waiting};
 use agent::config::Config;
+use agent::hypervisor::Launch;
 use agent::operator_client;
-use agent::pki::Pki;
 use anyhow::{Context, Result, bail};
 use api::{
-    Client, Endpoint, FailoverRequest, JournalSettings, OpenImageRequest, PinRequest, PromoteRequest,
-    ProtectDisk, ProtectRequest, ProtectSettings, SeedRequest,
+    ChangeRequest, Client, Endpoint, FailoverRequest, GroupChangeRequest, JournalSettings, LockRequest,
+    OpenImageRequest, PinRequest, PromoteRequest, ProtectDisk, ProtectRequest, SeedRequest,
 };
 use clap::CommandFactory;
 use std::path::Path;
@@ -24,7 +26,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     let Cli { connect, json, command } = cli;
     match command {
         Command::Agent { config, check } => run_agent(&config, check),
-        Command::Pki(command) => pki(command, json),
+        Command::Pki(command) => pki::run(command, json),
         Command::Journal(JournalCommand::Inspect { folder, records }) => {
             journal_tools::read_through(&folder, false, records, json)
         }
@@ -43,10 +45,24 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
             println!("{document}");
             Ok(ExitCode::SUCCESS)
         }
+        Command::LaunchGuest { folder, uid, gid, groups, cgroup, command } => {
+            match (Launch { folder, uid, gid, groups, cgroup, command }).run()? {}
+        }
         other => {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().context("start")?;
-            runtime.block_on(ask(connect, other, json))
+            runtime.block_on(async {
+                let mut asked = std::pin::pin!(ask(connect, other, json));
+                tokio::select! {
+                    // Whoever knows what goes on says so.
+                    biased;
+                    done = &mut asked => done,
+                    listened = tokio::signal::ctrl_c() => {
+                        listened.context("listen for interrupts")?;
+                        Err(NotWaited::unknown(Ended::Interrupt).into())
+                    }
+                }
+            })
         }
     }
 }
@@ -74,29 +90,11 @@ fn run_agent(path: &Path, check: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn pki(command: PkiCommand, json: bool) -> Result<ExitCode> {
-    let written = match command {
-        PkiCommand::Init { dir, site } => Pki::new(dir).init(&site)?,
-        PkiCommand::Issue { dir, agent, hosts, days, operator } => {
-            let stem = operator.as_deref().unwrap_or("agent");
-            let name = agent.as_deref().unwrap_or(stem);
-            Pki::new(dir).issue(name, stem, &hosts, days)?
-        }
-        PkiCommand::Trust { dir, site, certificate } => Pki::new(dir).trust(&site, &certificate)?,
-    };
-    if json {
-        print::json(&serde_json::json!({ "written": written }))?;
-    } else {
-        println!("wrote {}", written.display());
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
 async fn ask(connect: Connect, command: Command, json: bool) -> Result<ExitCode> {
     let client = client(connect)?;
     match command {
-        Command::Vm(VmCommand::Verify { name, no_wait }) => {
-            return verify(&client, &name, !no_wait, json).await;
+        Command::Vm(VmCommand::Verify { name, no_wait, limit }) => {
+            return verify(&client, &name, (!no_wait).then_some(limit), json).await;
         }
         Command::Vm(command) => vm(&client, command, json).await,
         Command::Status { watch } => status(&client, watch, json).await,
@@ -104,13 +102,18 @@ async fn ask(connect: Connect, command: Command, json: bool) -> Result<ExitCode>
         Command::Checkpoint(command) => checkpoint(&client, command, json).await,
         Command::Image(command) => image(&client, command, json).await,
         Command::Group(command) => group(&client, command, json).await,
-        Command::Failover(FailoverCommand::Start { group, at, vms, without }) => {
-            return fail_over(&client, &group, &FailoverRequest { at, vms, without }, json).await;
+        Command::Failover(FailoverCommand::Start { group, at, vms, without, wait }) => {
+            return fail_over(&client, &group, &FailoverRequest { at, vms, without }, &wait, json).await;
         }
         Command::Failover(command) => failover(&client, command, json).await,
         Command::Journal(command) => journal(&client, command, json).await,
-        Command::Operation(command) => operation(&client, command, json).await,
-        Command::Agent { .. } | Command::Pki(_) | Command::Completions { .. } | Command::Openapi => {
+        Command::Operation(command) => return operation(&client, command, json).await,
+        Command::Audit(command) => audit(&client, command, json).await,
+        Command::Agent { .. }
+        | Command::Pki(_)
+        | Command::Completions { .. }
+        | Command::Openapi
+        | Command::LaunchGuest { .. } => {
             unreachable!("carried out without an agent")
         }
     }?;
@@ -132,39 +135,54 @@ fn client(connect: Connect) -> Result<Client> {
 async fn vm(client: &Client, command: VmCommand, json: bool) -> Result<()> {
     match command {
         VmCommand::Protect(protect) => {
-            let wait = protect.wait;
+            let (syncs, wait) = (protect.wait, protect.operation.clone());
             let request = request(*protect)?;
-            let vm =
-                waiting::answered(&format!("protecting {}", request.name), client.protect(&request)).await?;
-            let vm = if wait {
-                eprintln!("VM {} is protected here; its disks are served on {}", vm.name, vm.socket);
-                waiting::synced(client, &vm.name).await?
-            } else {
-                vm
-            };
-            print::one(json, &vm, print::protected)
+            let ask = async |asking| client.protect(&request, &asking).await;
+            let came = operated(client, &wait, &format!("protecting {}", request.name), ask).await?;
+            match came {
+                Came::Done(vm) if syncs => {
+                    eprintln!("VM {} is protected here; its disks are served on {}", vm.name, vm.socket);
+                    let vm = waiting::within(&wait.limit, waiting::synced(client, &vm.name)).await?;
+                    print::one(json, &vm, print::protected)
+                }
+                came => came.print(json, print::protected),
+            }
+        }
+        VmCommand::Set(set) => {
+            let SetVm { name, peer, peer_agent, definition, dry_run, policy, operation } = *set;
+            let definition = definition.as_deref().map(read_definition).transpose()?;
+            let request = ChangeRequest { settings: policy.into(), peer, peer_agent, definition, dry_run };
+            let ask = async |asking| client.change_vm(&name, &request, &asking).await;
+            let came = operated(client, &operation, &format!("changing {name}"), ask).await?;
+            came.print(json, print::change)
+        }
+        VmCommand::HandOver { name, to } => {
+            let done = client.hand_over(&name, &to).await?;
+            print::one(json, &done, |done| format!("{}\n", done.what.clone().unwrap_or_default()))
         }
         VmCommand::List => print::one(json, &client.status().await?.protected, |vms| print::vm_table(vms)),
         VmCommand::Show { name } => print::one(json, &client.protected_vm(&name).await?, print::protected),
         VmCommand::Pause { name } => print::one(json, &client.pause(&name).await?, print::protected),
-        VmCommand::Resume { name, wait } => {
+        VmCommand::Resume { name, wait, limit } => {
             let vm = client.resume(&name).await?;
-            let vm = if wait { waiting::synced(client, &name).await? } else { vm };
+            let vm = if wait { waiting::within(&limit, waiting::synced(client, &name)).await? } else { vm };
             print::one(json, &vm, print::protected)
         }
         VmCommand::Verify { .. } => unreachable!("has an exit code of its own"),
-        VmCommand::Resync { name, wait } => {
+        VmCommand::Resync { name, wait, limit } => {
             let vm = client.resync(&name).await?;
-            let vm = if wait { waiting::synced(client, &name).await? } else { vm };
+            let vm = if wait { waiting::within(&limit, waiting::synced(client, &name)).await? } else { vm };
             print::one(json, &vm, print::protected)
         }
-        VmCommand::Unprotect { name } => {
-            let done = waiting::answered(&format!("unprotecting {name}"), client.unprotect(&name)).await?;
-            print::one(json, &done, |_| format!("{name} is not protected any more\n"))
+        VmCommand::Unprotect { name, wait } => {
+            let ask = async |asking| client.unprotect(&name, &asking).await;
+            let came = operated(client, &wait, &format!("unprotecting {name}"), ask).await?;
+            came.print(json, |_| format!("{name} is not protected any more\n"))
         }
-        VmCommand::Forget { name } => {
-            let done = waiting::answered(&format!("forgetting {name}"), client.forget(&name)).await?;
-            print::one(json, &done, |done| {
+        VmCommand::Forget { name, wait } => {
+            let ask = async |asking| client.forget(&name, &asking).await;
+            let came = operated(client, &wait, &format!("forgetting {name}"), ask).await?;
+            came.print(json, |done| {
                 format!("{}\n", done.what.clone().unwrap_or_else(|| format!("{name} is forgotten")))
             })
         }
@@ -192,9 +210,12 @@ fn named(given: &[String], what: &str) -> Result<Vec<ProtectDisk>> {
     given.iter().map(parse).collect()
 }
 
-async fn verify(client: &Client, name: &str, wait: bool, json: bool) -> Result<ExitCode> {
+async fn verify(client: &Client, name: &str, wait: Option<Limit>, json: bool) -> Result<ExitCode> {
     let vm = client.verify(name).await?;
-    let vm = if wait { waiting::verified(client, name).await? } else { vm };
+    let vm = match wait {
+        Some(limit) => waiting::within(&limit, waiting::verified(client, name)).await?,
+        None => vm,
+    };
     let found = vm.verify.context("the agent was restarted; begin again")?;
     print::one(json, &found, |found| print::verify(name, found))?;
     let is_equal = found.differing_bytes == 0 && found.unreadable_bytes == 0;
@@ -218,21 +239,7 @@ fn request(protect: Protect) -> Result<ProtectRequest> {
         disks,
         peer: protect.peer,
         definition: protect.definition.as_deref().map(read_definition).transpose()?,
-        settings: ProtectSettings {
-            checkpoint_interval_seconds: protect.checkpoint_interval,
-            history_seconds: protect.history,
-            journal_bytes_max: protect.journal_max,
-            rpo_seconds: protect.rpo,
-            buffer_bytes: protect.buffer,
-            spill_bytes: protect.spill,
-            mode: protect.mode,
-            sync_timeout_seconds: protect.sync_timeout,
-            on_timeout: protect.on_timeout,
-            priority: protect.priority,
-            bytes_per_second_max: protect.rate,
-            fail_when_exceeded: protect.fail_when_exceeded.then_some(true),
-            coalesce: protect.coalesce.then_some(true),
-        },
+        settings: protect.policy.into(),
     })
 }
 
@@ -244,6 +251,15 @@ fn read_definition(path: &Path) -> Result<String> {
     let folder = std::path::absolute(path).context("find the definition's folder")?;
     let folder = folder.parent().unwrap_or(Path::new("/"));
     definition.with_files_in(folder).to_toml().context("write the definition")
+}
+
+async fn audit(client: &Client, command: AuditCommand, json: bool) -> Result<()> {
+    let AuditCommand::List { since, limit, cursor } = command;
+    let query = [("since", &since), ("cursor", &cursor)];
+    let query: Vec<_> =
+        query.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?))).collect();
+    let page = client.audit(limit, &query).await?;
+    print::one(json, &page, print::audit)
 }
 
 async fn status(client: &Client, watch: bool, json: bool) -> Result<()> {
@@ -296,9 +312,8 @@ async fn image(client: &Client, command: ImageCommand, json: bool) -> Result<()>
         }
         ImageCommand::Promote { id, rate, lost_as_zeroes, wait } => {
             let request = PromoteRequest { bytes_per_second: rate, lost_as_zeroes };
-            let image = client.promote(&id, &request).await?;
-            let image = if wait { waiting::promoted(client, &id).await? } else { image };
-            print::one(json, &image, print::image)
+            let ask = async |asking| client.promote(&id, &request, &asking).await;
+            operated(client, &wait, &format!("promoting image {id}"), ask).await?.print(json, print::image)
         }
         ImageCommand::List => print::one(json, &client.images().await?, |images| print::image_table(images)),
         ImageCommand::Close { id, discard } => {
@@ -326,8 +341,35 @@ async fn journal(client: &Client, command: JournalCommand, json: bool) -> Result
             let journal = waiting::answered(&setting, client.set_journal(&set.vm, &settings)).await?;
             print::one(json, &journal, print::journal)
         }
-        JournalCommand::Move { vm, to } => {
-            print::one(json, &waiting::moved(client, &vm, &to).await?, print::journal)
+        JournalCommand::Lock { vm, group, until, seconds } => {
+            let request = LockRequest { until, for_seconds: seconds };
+            match (vm, group) {
+                (Some(vm), None) => {
+                    let locking = client.lock_journal(&vm, &request);
+                    let locked = waiting::answered(&format!("locking the history of {vm}"), locking).await?;
+                    print::one(json, &locked, |locked| print::locked(std::slice::from_ref(locked)))
+                }
+                (None, Some(group)) => {
+                    let locking = client.lock_group(&group, &request);
+                    let what = format!("locking the histories of group {group}");
+                    let locked = waiting::answered(&what, locking).await?;
+                    print::one(json, &locked, |locked| print::locked(locked))
+                }
+                _ => unreachable!("clap asks for one of the two"),
+            }
+        }
+        JournalCommand::Lift { vm, confirm, withdraw } => {
+            let journal = match (confirm, withdraw) {
+                (Some(id), _) => client.confirm_lift(&vm, &id).await?,
+                (None, Some(id)) => client.withdraw_lift(&vm, &id).await?,
+                (None, None) => client.ask_to_lift(&vm).await?,
+            };
+            print::one(json, &journal, |journal| print::locked(std::slice::from_ref(journal)))
+        }
+        JournalCommand::Move { vm, to, wait } => {
+            let ask = async |asking| client.move_journal(&vm, &to, &asking).await;
+            let moving = format!("moving the journal of {vm}");
+            operated(client, &wait, &moving, ask).await?.print(json, print::journal)
         }
         JournalCommand::Seed { vm, disks } => {
             let request = SeedRequest { vm: vm.clone(), disks: named_disks(&disks)? };
@@ -352,6 +394,13 @@ async fn journal(client: &Client, command: JournalCommand, json: bool) -> Result
 async fn group(client: &Client, command: GroupCommand, json: bool) -> Result<()> {
     match command {
         GroupCommand::List => print::one(json, &client.groups().await?, |groups| print::groups(groups)),
+        GroupCommand::Set(set) => {
+            let SetGroup { group, dry_run, policy, operation } = *set;
+            let request = GroupChangeRequest { settings: policy.into(), dry_run };
+            let ask = async |asking| client.change_group(&group, &request, &asking).await;
+            let came = operated(client, &operation, &format!("changing group {group}"), ask).await?;
+            came.print(json, print::change)
+        }
         GroupCommand::RemoveHost { group, host } => {
             let done = client.remove_host(&group, &host).await?;
             print::one(json, &done, |_| format!("group {group} goes on without {host}\n"))
@@ -359,24 +408,20 @@ async fn group(client: &Client, command: GroupCommand, json: bool) -> Result<()>
     }
 }
 
-async fn operation(client: &Client, command: OperationCommand, json: bool) -> Result<()> {
-    match command {
-        OperationCommand::List => {
-            print::one(json, &client.operations().await?, |operations| print::operations(operations))
-        }
-        OperationCommand::Show { id } => print::one(json, &client.operation(&id).await?, print::operation),
-        OperationCommand::Cancel { id } => {
-            print::one(json, &client.cancel_operation(&id).await?, print::operation)
-        }
-    }
-}
-
-async fn fail_over(client: &Client, group: &str, request: &FailoverRequest, json: bool) -> Result<ExitCode> {
+async fn fail_over(
+    client: &Client,
+    group: &str,
+    request: &FailoverRequest,
+    wait: &Wait,
+    json: bool,
+) -> Result<ExitCode> {
     if !json {
         eprintln!("failing group {group} over to {} …", request.at);
     }
-    let failover = waiting::failed_over(client, group, request).await?;
-    print::one(json, &failover, print::failover)?;
+    let ask = async |asking| client.failover(group, request, &asking).await;
+    let came = operated(client, wait, &format!("failing group {group} over"), ask).await?;
+    came.print(json, print::failover)?;
+    let Came::Done(failover) = came else { return Ok(ExitCode::SUCCESS) };
     // Where none of them is defined, the images are all that was wanted.
     let runs = |vm: &&api::FailoverVm| vm.run_state == "running";
     let some_do_not = failover.vms.iter().any(|vm| !runs(&vm));
@@ -387,10 +432,15 @@ async fn fail_over(client: &Client, group: &str, request: &FailoverRequest, json
 async fn failover(client: &Client, command: FailoverCommand, json: bool) -> Result<()> {
     match command {
         FailoverCommand::Start { .. } => unreachable!("has an exit code of its own"),
-        FailoverCommand::Commit { group } => print::one(json, &client.commit(&group).await?, print::failover),
-        FailoverCommand::Rollback { group } => {
+        FailoverCommand::Commit { group, wait } => {
+            let ask = async |asking| client.commit(&group, &asking).await;
+            let committing = format!("committing the failover of group {group}");
+            operated(client, &wait, &committing, ask).await?.print(json, print::failover)
+        }
+        FailoverCommand::Rollback { group, wait } => {
+            let ask = async |asking| client.rollback(&group, &asking).await;
             let undoing = format!("rolling the failover of group {group} back");
-            print::one(json, &waiting::answered(&undoing, client.rollback(&group)).await?, print::failover)
+            operated(client, &wait, &undoing, ask).await?.print(json, print::failover)
         }
         FailoverCommand::Pause { group } => {
             print::one(json, &client.pause_failover(&group).await?, print::failover)

@@ -2,14 +2,20 @@
 //!
 //! Exit codes: 0 done; 1 something broke; 2 the command line or the request is wrong; 3 what was named
 //! is not there; 4 it does not fit the present state; 5 not possible now, try again; 6 no agent answers;
-//! 7 a journal is damaged; 8 a group has failed over, and not all of its VMs run.
+//! 7 a journal is damaged; 8 a group has failed over, and not all of its VMs run; 9 the time to wait is over, and what was
+//! asked for goes on; 130 interrupted, and it goes on.
 
 mod cli;
 mod commands;
 mod exit;
 mod journal_tools;
+mod not_waited;
+mod operating;
+mod pki;
+mod policy;
 mod print;
 mod telling;
+mod units;
 mod waiting;
 
 use clap::Parser;

@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result};
 use api::{
-    Alert, CheckpointPage, ClosedImage, Failover, Group, Image, Journal, Operation, Pin, Promotion,
-    ProtectedVm, RecoveredVm, Status, Verify,
+    Alert, AuditOutcome, AuditPage, Change, CheckpointPage, ClosedImage, Failover, Group, HistoryLock, Image,
+    Journal, LiftAsked, Operation, OperationPage, Pin, Promotion, ProtectedVm, RecoveredVm, Status, Verify,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -143,6 +143,9 @@ fn recovered_table(vms: &[RecoveredVm]) -> String {
                 vm.name
             );
         }
+        if let Some(until) = &vm.locked_until {
+            let _ = writeln!(out, "{}: its history is locked until {until}", vm.name);
+        }
         if let Some(error) = &vm.last_error {
             let _ = writeln!(out, "{}: {error}", vm.name);
         }
@@ -151,7 +154,8 @@ fn recovered_table(vms: &[RecoveredVm]) -> String {
 }
 
 pub(crate) fn protected(vm: &ProtectedVm) -> String {
-    let mut out = format!("{} of group {}, protected to {}\n", vm.name, vm.group, vm.peer);
+    let agent = vm.peer_agent.as_ref().map_or_else(String::new, |agent| format!(" ({agent})"));
+    let mut out = format!("{} of group {}, protected to {}{agent}\n", vm.name, vm.group, vm.peer);
     let why = if vm.reason.is_empty() { String::new() } else { format!(" ({})", vm.reason) };
     let _ = writeln!(out, "  state    {}{why}, link {}", vm.state, vm.link);
     if vm.sync_progress.is_some() {
@@ -176,6 +180,7 @@ pub(crate) fn protected(vm: &ProtectedVm) -> String {
             writeln!(out, "  again    {again} were lost to damage at the other side, and asked for again");
     }
     let _ = writeln!(out, "  mode     {}, priority {}", vm.mode, vm.priority);
+    let _ = writeln!(out, "  fenced   {}, once its group has failed over", vm.on_fenced);
     let _ = writeln!(out, "  buffer   {} of {}", bytes(vm.buffer_bytes), bytes(vm.buffer_bytes_max));
     let _ = writeln!(out, "  spill    {} of {}", bytes(vm.spill_bytes), bytes(vm.spill_bytes_max));
     if let Some(skew) = vm.clock_skew_seconds {
@@ -206,6 +211,38 @@ pub(crate) fn protected(vm: &ProtectedVm) -> String {
         let _ = writeln!(out, "  note     {note}");
     }
     out
+}
+
+/// What a change is, and what it costs.
+pub(crate) fn change(change: &Change) -> String {
+    let mut out = String::new();
+    for vm in &change.vms {
+        if vm.settings.is_empty() {
+            let _ = writeln!(out, "{}: nothing changes", vm.vm);
+            continue;
+        }
+        let how = if change.is_done { "changed" } else { "would be changed" };
+        let _ = writeln!(out, "{} {how}:", vm.vm);
+        for setting in &vm.settings {
+            let _ =
+                writeln!(out, "  {}: {} -> {}", setting.name, value(&setting.before), value(&setting.after));
+        }
+        vm.costs.iter().for_each(|cost| {
+            let _ = writeln!(out, "  {cost}");
+        });
+    }
+    change.notes.iter().for_each(|note| {
+        let _ = writeln!(out, "{note}");
+    });
+    out
+}
+
+fn value(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "none".into(),
+        other => other.to_string(),
+    }
 }
 
 /// A bar that is filled by a share of its length.
@@ -268,6 +305,35 @@ pub(crate) fn checkpoints(page: &CheckpointPage) -> String {
     }
     for unread in &page.unread {
         let _ = writeln!(out, "CANNOT BE READ: {unread}");
+    }
+    out
+}
+
+pub(crate) fn audit(page: &AuditPage) -> String {
+    let mut rows =
+        vec![["ID", "ASKED", "WHO", "FROM", "ROLE", "WHAT", "OUTCOME", "OPERATION"].map(str::to_owned)];
+    for entry in &page.entries {
+        let outcome = match entry.outcome {
+            AuditOutcome::Done => "done",
+            AuditOutcome::Refused => "refused",
+            AuditOutcome::Failed => "failed",
+            AuditOutcome::Left => "left",
+            AuditOutcome::Unknown => "unknown",
+        };
+        rows.push([
+            entry.id.clone(),
+            entry.at.clone(),
+            entry.who.clone(),
+            entry.from.clone(),
+            entry.role.clone().unwrap_or_else(|| "-".into()),
+            format!("{} {}", entry.method, entry.path),
+            entry.status.map_or_else(|| outcome.to_owned(), |status| format!("{outcome} ({status})")),
+            entry.operation.clone().unwrap_or_else(|| "-".into()),
+        ]);
+    }
+    let mut out = table(&rows);
+    if let Some(next) = &page.next {
+        let _ = writeln!(out, "more: --cursor {next}");
     }
     out
 }
@@ -356,6 +422,9 @@ pub(crate) fn journal(journal: &Journal) -> String {
         seconds(journal.history_seconds),
         seconds(journal.history_seconds_max)
     );
+    if let Some(lock) = &journal.lock {
+        let _ = writeln!(out, "  locked       {}", lock_line(lock));
+    }
     if let Some(asked) = &journal.asked {
         let (history, most) = (seconds(asked.history_seconds), limit(asked.bytes_max));
         let _ =
@@ -387,6 +456,32 @@ pub(crate) fn journal(journal: &Journal) -> String {
         let _ = writeln!(out, "  DAMAGED      {} of its newest state", bytes(journal.damaged_bytes));
     }
     out
+}
+
+/// Until when a history is locked, in words.
+fn lock_line(lock: &HistoryLock) -> String {
+    let left = match lock.seconds_left_min {
+        0 => String::new(),
+        left => format!(" and for {} at the least", seconds(left)),
+    };
+    let mut line = format!("until {}{left}, by {}", lock.until, lock.set_by);
+    if let Some(LiftAsked { id, by, seconds_left, .. }) = &lock.lift {
+        let left = seconds(*seconds_left);
+        let _ = write!(
+            line,
+            "; {by} asks that it be lifted: another person does that with `--confirm {id}` within {left}"
+        );
+    }
+    line
+}
+
+pub(crate) fn locked(journals: &[Journal]) -> String {
+    let of = |journal: &Journal| {
+        let lock = journal.lock.as_ref().map(lock_line);
+        let lock = lock.map_or("not locked".to_owned(), |lock| format!("locked {lock}"));
+        format!("the history of {} is {lock}\n", journal.vm)
+    };
+    journals.iter().map(of).collect()
 }
 
 pub(crate) fn pin(pin: &Pin) -> String {
@@ -486,9 +581,9 @@ fn hosts(group: &Group) -> String {
     }
 }
 
-pub(crate) fn operations(operations: &[Operation]) -> String {
-    if operations.is_empty() {
-        return "nothing goes on, and nothing has lately\n".into();
+pub(crate) fn operations(page: &OperationPage) -> String {
+    if page.operations.is_empty() {
+        return "there is none\n".into();
     }
     let mut rows = vec![["KIND", "ABOUT", "STATE", "STEPS", "BEGAN", "ID"].map(str::to_owned)];
     let row = |operation: &Operation| {
@@ -496,32 +591,46 @@ pub(crate) fn operations(operations: &[Operation]) -> String {
             operation.kind.clone(),
             operation.about.clone(),
             operation.state.clone(),
-            format!("{} of {}", operation.steps_done, operation.steps),
+            format!("{} of {}", operation.steps_done, operation.steps.len()),
             operation.began_at.clone(),
             operation.id.clone(),
         ]
     };
-    rows.extend(operations.iter().map(row));
-    table(&rows)
+    rows.extend(page.operations.iter().map(row));
+    let mut out = table(&rows);
+    if let Some(next) = &page.next {
+        let _ = writeln!(out, "more behind: --cursor {next}");
+    }
+    out
 }
 
 pub(crate) fn operation(operation: &Operation) -> String {
     let Operation { id, kind, about, state, steps_done, steps, .. } = operation;
-    let mut out = format!("operation {id}: {kind} of {about}, {state}, {steps_done} of {steps} steps\n");
+    let mut out =
+        format!("operation {id}: {kind} of {about}, {state}, {steps_done} of {} steps\n", steps.len());
     if let Some(step) = &operation.step {
         let (done, total) = (bytes(operation.bytes_done), bytes(operation.bytes_total));
         let far = if operation.bytes_total > 0 { format!(": {done} of {total}") } else { String::new() };
         let _ = writeln!(out, "  now: {step}{far}");
     }
-    for (what, text) in [("taken back", &operation.why), ("in its way", &operation.trouble)] {
+    let why = if operation.ended_at.is_some() { "taken back" } else { "goes back" };
+    for (what, text) in [(why, &operation.why), ("in its way", &operation.trouble)] {
         if let Some(text) = text {
             let _ = writeln!(out, "  {what}: {text}");
         }
     }
+    for left in &operation.left_undone {
+        let _ = writeln!(out, "  left: {left}");
+    }
     let ended = operation.ended_at.as_ref().map_or_else(String::new, |at| format!(", ended {at}"));
     let _ = writeln!(out, "  began {}{ended}", operation.began_at);
-    if operation.can_be_cancelled {
-        let _ = writeln!(out, "undo it:  holdfast operation cancel {id}");
+    if operation.ended_at.is_none() {
+        let _ = writeln!(out, "wait:     holdfast operation wait {id}");
+    }
+    for (action, what) in [("cancel", "undo it: "), ("leave", "leave it:")] {
+        if operation.allows(action) {
+            let _ = writeln!(out, "{what} holdfast operation {action} {id}");
+        }
     }
     out
 }

@@ -1,7 +1,8 @@
 //! What is decided about a peer's greeting: one function of what it says and of what is known here, over all that is valid.
 //!
 //! What it keeps, whatever a peer with a valid certificate says:
-//! - nothing of one site is touched by another, and no record changes what it belongs to;
+//! - nothing of one site is touched by another, nor a VM by another agent than the one that has it, and no record changes
+//!   what it belongs to;
 //! - who does not have the authority over a group is told so before anything is taken from him;
 //! - whoever is refused changes nothing: not the definition, not the name, not the terms;
 //! - a word of the protected side never shortens or thins the history that is here. It may ask for less, which is shown to
@@ -69,6 +70,8 @@ pub enum Kept<'a> {
 #[derive(Debug, Clone)]
 pub struct Vm<'a> {
     pub site: &'a str,
+    /// The agent that sends it, as its certificate names it.
+    pub peer: &'a str,
     pub name: &'a str,
     pub group: GroupId,
     pub group_name: &'a str,
@@ -200,11 +203,18 @@ fn check_there(vm: &Vm<'_>) -> Result<(), Refuse> {
     }
 }
 
-/// What a peer says of a VM counts only where VM and group are its own site's.
+/// What a peer says of a VM counts only where it is the agent that has the VM, and VM and group are its own site's.
 fn check_owner(hello: &Hello, side: &Side<'_>, vm: &Vm<'_>) -> Result<(), Refuse> {
     let not_accepted = |detail| Err(refuse(Refusal::NotAccepted, detail));
     if vm.site != side.site {
         return not_accepted(format!("this VM is kept for site {}, and {} is not of it", vm.site, side.peer));
+    }
+    if vm.peer != side.peer {
+        return not_accepted(format!(
+            "this VM is sent by {}: where {} has it now, an operator of the recovery side says so with `holdfast vm hand-over \
+             {} --to {1}`",
+            vm.peer, side.peer, hello.vm
+        ));
     }
     if vm.group != hello.group {
         return not_accepted(format!(
@@ -289,14 +299,14 @@ pub fn authority(said: Epoch, group: &str, failover: Failover<'_>) -> Result<(),
 ///
 /// # Errors
 /// What to answer where it is not believed, or nobody can tell: then it is said again.
-pub fn leave(leave: &Leave, site: &str, vm: &Kept<'_>, failover: Failover<'_>) -> Result<bool, Refuse> {
+pub fn leave(leave: &Leave, peer: &str, vm: &Kept<'_>, failover: Failover<'_>) -> Result<bool, Refuse> {
     let vm = match vm {
         Kept::Unreadable(why) => return Err(unread(why)),
         Kept::Not => return Ok(false),
         Kept::Is(vm) => vm,
     };
-    if vm.site != site || vm.group != leave.group {
-        let detail = format!("this VM belongs to group {} of site {}", vm.group, vm.site);
+    if vm.peer != peer || vm.group != leave.group {
+        let detail = format!("this VM is sent by {} and belongs to group {}", vm.peer, vm.group);
         return Err(refuse(Refusal::NotAccepted, detail));
     }
     // Who has lost the authority over a group does not say who belongs to it.

@@ -134,6 +134,17 @@ impl Outbox {
         shelf.spill = Some(spill);
     }
 
+    /// Changes how much the spill may hold; there must be one. What lies in it stays, and is sent from there.
+    pub fn set_spill_bytes(&self, bytes_max: u64) {
+        let mut shelf = self.lock_shelf();
+        let spill = shelf.spill.as_mut().expect("there is a spill");
+        spill.set_bytes_max(bytes_max);
+        let mut state = self.lock();
+        state.note(&**spill);
+        // It is found out anew.
+        state.full = bytes_max == 0;
+    }
+
     /// One is wanted and there is none, and why.
     pub fn lacks_spill(&self, why: String) {
         self.lock().trouble = Some(why);

@@ -37,6 +37,9 @@ pub trait Spill: fmt::Debug + Send {
     fn bytes(&self) -> u64;
 
     fn bytes_max(&self) -> u64;
+
+    /// Changes how much it may hold. What lies in it stays.
+    fn set_bytes_max(&mut self, bytes_max: u64);
 }
 
 /// Why a batch was not taken.

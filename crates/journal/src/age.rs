@@ -37,6 +37,13 @@ impl AgeClock {
     }
 }
 
+impl AgeClock {
+    /// What it would say now, also where nobody has kept the journal up for a while.
+    pub(crate) fn at(&self, now: Monotonic) -> i64 {
+        self.now.saturating_add(micros(now.since(self.read_at.unwrap_or(now))))
+    }
+}
+
 pub(crate) fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }

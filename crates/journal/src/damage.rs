@@ -27,10 +27,11 @@ use crate::state::State;
 use crate::timeline::Timeline;
 use crate::view::View;
 use crate::writer::Takes;
+use std::collections::BTreeSet;
 use std::io;
 use threads::sync::{Mutex, MutexGuard};
 use types::{ByteRange, DiskIndex, WriteSeq};
-use words::in_bounded_words;
+use words::{costless_as_one, in_bounded_words};
 
 pub(crate) use words::Spoilt;
 
@@ -193,7 +194,7 @@ impl Containing<'_> {
     /// was not known yet, of many places in bounded words. Where something of the newest state is lost the stream must be
     /// told.
     pub(crate) fn pieces(&self, found: Vec<Spoilt>, seen: WriteSeq) -> Result<Vec<Damage>, FoldError> {
-        let news = in_bounded_words(self.news(found));
+        let news = in_bounded_words(self.news(costless_as_one(found)));
         if news.is_empty() {
             return Ok(Vec::new());
         }
@@ -213,9 +214,13 @@ impl Containing<'_> {
     /// What of it is news: by its bytes and cuts, and not by its words. What was made good may be damaged once more, in the
     /// same words as before, and what is known is no news in others.
     fn news(&self, mut found: Vec<Spoilt>) -> Vec<Spoilt> {
-        let (mut timeline, manifest) = {
+        let (mut timeline, manifest, pins) = {
             let shared = self.state.read_shared();
-            (shared.timeline.clone(), shared.manifest.clone())
+            (shared.timeline.clone(), shared.manifest.clone(), shared.pinned().collect::<BTreeSet<_>>())
+        };
+        // An image may have been opened before its cut could not be any more.
+        let is_held = |piece: &LostPiece| {
+            pins.range(piece.from..).next().is_some_and(|pin| piece.until.is_none_or(|until| *pin < until))
         };
         found.retain(|Spoilt { what, pieces }| {
             let known = manifest.damage.iter().find(|entry| entry.what == *what);
@@ -224,7 +229,11 @@ impl Containing<'_> {
                 None => fresh.is_empty() && !pieces.is_empty(),
                 Some(entry) if entry.in_pieces => fresh.is_empty(),
                 // What is needed by no other cuts than those.
-                Some(_) => fresh.iter().all(|piece| timeline.misses(piece.from, piece.until)),
+                Some(_) => {
+                    let is_needed =
+                        |piece: &LostPiece| !timeline.misses(piece.from, piece.until) || is_held(piece);
+                    !fresh.iter().any(is_needed)
+                }
             };
             !is_nothing_new
         });

@@ -14,6 +14,7 @@
 //!
 //! In rollback mode (`undo.rs`) before-images take the place of step (1).
 
+mod again;
 mod done;
 mod error;
 mod part;
@@ -117,11 +118,12 @@ impl Fold {
         self.write_replica(target, how, contain).map(Some)
     }
 
-    /// Retires cuts below `floor`, durably. False where a pin holds one.
+    /// Retires cuts below `floor`, durably. False where a pin holds one, or all history is locked: that may have been said
+    /// since it was decided what is due.
     pub(crate) fn retire(&self, floor: WriteSeq) -> io::Result<bool> {
         {
             let mut shared = self.state.write_shared();
-            if shared.lowest_pin().is_some_and(|cut| cut < floor) {
+            if shared.settings.is_locked || shared.lowest_pin().is_some_and(|cut| cut < floor) {
                 return Ok(false);
             }
             // Nobody may pin below from here on.
@@ -149,10 +151,14 @@ impl Fold {
         let above = self.state.read_shared().manifest.applied();
         // Nothing is known of how far a part got that fails.
         let begun = self.lock_begun().take().filter(|begun| (begun.above, begun.target) == (above, target));
-        let [narrow, wide] = Width::BOTH.map(|width| self.sources_between(above, target, width));
+        let [narrow, wide] =
+            Width::BOTH.map(|width| self.sources_between(LogKind::Redo, above, target, width));
         let (narrow, wide) = (Merge::new(narrow?)?, Merge::new(wide?)?);
         let written = AtomicU64::new(0);
         let is_repeated = self.was_cut_short.swap(true, Ordering::Relaxed);
+        if is_repeated && begun.is_none() {
+            self.sum_what_only_before_images_tell((above, target), how, contain)?;
+        }
         let fold = |region: &Region, buf: &mut PageBuf| {
             let bytes = self.fold_region(region, (target, is_repeated), buf, how, contain)?;
             written.fetch_add(bytes, Ordering::Relaxed);
@@ -188,9 +194,10 @@ impl Fold {
         part.next.is_some() || self.state.read_shared().manifest.being_written().1 > target
     }
 
-    /// The extents of one width of all segments that may hold some in the range, each source in order.
+    /// The extents of one width of all segments of a log that may hold some in the range, each source in order.
     pub(crate) fn sources_between(
         &self,
+        kind: LogKind,
         above: WriteSeq,
         upto: WriteSeq,
         width: Width,
@@ -198,10 +205,10 @@ impl Fold {
         let (manifest, mut tables) = {
             let shared = self.state.read_shared();
             let mut tables = Vec::new();
-            for table in &shared.view.redo.frozen {
+            for table in &shared.view.log(kind).frozen {
                 tables.push(table.of_width(width));
             }
-            tables.push(shared.redo_table.of_width(width));
+            tables.push(shared.table(kind).of_width(width));
             (shared.manifest.clone(), tables)
         };
         for table in &mut tables {
@@ -209,10 +216,10 @@ impl Fold {
         }
         let mut sources: Vec<Source> =
             tables.into_iter().map(|table| Source::Memory(table.into_iter())).collect();
-        for segment in &manifest.redo.segments {
+        for segment in &manifest.log(kind).segments {
             let Some(footer) = segment.footer() else { continue };
             if footer.last_seq > above.raw() && footer.first_seq <= upto.raw() {
-                let run = Arc::new(Run::new(LogKind::Redo, footer.clone()));
+                let run = Arc::new(Run::new(kind, footer.clone()));
                 sources.push(Source::of_run(run, width, &*self.state.store)?);
             }
         }
@@ -234,16 +241,24 @@ impl Fold {
         let summed = self.state.read_shared().manifest.disks[usize::from(region.disk.0)].summed_below;
         let mut writing = replica.begin(summed, is_repeated);
         let bytes = self.bring(region, target, &mut writing, buf, how)?;
-        let lost = || {
-            let shared = self.state.read_shared();
-            shared.timeline.lost().of_at(region.disk, replica.around(region.range), target)
-        };
+        self.end_writing((region.disk, replica.around(region.range)), target, writing, contain)?;
+        Ok(bytes)
+    }
+
+    /// Sums what was written to some blocks.
+    fn end_writing(
+        &self,
+        (disk, blocks): (DiskIndex, ByteRange),
+        target: WriteSeq,
+        writing: Writing<'_>,
+        contain: Contain<'_>,
+    ) -> Result<(), FoldError> {
+        let lost = || self.state.read_shared().timeline.lost().of_at(disk, blocks, target);
         let spoilt = writing.spoilt(&lost());
         if !spoilt.is_empty() {
-            contain(region.disk, CameUpon::Written(spoilt))?;
+            contain(disk, CameUpon::Written(spoilt))?;
         }
-        writing.finish(&lost()).map_err(FoldError::Replica)?;
-        Ok(bytes)
+        writing.finish(&lost()).map_err(FoldError::Replica)
     }
 
     /// Writes one region's newest bytes, in as few writes as there are runs of them.
@@ -346,7 +361,8 @@ impl Fold {
     /// Which parts of a piece some cut that can be opened needs as they are at `target`. In a gap that has ended those are
     /// not needed that were written anew by its end, as all was that could not be read when the sides were compared.
     /// An image that was opened before the gap was found, at the write or above it, needs them as far as its cut. None
-    /// where there is no such gap.
+    /// where there is no such gap, or where it begins behind the write: cuts between read the replica there, once a step
+    /// back has brought it further, and would be given what was there before the write.
     fn still_needed(
         &self,
         disk: DiskIndex,
@@ -354,10 +370,12 @@ impl Fold {
         target: WriteSeq,
     ) -> Result<Option<Vec<ByteRange>>, ReadError> {
         let Origin::Log { seq, .. } = piece.origin else { return Ok(None) };
-        let (gap, pin) = {
+        let (gap, pin, retired_below) = {
             let shared = self.state.read_shared();
-            (shared.timeline.closed_gap_at(target), shared.lowest_pin_from(seq))
+            let retired_below = WriteSeq::from_raw(shared.manifest.retired_below);
+            (shared.timeline.closed_gap_at(target), shared.lowest_pin_from(seq), retired_below)
         };
+        let gap = gap.filter(|(begin, _)| *begin <= seq.max(retired_below));
         let upto = gap.map(|(_, end)| pin.map_or(end, |pin| end.min(pin)));
         upto.map(|upto| self.reads.unwritten_between(disk, piece.range, target, upto)).transpose()
     }
@@ -389,3 +407,6 @@ impl Fold {
         Ok(gone.segments.len())
     }
 }
+
+#[cfg(test)]
+mod tests;

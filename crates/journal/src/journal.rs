@@ -35,7 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use threads::sync::RwLockReadGuard;
 use threads::sync::atomic::Ordering;
-use types::{BlockRun, CheckpointId, DiskIndex, DiskSpec, Epoch, VmId, WallTime, WriteSeq};
+use types::{BlockRun, CheckpointId, DiskIndex, DiskSpec, Epoch, Monotonic, VmId, WallTime, WriteSeq};
 
 /// The journal of one VM.
 #[derive(Debug)]
@@ -190,6 +190,12 @@ impl Journal {
     /// Changes what an operator may set.
     pub fn set(&self, settings: Settings) {
         self.state.write_shared().settings = settings;
+    }
+
+    /// How long it was kept up altogether, as far as that was seen: time that no clock of the host can make pass, and that
+    /// stands still while nobody runs.
+    pub fn aged(&self, now: Monotonic) -> Duration {
+        Duration::from_micros(u64::try_from(self.read_shared().age.at(now)).unwrap_or(0))
     }
 
     /// Fills `buf` with the disk's bytes from `start` as of `cut`, which is pinned or not yet retired.

@@ -47,7 +47,9 @@ impl Lost {
     pub(crate) fn of_manifest(manifest: &Manifest) -> Self {
         let sizes = &manifest.disks;
         let fits = |piece: &LostPiece| {
-            sizes.get(usize::from(piece.disk.0)).is_some_and(|disk| piece.range.fits(disk.size_bytes))
+            let disk = sizes.get(usize::from(piece.disk.0));
+            let is_of_a_cut = piece.until.is_none_or(|until| piece.from < until);
+            is_of_a_cut && disk.is_some_and(|disk| piece.range.fits(disk.size_bytes))
         };
         let mut lost = Self::default();
         lost.add(manifest.lost.iter().map(LostPiece::from).filter(fits));

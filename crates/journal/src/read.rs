@@ -221,10 +221,14 @@ impl Reads {
     }
 
     /// Whether something in a range, which lies in one region, is being brought into the replica, or was when that was cut
-    /// short: until it is done its checksums say nothing.
+    /// short: until it is done its checksums say nothing. What the redo log has lost since before-images tell of.
     pub(crate) fn is_being_written(&self, disk: DiskIndex, range: ByteRange) -> Result<bool, ReadError> {
         let (after, upto) = self.state.read_shared().manifest.being_written();
-        Ok(upto > after && self.unwritten_between(disk, range, after, upto)? != [range])
+        if upto <= after {
+            return Ok(false);
+        }
+        Ok(self.unwritten_between(disk, range, after, upto)? != [range]
+            || !self.extents_between(LogKind::Undo, (disk, range), (after, upto))?.is_empty())
     }
 
     /// Lets go of a segment's file: another one takes its name.

@@ -50,9 +50,12 @@ impl Shared {
     }
 
     /// Up to where history is to go, if any of it is. What is `last_good` goes only where the hard limit leaves
-    /// the stream no room, or an operator has let go of it.
+    /// the stream no room, or an operator has let go of it; nothing goes of what is locked.
     pub(crate) fn due(&self, last_good: Option<WriteSeq>) -> Option<WriteSeq> {
         let settings = &self.settings;
+        if settings.is_locked {
+            return None;
+        }
         let horizon = self.age.now.saturating_sub(micros(settings.history));
         let mut bytes = self.journal_bytes();
         let hard_is_near = settings.bytes_hard > 0 && bytes > settings.bytes_hard / 16 * 15;
@@ -86,6 +89,9 @@ impl Shared {
             (0, hard) => hard,
             (soft, _) => soft,
         };
+        if self.settings.is_locked {
+            return None;
+        }
         let (kept, bytes) = (self.history(), self.journal_bytes());
         if kept.is_zero() || bytes == 0 {
             return None;

@@ -34,6 +34,8 @@ pub struct Settings {
     pub tagged_history: Duration,
     /// A newest whole cut up to here holds retention back no more, though the state after it is damaged.
     pub let_go: Option<WriteSeq>,
+    /// No history goes while this is so, whatever else is set and however full it is.
+    pub is_locked: bool,
 }
 
 /// Settings that make no sense.
@@ -63,6 +65,7 @@ impl Settings {
             thinning: Thinning::default(),
             tagged_history: Duration::ZERO,
             let_go: None,
+            is_locked: false,
         }
     }
 

@@ -72,6 +72,11 @@ impl Spill {
         self.bytes_max
     }
 
+    /// Changes how much it may hold. What lies in it stays.
+    pub fn set_bytes_max(&mut self, bytes_max: u64) {
+        self.bytes_max = bytes_max;
+    }
+
     /// The last sequence in it.
     pub fn last(&self) -> Option<WriteSeq> {
         self.files.back().and_then(|file| file.rows.last()).map(|row| row.last)

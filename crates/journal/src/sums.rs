@@ -63,6 +63,10 @@ pub(crate) struct Sums {
 /// The words of one page.
 type Words = Vec<Word>;
 
+fn unknown() -> Words {
+    vec![Word::UNKNOWN; WORDS_PER_PAGE as usize]
+}
+
 /// How long the file of a disk is.
 pub(crate) fn file_bytes(disk_bytes: u64) -> u64 {
     disk_bytes.div_ceil(SUMMED_BYTES).div_ceil(WORDS_PER_PAGE) * PAGE_BYTES
@@ -74,20 +78,42 @@ impl Sums {
         Self { file, stamp, one: Mutex::default() }
     }
 
+    /// Of a page that the disk does not give just now nothing is known.
     fn page(&self, page: u64) -> Words {
-        let mut bytes = [0; PAGE_BYTES as usize];
-        let number = page as u32;
-        let is_read = self.file.read_at(page * PAGE_BYTES, &mut bytes).is_ok();
-        if is_read && is_zero(&bytes) {
-            return vec![Word::ZEROES; WORDS_PER_PAGE as usize];
+        self.read_page(page).unwrap_or_else(|_| unknown())
+    }
+
+    /// The words of a page that is about to be written anew, with what is known of others. A page that the disk does not give,
+    /// though it gives another one, is as good as rotten; where it gives none it may give them all later, and nothing may take
+    /// their place: rot behind them would be told by nobody.
+    fn page_to_change(&self, page: u64) -> io::Result<Words> {
+        match self.read_page(page) {
+            Err(_) if self.gives_another(page)? => Ok(unknown()),
+            read => read,
         }
-        match open_page(&bytes, PageKind::Sums, number, self.stamp, WORD_BYTES) {
+    }
+
+    fn read_page(&self, page: u64) -> io::Result<Words> {
+        let mut bytes = [0; PAGE_BYTES as usize];
+        self.file.read_at(page * PAGE_BYTES, &mut bytes)?;
+        if is_zero(&bytes) {
+            return Ok(vec![Word::ZEROES; WORDS_PER_PAGE as usize]);
+        }
+        Ok(match open_page(&bytes, PageKind::Sums, page as u32, self.stamp, WORD_BYTES) {
             Ok(count) => {
                 let words = bytes[..count * WORD_BYTES].as_chunks::<WORD_BYTES>().0.iter();
                 words.map(|word| Word(u32::from_le_bytes(*word))).collect()
             }
-            Err(_) => vec![Word::UNKNOWN; WORDS_PER_PAGE as usize],
-        }
+            Err(_) => unknown(),
+        })
+    }
+
+    /// Whether the disk gives the first page or the last; nobody can tell where there is but one.
+    fn gives_another(&self, page: u64) -> io::Result<bool> {
+        let last = (self.file.len()? / PAGE_BYTES).saturating_sub(1);
+        let is_given =
+            |other: u64| self.file.read_at(other * PAGE_BYTES, &mut [0; PAGE_BYTES as usize]).is_ok();
+        Ok(last == 0 || [0, last].into_iter().any(|other| other != page && is_given(other)))
     }
 
     fn put(&self, page: u64, words: &[Word]) -> io::Result<()> {
@@ -116,7 +142,7 @@ impl Sums {
         let mut words = words.iter().peekable();
         while let Some((first, _)) = words.peek() {
             let page = **first / WORDS_PER_PAGE;
-            let mut known = self.page(page);
+            let mut known = self.page_to_change(page)?;
             while let Some((block, word)) = words.next_if(|(block, _)| **block / WORDS_PER_PAGE == page) {
                 known[(block % WORDS_PER_PAGE) as usize] = *word;
             }
@@ -147,3 +173,6 @@ impl Sums {
         self.file.sync_data()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -139,7 +139,7 @@ impl Undo {
         let mut target = ends(&self.state.read_shared()).unwrap_or(durable).min(durable);
         let mut extents = Vec::new();
         for width in Width::BOTH {
-            let mut merge = Merge::new(self.fold.sources_between(applied, target, width)?)?;
+            let mut merge = Merge::new(self.fold.sources_between(LogKind::Redo, applied, target, width)?)?;
             while let Some(extent) = merge.next()? {
                 if extent.seq > applied && extent.seq <= target {
                     extents.push(extent);

@@ -143,7 +143,8 @@ impl Shared {
         self.oldest_at().map_or(Duration::ZERO, |oldest| newest.since(oldest))
     }
 
-    fn pinned(&self) -> impl Iterator<Item = WriteSeq> {
+    /// The cuts that pins hold.
+    pub(crate) fn pinned(&self) -> impl Iterator<Item = WriteSeq> {
         let kept = self.manifest.pins.iter().map(|pin| WriteSeq::from_raw(pin.cut));
         self.image_pins.values().copied().chain(kept)
     }
@@ -156,6 +157,11 @@ impl Shared {
     /// The lowest cut that a pin holds, of those at or above `least`.
     pub(crate) fn lowest_pin_from(&self, least: WriteSeq) -> Option<WriteSeq> {
         self.pinned().filter(|cut| *cut >= least).min()
+    }
+
+    /// The highest cut that a pin holds, of those at or below `most`.
+    pub(crate) fn highest_pin_upto(&self, most: WriteSeq) -> Option<WriteSeq> {
+        self.pinned().filter(|cut| *cut <= most).max()
     }
 
     /// How long ago `cut` was at the end of what is sealed; zero for what is not.

@@ -70,6 +70,35 @@ fn what_is_flushed_stays_though_making_the_overlay_failed_at_first() {
     }
 }
 
+/// (1) The host was started anew, and the disk fails as the overlay is opened: its map is made for this boot, in memory alone;
+/// (2) it is opened again, and written to; (3) memory is short; (4) the agent is killed, and the guest goes on.
+#[test]
+fn what_is_written_stays_though_the_map_could_not_be_made_durable_for_this_boot_at_first() {
+    for syncs in [0, 1] {
+        let store = SimStore::new();
+        let overlay = open(&store, 1);
+        write(&overlay, 1);
+        overlay.flush().unwrap();
+        drop(overlay);
+        store.lose_power(&mut Rng::new(syncs));
+        store.fail_sync_after(Some(syncs));
+        Overlay::open(&store, "image-1", "vda", SIZE, [2; 16]).unwrap_err();
+        store.fail_sync_after(None);
+        let overlay = open(&store, 2);
+        write(&overlay, 2);
+        let at_4_kib = |overlay: &Overlay| {
+            let mut block = [0; 4096];
+            overlay.read_at::<OverlayError>(4096, &mut block, |_, _| Ok(())).unwrap();
+            block[0]
+        };
+        overlay.write_at::<OverlayError>(4096, &[3; 4096], |_, _| Ok(())).unwrap();
+        store.evict();
+        drop(overlay);
+        let again = open(&store, 2);
+        assert_eq!((read(&again)[0], at_4_kib(&again)), (2, 3), "{syncs} syncs");
+    }
+}
+
 /// A block that was never flushed is given up by the flush that fails, and memory runs short: it is an error, not zeroes.
 /// One in a region that was not written since it was flushed is what was flushed.
 #[test]

@@ -4,10 +4,12 @@
 mod stream;
 
 use batch::Kind;
-use journal::{AppendMeta, CheckpointQuery, Clock, Expiry, Journal, Mode, Settings, Thinning, Upkeep};
+use journal::{
+    AppendError, AppendMeta, CheckpointQuery, Clock, Expiry, Journal, Mode, Settings, Thinning, Upkeep,
+};
 use sim::{Rng, SimStore};
 use std::time::Duration;
-use stream::{DISK_BYTES, SMALL, Stream, append, compare, create, cuts, keep_up};
+use stream::{DISK_BYTES, SMALL, Stream, append, compare, create, cuts, keep_up, try_append};
 use types::{ByteRange, Epoch, Monotonic, WallTime, WriteSeq};
 
 /// Two checkpoints, then a sync that has brought over as much again, three times, and has not ended.
@@ -245,4 +247,32 @@ fn a_tag_holds_its_before_images_while_its_own_segment_is_open() {
     keep_up(&journal, 1000);
     assert!(cuts(&journal).contains(&tagged));
     compare(&journal, &stream.states);
+}
+
+#[test]
+fn what_is_locked_goes_neither_by_age_nor_by_size_and_takes_nothing_more_at_its_hard_limit() {
+    for mode in [Mode::RollForward, Mode::Rollback] {
+        let settings = Settings { segment_bytes: 24 << 10, mode, ..SMALL };
+        let (journal, mut stream, last_good) = in_a_sync(settings);
+        stream.end_sync();
+        stream.checkpoint();
+        append(&journal, stream.batch(), 6, 6);
+        keep_up(&journal, 6);
+        let whole = cuts(&journal);
+        let locked = Settings { is_locked: true, let_go: Some(last_good), ..settings };
+        for pressed in [Settings { bytes_soft: 1, ..locked }, Settings { bytes_hard: 1, ..locked }, locked] {
+            journal.set(pressed);
+            keep_up(&journal, 1_000_000);
+            assert_eq!(cuts(&journal), whole, "{mode:?}");
+            assert_eq!(journal.status().projected_history, None, "no limit leaves less");
+        }
+        compare(&journal, &stream.states);
+        journal.set(Settings { bytes_hard: 1, ..locked });
+        stream.write(0, &[9; 4096]);
+        let refused = try_append(&journal, stream.batch(), 7, 7).unwrap_err();
+        assert!(matches!(refused, AppendError::HardLimit { .. }), "{refused}");
+        journal.set(settings);
+        keep_up(&journal, 1_000_000);
+        assert!(cuts(&journal).len() < whole.len(), "{mode:?}: and it goes once it is not locked");
+    }
 }

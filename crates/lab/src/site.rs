@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+/// Users that guests run as: of those that Debian gives nobody, and that a container has.
+const GUESTS: (u32, u32) = (64_100, 64_355);
 const READY_LIMIT: Duration = Duration::from_secs(30);
 
 /// A host of a site, of which most have one only.
@@ -102,8 +104,9 @@ impl Site {
         let text = format!(
             "site = \"{}\"\nagent = \"{}\"\nstate_dir = \"state\"\nrun_dir = \"run\"\n\
              pki_dir = \"state/pki\"\n\n\
+             [guests]\nuids = [{}, {}]\n\n\
              [stream]\nlisten = \"127.0.0.1:{}\"\n{more}",
-            self.name, self.host, self.stream_port
+            self.name, self.host, GUESTS.0, GUESTS.1, self.stream_port
         );
         std::fs::write(self.config(), text).context("write the agent's configuration")
     }

@@ -24,8 +24,8 @@ pub enum Refused {
     #[error("{lock} is being changed by operation {by}: wait for its end, or cancel it")]
     Locked { lock: Lock, by: OperationId },
     /// As many as there may be.
-    #[error("{OPERATIONS_MAX} operations go on already: wait for some to end")]
-    TooMany,
+    #[error("{OPERATIONS_MAX} operations of kind {kind} go on already: wait for some to end, or cancel one")]
+    TooMany { kind: &'static str },
     /// The record is none that can be gone on with.
     #[error(transparent)]
     Bad(#[from] BadRecord),
@@ -107,8 +107,8 @@ impl<P: Plan> Book<P> {
         if let Some(id) = key.as_ref().map_or(Ok(None), |key| self.same(key))? {
             return Ok(Begun::Same(id));
         }
-        if self.rows.values().filter(|row| !row.record.standing.is_end()).count() >= OPERATIONS_MAX {
-            return Err(Refused::TooMany);
+        if let Some(kind) = plan.counts_as().filter(|kind| self.going(kind) >= OPERATIONS_MAX) {
+            return Err(Refused::TooMany { kind });
         }
         let standing = Standing::Forward { next: 0 };
         let record = Record {
@@ -125,6 +125,12 @@ impl<P: Plan> Book<P> {
         let control = Arc::new(Control::default());
         self.rows.insert(id, Row { record: record.clone(), control: control.clone() });
         Ok(Begun::New(record, control))
+    }
+
+    /// How many of a kind have not ended.
+    fn going(&self, kind: &str) -> usize {
+        let going = self.rows.values().map(|row| &row.record).filter(|record| !record.standing.is_end());
+        going.filter(|record| record.plan.counts_as() == Some(kind)).count()
     }
 
     fn lock(&mut self, record: &Record<P>) -> Result<(), Refused> {

@@ -24,6 +24,10 @@ pub trait Plan: Clone {
 
     /// What nobody else may change meanwhile.
     fn locks(&self) -> BTreeSet<Lock>;
+
+    /// With which others it is counted: of each kind so many go on at once, whatever others do. None for what ends something:
+    /// it always begins, and there is no more of it than of what it locks.
+    fn counts_as(&self) -> Option<&'static str>;
 }
 
 /// Why a step could not be done or undone now. It is tried again.

@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::fmt;
 use types::VmId;
+use types::limits::OPERATIONS_MAX;
 
 /// Makes a thing under a chosen name, fills it, and takes an old one away: from there on there is no way back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +46,10 @@ impl Plan for Swap {
 
     fn locks(&self) -> BTreeSet<Lock> {
         [Lock::Kept(VmId::from_bytes([1; 16]))].into()
+    }
+
+    fn counts_as(&self) -> Option<&'static str> {
+        None
     }
 }
 
@@ -358,6 +363,7 @@ fn a_cancel_that_was_taken_is_never_forgotten_and_one_that_comes_too_late_is_ref
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Crossing {
     crossed: bool,
+    kind: Option<&'static str>,
 }
 
 impl Plan for Crossing {
@@ -377,6 +383,10 @@ impl Plan for Crossing {
 
     fn locks(&self) -> BTreeSet<Lock> {
         BTreeSet::new()
+    }
+
+    fn counts_as(&self) -> Option<&'static str> {
+        self.kind
     }
 }
 
@@ -427,7 +437,7 @@ fn a_step_that_comes_to_a_point_of_no_return_is_cancelled_before_it_or_never() {
         let walk = Walk { control: &control, cancels_before, ledger_fails: Cell::new(ledger_fails) };
         let mut record = Record {
             id: OperationId::from_bytes([7; 16]),
-            plan: Crossing { crossed: false },
+            plan: Crossing { crossed: false, kind: None },
             standing: Standing::Forward { next: 0 },
             key: None,
             left_undone: Vec::new(),
@@ -517,6 +527,27 @@ fn two_operations_never_change_the_same_thing() {
     assert!(book.note(&record).is_empty());
     assert_eq!(book.holder(lock), None);
     assert!(matches!(book.begin(id(5), plan, None, 1), Ok(Begun::New(..))));
+}
+
+#[test]
+fn what_goes_on_for_long_keeps_out_nothing_but_its_own_kind_and_never_what_ends_something() {
+    let mut book = Book::default();
+    let mut ids = (0..=u8::MAX).flat_map(|one| (0..=u8::MAX).map(move |other| [one, other]));
+    let mut begin = |kind: Option<&'static str>| {
+        let mut bytes = [0; 16];
+        bytes[..2].copy_from_slice(&ids.next().unwrap());
+        book.begin(OperationId::from_bytes(bytes), Crossing { crossed: false, kind }, None, 1)
+    };
+    for _ in 0..OPERATIONS_MAX {
+        begin(Some("promote")).unwrap();
+    }
+    assert_eq!(begin(Some("promote")).unwrap_err(), Refused::TooMany { kind: "promote" });
+    begin(Some("failover")).unwrap();
+    // More of them stand than any kind may have.
+    for _ in 0..=OPERATIONS_MAX {
+        begin(None).unwrap();
+    }
+    begin(Some("failover")).unwrap();
 }
 
 #[test]

@@ -171,9 +171,9 @@ pub(crate) fn invariant_nothing_acknowledged_rests_on_what_was_not_synced(pair: 
     let RecoveryVm { store, journal: Some(journal), told, settings, .. } = &pair.recovery else { return };
     let left = store.fork_of_what_is_synced();
     let expected = Expected::of(&left);
-    let opened = Journal::open(Arc::new(left), *settings).expect("what is synced is a journal");
+    let opened = Journal::open(Arc::new(left.clone()), *settings).expect("what is synced is a journal");
     let name = "invariant_nothing_acknowledged_rests_on_what_was_not_synced";
-    let lost_from = expected.judge(&opened, *told).unwrap_or(WriteSeq::MAX);
+    let lost_from = expected.judge(&opened, &left, *told).unwrap_or(WriteSeq::MAX);
     let (there, left) = (all_checkpoints(journal), all_checkpoints(&opened.journal));
     for checkpoint in there.into_iter().filter(|checkpoint| checkpoint.cut < lost_from) {
         assert!(left.contains(&checkpoint), "{name}: checkpoint {} is gone", checkpoint.cut);

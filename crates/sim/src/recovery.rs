@@ -31,6 +31,7 @@ pub(crate) const SETTINGS: Settings = Settings {
     thinning: Thinning { all: Duration::from_secs(86_400), minutely: Duration::from_secs(604_800) },
     tagged_history: Duration::ZERO,
     let_go: None,
+    is_locked: false,
 };
 
 const PAGE_BYTES: usize = 4096;
@@ -65,6 +66,8 @@ pub(crate) struct RecoveryVm {
     spoilt: Arc<Mutex<Spoilt>>,
     /// The round of scrubbing that is under way.
     pub(crate) round: Round,
+    /// What an opening may have found that has failed.
+    failed_opening: Option<Expected>,
 }
 
 impl RecoveryVm {
@@ -89,6 +92,7 @@ impl RecoveryVm {
             retained: Retained::default(),
             spoilt,
             round: Round::default(),
+            failed_opening: None,
         }
     }
 
@@ -147,19 +151,24 @@ impl RecoveryVm {
         if self.journal.is_some() || !self.has_journal() {
             return;
         }
-        let expected = Expected::of(&self.store);
+        let expected = Expected::of(&self.store).after(self.failed_opening.take());
         let opened = match Journal::open(Arc::new(self.store.clone()), self.settings) {
             Ok(opened) => opened,
             // The disk fails or is full just now; it is tried again when the source comes back.
-            Err(OpenError::Io(_) | OpenError::Manifest(ManifestError::Io(_))) => return,
+            Err(OpenError::Io(_) | OpenError::Manifest(ManifestError::Io(_))) => {
+                self.failed_opening = Some(expected);
+                return;
+            }
             Err(error) => panic!("a journal that cannot be opened: {error}"),
         };
-        if let Some(from) = expected.judge(&opened, self.told) {
+        if let Some(from) = expected.judge(&opened, &self.store, self.told) {
             self.told = self.told.min(opened.journal.status().last_seq);
             self.retained.may_be_gone_from(from);
             self.pins.retain(|(_, cut)| *cut < from);
             self.images.spoil();
         }
+        // Whoever has found and contained something may have been killed before he could tell it.
+        self.note_damage();
         let journal = Arc::new(opened.journal);
         self.images.rebind(&journal);
         self.journal = Some(journal);

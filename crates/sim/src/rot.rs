@@ -11,6 +11,7 @@ use crate::rng::Rng;
 use crate::store::{Decay, SimStore};
 use batch::Form;
 use journal::{MANIFESTS, Manifest, Opened, ScrubPlace, SegmentInfo};
+use std::collections::{BTreeMap, BTreeSet};
 use types::{ByteRange, WriteSeq};
 
 const PAGE_BYTES: u64 = 4096;
@@ -28,32 +29,51 @@ pub(crate) struct Round {
 }
 
 /// What an opening may find.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Expected {
     /// The redo log may end, or miss something, from here on.
     pub(crate) redo: Option<WriteSeq>,
     pub(crate) undo: bool,
+    /// The words for what was told in cuts before.
+    known: BTreeSet<String>,
 }
 
 impl Expected {
     pub(crate) fn of(store: &SimStore) -> Self {
         let [redo, undo] = opening_may_miss(store);
-        Self { redo, undo: undo.is_some() }
+        let known = written_down(store).into_keys().collect();
+        Self { redo, undo: undo.is_some(), known }
+    }
+
+    /// The same, after an opening that has failed: it may have written down what it had found, and what is written down already
+    /// no later one tells.
+    pub(crate) fn after(self, failed: Option<Self>) -> Self {
+        let Some(failed) = failed else { return self };
+        let redo = self.redo.into_iter().chain(failed.redo).min();
+        Self { redo, undo: self.undo || failed.undo, known: failed.known }
     }
 
     /// What was found is no more than what rotted where there is no index yet. From where on cuts may be gone.
-    pub(crate) fn judge(&self, opened: &Opened, told: WriteSeq) -> Option<WriteSeq> {
-        let damage = &opened.damage;
-        for one in damage {
-            let is_expected = self.undo || self.redo.is_some_and(|from| one.from >= from);
-            assert!(is_expected, "damage without cause: {one:?}");
+    pub(crate) fn judge(&self, opened: &Opened, store: &SimStore, told: WriteSeq) -> Option<WriteSeq> {
+        let before = written_down(store).into_iter().filter(|(what, _)| !self.known.contains(what));
+        let found: BTreeSet<WriteSeq> =
+            opened.damage.iter().map(|one| one.from).chain(before.map(|(_, from)| from)).collect();
+        for from in &found {
+            let is_expected = self.undo || self.redo.is_some_and(|redo| *from >= redo);
+            assert!(is_expected, "damage without cause from {from} on: {:?}", opened.damage);
         }
         let durable = opened.journal.status().last_seq;
         let is_there = durable >= told || self.redo.is_some_and(|from| durable >= from.previous());
         assert!(is_there, "invariant_acked_is_never_lost: {durable} is left of {told}");
-        let from = damage.iter().map(|one| one.from).min();
-        from.into_iter().chain((durable < told).then(|| durable.next())).min()
+        found.into_iter().chain((durable < told).then(|| durable.next())).min()
     }
+}
+
+/// The damage that a journal's manifest tells of in cuts, and from where on.
+fn written_down(store: &SimStore) -> BTreeMap<String, WriteSeq> {
+    let damage = Manifest::load(store).into_iter().flat_map(|manifest| manifest.damage);
+    let in_cuts = damage.filter(|one| !one.in_pieces);
+    in_cuts.map(|one| (one.what, WriteSeq::from_raw(one.from_seq))).collect()
 }
 
 fn any_decay(rng: &mut Rng, other: impl FnOnce(&mut Rng) -> Option<Vec<u8>>) -> Decay {
@@ -103,7 +123,7 @@ impl RecoveryVm {
             true => self.spoilt().decayed.costless(Rotten::Index),
             false => self.spoilt().decayed.log(&self.store, &name, form, before, page),
         }
-        Some(format!("page {page} of {name}, {how:.40?}"))
+        Some(format!("page {page} of {name}, {how:?}"))
     }
 
     pub(crate) fn decay_replica(&mut self, manifest: &Manifest, rng: &mut Rng) -> Option<String> {
@@ -134,7 +154,7 @@ impl RecoveryVm {
             let block = ByteRange::new(start, PAGE_BYTES.min(size - start));
             self.spoilt().decayed.block(block, images.into_iter());
         }
-        Some(format!("page {page} of {name}, {how:.40?}"))
+        Some(format!("page {page} of {name}, {how:?}"))
     }
 
     pub(crate) fn decay_index(&mut self, rng: &mut Rng) -> Option<String> {
@@ -149,7 +169,7 @@ impl RecoveryVm {
         }
         self.images.spoil();
         self.spoilt().decayed.costless(Rotten::Index);
-        Some(format!("page {page} of {name}, {how:.40?}"))
+        Some(format!("page {page} of {name}, {how:?}"))
     }
 
     /// Whether something of a sealed segment has rotted, found or not, that its footer tells of.
@@ -190,7 +210,7 @@ impl RecoveryVm {
             return None;
         }
         self.spoilt().decayed.costless(Rotten::Copy);
-        Some(format!("page {page} of {name}, {how:.40?}"))
+        Some(format!("page {page} of {name}, {how:?}"))
     }
 
     /// Whether the disk may not give a file just now: no checksums that tell of what has rotted.

@@ -56,4 +56,8 @@ impl Spill for SimSpill {
     fn bytes_max(&self) -> u64 {
         self.lock().0.bytes_max()
     }
+
+    fn set_bytes_max(&mut self, bytes_max: u64) {
+        self.lock().0.set_bytes_max(bytes_max);
+    }
 }

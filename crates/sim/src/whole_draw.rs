@@ -37,6 +37,7 @@ pub(crate) fn any_settings(rng: &mut Rng) -> Settings {
         thinning: Thinning { all, minutely: all + of(rng, [0, 60, 300, 86_400]) },
         tagged_history: of(rng, [0, 20, 90, 7200]),
         let_go: None,
+        is_locked: false,
         ..SETTINGS
     }
 }

@@ -19,6 +19,7 @@ use crate::doubts::Doubts;
 use crate::identity::DiskIdentity;
 use crate::polite_lock::PoliteLock;
 use crate::region_log::{RegionLog, Regions};
+use crate::room::Room;
 use crate::superseded::Superseded;
 use crate::sync_gate::{Others, SyncGate, SyncPolicy, SyncState};
 use batch::{Kind, Record, encode_mark, is_zero};
@@ -28,7 +29,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use threads::sync::atomic::{AtomicU64, Ordering};
+use threads::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use threads::sync::{Condvar, Mutex, MutexGuard};
 use types::limits::{BATCH_RECORDS_MAX, BLOCK_BYTES, RANGE_BYTES_MAX, RECORD_BYTES_MAX};
 use types::{BlockIndex, ByteRange, Checkpoint, DiskIndex, GroupCounter, Incarnation, WallTime, WriteSeq};
@@ -39,12 +40,11 @@ const RECORD_OVERHEAD_BYTES: u64 = 96;
 /// The captured writes of one VM.
 pub struct Capture {
     counter: Arc<GroupCounter>,
-    buffer_bytes_max: u64,
     /// Shared by all captures of an agent.
     pool: Arc<BufferPool>,
     gate: Arc<AckGate>,
-    /// Synchronous mode is chosen: guest writes may have to wait for the recovery side.
-    is_sync: bool,
+    /// Synchronous mode is chosen: guest writes may have to wait for the recovery side. Set with `inner` locked.
+    is_sync: AtomicBool,
     disk_sizes: Vec<u64>,
     /// Locked before `inner`, never after it.
     regions: Mutex<RegionLog>,
@@ -61,6 +61,7 @@ pub struct Capture {
 struct Inner {
     buffer: VecDeque<Record>,
     buffered_bytes: u64,
+    room: Room,
     /// Records in the buffer that are copies of a sync.
     copies: u64,
     released: WriteSeq,
@@ -180,6 +181,7 @@ impl Capture {
         let inner = Inner {
             buffer: VecDeque::new(),
             buffered_bytes: 0,
+            room: Room::of(config.buffer_bytes_max),
             copies: 0,
             released: WriteSeq::ZERO,
             spilled: WriteSeq::ZERO,
@@ -202,10 +204,9 @@ impl Capture {
         };
         Self {
             counter,
-            buffer_bytes_max: config.buffer_bytes_max,
             pool: config.pool,
             gate: config.gate,
-            is_sync: config.sync.is_some(),
+            is_sync: AtomicBool::new(config.sync.is_some()),
             disk_sizes: disk_sizes.to_vec(),
             regions: Mutex::new(regions),
             inner: PoliteLock::new(inner),
@@ -318,7 +319,7 @@ impl Capture {
         let mark = encode_mark(checkpoint);
         let mut inner = self.lock();
         let more = mark.len() as u64 + RECORD_OVERHEAD_BYTES;
-        if inner.gap_open || inner.buffered_bytes + more > self.buffer_bytes_max {
+        if inner.gap_open || inner.buffered_bytes + more > inner.room.bytes() {
             return None;
         }
         if let Some(superseded) = &mut inner.superseded
@@ -347,7 +348,7 @@ impl Capture {
             uncompared_blocks: inner.uncompared_blocks,
             sync_work: inner.sync_work,
             buffered_bytes: inner.buffered_bytes,
-            buffer_bytes_max: self.buffer_bytes_max,
+            buffer_bytes_max: inner.room.bytes(),
             copies: inner.copies,
             released: inner.released,
             spilled: inner.spilled,
@@ -643,7 +644,7 @@ impl Capture {
     fn room_for(&self, inner: &Inner, pieces: &[(Kind, ByteRange, Bytes)]) -> bool {
         let more: u64 =
             pieces.iter().map(|(_, _, payload)| payload.len() as u64 + RECORD_OVERHEAD_BYTES).sum();
-        inner.buffered_bytes + more <= self.buffer_bytes_max
+        inner.buffered_bytes + more <= inner.room.bytes()
             && self.pool.has_room(more)
             && inner.dirty.has_room()
     }
@@ -681,6 +682,7 @@ impl Inner {
 
     fn free(&mut self, bytes: u64, pool: &BufferPool) {
         self.buffered_bytes -= bytes;
+        self.room.shrink_to(self.buffered_bytes);
         pool.give_back(bytes);
     }
 
@@ -761,6 +763,7 @@ mod copies;
 mod held;
 mod regions;
 mod release;
+mod settings;
 #[cfg(test)]
 mod tests;
 mod unreadable;

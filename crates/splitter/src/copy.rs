@@ -134,13 +134,17 @@ pub fn retry_unreadable(
 
 /// Marks what may differ from a replica that is known to be zero: all that is allocated.
 ///
+/// A crash story: (1) somebody makes zeroes of a range, and nobody flushes; (2) the disk is protected, and says that nothing
+/// is there; (3) the host loses power, and what was there before is back; (4) the region log has only what was written since,
+/// or was marked here, and nobody compares the rest. So a hole is believed once everything before it is durable.
+///
 /// # Errors
-/// [`CopyError`] where the local disk cannot be asked; then everything is marked.
+/// [`CopyError`] where the local disk cannot be asked, or cannot make that durable; then everything is marked.
 pub fn mark_allocated(capture: &Capture, disks: &[Arc<ProtectedDisk>]) -> Result<(), CopyError> {
     let mut failed = None;
     for disk in disks {
         let whole = ByteRange::new(0, disk.local().size_bytes());
-        match disk.local().extents(whole) {
+        match disk.sync().and_then(|()| disk.local().extents(whole)) {
             Ok(extents) => {
                 for extent in extents.iter().filter(|extent| extent.kind == ExtentKind::Data) {
                     capture.mark_dirty(disk.index(), extent.range);

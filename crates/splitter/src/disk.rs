@@ -7,6 +7,7 @@
 
 use crate::bounce::Bounce;
 use crate::capture::Capture;
+use crate::course::{Course, CourseOf};
 use crate::device::{BlockDevice, Extent, ExtentKind};
 use crate::identity::DiskIdentity;
 use crate::range_lock::RangeLock;
@@ -179,20 +180,30 @@ pub struct ProtectedDisk {
     writing: RangeLock,
     capture: Arc<Capture>,
     writers: Arc<Writers>,
+    course: CourseOf,
     /// A sync that no client had asked for has failed, and no client knows. Locked while such a sync lasts.
     failed_unheard: Mutex<bool>,
 }
 
 impl ProtectedDisk {
     pub fn new(index: DiskIndex, local: Box<dyn LocalDisk>, capture: Arc<Capture>) -> Self {
-        let (writing, writers) = (RangeLock::default(), Arc::default());
-        Self { index, local, writing, capture, writers, failed_unheard: Mutex::default() }
+        let (writing, writers, course) = (RangeLock::default(), Arc::default(), CourseOf::default());
+        Self { index, local, writing, capture, writers, course, failed_unheard: Mutex::default() }
     }
 
     /// The disk, for several clients that agree among themselves who writes where.
     #[must_use]
     pub fn shared(self) -> Self {
         Self { writers: Arc::new(Writers::shared()), ..self }
+    }
+
+    /// Has what guests ask of it from here on carried out, wait or fail. What the agent itself reads is not asked by them.
+    pub fn set_course(&self, course: Course) {
+        self.course.set(course);
+    }
+
+    pub(crate) fn course(&self) -> &CourseOf {
+        &self.course
     }
 
     pub(crate) fn local(&self) -> &dyn LocalDisk {

@@ -96,6 +96,8 @@ impl MapStore for NoBytes {
 pub(crate) struct Plain {
     pub(crate) size_bytes: u64,
     pub(crate) frees: bool,
+    /// It says that nothing is on it.
+    pub(crate) is_hole: bool,
     pub(crate) zeroed: Arc<Mutex<Vec<ByteRange>>>,
     /// What a ring works on.
     pub(crate) file: Option<Arc<File>>,
@@ -146,7 +148,8 @@ impl LocalDisk for Plain {
         }
     }
     fn extents(&self, range: ByteRange) -> io::Result<Vec<Extent>> {
-        Ok(vec![Extent { range, kind: ExtentKind::Data }])
+        let kind = if self.is_hole { ExtentKind::Hole } else { ExtentKind::Data };
+        Ok(vec![Extent { range, kind }])
     }
 }
 

@@ -14,6 +14,7 @@ mod buffer_pool;
 mod capture;
 mod clock;
 mod copy;
+mod course;
 mod device;
 mod dirty;
 mod dirty_map;
@@ -37,6 +38,7 @@ mod range_lock;
 mod raw;
 mod region_log;
 mod ring;
+mod room;
 mod superseded;
 mod sync_gate;
 mod tapped;
@@ -55,6 +57,7 @@ pub use copy::{
     CopyError, HashedRun, copy_some_blocks, hash_some_blocks, mark_allocated, retry_unreadable,
     verify_everything,
 };
+pub use course::Course;
 pub use device::{BlockDevice, Extent, ExtentKind};
 pub use dirty_map::{DirtyMap, MapStore};
 pub use disk::{Change, LocalDisk, Look, ProtectedDisk};

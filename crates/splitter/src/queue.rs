@@ -12,6 +12,7 @@
 //! one after the other: what it waits for comes in the order of their sequences.
 
 use crate::bounce::Bounce;
+use crate::course::Course;
 use crate::device::BlockDevice;
 use crate::disk::ProtectedDisk;
 use crate::precedence;
@@ -75,7 +76,7 @@ pub(crate) enum Answer {
     Read(Bounce),
     Told(Vec<u8>),
     /// Of a write that is made and has its place in the stream, but whoever asked for it has left before he could be
-    /// told: he must not be, and asks again.
+    /// told, or of what has not been begun when he left: he must not be told, and asks again.
     Abandoned,
 }
 
@@ -94,6 +95,10 @@ pub(crate) struct DiskQueue {
     done: VecDeque<Done>,
     /// Jobs that wait for room in the ring.
     waiting: VecDeque<Job>,
+    /// Jobs that wait until the disk goes on.
+    standing: VecDeque<Job>,
+    /// Whoever gives the jobs is leaving.
+    is_leaving: bool,
 }
 
 impl DiskQueue {
@@ -109,7 +114,11 @@ impl DiskQueue {
         let has_file = protected.is_some_and(|disk| disk.local().descriptor().is_some());
         let ring = if has_file { Ring::new().inspect_err(say_once).ok() } else { None };
         let workers = Workers::new(device.clone())?;
-        Ok(Self { device, writer, ring, workers, done: VecDeque::new(), waiting: VecDeque::new() })
+        if let Some(disk) = device.as_protected() {
+            disk.course().wakes(workers.wake());
+        }
+        let (done, waiting, standing) = Default::default();
+        Ok(Self { device, writer, ring, workers, done, waiting, standing, is_leaving: false })
     }
 
     pub(crate) fn device(&self) -> &dyn BlockDevice {
@@ -126,6 +135,18 @@ impl DiskQueue {
     }
 
     fn begin(&mut self, job: Job) {
+        match self.course() {
+            Course::GoesOn => {}
+            Course::Waits if self.is_leaving => {
+                return self.done.push_back(Done { token: job.token, result: Ok(Answer::Abandoned) });
+            }
+            Course::Waits => return self.standing.push_back(job),
+            Course::Fails => {
+                let result =
+                    Err(io::Error::other("another site has taken over, and this VM is to stop here"));
+                return self.done.push_back(Done { token: job.token, result });
+            }
+        }
         let Job { token, action, durable } = job;
         if action.changes_disk() && self.writer.as_ref().is_some_and(|writer| !writer.may_write()) {
             let result = Err(io::ErrorKind::PermissionDenied.into());
@@ -210,7 +231,23 @@ impl DiskQueue {
         }
         // In this order: what is done behind the look wakes the next wait.
         self.workers.woken();
-        self.workers.next_done()
+        self.begin_standing();
+        self.done.pop_front().or_else(|| self.workers.next_done())
+    }
+
+    fn course(&self) -> Course {
+        self.device.as_protected().map_or(Course::GoesOn, |disk| disk.course().get())
+    }
+
+    /// Begins what has waited, unless it has to wait on.
+    fn begin_standing(&mut self) {
+        if self.standing.is_empty() || (self.course() == Course::Waits && !self.is_leaving) {
+            return;
+        }
+        // A course may be set meanwhile: none is looked at twice.
+        for job in std::mem::take(&mut self.standing) {
+            self.submit(job);
+        }
     }
 
     /// False where a descriptor that [`DiskQueue::wait`] was told of has not become ready since, as far as
@@ -271,8 +308,11 @@ impl DiskQueue {
         }
     }
 
-    /// Whoever gives the jobs is leaving: writes that are held for the recovery side end soon, with or without it.
-    pub(crate) fn end_patience(&self) {
+    /// Whoever gives the jobs is leaving: writes that are held for the recovery side end soon, with or without it, and
+    /// what waits until the disk goes on is not begun.
+    pub(crate) fn end_patience(&mut self) {
+        self.is_leaving = true;
+        self.begin_standing();
         self.workers.end_patience();
     }
 
@@ -309,6 +349,7 @@ impl Drop for DiskQueue {
     /// Writes that were begun are committed or suspected, whoever asked for them has gone or not.
     fn drop(&mut self) {
         self.waiting.clear();
+        self.standing.clear();
         while self.ring.as_ref().is_some_and(|ring| !ring.is_idle()) {
             if let Some(ring) = &mut self.ring {
                 ring.wait();

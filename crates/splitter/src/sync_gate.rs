@@ -87,6 +87,16 @@ impl SyncGate {
         Self { policy, degraded: true }
     }
 
+    /// Changes what is chosen. Where it was not chosen before, there is nothing to promise yet.
+    pub(crate) fn set(&mut self, policy: Option<SyncPolicy>) {
+        self.degraded |= self.policy.is_none();
+        self.policy = policy;
+    }
+
+    pub(crate) fn policy(&self) -> Option<SyncPolicy> {
+        self.policy
+    }
+
     /// `counts`: the write has its place in the stream.
     pub(crate) fn hold(&self, seq: WriteSeq, released: WriteSeq, counts: bool) -> Hold {
         match self.policy {

@@ -33,7 +33,7 @@ struct Shared {
     /// With writes that may not be acknowledged yet.
     patience: Patience,
     /// Counts up when something is done.
-    wake: OwnedFd,
+    wake: Arc<OwnedFd>,
 }
 
 #[derive(Default)]
@@ -53,7 +53,7 @@ impl Workers {
             more_work: Condvar::new(),
             more_held: Condvar::new(),
             patience: Patience::default(),
-            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            wake: Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?),
         });
         Ok(Self { shared, threads: Vec::new(), workers: 0, has_holder: false, was_refused: false })
     }
@@ -132,6 +132,11 @@ impl Workers {
     /// Readable when something is done.
     pub(crate) fn wake_descriptor(&self) -> BorrowedFd<'_> {
         self.shared.wake.as_fd()
+    }
+
+    /// What makes [`Workers::wake_descriptor`] readable.
+    pub(crate) fn wake(&self) -> &Arc<OwnedFd> {
+        &self.shared.wake
     }
 
     /// What is done is about to be looked at, all of it.

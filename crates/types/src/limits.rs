@@ -10,12 +10,16 @@ pub const REGION_LOG_BYTES: u64 = 16 << 20;
 pub const REGION_LOG_NOTE_INTERVAL: Duration = Duration::from_secs(10);
 /// A change of a disk later than this after the last such note is not taken for the agent's own.
 pub const REGION_LOG_NOTE_LATE_MAX: Duration = Duration::from_secs(20);
-/// The most journals that are made at once.
+/// The most journals of one site that are made at once.
 pub const JOURNALS_MADE_AT_ONCE_MAX: usize = 32;
 /// The most groups of one site that are remembered once no VM of them is kept.
 pub const REMEMBERED_GROUPS_MAX: usize = 1024;
 /// The most places of an image that are remembered as lost and zeroes; the bytes of more are counted.
 pub const ZEROED_PLACES_MAX: usize = 1024;
+/// The longest lock of a history, in seconds: ten years. No one person takes it back.
+pub const LOCK_SECONDS_MAX: u64 = 3660 * 86_400;
+/// A request to lift a lock is confirmed within so long, in seconds.
+pub const LIFT_SECONDS: u64 = 86_400;
 /// The smallest unit a guest addresses, in bytes.
 pub const SECTOR_BYTES: u64 = 512;
 
@@ -214,10 +218,27 @@ pub const TCP_SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// Streams one agent accepts at once.
 pub const STREAMS_MAX: usize = 4096;
+/// Of those of one site: as many as it may have VMs here, and what comes anew while the connection before still stands.
+pub const STREAMS_OF_SITE_MAX: usize = 3072;
 /// VMs that one agent keeps for one site, those that have left among them.
 pub const KEPT_VMS_OF_SITE_MAX: usize = 2048;
 /// Connections over TCP to the API of one agent, and how long a request's head and its body may take to arrive.
+/// Half of them are for those who only look.
 pub const API_CONNECTIONS_MAX: usize = 256;
+/// Of one user or certificate.
+pub const API_CONNECTIONS_OF_ONE_MAX: usize = 64;
+/// How long whoever commands something of a VM waits until it is begun.
+pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a change waits for its place in the audit record, before it is refused.
+pub const AUDIT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The record's files: how long each is, and how many are kept.
+pub const AUDIT_FILE_BYTES: u64 = 4 << 20;
+pub const AUDIT_FILES_MAX: usize = 16;
+/// What is recorded of a path and its query.
+pub const AUDIT_PATH_BYTES_MAX: usize = 512;
+/// Of users of the host, and of certificates, without a role, who are told so.
+pub const API_REFUSED_CONNECTIONS_MAX: usize = 16;
+pub const API_REFUSED_CONNECTIONS_OF_ONE_MAX: usize = 4;
 pub const API_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 pub const API_BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Freed memory of guests' requests that is kept to be used again, in bytes.
@@ -230,6 +251,8 @@ pub const QUEUE_WORKERS_MAX: usize = 8;
 pub const NBD_CONNECTIONS_MAX: usize = 16;
 /// NBD connections over TCP to all disks of an agent.
 pub const NBD_TLS_CONNECTIONS_MAX: usize = 1024;
+/// Of one certificate, which may be that of a hypervisor with many VMs.
+pub const NBD_TLS_CONNECTIONS_OF_ONE_MAX: usize = 512;
 /// Requests of one NBD connection that are worked on at once.
 pub const NBD_REQUESTS_IN_FLIGHT_MAX: usize = 128;
 /// The largest NBD read or write, in bytes.
@@ -278,9 +301,14 @@ pub const EPOCHS_AHEAD_MAX: u64 = 1024;
 /// How long no block is copied where there was no room for the last one, and no sync closed that could not be.
 pub const COPY_RETRY_DELAY: Duration = Duration::from_millis(200);
 
-/// Operations of one agent that go on at once: each has a thread of its own.
+/// Operations of one kind that go on at once at one side of an agent: each has a thread of its own. What ends something is
+/// not counted: there is one at most for each thing that there is.
 pub const OPERATIONS_MAX: usize = 256;
 /// Operations that have ended and are still told of.
 pub const ENDED_OPERATIONS_MAX: usize = 1000;
 /// The longest key by which a client tells that it asks for the same thing again.
 pub const OPERATION_KEY_BYTES_MAX: usize = 128;
+/// How long one request waits for an operation's end, in seconds.
+pub const OPERATION_WAIT_SECONDS_MAX: u64 = 3600;
+/// Requests for operations that are looked at at once and have begun none yet: each has a thread.
+pub const OPERATION_REQUESTS_MAX: usize = 256;

@@ -150,7 +150,7 @@ impl Stage {
             "failed over to the tail, {}: image open, VM started",
             failover["cut"].as_str().unwrap_or("?")
         ));
-        let mut console = Console::new(&self.folder.join(format!("b/run/guests/{VM}.console")));
+        let mut console = Console::new(&self.folder.join(format!("b/run/guests/{VM}/console")));
         let (ready_at, _) = console.wait_for("READY", BOOT_LIMIT)?;
         let fsck_clean = console.lines()?.iter().any(|(_, line)| line == "FSCK CLEAN");
         let (_, report) = console.wait_for("LAST ", BOOT_LIMIT)?;
@@ -250,7 +250,7 @@ impl Stage {
         for command in commands {
             println!("  {b} {command}");
         }
-        println!("  tail -f {}", self.folder.join("b/run/guests/shop.console").display());
+        println!("  tail -f {}", self.folder.join("b/run/guests/shop/console").display());
         println!("End everything with: pkill -9 -f {}", self.folder.display());
         self.a.leave_running();
         self.b.leave_running();

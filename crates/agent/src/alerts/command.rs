@@ -12,7 +12,7 @@ use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const END_INTERVAL: Duration = Duration::from_millis(20);
 /// A command that takes longer is ended and counts as failed.
 const RUNTIME_MAX: Duration = Duration::from_secs(60);
+/// So long one that was killed is waited for.
+const KILLED_PATIENCE: Duration = Duration::from_secs(10);
 /// After a failure it is tried again so much later, and twice as much after each further one.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PATIENCE_MAX: Duration = Duration::from_secs(300);
@@ -32,6 +34,8 @@ pub(crate) struct AlertCommand {
     site: String,
     agent: String,
     runtime_max: Duration,
+    /// One that was killed and has not ended.
+    stuck: Arc<Mutex<Option<Child>>>,
 }
 
 /// One line of what it reads.
@@ -46,7 +50,7 @@ struct Line<'a> {
 
 impl AlertCommand {
     pub(crate) fn new(program: PathBuf, site: String, agent: String) -> Self {
-        Self { program, site, agent, runtime_max: RUNTIME_MAX }
+        Self { program, site, agent, runtime_max: RUNTIME_MAX, stuck: Arc::default() }
     }
 
     /// Hands over what begins and ends, on a thread of its own, for as long as the agent lives.
@@ -92,6 +96,7 @@ impl AlertCommand {
 
     fn run(&self, news: &[News]) -> Result<()> {
         let program = self.program.display();
+        self.check_none_is_stuck()?;
         let mut lines = Vec::new();
         for News { event, alert, .. } in news {
             let line = Line { event: *event, site: &self.site, agent: &self.agent, alert };
@@ -105,15 +110,32 @@ impl AlertCommand {
         let mut input = child.stdin.take().context("it has no standard input")?;
         // One that reads nothing would hold up whoever writes. It may also end without having read all.
         std::thread::spawn(move || drop(input.write_all(&lines)));
-        let status = self.wait(&mut child)?;
+        let status = self.wait(child)?;
         if !status.success() {
             bail!("{program} ended with {status}");
         }
         Ok(())
     }
 
+    fn stuck(&self) -> MutexGuard<'_, Option<Child>> {
+        self.stuck.lock().expect("a panic aborts the process")
+    }
+
+    /// None is started beside one that does not end even by being killed: else there would be more and more of them.
+    fn check_none_is_stuck(&self) -> Result<()> {
+        let mut stuck = self.stuck();
+        if let Some(child) = &mut *stuck {
+            if child.try_wait().context("wait for the alert command")?.is_none() {
+                let (program, id) = (self.program.display(), child.id());
+                bail!("{program} was killed and does not end: process {id} waits for a disk");
+            }
+            *stuck = None;
+        }
+        Ok(())
+    }
+
     /// Until it ends, or is ended with all that it has started.
-    fn wait(&self, child: &mut Child) -> Result<std::process::ExitStatus> {
+    fn wait(&self, mut child: Child) -> Result<std::process::ExitStatus> {
         let begun = clock::now();
         loop {
             if let Some(status) = child.try_wait().context("wait for the alert command")? {
@@ -124,12 +146,29 @@ impl AlertCommand {
                 if let Some(group) = group {
                     let _ = kill_process_group(group, Signal::KILL);
                 }
-                child.wait().context("wait for the alert command")?;
+                // It may have gone to another group.
+                let _ = child.kill();
+                if !is_reaped(&mut child)? {
+                    *self.stuck() = Some(child);
+                    self.check_none_is_stuck()?;
+                }
                 bail!("{} did not end within {} s", self.program.display(), self.runtime_max.as_secs());
             }
             sleep(END_INTERVAL);
         }
     }
+}
+
+/// Waits for one that was killed, and not for ever: what it waits for in the system may not come. Whether it has ended.
+fn is_reaped(child: &mut Child) -> Result<bool> {
+    let killed = clock::now();
+    while clock::now().since(killed) < KILLED_PATIENCE {
+        if child.try_wait().context("wait for the alert command")?.is_some() {
+            return Ok(true);
+        }
+        sleep(END_INTERVAL);
+    }
+    Ok(false)
 }
 
 #[cfg(test)]
@@ -198,6 +237,36 @@ mod tests {
         stage.alerts.clear("disk");
         stage.hand_over(&command).unwrap();
         assert_eq!(stage.lines(), [raised, ("cleared".to_owned(), "disk".to_owned())]);
+    }
+
+    /// One that waits for a disk does not end by being killed, and no other is started beside it.
+    #[test]
+    fn a_command_that_does_not_end_though_it_was_killed_is_told_and_the_only_one() {
+        let mut stage = Stage::new();
+        stage.alerts.raise("disk", "it hangs".into());
+        let command = stage.command("cat >> seen");
+        let stuck = Command::new("sleep").arg("1000").spawn().unwrap();
+        let id = stuck.id();
+        *command.stuck() = Some(stuck);
+        let error = format!("{:#}", stage.hand_over(&command).unwrap_err());
+        assert!(error.contains(&format!("process {id} waits")) && stage.lines().is_empty(), "{error}");
+        command.stuck().as_mut().unwrap().kill().unwrap();
+        while command.check_none_is_stuck().is_err() {
+            sleep(END_INTERVAL);
+        }
+        stage.hand_over(&command).unwrap();
+        assert_eq!(stage.lines().len(), 1);
+    }
+
+    /// It has gone where the kill of its group does not find it.
+    #[test]
+    fn a_command_that_has_left_its_group_is_ended_as_well() {
+        let mut stage = Stage::new();
+        stage.alerts.raise("disk", "it hangs".into());
+        let mut left = stage.command("exec perl -e 'setpgrp(0, getpgrp(getppid)); sleep 1000'");
+        left.runtime_max = Duration::from_millis(500);
+        let error = format!("{:#}", stage.hand_over(&left).unwrap_err());
+        assert!(error.contains("did not end within"), "{error}");
     }
 
     #[test]

@@ -54,6 +54,12 @@ pub(crate) enum AlertKind {
     SourceSilent,
     /// At the recovery side: a VM's site asks for less history than is kept.
     AskedLess,
+    /// At the recovery side: a journal is full and its history is locked.
+    LockedFull,
+    /// At the recovery side: somebody has asked that the lock of a history be lifted.
+    LiftAsked,
+    /// At the recovery side: the VM's group has failed over, and its own site is there and sends.
+    RunsTwice,
     /// At the recovery side: an image that is recorded is not served, or only in part.
     ImageUnserved,
     /// Something happened to a VM that runs here.
@@ -104,6 +110,9 @@ impl AlertKind {
             Self::Departure => "departure",
             Self::SourceSilent => "source-silent",
             Self::AskedLess => "asked-less",
+            Self::LockedFull => "locked-full",
+            Self::LiftAsked => "lift-asked",
+            Self::RunsTwice => "runs-twice",
             Self::ImageUnserved => "image-unserved",
             Self::Guest => "guest",
             Self::GuestEnded => "guest-ended",
@@ -119,6 +128,7 @@ impl AlertKind {
             | Self::Departure
             | Self::SyncDegraded
             | Self::AskedLess
+            | Self::LiftAsked
             | Self::NoSpill => Severity::Warning,
             Self::Rpo
             | Self::NeverCopied
@@ -131,6 +141,8 @@ impl AlertKind {
             | Self::WrittenBeside
             | Self::SecondWriter
             | Self::SourceSilent
+            | Self::LockedFull
+            | Self::RunsTwice
             | Self::ImageUnserved
             | Self::Guest
             | Self::GuestEnded
@@ -152,7 +164,7 @@ impl AlertKind {
             Self::LinkDown => "look whether the recovery side's agent runs and can be reached",
             Self::Failed => "do what the trouble in `holdfast vm show` says; it is tried again by itself",
             Self::Fenced => {
-                "the VM may run at both sites: stop it here, or roll the failover back at the recovery side"
+                "the VM may run at both sites, unless `--on-fenced` says otherwise: stop it here, or roll the failover back at the recovery side"
             }
             Self::Protection => "do what the alert says; it is tried again by itself",
             Self::Disks => "do what the alert says, or plug the disk in again",
@@ -164,8 +176,15 @@ impl AlertKind {
                 "see that the recovery side can be reached, which is told again by itself; if it is gone for good, `holdfast vm forget`"
             }
             Self::AskedLess => "take it over if it is meant, or see who has changed it at the protected side",
+            Self::LockedFull => {
+                "give its journal more room; until then nothing of the VM is taken, and its site tracks what changes"
+            }
+            Self::LiftAsked => "ask whoever it was; confirm it where it is meant, else take it back",
             Self::SourceSilent => {
                 "look at the VM's site: its host, its agent and the link; if it is gone for good, fail over or `holdfast vm forget`"
+            }
+            Self::RunsTwice => {
+                "stop the VM at its own site, or have it stopped there with `--on-fenced`; or roll the failover back"
             }
             Self::ImageUnserved => "do what the alert says; it is tried again by itself",
             Self::Guest => "look at the VM with `holdfast failover list`",
@@ -240,6 +259,9 @@ mod tests {
         Departure,
         SourceSilent,
         AskedLess,
+        LockedFull,
+        LiftAsked,
+        RunsTwice,
         ImageUnserved,
         Guest,
         GuestEnded,

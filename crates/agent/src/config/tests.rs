@@ -26,10 +26,12 @@ fn the_sample_shows_every_setting() {
         "stream.limit",
         "nbd",
         "sockets",
+        "rights",
         "buffers",
         "journal",
         "defaults",
         "qemu",
+        "guests",
         "alerts",
         "log",
     ];
@@ -74,4 +76,15 @@ fn sockets_are_for_the_agents_user_unless_a_group_is_named_and_never_for_everybo
     assert_eq!(with("group = \"kvm\"\n").unwrap().socket_mode, 0o660);
     assert_eq!(with("mode = 0o640\n").unwrap().socket_mode, 0o640);
     assert!(with("mode = 0o666\n").unwrap_err().what.contains("more than 0o660"));
+}
+
+#[test]
+fn guests_are_never_root() {
+    let with = |more: &str| Config::parse(&format!("{MINIMAL}\n[guests]\n{more}"), Path::new("agent.toml"));
+    assert_eq!(with("").unwrap().guests.user, "holdfast-guest");
+    assert_eq!(with("uids = [70000, 70009]\n").unwrap().guests.uids, Some((70000, 70009)));
+    for uids in ["[0, 5]", "[9, 5]", "[5, 4294967295]"] {
+        let said = with(&format!("uids = {uids}\n")).unwrap_err().what;
+        assert!(said.contains("not root's"), "{said}");
+    }
 }

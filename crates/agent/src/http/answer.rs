@@ -1,6 +1,5 @@
 //! Errors as problem documents, bodies that have to arrive in time, and operations run beside the sockets.
 
-use crate::asking::Asker;
 use crate::error::{ErrorKind, OperationError};
 use api::Problem;
 use axum::Json;
@@ -53,6 +52,7 @@ impl IntoResponse for ApiError {
             ErrorKind::Invalid | ErrorKind::InUse => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "invalid", "The request is not valid")
             }
+            ErrorKind::Forbidden => (StatusCode::FORBIDDEN, "forbidden", "Not allowed"),
             ErrorKind::NotFound => (StatusCode::NOT_FOUND, "not-found", "There is no such thing"),
             ErrorKind::Conflict => (StatusCode::CONFLICT, "conflict", "It does not fit the present state"),
             ErrorKind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Not possible now"),
@@ -79,46 +79,12 @@ pub(super) async fn beside<T: Send + 'static>(
     operation: impl FnOnce() -> crate::error::Result<T> + Send + 'static,
 ) -> Result<T, ApiError> {
     let handle = tokio::runtime::Handle::current();
-    // Gone with the request, whose connection may end before its answer is there.
-    let (_presence, asker) = Asker::present();
     let run = move || {
         let _entered = handle.enter();
-        asker.within(operation)
+        operation()
     };
     match tokio::task::spawn_blocking(run).await {
         Ok(result) => result.map_err(ApiError),
         Err(_) => Err(ApiError(OperationError::unavailable("the agent is stopping"))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::mpsc;
-
-    #[tokio::test]
-    async fn whoever_gives_up_a_request_is_not_there_any_more_for_what_it_asked() {
-        for gives_up in [false, true] {
-            let ((begin, begun), (tell, told)) = (mpsc::channel(), mpsc::channel());
-            let asked = beside(move || {
-                begun.recv().unwrap();
-                let _ = tell.send(Asker::of_this_thread().is_there());
-                Ok(())
-            });
-            let mut asked = Box::pin(asked);
-            assert!(is_pending(asked.as_mut()).await);
-            let asked = Some(asked).filter(|_| !gives_up);
-            begin.send(()).unwrap();
-            assert_eq!(told.recv().unwrap(), !gives_up);
-            if let Some(asked) = asked {
-                asked.await.map_err(|error| error.0.detail).unwrap();
-            }
-        }
-    }
-
-    /// Begins a request, whose answer takes its time.
-    async fn is_pending<F: Future>(mut asked: std::pin::Pin<&mut F>) -> bool {
-        std::future::poll_fn(|context| std::task::Poll::Ready(asked.as_mut().poll(context).is_pending()))
-            .await
     }
 }

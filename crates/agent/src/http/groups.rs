@@ -2,15 +2,19 @@
 
 use super::App;
 use super::answer::{Answer, Body, beside};
+use super::guard::Guarded;
 use crate::recovery::mark_to_api;
+use crate::rights::Role::{Builder, Operator, Viewer};
 use api::{Checkpoint, Done, Group, Problem, TagRequest};
 use axum::Json;
 use axum::extract::{Path, State};
-use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(list_groups)).routes(routes!(tag)).routes(routes!(remove_host))
+pub(super) fn routes() -> Guarded {
+    Guarded::new()
+        .needs(Viewer, routes!(list_groups))
+        .needs(Operator, routes!(tag))
+        .needs(Builder, routes!(remove_host))
 }
 
 /// The groups this agent has a part in.

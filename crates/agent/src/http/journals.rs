@@ -2,19 +2,26 @@
 
 use super::App;
 use super::answer::{Answer, Body, beside};
-use api::{Done, Image, Journal, JournalSettings, MoveRequest, Pin, PinRequest, Problem, PromoteRequest};
+use super::asked::{Asked, KeyHeader, WaitQuery};
+use super::guard::Guarded;
+use super::operate::{Operated, operate};
+use crate::ledger::Asker;
+use crate::rights::Role::{Admin, Builder, Operator, Viewer};
+use api::{
+    Done, Image, Journal, JournalSettings, MoveRequest, Operation, Pin, PinRequest, Problem, PromoteRequest,
+};
 use axum::Json;
 use axum::extract::{Path, State};
-use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new()
-        .routes(routes!(show_journal, set_journal))
-        .routes(routes!(move_journal))
-        .routes(routes!(pin))
-        .routes(routes!(unpin))
-        .routes(routes!(promote))
+pub(super) fn routes() -> Guarded {
+    Guarded::new()
+        .needs(Viewer, routes!(show_journal))
+        .needs(Admin, routes!(set_journal))
+        .needs(Builder, routes!(move_journal))
+        .needs(Operator, routes!(pin))
+        .needs(Builder, routes!(unpin))
+        .needs(Operator, routes!(promote))
 }
 
 /// The journal of a kept VM, in full.
@@ -43,20 +50,24 @@ async fn set_journal(
     beside(move || app.recovery.set_journal(&name, &settings)).await.map(Json)
 }
 
-/// Moves a journal to another folder; answers once it is there.
-#[utoipa::path(post, path = "/v1/recovered/{name}/journal/move", params(("name" = String, Path)),
+/// Moves a journal to another folder.
+#[utoipa::path(post, path = "/v1/recovered/{name}/journal/move", params(("name" = String, Path), WaitQuery, KeyHeader),
     request_body = MoveRequest, responses(
     (status = 200, body = Journal),
+    (status = 202, body = Operation, description = "It goes on.", headers(("location" = String))),
     (status = 404, body = Problem, content_type = "application/problem+json"),
     (status = 409, body = Problem, content_type = "application/problem+json"),
     (status = 422, body = Problem, content_type = "application/problem+json"),
 ))]
 async fn move_journal(
     State(app): State<App>,
+    asked: Asked,
     Path(name): Path<String>,
     Body(request): Body<MoveRequest>,
-) -> Answer<Journal> {
-    beside(move || app.recovery.move_journal(&name, &request.folder)).await.map(Json)
+) -> Operated {
+    let (word, folder) = (name.clone(), request.folder.clone());
+    let work = move |app: &App, asker: &Asker| app.recovery.move_journal(&word, &folder, asker).map(Some);
+    operate(app, asked, &request, work, move |app| app.recovery.show_journal(&name)).await
 }
 
 /// Pins a cut of a kept VM, so that retention leaves it.
@@ -85,17 +96,25 @@ async fn unpin(State(app): State<App>, Path((name, id)): Path<(String, u64)>) ->
     Ok(Json(Done::as_asked()))
 }
 
-/// Turns a writable image into plain disks, in the background.
-#[utoipa::path(post, path = "/v1/images/{id}/promote", params(("id" = String, Path)),
+/// Turns a writable image into plain disks, while it is used.
+#[utoipa::path(post, path = "/v1/images/{id}/promote", params(("id" = String, Path), WaitQuery, KeyHeader),
     request_body = PromoteRequest, responses(
     (status = 200, body = Image),
+    (status = 202, body = Operation, description = "It goes on.", headers(("location" = String))),
     (status = 404, body = Problem, content_type = "application/problem+json"),
     (status = 409, body = Problem, content_type = "application/problem+json"),
 ))]
 async fn promote(
     State(app): State<App>,
+    asked: Asked,
     Path(id): Path<String>,
     Body(request): Body<PromoteRequest>,
-) -> Answer<Image> {
-    beside(move || app.recovery.promote_image(&id, &request)).await.map(Json)
+) -> Operated {
+    let (image, wanted) = (id.clone(), request.clone());
+    // What cannot be done now is tried again by itself, and waited for.
+    let work = move |app: &App, asker: &Asker| {
+        app.recovery.promote_image(&image, &wanted, asker)?;
+        Ok(None)
+    };
+    operate(app, asked, &request, work, move |app| app.recovery.show_image(&id)).await
 }

@@ -2,9 +2,17 @@
 
 mod answer;
 mod app;
+mod asked;
+mod audit;
+mod changes;
 mod groups;
+mod guard;
 mod journals;
+mod locks;
+mod operate;
 mod operations;
+mod recording;
+mod refused;
 mod routes;
 mod serve;
 

@@ -1,25 +1,34 @@
-//! Every route, with what OpenAPI says of it.
+//! Every route, with the role it needs and what OpenAPI says of it.
 
 use super::App;
 use super::answer::{Answer, ApiError, Body, beside};
+use super::asked::{Asked, KeyHeader, WaitQuery};
+use super::guard::{Guarded, guard};
+use super::operate::{Operated, operate};
+use super::refused::RefusedLog;
 use crate::clock;
 use crate::error::OperationError;
+use crate::ledger::Asker;
 use crate::recovery::checkpoint_to_api;
+use crate::rights::Role::{Admin, Builder, Operator, Viewer};
 use crate::source::Command;
 use api::{
-    Alert, CheckpointPage, ClosedImage, Done, Failover, FailoverRequest, Image, OpenImageRequest, Problem,
-    ProtectRequest, ProtectedVm, RecoveredVm, SeedRequest, Status,
+    Alert, CheckpointPage, ClosedImage, Done, Failover, FailoverRequest, Image, OpenImageRequest, Operation,
+    Problem, ProtectRequest, ProtectedVm, RecoveredVm, SeedRequest, Status,
 };
 use axum::extract::{Path, Query, State};
 use axum::http::header;
+use axum::middleware::from_fn;
 use axum::response::IntoResponse;
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use journal::CheckpointQuery;
 use serde::Deserialize;
+use std::sync::Arc;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 use types::CheckpointKind;
-use types::limits::{PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX};
+use types::limits::{COMMAND_TIMEOUT, PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX};
 use utoipa::{IntoParams, OpenApi};
-use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 #[derive(OpenApi)]
@@ -30,43 +39,52 @@ use utoipa_axum::routes;
 ))]
 struct Document;
 
-fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::with_openapi(Document::openapi())
-        .routes(routes!(status))
-        .routes(routes!(list_alerts))
-        .routes(routes!(list_vms, protect))
-        .routes(routes!(show_vm, unprotect))
-        .routes(routes!(pause))
-        .routes(routes!(resume))
-        .routes(routes!(resync))
-        .routes(routes!(verify))
-        .routes(routes!(seed))
-        .routes(routes!(list_recovered))
-        .routes(routes!(forget))
-        .routes(routes!(list_checkpoints))
+fn routes() -> Guarded {
+    Guarded::described_by(Document::openapi())
+        .needs(Viewer, routes!(status))
+        .needs(Viewer, routes!(list_alerts))
+        .needs(Viewer, routes!(list_vms))
+        .needs(Builder, routes!(protect))
+        .needs(Viewer, routes!(show_vm))
+        .needs(Builder, routes!(unprotect))
+        .needs(Operator, routes!(pause))
+        .needs(Operator, routes!(resume))
+        .needs(Operator, routes!(resync))
+        .needs(Operator, routes!(verify))
+        .needs(Builder, routes!(seed))
+        .needs(Viewer, routes!(list_recovered))
+        .needs(Admin, routes!(forget))
+        .needs(Viewer, routes!(list_checkpoints))
         .merge(super::journals::routes())
+        .merge(super::locks::routes())
         .merge(super::groups::routes())
+        .merge(super::changes::routes())
         .merge(super::operations::routes())
-        .routes(routes!(failover))
-        .routes(routes!(pause_failover))
-        .routes(routes!(resume_failover))
-        .routes(routes!(screenshot))
-        .routes(routes!(commit))
-        .routes(routes!(rollback))
-        .routes(routes!(list_images, open_image))
-        .routes(routes!(close_image))
+        .merge(super::audit::routes())
+        .needs(Operator, routes!(failover))
+        .needs(Operator, routes!(pause_failover))
+        .needs(Operator, routes!(resume_failover))
+        .needs(Operator, routes!(screenshot))
+        .needs(Operator, routes!(commit))
+        .needs(Operator, routes!(rollback))
+        .needs(Viewer, routes!(list_images))
+        .needs(Operator, routes!(open_image))
+        .needs(Operator, routes!(close_image))
 }
 
 /// The router with the document it is described by.
 pub(super) fn router(app: App) -> Router {
-    let (router, document) = routes().split_for_parts();
+    let (router, document) = routes().into_router().split_for_parts();
+    let refused = Arc::new(RefusedLog::default());
     let document = axum::routing::get(move || async move { Json(document) });
-    router.route("/v1/openapi.json", document).with_state(app)
+    let document = document.route_layer(from_fn(|request, next| guard(Viewer, request, next)));
+    let router = router.route("/v1/openapi.json", document);
+    router.layer(Extension(app.audit.clone())).layer(Extension(refused)).with_state(app)
 }
 
 /// The OpenAPI document of the API.
 pub fn openapi() -> utoipa::openapi::OpenApi {
-    routes().to_openapi()
+    routes().into_router().into_openapi()
 }
 
 /// The agent and everything on it.
@@ -100,20 +118,21 @@ async fn list_vms(State(app): State<App>) -> Answer<Vec<ProtectedVm>> {
 }
 
 /// Protects a VM.
-#[utoipa::path(post, path = "/v1/vms", request_body = ProtectRequest, responses(
+#[utoipa::path(post, path = "/v1/vms", params(WaitQuery, KeyHeader), request_body = ProtectRequest, responses(
     (status = 200, body = ProtectedVm),
+    (status = 202, body = Operation, description = "It goes on.", headers(("location" = String))),
     (status = 409, body = Problem, content_type = "application/problem+json"),
     (status = 422, body = Problem, content_type = "application/problem+json"),
 ))]
-async fn protect(State(app): State<App>, Body(request): Body<ProtectRequest>) -> Answer<ProtectedVm> {
-    beside(move || {
-        if request.qmp.is_none() {
-            app.recovery.check_not_replicas(&request.disks)?;
+async fn protect(State(app): State<App>, asked: Asked, Body(request): Body<ProtectRequest>) -> Operated {
+    let (name, wanted) = (request.name.clone(), request.clone());
+    let work = move |app: &App, asker: &Asker| {
+        if wanted.qmp.is_none() {
+            app.recovery.check_not_replicas(&wanted.disks)?;
         }
-        app.source.protect(&request).map(|vm| vm.to_api())
-    })
-    .await
-    .map(Json)
+        app.source.protect(&wanted, asker).map(|vm| Some(vm.to_api()))
+    };
+    operate(app, asked, &request, work, move |app| app.source.vm_to_api(&name)).await
 }
 
 /// One protected VM.
@@ -126,14 +145,18 @@ async fn show_vm(State(app): State<App>, Path(name): Path<String>) -> Answer<Pro
 }
 
 /// Ends a protection.
-#[utoipa::path(delete, path = "/v1/vms/{name}", params(("name" = String, Path)), responses(
+#[utoipa::path(delete, path = "/v1/vms/{name}", params(("name" = String, Path), WaitQuery, KeyHeader), responses(
     (status = 200, body = Done),
+    (status = 202, body = Operation, description = "It goes on.", headers(("location" = String))),
     (status = 404, body = Problem, content_type = "application/problem+json"),
     (status = 409, body = Problem, content_type = "application/problem+json"),
 ))]
-async fn unprotect(State(app): State<App>, Path(name): Path<String>) -> Answer<Done> {
-    beside(move || app.source.unprotect(&name)).await?;
-    Ok(Json(Done::as_asked()))
+async fn unprotect(State(app): State<App>, asked: Asked, Path(name): Path<String>) -> Operated {
+    let work = move |app: &App, asker: &Asker| {
+        app.source.unprotect(&name, asker)?;
+        Ok(Some(Done::as_asked()))
+    };
+    operate(app, asked, &(), work, |_| Ok(Done::as_asked())).await
 }
 
 /// Stops sending; the bitmap goes on.
@@ -143,8 +166,7 @@ async fn unprotect(State(app): State<App>, Path(name): Path<String>) -> Answer<D
 ))]
 async fn pause(State(app): State<App>, Path(name): Path<String>) -> Answer<ProtectedVm> {
     let vm = app.source.vm(&name)?;
-    vm.command(Command::Pause);
-    settle(|| vm.state_name() == "paused").await;
+    shown(&name, vm.command_and_show(Command::Pause)).await?;
     Ok(Json(vm.to_api()))
 }
 
@@ -155,9 +177,7 @@ async fn pause(State(app): State<App>, Path(name): Path<String>) -> Answer<Prote
 ))]
 async fn resume(State(app): State<App>, Path(name): Path<String>) -> Answer<ProtectedVm> {
     let vm = app.source.vm(&name)?;
-    vm.command(Command::Resume);
-    // Whoever waits for the sync must not take the state of before for its end.
-    settle(|| !matches!(vm.state_name().as_str(), "paused" | "failed")).await;
+    shown(&name, vm.command_and_show(Command::Resume)).await?;
     Ok(Json(vm.to_api()))
 }
 
@@ -167,13 +187,14 @@ async fn resume(State(app): State<App>, Path(name): Path<String>) -> Answer<Prot
     (status = 404, body = Problem, content_type = "application/problem+json"),
 ))]
 async fn resync(State(app): State<App>, Path(name): Path<String>) -> Answer<ProtectedVm> {
-    {
+    let asked = {
         let (source, name) = (app.source.clone(), name.clone());
-        beside(move || source.resync(&name)).await?;
+        beside(move || source.resync(&name)).await?
+    };
+    if let Some(begins) = asked {
+        shown(&name, begins).await?;
     }
-    let vm = app.source.vm(&name)?;
-    settle(|| vm.state_name() == "delta-sync").await;
-    Ok(Json(vm.to_api()))
+    Ok(Json(app.source.vm(&name)?.to_api()))
 }
 
 /// Compares both sides while the guest writes, and repairs what differs.
@@ -191,8 +212,7 @@ async fn verify(State(app): State<App>, Path(name): Path<String>) -> Answer<Prot
         ))
         .into());
     }
-    vm.command(Command::Verify);
-    settle(|| vm.lock_status().verify.is_some()).await;
+    shown(&name, vm.command_and_show(Command::Verify)).await?;
     Ok(Json(vm.to_api()))
 }
 
@@ -215,20 +235,23 @@ async fn list_recovered(State(app): State<App>) -> Answer<Vec<RecoveredVm>> {
 /// Forgets a kept VM and removes its journal, for good.
 ///
 /// Of a VM that was unprotected here, and whose recovery side is gone for good, that side is told no more.
-#[utoipa::path(delete, path = "/v1/recovered/{name}", params(("name" = String, Path)), responses(
+#[utoipa::path(delete, path = "/v1/recovered/{name}", params(("name" = String, Path), WaitQuery, KeyHeader), responses(
     (status = 200, body = Done),
+    (status = 202, body = Operation, description = "It goes on.", headers(("location" = String))),
     (status = 404, body = Problem, content_type = "application/problem+json"),
     (status = 409, body = Problem, content_type = "application/problem+json"),
 ))]
-async fn forget(State(app): State<App>, Path(name): Path<String>) -> Answer<Done> {
-    let what = beside(move || forget_one(&app, &name)).await?;
-    Ok(Json(Done { done: true, what: Some(what) }))
+async fn forget(State(app): State<App>, asked: Asked, Path(name): Path<String>) -> Operated {
+    let done = |what| Done { done: true, what: Some(what) };
+    let again = journal_removed(&name);
+    let work = move |app: &App, asker: &Asker| Ok(forget_one(app, &name, asker)?.map(done));
+    operate(app, asked, &(), work, move |_| Ok(done(again))).await
 }
 
 /// What was forgotten, for the operator.
-fn forget_one(app: &App, name: &str) -> crate::error::Result<String> {
+fn forget_one(app: &App, name: &str, asker: &Asker) -> crate::error::Result<Option<String>> {
     let Some(departed) = app.source.departure(name) else {
-        return app.recovery.forget(name).map(|()| format!("the journal of {name} is removed"));
+        return Ok(app.recovery.forget(name, asker)?.map(|()| journal_removed(name)));
     };
     match app.recovery.vm(name) {
         Ok(kept) if name != departed => Err(OperationError::conflict(format!(
@@ -237,8 +260,12 @@ fn forget_one(app: &App, name: &str) -> crate::error::Result<String> {
             kept.label(),
             kept.id()
         ))),
-        _ => app.source.forget_departure(&departed).map(|()| departure_forgotten(name)),
+        _ => app.source.forget_departure(&departed).map(|()| Some(departure_forgotten(name))),
     }
+}
+
+fn journal_removed(name: &str) -> String {
+    format!("the journal of {name} is removed")
 }
 
 fn departure_forgotten(name: &str) -> String {
@@ -335,29 +362,36 @@ async fn list_checkpoints(
 }
 
 /// Fails a group over to this side.
-#[utoipa::path(post, path = "/v1/groups/{group}/failover", params(("group" = String, Path)),
+#[utoipa::path(post, path = "/v1/groups/{group}/failover", params(("group" = String, Path), WaitQuery, KeyHeader),
     request_body = FailoverRequest, responses(
     (status = 200, body = Failover),
+    (status = 202, body = Operation, description = "It goes on.", headers(("location" = String))),
     (status = 404, body = Problem, content_type = "application/problem+json"),
     (status = 409, body = Problem, content_type = "application/problem+json"),
     (status = 503, body = Problem, content_type = "application/problem+json"),
 ))]
 async fn failover(
     State(app): State<App>,
+    asked: Asked,
     Path(group): Path<String>,
     Body(request): Body<FailoverRequest>,
-) -> Answer<Failover> {
-    beside(move || app.recovery.failover(&group, &request)).await.map(Json)
+) -> Operated {
+    let (word, wanted) = (group.clone(), request.clone());
+    let work = move |app: &App, asker: &Asker| app.recovery.failover(&word, &wanted, asker).map(Some);
+    operate(app, asked, &request, work, move |app| app.recovery.show_failover(&group)).await
 }
 
 /// Makes a failover final.
-#[utoipa::path(post, path = "/v1/groups/{group}/failover/commit", params(("group" = String, Path)), responses(
+#[utoipa::path(post, path = "/v1/groups/{group}/failover/commit", params(("group" = String, Path), WaitQuery, KeyHeader), responses(
     (status = 200, body = Failover),
+    (status = 202, body = Operation, description = "It goes on.", headers(("location" = String))),
     (status = 404, body = Problem, content_type = "application/problem+json"),
     (status = 409, body = Problem, content_type = "application/problem+json"),
 ))]
-async fn commit(State(app): State<App>, Path(group): Path<String>) -> Answer<Failover> {
-    beside(move || app.recovery.commit(&group)).await.map(Json)
+async fn commit(State(app): State<App>, asked: Asked, Path(group): Path<String>) -> Operated {
+    let word = group.clone();
+    let work = move |app: &App, asker: &Asker| app.recovery.commit(&word, asker).map(Some);
+    operate(app, asked, &(), work, move |app| app.recovery.show_failover(&group)).await
 }
 
 /// Pauses the VMs of a failover.
@@ -397,13 +431,16 @@ async fn screenshot(
 }
 
 /// Undoes a failover.
-#[utoipa::path(post, path = "/v1/groups/{group}/failover/rollback", params(("group" = String, Path)), responses(
+#[utoipa::path(post, path = "/v1/groups/{group}/failover/rollback", params(("group" = String, Path), WaitQuery, KeyHeader), responses(
     (status = 200, body = Failover),
+    (status = 202, body = Operation, description = "It goes on.", headers(("location" = String))),
     (status = 404, body = Problem, content_type = "application/problem+json"),
     (status = 409, body = Problem, content_type = "application/problem+json"),
 ))]
-async fn rollback(State(app): State<App>, Path(group): Path<String>) -> Answer<Failover> {
-    beside(move || app.recovery.rollback(&group)).await.map(Json)
+async fn rollback(State(app): State<App>, asked: Asked, Path(group): Path<String>) -> Operated {
+    let word = group.clone();
+    let work = move |app: &App, asker: &Asker| app.recovery.rollback(&word, asker).map(Some);
+    operate(app, asked, &(), work, move |app| app.recovery.show_failover(&group)).await
 }
 
 /// The open images.
@@ -448,10 +485,14 @@ async fn close_image(
     Ok(Json(ClosedImage { done: true, kept, lost: closed.lost }))
 }
 
-/// Waits shortly for what was commanded to be seen; the answer shows the state either way.
-async fn settle(seen: impl Fn() -> bool) {
-    let until = clock::now().plus(std::time::Duration::from_secs(2));
-    while !seen() && clock::now() < until {
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+/// Waits until a VM's row shows what was commanded: whoever waits for its end must not take the state of before for it.
+async fn shown(name: &str, seen: oneshot::Receiver<()>) -> Result<(), OperationError> {
+    match timeout(COMMAND_TIMEOUT, seen).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(OperationError::conflict(format!("VM {name} is being stopped"))),
+        Err(_) => Err(OperationError::unavailable(format!(
+            "VM {name} does not answer, as where a disk hangs. What was asked for is done once it does: \
+             `holdfast vm show {name}` shows it"
+        ))),
     }
 }

@@ -3,11 +3,16 @@
 
 mod definition;
 mod events;
+mod guest_folder;
+mod guest_users;
+mod launcher;
+mod own_unit;
 mod qemu;
 mod qmp;
 mod tap;
 
 pub use definition::{DefinitionError, VmDefinition};
 pub use events::VmEvent;
+pub use launcher::Launch;
 pub use qemu::{Adapter, RunDisk, RunState, StartDisk, Started};
 pub(crate) use tap::{DiskFacts, Ears, Missed, Seen, Tap, TapDisk, Wanted};

@@ -1,14 +1,21 @@
 //! Plain QEMU: one process per VM, disks over NBD, told over QMP.
+//!
+//! The process is nobody's but the guest's: a user of its own, without capabilities, in QEMU's own sandbox, in a folder
+//! ([`GuestFolder`]) that has all it may reach, and not ended with the agent ([`OwnUnit`]).
 
 use super::definition::{Graphics, VmDefinition};
+use super::guest_folder::{self, CONSOLE, GuestFolder, SCREEN};
+use super::guest_users::{GuestUser, GuestUsers};
+use super::own_unit::OwnUnit;
 use super::qmp::{Qmp, QmpError};
+use crate::config::GuestsConfig;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 use std::fs::File;
-use std::os::unix::process::CommandExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
@@ -21,12 +28,16 @@ const STOP_TRIES: u32 = 100;
 /// How often a process is looked for that holds a VM's log and is not seen.
 const UNSEEN_TRIES: u32 = 10;
 const TRY_INTERVAL: Duration = Duration::from_millis(100);
+/// What QEMU forbids itself and its threads before the guest runs; the word that its process is known by too.
+const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
 /// Starts and stops VMs on this host.
 #[derive(Debug, Clone)]
 pub struct Adapter {
     program: PathBuf,
+    /// Where each guest has a folder.
     run_dir: PathBuf,
+    guests: GuestsConfig,
 }
 
 /// A disk to start a VM with.
@@ -74,13 +85,16 @@ impl Graphics {
 }
 
 impl Adapter {
-    pub fn new(program: PathBuf, run_dir: PathBuf) -> Self {
-        Self { program, run_dir }
+    pub fn new(program: PathBuf, run_dir: PathBuf, guests: GuestsConfig) -> Self {
+        Self { program, run_dir, guests }
     }
 
-    /// Where the guest's console goes.
-    pub fn console(&self, key: &str) -> PathBuf {
-        self.run_dir.join(format!("{key}.console"))
+    /// Whether there is a user whom VMs can be started as.
+    ///
+    /// # Errors
+    /// Where there is none; the message says what to do.
+    pub fn check_users(&self) -> Result<()> {
+        GuestUsers::find(&self.guests).map(drop)
     }
 
     /// Starts a VM; `file` tells where a file of the definition lies here. `key` names the running VM
@@ -97,39 +111,96 @@ impl Adapter {
         file: impl Fn(&str) -> Option<PathBuf>,
         disks: &[StartDisk],
     ) -> Result<Started> {
-        std::fs::create_dir_all(&self.run_dir).context("make the run folder")?;
+        std::fs::create_dir_all(self.folder(key).path()).context("make the guest's folder")?;
         for _ in 0..START_TRIES {
             if let Some(pid) = self.find(key) {
                 check_is_on(pid, disks)?;
                 match self.await_monitor(key, || (!self.is_alive(key, pid)).then(|| "ended".into()))? {
-                    Waited::Answers => return Ok(Started { pid }),
+                    Waited::Answers => {
+                        self.clear_files(key, definition);
+                        return Ok(Started { pid });
+                    }
                     Waited::Ended(_) => continue,
                     Waited::IsSilent => bail!("process {pid} of the VM does not answer"),
                 }
             }
             if let Some(log) = self.take_log(key)? {
-                return self.spawn(key, log, self.arguments(key, title, definition, file, disks)?);
+                let user = self.prepare(key, definition, file, disks)?;
+                let started = self.spawn(key, log, self.command(key, title, definition, disks, user));
+                self.clear_files(key, definition);
+                return started;
             }
             sleep(TRY_INTERVAL);
         }
-        bail!("a process that is not seen holds {}: end it", self.log(key).display())
+        bail!("a process that is not seen holds {}: end it", self.folder(key).log().display())
     }
 
-    fn spawn(&self, key: &str, log: File, arguments: Vec<String>) -> Result<Started> {
-        for socket in [self.control_socket(key), self.event_socket(key)] {
-            let _ = std::fs::remove_file(socket);
+    /// Makes the guest's folder ready, with all that its process needs in it.
+    fn prepare(
+        &self,
+        key: &str,
+        definition: &VmDefinition,
+        file: impl Fn(&str) -> Option<PathBuf>,
+        disks: &[StartDisk],
+    ) -> Result<Option<GuestUser>> {
+        let find = |name| file(name).with_context(|| format!("the VM's {name} has not arrived"));
+        let names = definition.files().into_iter().map(|(name, _)| name);
+        let files = names.map(|name| Ok((name, find(name)?))).collect::<Result<Vec<_>>>()?;
+        let (folder, users) = (self.folder(key), GuestUsers::find(&self.guests)?);
+        let user = folder.prepare(users)?;
+        for (name, path) in files {
+            folder.bring(name, &path, user)?;
         }
-        log.set_len(0).context("empty the VM's log")?;
-        let mut command = Command::new(&self.program);
+        let uid = user.map(|user| user.uid);
+        disks.iter().try_for_each(|disk| folder.give(&disk.socket, uid))?;
+        Ok(user)
+    }
+
+    /// QEMU has read its files.
+    fn clear_files(&self, key: &str, definition: &VmDefinition) {
+        let folder = self.folder(key);
+        definition.files().into_iter().for_each(|(name, _)| folder.clear(name));
+    }
+
+    /// Gives a socket of disks that is served anew to the VM of that key, if it had it.
+    ///
+    /// # Errors
+    /// Where it cannot be given.
+    pub fn give_again(&self, key: &str, socket: &Path) -> Result<()> {
+        self.folder(key).give_again(socket)
+    }
+
+    fn command(
+        &self,
+        key: &str,
+        title: &str,
+        definition: &VmDefinition,
+        disks: &[StartDisk],
+        user: Option<GuestUser>,
+    ) -> Command {
+        let image = disks.first().map(|disk| guest_folder::name_of(&disk.socket)).unwrap_or_default();
+        let unit = OwnUnit::find(&format!("{key}-{}", image.trim_end_matches(".sock")));
+        // The binary as it is now, also where another version has been installed meanwhile.
+        let mut command = unit.command(&format!("/proc/{}/exe", std::process::id()));
+        command.args(["launch-guest", "--folder"]).arg(self.folder(key).path());
+        if let Some(user) = user {
+            command.args(["--uid", &user.uid.to_string(), "--gid", &user.gid.to_string()]);
+        }
+        if let Some(group) = kvm_group(definition) {
+            command.args(["--group", &group.to_string()]);
+        }
+        if let Some(cgroup) = unit.cgroup() {
+            command.arg("--cgroup").arg(cgroup);
+        }
+        command.arg("--").arg(&self.program).args(arguments(title, definition, disks));
         command
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().context("share the VM's log")?)
-            .stderr(log)
-            .process_group(0);
-        let mut child = command
-            .spawn()
-            .with_context(|| format!("start {}; is QEMU installed?", self.program.display()))?;
+    }
+
+    fn spawn(&self, key: &str, log: File, mut command: Command) -> Result<Started> {
+        log.set_len(0).context("empty the VM's log")?;
+        command.stdin(Stdio::null()).stdout(log.try_clone().context("share the VM's log")?).stderr(log);
+        let program = command.get_program().display().to_string();
+        let mut child = command.spawn().with_context(|| format!("start the VM's process with {program}"))?;
         let pid = child.id();
         let ended = || match child.try_wait() {
             Ok(status) => status.map(|status| status.to_string()),
@@ -142,7 +213,7 @@ impl Adapter {
                 Ok(Started { pid })
             }
             Waited::Ended(status) => {
-                let said = std::fs::read_to_string(self.log(key)).unwrap_or_default();
+                let said = std::fs::read_to_string(self.folder(key).log()).unwrap_or_default();
                 bail!("the VM's process ended with {status}: {}", said.trim())
             }
             Waited::IsSilent => {
@@ -174,14 +245,14 @@ impl Adapter {
         pids.filter(|pid| self.is_alive(key, *pid)).min()
     }
 
-    fn log(&self, key: &str) -> PathBuf {
-        self.run_dir.join(format!("{key}.log"))
+    fn folder(&self, key: &str) -> GuestFolder {
+        GuestFolder::new(&self.run_dir, key)
     }
 
     /// The log of a VM; none while a process has it. Its process holds it locked from its first moment, in which it
     /// is not yet seen for what it is, to its last.
     fn take_log(&self, key: &str) -> Result<Option<File>> {
-        let log = File::options().create(true).write(true).truncate(false).open(self.log(key));
+        let log = File::options().create(true).write(true).truncate(false).open(self.folder(key).log());
         let log = log.context("make the VM's log")?;
         match flock(&log, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
@@ -230,14 +301,14 @@ impl Adapter {
         Ok(attached.map(describe).collect())
     }
 
-    /// What a VM shows on its screen, as a PNG in a file at `path`.
+    /// What a VM shows on its screen, as PNG.
     ///
     /// # Errors
     /// Where it has no screen, or does not answer.
-    pub fn screenshot(&self, key: &str, path: &Path) -> Result<()> {
-        let arguments = json!({ "filename": path.display().to_string(), "format": "png" });
-        let taken = Qmp::connect(&self.control_socket(key))?.ask("screendump", &arguments);
-        taken.map(drop).context("take a screenshot")
+    pub fn screenshot(&self, key: &str) -> Result<Vec<u8>> {
+        let arguments = json!({ "filename": SCREEN, "format": "png" });
+        let take = || Ok(Qmp::connect(&self.control_socket(key))?.ask("screendump", &arguments)?);
+        self.folder(key).take(SCREEN, take).context("take a screenshot")
     }
 
     /// Has a VM's processors stand still, or go on.
@@ -257,7 +328,8 @@ impl Adapter {
         for tries in 0..STOP_TRIES {
             let Some(pid) = self.find(key) else {
                 // One that is just being started is seen in a moment.
-                if !self.log(key).exists() || tries >= UNSEEN_TRIES || self.take_log(key)?.is_some() {
+                if !self.folder(key).log().exists() || tries >= UNSEEN_TRIES || self.take_log(key)?.is_some()
+                {
                     return Ok(());
                 }
                 sleep(TRY_INTERVAL);
@@ -279,82 +351,80 @@ impl Adapter {
     }
 
     fn control_socket(&self, key: &str) -> PathBuf {
-        self.run_dir.join(format!("{key}.qmp"))
+        self.folder(key).join(guest_folder::MONITOR)
     }
 
     /// A monitor of its own for whoever listens: each takes one client.
     pub(super) fn event_socket(&self, key: &str) -> PathBuf {
-        self.run_dir.join(format!("{key}.events"))
+        self.folder(key).join(guest_folder::EVENTS)
     }
 
     fn ask(&self, key: &str, command: &str) -> Result<Value, QmpError> {
         Qmp::connect(&self.control_socket(key))?.execute(command)
     }
 
-    /// Whether the process is there and is this VM's: a process id alone may have been given again.
+    /// Whether the process is there and is this VM's: a process id alone may have been given again. It is one that was
+    /// started as a guest, and it stands in this guest's folder, where no other guest can go.
     pub fn is_alive(&self, key: &str, pid: u32) -> bool {
-        let monitor = monitor(&self.control_socket(key));
-        words_of(pid).split(|byte| *byte == 0).any(|word| word == monitor.as_bytes())
+        let is_guest = words_of(pid).split(|byte| *byte == 0).any(|word| word == SANDBOX.as_bytes());
+        is_guest && self.folder(key).has(pid)
     }
+}
 
-    fn arguments(
-        &self,
-        key: &str,
-        title: &str,
-        definition: &VmDefinition,
-        file: impl Fn(&str) -> Option<PathBuf>,
-        disks: &[StartDisk],
-    ) -> Result<Vec<String>> {
-        let mut arguments: Vec<String> = [
-            "-name",
-            &title.replace(',', ",,"),
-            "-machine",
-            &format!("{},accel={}", definition.machine, definition.accelerator),
-            "-cpu",
-            &definition.cpu,
-            "-smp",
-            &definition.vcpus.to_string(),
-            "-m",
-            &definition.memory_mib.to_string(),
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-no-reboot",
-            "-serial",
-            &format!("file:{}", quoted(&self.console(key))),
-            "-qmp",
-            &monitor(&self.control_socket(key)),
-            "-qmp",
-            &monitor(&self.event_socket(key)),
-        ]
-        .map(str::to_owned)
-        .to_vec();
-        for (name, _) in definition.files() {
-            let path = file(name).with_context(|| format!("the VM's {name} has not arrived"))?;
-            let option = if name == "firmware" { "-bios".to_owned() } else { format!("-{name}") };
-            arguments.extend([option, path.display().to_string()]);
-        }
-        if definition.kernel.is_some() && !definition.append.is_empty() {
-            arguments.extend(["-append".to_owned(), definition.append.clone()]);
-        }
-        if let Some(device) = definition.graphics.device() {
-            arguments.extend(["-device".to_owned(), device.to_owned()]);
-        }
-        for disk in disks {
-            let node = &disk.name;
-            arguments.extend([
-                "-blockdev".to_owned(),
-                format!(
-                    "driver=nbd,node-name={node},{}export={node},reconnect-delay={RECONNECT_SECONDS},discard=unmap",
-                    server(&disk.socket)
-                ),
-                "-device".to_owned(),
-                format!("virtio-blk-pci,drive={node},serial={node}"),
-            ]);
-        }
-        Ok(arguments)
+fn arguments(title: &str, definition: &VmDefinition, disks: &[StartDisk]) -> Vec<String> {
+    let mut arguments: Vec<String> = [
+        "-name",
+        &title.replace(',', ",,"),
+        "-sandbox",
+        SANDBOX,
+        "-machine",
+        &format!("{},accel={}", definition.machine, definition.accelerator),
+        "-cpu",
+        &definition.cpu,
+        "-smp",
+        &definition.vcpus.to_string(),
+        "-m",
+        &definition.memory_mib.to_string(),
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-serial",
+        &format!("file:{CONSOLE}"),
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    for (name, _) in definition.files() {
+        let option = if name == "firmware" { "-bios".to_owned() } else { format!("-{name}") };
+        arguments.extend([option, name.to_owned()]);
     }
+    if definition.kernel.is_some() && !definition.append.is_empty() {
+        arguments.extend(["-append".to_owned(), definition.append.clone()]);
+    }
+    if let Some(device) = definition.graphics.device() {
+        arguments.extend(["-device".to_owned(), device.to_owned()]);
+    }
+    for disk in disks {
+        let node = &disk.name;
+        arguments.extend([
+            "-blockdev".to_owned(),
+            format!(
+                "driver=nbd,node-name={node},{}export={node},reconnect-delay={RECONNECT_SECONDS},discard=unmap",
+                server(&disk.socket)
+            ),
+            "-device".to_owned(),
+            format!("virtio-blk-pci,drive={node},serial={node}"),
+        ]);
+    }
+    arguments
+}
+
+/// The group that may use KVM, where that takes one and the VM is to use it.
+fn kvm_group(definition: &VmDefinition) -> Option<u32> {
+    let device = Path::new("/dev/kvm").metadata().ok().filter(|_| definition.accelerator == "kvm")?;
+    let (mode, gid) = (device.mode(), device.gid());
+    (mode & 0o060 == 0o060 && mode & 0o006 != 0o006 && gid != 0).then_some(gid)
 }
 
 /// How waiting for a VM's monitor has ended.
@@ -365,18 +435,9 @@ enum Waited {
     IsSilent,
 }
 
-fn quoted(path: &Path) -> String {
-    path.display().to_string().replace(',', ",,")
-}
-
-/// The word that has a VM listen at a socket, and that its process is known by.
-fn monitor(socket: &Path) -> String {
-    format!("unix:{},server=on,wait=off", quoted(socket))
-}
-
-/// What has a VM's disk lie behind a socket.
+/// What has a VM's disk lie behind a socket, as its process finds that.
 fn server(socket: &Path) -> String {
-    format!("server.type=unix,server.path={},", quoted(socket))
+    format!("server.type=unix,server.path={},", guest_folder::name_of(socket))
 }
 
 /// What a process was started with; nothing where it is not there.

@@ -1,6 +1,6 @@
 //! What operators are told of a side's operations: in the words of the API, and in alerts.
 
-use super::{Operations, OwnPlan};
+use super::{Asker, Operations, OwnPlan, Subject};
 use crate::clock;
 use crate::error::{OperationError, Result};
 use operations::{Control, Failure, Ledger as _, OperationId, Pass, Record, Standing};
@@ -34,6 +34,49 @@ impl<P: OwnPlan> Operations<P> {
         }
         control.cancel().map_err(|late| refuse(&late.to_string()))?;
         Ok(Some(record.plan))
+    }
+
+    /// Asks for what an operation cannot do or undo to be left as it is. Its plan, as above.
+    ///
+    /// # Errors
+    /// Where there is nothing that may be left.
+    pub(crate) fn leave(&self, id: OperationId) -> Result<Option<P>> {
+        let Some((record, control)) = self.find(id) else { return Ok(None) };
+        if !may_be_left(&record, &control) {
+            return Err(OperationError::conflict(format!(
+                "nothing of operation {id} can be left: only what it stands at, and what costs nothing but room where it is \
+                 not done"
+            )));
+        }
+        control.leave();
+        Ok(Some(record.plan))
+    }
+
+    /// Has whoever asks hear how an operation ends; none where there is no such operation.
+    pub(crate) fn listen(&self, id: OperationId, asker: &Asker) -> Option<()> {
+        {
+            let mut listeners = self.listeners.lock().expect("a panic aborts the process");
+            let of_this = listeners.entry(id).or_default();
+            of_this.retain(|asker| !asker.has_gone());
+            of_this.push(asker.clone());
+        }
+        // Perhaps it ended before that.
+        match self.find(id).map(|(record, _)| record.standing.is_end()) {
+            Some(false) => Some(()),
+            ended => {
+                self.listeners.lock().expect("a panic aborts the process").remove(&id);
+                asker.hears();
+                ended.map(|_| ())
+            }
+        }
+    }
+
+    /// Whether somebody hears how an operation has ended, as the answer to what he has asked.
+    pub(super) fn is_heard(&self, id: OperationId, asker: Option<&Asker>) -> bool {
+        let listeners = self.listeners.lock().expect("a panic aborts the process").remove(&id);
+        let all = listeners.into_iter().flatten().chain(asker.cloned());
+        // Each of them is told.
+        all.filter(Asker::hears).count() > 0
     }
 
     fn find(&self, id: OperationId) -> Option<(Record<P>, Arc<Control>)> {
@@ -98,23 +141,40 @@ impl<P: OwnPlan> Operations<P> {
         {
             tracing::warn!(id = %record.id, %error, "that its end was heard is not written down");
         }
+        // Perhaps it is one too many meanwhile, and its record was removed before that wrote it anew.
+        if self.find(record.id).is_none()
+            && let Err(error) = self.state.remove(&self.file_name(record.id))
+        {
+            tracing::warn!(id = %record.id, error = format!("{error:#}"), "the record of an old operation stays");
+        }
         self.alerts.clear(cause(record.id));
     }
 }
 
 fn to_api<P: OwnPlan>(record: &Record<P>, control: &Control) -> api::Operation {
-    let steps = record.plan.steps().len();
+    let steps: Vec<_> = record.plan.steps().iter().map(ToString::to_string).collect();
     let (state, steps_done, why) = match &record.standing {
         Standing::Forward { next } => ("going", *next, None),
         Standing::Back { left, why } => ("going-back", *left, Some(why.clone())),
-        Standing::Done => ("done", steps, None),
+        Standing::Done => ("done", steps.len(), None),
         Standing::TakenBack { why } => ("taken-back", 0, Some(why.clone())),
     };
     let progress = control.progress();
+    let Subject { vm, vm_id, group, group_id, image } = record.plan.subject();
+    let allowed = [
+        ("cancel", record.has_way_back() && control.check().is_ok()),
+        ("leave", may_be_left(record, control)),
+    ];
     api::Operation {
         id: record.id.to_string(),
         kind: record.plan.kind().to_owned(),
         about: record.plan.about(),
+        vm,
+        vm_id: vm_id.map(|id| id.to_string()),
+        group,
+        group_id: group_id.map(|id| id.to_string()),
+        image,
+        idempotency_key: record.key.as_ref().map(|key| key.key.clone()),
         state: state.to_owned(),
         step: record.step().map(|(_, step)| step.to_string()),
         steps_done,
@@ -123,10 +183,17 @@ fn to_api<P: OwnPlan>(record: &Record<P>, control: &Control) -> api::Operation {
         bytes_total: progress.total,
         why,
         trouble: control.trouble(),
-        can_be_cancelled: record.has_way_back() && control.check().is_ok(),
+        left_undone: record.left_undone.clone(),
+        allowed_actions: allowed.into_iter().filter(|(_, may)| *may).map(|(word, _)| word.into()).collect(),
         began_at: time(record.began_at),
         ended_at: record.ended_at.map(time),
     }
+}
+
+/// It stands, at what may be left.
+fn may_be_left<P: OwnPlan>(record: &Record<P>, control: &Control) -> bool {
+    let stands_at = record.step().filter(|_| control.trouble().is_some());
+    stands_at.is_some_and(|(_, step)| record.plan.may_be_left(step))
 }
 
 pub(super) fn cause(id: OperationId) -> String {

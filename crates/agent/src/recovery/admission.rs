@@ -1,15 +1,18 @@
 //! Who may stream into which journal: what [`joint::admission`] decides of a greeting and of what is known here, done.
 //!
-//! What holds: nothing is written down and nothing set before it is decided, and the journal that was looked at cannot be
-//! closed until the stream that is let in has it.
+//! What holds: nothing is written down and nothing set before it is decided, nor where what it was decided on has been
+//! changed by then, as by an operator who hands the VM over; and the journal that was looked at cannot be closed until the
+//! stream that is let in has it.
 
 use super::Recovery;
 use super::groups::site_of;
 use super::life::Lease;
 use super::record::RecoveryRecord;
+use super::running_twice::is_fenced_off;
 use super::vm::RecoveredVm;
 use crate::alerts::{AlertKind, Cause};
-use joint::admission::{Accept, Answer, Failover, Journal, Kept, Open, Other, Side, Vm};
+use crate::clock;
+use joint::admission::{Answer, Failover, Journal, Kept, Open, Other, Side, Vm};
 use joint::life::Use;
 use replication::wire::{Hello, Refusal, Refuse};
 use std::collections::BTreeMap;
@@ -27,9 +30,9 @@ fn coming_and_going() -> Refuse {
     Refuse { why: Refusal::Busy, detail: "the journal is opened and closed just now".into() }
 }
 
-/// The VM of a greeting, and its journal where that is open.
+/// The VM of a greeting, what is recorded of it, and its journal where that is open.
 pub(super) struct Looked {
-    vm: Option<Arc<RecoveredVm>>,
+    vm: Option<(Arc<RecoveredVm>, RecoveryRecord)>,
     lease: Option<Lease>,
 }
 
@@ -44,9 +47,16 @@ impl Recovery {
         for _ in 0..ASKED_MAX {
             let looked = self.look(hello);
             match (self.decide(hello, peer, &looked), looked.vm) {
-                (Answer::Refuse(refuse), _) => return Err(refuse),
+                (Answer::Refuse(refuse), vm) => {
+                    if is_fenced_off(&refuse) {
+                        vm.inspect(|(vm, _)| vm.note_fenced_greeting(clock::now()));
+                    }
+                    return Err(refuse);
+                }
                 (Answer::Make(_), _) => self.make(hello, peer)?,
-                (Answer::Accept(_) | Answer::Open, vm) => return Ok(vm.expect("only what is kept is let in")),
+                (Answer::Accept(_) | Answer::Open, vm) => {
+                    return Ok(vm.expect("only what is kept is let in").0);
+                }
             }
         }
         Err(coming_and_going())
@@ -59,11 +69,15 @@ impl Recovery {
             match (self.decide(hello, peer, &looked), looked) {
                 (Answer::Refuse(refuse), _) => return Err(refuse),
                 (Answer::Make(_), _) => self.make(hello, peer)?,
-                (Answer::Accept(accept), Looked { vm: Some(vm), lease: Some(lease) }) => {
-                    self.accept(&vm, &lease, hello, peer, accept)?;
-                    return Ok((vm, lease));
+                (Answer::Accept(accept), Looked { vm: Some((vm, seen)), lease: Some(lease) }) => {
+                    let followed = vm.follow(&self.state, (hello, peer), accept, &seen);
+                    if followed.map_err(|error| failed(format!("{error:#}")))? {
+                        self.have_kept_to(&vm, &lease);
+                        self.tell_asked(&vm);
+                        return Ok((vm, lease));
+                    }
                 }
-                (Answer::Open, Looked { vm: Some(vm), .. }) => {
+                (Answer::Open, Looked { vm: Some((vm, _)), .. }) => {
                     self.open_journal(&vm, Use::Stream).map_err(|error| failed(error.detail))?;
                 }
                 (Answer::Accept(_) | Answer::Open, _) => unreachable!("only what is kept is opened or used"),
@@ -75,7 +89,7 @@ impl Recovery {
     fn look(&self, hello: &Hello) -> Looked {
         let vm = self.vms().get(&hello.vm).cloned();
         let lease = vm.as_ref().and_then(|vm| vm.lease(Use::Stream).ok());
-        Looked { vm, lease }
+        Looked { vm: vm.map(|vm| (vm.clone(), vm.record())), lease }
     }
 
     fn decide(&self, hello: &Hello, peer: &str, looked: &Looked) -> Answer {
@@ -91,13 +105,12 @@ impl Recovery {
         making: &BTreeMap<VmId, RecoveryRecord>,
     ) -> Answer {
         let unread = self.unread_vm(hello.vm);
-        let record = looked.vm.as_ref().map(|vm| vm.record());
-        let vm = match (&unread, &looked.vm, &record) {
-            (Some(why), _, _) => Kept::Unreadable(why),
-            (None, Some(vm), Some(record)) => {
+        let vm = match (&unread, &looked.vm) {
+            (Some(why), _) => Kept::Unreadable(why),
+            (None, Some((vm, record))) => {
                 Kept::Is(to_vm(vm.group(), record, self.to_journal(vm, looked.lease.as_ref())))
             }
-            (None, _, _) => Kept::Not,
+            (None, None) => Kept::Not,
         };
         let made = making
             .iter()
@@ -132,19 +145,10 @@ impl Recovery {
         Journal::Open(Open { epoch, disks, no_room: self.no_room(vm) })
     }
 
-    /// Does what was decided: the record first, which outlives the agent.
-    fn accept(
-        &self,
-        vm: &RecoveredVm,
-        lease: &Lease,
-        hello: &Hello,
-        peer: &str,
-        accept: Accept,
-    ) -> Result<(), Refuse> {
-        vm.follow(&self.state, hello, peer, accept).map_err(|error| failed(format!("{error:#}")))?;
+    /// Has a journal kept to what is known now. What an operator sets meanwhile is not taken back by what was read before.
+    fn have_kept_to(&self, vm: &RecoveredVm, lease: &Lease) {
+        let _set = vm.lock_settings();
         lease.set(vm.settings(&self.journal_config));
-        self.tell_asked(vm);
-        Ok(())
     }
 
     /// Says as long as it is so that a VM's site asks for less history than is kept.
@@ -174,8 +178,13 @@ impl Recovery {
     pub(super) fn no_room(&self, vm: &RecoveredVm) -> Option<String> {
         let (free, floor) = (vm.free_bytes(), self.free_bytes_min);
         let folder = vm.folder(&self.journal_dir);
-        (free < floor)
-            .then(|| format!("{free} bytes are free under {}, {floor} are needed", folder.display()))
+        (free < floor).then(|| {
+            format!(
+                "{free} bytes are free under {}, {floor} are needed{}",
+                folder.display(),
+                vm.locked_words()
+            )
+        })
     }
 
     /// Who has the authority over a group, as far as is known.
@@ -198,6 +207,7 @@ pub(super) fn asked_alert(vm: &RecoveredVm) -> Cause {
 pub(super) fn to_vm(group: GroupId, record: &RecoveryRecord, journal: Journal) -> Vm<'_> {
     Vm {
         site: site_of(&record.peer),
+        peer: &record.peer,
         name: &record.name,
         group,
         group_name: &record.group,

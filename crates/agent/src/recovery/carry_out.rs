@@ -11,7 +11,7 @@ use super::life::moving::plan::MovePlan;
 use super::plans::{Plan, Step};
 use super::promote::plan::PromotePlan;
 use crate::error::Result;
-use crate::ledger::{Doer, Outcome, RETRY, StepError, in_thread, no_such_step};
+use crate::ledger::{Asker, Doer, Held, Outcome, RETRY, StepError, in_thread, no_such_step};
 use operations::{At, Failure, OperationId, Trouble, Work};
 use std::sync::{Arc, Mutex};
 
@@ -23,8 +23,8 @@ pub(super) struct Doing<'a> {
 }
 
 impl<'a> Doing<'a> {
-    pub(super) fn waited_for(recovery: &'a Recovery) -> Self {
-        Self { recovery, doer: Doer::waited_for(), asked: Mutex::default() }
+    pub(super) fn asked_by(recovery: &'a Recovery, asker: &Asker) -> Self {
+        Self { recovery, doer: Doer::asked_by(asker), asked: Mutex::default() }
     }
 
     fn by_itself(recovery: &'a Recovery) -> Self {
@@ -118,8 +118,8 @@ impl Work<Plan> for Doing<'_> {
 
 impl Recovery {
     /// Goes on with an operation until it has ended or stands.
-    pub(super) fn go_on(&self, id: OperationId, doing: &Doing<'_>) -> Result<Outcome> {
-        self.operations.go_on(id, doing, &doing.doer)
+    pub(super) fn go_on(&self, held: Held<'_>, doing: &Doing<'_>) -> Result<Outcome> {
+        self.operations.go_on(held, doing, &doing.doer)
     }
 
     /// Goes on with what has not ended and nobody waits for, again and again.
@@ -161,6 +161,8 @@ impl Recovery {
             return;
         }
         // Where another carries it out meanwhile, that is as good.
-        let _ = self.go_on(id, &Doing::by_itself(self));
+        if let Some(held) = self.operations.hold(id) {
+            let _ = self.go_on(held, &Doing::by_itself(self));
+        }
     }
 }

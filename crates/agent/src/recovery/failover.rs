@@ -17,6 +17,7 @@ use super::plans::Plan;
 use super::vm::RecoveredVm;
 use crate::error::{OperationError, Result};
 use crate::hypervisor::{RunState, VmDefinition};
+use crate::ledger::Asker;
 pub(super) use fence::Asked;
 use joint::choice::Pick;
 use joint::failover::epoch_of;
@@ -27,7 +28,12 @@ use std::sync::Arc;
 
 impl Recovery {
     /// Fails a group over to this side; answers once that is done, or taken back.
-    pub(crate) fn failover(&self, word: &str, request: &api::FailoverRequest) -> Result<api::Failover> {
+    pub(crate) fn failover(
+        &self,
+        word: &str,
+        request: &api::FailoverRequest,
+        asker: &Asker,
+    ) -> Result<api::Failover> {
         let group = self.group(word)?;
         let label = group.label();
         let _turn = self.turns_of_groups.take(group.id, &label)?;
@@ -37,7 +43,10 @@ impl Recovery {
         // All that can hinder it is found before anything is fenced.
         let before = self.check_is_not_failed_over(&group)?;
         let asked = Asked::ask(&group, &request.at, &pick)?;
-        asked.meant.iter().try_for_each(|vm| definition_of(vm).map(drop))?;
+        let defined = asked.meant.iter().map(|vm| definition_of(vm)).collect::<Result<Vec<_>>>()?;
+        if defined.iter().any(Option::is_some) {
+            self.adapter.check_users().map_err(|error| OperationError::conflict(format!("{error:#}")))?;
+        }
         let known = group.all().filter_map(|vm| vm.journal()).map(|journal| journal.status().epoch);
         let epoch = epoch_of(known, before.map(|before| before.epoch()));
         let (vms, without) = match pick {
@@ -48,8 +57,8 @@ impl Recovery {
         let notes = asked.meant.iter().filter(|vm| vm.is_streaming()).map(still_there).collect();
         let (group, at, epoch) = (group.id, request.at.clone(), epoch.0);
         let plan = FailoverPlan { group, label: label.clone(), epoch, at, vms, without, notes };
-        let id = self.operations.begin(|| Plan::Failover(plan))?;
-        self.go_on(id, &Doing::waited_for(self).with_asked(asked))?.done()?;
+        let held = self.operations.begin(|| Plan::Failover(plan), asker)?;
+        self.go_on(held, &Doing::asked_by(self, asker).with_asked(asked))?.done()?;
         let record = self.failovers().get(&group).cloned();
         let record = record.expect("a failover that was done has a record");
         tracing::info!(group = label, epoch, cut = %record.cut(), "failed over");
@@ -68,6 +77,14 @@ impl Recovery {
             )));
         }
         Ok(before)
+    }
+
+    /// The failover that a group has or had last.
+    pub(crate) fn show_failover(&self, word: &str) -> Result<api::Failover> {
+        let record = self.failover_of(word)?;
+        let record = record
+            .ok_or_else(|| OperationError::not_found(format!("group {word:?} has not failed over here")))?;
+        Ok(self.failover_to_api(&record))
     }
 
     /// Pauses the VMs of a failover, or lets them go on.
@@ -159,7 +176,7 @@ impl Recovery {
             Some(Phase::Committed) if !needs_nothing => {
                 return refuse(format!(
                     "the failover of group {group} is committed, and its disk still needs the journal: `holdfast image promote \
-                     {id} --wait` first, or, where nobody wants the disk any more, `holdfast image close {id} --discard`, which \
+                     {id}` first, or, where nobody wants the disk any more, `holdfast image close {id} --discard`, which \
                      throws away all that its VM wrote since"
                 ));
             }
@@ -219,8 +236,8 @@ impl Recovery {
 /// What is to be said of a VM whose source is still there.
 fn still_there(vm: &Arc<RecoveredVm>) -> String {
     format!(
-        "VM {} was still connected and its guest may be running: it is not stopped at site {}, and what it writes \
-         there from now on is not replicated",
+        "VM {} was still connected and its guest may be running: unless its operator there has chosen otherwise it goes on at \
+         site {}, and what it writes there from now on is not replicated",
         vm.name(),
         vm.site()
     )

@@ -5,10 +5,14 @@ use crate::alerts::{AlertKind, Alerts, Cause};
 use crate::clock;
 use crate::error::{OperationError, Result};
 use crate::hypervisor::{RunDisk, RunState, VmEvent};
-use anyhow::Context;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 use types::WallTime;
+
+/// What it is an alert of that there is nobody to run VMs as.
+const USERS: &str = "users of VMs";
+const USERS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The last event of each VM.
 #[derive(Debug, Default)]
@@ -33,6 +37,17 @@ fn alert_of(vm: &str) -> Cause {
 }
 
 impl Recovery {
+    /// Says, for as long as the agent runs, where VMs could not be started here: before there is need of them.
+    pub(crate) async fn watch_guest_users(self: Arc<Self>) {
+        loop {
+            match self.adapter.check_users() {
+                Ok(()) => self.alerts.clear(USERS),
+                Err(error) => self.alerts.raise(USERS, format!("no VM can be started here: {error:#}")),
+            }
+            tokio::time::sleep(USERS_INTERVAL).await;
+        }
+    }
+
     /// Listens to a VM that runs from here on.
     pub(super) fn watch_guest(&self, vm: &str) {
         let (events, alerts, name) = (self.guest_events.clone(), self.alerts.clone(), vm.to_owned());
@@ -70,12 +85,7 @@ impl Recovery {
         if pid.is_none_or(|pid| self.adapter.state(&key, pid) == RunState::Stopped) {
             return Err(OperationError::conflict(format!("VM {vm} does not run here")));
         }
-        std::fs::create_dir_all(self.run_dir.path()).context("make the run folder")?;
-        let path = self.run_dir.join(&format!("screen-{key}.png"));
-        let taken = self.adapter.screenshot(&key, &path);
-        let read = taken.and_then(|()| std::fs::read(&path).context("read the screenshot"));
-        let _ = std::fs::remove_file(&path);
-        read.map_err(|error| {
+        self.adapter.screenshot(&key).map_err(|error| {
             let advice = "a VM has a screen where its definition says `graphics = \"vga\"` or \"virtio\"";
             OperationError::unavailable(format!("VM {vm}: {error:#}; {advice}"))
         })

@@ -19,6 +19,7 @@ use journal::{Image, ImageError};
 use serde::{Deserialize, Serialize};
 use splitter::nbd::Export;
 use splitter::{BlockDevice, Extent, ExtentKind, WriterLock, Writers};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -56,16 +57,25 @@ pub(super) struct Zeroed {
     pub(super) bytes: u64,
     /// The first places: disk, start, length.
     pub(super) places: Vec<(String, u64, u64)>,
+    /// Up to which byte of each disk places are counted; a promotion goes by them in ascending order.
+    #[serde(default)]
+    upto: BTreeMap<String, u64>,
 }
 
 impl Zeroed {
     pub(super) fn add(&mut self, disk: &str, ranges: &[ByteRange]) {
-        let places = ranges.iter().map(|range| (disk.to_owned(), range.start, range.len));
         // Told once, though a promotion that was cut short comes by again.
-        let news: Vec<_> = places.filter(|place| !self.places.contains(place)).collect();
-        self.bytes += news.iter().map(|(.., len)| len).sum::<u64>();
-        self.places.extend(news);
-        self.places.truncate(ZEROED_PLACES_MAX);
+        for range in ranges {
+            let place = (disk.to_owned(), range.start, range.len);
+            let has_all = self.places.len() < ZEROED_PLACES_MAX;
+            let upto = self.upto.entry(place.0.clone()).or_default();
+            let is_known = self.places.contains(&place) || (!has_all && range.start < *upto);
+            *upto = range.end().max(*upto);
+            if !is_known {
+                self.bytes += range.len;
+                self.places.extend(has_all.then_some(place));
+            }
+        }
     }
 
     pub(super) fn to_api(&self) -> Vec<api::DiskRange> {
@@ -269,6 +279,7 @@ impl Recovery {
         let locks = lock_files(&vm.folder(&self.journal_config.folder), &record, &disks)?;
         let server = DiskServer::serve(&self.run_dir, "images", &record.id, exports.collect())?;
         let socket = server.path().to_path_buf();
+        self.give_to_guest(&record.id, &socket)?;
         let checkpoint = journal.checkpoint(types::CheckpointId(image.cut())).ok().flatten();
         let taken_at = time_of(journal, image.cut());
         Ok(OpenImage {
@@ -687,5 +698,23 @@ impl BlockDevice for ImageDisk {
     /// An image does not know yet which parts are holes; all of it may hold data.
     fn extents(&self, range: ByteRange) -> io::Result<Vec<Extent>> {
         Ok(vec![Extent { range, kind: ExtentKind::Data }])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As a promotion does that was cut short, or whose disk is full.
+    #[test]
+    fn what_became_zeroes_is_counted_once_however_many_places_it_has() {
+        let mut zeroed = Zeroed::default();
+        let places: Vec<_> =
+            (0..ZEROED_PLACES_MAX as u64 + 100).map(|number| ByteRange::new(number * 4096, 512)).collect();
+        for _ in 0..3 {
+            places.chunks(50).for_each(|step| zeroed.add("vda", step));
+        }
+        assert_eq!(zeroed.bytes, places.len() as u64 * 512);
+        assert_eq!(zeroed.places.len(), ZEROED_PLACES_MAX);
     }
 }

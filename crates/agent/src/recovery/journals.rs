@@ -2,6 +2,7 @@
 
 use super::Recovery;
 use super::at::{journal_of, resolve};
+use super::lock::shrinks;
 use super::policy::{JournalPolicy, file_name};
 use super::vm::RecoveredVm;
 use crate::clock;
@@ -58,6 +59,7 @@ impl Recovery {
             damaged_bytes: status.damaged_bytes,
             pins: journal.pins().iter().map(pin_to_api).collect(),
             scrubbed_at: status.scrubbed_at.map(clock::to_text),
+            lock: vm.lock_to_api(&journal),
         })
     }
 
@@ -65,6 +67,7 @@ impl Recovery {
     pub(crate) fn set_journal(&self, name: &str, asked: &api::JournalSettings) -> Result<api::Journal> {
         let vm = self.vm(name)?;
         let journal = journal_of(&vm)?;
+        let _one = vm.lock_settings();
         let before = vm.policy();
         let mode = match asked.mode.as_deref() {
             None => before.mode,
@@ -90,6 +93,9 @@ impl Recovery {
         let taken = record.asked.filter(|_| asked.take_asked);
         let settings = policy.settings(taken.map_or(record.terms(), Terms::from), &self.journal_config);
         settings.check().map_err(|error| OperationError::invalid(error.to_string()))?;
+        if let Some(less) = shrinks(&vm.settings(&self.journal_config), &settings) {
+            vm.check_not_locked(less)?;
+        }
         self.state.save(&file_name(&vm.id().to_string()), &policy)?;
         vm.set_policy(policy);
         if let Some(taken) = taken {
@@ -120,7 +126,10 @@ impl Recovery {
 
     pub(crate) fn unpin(&self, name: &str, id: u64) -> Result<()> {
         let vm = self.vm(name)?;
-        let count = journal_of(&vm)?.unpin(|pin| pin.id == id).context("remove the pin")?;
+        let journal = journal_of(&vm)?;
+        let _set = vm.lock_settings();
+        vm.check_not_locked("taking a pin away")?;
+        let count = journal.unpin(|pin| pin.id == id).context("remove the pin")?;
         if count == 0 {
             let detail = format!("VM {name} has no pin {id}; `holdfast journal show {name}` lists them");
             return Err(OperationError::not_found(detail));

@@ -2,7 +2,6 @@
 
 use super::Recovery;
 use super::admission::{failed, to_vm};
-use super::groups::site_of;
 use super::vm::RecoveredVm;
 use joint::admission::{Journal, Kept, Open};
 use replication::wire::{Leave, Message, Refuse};
@@ -36,7 +35,7 @@ impl Recovery {
         };
         let unread = self.unread_failover(leave.group);
         let failover = self.failover_known(leave.group, unread.as_deref());
-        let is_news = joint::admission::leave(leave, site_of(peer), &kept, failover)?;
+        let is_news = joint::admission::leave(leave, peer, &kept, failover)?;
         let Some(vm) = vm.filter(|_| is_news) else { return Ok(()) };
         vm.leave(&self.state, leave.at).map_err(|error| failed(format!("{error:#}")))?;
         tracing::info!(vm = vm.label(), group = %leave.group, at = %leave.at, "protected no more");

@@ -9,6 +9,7 @@
 
 use super::Recovery;
 use super::admission::{Looked, failed};
+use super::groups::site_of;
 use super::policy::{JournalPolicy, file_name};
 use super::record::RecoveryRecord;
 use super::seeds::Seeds;
@@ -37,10 +38,12 @@ impl Recovery {
         if self.vms().contains_key(&hello.vm) {
             return Ok(None);
         }
+        // A name is one site's, and so is how many there may be: what hangs of one keeps no other out.
+        let of_its_site = || making.values().filter(|other| site_of(&other.peer) == site_of(peer));
         let is_like_it =
-            |(id, other): (&VmId, &RecoveryRecord)| *id == hello.vm || other.name == hello.vm_name;
-        if making.iter().any(is_like_it) || making.len() >= JOURNALS_MADE_AT_ONCE_MAX {
-            let detail = "journals are being made just now, this one or one of its name among them, or too many: its disk may hang";
+            making.contains_key(&hello.vm) || of_its_site().any(|other| other.name == hello.vm_name);
+        if is_like_it || of_its_site().count() >= JOURNALS_MADE_AT_ONCE_MAX {
+            let detail = "journals of its site are being made just now, this one or one of its name among them, or too many: its disk may hang";
             return Err(Refuse { why: Refusal::Busy, detail: detail.into() });
         }
         let terms = match self.decide_among(hello, peer, &Looked::NOTHING, &making) {

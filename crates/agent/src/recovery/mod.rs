@@ -12,11 +12,15 @@ mod ended;
 mod failover;
 mod groups;
 mod guests;
+mod hand_over;
 mod images;
 mod incoming;
 mod journals;
 mod leaving;
 mod life;
+mod lifting;
+mod lock;
+mod locking;
 mod making;
 mod one_at_a_time;
 mod operations_to_api;
@@ -28,6 +32,7 @@ mod record;
 mod remembered;
 mod replicas;
 mod resume;
+mod running_twice;
 mod scrub;
 mod seeds;
 mod side_by_side;
@@ -108,7 +113,7 @@ impl Recovery {
         Arc::new(Self {
             state,
             artifacts,
-            adapter: Adapter::new(config.qemu.clone(), config.run_dir.join("guests")),
+            adapter: Adapter::new(config.qemu.clone(), config.run_dir.join("guests"), config.guests.clone()),
             alerts,
             guest_events: Arc::default(),
             journal_dir: config.journal_dir.clone(),

@@ -5,7 +5,7 @@ use super::failover::plan::{FailoverPlan, FailoverStep};
 use super::life::forget::plan::{ForgetPlan, ForgetStep};
 use super::life::moving::plan::{MovePlan, MoveStep};
 use super::promote::plan::{PromotePlan, PromoteStep};
-use crate::ledger::{OwnPlan, no_such_step};
+use crate::ledger::{OwnPlan, Subject, no_such_step};
 use operations::Lock;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -56,6 +56,23 @@ impl OwnPlan for Plan {
             Self::Commit(plan) => format!("group {}", plan.label),
             Self::Promote(plan) => format!("image {} of VM {}", plan.image, plan.label),
             Self::Forget(plan) => format!("VM {} ({})", plan.label, plan.vm),
+        }
+    }
+
+    fn subject(&self) -> Subject {
+        let of_group = |label: &str, id| Subject {
+            group: Some(label.to_owned()),
+            group_id: Some(id),
+            ..Subject::default()
+        };
+        let of_vm = |label: &str, vm_id| Subject { vm: Some(label.to_owned()), vm_id, ..Subject::default() };
+        match self {
+            Self::Failover(plan) => of_group(&plan.label, plan.group),
+            Self::Rollback(plan) => of_group(&plan.label, plan.group),
+            Self::Commit(plan) => of_group(&plan.label, plan.group),
+            Self::Move(plan) => of_vm(&plan.label, Some(plan.vm)),
+            Self::Forget(plan) => of_vm(&plan.label, Some(plan.vm)),
+            Self::Promote(plan) => Subject { image: Some(plan.image.clone()), ..of_vm(&plan.label, None) },
         }
     }
 
@@ -127,6 +144,17 @@ impl operations::Plan for Plan {
             Self::Commit(plan) => plan.locks(),
             Self::Forget(plan) => plan.locks(),
             Self::Promote(plan) => plan.locks(),
+        }
+    }
+
+    fn counts_as(&self) -> Option<&'static str> {
+        match self {
+            Self::Failover(plan) => plan.counts_as(),
+            Self::Move(plan) => plan.counts_as(),
+            Self::Rollback(plan) => plan.counts_as(),
+            Self::Commit(plan) => plan.counts_as(),
+            Self::Forget(plan) => plan.counts_as(),
+            Self::Promote(plan) => plan.counts_as(),
         }
     }
 }

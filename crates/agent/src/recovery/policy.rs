@@ -1,5 +1,6 @@
 //! What this side's operator has set for one journal, apart from the protected side's policy.
 
+use super::lock::RetentionLock;
 use crate::config::{JournalConfig, JournalMode};
 use joint::admission::Terms;
 use journal::{Settings, Thinning};
@@ -24,6 +25,9 @@ pub(crate) struct JournalPolicy {
     pub(crate) folder: Option<PathBuf>,
     /// Where its replicas lie, if not with the agent's others.
     pub(crate) replica_folder: Option<PathBuf>,
+    /// Until when nothing of its history goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lock: Option<RetentionLock>,
 }
 
 impl JournalPolicy {
@@ -43,6 +47,7 @@ impl JournalPolicy {
             },
             tagged_history: seconds(self.keep_tagged_seconds, config.keep_tagged_seconds),
             let_go: self.let_go.map(WriteSeq::from_raw),
+            is_locked: self.lock.is_some(),
         }
     }
 }

@@ -6,10 +6,10 @@ use super::Recovery;
 use super::images::{ImageRecord, OpenImage};
 use super::plans::Plan;
 use crate::error::{OperationError, Result, with_sources};
-use crate::ledger::{StepError, in_thread};
+use crate::ledger::{Asker, StepError};
 use crate::pace::Pace;
 use crate::state::StateDir;
-use operations::{At, Lock, OperationId, Progress};
+use operations::{At, Failure, Lock, OperationId, Progress};
 use plan::{PromotePlan, PromoteStep, image_lock};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,36 +29,48 @@ impl PromotionRun {
 }
 
 impl Recovery {
-    /// Begins to promote an image, or goes on with it.
-    pub(crate) fn promote_image(
-        self: &Arc<Self>,
-        id: &str,
-        request: &api::PromoteRequest,
-    ) -> Result<api::Image> {
-        let operation = self.begin_promotion(id, request)?;
-        let recovery = self.clone();
-        in_thread(move || recovery.go_on_with(operation)).map_err(anyhow::Error::from)?;
+    /// Promotes an image, or goes on with that. What cannot be done now is tried again by itself: whoever has asked hears of
+    /// its end.
+    pub(crate) fn promote_image(&self, id: &str, request: &api::PromoteRequest, asker: &Asker) -> Result<()> {
+        let operation = self.begin_promotion(id, request, asker)?;
+        self.go_on_with(operation);
+        Ok(())
+    }
+
+    /// An open image.
+    pub(crate) fn show_image(&self, id: &str) -> Result<api::Image> {
         let image = self.image(id).ok_or_else(|| not_open(id))?;
         Ok(self.image_to_api(&image))
     }
 
-    pub(super) fn begin_promotion(&self, id: &str, request: &api::PromoteRequest) -> Result<OperationId> {
+    pub(super) fn begin_promotion(
+        &self,
+        id: &str,
+        request: &api::PromoteRequest,
+        asker: &Asker,
+    ) -> Result<OperationId> {
         let image = self.image(id).ok_or_else(|| not_open(id))?;
         if !image.image().is_writable() {
             return Err(OperationError::conflict("only a writable image can be promoted"));
         }
-        if request.lost_as_zeroes {
-            // Also for one that goes on already, and waits for that.
-            change(&image, &self.state, |record| record.lost_as_zeroes = true)?;
-        }
+        let as_zeroes = request.lost_as_zeroes;
         if let Some((operation, ..)) = image_lock(id).and_then(|lock| self.operations.at(lock)) {
+            if as_zeroes {
+                // It waits for that.
+                change(&image, &self.state, |record| record.lost_as_zeroes = true)?;
+            }
+            drop(self.operations.join(operation, asker)?);
             return Ok(operation);
         }
         let record = image.record();
         self.check_is_not_going_back(&record.vm, record.failover.as_deref())?;
+        // Whatever was asked of a promotion before: that has ended.
+        if record.lost_as_zeroes != as_zeroes {
+            change(&image, &self.state, |record| record.lost_as_zeroes = as_zeroes)?;
+        }
         let bytes_per_second = request.bytes_per_second;
         let plan = PromotePlan { image: record.id, label: record.vm_name, bytes_per_second };
-        self.operations.begin(|| Plan::Promote(plan))
+        Ok(self.operations.begin(|| Plan::Promote(plan), asker)?.id)
     }
 
     /// What a failover runs on that is being rolled back is about to go.
@@ -100,7 +112,10 @@ impl Recovery {
         let image = self.served(&plan.image)?;
         match step {
             PromoteStep::Copy => copy(&image, &self.state, plan, at),
-            PromoteStep::Keep => Ok(keep(&image, &self.state)?),
+            // All is copied by then: it is written down once the state folder takes it.
+            PromoteStep::Keep => {
+                Ok(keep(&image, &self.state).map_err(|error| OperationError::unavailable(error.detail))?)
+            }
             PromoteStep::Unpin => {
                 let unpinned = image.unpin().map(drop);
                 Ok(unpinned.map_err(|error| {
@@ -110,15 +125,15 @@ impl Recovery {
         }
     }
 
-    /// An image that is served.
-    fn served(&self, id: &str) -> Result<Arc<OpenImage>> {
+    /// An image that is served. Whoever has closed it has ended its promotion too, and is told so by that.
+    fn served(&self, id: &str) -> std::result::Result<Arc<OpenImage>, StepError> {
         if let Some(image) = self.image(id) {
             return Ok(image);
         }
         if self.waiting_images().contains_key(id) {
-            return Err(OperationError::unavailable(format!("image {id} is not served just now")));
+            return Err(OperationError::unavailable(format!("image {id} is not served just now")).into());
         }
-        Err(OperationError::not_found(format!("image {id} was closed before it was promoted")))
+        Err(Failure::Cancelled.into())
     }
 
     /// A promotion for the operator.
@@ -227,9 +242,9 @@ mod tests {
         let recovery = recovery(folder.path());
         append_sync(&recovery.admit(&hello(1), PEER).unwrap().1);
         let request = api::FailoverRequest { at: "latest".into(), vms: Vec::new(), without: Vec::new() };
-        let failover = recovery.failover("web", &request).unwrap();
+        let failover = recovery.failover("web", &request, &Asker::default()).unwrap();
         let image = recovery.image(&failover.vms[0].image).unwrap();
-        recovery.rollback("web").unwrap();
+        recovery.rollback("web", &Asker::default()).unwrap();
         assert!(keep(&image, &recovery.state).is_err());
         assert!(!image.is_promoted());
         assert!(
@@ -291,22 +306,44 @@ mod tests {
         drop(journal);
         rot_writes(&side, &vm);
         let request = api::FailoverRequest { at, vms: Vec::new(), without: Vec::new() };
-        let image = side.failover("web", &request).unwrap().vms[0].image.clone();
-        side.commit("web").unwrap();
+        let image = side.failover("web", &request, &Asker::default()).unwrap().vms[0].image.clone();
+        side.commit("web", &Asker::default()).unwrap();
         (side, image)
+    }
+
+    #[test]
+    fn whoever_closes_an_image_whose_promotion_waits_has_ended_that_and_is_told_of_it_by_no_alert() {
+        let folder = tempfile::tempdir().unwrap();
+        let recovery = recovery(folder.path());
+        let image = open_by_hand(&recovery).record().id;
+        let operation = recovery.begin_promotion(&image, &request(), &Asker::nobody()).unwrap();
+        let other = recovery.admit(&hello(2), PEER).unwrap().1;
+        assert!(!recovery.rebind_image(&image, other.shared()));
+        go_on_with_all(&recovery);
+        assert_eq!(recovery.operations.unended().len(), 1, "it waits for its image to be served");
+        recovery.close_image(&image, false).unwrap();
+        go_on_with_all(&recovery);
+        assert_eq!(recovery.operations.unended().len(), 0);
+        let told = recovery.alerts.list();
+        assert!(!told.iter().any(|alert| alert.contains("operation")), "{told:?}");
+        assert_eq!(recovery.show_operation(operation).unwrap().state, "taken-back");
     }
 
     #[test]
     fn what_is_lost_under_a_committed_failover_becomes_zeroes_where_that_is_asked_for_and_is_told() {
         let folder = tempfile::tempdir().unwrap();
         let (side, image) = committed_to_a_damaged_state(folder.path());
-        let id = side.begin_promotion(&image, &request()).unwrap();
+        let id = side.begin_promotion(&image, &request(), &Asker::default()).unwrap();
         go_on_with_all(&side);
         let trouble = side.show_operation(id).unwrap().trouble.unwrap();
         assert!(trouble.contains("--lost-as-zeroes"), "{trouble}");
         assert_eq!(side.list_images()[0].zeroed_bytes, 0);
         let asked = api::PromoteRequest { lost_as_zeroes: true, ..request() };
-        assert_eq!(side.begin_promotion(&image, &asked).unwrap(), id, "the one that waits goes on");
+        assert_eq!(
+            side.begin_promotion(&image, &asked, &Asker::default()).unwrap(),
+            id,
+            "the one that waits goes on"
+        );
         go_on_with_all(&side);
         let shown = side.list_images().remove(0);
         assert_eq!((shown.promotion.state.as_str(), shown.zeroed_bytes), ("done", 4096));
@@ -317,7 +354,41 @@ mod tests {
         let kept = side.close_image(&image, false).unwrap().kept.remove(0);
         let disk = std::fs::read(kept).unwrap();
         assert_eq!((disk[0], disk[8192]), (7, 0));
-        side.forget("vm-1").unwrap();
+        side.forget("vm-1", &Asker::default()).unwrap();
+    }
+
+    /// Whoever asks anew asks without it.
+    #[test]
+    fn what_is_lost_becomes_zeroes_by_no_word_of_a_promotion_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let (side, image) = committed_to_a_damaged_state(folder.path());
+        let asked = api::PromoteRequest { lost_as_zeroes: true, ..request() };
+        let id = side.begin_promotion(&image, &asked, &Asker::default()).unwrap();
+        side.cancel_operation(id, &Asker::default()).unwrap();
+        assert!(side.operations.unended().is_empty());
+        let id = side.begin_promotion(&image, &request(), &Asker::default()).unwrap();
+        go_on_with_all(&side);
+        let trouble = side.show_operation(id).unwrap().trouble.unwrap_or_default();
+        assert!(trouble.contains("--lost-as-zeroes"), "{trouble}");
+        assert_eq!(side.list_images()[0].zeroed_bytes, 0);
+    }
+
+    /// All of it is copied by then.
+    #[test]
+    fn a_promotion_whose_end_cannot_be_written_down_is_tried_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let side = opened(folder.path());
+        let image = side.list_images()[0].id.clone();
+        let in_the_way = side.state.path(&format!("images/{image}.partial"));
+        std::fs::create_dir(&in_the_way).unwrap();
+        let id = side.begin_promotion(&image, &request(), &Asker::default()).unwrap();
+        go_on_with_all(&side);
+        let shown = side.show_operation(id).unwrap();
+        assert!(shown.state == "going" && shown.trouble.is_some(), "{shown:?}");
+        std::fs::remove_dir(&in_the_way).unwrap();
+        go_on_with_all(&side);
+        assert_eq!(side.show_operation(id).unwrap().state, "done");
+        assert_eq!(side.alerts.list(), Vec::<String>::new());
     }
 
     #[test]
@@ -335,7 +406,7 @@ mod tests {
             side.close_image(&image, true).unwrap();
             begin_anew(&side);
             assert!(side.list_images().is_empty(), "{is_served}");
-            side.forget("vm-1").unwrap();
+            side.forget("vm-1", &Asker::default()).unwrap();
         }
     }
 
@@ -355,7 +426,7 @@ mod tests {
             opened,
             |side| {
                 let id = side.list_images()[0].id.clone();
-                if side.begin_promotion(&id, &request()).is_ok() {
+                if side.begin_promotion(&id, &request(), &Asker::default()).is_ok() {
                     go_on_with_all(side);
                 }
             },
@@ -379,8 +450,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let side = opened(folder.path());
         let image = side.list_images()[0].id.clone();
-        let id = side.begin_promotion(&image, &request()).unwrap();
-        assert_eq!(side.begin_promotion(&image, &request()).unwrap(), id, "one at a time");
+        let id = side.begin_promotion(&image, &request(), &Asker::default()).unwrap();
+        assert_eq!(side.begin_promotion(&image, &request(), &Asker::default()).unwrap(), id, "one at a time");
         assert_eq!(side.list_images()[0].promotion.state, "running");
         side.close_image(&image, false).unwrap();
         go_on_with_all(&side);
@@ -394,8 +465,13 @@ mod tests {
         let side = opened(folder.path());
         let image = side.list_images()[0].id.clone();
         // It would take hours.
-        let id =
-            side.begin_promotion(&image, &api::PromoteRequest { bytes_per_second: 1, ..request() }).unwrap();
+        let id = side
+            .begin_promotion(
+                &image,
+                &api::PromoteRequest { bytes_per_second: 1, ..request() },
+                &Asker::default(),
+            )
+            .unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         runtime.spawn(side.clone().go_on_with_operations());
         while side.show_operation(id).unwrap().bytes_total == 0 {

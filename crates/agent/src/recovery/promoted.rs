@@ -6,7 +6,7 @@
 //! a disk is gone already an empty one would be made in its place.
 
 use super::Recovery;
-use super::images::ImageRecord;
+use super::images::{Closing, ImageRecord};
 use super::life::emptying::DISKS_OF;
 use crate::error::Result;
 use anyhow::Context;
@@ -54,7 +54,7 @@ impl Recovery {
         folder: &Path,
         record: &ImageRecord,
     ) -> Result<Closed> {
-        let mut kept = Vec::new();
+        let (mut kept, record) = (Vec::new(), &with_place_within_reach(folder, record)?);
         self.state.save(&record.file_name(), record)?;
         if let Some(target) = record.closing.as_ref().and_then(|closing| closing.keep_in.as_ref()) {
             let disks = journal.disks().into_iter().map(|disk| disk.name);
@@ -68,6 +68,25 @@ impl Recovery {
         tracing::info!(vm = record.vm_name, image = record.id, disks = ?kept, "image closed");
         Ok(Closed { kept, lost: None })
     }
+}
+
+/// An agent of before may have written down a place in another file system than the journal's, to which a rename never leads:
+/// as long as no disk is there they go where they can.
+fn with_place_within_reach(folder: &Path, record: &ImageRecord) -> Result<ImageRecord> {
+    let mut record = record.clone();
+    let place = record.closing.as_mut().and_then(|closing| closing.keep_in.take());
+    let Some(mut place) = place else { return Ok(record) };
+    let is_empty = std::fs::read_dir(&place).map_or(true, |mut rows| rows.next().is_none());
+    if is_empty {
+        let within_reach = place_for(folder, &record)?;
+        if within_reach != place {
+            // It was made, and is nobody's.
+            let _ = std::fs::remove_dir(&place);
+            place = within_reach;
+        }
+    }
+    record.closing = Some(Closing { keep_in: Some(place) });
+    Ok(record)
 }
 
 fn move_disks(from: &Path, to: &Path, disks: impl Iterator<Item = String>) -> anyhow::Result<Vec<PathBuf>> {

@@ -1,10 +1,12 @@
 //! Whose the groups are of which no VM is kept here any more: else whoever knows a group's id could take it by greeting first.
 //!
 //! What holds: that is written down before the last VM of a group is forgotten. As long as a VM is kept its record says it.
+//! What cannot be read is never written over: somebody may restore it.
 
 use crate::alerts::Alerts;
 use crate::state::StateDir;
 use serde::{Deserialize, Serialize};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use types::GroupId;
 use types::limits::REMEMBERED_GROUPS_MAX;
@@ -42,6 +44,8 @@ pub(super) struct Remembered {
     groups: Mutex<Groups>,
     /// Held while they are written down.
     saving: Mutex<()>,
+    /// What is written down of them could not be read.
+    is_unread: AtomicBool,
 }
 
 impl Remembered {
@@ -55,6 +59,11 @@ impl Remembered {
 
     /// Remembers a group, one of whose VMs is being forgotten.
     pub(super) fn add(&self, state: &StateDir, group: GroupId, site: String) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            !self.is_unread.load(Ordering::SeqCst),
+            "{} cannot be read: restore it from a backup, or remove it, and restart the agent",
+            state.path(FILE).display()
+        );
         let group = group.to_string();
         let _one = self.saving.lock().expect("a panic aborts the process");
         let before = self.lock().clone();
@@ -70,29 +79,34 @@ impl Remembered {
     pub(super) fn take_up(&self, state: &StateDir, alerts: &Alerts) {
         match state.load::<Groups>(FILE) {
             Ok(groups) => *self.lock() = groups.unwrap_or_default(),
-            Err(error) => alerts.raise(
-                "record of groups",
-                format!(
-                    "whose the groups were of which no VM is kept any more cannot be read, so that another site may take one of \
-                     them: {error:#}; restore {} from a backup, or remove it, and restart the agent",
-                    state.path(FILE).display()
-                ),
-            ),
+            Err(error) => {
+                self.is_unread.store(true, Ordering::SeqCst);
+                alerts.raise(
+                    "record of groups",
+                    format!(
+                        "whose the groups were of which no VM is kept any more cannot be read, so that another site may take one \
+                         of them, and no VM is forgotten to its end: {error:#}; restore {} from a backup, or remove it, and \
+                         restart the agent",
+                        state.path(FILE).display()
+                    ),
+                );
+            }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{PEER, admit_named, append_sync, end, recovery};
+    use super::super::tests::{PEER, admit_named, append_sync, begin_anew, end, recovery};
     use super::*;
+    use crate::ledger::Asker;
 
     #[test]
     fn a_group_whose_vms_are_all_forgotten_is_taken_by_no_other_site() {
         let folder = tempfile::tempdir().unwrap();
         let side = recovery(folder.path());
         append_sync(&admit_named(&side, 1, "web", PEER).1);
-        side.forget("web").unwrap();
+        side.forget("web", &Asker::default()).unwrap();
         end(side);
         let side = recovery(folder.path());
         side.resume_all().unwrap();
@@ -114,5 +128,32 @@ mod tests {
             (groups.site_of("0"), groups.site_of("1"), groups.site_of("2")),
             (Some("oslo"), None, Some("paris"))
         );
+    }
+
+    /// Somebody may restore it, or what is in it.
+    #[test]
+    fn a_record_of_groups_that_cannot_be_read_is_not_written_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let side = recovery(folder.path());
+        append_sync(&admit_named(&side, 1, "web", PEER).1);
+        append_sync(&side.admit(&super::super::tests::hello_of_group(2, 12, "db"), PEER).unwrap().1);
+        side.forget("web", &Asker::default()).unwrap();
+        end(side);
+        let file = folder.path().join("state").join(FILE);
+        let whole = std::fs::read(&file).unwrap();
+        std::fs::write(&file, &whole[..whole.len() - 1]).unwrap();
+        let side = recovery(folder.path());
+        side.resume_all().unwrap();
+        let refused = side.forget("vm-2", &Asker::default()).unwrap_err();
+        assert!(refused.detail.contains("groups.json"), "{}", refused.detail);
+        assert_eq!(std::fs::read(&file).unwrap(), whole[..whole.len() - 1]);
+        end(side);
+        std::fs::write(&file, whole).unwrap();
+        let side = recovery(folder.path());
+        begin_anew(&side);
+        for vm in [1, 2] {
+            let group = GroupId::from_bytes([vm + 10; 16]);
+            assert_eq!(side.remembered.site_of(group).as_deref(), Some("paris"), "{:?}", side.alerts.list());
+        }
     }
 }

@@ -173,6 +173,7 @@ mod tests {
 
     use super::super::tests::{PEER, hello, recovery};
     use super::*;
+    use crate::ledger::Asker;
 
     fn late(recovery: &Recovery) -> usize {
         recovery.tell_late(&mut Rounds::default());
@@ -212,7 +213,7 @@ mod tests {
         assert_eq!(late(&recovery), 0);
         long_ago();
         assert_eq!(late(&recovery), 1);
-        recovery.forget("vm-1").unwrap();
+        recovery.forget("vm-1", &Asker::default()).unwrap();
         assert_eq!(late(&recovery), 0);
     }
 

@@ -36,6 +36,7 @@ impl Recovery {
                 *heard_at = now;
             }
             self.tell_silence(&vm, now.since(*heard_at), expected);
+            self.tell_running_twice(&vm, now);
         }
     }
 

@@ -2,8 +2,9 @@
 
 use super::record::RecoveryRecord;
 use super::*;
+use crate::ledger::Asker;
 use crate::sockets::SocketAccess;
-use crate::state::death;
+use crate::state::{death, open_in_test};
 use batch::{Batch, BatchMeta, Codec, Kind, Record, encode, encode_mark};
 use bytes::Bytes;
 use joint::admission::{Accept, Terms};
@@ -24,22 +25,12 @@ mod on_images;
 pub(super) const PEER: &str = "agent-1.paris";
 const DISK_BYTES: u64 = 1 << 20;
 
-/// The state folder. Where one before was just dropped, a process that another test is starting has its lock until it runs.
-fn open_state(folder: &Path) -> StateDir {
-    for _ in 0..200 {
-        if let Ok(state) = StateDir::open(folder) {
-            return state;
-        }
-        thread::sleep(Duration::from_millis(10));
-    }
-    StateDir::open(folder).unwrap()
-}
-
 /// A recovery side in a folder, without threads or sockets of its own.
 pub(super) fn recovery(folder: &Path) -> Arc<Recovery> {
-    let text = "site = \"rome\"\nagent = \"agent-1\"\nstate_dir = \"state\"\nrun_dir = \"run\"\n";
+    let text = "site = \"rome\"\nagent = \"agent-1\"\nstate_dir = \"state\"\nrun_dir = \"run\"\n\
+                [guests]\nuids = [64100, 64355]\n";
     let config = Config::parse(text, &folder.join("agent.toml")).unwrap();
-    let state = Arc::new(open_state(&config.state_dir));
+    let state = Arc::new(open_in_test(&config.state_dir));
     std::fs::create_dir_all(&config.journal_dir).unwrap();
     let run_dir = RunDir::make(&config.run_dir, SocketAccess::new(None, 0o600).unwrap()).unwrap();
     let artifacts = Arc::new(Artifacts::open(state.path("files")).unwrap());

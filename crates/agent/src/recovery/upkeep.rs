@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
-use types::VmId;
+use types::{VmId, WriteSeq};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Guides and files not used for so many rounds are let go of.
@@ -95,11 +95,10 @@ impl Recovery {
                 format!(
                     "VM {}: its journal is damaged, {} bytes of its newest state cannot be read: checkpoints are damaged until its \
                      source, which is asked for them, has sent them again. What that cannot read itself (it has an alert then, too) \
-                     comes only with what the guest writes over it. The newest whole checkpoint is held until then, whatever \
-                     history is set: `holdfast journal set {} --let-go` lets go of it",
+                     comes only with what the guest writes over it. {}",
                     vm.label(),
                     status.damaged_bytes,
-                    vm.id()
+                    of_newest_whole(vm, journal.newest_consistent(WriteSeq::MAX), status.settings.let_go)
                 ),
             ),
             Some(from) => self.alerts.raise(
@@ -114,6 +113,22 @@ impl Recovery {
     }
 }
 
+/// What becomes of the newest whole checkpoint while a newer state is damaged.
+fn of_newest_whole(vm: &RecoveredVm, whole: Option<WriteSeq>, let_go: Option<WriteSeq>) -> String {
+    match whole {
+        None => "No checkpoint that is kept is whole".to_owned(),
+        Some(whole) if let_go.is_some_and(|gone| whole <= gone) => {
+            "The newest whole checkpoint, which an operator has let go of, goes with the history that is set"
+                .to_owned()
+        }
+        Some(_) => format!(
+            "The newest whole checkpoint is held until then, whatever history is set: `holdfast journal set {} --let-go` lets \
+             go of it",
+            vm.id()
+        ),
+    }
+}
+
 /// What a journal that cannot be kept up is an alert of.
 pub(super) fn upkeep_alert(vm: &RecoveredVm) -> Cause {
     Cause::from(format!("failing upkeep of {}", vm.id()))
@@ -123,6 +138,9 @@ impl Recovery {
     /// One journal's turn; whether it wants another at once. One that cannot be kept up is an alert until it is.
     pub(super) fn take_turn(&self, vm: &RecoveredVm, pace: &Pace, progress: &Progress, rests: bool) -> bool {
         let Ok(journal) = vm.lease(Use::Upkeep) else { return false };
+        self.end_lock_that_is_over(vm, &journal);
+        self.tell_locked_full(vm, &journal);
+        self.tell_lift_asked(vm, &journal);
         match keep_up(&journal, pace, progress, rests) {
             Ok(kept) => {
                 tell(vm, &journal, &kept);
@@ -214,6 +232,9 @@ mod tests {
         let whole = journal.newest_consistent(types::WriteSeq::MAX).unwrap();
         set(true).unwrap();
         assert_eq!(journal.status().settings.let_go, Some(whole));
+        recovery.tell_damage(&vm);
+        let told = recovery.alerts.list();
+        assert!(told.len() == 1 && !told[0].contains("is held") && !told[0].contains("--let-go"), "{told:?}");
         drop((journal, vm));
         end(recovery);
         let recovery = super::super::tests::recovery(folder.path());

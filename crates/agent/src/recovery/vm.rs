@@ -3,6 +3,7 @@
 use super::groups::{answers_to, site_of};
 use super::life::open::Reopening;
 use super::life::{JournalLife, Lease};
+use super::lock::RetentionLock;
 use super::policy::JournalPolicy;
 use super::record::{Asked, RecoveryRecord};
 use super::turns::DiskId;
@@ -20,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-use types::{Checkpoint, GroupId, VmId, WriteSeq};
+use types::{Checkpoint, GroupId, Monotonic, VmId, WriteSeq};
 
 /// How long a new connection waits for the one it replaces to let go.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,6 +34,8 @@ pub(crate) struct RecoveredVm {
     /// Its journal, and who uses that.
     life: Arc<JournalLife>,
     inner: Mutex<Inner>,
+    /// Held while what is set for its journal is changed; taken before `changing`.
+    setting: Mutex<()>,
     /// Held while its record is written down; taken before `inner`.
     changing: Mutex<()>,
     /// Held while the folder is taken, which a disk may hold up.
@@ -51,6 +54,8 @@ struct Inner {
     disk: Option<u64>,
     last_error: Option<String>,
     stream: Option<Stream>,
+    /// When its site last greeted for it in vain, because its group had failed over to this side.
+    fenced_greeting_at: Option<Monotonic>,
     /// That it is forgotten is being written down.
     takes_no_stream: bool,
     /// While the journal is closed.
@@ -119,6 +124,7 @@ impl RecoveredVm {
             disk: None,
             last_error: None,
             stream: None,
+            fenced_greeting_at: None,
             takes_no_stream: false,
             reopening: Reopening::default(),
         };
@@ -127,6 +133,7 @@ impl RecoveredVm {
             group,
             life: Arc::default(),
             inner: Mutex::new(inner),
+            setting: Mutex::default(),
             changing: Mutex::default(),
             taking_folder: Mutex::default(),
             handing_over: tokio::sync::Mutex::default(),
@@ -260,6 +267,11 @@ impl RecoveredVm {
         self.lock().policy.clone()
     }
 
+    /// Held by whoever changes what is set for its journal: of two neither takes back what the other has set.
+    pub(super) fn lock_settings(&self) -> MutexGuard<'_, ()> {
+        self.setting.lock().expect("a panic aborts the process")
+    }
+
     /// Takes up what the operator has set for this journal.
     pub(crate) fn set_policy(&self, policy: JournalPolicy) {
         self.lock().policy = policy;
@@ -305,12 +317,33 @@ impl RecoveredVm {
         inner.policy.settings(inner.record.terms(), config)
     }
 
-    /// Takes up what the protected side says of the VM now, as it was decided.
-    pub(crate) fn follow(&self, state: &StateDir, hello: &Hello, peer: &str, accept: Accept) -> Result<()> {
+    /// Takes up what the protected side says of the VM now, as it was decided on what was `seen` of it. Not where an operator
+    /// has changed that since: whether it was taken up.
+    pub(crate) fn follow(
+        &self,
+        state: &StateDir,
+        (hello, peer): (&Hello, &str),
+        accept: Accept,
+        seen: &RecoveryRecord,
+    ) -> Result<bool> {
         let asked = accept.asks_less.map(Asked::from);
+        let mut is_as_seen = false;
         self.change_record(state, "save what is known of the VM", |before| {
+            is_as_seen = before == seen;
+            if !is_as_seen {
+                return before.clone();
+            }
             let said = RecoveryRecord::from_hello(hello, peer, accept.terms);
             RecoveryRecord { left: before.left, seeded: before.seeded, asked, ..said }
+        })?;
+        Ok(is_as_seen)
+    }
+
+    /// Another agent sends it from now on.
+    pub(super) fn hand_over(&self, state: &StateDir, peer: &str) -> Result<()> {
+        self.change_record(state, "save which agent sends the VM", |before| RecoveryRecord {
+            peer: peer.to_owned(),
+            ..before.clone()
         })
     }
 
@@ -395,6 +428,9 @@ impl RecoveredVm {
 
     /// Writes down that it is forgotten: from here on no stream begins. Not while there is one. Whether this call did.
     pub(super) fn begin_forgetting(&self, state: &StateDir) -> crate::error::Result<bool> {
+        // Nobody locks its history meanwhile.
+        let _set = self.lock_settings();
+        self.check_not_locked("forgetting it")?;
         let _one = self.changing.lock().expect("a panic aborts the process");
         {
             let mut inner = self.lock();
@@ -471,6 +507,14 @@ impl RecoveredVm {
         false
     }
 
+    pub(super) fn note_fenced_greeting(&self, now: Monotonic) {
+        self.lock().fenced_greeting_at = Some(now);
+    }
+
+    pub(super) fn fenced_greeting_at(&self) -> Option<Monotonic> {
+        self.lock().fenced_greeting_at
+    }
+
     pub(crate) fn is_streaming(&self) -> bool {
         self.lock().stream.as_ref().is_some_and(|stream| stream.ended.has_changed().is_ok())
     }
@@ -536,6 +580,7 @@ impl RecoveredVm {
             newest_checkpoint: newest_checkpoint.as_ref().map(checkpoint_to_api),
             tail: tail.map(|tail| tail.to_string()),
             left_at: record.left.map(|at| WriteSeq::from_raw(at).to_string()),
+            locked_until: inner.policy.lock.as_ref().map(RetentionLock::until_text),
         }
     }
 }

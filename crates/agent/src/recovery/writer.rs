@@ -126,7 +126,10 @@ fn ack(journal: &Journal, appended: Appended) -> Ack {
     }
 }
 
-fn stop(vm: &RecoveredVm, why: Refusal, detail: String) -> Refuse {
+fn stop(vm: &RecoveredVm, why: Refusal, mut detail: String) -> Refuse {
+    if why == Refusal::JournalFull {
+        detail += &vm.locked_words();
+    }
     tracing::error!(vm = vm.name(), why = detail, "journaling stops");
     vm.set_error(detail.clone());
     Refuse { why, detail }

@@ -7,7 +7,7 @@
 use super::freshness::Freshness;
 use crate::alerts::{AlertKind, Alerts, Cause};
 use crate::link::TurnedAway;
-use crate::policy::Policy;
+use crate::policy::{OnFenced, Policy};
 use replication::wire::{Ack, Refusal};
 use replication::{Failure, State, SyncReason};
 use splitter::SyncState;
@@ -38,6 +38,8 @@ pub(super) struct Seen {
     pub(super) link_up: bool,
     /// The epoch that has taken over, as far as is known.
     pub(super) fenced: Option<u64>,
+    /// What becomes of the guest then.
+    pub(super) on_fenced: OnFenced,
     pub(super) last_ack: Option<Ack>,
     pub(super) sync: SyncState,
     /// How the last connection failed, where it was by a certificate.
@@ -156,9 +158,12 @@ impl Bounds {
         };
         alerts.set(Cause::new(AlertKind::Fenced, vm), fenced.is_some(), || {
             let epoch = fenced.unwrap_or(0);
-            format!(
-                "VM {vm}: fenced: epoch {epoch} has taken over, its group has failed over; its guest is not stopped here, and what it writes is not replicated"
-            )
+            let guest = match seen.on_fenced {
+                OnFenced::GoOn => "its guest is not stopped here, and what it writes is not replicated",
+                OnFenced::Pause => "its guest stands still here until that is rolled back",
+                OnFenced::Stop => "its guest is stopped here",
+            };
+            format!("VM {vm}: fenced: epoch {epoch} has taken over, its group has failed over; {guest}")
         });
         // Somebody who refuses has been reached.
         let turned_away = seen.turned_away.is_some() && !seen.link_up && !paused && fenced.is_none();
@@ -219,6 +224,7 @@ mod tests {
             fresh: Freshness::unknown(now),
             link_up: false,
             fenced: None,
+            on_fenced: OnFenced::GoOn,
             last_ack: None,
             sync: SyncState::Asynchronous,
             turned_away,

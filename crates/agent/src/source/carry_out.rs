@@ -4,7 +4,7 @@
 use super::plans::{Plan, Step};
 use super::{Changed, Source};
 use crate::error::{ErrorKind, Result};
-use crate::ledger::{Doer, Outcome, RETRY, StepError, no_such_step};
+use crate::ledger::{Asker, Doer, Held, Outcome, RETRY, StepError, no_such_step};
 use operations::{At, Failure, Lock, OperationId, Trouble, Work};
 use std::sync::Arc;
 use types::VmId;
@@ -16,8 +16,8 @@ pub(super) struct Doing<'a> {
 }
 
 impl<'a> Doing<'a> {
-    pub(super) fn waited_for(source: &'a Arc<Source>) -> Self {
-        Self { source, doer: Doer::waited_for() }
+    pub(super) fn asked_by(source: &'a Arc<Source>, asker: &Asker) -> Self {
+        Self { source, doer: Doer::asked_by(asker) }
     }
 
     fn by_itself(source: &'a Arc<Source>) -> Self {
@@ -30,6 +30,9 @@ impl Work<Plan> for Doing<'_> {
         Ok(match (plan, step) {
             (Plan::Protect(plan), Step::Protect(step)) => self.source.is_protect_step_done(plan, step),
             (Plan::Unprotect(plan), Step::Unprotect(step)) => self.source.is_unprotect_step_done(plan, step),
+            (Plan::Change(plan), Step::Change(step)) => {
+                return self.source.is_changed(plan, step.0).map_err(|error| Trouble(error.detail));
+            }
             _ => no_such_step(),
         })
     }
@@ -38,6 +41,7 @@ impl Work<Plan> for Doing<'_> {
         let done = match (plan, step) {
             (Plan::Protect(plan), Step::Protect(step)) => self.source.run_protect_step(plan, step),
             (Plan::Unprotect(plan), Step::Unprotect(step)) => self.source.run_unprotect_step(plan, step),
+            (Plan::Change(plan), Step::Change(step)) => self.source.run_change(plan, step.0),
             _ => no_such_step(),
         };
         done.map_err(|error| {
@@ -51,6 +55,7 @@ impl Work<Plan> for Doing<'_> {
         let undone = match (plan, step) {
             (Plan::Protect(plan), Step::Protect(step)) => self.source.undo_protect_step(plan, step),
             (Plan::Unprotect(plan), Step::Unprotect(step)) => self.source.undo_unprotect_step(plan, step),
+            (Plan::Change(plan), Step::Change(step)) => self.source.undo_change(plan, step.0),
             _ => no_such_step(),
         };
         undone.map_err(|error| Trouble(error.detail))
@@ -59,8 +64,8 @@ impl Work<Plan> for Doing<'_> {
 
 impl Source {
     /// Goes on with an operation until it has ended or stands. Its VM's turn is held.
-    pub(super) fn go_on(self: &Arc<Self>, id: OperationId, doing: &Doing<'_>) -> Result<Outcome> {
-        self.operations.go_on(id, doing, &doing.doer)
+    pub(super) fn go_on(self: &Arc<Self>, held: Held<'_>, doing: &Doing<'_>) -> Result<Outcome> {
+        self.operations.go_on(held, doing, &doing.doer)
     }
 
     /// Goes on with what has not ended and nobody waits for, again and again.
@@ -74,9 +79,12 @@ impl Source {
 
     pub(super) fn go_on_by_itself(self: &Arc<Self>, id: OperationId, plan: &Plan) {
         // Whoever does something with its VM comes first.
-        let Some(_turn) = self.changing.try_take(vec![Changed::Vm(plan.name().to_owned())]) else { return };
+        let names = plan.names().into_iter().map(|name| Changed::Vm(name.to_owned()));
+        let Some(_turn) = self.changing.try_take(names.collect()) else { return };
         // Where another carries it out meanwhile, that is as good.
-        let _ = self.go_on(id, &Doing::by_itself(self));
+        if let Some(held) = self.operations.hold(id) {
+            let _ = self.go_on(held, &Doing::by_itself(self));
+        }
     }
 
     /// The operation that ends a VM's protection, by the VM's id as it is recorded.

@@ -44,6 +44,9 @@ pub(super) struct DepartureRecord {
     group: String,
     epoch: u64,
     peer: String,
+    /// The agent there that it was protected to, `AGENT.SITE`; none where none had answered yet, or an older version wrote this.
+    #[serde(default)]
+    peer_agent: Option<String>,
     /// The last sequence its group had drawn.
     left_at: u64,
 }
@@ -158,6 +161,14 @@ impl DepartureRecord {
         file_name(&self.vm)
     }
 
+    /// Checks that whoever answers there is meant: another one keeps nothing of it, and would say that all is known.
+    fn check_answers(&self, name: &str) -> Result<()> {
+        match self.peer_agent.as_ref().filter(|meant| *meant != name) {
+            None => Ok(()),
+            Some(meant) => bail!("{} is answered by {name}, and the VM was protected to {meant}", self.peer),
+        }
+    }
+
     fn to_message(&self) -> Result<Message> {
         Ok(Message::Leave(Leave {
             vm: self.vm.parse().context("the VM's id")?,
@@ -186,10 +197,24 @@ impl Source {
             group: record.group.clone(),
             epoch: record.epoch,
             peer: record.peer.clone(),
+            peer_agent: record.peer_agent.clone(),
             left_at: left_at.raw(),
         };
         self.departures.lock().insert(departure.vm.clone(), departure.clone());
         self.state.save(&departure.file_name(), &departure)
+    }
+
+    /// The same where an agent before this one may have written it down: the others promise nothing from here on either way.
+    pub(super) fn have_departure(&self, record: &ProtectionRecord, left_at: WriteSeq) -> Result<()> {
+        match self.state.load::<DepartureRecord>(&file_name(&record.vm)) {
+            Ok(None) => return self.record_departure(record, left_at),
+            Ok(Some(departure)) => {
+                self.departures.lock().entry(departure.vm.clone()).or_insert(departure);
+            }
+            // Whoever is to tell it says so.
+            Err(_) => self.departures.note_unknown(),
+        }
+        Ok(())
     }
 
     /// It does not leave after all, which nobody was told yet.
@@ -346,6 +371,7 @@ async fn tell_until_known(source: &Arc<Source>, mut departure: DepartureRecord) 
 
 async fn say(source: &Source, departure: &DepartureRecord) -> Result<Answer> {
     let mut connected = link::connect(&source.pki, &departure.peer, source.dscp).await?;
+    departure.check_answers(&connected.peer.name)?;
     let message = departure.to_message()?;
     write_message(&mut connected.writer, &mut connected.first, &message).await.context("say who leaves")?;
     tokio::io::AsyncWriteExt::flush(&mut connected.writer).await.context("say who leaves")?;
@@ -368,6 +394,11 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test")]
 
     use super::*;
+    use crate::claimed::Claimed;
+    use crate::pki::Pki;
+    use replication::wire::FrameWriter;
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
 
     fn departure(vm: &str, group_id: GroupId) -> DepartureRecord {
         DepartureRecord {
@@ -377,6 +408,7 @@ mod tests {
             group: "shop".into(),
             epoch: 1,
             peer: "rome:1".into(),
+            peer_agent: None,
             left_at: 1,
         }
     }
@@ -389,6 +421,47 @@ mod tests {
         assert!(departures.has_of(then) && !departures.has_of(now));
         departures.note_unknown();
         assert!(departures.has_of(now));
+    }
+
+    /// An agent of a trusted site that says of every VM that it knows that it has left.
+    async fn agrees_with_everything(pki: Pki, listener: TcpListener) {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let acceptor = TlsAcceptor::from(pki.stream_server(&Claimed::default()).unwrap());
+            let (mut reader, mut writer) = tokio::io::split(acceptor.accept(stream).await.unwrap());
+            if let Ok(Message::Leave(leave)) = read_message(&mut reader, &mut FrameReader::default()).await {
+                let left = Message::Left(leave.vm);
+                write_message(&mut writer, &mut FrameWriter::default(), &left).await.unwrap();
+                tokio::io::AsyncWriteExt::flush(&mut writer).await.unwrap();
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn that_a_vm_has_left_is_said_to_the_agent_it_was_protected_to_and_to_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let side = super::super::tests::source(folder.path());
+        let rome = Pki::new(folder.path().join("rome"));
+        side.pki.init("paris").unwrap();
+        rome.init("rome").unwrap();
+        side.pki.issue("agent-1", "agent", &[], 30).unwrap();
+        rome.issue("b9", "agent", &["localhost".into()], 30).unwrap();
+        side.pki.trust("rome", &rome.file("ca.pem")).unwrap();
+        rome.trust("paris", &side.pki.file("ca.pem")).unwrap();
+        let listener = TcpListener::bind("localhost:0").await.unwrap();
+        let peer = format!("localhost:{}", listener.local_addr().unwrap().port());
+        tokio::spawn(agrees_with_everything(rome, listener));
+        let vm = VmId::from_bytes([1; 16]).to_string();
+        let to = |agent: Option<&str>| DepartureRecord {
+            peer: peer.clone(),
+            peer_agent: agent.map(str::to_owned),
+            ..departure(&vm, GroupId::from_bytes([1; 16]))
+        };
+        let refused = say(&side, &to(Some("b1.rome"))).await.map(drop).unwrap_err().to_string();
+        assert!(refused.contains("b9.rome") && refused.contains("b1.rome"), "{refused}");
+        for agent in [Some("b9.rome"), None] {
+            assert!(matches!(say(&side, &to(agent)).await.unwrap(), Answer::Known));
+        }
     }
 
     #[test]

@@ -30,7 +30,7 @@ use replication::{CodecChooser, SenderConfig, SenderEvent};
 use splitter::verify_everything;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::block_in_place;
 use types::{Epoch, Incarnation, Monotonic, WriteSeq};
 
@@ -60,8 +60,19 @@ pub(crate) enum Command {
     Verify,
     /// What a greeting says has changed: connect anew.
     GreetAgain,
+    /// An operator has changed what the protection is kept to; whether a greeting says something else by that.
+    Follow {
+        greets_anew: bool,
+    },
     /// Say how far the VM is: a promise to another of its group waits for that.
     TellWatermark,
+}
+
+/// A command, and who waits until the VM's row shows what it has begun.
+#[derive(Debug)]
+pub(crate) struct Commanded {
+    pub(crate) command: Command,
+    pub(crate) shown: Option<oneshot::Sender<()>>,
 }
 
 enum Input {
@@ -80,6 +91,7 @@ struct Driver {
     core: SourceCore,
     chooser: CodecChooser,
     place: Place,
+    wake: Arc<Notify>,
     link: Link,
     inputs: mpsc::Sender<Input>,
     upkeep_at: Monotonic,
@@ -110,7 +122,7 @@ pub(super) async fn drive(
     vm: Arc<ProtectedVm>,
     source: Arc<Source>,
     wake: Arc<Notify>,
-    mut commands: mpsc::UnboundedReceiver<Command>,
+    mut commands: mpsc::UnboundedReceiver<Commanded>,
 ) {
     let (inputs, mut inbox) = mpsc::channel(INPUTS_AHEAD);
     let mut driver = Driver::new(vm, source, wake.clone(), inputs);
@@ -120,13 +132,17 @@ pub(super) async fn drive(
     // Set while writes are gathered; what is told meanwhile costs nobody anything.
     let mut gathered_at = None;
     loop {
+        let mut asker = None;
         tokio::select! {
-            command = commands.recv() => match command {
-                Some(Command::Stop) | None => {
+            commanded = commands.recv() => match commanded {
+                Some(Commanded { command: Command::Stop, .. }) | None => {
                     block_in_place(|| driver.core.outbox().end());
                     return;
                 }
-                Some(command) => driver.on_command(command),
+                Some(Commanded { command, shown }) => {
+                    driver.on_command(command);
+                    asker = shown;
+                }
             },
             input = inbox.recv() => driver.on_input(input.expect("the driver holds a sender")),
             () = wake.notified(), if gathered_at.is_none() => {
@@ -145,6 +161,9 @@ pub(super) async fn drive(
         driver.run_events();
         driver.follow_sync();
         driver.publish();
+        if let Some(asker) = asker {
+            let _ = asker.send(()); // He may have left.
+        }
     }
 }
 
@@ -179,7 +198,8 @@ impl Driver {
         let driver = Self {
             core,
             chooser: CodecChooser::new(compression(source.compression)),
-            place: source.peers.join(&record.peer, &record.group, wake),
+            place: source.peers.join(&record.peer, &record.group, wake.clone()),
+            wake,
             vm,
             source,
             link: Link::default(),
@@ -218,9 +238,12 @@ impl Driver {
                 tracing::info!(vm = self.vm.name(), "verification begins");
                 self.core.push(SenderEvent::Tick);
             }
-            Command::GreetAgain => {
-                self.drop_link();
-                self.core.push(SenderEvent::LinkLost);
+            Command::GreetAgain => self.greet_again(),
+            Command::Follow { greets_anew } => {
+                self.follow_record();
+                if greets_anew {
+                    self.greet_again();
+                }
             }
             Command::TellWatermark => {
                 self.vm.watermark_is_told();
@@ -228,6 +251,11 @@ impl Driver {
             }
             Command::Stop => unreachable!("the driver ends with it"),
         }
+    }
+
+    fn greet_again(&mut self) {
+        self.drop_link();
+        self.core.push(SenderEvent::LinkLost);
     }
 
     fn on_wake(&mut self) {

@@ -21,10 +21,11 @@ use joint::cut::{Ask, CannotBegin, Completion, HostSession, NotRemoved, Outcome,
 use joint::membership::{NoCut, whom};
 use joint::promise::{Promises, Standing};
 use replication::wire::CutRefusal;
-use splitter::AckGate;
+use splitter::{AckGate, SyncPolicy};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 use types::limits::CUT_DECIDE_MAX;
 use types::{Checkpoint, CheckpointId, CheckpointKind, GroupCounter, GroupId, Monotonic, VmId, WriteSeq};
@@ -48,6 +49,8 @@ pub(crate) struct Group {
     /// Locked before everything else that says of whom the group is, and held from before that is asked until all VMs are
     /// told what they may promise: what is known first is told first.
     promised: Mutex<Promises>,
+    /// Whoever waits for the next checkpoint waits anew.
+    interval_changed: Arc<Notify>,
     inner: Mutex<Inner>,
 }
 
@@ -101,6 +104,7 @@ impl Group {
             hosts_record,
             cutting: Mutex::default(),
             promised: Mutex::default(),
+            interval_changed: Arc::default(),
             inner: Mutex::new(Inner {
                 members: BTreeMap::new(),
                 expected: 0,
@@ -247,6 +251,52 @@ impl Group {
         change(&mut inner);
         members.extend(inner.members.values().filter_map(Weak::upgrade));
         members.iter().for_each(|vm| vm.capture().leave_out(inner.synchronous.is_empty()));
+    }
+
+    /// Whether the guest of a member waits for the recovery side has changed, or for how long. What it is promised rests on
+    /// what is known of the others from its first moment on.
+    pub(super) fn mode_changed(
+        &self,
+        vm: &Arc<ProtectedVm>,
+        policy: Option<SyncPolicy>,
+        lacks_vms: impl FnOnce() -> bool,
+    ) {
+        // Let go last: a VM may end with it.
+        let members;
+        let mut promised = self.promised.lock().expect("a panic aborts the process");
+        let is_member = self.lock().members.contains_key(&vm.id());
+        let promises = is_member && (policy.is_some() || self.others_are_synchronous(vm.id()));
+        promised.lacks_vms(!promises || lacks_vms() || self.spans_hosts());
+        vm.capture().set_sync(policy, promised.others(vm.id()));
+        self.members_change(|inner| match policy {
+            Some(_) if is_member => {
+                inner.synchronous.insert(vm.id());
+            }
+            _ => {
+                inner.synchronous.remove(&vm.id());
+            }
+        });
+        members = self.members();
+        for member in members.iter().filter(|member| member.is_synchronous()) {
+            member.capture().follow_others(promised.others(member.id()));
+        }
+    }
+
+    fn others_are_synchronous(&self, vm: VmId) -> bool {
+        self.lock().synchronous.iter().any(|other| *other != vm)
+    }
+
+    #[cfg(test)]
+    pub(super) fn interval(&self) -> Duration {
+        self.lock().interval
+    }
+
+    /// Changes how often automatic checkpoints are taken, from now on.
+    pub(super) fn set_interval(&self, seconds: u64) {
+        let interval = Duration::from_secs(seconds);
+        if std::mem::replace(&mut self.lock().interval, interval) != interval {
+            self.interval_changed.notify_one();
+        }
     }
 
     pub(super) fn leave(&self, vm: VmId, lacks_vms: impl FnOnce() -> bool) {
@@ -553,8 +603,12 @@ impl Part for Here<'_> {
 /// state of the VM that hinders it says why.
 async fn take_regularly(group: Weak<Group>) {
     loop {
-        let Some(interval) = group.upgrade().map(|group| group.lock().interval) else { return };
-        tokio::time::sleep(interval).await;
+        let looked = group.upgrade().map(|group| (group.lock().interval, group.interval_changed.clone()));
+        let Some((interval, changed)) = looked else { return };
+        tokio::select! {
+            () = tokio::time::sleep(interval) => {}
+            () = changed.notified() => continue,
+        }
         let Some(group) = group.upgrade() else { return };
         if !group.is_empty() {
             let _ = tokio::task::block_in_place(|| group.take(CheckpointKind::Automatic, "", clock::now()));

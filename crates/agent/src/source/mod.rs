@@ -4,6 +4,7 @@ mod above;
 mod absent;
 mod bounds;
 mod carry_out;
+mod change;
 mod coordinate;
 mod departure;
 mod driver;
@@ -30,6 +31,7 @@ mod record;
 mod remote_clients;
 mod spill;
 mod stalled;
+mod standing_still;
 mod stopping;
 mod stream_status;
 mod taking_up;
@@ -72,6 +74,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tapped::{NamedBy, VmTap, clear_alerts};
+use tokio::sync::oneshot;
 use types::limits::TAG_BYTES_MAX;
 use types::{CheckpointKind, GroupId, RunNumber, VmId};
 pub(crate) use vm::ProtectedVm;
@@ -166,13 +169,14 @@ impl Source {
         })
     }
 
-    /// All disks that are protected here, as clients over TCP know them, and the VM of each.
-    fn remote_exports(&self) -> (Vec<Export>, Vec<Arc<ProtectedVm>>) {
+    /// The protected disks that a client over TCP may open, as it knows them, and the VM of each.
+    fn remote_exports(&self, may: impl Fn(&str, &str) -> bool) -> (Vec<Export>, Vec<Arc<ProtectedVm>>) {
         let mut exports = Vec::new();
         let mut vms = Vec::new();
         for vm in self.list().into_iter().filter(|vm| !vm.is_tapped()) {
-            for mut export in vm.exports() {
-                export.name = format!("{}/{}", vm.name(), export.name);
+            let name = vm.name();
+            for mut export in vm.exports().into_iter().filter(|export| may(&name, &export.name)) {
+                export.name = format!("{name}/{}", export.name);
                 exports.push(export);
                 vms.push(vm.clone());
             }
@@ -254,10 +258,12 @@ impl Source {
     /// Files that the definitions of protected VMs name; none where a record cannot be read, for then nobody knows.
     pub(crate) fn files_in_use(&self) -> Option<BTreeSet<ArtifactHash>> {
         let recorded = self.state.load_each::<ProtectionRecord>("protected").ok()?;
-        let coming_up = self.coming_up().into_iter().map(|(_, plan)| Ok(plan.record));
+        let coming_up = self.coming_up().into_iter().map(|(_, plan)| Ok(plan.record.files));
+        let changed = self.files_of_changes().into_iter().map(Ok);
+        let recorded = recorded.into_iter().map(|record| record.map(|record| record.files));
         let mut files = BTreeSet::new();
-        for record in recorded.into_iter().chain(coming_up) {
-            let hashes = record.ok()?.files.into_iter().map(|file| record::parse_hash(&file.hash));
+        for named in recorded.chain(coming_up).chain(changed) {
+            let hashes = named.ok()?.into_iter().map(|file| record::parse_hash(&file.hash));
             files.extend(hashes.collect::<Option<Vec<_>>>()?);
         }
         Some(files)
@@ -341,21 +347,22 @@ impl Source {
 
     /// Has everything of a VM compared. Of one whose image was let go it says that the image that is there now is
     /// meant.
-    pub(crate) fn resync(self: &Arc<Self>, name: &str) -> Result<()> {
+    ///
+    /// What is given tells once the VM's row shows that it has begun, where it does not yet.
+    pub(crate) fn resync(self: &Arc<Self>, name: &str) -> Result<Option<oneshot::Receiver<()>>> {
         let _turn = self.changing.take(vec![Changed::Vm(name.to_owned())], &format!("VM {name}"))?;
         let stalled = self.stalled().get(name).cloned();
         let is_meant =
             |stalled: &Stalled| stalled.record.let_go && !self.is_being_unprotected(&stalled.record.vm);
         let Some(stalled) = stalled.filter(is_meant) else {
-            self.vm(name)?.command(Command::Resync);
-            return Ok(());
+            return Ok(Some(self.vm(name)?.command_and_show(Command::Resync)));
         };
         let mut record = stalled.record;
         record.let_go = false;
         save_record(&self.state, &record)?;
         self.take_up(record);
         let error = self.stalled().get(name).map(|stalled| stalled.error.clone());
-        error.map_or(Ok(()), |error| Err(OperationError::conflict(error)))
+        error.map_or(Ok(None), |error| Err(OperationError::conflict(error)))
     }
 
     fn end(self: &Arc<Self>, vm: &Arc<ProtectedVm>) {

@@ -1,18 +1,21 @@
 //! Disks of protected VMs over TCP, for hypervisors on other hosts: NBD with STARTTLS and nothing without it.
 //!
-//! Exports are called `VM/DISK`. A client shows a certificate of this site, as at the API. What comes out of TLS
+//! Exports are called `VM/DISK`. A client shows a certificate of this site, and is served the disks that this names: of
+//! others it does not learn that they are there. What comes out of TLS
 //! goes to the same server that unix sockets have, over a socket pair: one copy more than a local guest pays.
 //!
 //! Until a client has shown who it is it has no thread and no place but one in the [`WaitingRoom`].
 
 use super::Source;
 use crate::alerts::Alerts;
-use crate::certificate_name::agent_name;
 use crate::link::notice_death;
 use crate::pki::Pki;
+use crate::places::Places;
 use crate::refusals::Refusals;
+use crate::rights::Rights;
+use crate::shown::ShownCertificate;
 use crate::waiting_room::WaitingRoom;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use splitter::Client;
 use splitter::nbd::{BeforeTls, Next, serve_greeted};
 use std::io;
@@ -22,10 +25,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use types::limits::{ACCEPT_RETRY_DELAY, NBD_TLS_CONNECTIONS_MAX};
+use types::limits::{ACCEPT_RETRY_DELAY, NBD_TLS_CONNECTIONS_MAX, NBD_TLS_CONNECTIONS_OF_ONE_MAX};
 
 const LISTEN_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -46,7 +48,7 @@ pub(crate) async fn serve_disks(source: Arc<Source>, pki: Pki, address: SocketAd
     alerts.clear("NBD listener");
     tracing::info!(%address, "disks are served over TCP");
     let room = Arc::new(WaitingRoom::default());
-    let places = Arc::new(Semaphore::new(NBD_TLS_CONNECTIONS_MAX));
+    let places = Places::new(NBD_TLS_CONNECTIONS_MAX, NBD_TLS_CONNECTIONS_OF_ONE_MAX);
     let refusals = Arc::new(Refusals::default());
     loop {
         let (stream, from) = match listener.accept().await {
@@ -62,8 +64,7 @@ pub(crate) async fn serve_disks(source: Arc<Source>, pki: Pki, address: SocketAd
         tokio::spawn(async move {
             let served = async {
                 let Some((stream, flags)) = place.within(begin(&pki, stream)).await? else { return Ok(()) };
-                let _place = places.try_acquire().context("there are too many connections already")?;
-                serve(&source, stream, flags).await
+                serve(&source, &pki, &places, stream, flags).await
             };
             match served.await {
                 Ok(()) => refusals.forget(from.ip()),
@@ -100,14 +101,27 @@ async fn greet(stream: &mut TcpStream) -> io::Result<Option<u32>> {
     }
 }
 
-async fn serve(source: &Arc<Source>, mut stream: TlsStream<TcpStream>, flags: u32) -> Result<()> {
-    let client = Client::named(client_name(&stream));
+async fn serve(
+    source: &Arc<Source>,
+    pki: &Pki,
+    places: &Arc<Places>,
+    mut stream: TlsStream<TcpStream>,
+    flags: u32,
+) -> Result<()> {
+    let shown = ShownCertificate::of(pki, stream.get_ref().1.peer_certificates())?;
+    let rights = Rights::of(shown.certificate())?;
+    let name = format!("the holder of {}'s certificate", shown.name());
+    if rights.disks.is_empty() {
+        bail!("{name} may open no disk: issue one with `holdfast pki issue --client NAME --disk VM/DISK`");
+    }
+    let _place = places.enter(&name)?;
+    let client = Client::named(name);
     let (ours, theirs) = PairedStream::pair().context("make a socket pair")?;
     let source = source.clone();
     std::thread::Builder::new()
         .name("nbd-tls".into())
         .spawn(move || {
-            let (exports, vms) = source.remote_exports();
+            let (exports, vms) = source.remote_exports(|vm, disk| rights.opens(vm, disk));
             let chosen = |at: usize| vms[at].admit_remote(theirs.try_clone()?);
             if let Err(error) = serve_greeted(&theirs, flags, &exports, client, chosen) {
                 tracing::debug!(%error, "NBD connection over TLS ended");
@@ -117,19 +131,9 @@ async fn serve(source: &Arc<Source>, mut stream: TlsStream<TcpStream>, flags: u3
         .context("start a thread")?;
     ours.set_nonblocking(true).context("use a socket pair")?;
     let mut ours = UnixStream::from_std(ours).context("use a socket pair")?;
-    // How it ends is told by the thread; a client that hangs up is nothing to tell of.
-    let _ = tokio::io::copy_bidirectional_with_sizes(&mut stream, &mut ours, 256 << 10, 256 << 10).await;
-    Ok(())
-}
-
-/// Whoever has shown a certificate: by the name in it, or by its hash where it names none.
-fn client_name(stream: &TlsStream<TcpStream>) -> String {
-    let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-    match shown {
-        Some(certificate) => match agent_name(certificate) {
-            Ok(name) => format!("the holder of {name}'s certificate"),
-            Err(_) => format!("the holder of certificate {}", blake3::hash(certificate).to_hex()),
-        },
-        None => "a client without a certificate".into(),
+    tokio::select! {
+        // How it ends is told by the thread; a client that hangs up is nothing to tell of.
+        _ = tokio::io::copy_bidirectional_with_sizes(&mut stream, &mut ours, 256 << 10, 256 << 10) => Ok(()),
+        why = shown.until_refused(pki) => Err(why),
     }
 }

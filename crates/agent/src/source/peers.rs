@@ -66,6 +66,10 @@ impl Inner {
 }
 
 impl Place {
+    pub(super) fn is_at(&self, peer: &str) -> bool {
+        self.peer == peer
+    }
+
     /// Wants to send about so many bytes; see [`Place::granted`].
     pub(super) fn want(&self, priority: u8, syncs_only: bool, group_limit: u64, bytes: u64) {
         self.with(|share| {

@@ -1,8 +1,9 @@
 //! What the operations of the protected side are of, and which of them there are.
 
+use super::change::plan::{ChangePlan, ChangeStep};
 use super::protecting::plan::{ProtectPlan, ProtectStep};
 use super::unprotecting::plan::{UnprotectPlan, UnprotectStep};
-use crate::ledger::{OwnPlan, no_such_step};
+use crate::ledger::{OwnPlan, Subject, no_such_step};
 use operations::Lock;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -14,20 +15,23 @@ use std::fmt;
 pub(super) enum Plan {
     Protect(Box<ProtectPlan>),
     Unprotect(UnprotectPlan),
+    Change(ChangePlan),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     Protect(ProtectStep),
     Unprotect(UnprotectStep),
+    Change(ChangeStep),
 }
 
 impl Plan {
-    /// The name of the VM it changes.
-    pub(super) fn name(&self) -> &str {
+    /// The names of the VMs it changes.
+    pub(super) fn names(&self) -> Vec<&str> {
         match self {
-            Self::Protect(plan) => &plan.record.name,
-            Self::Unprotect(plan) => &plan.name,
+            Self::Protect(plan) => vec![&plan.record.name],
+            Self::Unprotect(plan) => vec![&plan.name],
+            Self::Change(plan) => plan.changes.iter().map(|change| change.name.as_str()).collect(),
         }
     }
 }
@@ -37,17 +41,32 @@ impl OwnPlan for Plan {
         match self {
             Self::Protect(_) => "protect",
             Self::Unprotect(_) => "unprotect",
+            Self::Change(_) => "change",
         }
     }
 
     fn about(&self) -> String {
-        format!("VM {}", self.name())
+        match self.names().as_slice() {
+            [name] => format!("VM {name}"),
+            names => format!("VMs {}", names.join(", ")),
+        }
+    }
+
+    fn subject(&self) -> Subject {
+        let (vm_id, group) = match self {
+            Self::Protect(plan) => (Some(plan.vm), Some(plan.record.group.clone())),
+            Self::Unprotect(plan) => (Some(plan.vm), None),
+            Self::Change(plan) => (plan.only().map(|only| only.vm), Some(plan.group.clone())),
+        };
+        let vm = vm_id.map(|_| self.names()[0].to_owned());
+        Subject { vm, vm_id, group, ..Subject::default() }
     }
 
     fn meanwhile(&self) -> &'static str {
         match self {
             Self::Protect(_) => "; it is not protected",
             Self::Unprotect(_) => "",
+            Self::Change(_) => "; some of it may be as it was and some as it is to be",
         }
     }
 }
@@ -57,6 +76,7 @@ impl fmt::Display for Step {
         match self {
             Self::Protect(step) => step.fmt(f),
             Self::Unprotect(step) => step.fmt(f),
+            Self::Change(step) => step.fmt(f),
         }
     }
 }
@@ -68,6 +88,7 @@ impl operations::Plan for Plan {
         match self {
             Self::Protect(plan) => plan.steps().into_iter().map(Step::Protect).collect(),
             Self::Unprotect(plan) => plan.steps().into_iter().map(Step::Unprotect).collect(),
+            Self::Change(plan) => plan.steps().into_iter().map(Step::Change).collect(),
         }
     }
 
@@ -75,6 +96,7 @@ impl operations::Plan for Plan {
         match (self, step) {
             (Self::Protect(plan), Step::Protect(step)) => plan.is_final(step),
             (Self::Unprotect(plan), Step::Unprotect(step)) => plan.is_final(step),
+            (Self::Change(plan), Step::Change(step)) => plan.is_final(step),
             _ => no_such_step(),
         }
     }
@@ -83,6 +105,7 @@ impl operations::Plan for Plan {
         match (self, step) {
             (Self::Protect(plan), Step::Protect(step)) => plan.may_be_left(step),
             (Self::Unprotect(plan), Step::Unprotect(step)) => plan.may_be_left(step),
+            (Self::Change(plan), Step::Change(step)) => plan.may_be_left(step),
             _ => no_such_step(),
         }
     }
@@ -91,6 +114,15 @@ impl operations::Plan for Plan {
         match self {
             Self::Protect(plan) => plan.locks(),
             Self::Unprotect(plan) => plan.locks(),
+            Self::Change(plan) => plan.locks(),
+        }
+    }
+
+    fn counts_as(&self) -> Option<&'static str> {
+        match self {
+            Self::Protect(plan) => plan.counts_as(),
+            Self::Unprotect(plan) => plan.counts_as(),
+            Self::Change(plan) => plan.counts_as(),
         }
     }
 }

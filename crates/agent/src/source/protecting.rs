@@ -11,6 +11,7 @@ use super::vm::ProtectedVm;
 use super::{Changed, Source, member, save_record};
 use crate::error::{OperationError, Result, with_sources};
 use crate::hypervisor::VmDefinition;
+use crate::ledger::Asker;
 use crate::link::split_peer;
 use crate::policy::Policy;
 use crate::state::random;
@@ -26,7 +27,11 @@ use types::{Epoch, GroupId, VmId, is_plain_name};
 
 impl Source {
     /// Protects a VM: checks everything first, records what is to be, and begins.
-    pub(crate) fn protect(self: &Arc<Self>, request: &ProtectRequest) -> Result<Arc<ProtectedVm>> {
+    pub(crate) fn protect(
+        self: &Arc<Self>,
+        request: &ProtectRequest,
+        asker: &Asker,
+    ) -> Result<Arc<ProtectedVm>> {
         check_name("VM", &request.name)?;
         self.check_is_new(request)?;
         let group = request.group.clone().unwrap_or_else(|| request.name.clone());
@@ -35,7 +40,9 @@ impl Source {
         check_formats(request)?;
         check_addresses(request)?;
         let policy = Policy::from_request(&self.defaults, &request.settings)?;
-        let (definition, files) = self.take_definition(request)?;
+        let definition = request.definition.as_deref();
+        let taken = definition.map(|text| self.take_definition(text)).transpose()?;
+        let (definition, files) = taken.unwrap_or_default();
         // Whoever is to be asked over the network is asked before anybody has to wait for this.
         let asked = self.id_of_group(&group, request.coordinator.as_deref())?;
         let _turn = self.changing.take(changed_by(request), &format!("VM {}", request.name))?;
@@ -53,8 +60,8 @@ impl Source {
             ublk,
             ..record_for(vm, request)
         };
-        let id = self.operations.begin(|| Plan::Protect(Box::new(ProtectPlan { vm, record })))?;
-        self.go_on(id, &Doing::waited_for(self))?.done()?;
+        let held = self.operations.begin(|| Plan::Protect(Box::new(ProtectPlan { vm, record })), asker)?;
+        self.go_on(held, &Doing::asked_by(self, asker))?.done()?;
         self.vm(&request.name)
     }
 
@@ -121,15 +128,14 @@ impl Source {
     pub(super) fn coming_up(&self) -> Vec<(OperationId, ProtectPlan)> {
         let protects = self.operations.unended().into_iter().filter_map(|(id, plan)| match plan {
             Plan::Protect(plan) => Some((id, *plan)),
-            Plan::Unprotect(_) => None,
+            Plan::Unprotect(_) | Plan::Change(_) => None,
         });
         protects.collect()
     }
 
     /// What is protected, waits to be taken up, or is to be protected.
     fn all_records(&self) -> Vec<ProtectionRecord> {
-        let mut records: Vec<_> = self.list().iter().map(|vm| vm.record()).collect();
-        records.extend(self.stalled().values().map(|stalled| stalled.record.clone()));
+        let mut records = self.live_and_stalled();
         records.extend(self.coming_up().into_iter().map(|(_, plan)| plan.record));
         records
     }
@@ -169,6 +175,15 @@ impl Source {
                 request.name
             )));
         }
+        // Until then two records would be of one name, of which the next agent knows one.
+        let ends = self.unprotections_under_way(&request.name);
+        if let Some((id, _)) = ends.iter().find(|(_, vm)| self.is_recorded(&vm.to_string())) {
+            return Err(OperationError::conflict(format!(
+                "VM {} is not unprotected yet by operation {id}: see `holdfast operation show {id}` for what is in its way, and \
+                 wait for its end",
+                request.name
+            )));
+        }
         self.check_monitor(request)
     }
 
@@ -203,8 +218,7 @@ impl Source {
     }
 
     /// Reads the VM's definition and takes the files it names.
-    fn take_definition(&self, request: &ProtectRequest) -> Result<(String, Vec<FileRecord>)> {
-        let Some(text) = &request.definition else { return Ok((String::new(), Vec::new())) };
+    pub(super) fn take_definition(&self, text: &str) -> Result<(String, Vec<FileRecord>)> {
         if text.len() > DEFINITION_BYTES_MAX {
             return Err(OperationError::invalid(format!("definition of over {DEFINITION_BYTES_MAX} bytes")));
         }
@@ -218,7 +232,7 @@ impl Source {
                 .map_err(|error| OperationError::invalid(format!("{name} of the definition: {error:#}")))?;
             files.push(FileRecord { name: name.to_owned(), hash: hash.to_string(), size_bytes });
         }
-        Ok((text.clone(), files))
+        Ok((text.to_owned(), files))
     }
 }
 
@@ -237,6 +251,7 @@ fn record_for(vm: VmId, request: &ProtectRequest) -> ProtectionRecord {
         group: String::new(),
         epoch: Epoch::FIRST.0,
         peer: request.peer.clone(),
+        peer_agent: None,
         disks: disks.collect(),
         definition: String::new(),
         files: Vec::new(),
@@ -251,6 +266,7 @@ fn record_for(vm: VmId, request: &ProtectRequest) -> ProtectionRecord {
         first_sync: FirstSync::NotBegun,
         fenced: None,
         fenced_at: None,
+        stands_still: false,
         had_by: Vec::new(),
     }
 }
@@ -272,10 +288,28 @@ fn check_name(what: &str, name: &str) -> Result<()> {
     )))
 }
 
-fn check_addresses(request: &ProtectRequest) -> Result<()> {
-    if split_peer(&request.peer).is_none() {
-        return Err(OperationError::invalid(format!("peer {:?}: give HOST:PORT", request.peer)));
+pub(super) fn check_peer(peer: &str) -> Result<()> {
+    match split_peer(peer) {
+        Some(_) => Ok(()),
+        None => Err(OperationError::invalid(format!("peer {peer:?}: give HOST:PORT"))),
     }
+}
+
+/// An agent as its certificate names it.
+pub(super) fn check_peer_agent(agent: &str) -> Result<()> {
+    let is_agent = agent
+        .split_once('.')
+        .is_some_and(|(name, site)| is_plain_name(name) && is_plain_name(site) && !site.contains('.'));
+    match is_agent {
+        true => Ok(()),
+        false => Err(OperationError::invalid(format!(
+            "peer agent {agent:?}: give AGENT.SITE, as its certificate names it; `holdfast vm show` has the one it is now"
+        ))),
+    }
+}
+
+fn check_addresses(request: &ProtectRequest) -> Result<()> {
+    check_peer(&request.peer)?;
     match &request.coordinator {
         Some(coordinator) if split_peer(coordinator).is_none() => {
             Err(OperationError::invalid(format!("coordinator {coordinator:?}: give HOST:PORT")))

@@ -1,10 +1,10 @@
 //! What a protection is, on disk.
 
 use crate::hypervisor::DiskFacts;
-use crate::policy::Policy;
+use crate::policy::{OnFenced, Policy};
 use joint::membership::FirstSync;
 use serde::{Deserialize, Serialize};
-use splitter::Fence;
+use splitter::{Course, Fence};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,6 +17,10 @@ pub(crate) struct ProtectionRecord {
     pub(crate) group: String,
     pub(crate) epoch: u64,
     pub(crate) peer: String,
+    /// The agent that has answered there, `AGENT.SITE`: no other is spoken to. None before the first has, and where an
+    /// older agent has not written it down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) peer_agent: Option<String>,
     pub(crate) disks: Vec<DiskRecord>,
     /// TOML; empty where the VM has none.
     pub(crate) definition: String,
@@ -54,6 +58,9 @@ pub(crate) struct ProtectionRecord {
     /// Clients that have had its disks and are no processes of this host, the newest last.
     #[serde(default)]
     pub(crate) had_by: Vec<String>,
+    /// Its hypervisor was told to have it stand still, because another site has taken over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) stands_still: bool,
 }
 
 /// A moment by the clock that runs on while the host is up.
@@ -145,6 +152,20 @@ impl ProtectionRecord {
             None => up,
         };
         Some(Fence { since, known: self.had_by.iter().cloned().collect() })
+    }
+
+    /// What is to become of its guest now; that it goes on, where no other site has taken over.
+    pub(crate) fn on_fenced(&self) -> OnFenced {
+        self.fenced.map_or(OnFenced::GoOn, |_| self.policy.on_fenced)
+    }
+
+    /// What becomes of requests to disks that are served here.
+    pub(crate) fn course(&self) -> Course {
+        match self.on_fenced() {
+            OnFenced::GoOn => Course::GoesOn,
+            OnFenced::Pause => Course::Waits,
+            OnFenced::Stop => Course::Fails,
+        }
     }
 
     /// Notes a client that has its disks; whether it is news.

@@ -58,6 +58,10 @@ impl Spill for SegmentSpill {
     fn bytes_max(&self) -> u64 {
         self.0.bytes_max()
     }
+
+    fn set_bytes_max(&mut self, bytes_max: u64) {
+        self.0.set_bytes_max(bytes_max);
+    }
 }
 
 fn warn_of(released: &Released) {

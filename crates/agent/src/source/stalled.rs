@@ -70,6 +70,7 @@ impl Stalled {
             group: record.group.clone(),
             epoch: record.epoch,
             peer: record.peer.clone(),
+            peer_agent: record.peer_agent.clone(),
             state: "failed".into(),
             reason: "not taken up; tried again by itself".into(),
             link: "down".into(),
@@ -85,6 +86,7 @@ impl Stalled {
             // No fresh copy is proven.
             rpo_exceeded: age.is_none_or(|age| age > bound),
             history_exceeded: false,
+            on_fenced: record.policy.on_fenced.name().to_owned(),
             mode: "async".into(),
             priority: record.policy.priority,
             clock_skew_seconds: None,

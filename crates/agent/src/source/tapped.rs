@@ -176,7 +176,12 @@ impl VmTap {
                     return;
                 }
                 match seen {
-                    Ok(seen) => tap.tell(&source, &vm, &seen),
+                    Ok(seen) => {
+                        tap.tell(&source, &vm, &seen);
+                        if let Ok(protected) = source.vm(&vm) {
+                            source.have_guest_follow(&tap, &protected, &seen.guest);
+                        }
+                    }
                     Err(error) => return source.lose_tap(&tap, &vm, &format!("{error:#}")),
                 }
             }
@@ -223,6 +228,16 @@ impl VmTap {
         let stands = matches!(&*seen.guest, "io-error" | "guest-panicked" | "internal-error" | "watchdog");
         alert(AlertKind::Guest, stands.then(|| format!("VM {vm} stands still: QEMU says {}", seen.guest)));
         self.guest.lock().expect("a panic aborts the process").clone_from(&seen.guest);
+    }
+
+    /// Has the guest stand still, or go on.
+    pub(super) fn set_running(&self, runs: bool) -> anyhow::Result<()> {
+        self.lock().set_running(runs)
+    }
+
+    /// Ends the guest at once.
+    pub(super) fn power_off(&self) -> anyhow::Result<()> {
+        self.lock().power_off()
     }
 
     /// It is not watched and not read any more. The VM goes on as it is until [`VmTap::leave`].

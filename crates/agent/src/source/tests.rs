@@ -4,9 +4,10 @@
 use super::protecting::changed_by;
 use super::record::DiskRecord;
 use super::*;
+use crate::ledger::Asker;
 use crate::policy::StreamMode;
 use crate::sockets::SocketAccess;
-use crate::state::{death, random};
+use crate::state::{death, open_in_test, random};
 use api::ProtectRequest;
 use group::Here;
 use joint::cut::Part;
@@ -20,9 +21,10 @@ use tokio::runtime::{Builder, Handle};
 use types::{Checkpoint, CheckpointId, WallTime, WriteSeq};
 
 pub(super) fn source(folder: &Path) -> Arc<Source> {
-    let text = "site = \"paris\"\nagent = \"agent-1\"\nstate_dir = \"state\"\nrun_dir = \"run\"\n";
+    let text = "site = \"paris\"\nagent = \"agent-1\"\nstate_dir = \"state\"\nrun_dir = \"run\"\n\
+                pki_dir = \"pki\"\n";
     let config = Config::parse(text, &folder.join("agent.toml")).unwrap();
-    let state = Arc::new(StateDir::open(&config.state_dir).unwrap());
+    let state = Arc::new(open_in_test(&config.state_dir));
     let run_dir = RunDir::make(&config.run_dir, SocketAccess::new(None, 0o600).unwrap()).unwrap();
     let artifacts = Arc::new(Artifacts::open(state.path("files")).unwrap());
     let alerts = Arc::new(Alerts::remembered_in(state.clone()));
@@ -41,6 +43,7 @@ pub(super) fn record(folder: &Path, name: &str, first_sync: FirstSync) -> Protec
         group: "shop".into(),
         epoch: 1,
         peer: "127.0.0.1:1".into(),
+        peer_agent: None,
         disks: vec![DiskRecord { name: "vda".into(), path, tapped: None, file: None }],
         definition: String::new(),
         files: Vec::new(),
@@ -56,6 +59,7 @@ pub(super) fn record(folder: &Path, name: &str, first_sync: FirstSync) -> Protec
         fenced: None,
         fenced_at: None,
         had_by: Vec::new(),
+        stands_still: false,
     }
 }
 
@@ -174,12 +178,12 @@ async fn who_comes_to_a_group_that_nobody_of_was_taken_up_is_of_that_group() {
     let counter = source.group_named("shop").unwrap().counter().clone();
     counter.draw();
     tokio::task::block_in_place(|| {
-        let web = source.protect(&request(folder.path(), "web", "shop")).unwrap();
+        let web = source.protect(&request(folder.path(), "web", "shop"), &Asker::default()).unwrap();
         assert_eq!(web.record().group_id, gone.group_id);
         assert!(Arc::ptr_eq(web.group().counter(), &counter), "what was drawn is drawn again");
-        source.unprotect("web").unwrap();
+        source.unprotect("web", &Asker::default()).unwrap();
         assert!(source.group_named("shop").is_some());
-        source.unprotect("gone").unwrap();
+        source.unprotect("gone", &Asker::default()).unwrap();
         assert!(source.group_named("shop").is_none());
     });
 }
@@ -194,8 +198,8 @@ async fn what_hangs_of_one_vm_holds_up_the_change_of_no_other() {
     // As long as its disk keeps whoever takes it up.
     let turn = source.changing.try_take(vec![Changed::Vm("hangs".into())]).unwrap();
     tokio::task::block_in_place(|| {
-        source.protect(&request(folder.path(), "web", "shop")).unwrap();
-        source.unprotect("web").unwrap();
+        source.protect(&request(folder.path(), "web", "shop"), &Asker::default()).unwrap();
+        source.unprotect("web", &Asker::default()).unwrap();
         assert!(source.changing.try_take(changed_by(&request(folder.path(), "hangs", "shop"))).is_none());
     });
     drop(turn);
@@ -211,11 +215,11 @@ async fn a_vm_that_waits_to_be_taken_up_goes_on_waiting_where_it_cannot_be_unpro
     let hinders = source.state.path("departures");
     std::fs::write(&hinders, "no folder").unwrap();
     let group = source.group_named("shop").unwrap();
-    tokio::task::block_in_place(|| source.unprotect("gone")).unwrap_err();
+    tokio::task::block_in_place(|| source.unprotect("gone", &Asker::default())).unwrap_err();
     assert_eq!(source.vm_to_api("gone").unwrap().state, "failed");
     assert!(source.lacks_vms_of(&group), "the others of its group promise without it");
     std::fs::remove_file(&hinders).unwrap();
-    tokio::task::block_in_place(|| source.unprotect("gone")).unwrap();
+    tokio::task::block_in_place(|| source.unprotect("gone", &Asker::default())).unwrap();
     assert!(source.vm_to_api("gone").is_err());
     assert!(source.lacks_vms_of(&group), "its recovery side does not know yet");
 }
@@ -252,6 +256,13 @@ fn live(
         thread::sleep(Duration::from_millis(1));
     }
     panic!("something of it lives on");
+}
+
+/// What is done in one life of this side.
+pub(super) fn in_a_life<T>(folder: &Path, work: impl FnOnce(&Arc<Source>) -> T) -> T {
+    let mut done = None;
+    live(folder, |_| (), usize::MAX, |side| done = Some(work(side)));
+    done.expect("it has not died")
 }
 
 /// Has an operation die at every place in turn, and then the agent that goes on with it; `check` looks at what there is as

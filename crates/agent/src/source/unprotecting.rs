@@ -10,6 +10,7 @@ use super::tapped::{NamedBy, VmTap, clear_alerts};
 use super::vm::ProtectedVm;
 use super::{Changed, Source};
 use crate::error::{OperationError, Result};
+use crate::ledger::{Asker, Held};
 use operations::OperationId;
 use plan::{UnprotectPlan, UnprotectStep};
 use std::sync::Arc;
@@ -17,24 +18,28 @@ use types::{VmId, WriteSeq};
 
 impl Source {
     /// Ends a protection, or goes on with that. The VM's image stays as it is; its socket goes.
-    pub(crate) fn unprotect(self: &Arc<Self>, name: &str) -> Result<()> {
+    pub(crate) fn unprotect(self: &Arc<Self>, name: &str, asker: &Asker) -> Result<()> {
         let vm = {
             let _turn = self.changing.take(vec![Changed::Vm(name.to_owned())], &format!("VM {name}"))?;
-            let (vm, id) = self.begin_unprotecting(name)?;
-            self.go_on(id, &Doing::waited_for(self))?.done()?;
+            let (vm, held) = self.begin_unprotecting(name, asker)?;
+            self.go_on(held, &Doing::asked_by(self, asker))?.done()?;
             vm
         };
         self.wait_for_departure(vm);
         Ok(())
     }
 
-    fn begin_unprotecting(self: &Arc<Self>, name: &str) -> Result<(VmId, OperationId)> {
-        if let Some((id, vm)) = self.unprotection_under_way(name) {
-            return Ok((vm, id));
-        }
+    fn begin_unprotecting(&self, name: &str, asker: &Asker) -> Result<(VmId, Held<'_>)> {
         let stalled = self.stalled().get(name).map(|stalled| stalled.record.clone());
+        let stalled = stalled.as_ref().map(id_of).transpose()?;
+        let protected = stalled.or_else(|| self.vm(name).ok().map(|vm| vm.id()));
+        // One that has its name now is another than one whose end is yet to be told.
+        let is_it = |(_, vm): &(OperationId, VmId)| protected.is_none_or(|protected| protected == *vm);
+        if let Some((id, vm)) = self.unprotections_under_way(name).into_iter().find(is_it) {
+            return Ok((vm, self.operations.join_idle(id, asker)?));
+        }
         let vm = match stalled {
-            Some(record) => id_of(&record)?,
+            Some(vm) => vm,
             None => {
                 let vm = self.vm(name)?;
                 vm.check_is_not_mounted()?;
@@ -43,15 +48,16 @@ impl Source {
             }
         };
         let plan = UnprotectPlan { vm, name: name.to_owned() };
-        Ok((vm, self.operations.begin(|| Plan::Unprotect(plan))?))
+        Ok((vm, self.operations.begin(|| Plan::Unprotect(plan), asker)?))
     }
 
     /// What has begun may have come to where the VM is not found by its name any more.
-    fn unprotection_under_way(&self, name: &str) -> Option<(OperationId, VmId)> {
-        self.operations.unended().into_iter().find_map(|(id, plan)| match plan {
+    pub(super) fn unprotections_under_way(&self, name: &str) -> Vec<(OperationId, VmId)> {
+        let of_name = self.operations.unended().into_iter().filter_map(|(id, plan)| match plan {
             Plan::Unprotect(plan) if plan.name == name => Some((id, plan.vm)),
-            Plan::Unprotect(_) | Plan::Protect(_) => None,
-        })
+            Plan::Unprotect(_) | Plan::Protect(_) | Plan::Change(_) => None,
+        });
+        of_name.collect()
     }
 
     pub(super) fn is_unprotect_step_done(&self, plan: &UnprotectPlan, step: UnprotectStep) -> bool {
@@ -127,9 +133,7 @@ impl Source {
             }
             None => record,
         };
-        if !self.is_departure_recorded(id) {
-            self.record_departure(&record, left_at)?;
-        }
+        self.have_departure(&record, left_at)?;
         self.remove_records(&record)?;
         if is_stalled {
             self.stalled().remove(&record.name);

@@ -1,7 +1,8 @@
 //! One protected VM: its disks, its capture, its socket, and the task that drives its stream.
 
 use super::HostDevices;
-use super::driver::{self, Command};
+use super::change::plan::Kept;
+use super::driver::{self, Command, Commanded};
 use super::group::Group;
 use super::image_watch;
 use super::images::{Trouble, check_at_start, image_file, trouble};
@@ -29,7 +30,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 use types::limits::{BLOCK_BYTES, REGION_LOG_BYTES};
 use types::{DiskIndex, VmId};
 
@@ -57,7 +58,7 @@ pub(crate) struct ProtectedVm {
     watermark_asked: AtomicBool,
     /// What is wrong with an image that somebody uses.
     trouble: Mutex<Option<String>>,
-    commands: mpsc::UnboundedSender<Command>,
+    commands: mpsc::UnboundedSender<Commanded>,
     status: Mutex<StreamStatus>,
     /// The streams that what is marked was kept for when the agent last ended.
     kept: Vec<KeptStream>,
@@ -184,6 +185,29 @@ impl ProtectedVm {
     /// Writes the record down as it is; nobody changes it meanwhile.
     pub(super) fn save_record(&self, state: &StateDir) -> anyhow::Result<()> {
         save_record(state, &self.lock_record())
+    }
+
+    /// Writes down which agent has taken the stream: it is the one that it is for from now on. One that is known stays so
+    /// until an operator says otherwise.
+    pub(super) fn note_peer_agent(&self, state: &StateDir, name: &str) -> anyhow::Result<()> {
+        let mut record = self.lock_record();
+        if record.peer_agent.is_some() {
+            return Ok(());
+        }
+        let noted = ProtectionRecord { peer_agent: Some(name.to_owned()), ..record.clone() };
+        save_record(state, &noted)?;
+        *record = noted;
+        Ok(())
+    }
+
+    /// Writes down what of the protection is another from now on than it was `before`.
+    pub(super) fn put(&self, state: &StateDir, before: &Kept, kept: &Kept) -> anyhow::Result<()> {
+        let mut record = self.lock_record();
+        let mut changed = record.clone();
+        kept.put_into(before, &mut changed);
+        save_record(state, &changed)?;
+        *record = changed;
+        Ok(())
     }
 
     pub(super) fn first_sync(&self) -> FirstSync {
@@ -313,7 +337,7 @@ impl ProtectedVm {
         (self.is_tapped() && self.is_ending()) || (has_devices && self.devices().path(0).is_none())
     }
 
-    /// Has its disks take whom they may by what is recorded now.
+    /// Has its disks take whom they may, and do for them what is wanted, by what is recorded now.
     pub(super) fn follow_fence(&self, boot_id: [u8; 16]) {
         fence_disks(&self.record(), &self.disks, boot_id);
     }
@@ -330,7 +354,14 @@ impl ProtectedVm {
 
     pub(crate) fn command(&self, command: Command) {
         // The driver ends only after the VM was stopped, and then nothing is to be commanded.
-        let _ = self.commands.send(command);
+        let _ = self.commands.send(Commanded { command, shown: None });
+    }
+
+    /// As [`ProtectedVm::command`]; what is given tells once the VM's row shows what the command has begun.
+    pub(crate) fn command_and_show(&self, command: Command) -> oneshot::Receiver<()> {
+        let (shown, seen) = oneshot::channel();
+        let _ = self.commands.send(Commanded { command, shown: Some(shown) });
+        seen
     }
 
     /// Has the driver say how far the VM is; once for all who ask meanwhile.
@@ -416,16 +447,12 @@ impl ProtectedVm {
         stream
     }
 
-    /// The VM for the operator.
-    pub(crate) fn to_api(&self) -> api::ProtectedVm {
-        let record = self.record();
-        let capture = self.capture.status();
-        let stream = self.shown_stream();
-        let rpo_now = stream.rpo_now.map(|age| age.as_secs_f64());
+    /// Its socket and its disks, as far as anybody may use them.
+    fn served_to_api(&self, record: &ProtectionRecord) -> (String, Vec<api::Disk>) {
         let server = self.server.lock().expect("a panic aborts the process");
         // The socket of a VM under the tap is nobody else's business.
         let shown = server.as_ref().filter(|_| self.tap.is_none());
-        let socket = shown.map(|server| server.path().display().to_string()).unwrap_or_default();
+        let socket = shown.map_or_else(String::new, |server| server.path().display().to_string());
         let devices = self.devices();
         let disks = record.disks.iter().zip(&self.disks).enumerate().map(|(at, (disk, open))| api::Disk {
             name: disk.name.clone(),
@@ -438,8 +465,15 @@ impl ProtectedVm {
                 .and_then(|server| server.vhost_user_socket(at)),
             ublk_device: devices.path(at),
         });
-        let disks = disks.collect();
-        drop(server);
+        (socket, disks.collect())
+    }
+
+    /// The VM for the operator.
+    pub(crate) fn to_api(&self) -> api::ProtectedVm {
+        let record = self.record();
+        let capture = self.capture.status();
+        let stream = self.shown_stream();
+        let (socket, disks) = self.served_to_api(&record);
         let dirty_bytes = (capture.dirty_blocks + capture.unsettled_blocks) * BLOCK_BYTES;
         let to_sync = dirty_bytes + capture.buffered_bytes + stream.spill_bytes;
         let total = stream.sync_total_bytes.max(to_sync).max(1);
@@ -450,6 +484,7 @@ impl ProtectedVm {
             group: record.group.clone(),
             epoch: record.epoch,
             peer: record.peer.clone(),
+            peer_agent: record.peer_agent.clone(),
             state: stream.state,
             reason: stream.reason,
             link: stream.link,
@@ -460,10 +495,11 @@ impl ProtectedVm {
             guest: self.tap.as_ref().and_then(|tap| tap.guest()),
             clients: self.clients(),
             disks,
-            rpo_now_seconds: rpo_now,
+            rpo_now_seconds: stream.rpo_now.map(|age| age.as_secs_f64()),
             rpo_seconds: record.policy.rpo_seconds,
             rpo_exceeded: stream.rpo_exceeded,
             history_exceeded: stream.history_exceeded,
+            on_fenced: record.policy.on_fenced.name().to_owned(),
             mode: capture.sync.name().to_owned(),
             priority: record.policy.priority,
             clock_skew_seconds: stream.clock_skew_seconds,
@@ -523,8 +559,13 @@ fn open_disks(record: &mut ProtectionRecord, tap: Option<&VmTap>) -> Result<Open
 /// Has the disks take whom they may: no newcomers while another side has taken over. Those of a VM that runs on its own image
 /// are for its hypervisor only in any case; a block device of this host is no newcomer.
 fn fence_disks(record: &ProtectionRecord, disks: &[Arc<ProtectedDisk>], boot_id: [u8; 16]) {
+    // The hypervisor of a VM that runs on its own image is told instead, see `standing_still`.
+    if record.qmp.is_some() {
+        return;
+    }
     let up = Duration::from_millis(clock::up_time().milliseconds());
-    let fence = record.fence(boot_id, up).filter(|_| record.qmp.is_none());
+    let (fence, course) = (record.fence(boot_id, up), record.course());
+    disks.iter().for_each(|disk| disk.set_course(course));
     for writers in disks.iter().filter_map(|disk| disk.writers()) {
         match fence.clone() {
             Some(fence) => writers.fence(fence),

@@ -4,17 +4,16 @@ use super::dispatch::dispatch;
 use super::identify::{identify, watch_tls};
 use crate::alerts::Alerts;
 use crate::pki::Pki;
+use crate::places::Places;
 use crate::recovery::Recovery;
 use crate::refusals::Refusals;
 use crate::source::Source;
 use crate::waiting_room::WaitingRoom;
-use anyhow::Context;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use types::limits::{ACCEPT_RETRY_DELAY, STREAMS_MAX};
+use types::limits::{ACCEPT_RETRY_DELAY, STREAMS_MAX, STREAMS_OF_SITE_MAX};
 
 const LISTEN_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -49,7 +48,7 @@ pub(crate) async fn listen(
 async fn accept(recovery: Arc<Recovery>, source: Arc<Source>, pki: Pki, listener: TcpListener, dscp: u8) {
     let refusals = Arc::new(Refusals::default());
     let room = Arc::new(WaitingRoom::default());
-    let places = Arc::new(Semaphore::new(STREAMS_MAX));
+    let places = Places::new(STREAMS_MAX, STREAMS_OF_SITE_MAX);
     loop {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -64,7 +63,7 @@ async fn accept(recovery: Arc<Recovery>, source: Arc<Source>, pki: Pki, listener
         tokio::spawn(async move {
             let served = async {
                 let (stream, peer) = place.within(identify(&pki, stream, dscp)).await?;
-                let _place = places.try_acquire().context("there are too many streams already")?;
+                let _place = places.enter(&format!("site {}", peer.site()))?;
                 dispatch(recovery, source, &pki, stream, peer).await
             };
             match served.await {

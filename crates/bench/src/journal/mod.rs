@@ -41,6 +41,7 @@ const SETTINGS: Settings = Settings {
     thinning: Thinning { all: Duration::from_secs(86_400), minutely: Duration::from_secs(604_800) },
     tagged_history: Duration::ZERO,
     let_go: None,
+    is_locked: false,
 };
 
 /// A new journal in `folder` of a VM with disks of `disk_bytes`.

@@ -5,7 +5,7 @@ use agent::Agent;
 use agent::config::Config;
 use agent::pki::Pki;
 use anyhow::{Context, Result, bail};
-use api::{Client, Endpoint, ProtectDisk, ProtectRequest, ProtectSettings, ProtectedVm};
+use api::{Asking, Client, Endpoint, ProtectDisk, ProtectRequest, ProtectSettings, ProtectedVm};
 use batch::Kind;
 use bytes::Bytes;
 use splitter::Capture;
@@ -165,7 +165,7 @@ impl Pair {
             coordinator: group.map(|_| format!("127.0.0.1:{}", self.our_port)),
             ..self.request(name, &path, settings)
         };
-        self.runtime.block_on(self.member_client().protect(&request))?;
+        self.runtime.block_on(self.member_client().protect(&request, &until_it_has_begun()))?;
         self.wait(&format!("{name} is journaling"), || {
             Ok((self.member_vm(name)?.state == "journaling").then_some(()))
         })
@@ -245,7 +245,7 @@ impl Pair {
     pub(crate) fn protect_image(&self, name: &str, path: &Path, settings: ProtectSettings) -> Result<f64> {
         let begun = Moment::now();
         let request = self.request(name, path, settings);
-        self.runtime.block_on(self.our_client().protect(&request))?;
+        self.runtime.block_on(self.our_client().protect(&request, &until_it_has_begun()))?;
         self.wait_for_state(name, "journaling")?;
         Ok(begun.elapsed())
     }
@@ -260,7 +260,7 @@ impl Pair {
         let mut request = self.request(name, control, settings);
         request.qmp = Some(control.display().to_string());
         request.disks.clear();
-        self.runtime.block_on(self.our_client().protect(&request))?;
+        self.runtime.block_on(self.our_client().protect(&request, &until_it_has_begun()))?;
         self.wait_for_state(name, "journaling")
     }
 
@@ -359,4 +359,9 @@ pub(super) fn write(capture: &Capture, at: u64, payload: &Bytes) -> Result<()> {
     capture.begin_write(DiskIndex(0), range).context("begin a write")?;
     capture.commit(DiskIndex(0), Kind::Write, range, payload);
     Ok(())
+}
+
+/// A protection is waited for: it is looked at next.
+fn until_it_has_begun() -> Asking {
+    Asking { wait_seconds: Some(60), key: None }
 }

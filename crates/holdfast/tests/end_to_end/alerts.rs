@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 /// Waits for an alert of a kind about a VM.
-fn wait_for_alert(site: &Site, kind: &str, subject: &str) -> Value {
+pub(crate) fn wait_for_alert(site: &Site, kind: &str, subject: &str) -> Value {
     wait_until(&format!("alert {kind} of {subject}"), SOON, || {
         let alerts = site.ask(&["alerts"])?;
         let alerts = alerts.as_array().unwrap();
@@ -16,7 +16,7 @@ fn wait_for_alert(site: &Site, kind: &str, subject: &str) -> Value {
     .unwrap()
 }
 
-fn wait_until_gone(site: &Site, kind: &str) {
+pub(crate) fn wait_until_gone(site: &Site, kind: &str) {
     wait_until(&format!("no alert {kind}"), SOON, || {
         let alerts = site.ask(&["alerts"])?;
         Ok(alerts.as_array().unwrap().iter().all(|alert| alert["kind"] != kind).then_some(()))

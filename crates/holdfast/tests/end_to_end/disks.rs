@@ -237,7 +237,7 @@ fn a_disk_that_an_image_of_ours_is_written_to_is_in_use() {
     stage.drained("web");
     let image = stage.b.ask(&["image", "open", "--vm", "web", "--at", "latest", "--writable"]).unwrap();
     let (id, socket) = (image["id"].as_str().unwrap(), image["socket"].as_str().unwrap());
-    stage.b.ask(&["image", "promote", id, "--wait"]).unwrap();
+    stage.b.ask(&["image", "promote", id]).unwrap();
     let images = stage.b.ask(&["image", "list"]).unwrap().to_string();
     let promoted =
         images.split('"').find(|word| word.ends_with("vda.data")).expect("its own disk").to_owned();

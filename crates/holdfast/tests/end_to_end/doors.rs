@@ -1,5 +1,6 @@
 //! The agent's ports: whose TLS they take, and that those who do not show who they are hold up nobody.
 
+use crate::calling::issue;
 use crate::stage::{SOON, Stage};
 use lab::wait_until;
 use std::io::{ErrorKind, Read, Write};
@@ -19,17 +20,19 @@ fn served_over_tcp(stage: &mut Stage, more: &str) -> u16 {
     port
 }
 
-/// An operator's certificate, under the names that libnbd looks for.
+/// An operator's certificate, and a client's under the names that libnbd looks for.
 fn credentials(stage: &Stage) -> PathBuf {
     let (pki, folder) = (stage.a.pki(), stage.path("credentials"));
-    let mut command = stage.a.command();
-    command.args(["pki", "issue", "--operator", "anna", "--dir"]).arg(&pki);
-    let issued = command.output().unwrap();
-    assert!(issued.status.success(), "{}", said(&issued));
+    issue(&stage.a, &["--operator", "anna"]);
+    issue(&stage.a, &["--client", "hypervisor-7", "--disk", "web"]);
     std::fs::create_dir(&folder).unwrap();
-    for (from, to) in
-        [("ca.pem", "ca-cert.pem"), ("anna.pem", "client-cert.pem"), ("anna.key", "client-key.pem")]
-    {
+    for (from, to) in [
+        ("ca.pem", "ca-cert.pem"),
+        ("anna.pem", "anna.pem"),
+        ("anna.key", "anna.key"),
+        ("hypervisor-7.pem", "client-cert.pem"),
+        ("hypervisor-7.key", "client-key.pem"),
+    ] {
         std::fs::copy(pki.join(from), folder.join(to)).unwrap();
     }
     folder
@@ -123,9 +126,7 @@ fn connections_that_do_not_show_who_they_are_hold_up_nobody_and_end() {
     stage.tag("web", "web", "while they wait");
     let mut remote = stage.a.command();
     remote.args(["status", "--agent", &format!("127.0.0.1:{api}")]);
-    for (option, file) in
-        [("--ca", "ca-cert.pem"), ("--cert", "client-cert.pem"), ("--key", "client-key.pem")]
-    {
+    for (option, file) in [("--ca", "ca-cert.pem"), ("--cert", "anna.pem"), ("--key", "anna.key")] {
         remote.arg(option).arg(folder.join(file));
     }
     let output = remote.output().unwrap();

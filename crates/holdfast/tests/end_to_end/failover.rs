@@ -82,7 +82,7 @@ fn a_committed_failover_keeps_what_was_written_and_fences_for_good() {
     // The end of it: the disk becomes a plain one, then the image and the journal go, and the disk stays.
     let image = failover["vms"][0]["image"].as_str().unwrap().to_owned();
     refused(stage.b.ask(&["image", "close", &image]), 4, "promote");
-    stage.b.ask(&["image", "promote", &image, "--wait"]).unwrap();
+    stage.b.ask(&["image", "promote", &image]).unwrap();
     let closed = stage.b.ask(&["image", "close", &image]).unwrap();
     let kept = std::path::PathBuf::from(closed["kept"][0].as_str().unwrap());
     assert!(same_bytes(&kept, &noise));
@@ -206,7 +206,7 @@ fn a_vm_that_has_failed_over_is_looked_at_paused_and_goes_on() {
     refused(stage.b.ask(&["failover", "pause", "--group", "web"]), 3, "has not failed over");
     let failover = stage.b.ask(&["failover", "start", "--group", "web"]).unwrap();
     assert_eq!(failover["vms"][0]["run_state"], "running");
-    let mut console = Console::new(&stage.b.folder.join("run/guests/web.console"));
+    let mut console = Console::new(&stage.b.folder.join("run/guests/web/console"));
     console.wait_for("TICK", Duration::from_secs(120)).unwrap();
     let paused = stage.b.ask(&["failover", "pause", "--group", "web"]).unwrap();
     assert_eq!(paused["vms"][0]["run_state"], "paused");

@@ -12,12 +12,12 @@ const VMS: [&str; 2] = ["db", "web"];
 
 /// Processes of a VM of that name that this agent's failovers run.
 fn processes(stage: &Stage, vm: &str) -> Vec<u64> {
-    let monitor = format!("unix:{},", stage.b.folder.join("run/guests").join(format!("{vm}.qmp")).display());
+    let folder = stage.b.folder.join("run/guests").join(vm).canonicalize();
     let rows = std::fs::read_dir("/proc").unwrap().flatten();
     let pids = rows.filter_map(|row| row.file_name().to_str()?.parse::<u64>().ok());
     let is_it = |pid: &u64| {
-        let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        words.windows(monitor.len()).any(|window| window == monitor.as_bytes())
+        let stands_in = std::fs::read_link(format!("/proc/{pid}/cwd"));
+        folder.as_ref().is_ok_and(|folder| stands_in.is_ok_and(|at| at == *folder))
     };
     pids.filter(is_it).collect()
 }

@@ -10,12 +10,12 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 /// Another client than this process.
-fn qemu_io(socket: &str, command: &str) -> Output {
+pub(crate) fn qemu_io(socket: &str, command: &str) -> Output {
     let uri = format!("nbd+unix:///vda?socket={socket}");
     Command::new("qemu-io").args(["-f", "raw", "-c", command, &uri]).output().unwrap()
 }
 
-fn said(output: &Output) -> String {
+pub(crate) fn said(output: &Output) -> String {
     [&output.stdout[..], &output.stderr[..]].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat()
 }
 

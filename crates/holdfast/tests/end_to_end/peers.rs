@@ -1,5 +1,6 @@
 //! Other people's NBD clients against our server: libnbd's tools and fio.
 
+use crate::calling::issue;
 use crate::stage::{Stage, same_bytes};
 use lab::{Guest, GuestDisk, GuestFiles, GuestOptions, Qemu, Work, check_file_system, make_disk};
 use std::process::Command;
@@ -139,10 +140,11 @@ fn a_disk_is_served_over_tcp_behind_tls_and_not_without() {
     let disk = stage.disk("disk.raw", 8 << 20);
     stage.protect("web", "web", &disk);
     let pki = stage.a.pki();
+    issue(&stage.a, &["--client", "nbd", "--disk", "web/vda"]);
     let credentials = stage.path("credentials");
     std::fs::create_dir(&credentials).unwrap();
     for (from, to) in
-        [("ca.pem", "ca-cert.pem"), ("agent.pem", "client-cert.pem"), ("agent.key", "client-key.pem")]
+        [("ca.pem", "ca-cert.pem"), ("nbd.pem", "client-cert.pem"), ("nbd.key", "client-key.pem")]
     {
         std::fs::copy(pki.join(from), credentials.join(to)).unwrap();
     }

@@ -430,12 +430,12 @@ fn a_full_journal_folder_stops_the_journal_and_not_the_guest() {
 }
 
 /// A file system of its own, on a loop device; unmounted when dropped.
-struct SmallFileSystem {
+pub(crate) struct SmallFileSystem {
     at: std::path::PathBuf,
 }
 
 impl SmallFileSystem {
-    fn mount(image: &Path, at: &Path, size_bytes: u64) -> Option<Self> {
+    pub(crate) fn mount(image: &Path, at: &Path, size_bytes: u64) -> Option<Self> {
         lab::make_disk(image, size_bytes).unwrap();
         std::fs::create_dir_all(at).unwrap();
         let mounted = as_root("mount").args(["-o", "loop"]).arg(image).arg(at).status().ok()?;
@@ -451,7 +451,7 @@ impl Drop for SmallFileSystem {
 }
 
 /// A command run as root: by itself, or with the sudo that installing the packages has used before.
-fn as_root(program: &str) -> Command {
+pub(crate) fn as_root(program: &str) -> Command {
     let is_root = Command::new("id").arg("-u").output().unwrap().stdout.starts_with(b"0\n");
     if is_root {
         return Command::new(program);

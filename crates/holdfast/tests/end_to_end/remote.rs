@@ -1,6 +1,7 @@
 //! Disks over TCP for hypervisors on other hosts: which clients get in, which of them may write, and that nobody who is
 //! not let in, or has gone without a word, can stop the rest.
 
+use crate::calling::issue;
 use crate::one_writer::wait_for_refusal;
 use crate::stage::{SOON, Stage};
 use lab::{Cable, Namespace, NbdClient, Qemu, wait_until};
@@ -30,19 +31,26 @@ fn served_at(address: &str) -> (Stage, u16) {
     (stage, port)
 }
 
-/// A certificate of site A for a hypervisor, in a folder with the names that QEMU and libnbd look for.
+/// A certificate of site A for a hypervisor that may open the VM of these tests, as below.
 fn credentials(stage: &Stage, hypervisor: &str) -> PathBuf {
-    let (pki, folder) = (stage.a.pki(), stage.path(hypervisor));
-    let mut issue = stage.a.command();
-    issue.args(["pki", "issue", "--operator", hypervisor, "--dir"]).arg(&pki);
-    assert!(issue.output().unwrap().status.success());
+    credentials_for(stage, hypervisor, "web")
+}
+
+/// One for a disk, or all of a VM, in a folder with the names that QEMU and libnbd look for.
+fn credentials_for(stage: &Stage, hypervisor: &str, disk: &str) -> PathBuf {
+    let folder = stage.path(hypervisor);
+    issue(&stage.a, &["--client", hypervisor, "--disk", disk]);
     std::fs::create_dir_all(&folder).unwrap();
-    let (certificate, key) = (format!("{hypervisor}.pem"), format!("{hypervisor}.key"));
+    copy_credentials(stage, hypervisor, &folder);
+    folder
+}
+
+fn copy_credentials(stage: &Stage, name: &str, folder: &Path) {
+    let (certificate, key) = (format!("{name}.pem"), format!("{name}.key"));
     for (from, to) in [("ca.pem", "ca-cert.pem"), (&certificate, "client-cert.pem"), (&key, "client-key.pem")]
     {
-        std::fs::copy(pki.join(from), folder.join(to)).unwrap();
+        std::fs::copy(stage.a.pki().join(from), folder.join(to)).unwrap();
     }
-    folder
 }
 
 fn qemu_img(qemu: &Qemu, credentials: &Path, more: &str, port: u16) -> Output {
@@ -67,6 +75,47 @@ fn either_qemu_attaches_over_tls_1_2_and_1_3_with_a_certificate_of_the_site() {
         }
         let older = ",priority=NORMAL:-VERS-TLS-ALL:+VERS-TLS1.1";
         assert!(!qemu_img(&qemu, &credentials, older, port).status.success());
+    }
+}
+
+/// The exports that a client is offered, or why there is none.
+fn offered(credentials: &Path, port: u16) -> Vec<String> {
+    let uri = format!("nbds://127.0.0.1:{port}/?tls-certificates={}", credentials.display());
+    let output = Command::new("nbdinfo").args(["--list", "--json", &uri]).output().unwrap();
+    let list: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let exports = list["exports"].as_array().cloned().unwrap_or_default();
+    exports.iter().map(|export| export["export-name"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_certificate_opens_the_disks_that_it_names_and_no_other() {
+    let (stage, port) = served_over_tcp();
+    let (vda, vdb) = (stage.disk("db-vda.raw", 8 << 20), stage.disk("db-vdb.raw", 8 << 20));
+    let more = format!("vdb={}", vdb.display());
+    stage.try_protect("db", "db", &vda, &["--disk", &more]).unwrap();
+    let offers = [("web", vec!["web/vda"]), ("db/vdb", vec!["db/vdb"]), ("db", vec!["db/vda", "db/vdb"])];
+    for (at, (named, expected)) in offers.iter().enumerate() {
+        let credentials = credentials_for(&stage, &format!("hypervisor-{at}"), named);
+        assert_eq!(&offered(&credentials, port), expected, "{named}");
+        // What it is not offered it does not get by asking for it.
+        for disk in ["web/vda", "db/vda", "db/vdb"] {
+            let uri = format!("nbds://127.0.0.1:{port}/{disk}?tls-certificates={}", credentials.display());
+            let opened = Command::new("nbdinfo").args(["--size", &uri]).output().unwrap().status.success();
+            assert_eq!(opened, expected.contains(&disk), "{named}: {disk}");
+        }
+    }
+    // An operator's certificate and an agent's open no disk, and no client's opens the API.
+    issue(&stage.a, &["--operator", "anna", "--role", "admin"]);
+    for name in ["anna", "agent"] {
+        let folder = stage.path(&format!("of-{name}"));
+        std::fs::create_dir(&folder).unwrap();
+        copy_credentials(&stage, name, &folder);
+        assert_eq!(offered(&folder, port), Vec::<String>::new());
+        wait_until("the refusal", SOON, || {
+            let told = |line: &String| line.contains(name) && line.contains("may open no disk");
+            Ok(stage.a.unannounced(&[])?.iter().any(told).then_some(()))
+        })
+        .unwrap();
     }
 }
 
@@ -192,8 +241,23 @@ fn over_tcp_the_certificate_that_writes_first_has_the_disk() {
     drop(again);
     wait_until("its turn", SOON, || Ok((other.write('g') == "written").then_some(()))).unwrap();
     assert_eq!(first_byte(&stage), 'g');
-    let known = ["early eof", "wanted to write", "writes are refused", "request failed"];
+    let known = ["early eof", "reset by peer", "wanted to write", "writes are refused", "request failed"];
     assert_eq!(stage.a.unannounced(&known).unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_client_whose_certificate_is_withdrawn_loses_the_disk_to_the_next() {
+    let (stage, port) = served_over_tcp();
+    let [seven, eight] = ["hypervisor-7", "hypervisor-8"].map(|name| credentials(&stage, name));
+    let (mut first, mut other) = (Client::connect(&seven, port), Client::connect(&eight, port));
+    assert_eq!((first.write('a').as_str(), other.write('b').as_str()), ("written", "EPERM"));
+    let mut withdraw = stage.a.command();
+    withdraw.args(["pki", "withdraw", "--dir"]).arg(stage.a.pki()).arg(seven.join("client-cert.pem"));
+    assert!(withdraw.output().unwrap().status.success());
+    wait_until("its end", SOON, || Ok((first.write('c') != "written").then_some(()))).unwrap();
+    wait_until("the other's turn", SOON, || Ok((other.write('d') == "written").then_some(()))).unwrap();
+    assert_eq!(offered(&seven, port), Vec::<String>::new());
+    assert_eq!(offered(&eight, port), ["web/vda"]);
 }
 
 /// Its kernel says nothing when it goes: nobody is told that the connection has ended.
@@ -217,7 +281,7 @@ fn a_host_that_is_gone_without_a_word_does_not_have_the_disk_for_ever() {
     assert!(next.description.contains("hypervisor-7"), "{}", next.description);
     assert_eq!(next.write('b'), "written");
     assert_eq!(first_byte(&stage), 'b');
-    assert_eq!(stage.a.unannounced(&["early eof"]).unwrap(), Vec::<String>::new());
+    assert_eq!(stage.a.unannounced(&["early eof", "reset by peer"]).unwrap(), Vec::<String>::new());
 }
 
 #[test]

@@ -6,6 +6,7 @@
 use crate::stage::{HOLDFAST, SOON};
 use lab::{Site, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -110,6 +111,50 @@ fn the_unit_file_works_under_systemd_which_starts_an_agent_again_that_dies_or_ha
     assert_eq!(manager.show("NRestarts"), "2");
     manager.tell(&["stop", UNIT]);
     assert_eq!([manager.show("ActiveState"), manager.show("Result")], ["inactive", "success"]);
+}
+
+/// A VM at `a` that fails over to `b`; what is told of it there.
+fn failed_over(a: &Site, b: &Site, folder: &Path) -> Value {
+    let (disk, definition) = (folder.join("web.raw"), folder.join("web.toml"));
+    std::fs::write(&disk, vec![7; 1 << 20]).unwrap();
+    std::fs::write(&definition, "vcpus = 1\nmemory_mib = 32\naccelerator = \"tcg\"\n").unwrap();
+    let (disk, definition) = (format!("vda={}", disk.display()), definition.display().to_string());
+    let protect = ["vm", "protect", "web", "--disk", &disk, "--peer", &b.peer(), "--definition", &definition];
+    a.ask(&protect).unwrap();
+    a.wait_for_state("web", "journaling", SOON).unwrap();
+    let start = || Ok(b.ask(&["failover", "start", "--group", "web"]).ok());
+    wait_until("the failover", SOON, start).unwrap()["vms"][0].clone()
+}
+
+#[test]
+fn guests_are_units_of_their_own_under_systemd_which_stay_when_the_agents_is_stopped() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can make a mount namespace");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (mut a, b) = lab::pair(Path::new(HOLDFAST), folder.path()).unwrap();
+    install(folder.path(), &b);
+    // Nothing but its own unit is to save a guest.
+    let all_go = folder.path().join(format!(".config/systemd/user/{UNIT}.d/kill.conf"));
+    std::fs::write(all_go, "[Service]\nKillMode=control-group\n").unwrap();
+    let manager = Manager::start(folder.path());
+    manager.tell(&["start", UNIT]);
+    a.start_agent().unwrap();
+    let guest = failed_over(&a, &b, folder.path());
+    let pid = Pid::from_raw(i32::try_from(guest["pid"].as_u64().unwrap()).unwrap()).unwrap();
+    let unit = format!("holdfast-guest-web-{}.scope", guest["image"].as_str().unwrap());
+    let units = || String::from_utf8(manager.systemctl(&["list-units", "--no-legend"]).stdout).unwrap();
+    assert!(units().contains(&unit), "{}", units());
+    manager.tell(&["stop", UNIT]);
+    assert!(units().contains(&unit), "{}", units());
+    manager.tell(&["start", UNIT]);
+    let now = b.ask(&["failover", "list"]).unwrap()[0]["failover"]["vms"][0].clone();
+    assert_eq!((&now["run_state"], &now["pid"]), (&"running".into(), &guest["pid"]));
+    b.ask(&["failover", "rollback", "--group", "web"]).unwrap();
+    assert!(rustix::process::test_kill_process(pid).is_err(), "the guest has ended");
+    wait_until("the unit is gone", SOON, || Ok((!units().contains(&unit)).then_some(()))).unwrap();
+    manager.tell(&["stop", UNIT]);
 }
 
 #[test]

@@ -43,6 +43,7 @@ fn open(epoch: u64) -> Journal {
 fn vm() -> Vm<'static> {
     Vm {
         site: "paris",
+        peer: "agent-1.paris",
         name: "web",
         group: SHOP,
         group_name: "shop",
@@ -101,6 +102,7 @@ fn each_state_of_what_is_kept_has_its_answer() {
         (Kept::Unreadable("bad bytes"), "journal failed"),
         (Kept::Is(vm()), "accept"),
         (Kept::Is(Vm { site: "lyon", ..vm() }), "not accepted"),
+        (Kept::Is(Vm { peer: "agent-2.paris", ..vm() }), "not accepted"),
         (Kept::Is(Vm { group: MAIL, ..vm() }), "not accepted"),
         (Kept::Is(Vm { left: true, ..vm() }), "not accepted"),
         (Kept::Is(Vm { forgotten: true, ..vm() }), "stream busy"),
@@ -234,10 +236,12 @@ fn journal() -> impl Strategy<Value = Journal> {
 
 fn kept() -> impl Strategy<Value = Kept<'static>> {
     let flags = (0u8..8, 0u8..8, 1u8..3);
-    let is = (name(), name(), flags, few(), few(), journal()).prop_map(
-        |(site, name, (left, forgotten, group), history_seconds, bytes_max, journal)| {
+    let agent = prop::sample::select(vec!["agent-1.paris", "agent-1.paris", "agent-2.paris"]);
+    let is = (name(), agent, name(), flags, few(), few(), journal()).prop_map(
+        |(site, peer, name, (left, forgotten, group), history_seconds, bytes_max, journal)| {
             Kept::Is(Vm {
                 site,
+                peer,
                 name,
                 group: GroupId::from_bytes([group; 16]),
                 group_name: "shop",
@@ -317,6 +321,7 @@ fn check_taken(hello: &Hello, kept: &Kept<'_>, answer: &Answer, floor: u64) -> R
         }
         (Kept::Is(vm), Answer::Open) => prop_assert!(matches!(vm.journal, Journal::Away(_))),
         (Kept::Is(vm), Answer::Accept(accept)) => {
+            prop_assert!(vm.peer == "agent-1.paris", "another agent has the VM");
             prop_assert!(vm.site == "paris" && vm.group == hello.group && !vm.left && !vm.forgotten);
             prop_assert!(no_less(accept.terms, vm.terms), "{:?} of {:?}", accept.terms, vm.terms);
             prop_assert!(
@@ -334,20 +339,21 @@ fn check_taken(hello: &Hello, kept: &Kept<'_>, answer: &Answer, floor: u64) -> R
 fn who_has_left_is_said_by_its_own_site_with_the_authority_over_its_group() {
     let said = |group, epoch| Leave { vm: WEB, group, epoch: Epoch(epoch), at: WriteSeq::ZERO };
     let ours = Kept::Is(vm());
-    assert_eq!(leave(&said(SHOP, 5), "paris", &ours, Failover::Never), Ok(true));
-    assert_eq!(leave(&said(SHOP, 5), "paris", &Kept::Not, Failover::Never), Ok(false));
-    let why = |said: &Leave, site: &str, failover| leave(said, site, &ours, failover).unwrap_err().why;
-    assert_eq!(why(&said(SHOP, 5), "rome", Failover::Never), Refusal::NotAccepted);
-    assert_eq!(why(&said(MAIL, 5), "paris", Failover::Never), Refusal::NotAccepted);
+    assert_eq!(leave(&said(SHOP, 5), "agent-1.paris", &ours, Failover::Never), Ok(true));
+    assert_eq!(leave(&said(SHOP, 5), "agent-1.paris", &Kept::Not, Failover::Never), Ok(false));
+    let why = |said: &Leave, peer: &str, failover| leave(said, peer, &ours, failover).unwrap_err().why;
+    assert_eq!(why(&said(SHOP, 5), "agent-1.rome", Failover::Never), Refusal::NotAccepted);
+    assert_eq!(why(&said(SHOP, 5), "agent-2.paris", Failover::Never), Refusal::NotAccepted);
+    assert_eq!(why(&said(MAIL, 5), "agent-1.paris", Failover::Never), Refusal::NotAccepted);
     let fenced = |epoch, released| Refusal::Fenced { epoch: Epoch(epoch), released };
-    assert_eq!(why(&said(SHOP, 4), "paris", Failover::Never), fenced(5, true));
+    assert_eq!(why(&said(SHOP, 4), "agent-1.paris", Failover::Never), fenced(5, true));
     let running = Failover::Recorded { epoch: Epoch(6), released: false };
-    assert_eq!(why(&said(SHOP, 9), "paris", running), fenced(6, false));
+    assert_eq!(why(&said(SHOP, 9), "agent-1.paris", running), fenced(6, false));
     let released = Failover::Recorded { epoch: Epoch(6), released: true };
-    assert_eq!(why(&said(SHOP, 5), "paris", released), fenced(6, true));
-    assert_eq!(leave(&said(SHOP, 6), "paris", &ours, released), Ok(true));
+    assert_eq!(why(&said(SHOP, 5), "agent-1.paris", released), fenced(6, true));
+    assert_eq!(leave(&said(SHOP, 6), "agent-1.paris", &ours, released), Ok(true));
     assert_eq!(
-        leave(&said(SHOP, 5), "paris", &Kept::Unreadable("it rots"), Failover::Never),
+        leave(&said(SHOP, 5), "agent-1.paris", &Kept::Unreadable("it rots"), Failover::Never),
         Err(unread("it rots"))
     );
 }

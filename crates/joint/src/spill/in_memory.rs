@@ -103,4 +103,8 @@ impl Spill for InMemory {
     fn bytes_max(&self) -> u64 {
         self.lock().bytes_max
     }
+
+    fn set_bytes_max(&mut self, bytes_max: u64) {
+        self.lock().bytes_max = bytes_max;
+    }
 }

@@ -14,9 +14,19 @@ pub(crate) struct Spoilt {
 }
 
 /// Of many the last ones as one.
-pub(super) fn in_bounded_words(mut found: Vec<Spoilt>) -> Vec<Spoilt> {
-    if found.len() > DAMAGE_TOLD_TOGETHER_MAX {
-        let rest = found.split_off(DAMAGE_TOLD_TOGETHER_MAX);
+pub(super) fn in_bounded_words(found: Vec<Spoilt>) -> Vec<Spoilt> {
+    in_so_many(found, DAMAGE_TOLD_TOGETHER_MAX)
+}
+
+/// What costs nothing as one, and first: it is known by its words alone, which are the same each time that the same is found.
+pub(super) fn costless_as_one(found: Vec<Spoilt>) -> Vec<Spoilt> {
+    let (costless, costly) = found.into_iter().partition(|one| one.pieces.is_empty());
+    in_so_many(costless, 1).into_iter().chain::<Vec<_>>(costly).collect()
+}
+
+fn in_so_many(mut found: Vec<Spoilt>, most: usize) -> Vec<Spoilt> {
+    if found.len() > most {
+        let rest = found.split_off(most);
         let last = found.last_mut().expect("there are as many");
         last.what = format!("{}, and {} more places", last.what, rest.len());
         last.pieces.extend(rest.into_iter().flat_map(|found| found.pieces));
@@ -53,7 +63,7 @@ fn bound_those(damage: &mut Vec<DamageEntry>, kept: &[String]) {
 }
 
 fn as_one(entries: &[DamageEntry]) -> DamageEntry {
-    let more: u64 = entries.iter().map(|entry| entry.more.unwrap_or(1)).sum();
+    let more = entries.iter().fold(0u64, |more, entry| more.saturating_add(entry.more.unwrap_or(1)));
     DamageEntry {
         what: format!("{more} more places, which were told when they were found"),
         from_seq: entries.iter().map(|entry| entry.from_seq).min().unwrap_or(0),

@@ -175,3 +175,22 @@ fn a_byte_that_two_pieces_have_is_counted_once() {
         assert_eq!((by_cut.bytes_at(cut), by_cut.lost_from(cut)), (bytes, from.map(WriteSeq::from_raw)));
     }
 }
+
+/// A manifest is foreign bytes.
+#[test]
+fn a_piece_of_no_cut_at_all_is_none() {
+    let log = r#"{"segments":[],"runs":[],"next_segment":1,"next_page":0}"#;
+    let piece_of =
+        |from: u64, until: u64| format!(r#"{{"disk":0,"start":0,"len":512,"from":{from},"until":{until}}}"#);
+    let text = format!(
+        r#"{{"vm":"","vm_name":"","disks":[{{"name":"vda","size_bytes":4096}}],"epoch":1,"applied":0,"retired_below":0,
+        "gaps":[],"lost":[{},{},{}],"base":{{"last_seq":0,"watermark":0,"incarnation":null}},"redo":{log},"undo":{log},
+        "checkpoints":[],"next_file":0,"tags":[],"pins":[],"next_pin":0,"damage":[]}}"#,
+        piece_of(9, 5),
+        piece_of(7, 7),
+        piece_of(2, 4)
+    );
+    let lost = Lost::of_manifest(&serde_json::from_str(&text).unwrap());
+    assert_eq!(lost.by_cut().bytes_at(WriteSeq::from_raw(3)), 512);
+    assert_eq!(lost.pieces(), [piece(0, 512, 2, Some(4))]);
+}

@@ -1,6 +1,6 @@
 //! Opening an overlay: what its files have, and having them say it for this boot.
 
-use super::bits::{BLOCK, Bits, REGION, sectors_with, set_bits_of};
+use super::bits::{BLOCK, Bits, REGION, runs_of, sectors_with, set_bits_of};
 use super::error::OverlayError;
 use super::map_file::{Header, Loaded, MapFile, Section};
 use super::version_1::Version1;
@@ -148,18 +148,24 @@ impl Files {
         Ok(Found { own, fresh: vec![fresh; self.regions.bytes], now: Now::Other })
     }
 
+    /// Writes `now` as it was found, and as it has to be.
     fn make_now(&self, found: &Found, header: &Header) -> io::Result<()> {
-        if found.now == Now::Right {
-            return Ok(());
-        }
         if found.now == Now::Other {
             self.now.clear(self.regions.end())?;
-            self.now.put(self.regions, &found.fresh, 0..self.regions.sectors())?;
         }
-        self.now.put(self.blocks, &found.own.bits, 0..self.blocks.sectors())?;
+        // Also where it is right: whoever made it may have failed to sync it, and then memory alone has what is read of it,
+        // and drops that whenever it is short.
+        self.now.put(self.regions, &found.fresh, 0..self.regions.sectors())?;
+        // What has rotted never checks meanwhile: where an agent dies here it would have no blocks.
+        let whole = (0..self.blocks.sectors()).filter(|sector| !found.own.rotten.contains(sector));
+        runs_of(whole).into_iter().try_for_each(|part| self.now.put(self.blocks, &found.own.bits, part))?;
         found.own.rotten.iter().try_for_each(|sector| self.now.spoil(self.blocks, *sector))?;
         // Last: an agent that dies before that leaves what is not believed, or is believed to have failed.
         self.now.write_header(header)?;
+        if found.now == Now::Right {
+            // A sync that failed would give up what was written since the last flush, which is nowhere else.
+            return Ok(());
+        }
         // So that a loss of power leaves it a header: without one nobody knows whether this boot has ended.
         self.now.sync()
     }

@@ -112,14 +112,16 @@ impl Step<'_> {
     }
 
     /// Of which parts of a region of `extent` some cut that can be opened needs what was there before. In a gap that has ended those
-    /// are not needed that were written in it before: older cuts have the before-images of that. None where there is
-    /// no such gap.
+    /// are not needed that were written in it before: older cuts have the before-images of that. An image that was opened
+    /// before the gap was found needs what was written up to its cut. None where there is no such gap.
     fn still_needed(&self, extent: &Extent, range: ByteRange) -> Result<Option<Vec<ByteRange>>, ReadError> {
         let before = extent.seq.previous();
-        let Some((begin, _)) = self.state.read_shared().timeline.closed_gap_at(before) else {
-            return Ok(None);
+        let after = {
+            let shared = self.state.read_shared();
+            let Some((begin, _)) = shared.timeline.closed_gap_at(before) else { return Ok(None) };
+            let pin = shared.highest_pin_upto(before).unwrap_or_default();
+            begin.previous().max(shared.manifest.applied()).max(pin)
         };
-        let after = begin.previous().max(self.state.read_shared().manifest.applied());
         self.reads.unwritten_between(extent.disk, range, after, before).map(Some)
     }
 

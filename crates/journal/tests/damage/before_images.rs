@@ -113,3 +113,41 @@ fn before_images_that_are_gone_are_told_once() {
     }
     assert!(told > 0, "none was cut short there");
 }
+
+/// A step back is cut short anywhere, and what it brings rots before it has an index, so that the opening finds it lost as cuts.
+/// Blocks that it has written a part of are read as of cuts below as before.
+#[test]
+fn what_a_step_back_left_half_written_costs_no_older_cut_though_the_redo_log_has_lost_it() {
+    let mut cut_short = 0;
+    for changes in 0..80 {
+        let (store, mut stream, settings) = with_before_images();
+        let open = || Journal::open(Arc::new(store.clone()), settings).unwrap();
+        let journal = open().journal;
+        for number in 0..2 {
+            stream.write(300 * 512 + number * 9000, &[90; 6000]);
+            append(&journal, stream.batch(), 20 + number, 90);
+        }
+        store.die_after(Some(changes));
+        let how = Upkeep::plain(WallTime(20_000_000), [9; 16]);
+        let _ = journal.keep_up(&how);
+        store.die_after(None);
+        drop(journal);
+        let manifest = Manifest::load(&store).unwrap();
+        if manifest.before_images_upto == manifest.applied {
+            continue;
+        }
+        cut_short += 1;
+        // They are all that the open segment has.
+        let last = manifest.redo.segments.last().unwrap();
+        assert_eq!((last.number, last.sealed.is_none()), (4, true), "{changes}");
+        assert!(store.rot("segment-00000004", 8192 + 200));
+        let opened = open();
+        assert_eq!(opened.damage.len(), 1, "{changes}");
+        let journal = opened.journal;
+        assert_eq!(compare(&journal, &stream.states), 12, "{changes}");
+        keep_up(&journal, 30);
+        assert_eq!(scrub_all(&journal).damage, Vec::new(), "{changes}");
+        assert_eq!(compare(&journal, &stream.states), 12, "{changes}");
+    }
+    assert!(cut_short > 3, "{cut_short} were cut short there");
+}

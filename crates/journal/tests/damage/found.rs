@@ -1,10 +1,12 @@
 //! Damage that is found: by reading, by opening, or by a scrub. It is named with its place, and no reader gets it.
 
-use crate::stream::{append, compare, cuts, keep_up, unread};
+use crate::stream::{SMALL, Stream, append, compare, create, cuts, keep_up, unread};
 use crate::{SEGMENTS, good_or_refused, open, scrub_all, sealed};
 use journal::{Journal, Settings, Store, verify};
+use sim::SimStore;
 use std::sync::Arc;
 use types::WriteSeq;
+use types::limits::DAMAGE_TOLD_TOGETHER_MAX;
 
 #[test]
 fn rot_anywhere_in_a_sealed_segment_is_never_given_out_and_a_scrub_contains_it() {
@@ -147,5 +149,31 @@ fn a_recycled_file_full_of_old_records_holds_only_the_new_ones() {
         let opened = Journal::open(Arc::new(crashed), SEGMENTS).unwrap();
         assert!(opened.damage.is_empty(), "{:?}", opened.damage);
         assert_eq!(compare(&opened.journal, &stream.states), before);
+    }
+}
+
+/// Batches of a VM that is quiet, which have nothing but its checkpoints.
+#[test]
+fn damage_that_costs_no_bytes_is_told_once_however_many_places_it_has() {
+    for places in [3, 4 * DAMAGE_TOLD_TOGETHER_MAX] {
+        let (store, mut stream) = (SimStore::new(), Stream::begin());
+        let journal = create(&store, Settings { segment_bytes: 1 << 20, ..SMALL });
+        stream.write(0, &[7; 6000]);
+        for number in 0..2 * places as u64 + 4 {
+            stream.checkpoint();
+            append(&journal, stream.batch(), number, 1);
+        }
+        keep_up(&journal, 100);
+        let name = "segment-00000001";
+        // The first batch has the write, and lies behind the headers.
+        (0..places as u64).for_each(|place| assert!(store.rot(name, (6 + 2 * place) * 4096 + 100)));
+        let found = scrub_all(&journal).damage;
+        assert!(!found.is_empty() && found.len() <= DAMAGE_TOLD_TOGETHER_MAX, "{found:?}");
+        assert!(found.iter().all(|damage| damage.lost_bytes() == Some(0)), "{found:?}");
+        let told: Vec<_> = (0..3).map(|_| scrub_all(&journal).damage.len()).collect();
+        assert_eq!(told, [0, 0, 0], "{places} places");
+        let journal = Journal::open(Arc::new(store.clone()), SMALL).unwrap().journal;
+        assert_eq!(scrub_all(&journal).damage, Vec::new());
+        assert_eq!(compare(&journal, &stream.states), cuts(&journal).len());
     }
 }

@@ -8,6 +8,7 @@ mod copies;
 mod demand;
 mod found;
 mod indexes;
+mod left_out;
 mod made_good;
 mod met;
 mod open_images;

@@ -2,9 +2,9 @@
 //! or an error.
 
 use crate::made_good::rot_index;
-use crate::stream::{Stream, compare, create};
+use crate::stream::{Stream, append, compare, create};
 use crate::{BATCHES_AT, IN_A_BATCH, SEGMENTS, WITH_SMALL, make_good, open, scrub_all, sealed, written};
-use journal::{Image, Journal, Mode, Settings, Upkeep};
+use journal::{Image, Journal, Mode, Settings, Store, Upkeep};
 use sim::SimStore;
 use std::sync::Arc;
 use types::{DiskIndex, WallTime, WriteSeq};
@@ -89,5 +89,39 @@ fn what_cannot_be_read_is_left_out_of_no_fold_that_an_open_image_reads_through()
             }
             assert!(compare(&journal, &stream.states) >= 1, "{told}");
         }
+    }
+}
+
+/// A segment is gone whose index is not, which an opening tells as cuts: pinned images show what they can. What the source
+/// has sent since lies over that.
+#[test]
+fn what_an_image_cannot_read_of_a_segment_that_is_gone_is_never_what_came_later() {
+    for (mode, held) in
+        [Mode::RollForward, Mode::Rollback].into_iter().flat_map(|mode| (7..12).map(move |at| (mode, at)))
+    {
+        let told = format!("{mode:?}, held {held}");
+        let store = SimStore::new();
+        let journal = create(&store, SEGMENTS);
+        let mut stream = written(&journal);
+        rot_index(&store, WITH_SMALL);
+        assert_eq!(scrub_all(&journal).rebuilt, 1, "it is in a file of its own now");
+        let (cut, content) = stream.states[held].clone();
+        journal.pin("image 1", cut, None).unwrap();
+        drop(journal);
+        Store::remove(&store, WITH_SMALL).unwrap();
+        let journal = Arc::new(open(&store));
+        let image = Image::open(journal.clone(), cut, None, [1; 16]).unwrap();
+        let before = good(&image, &content, &told);
+        (0..16).for_each(|block: usize| stream.disk[block << 16..][..6000].fill(77));
+        stream.delta_sync(&journal);
+        stream.checkpoint();
+        append(&journal, stream.batch(), 100, 100);
+        journal.set(Settings { mode, bytes_soft: 1, ..SEGMENTS });
+        for number in 0..8 {
+            // It may be held up by what cannot be read.
+            let _ = journal.keep_up(&Upkeep::plain(WallTime(0), [number; 16]));
+            assert_eq!(good(&image, &content, &told), before, "{told}");
+        }
+        journal.keep_up(&Upkeep::plain(WallTime(0), [9; 16])).expect(&told);
     }
 }

@@ -26,6 +26,7 @@ pub(crate) const SMALL: Settings = Settings {
     thinning: Thinning { all: Duration::from_secs(86_400), minutely: Duration::from_secs(604_800) },
     tagged_history: Duration::ZERO,
     let_go: None,
+    is_locked: false,
 };
 
 /// The source of a stream, with every state its disk ever had at a cut.

@@ -88,7 +88,7 @@ impl GroupWorld {
         let vm = &mut self.vms[at];
         let journal = journal_of(&vm.pair.recovery, vm.lived.life.state());
         let kept = vm.record.as_ref().map_or(Kept::Not, |record| Kept::Is(record.to_vm(journal)));
-        if leave(said, SITE, &kept, failover)? {
+        if leave(said, PEER, &kept, failover)? {
             let record = vm.record.as_mut().expect("there is something to write down");
             record.left = record.left.or(Some(said.at));
         }

@@ -51,6 +51,7 @@ impl KeptRecord {
     pub(super) fn to_vm(&self, journal: Journal) -> Vm<'_> {
         Vm {
             site: SITE,
+            peer: PEER,
             name: &self.name,
             group: self.group.0,
             group_name: &self.group.1,

@@ -44,7 +44,7 @@ impl GroupWorld {
         let name = "invariant_nothing_of_one_site_is_touched_by_another";
         assert!(matches!(answer, Answer::Refuse(_)), "{name}: {answer:?} to {said:?}");
         let goes = Leave { vm: id, group: group_of(self.vms[at].group).0, epoch, at: last };
-        let answer = leave(&goes, LIARS_SITE, &kept, failover);
+        let answer = leave(&goes, LIAR, &kept, failover);
         assert!(answer != Ok(true), "{name}: it says who leaves");
         self.summary.lies += 1;
     }

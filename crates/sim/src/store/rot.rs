@@ -2,10 +2,10 @@
 //! it is written anew. Of each file that has rotted it is known what it would hold.
 
 use super::{Content, PAGE, SECTOR, SimStore};
-use std::io;
+use std::{fmt, io};
 
 /// What becomes of a page.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub enum Decay {
     /// Its byte there is another one.
     Flip(usize),
@@ -13,6 +13,17 @@ pub enum Decay {
     Holds(Vec<u8>),
     /// It cannot be read.
     Unread,
+}
+
+impl fmt::Debug for Decay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flip(at) => write!(f, "its byte {at} is another one"),
+            Self::Holds(bytes) if batch::is_zero(bytes) => f.write_str("it holds zeroes"),
+            Self::Holds(_) => f.write_str("it holds another page"),
+            Self::Unread => f.write_str("it cannot be read"),
+        }
+    }
 }
 
 impl SimStore {

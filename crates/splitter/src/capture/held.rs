@@ -11,6 +11,7 @@ use crate::clock::Deadline;
 use crate::sync_gate::{Hold, Others, SyncState};
 use std::sync::OnceLock;
 use threads::sync::MutexGuard;
+use threads::sync::atomic::Ordering;
 use types::WriteSeq;
 use types::limits::HELD_AT_END_MAX;
 
@@ -37,7 +38,7 @@ impl Capture {
     /// As [`Capture::hold`], for somebody who may leave: false where he has, and the guest must not be told.
     pub(crate) fn hold_for(&self, seq: WriteSeq, patience: &Patience) -> bool {
         self.gate.pass();
-        if !self.is_sync {
+        if !self.is_sync() {
             return true;
         }
         let mut inner = self.lock();
@@ -51,8 +52,10 @@ impl Capture {
                     inner = self.released.wait(inner).expect("a panic aborts the process");
                 }
                 Hold::AtMost(timeout) => {
-                    let since = inner.released;
-                    let is_held = |inner: &mut Inner| inner.hold(seq) != Hold::No && !patience.is_ending();
+                    let (since, policy) = (inner.released, inner.sync.policy());
+                    let is_held = |inner: &mut Inner| {
+                        inner.hold(seq) != Hold::No && !patience.is_ending() && inner.sync.policy() == policy
+                    };
                     let waited = self.released.wait_timeout_while(inner, timeout, is_held);
                     let result;
                     (inner, result) = waited.expect("a panic aborts the process");
@@ -94,7 +97,7 @@ impl Capture {
 
     /// Whether synchronous mode is chosen.
     pub fn is_sync(&self) -> bool {
-        self.is_sync
+        self.is_sync.load(Ordering::SeqCst)
     }
 
     /// Whether [`Capture::hold`] would return at once.
@@ -102,7 +105,7 @@ impl Capture {
         if self.gate.is_closed() {
             return false;
         }
-        if !self.is_sync {
+        if !self.is_sync() {
             return true;
         }
         self.lock().hold(seq) == Hold::No
@@ -110,7 +113,7 @@ impl Capture {
 
     /// Whether a write that was committed as `seq` waits for the recovery side.
     pub fn is_held(&self, seq: WriteSeq) -> bool {
-        self.is_sync && self.lock().hold(seq) != Hold::No
+        self.is_sync() && self.lock().hold(seq) != Hold::No
     }
 
     /// Everything is well: guest writes wait for the recovery side again. To be said when the stream has
@@ -123,7 +126,7 @@ impl Capture {
 
     /// What the other VMs of the group have at the recovery side now.
     pub fn follow_others(&self, others: Others) {
-        if !self.is_sync {
+        if !self.is_sync() {
             return;
         }
         let mut inner = self.lock();
@@ -139,7 +142,7 @@ impl Capture {
 
     /// What held writes wait for may have come.
     pub(super) fn tell_held(&self) {
-        if self.is_sync {
+        if self.is_sync() {
             self.released.notify_all();
         }
     }

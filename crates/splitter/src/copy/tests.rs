@@ -74,6 +74,20 @@ fn a_disk_that_gives_nothing_is_waited_for() {
     assert_eq!((status.unreadable_blocks, status.dirty_blocks), (0, SIZE / BLOCK_BYTES));
 }
 
+/// What was made zeroes and is not durable yet comes back when the host loses power, in regions that no log has.
+#[test]
+fn a_hole_is_believed_once_what_was_done_before_is_durable() {
+    let local = Plain { size_bytes: SIZE, is_hole: true, ..Plain::default() };
+    let fails_sync = local.fails_sync.clone();
+    let (disk, capture) = protected(Box::new(local), None);
+    let disks = [Arc::new(disk)];
+    mark_allocated(&capture, &disks).unwrap();
+    assert_eq!(capture.status().dirty_blocks, 0, "there is nothing to be copied");
+    fails_sync.store(true, std::sync::atomic::Ordering::SeqCst);
+    mark_allocated(&capture, &disks).unwrap_err();
+    assert_eq!(capture.status().dirty_blocks, SIZE / BLOCK_BYTES, "nobody knows what will be there");
+}
+
 fn copy_all(capture: &Capture, disks: &[Arc<ProtectedDisk>]) {
     while capture.status().dirty_blocks > 0 {
         assert!(copy_some_blocks(capture, disks).unwrap());

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use super::*;
+use crate::capture::Capture;
 use crate::disks_in_tests::{Plain, held, protected};
 use crate::thread_start::refusing;
 
@@ -61,4 +62,57 @@ fn a_flush_through_the_ring_is_told_what_a_sync_of_the_agents_own_was() {
     assert_eq!(finish(&mut queue, 1)[0].result.as_ref().unwrap_err().raw_os_error(), Some(libc::EIO));
     queue.submit(flush(2));
     finish(&mut queue, 1)[0].result.as_ref().unwrap();
+}
+
+fn read(token: u64) -> Job {
+    Job { token, action: Action::Read { at: 0, len: 512 }, durable: false }
+}
+
+/// A queue of a disk that waits, with a write and a read that were asked for since.
+fn that_waits() -> (DiskQueue, Arc<ProtectedDisk>, Arc<Capture>) {
+    let (disk, capture) = protected(Box::new(Plain { size_bytes: 1 << 30, ..Plain::default() }), None);
+    let disk = Arc::new(disk);
+    let mut queue = DiskQueue::new(disk.clone(), None).unwrap();
+    disk.set_course(Course::Waits);
+    queue.submit(write(1));
+    queue.submit(read(2));
+    assert!(queue.next_done().is_none());
+    (queue, disk, capture)
+}
+
+#[test]
+fn what_waits_is_done_once_the_disk_goes_on_and_not_before() {
+    let (mut queue, disk, capture) = that_waits();
+    // Whatever else wakes the queue begins nothing.
+    disk.set_course(Course::Waits);
+    queue.wait(&[]);
+    assert!(queue.next_done().is_none());
+    assert_eq!(capture.status().writes, 0);
+    let goes_on = std::thread::spawn(move || disk.set_course(Course::GoesOn));
+    let done = finish(&mut queue, 2);
+    assert!(done.iter().all(|done| done.result.is_ok()), "{done:?}");
+    assert_eq!(capture.status().writes, 1);
+    goes_on.join().unwrap();
+}
+
+#[test]
+fn what_waits_is_not_begun_for_somebody_who_leaves_and_he_is_told_nothing() {
+    let (mut queue, disk, capture) = that_waits();
+    queue.end_patience();
+    queue.submit(write(3));
+    let done = finish(&mut queue, 3);
+    assert!(done.iter().all(|done| matches!(done.result, Ok(Answer::Abandoned))), "{done:?}");
+    drop(queue);
+    disk.set_course(Course::GoesOn);
+    assert_eq!(capture.status().writes, 0);
+}
+
+#[test]
+fn what_waits_fails_where_the_disk_is_to_stop_and_so_does_what_comes() {
+    let (mut queue, disk, capture) = that_waits();
+    disk.set_course(Course::Fails);
+    queue.submit(write(3));
+    let done = finish(&mut queue, 3);
+    assert!(done.iter().all(|done| done.result.is_err()), "{done:?}");
+    assert_eq!(capture.status().writes, 0);
 }

@@ -272,6 +272,24 @@ impl Tap {
         bail!("the mirror {job} does not end")
     }
 
+    /// Has the guest stand still, or go on.
+    ///
+    /// # Errors
+    /// As the VM says.
+    pub(crate) fn set_running(&self, runs: bool) -> Result<()> {
+        self.monitor.execute(if runs { "cont" } else { "stop" })?;
+        Ok(())
+    }
+
+    /// Ends the VM at once, as pulling its plug would.
+    ///
+    /// # Errors
+    /// As the VM says.
+    pub(crate) fn power_off(&self) -> Result<()> {
+        self.monitor.execute("quit")?;
+        Ok(())
+    }
+
     /// Whether every write still arrives, and what else an operator has to know. `left_out`: images that need no
     /// protection.
     ///

@@ -7,20 +7,21 @@ use super::super::plans::Plan;
 use super::ending::{CommitPlan, CommitStep};
 use super::record::{FailoverRecord, Phase};
 use crate::error::{OperationError, Result};
-use operations::{Lock, OperationId};
+use crate::ledger::{Asker, Held};
+use operations::Lock;
 
 impl Recovery {
     /// Makes a failover final.
-    pub(crate) fn commit(&self, group: &str) -> Result<api::Failover> {
+    pub(crate) fn commit(&self, group: &str, asker: &Asker) -> Result<api::Failover> {
         let _turn = self.turn_of(group)?;
         let record = self.running(group)?;
-        let id = self.begin_commit(group, &record)?;
-        self.go_on(id, &Doing::waited_for(self))?.done()?;
+        let held = self.begin_commit(group, &record, asker)?;
+        self.go_on(held, &Doing::asked_by(self, asker))?.done()?;
         let record = self.failovers().get(&record.group_id()?).cloned().unwrap_or(record);
         Ok(self.failover_to_api(&record))
     }
 
-    fn begin_commit(&self, word: &str, record: &FailoverRecord) -> Result<OperationId> {
+    fn begin_commit(&self, word: &str, record: &FailoverRecord, asker: &Asker) -> Result<Held<'_>> {
         let refuse = |why: &str| {
             Err(OperationError::conflict(format!("the failover of group {word} cannot be committed: {why}")))
         };
@@ -35,14 +36,17 @@ impl Recovery {
         self.check_images_are_there(record)?;
         let group = record.group_id()?;
         match self.operations.at(Lock::Group(group)) {
-            Some((id, Plan::Commit(_), _)) => return Ok(id),
+            Some((id, Plan::Commit(_), _)) => return self.operations.join_idle(id, asker),
             // It runs: only that its start has ended is to be written down.
-            Some((id, Plan::Failover(_), _)) => self.go_on(id, &Doing::waited_for(self))?.done()?,
+            Some((id, Plan::Failover(_), _)) => {
+                let held = self.operations.hold_idle(id)?;
+                self.go_on(held, &Doing::asked_by(self, asker))?.done()?;
+            }
             // It is found to be in the way.
             Some(_) | None => {}
         }
         let plan = CommitPlan { group, label: record.label(), epoch: record.epoch };
-        self.operations.begin(|| Plan::Commit(plan))
+        self.operations.begin(|| Plan::Commit(plan), asker)
     }
 
     /// That it is final may yet be taken back.

@@ -5,7 +5,6 @@ use super::super::tests::{
     PEER, append_sync, begin_anew, cut_short_everywhere, end, go_on_with_all, hello, recovery,
 };
 use super::*;
-use crate::asking::Asker;
 use crate::state::death;
 use operations::{OperationId, Standing};
 use replication::wire::Hello;
@@ -31,8 +30,12 @@ fn prepared_with(folder: &Path, definition: &str) -> Arc<Recovery> {
 }
 
 fn ask(recovery: &Recovery) -> Result<api::Failover> {
+    ask_for(recovery, &Asker::default())
+}
+
+fn ask_for(recovery: &Recovery, asker: &Asker) -> Result<api::Failover> {
     let request = api::FailoverRequest { at: "latest".into(), vms: Vec::new(), without: Vec::new() };
-    recovery.failover("web", &request)
+    recovery.failover("web", &request, asker)
 }
 
 /// What is there of images: in the records of this side, in its journals and on their disks.
@@ -105,10 +108,10 @@ fn a_failover_that_is_cut_short_anywhere_goes_on_and_is_committed_or_rolled_back
             begin_anew(&side);
             check_is_whole(&side, runs, how);
             if runs && round.get() % 2 == 0 {
-                assert_eq!(side.rollback("web").unwrap().phase, "rolled-back", "{how}");
+                assert_eq!(side.rollback("web", &Asker::default()).unwrap().phase, "rolled-back", "{how}");
                 check_is_whole(&side, false, how);
             } else if runs {
-                assert_eq!(side.commit("web").unwrap().phase, "committed", "{how}");
+                assert_eq!(side.commit("web", &Asker::default()).unwrap().phase, "committed", "{how}");
             } else {
                 assert_eq!(ask(&side).unwrap().phase, "running", "{how}");
             }
@@ -132,7 +135,7 @@ fn a_failover_that_fails_leaves_nothing_behind_wherever_it_is_cut_short_on_the_w
             begin_anew(&side);
             // An image that was recorded and cannot be served again is waited for, until an operator says otherwise.
             if !side.operations.unended().is_empty() {
-                side.rollback("web").unwrap();
+                side.rollback("web", &Asker::default()).unwrap();
             }
             check_is_whole(&side, false, how);
             hear_of_all(side, folder, how);
@@ -152,9 +155,11 @@ fn a_failover_that_was_cut_short_is_rolled_back_before_it_goes_on_or_refuses_ano
         let (side, died) = after_failover(folder.path(), prepared(folder.path()), first);
         match phase(&side).as_deref() {
             Some("starting") => {
-                assert!(side.commit("web").unwrap_err().detail.contains("still being started"));
+                assert!(
+                    side.commit("web", &Asker::default()).unwrap_err().detail.contains("still being started")
+                );
                 assert_eq!(ask(&side).unwrap_err().kind, crate::error::ErrorKind::Conflict);
-                side.rollback("web").unwrap();
+                side.rollback("web", &Asker::default()).unwrap();
                 check_is_whole(&side, false, &format!("died at {first}"));
             }
             None if has_begun(folder.path()) => {
@@ -182,7 +187,11 @@ fn a_failover_that_is_decided_before_its_operation_has_noticed_its_end_has_an_en
         let (side, died) = after_failover(folder.path(), prepared(folder.path()), first);
         if phase(&side).as_deref() == Some("running") && !side.operations.unended().is_empty() {
             overtaken += 1;
-            let decided = if commits { side.commit("web") } else { side.rollback("web") };
+            let decided = if commits {
+                side.commit("web", &Asker::default())
+            } else {
+                side.rollback("web", &Asker::default())
+            };
             assert_eq!(decided.unwrap().phase, if commits { "committed" } else { "rolled-back" });
             go_on_with_all(&side);
             assert!(
@@ -216,13 +225,16 @@ fn begun(side: &Recovery, kind: &str) -> usize {
 fn a_rollback_that_is_cut_short_anywhere_goes_on_by_itself_and_is_nothing_else_any_more() {
     cut_short_everywhere(
         failed_over,
-        |side| drop(side.rollback("web")),
+        |side| drop(side.rollback("web", &Asker::default())),
         |folder, how| {
             let side = recovery(folder);
             side.resume_all().unwrap();
             let goes_back = begun(&side, "rollback") > 0;
             if goes_back {
-                assert!(side.commit("web").is_err(), "{how}: what its VMs ran on may be gone");
+                assert!(
+                    side.commit("web", &Asker::default()).is_err(),
+                    "{how}: what its VMs ran on may be gone"
+                );
             }
             go_on_with_all(&side);
             check_is_whole(&side, !goes_back, how);
@@ -236,7 +248,7 @@ fn a_rollback_that_is_cut_short_anywhere_goes_on_by_itself_and_is_nothing_else_a
 fn a_commit_that_is_cut_short_anywhere_is_final_or_was_never_asked_for() {
     cut_short_everywhere(
         failed_over,
-        |side| drop(side.commit("web")),
+        |side| drop(side.commit("web", &Asker::default())),
         |folder, how| {
             let side = recovery(folder);
             side.resume_all().unwrap();
@@ -244,7 +256,11 @@ fn a_commit_that_is_cut_short_anywhere_is_final_or_was_never_asked_for() {
             go_on_with_all(&side);
             assert!(side.operations.unended().is_empty(), "{how}: {:?}", side.alerts.list());
             assert_eq!(phase(&side).as_deref(), Some(if commits { "committed" } else { "running" }), "{how}");
-            assert_eq!((side.list_images().len(), side.rollback("web").is_ok()), (2, !commits), "{how}");
+            assert_eq!(
+                (side.list_images().len(), side.rollback("web", &Asker::default()).is_ok()),
+                (2, !commits),
+                "{how}"
+            );
             assert_eq!(side.alerts.list(), Vec::<String>::new(), "{how}");
         },
     );
@@ -257,7 +273,7 @@ fn a_commit_that_fails_leaves_the_failover_as_it_was() {
     let side = failed_over(folder.path());
     let in_the_way = side.state.path(&format!("failovers/{}.partial", hello(1).group));
     std::fs::create_dir(&in_the_way).unwrap();
-    side.commit("web").unwrap_err();
+    side.commit("web", &Asker::default()).unwrap_err();
     assert_eq!(phase(&side).as_deref(), Some("running"));
     let image = side.list_images()[0].id.clone();
     assert!(side.close_image(&image, false).is_err());
@@ -268,7 +284,7 @@ fn a_commit_that_fails_leaves_the_failover_as_it_was() {
     let side = recovery(folder.path());
     begin_anew(&side);
     assert!(side.operations.unended().is_empty(), "{:?}", side.alerts.list());
-    assert_eq!(side.rollback("web").unwrap().phase, "rolled-back");
+    assert_eq!(side.rollback("web", &Asker::default()).unwrap().phase, "rolled-back");
     check_is_whole(&side, false, "rolled back");
 }
 
@@ -281,10 +297,10 @@ fn of_a_commit_and_a_rollback_at_once_one_is_refused() {
         let (committed, rolled_back) = std::thread::scope(|scope| {
             let commits = scope.spawn(|| {
                 barrier.wait();
-                side.commit("web").is_ok()
+                side.commit("web", &Asker::default()).is_ok()
             });
             barrier.wait();
-            let rolled_back = side.rollback("web").is_ok();
+            let rolled_back = side.rollback("web", &Asker::default()).is_ok();
             (commits.join().unwrap(), rolled_back)
         });
         assert!(committed != rolled_back, "round {round}");
@@ -320,7 +336,7 @@ fn a_rollback_of_before_that_was_cut_short_is_committed_only_where_all_images_ar
     for first in 0..PLACES_MAX {
         let folder = tempfile::tempdir().unwrap();
         let side = failed_over(folder.path());
-        let rolls_back = |side: &Recovery| drop(side.rollback("web"));
+        let rolls_back = |side: &Recovery| drop(side.rollback("web", &Asker::default()));
         let (side, died) = next_agent(folder.path(), side, first, rolls_back);
         end(side);
         let _ = std::fs::remove_dir_all(folder.path().join("state/operations"));
@@ -328,13 +344,13 @@ fn a_rollback_of_before_that_was_cut_short_is_committed_only_where_all_images_ar
         let side = recovery(folder.path());
         begin_anew(&side);
         let chosen = side.groups().remove(0).failover.unwrap().vms;
-        match side.commit("web") {
+        match side.commit("web", &Asker::default()) {
             Ok(failover) => {
                 assert!(failover.vms.iter().all(|vm| !vm.socket.is_empty()), "died at {first}: {failover:?}")
             }
             Err(refused) if phase(&side).as_deref() == Some("running") => {
                 assert!(refused.detail.contains("is gone"), "died at {first}: {}", refused.detail);
-                side.rollback("web").unwrap();
+                side.rollback("web", &Asker::default()).unwrap();
                 check_is_whole(&side, false, &format!("died at {first}: {chosen:?}"));
             }
             Err(refused) => {
@@ -356,7 +372,7 @@ fn a_rollback_that_fails_is_an_alert_until_it_is_done_and_frees_the_group_then()
     let image = ask(&side).unwrap().vms[1].image.clone();
     let in_the_way = side.state.path(&format!("images/{image}.partial"));
     std::fs::create_dir(&in_the_way).unwrap();
-    side.rollback("web").unwrap_err();
+    side.rollback("web", &Asker::default()).unwrap_err();
     assert_eq!(phase(&side).as_deref(), Some("rolling-back"));
     assert!(
         side.alerts
@@ -366,7 +382,7 @@ fn a_rollback_that_fails_is_an_alert_until_it_is_done_and_frees_the_group_then()
         "{:?}",
         side.alerts.list()
     );
-    assert!(side.commit("web").unwrap_err().detail.contains("being rolled back"));
+    assert!(side.commit("web", &Asker::default()).unwrap_err().detail.contains("being rolled back"));
     std::fs::remove_dir(&in_the_way).unwrap();
     go_on_with_all(&side);
     check_is_whole(&side, false, "once nothing is in the way");
@@ -382,7 +398,7 @@ fn a_failover_that_is_taken_back_once_its_command_has_gone_is_an_alert_until_som
         std::fs::write(folder.path().join("run/images"), "").unwrap();
         let (presence, asker) = Asker::present();
         let presence = is_there.then_some(presence);
-        asker.within(|| ask(&side)).unwrap_err();
+        ask_for(&side, &asker).unwrap_err();
         drop(presence);
         assert_eq!(tells_of_taken_back(&side), !is_there);
         end(side);
@@ -444,7 +460,7 @@ fn a_failover_that_goes_on_by_itself_and_cannot_start_a_vm_is_taken_back_by_nobo
             assert_eq!(side.list_images().len(), 2, "{how}");
             let told = side.alerts.list();
             assert!(told.len() == 1 && told[0].contains("has not arrived"), "{how}: {told:?}");
-            assert_eq!(side.rollback("web").unwrap().phase, "rolled-back", "{how}");
+            assert_eq!(side.rollback("web", &Asker::default()).unwrap().phase, "rolled-back", "{how}");
             check_is_whole(&side, false, &how);
             assert_eq!(side.alerts.list(), Vec::<String>::new(), "{how}: an operator has done it");
         }

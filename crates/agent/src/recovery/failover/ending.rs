@@ -61,6 +61,10 @@ impl operations::Plan for RollbackPlan {
     fn locks(&self) -> BTreeSet<Lock> {
         [Lock::Group(self.group)].into()
     }
+
+    fn counts_as(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 /// Which failover is to be final.
@@ -105,5 +109,9 @@ impl operations::Plan for CommitPlan {
 
     fn locks(&self) -> BTreeSet<Lock> {
         [Lock::Group(self.group)].into()
+    }
+
+    fn counts_as(&self) -> Option<&'static str> {
+        None
     }
 }

@@ -130,7 +130,7 @@ fn put_on(disk: &Arc<Disk>, recovery: &Arc<Recovery>, vm: &Arc<RecoveredVm>) {
 fn failover(recovery: &Recovery, group: &str, without: &[&str]) -> Result<api::Failover> {
     let without = without.iter().map(|name| (*name).to_owned()).collect();
     let request = api::FailoverRequest { at: "latest".into(), vms: Vec::new(), without };
-    recovery.failover(group, &request)
+    recovery.failover(group, &request, &Asker::default())
 }
 
 #[test]
@@ -160,5 +160,5 @@ fn a_disk_that_hangs_holds_up_nobody_who_goes_without_it_and_no_other_group() {
     while journal.status().epoch < Epoch(done.epoch) {
         thread::yield_now();
     }
-    recovery.rollback("group-1").unwrap();
+    recovery.rollback("group-1", &Asker::default()).unwrap();
 }

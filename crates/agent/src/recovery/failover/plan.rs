@@ -66,4 +66,8 @@ impl operations::Plan for FailoverPlan {
     fn locks(&self) -> BTreeSet<Lock> {
         [Lock::Group(self.group)].into()
     }
+
+    fn counts_as(&self) -> Option<&'static str> {
+        Some("failover")
+    }
 }

@@ -7,35 +7,35 @@ use super::super::plans::Plan;
 use super::ending::{RollbackPlan, RollbackStep};
 use super::record::{FailoverRecord, Phase};
 use crate::error::{OperationError, Result};
-use crate::ledger::Outcome;
+use crate::ledger::{Asker, Held, Outcome};
 use operations::{Lock, OperationId};
 use types::GroupId;
 
 impl Recovery {
     /// Rolls a failover back, or goes on with that. What cannot be done now is tried again by itself.
-    pub(crate) fn rollback(&self, group: &str) -> Result<api::Failover> {
+    pub(crate) fn rollback(&self, group: &str, asker: &Asker) -> Result<api::Failover> {
         let _turn = self.turn_of(group)?;
         let mut record = self.running(group)?;
         self.check_images_were_read(&record)?;
         let id = record.group_id()?;
         let under_way = match self.rollback_of(id) {
-            Some(under_way) => Some(under_way),
+            Some(under_way) => Some(self.operations.join_idle(under_way, asker)?),
             None => {
-                self.end_other(id)?;
+                self.end_other(id, asker)?;
                 record = self.failovers().get(&id).cloned().unwrap_or(record);
                 let plan = plan_for(id, &record);
-                (!record.is_released()).then(|| self.begin_rollback(plan)).transpose()?
+                (!record.is_released()).then(|| self.begin_rollback(plan, asker)).transpose()?
             }
         };
         if let Some(under_way) = under_way {
-            self.go_on(under_way, &Doing::waited_for(self))?.done()?;
+            self.go_on(under_way, &Doing::asked_by(self, asker))?.done()?;
         }
         record = self.failovers().get(&id).cloned().unwrap_or(record);
         Ok(self.failover_to_api(&record))
     }
 
-    fn begin_rollback(&self, plan: RollbackPlan) -> Result<OperationId> {
-        self.operations.begin(|| Plan::Rollback(plan))
+    fn begin_rollback(&self, plan: RollbackPlan, asker: &Asker) -> Result<Held<'_>> {
+        self.operations.begin(|| Plan::Rollback(plan), asker)
     }
 
     fn rollback_of(&self, group: GroupId) -> Option<OperationId> {
@@ -54,7 +54,7 @@ impl Recovery {
             if self.operations.at(Lock::Group(group)).is_some() {
                 continue;
             }
-            if let Err(error) = self.begin_rollback(plan_for(group, &record)) {
+            if let Err(error) = self.begin_rollback(plan_for(group, &record), &Asker::nobody()) {
                 tracing::error!(
                     group = record.group,
                     error = error.detail,
@@ -66,10 +66,10 @@ impl Recovery {
 
     /// Ends another operation that has the group and goes on no more by itself: it is taken back, unless only its end is
     /// to be written down. The group's turn is held.
-    fn end_other(&self, group: GroupId) -> Result<()> {
+    fn end_other(&self, group: GroupId, asker: &Asker) -> Result<()> {
         let Some((id, _, control)) = self.operations.at(Lock::Group(group)) else { return Ok(()) };
         let _ = control.cancel();
-        match self.go_on(id, &Doing::waited_for(self))? {
+        match self.go_on(self.operations.hold_idle(id)?, &Doing::asked_by(self, asker))? {
             Outcome::Done | Outcome::TakenBack(_) => {}
             Outcome::Stands(error) => return Err(error),
         }

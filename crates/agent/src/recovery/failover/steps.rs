@@ -16,6 +16,7 @@ use crate::error::{OperationError, Result};
 use crate::hypervisor::StartDisk;
 use anyhow::Context;
 use joint::life::Use;
+use std::path::Path;
 use std::sync::Arc;
 use types::{Epoch, Monotonic, VmId};
 
@@ -180,6 +181,15 @@ impl Recovery {
         let title = format!("{} (failover)", vm.name());
         let started = self.adapter.start(run.key(), &title, &definition, file, &disks);
         Ok(Some(started.with_context(|| format!("start VM {}", vm.name()))?.pid))
+    }
+
+    /// A guest that runs on an image finds its disks where it had them.
+    pub(in super::super) fn give_to_guest(&self, image: &str, socket: &Path) -> Result<()> {
+        let runs: Vec<_> = self.failovers().values().flat_map(|record| record.vms.clone()).collect();
+        match runs.iter().find(|run| run.image == image) {
+            Some(run) => Ok(self.adapter.give_again(run.key(), socket)?),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn stop_guests(&self, record: &mut FailoverRecord) -> Result<()> {

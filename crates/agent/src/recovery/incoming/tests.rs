@@ -3,6 +3,7 @@
 //! honest sides would not go on from.
 
 use super::*;
+use crate::ledger::Asker;
 use crate::link::PeerIdentity;
 use crate::pki::PeerRole;
 use crate::recovery::tests::{close, hello, recovery};
@@ -503,7 +504,9 @@ fn a_protected_side_that_lies_costs_no_acknowledged_history() {
         let kept = check(&rome, vm)?;
         believed.fetch_add(u32::from(kept > LAST), Ordering::Relaxed);
         let names: BTreeSet<_> = rome.recovery.list().iter().map(|kept| kept.id()).collect();
-        names.iter().try_for_each(|id| rome.recovery.forget(&id.to_string())).unwrap();
+        for id in &names {
+            rome.recovery.forget(&id.to_string(), &Asker::default()).unwrap();
+        }
         Ok(())
     });
     run.unwrap();

@@ -5,8 +5,11 @@ pub(in super::super) mod plan;
 use super::super::Recovery;
 use super::super::admission::asked_alert;
 use super::super::carry_out::Doing;
+use super::super::lifting::lift_asked_alert;
+use super::super::locking::locked_full_alert;
 use super::super::plans::Plan;
 use super::super::policy::file_name;
+use super::super::running_twice::running_twice_alert;
 use super::super::scrub::scrub_alert;
 use super::super::silence::silence_alert;
 use super::super::upkeep::upkeep_alert;
@@ -16,10 +19,10 @@ use super::moving::{FOLDER_PATIENCE, not_taken};
 use super::{images_are_open, journal_alert};
 use crate::alerts::Alerts;
 use crate::error::{ErrorKind as OperationErrorKind, OperationError, Result};
-use crate::ledger::StepError;
+use crate::ledger::{Asker, Held, StepError};
 use anyhow::Context;
 use joint::life::{State, Task, Use};
-use operations::{At, Lock, OperationId};
+use operations::{At, Lock};
 use plan::{ForgetPlan, ForgetStep};
 use std::io::ErrorKind;
 use std::path::Path;
@@ -51,22 +54,24 @@ impl Recovery {
         }
     }
 
-    /// Forgets a VM and its journal, for good, or goes on with that.
-    pub(crate) fn forget(&self, word: &str) -> Result<()> {
-        let id = self.begin_forgetting(word)?;
-        self.go_on(id, &Doing::waited_for(self))?.done()
+    /// Forgets a VM and its journal, for good, or goes on with that. None where another does that just now: whoever has asked
+    /// hears of its end.
+    pub(crate) fn forget(&self, word: &str, asker: &Asker) -> Result<Option<()>> {
+        let Some(held) = self.begin_forgetting(word, asker)? else { return Ok(None) };
+        self.go_on(held, &Doing::asked_by(self, asker))?.done().map(Some)
     }
 
-    fn begin_forgetting(&self, word: &str) -> Result<OperationId> {
+    fn begin_forgetting(&self, word: &str, asker: &Asker) -> Result<Option<Held<'_>>> {
         let vm = self.vm_to_forget(word)?;
         if let Some((id, Plan::Forget(_), _)) = self.operations.at(Lock::Kept(vm.id())) {
-            return Ok(id);
+            return self.operations.join(id, asker);
         }
         if self.has_images(&vm) {
             return Err(images_are_open(&vm));
         }
+        vm.check_not_locked("forgetting it")?;
         vm.check_is_not_sent()?;
-        self.operations.begin(|| Plan::Forget(plan_for(&vm)))
+        self.operations.begin(|| Plan::Forget(plan_for(&vm)), asker).map(Some)
     }
 
     /// What agents of before have begun to forget goes on as an operation.
@@ -81,7 +86,7 @@ impl Recovery {
         }
         // It goes on and never begins: an operation of this agent may just have taken it back, and the VM is kept.
         let plan = ForgetPlan { deletes: true, ..plan_for(vm) };
-        if let Err(error) = self.operations.begin(|| Plan::Forget(plan)) {
+        if let Err(error) = self.operations.begin(|| Plan::Forget(plan), &Asker::nobody()) {
             tracing::error!(vm = vm.label(), error = error.detail, "the forgetting does not go on yet");
         }
     }
@@ -191,6 +196,9 @@ fn clear_alerts(alerts: &Alerts, vm: &RecoveredVm) {
     alerts.clear(upkeep_alert(vm));
     alerts.clear(asked_alert(vm));
     alerts.clear(silence_alert(vm));
+    alerts.clear(locked_full_alert(vm));
+    alerts.clear(lift_asked_alert(vm));
+    alerts.clear(running_twice_alert(vm));
 }
 
 #[cfg(test)]

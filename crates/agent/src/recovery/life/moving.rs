@@ -10,7 +10,7 @@ use super::super::policy::{JournalPolicy, file_name};
 use super::super::vm::RecoveredVm;
 use super::{NotClosed, list, not_usable};
 use crate::error::{OperationError, Result};
-use crate::ledger::StepError;
+use crate::ledger::{Asker, StepError};
 use anyhow::Context;
 use folders::{
     bytes_in, check_lies_in_no_journal, check_not_inside, check_target, copy, empty, give_back,
@@ -31,7 +31,7 @@ pub(super) const FOLDER_PATIENCE: Duration = Duration::from_secs(120);
 impl Recovery {
     /// Moves a journal, not its replicas if they lie elsewhere, to another folder; answers once it is there, or where it
     /// was. Its stream is closed meanwhile: the source buffers, and tracks beyond that.
-    pub(crate) fn move_journal(&self, name: &str, folder: &str) -> Result<api::Journal> {
+    pub(crate) fn move_journal(&self, name: &str, folder: &str, asker: &Asker) -> Result<api::Journal> {
         let vm = self.vm(name)?;
         let target = PathBuf::from(folder);
         check_target(&target, vm.id())?;
@@ -41,8 +41,8 @@ impl Recovery {
             let (vm, label) = (vm.id(), vm.label());
             Plan::Move(MovePlan { vm, label, source, target, copies: false, switches: false })
         };
-        let id = self.operations.begin(plan)?;
-        self.go_on(id, &Doing::waited_for(self))?.done()?;
+        let held = self.operations.begin(plan, asker)?;
+        self.go_on(held, &Doing::asked_by(self, asker))?.done()?;
         tracing::info!(vm = name, folder, "journal moved");
         self.journal_to_api(&vm)
     }

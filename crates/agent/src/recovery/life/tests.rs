@@ -5,6 +5,7 @@ use super::super::tests::{PEER, hello, recovery};
 use super::super::{RecoveredVm, Recovery};
 use super::moving::FOLDER_PATIENCE;
 use super::*;
+use crate::ledger::Asker;
 use joint::life::Use;
 use std::thread;
 use types::WriteSeq;
@@ -73,14 +74,16 @@ fn a_journal_is_not_moved_from_under_an_image_that_is_just_being_opened() {
     let (recovery, vm) = kept(folder.path());
     let target = folder.path().join("elsewhere");
     let lease = vm.lease(Use::Image).unwrap();
-    let refused = recovery.move_journal("vm-1", &target.display().to_string()).unwrap_err();
+    let refused =
+        recovery.move_journal("vm-1", &target.display().to_string(), &Asker::default()).unwrap_err();
     assert!(refused.detail.contains("images"), "{}", refused.detail);
     drop(lease);
 
     // It is begun while the move waits for another.
     let scrub = vm.lease(Use::Scrub).unwrap();
     thread::scope(|scope| {
-        let moved = scope.spawn(|| recovery.move_journal("vm-1", &target.display().to_string()));
+        let moved =
+            scope.spawn(|| recovery.move_journal("vm-1", &target.display().to_string(), &Asker::default()));
         wait_until(|| matches!(vm.life().state(), State::Closing(_)));
         let request = api::OpenImageRequest { vm: "vm-1".into(), at: "latest".into(), writable: true };
         let refused = recovery.open_image(&request).unwrap_err();

@@ -61,4 +61,8 @@ impl operations::Plan for PromotePlan {
     fn locks(&self) -> BTreeSet<Lock> {
         image_lock(&self.image).into_iter().collect()
     }
+
+    fn counts_as(&self) -> Option<&'static str> {
+        Some("promote")
+    }
 }

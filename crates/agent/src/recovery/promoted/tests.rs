@@ -3,6 +3,7 @@
 use super::super::images::OpenImage;
 use super::super::tests::{PEER, append_sync, close, end, hello, open_by_hand, recovery};
 use super::*;
+use crate::ledger::Asker;
 use joint::life::Use;
 use std::sync::Arc;
 use std::thread;
@@ -50,7 +51,7 @@ fn elsewhere(folder: &Path) -> tempfile::TempDir {
 
 fn promote_and_wait(recovery: &Arc<Recovery>, id: &str) -> Arc<OpenImage> {
     let image = recovery.image(id).unwrap();
-    recovery.promote_image(id, &api::PromoteRequest::default()).unwrap();
+    recovery.promote_image(id, &api::PromoteRequest::default(), &Asker::default()).unwrap();
     while !image.is_promoted() {
         thread::yield_now();
     }
@@ -68,15 +69,36 @@ fn a_rollback_with_promoted_disks_on_a_file_system_of_their_own_ends_and_they_ou
     let side = recovery(folder.path());
     append_sync(&side.admit(&hello(1), PEER).unwrap().1);
     let request = api::FailoverRequest { at: "latest".into(), vms: Vec::new(), without: Vec::new() };
-    let id = side.failover("web", &request).unwrap().vms[0].image.clone();
+    let id = side.failover("web", &request, &Asker::default()).unwrap().vms[0].image.clone();
     drop(promote_and_wait(&side, &id));
-    assert_eq!(side.rollback("web").unwrap().phase, "rolled-back");
-    assert!(side.failover("web", &request).is_ok(), "the group is free");
-    side.rollback("web").unwrap();
-    side.forget("vm-1").unwrap();
+    assert_eq!(side.rollback("web", &Asker::default()).unwrap().phase, "rolled-back");
+    assert!(side.failover("web", &request, &Asker::default()).is_ok(), "the group is free");
+    side.rollback("web", &Asker::default()).unwrap();
+    side.forget("vm-1", &Asker::default()).unwrap();
     let kept = format!("disks-of-vm-1-{id}");
     assert_eq!(names(there.path()), [kept.as_str()]);
     assert_eq!(std::fs::read(there.path().join(kept).join("vda.raw")).unwrap()[0], 7);
+}
+
+/// It had begun to close the image, and a rename did not lead to the place that it had written down.
+#[test]
+fn disks_that_an_agent_of_before_could_not_move_to_another_file_system_go_where_they_can() {
+    let folder = tempfile::tempdir().unwrap();
+    let _there = elsewhere(folder.path());
+    let side = recovery(folder.path());
+    let (image, _, place) = promoted(&side);
+    let record = image.record();
+    drop(image);
+    end(side);
+    let before = folder.path().join(format!("state/journals/disks-of-vm-1-{}", record.id));
+    std::fs::create_dir(&before).unwrap();
+    let side = recovery(folder.path());
+    let closing = Some(Closing { keep_in: Some(before.clone()) });
+    side.state.save(&record.file_name(), &ImageRecord { closing, ..record }).unwrap();
+    side.resume_all().unwrap();
+    assert!(side.list_images().is_empty(), "{:?}", side.alerts.list());
+    assert!(!before.exists());
+    assert_eq!(std::fs::read(place.join("vda.raw")).unwrap()[0], 7);
 }
 
 #[test]
@@ -88,7 +110,7 @@ fn a_journal_that_moves_away_leaves_promoted_disks_where_they_were_said_to_be() 
     drop(promote_and_wait(&side, &id));
     let kept = side.close_image(&id, false).unwrap().kept.remove(0);
     let target = folder.path().join("target");
-    side.move_journal("vm-1", &target.display().to_string()).unwrap();
+    side.move_journal("vm-1", &target.display().to_string(), &Asker::default()).unwrap();
     assert_eq!(names(there.path()), [format!("disks-of-vm-1-{id}")]);
     assert_eq!(std::fs::read(kept).unwrap()[0], 7);
     assert!(!names(&target).iter().any(|name| name.starts_with("disks-of-")));

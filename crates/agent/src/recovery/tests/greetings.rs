@@ -10,7 +10,7 @@ fn whoever_was_let_in_before_a_vm_is_forgotten_does_not_use_what_is_deleted() {
     let files = vm.folder(&recovery.journal_dir);
     let shared = journal.shared().clone();
     thread::scope(|scope| {
-        let forgotten = scope.spawn(|| recovery.forget("vm-1"));
+        let forgotten = scope.spawn(|| recovery.forget("vm-1", &Asker::default()));
         while !vm.is_forgotten() {
             thread::yield_now();
         }
@@ -23,7 +23,8 @@ fn whoever_was_let_in_before_a_vm_is_forgotten_does_not_use_what_is_deleted() {
     assert!(shared.is_closed(), "nothing is written there any more");
     assert!(recovery.open_journal(&vm, Use::Look).is_err());
     let terms = Terms { history_seconds: 3600, bytes_max: 0 };
-    assert!(vm.follow(&recovery.state, &hello(1), PEER, Accept { terms, asks_less: None }).is_err());
+    let accept = Accept { terms, asks_less: None };
+    assert!(vm.follow(&recovery.state, (&hello(1), PEER), accept, &vm.record()).is_err());
     vm.leave(&recovery.state, WriteSeq::ZERO).unwrap();
     assert_eq!(recovery.state.load::<RecoveryRecord>(&vm.record().file_name()).unwrap(), None);
     assert!(!files.exists(), "nothing of it has come back");
@@ -42,16 +43,16 @@ fn a_name_that_a_half_forgotten_vm_shares_with_a_kept_one_forgets_neither() {
     old.begin_forgetting(&recovery.state).unwrap();
     let (new, journal) = recovery.admit(&Hello { vm_name: old.name(), ..hello(2) }, PEER).unwrap();
     for word in [old.name(), old.label()] {
-        let refused = recovery.forget(&word).unwrap_err();
+        let refused = recovery.forget(&word, &Asker::default()).unwrap_err();
         for vm in [&old, &new] {
             assert!(refused.detail.contains(&vm.id().to_string()), "{}", refused.detail);
         }
     }
     assert!(!journal.is_closed() && new.folder(&recovery.journal_dir).exists());
     drop(journal);
-    recovery.forget(&old.id().to_string()).unwrap();
+    recovery.forget(&old.id().to_string(), &Asker::default()).unwrap();
     assert!(!old.folder(&recovery.journal_dir).exists() && new.folder(&recovery.journal_dir).exists());
-    recovery.forget(&new.name()).unwrap();
+    recovery.forget(&new.name(), &Asker::default()).unwrap();
     assert!(!new.folder(&recovery.journal_dir).exists());
 }
 
@@ -131,10 +132,10 @@ fn a_vm_whose_stream_is_let_in_is_not_forgotten() {
     let recovery = recovery(folder.path());
     let vm = recovery.admit(&hello(1), PEER).unwrap().0;
     let held = hold(&vm).unwrap();
-    let refused = recovery.forget("vm-1").unwrap_err();
+    let refused = recovery.forget("vm-1", &Asker::default()).unwrap_err();
     assert!(refused.detail.contains("is still being sent"), "{}", refused.detail);
     drop(held);
-    recovery.forget("vm-1").unwrap();
+    recovery.forget("vm-1", &Asker::default()).unwrap();
 }
 
 #[test]
@@ -171,7 +172,7 @@ fn greetings_and_forgetting_at_once_leave_a_whole_journal_or_none() {
     thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(std::sync::atomic::Ordering::SeqCst) {
-                let _ = recovery.forget("vm-1");
+                let _ = recovery.forget("vm-1", &Asker::default());
             }
         });
         for _ in 0..100 {
@@ -282,7 +283,11 @@ fn a_record_that_cannot_be_read_costs_only_what_it_was_of() {
     let fenced = refused(&db);
     assert!(fenced.why == Refusal::JournalFailed && fenced.detail.contains("failover"), "{}", fenced.detail);
     let request = api::FailoverRequest { at: "latest".into(), vms: Vec::new(), without: Vec::new() };
-    for done in [recovery.failover("db", &request), recovery.commit("db"), recovery.rollback("db")] {
+    for done in [
+        recovery.failover("db", &request, &Asker::default()),
+        recovery.commit("db", &Asker::default()),
+        recovery.rollback("db", &Asker::default()),
+    ] {
         let detail = done.unwrap_err().detail;
         assert!(detail.contains("cannot be read"), "{detail}");
     }
@@ -304,7 +309,7 @@ fn a_record_that_cannot_be_read_costs_only_what_it_was_of() {
         "it is not kept here"
     );
     // Somebody may have written to it.
-    let kept = recovery.forget("vm-1").unwrap_err();
+    let kept = recovery.forget("vm-1", &Asker::default()).unwrap_err();
     assert!(kept.detail.contains("images"), "{}", kept.detail);
     assert!(files.join("image-0badf00d").exists());
 }
@@ -343,14 +348,15 @@ fn a_journal_that_is_being_moved_refuses_streams_at_once_and_never_goes_into_its
         files.join("a/b"),
         files.join("../../journals").join(files.file_name().unwrap()).join("c"),
     ] {
-        let refused = recovery.move_journal("vm-1", &target.display().to_string()).unwrap_err();
+        let refused =
+            recovery.move_journal("vm-1", &target.display().to_string(), &Asker::default()).unwrap_err();
         assert!(refused.detail.contains("inside"), "{}", refused.detail);
         assert!(vm.journal().is_some() && files.join("manifest").exists() && !target.exists());
     }
     let _copying = vm.life().take_folder(Task::Move, Duration::ZERO).unwrap();
     let refused = recovery.admit(&hello(1), PEER).unwrap_err();
     assert!(refused.why == Refusal::Busy && refused.detail.contains("moved"), "{}", refused.detail);
-    let refused = recovery.move_journal("vm-1", "/elsewhere").unwrap_err();
+    let refused = recovery.move_journal("vm-1", "/elsewhere", &Asker::default()).unwrap_err();
     assert!(refused.detail.contains("moved"), "{}", refused.detail);
 }
 
@@ -360,7 +366,7 @@ fn a_moved_journal_whose_vm_is_known_no_more_is_found_where_it_lies() {
     let side = recovery(folder.path());
     append_sync(&side.admit(&hello(1), PEER).unwrap().1);
     let target = folder.path().join("elsewhere");
-    side.move_journal("vm-1", &target.display().to_string()).unwrap();
+    side.move_journal("vm-1", &target.display().to_string(), &Asker::default()).unwrap();
     // As an operator does whose record cannot be read, and has no backup of it.
     side.state.remove(&side.list()[0].record().file_name()).unwrap();
     end(side);
@@ -378,24 +384,25 @@ fn one_that_is_being_forgotten_is_kept_by_nobody_who_asks_for_the_same() {
     let recovery = recovery(folder.path());
     let (vm, journal) = recovery.admit(&hello(1), PEER).unwrap();
     thread::scope(|scope| {
-        let first = scope.spawn(|| recovery.forget("vm-1"));
+        let first = scope.spawn(|| recovery.forget("vm-1", &Asker::default()));
         while !vm.is_forgotten() {
             thread::yield_now();
         }
-        let second = recovery.forget(&vm.id().to_string()).unwrap_err();
-        assert!(second.detail.contains("goes on just now"), "{}", second.detail);
+        let (presence, asker) = Asker::present();
+        assert_eq!(recovery.forget(&vm.id().to_string(), &asker).unwrap(), None, "the first does it");
         assert!(vm.is_forgotten());
         drop(journal);
         first.join().unwrap().unwrap();
+        assert!(!presence.leave(), "the second is told of the end too");
     });
     // An agent of before has died with a part deleted, and the folder cannot be had just now.
     let vm = recovery.admit(&hello(1), PEER).unwrap().0;
     assert!(vm.begin_forgetting(&recovery.state).unwrap());
     let taken = vm.life().take_folder(Task::Delete, Duration::from_secs(5)).unwrap();
-    assert!(recovery.forget(&vm.id().to_string()).is_err());
+    assert!(recovery.forget(&vm.id().to_string(), &Asker::default()).is_err());
     assert!(vm.is_forgotten());
     drop(taken);
-    recovery.forget(&vm.id().to_string()).unwrap();
+    recovery.forget(&vm.id().to_string(), &Asker::default()).unwrap();
 }
 
 /// Their disk answers once somebody reads from what stands for it.
@@ -407,7 +414,9 @@ fn journals_whose_disk_hangs_hold_up_neither_the_start_nor_those_of_another_disk
         let (_, journal) = first.admit(&hello(number), PEER).unwrap();
         append_sync(&journal);
     }
-    first.move_journal("vm-4", &folder.path().join("elsewhere/vm-4").display().to_string()).unwrap();
+    first
+        .move_journal("vm-4", &folder.path().join("elsewhere/vm-4").display().to_string(), &Asker::default())
+        .unwrap();
     let request = |vm: &str| api::OpenImageRequest { vm: vm.into(), at: "latest".into(), writable: true };
     let images = ["vm-1", "vm-4"].map(|vm| first.open_image(&request(vm)).unwrap().id);
     let locks: Vec<_> = (1..=3)
@@ -481,6 +490,38 @@ fn a_disk_that_hangs_while_a_journal_is_made_holds_up_no_other_vm_that_comes_for
     assert!(side.making.lock().unwrap().is_empty() && side.list().len() == 2);
 }
 
+/// A name is one site's: what another makes under it is another VM. Nor are all places one site's.
+#[test]
+fn what_one_site_has_made_under_a_name_keeps_no_other_site_from_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let side = recovery(folder.path());
+    let locks: Vec<_> = (0..types::limits::JOURNALS_MADE_AT_ONCE_MAX as u8)
+        .map(|number| {
+            let lock = side.journal_dir.join(hello(100 + number).vm.to_string()).join("lock");
+            std::fs::create_dir_all(lock.parent().unwrap()).unwrap();
+            pipe(&lock);
+            lock
+        })
+        .collect();
+    thread::scope(|scope| {
+        for number in 0..locks.len() as u8 {
+            let hello = Hello { vm_name: format!("web-{number}"), ..hello_of_group(100 + number, 9, "oslo") };
+            let side = &side;
+            scope.spawn(move || side.admit(&hello, "agent-1.oslo").map(drop));
+        }
+        while side.making.lock().unwrap().len() < locks.len() {
+            thread::yield_now();
+        }
+        let of_its_name = Hello { vm_name: "web-0".into(), ..hello_of_group(1, 1, "web") };
+        let came = side.admit(&of_its_name, PEER).map(drop);
+        let more = Hello { vm_name: "more".into(), ..hello_of_group(90, 9, "oslo") };
+        let refused = side.admit(&more, "agent-1.oslo").map(drop);
+        locks.iter().for_each(|lock| drop(std::fs::File::open(lock).unwrap()));
+        assert!(came.is_ok(), "{came:?}");
+        assert_eq!(refused.unwrap_err().why, Refusal::Busy, "one site has so many places");
+    });
+}
+
 #[test]
 fn a_state_folder_that_hangs_holds_up_nobody_who_lists_vms_or_does_something_with_another() {
     let folder = tempfile::tempdir().unwrap();
@@ -511,6 +552,25 @@ fn a_state_folder_that_hangs_holds_up_nobody_who_lists_vms_or_does_something_wit
         assert_eq!(told.expect("whoever lists waits for the state folder"), (true, 2, 2));
     });
     assert_eq!(side.vm("vm-1").unwrap().name(), "vm-1", "what is not written down is not so");
+}
+
+/// Two operators change something else each, at once.
+#[test]
+fn of_two_who_change_one_journals_settings_neither_takes_back_what_the_other_has_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let side = recovery(folder.path());
+    side.admit(&hello(1), PEER).unwrap();
+    let set = |settings: api::JournalSettings| drop(side.set_journal("vm-1", &settings).unwrap());
+    for round in 1..=50 {
+        let all = api::JournalSettings { keep_all_seconds: Some(7200 + round), ..Default::default() };
+        let tagged = api::JournalSettings { keep_tagged_seconds: Some(round), ..Default::default() };
+        thread::scope(|scope| [all, tagged].map(|settings| scope.spawn(|| set(settings))).map(drop));
+        let policy = side.vm("vm-1").unwrap().policy();
+        assert_eq!((policy.keep_all_seconds, policy.keep_tagged_seconds), (Some(7200 + round), Some(round)));
+        let saved: policy::JournalPolicy =
+            side.state.load(&policy::file_name(&hello(1).vm.to_string())).unwrap().unwrap();
+        assert_eq!(saved, policy);
+    }
 }
 
 #[test]

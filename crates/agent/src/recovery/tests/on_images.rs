@@ -20,7 +20,7 @@ fn an_image_that_cannot_be_served_leaves_nothing_behind() {
     assert!(!names.iter().any(|name| name.starts_with("image-")), "{names:?}");
     std::fs::remove_file(&run).unwrap();
     drop(journal);
-    recovery.forget("vm-1").unwrap();
+    recovery.forget("vm-1", &Asker::default()).unwrap();
 }
 
 /// The journal is lost, and so is what its images read from.
@@ -32,7 +32,7 @@ fn images_on_a_journal_that_cannot_be_opened_end_and_hold_nothing_up() {
         append_sync(&recovery.admit(&hello(vm), PEER).unwrap().1);
     }
     let request = api::FailoverRequest { at: "latest".into(), vms: Vec::new(), without: Vec::new() };
-    recovery.failover("web", &request).unwrap();
+    recovery.failover("web", &request, &Asker::default()).unwrap();
     let open = api::OpenImageRequest { vm: "vm-1".into(), at: "latest".into(), writable: true };
     let by_hand = recovery.open_image(&open).unwrap().id;
     let vm = recovery.vm("vm-1").unwrap();
@@ -42,9 +42,9 @@ fn images_on_a_journal_that_cannot_be_opened_end_and_hold_nothing_up() {
     }
     assert!(recovery.open_journal(&vm, Use::Look).is_err(), "it is lost");
     recovery.close_image(&by_hand, false).unwrap();
-    assert_eq!(recovery.rollback("web").unwrap().phase, "rolled-back");
+    assert_eq!(recovery.rollback("web", &Asker::default()).unwrap().phase, "rolled-back");
     assert!(recovery.images().is_empty());
-    recovery.forget("vm-1").unwrap();
+    recovery.forget("vm-1", &Asker::default()).unwrap();
     let waiting: Vec<_> = recovery.waiting_images().values().map(|image| image.record.clone()).collect();
     assert_eq!(waiting.len(), 2);
     waiting.into_iter().for_each(|record| recovery.serve_again(record));
@@ -120,7 +120,7 @@ fn a_guest_that_has_ended_is_an_alert_as_long_as_its_failover_stands() {
     let ours = recovery(folder.path());
     append_sync(&ours.admit(&hello(1), PEER).unwrap().1);
     let request = api::FailoverRequest { at: "latest".into(), vms: Vec::new(), without: Vec::new() };
-    ours.failover("web", &request).unwrap();
+    ours.failover("web", &request, &Asker::default()).unwrap();
     drop(ours);
     // As if it had a definition, and had ended since.
     let mut ended = std::process::Command::new("true").spawn().unwrap();
@@ -136,7 +136,7 @@ fn a_guest_that_has_ended_is_an_alert_as_long_as_its_failover_stands() {
     recovery.tell_ended(&mut known);
     let told = alerts_of(&recovery, "guest-ended");
     assert!(told.len() == 1 && told[0].contains("vm-1"), "{told:?}");
-    recovery.rollback("web").unwrap();
+    recovery.rollback("web", &Asker::default()).unwrap();
     recovery.tell_ended(&mut known);
     assert_eq!(alerts_of(&recovery, "guest-ended"), Vec::<String>::new());
 }
@@ -172,7 +172,7 @@ fn a_promoted_image_whose_flush_fails_is_closed_and_its_disks_stay() {
     let image = recovery.serve_image(&vm, &lease, &record).unwrap();
     let image = recovery.have_it_stay(&vm, &lease, image).unwrap();
     drop((lease, journal));
-    recovery.promote_image(&record.id, &api::PromoteRequest::default()).unwrap();
+    recovery.promote_image(&record.id, &api::PromoteRequest::default(), &Asker::default()).unwrap();
     while !image.is_promoted() {
         thread::yield_now();
     }
@@ -201,7 +201,7 @@ fn a_vm_with_an_image_is_not_forgotten_when_the_agent_is_back() {
     assert!(files.join("manifest").exists(), "a guest may have written to the image");
     let id = recovery.list_images()[0].id.clone();
     recovery.close_image(&id, false).unwrap();
-    recovery.forget(&hello(1).vm.to_string()).unwrap();
+    recovery.forget(&hello(1).vm.to_string(), &Asker::default()).unwrap();
     assert!(!files.exists());
 }
 
@@ -238,7 +238,7 @@ fn a_guest_gets_a_name_of_its_own_beside_a_failover_that_cannot_be_read() {
     let recovery = recovery(folder.path());
     recovery.resume_all().unwrap();
     let request = api::FailoverRequest { at: "latest".into(), vms: Vec::new(), without: Vec::new() };
-    recovery.failover("web", &request).unwrap();
+    recovery.failover("web", &request, &Asker::default()).unwrap();
     assert_eq!(recovery.run_of("web", "vm-1").unwrap().0, hello(1).vm.to_string());
 }
 
@@ -255,7 +255,7 @@ fn an_image_that_could_not_be_given_up_can_be_promoted() {
     side.close_image(&id, false).unwrap_err();
     std::fs::remove_dir(&in_the_way).unwrap();
     side.admit(&hello(1), PEER).unwrap();
-    side.begin_promotion(&id, &api::PromoteRequest::default()).unwrap();
+    side.begin_promotion(&id, &api::PromoteRequest::default(), &Asker::default()).unwrap();
     go_on_with_all(&side);
     assert_eq!(side.list_images()[0].promotion.state, "done", "{:?}", side.alerts.list());
 }

@@ -26,6 +26,9 @@ impl Driver {
     }
 
     pub(super) fn begin_link(&mut self, connected: link::Connected) {
+        if let Some(why) = self.is_another_agent(&connected.peer.name) {
+            return self.note_lost(Some(TurnedAway::Here), why, "another agent answers");
+        }
         tracing::info!(vm = self.vm.name(), peer = connected.peer.name, "link up");
         self.link.peer = Some(connected.peer);
         let (mut reader, writer, first) = (connected.reader, connected.writer, connected.first);
@@ -57,6 +60,18 @@ impl Driver {
             }
         });
         self.core.push(SenderEvent::LinkUp);
+    }
+
+    /// What to say where it is not the agent that has answered for this VM so far. Any of a trusted site could come in its place
+    /// otherwise, by a name that leads elsewhere now: it would be sent everything, and what is there already be left behind.
+    fn is_another_agent(&self, name: &str) -> Option<String> {
+        let record = self.vm.record();
+        let pinned = record.peer_agent.as_ref().filter(|pinned| *pinned != name)?;
+        Some(format!(
+            "{} is answered by {name}, and the VM is protected to {pinned}: if {name} is to have it from now on, `holdfast vm set \
+             {} --peer-agent {name}`",
+            record.peer, record.name
+        ))
     }
 
     /// Records the run of a sequence that is about to be told. A journal that has what this agent no longer knows to be its

@@ -8,6 +8,7 @@ use crate::source::save_record;
 use joint::membership::FirstSync;
 use replication::wire::ClockAnswer;
 use replication::{Failure, Link as LinkState, SenderEvent, State};
+use tokio::task::block_in_place;
 use types::{Epoch, WallTime};
 
 impl Driver {
@@ -32,6 +33,9 @@ impl Driver {
             }
         }
         self.note_fenced(from, to);
+        if to.is_syncing() || to == State::Journaling {
+            self.note_peer_agent();
+        }
         if to == State::Journaling {
             self.last_error = None;
         }
@@ -39,6 +43,21 @@ impl Driver {
             let why =
                 "the protection was stopped because a bound is exceeded; `holdfast vm resume` lets it go on";
             self.last_error = Some(why.into());
+        }
+    }
+
+    /// Whoever has taken the stream is the one that it is for: not where that is another by an operator's word, who may have
+    /// said so, or where to connect to, while this connection stands.
+    fn note_peer_agent(&self) {
+        let Some(peer) = &self.link.peer else { return };
+        let record = self.vm.record();
+        if record.peer_agent.is_some() || !self.place.is_at(&record.peer) {
+            return;
+        }
+        let noted = block_in_place(|| self.vm.note_peer_agent(&self.source.state, &peer.name));
+        if let Err(error) = noted {
+            let (vm, error) = (record.name, format!("{error:#}"));
+            tracing::error!(vm, error, "which agent it is protected to is not recorded");
         }
     }
 

@@ -65,6 +65,7 @@ impl Driver {
             fresh: self.fresh,
             link_up: self.core.sender().link() == LinkState::Up,
             fenced: self.vm.record().fenced,
+            on_fenced: policy.on_fenced,
             last_ack: self.core.sender().last_ack(),
             sync: self.vm.capture().status().sync,
             turned_away: self.turned_away,

@@ -44,6 +44,20 @@ impl Driver {
         }
     }
 
+    /// Has spill and link be as the record says now.
+    pub(super) fn follow_record(&mut self) {
+        let record = self.vm.record();
+        if self.core.outbox().has_spill() {
+            let outbox = self.core.outbox().clone();
+            block_in_place(|| outbox.set_spill_bytes(record.policy.spill_bytes));
+        } else {
+            self.open_spill();
+        }
+        if !self.place.is_at(&record.peer) {
+            self.place = self.source.peers.join(&record.peer, &record.group, self.wake.clone());
+        }
+    }
+
     pub(super) fn spill(&self) {
         let (outbox, inputs) = (self.core.outbox().clone(), self.inputs.clone());
         let name = self.vm.name();

@@ -49,4 +49,8 @@ impl operations::Plan for ProtectPlan {
     fn locks(&self) -> BTreeSet<Lock> {
         [Lock::Protected(self.vm)].into()
     }
+
+    fn counts_as(&self) -> Option<&'static str> {
+        Some("protect")
+    }
 }

@@ -24,7 +24,7 @@ fn check_nothing_is_left(side: &Source, how: &str) {
 fn protecting_that_is_cut_short_anywhere_goes_on_and_is_protected_once() {
     cut_short_everywhere(
         |_, _| (),
-        |side, folder| drop(side.protect(&request(folder, "web", "shop")).unwrap()),
+        |side, folder| drop(side.protect(&request(folder, "web", "shop"), &Asker::default()).unwrap()),
         |side, _, how| {
             assert!(side.operations.unended().is_empty(), "{how}: {:?}", side.alerts.list());
             let Some(plan) = plan_of(side) else { return check_nothing_is_left(side, how) };
@@ -44,7 +44,7 @@ fn protecting_that_cannot_be_leaves_nothing_wherever_it_is_cut_short() {
             let mut request = request(folder, "web", "shop");
             request.format = Some("raw".into());
             request.disks[0].path = folder.join("gone.raw").display().to_string();
-            side.protect(&request).unwrap_err();
+            side.protect(&request, &Asker::default()).unwrap_err();
         },
         |side, _, how| {
             assert!(side.operations.unended().is_empty(), "{how}: {:?}", side.alerts.list());
@@ -58,7 +58,7 @@ async fn the_step_of_a_protection_may_be_done_and_undone_twice() {
     let folder = tempfile::tempdir().unwrap();
     let side = source(folder.path());
     tokio::task::block_in_place(|| {
-        side.protect(&request(folder.path(), "web", "shop")).unwrap();
+        side.protect(&request(folder.path(), "web", "shop"), &Asker::default()).unwrap();
         let plan = plan_of(&side).unwrap();
         side.run_protect_step(&plan, ProtectStep::Begin).unwrap();
         assert_eq!(side.list().len(), 1);
@@ -77,9 +77,9 @@ async fn a_name_that_is_being_protected_is_taken() {
     let vm = VmId::from_bytes([9; 16]);
     let record = ProtectionRecord { group: "shop".into(), ..record_for(vm, &request) };
     let plan = ProtectPlan { vm, record };
-    let id = side.operations.begin(|| Plan::Protect(Box::new(plan))).unwrap();
+    let id = side.operations.begin(|| Plan::Protect(Box::new(plan)), &Asker::nobody()).unwrap().id;
     tokio::task::block_in_place(|| {
-        let refused = side.protect(&request).unwrap_err();
+        let refused = side.protect(&request, &Asker::default()).unwrap_err();
         assert_eq!(refused.kind, ErrorKind::Conflict);
         assert!(refused.detail.contains(&format!("being protected by operation {id}")), "{refused}");
     });

@@ -57,4 +57,8 @@ impl operations::Plan for UnprotectPlan {
     fn locks(&self) -> BTreeSet<Lock> {
         [Lock::Protected(self.vm)].into()
     }
+
+    fn counts_as(&self) -> Option<&'static str> {
+        None
+    }
 }

@@ -100,7 +100,7 @@ pub(super) fn damage(world: &mut World, dice: &mut Dice) {
 fn nothing_moves(world: &World) {
     at_last("the end of every move", || {
         let rows = world.recovery.ask(&["operation", "list"])?;
-        let rows = rows.as_array().or(rows["operations"].as_array()).cloned().unwrap_or_default();
+        let rows = rows["operations"].as_array().cloned().unwrap_or_default();
         Ok(rows.iter().all(|row| row["state"] != "going" && row["state"] != "going-back").then_some(()))
     });
 }

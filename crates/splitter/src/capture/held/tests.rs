@@ -4,7 +4,7 @@
 
 use super::*;
 use crate::capture::tests::capture;
-use crate::sync_gate::{OnTimeout, Others, SyncGate, SyncPolicy, SyncState};
+use crate::sync_gate::{OnTimeout, Others, SyncPolicy, SyncState};
 use batch::Kind;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -16,10 +16,9 @@ use types::{ByteRange, DiskIndex};
 const FOR_EVER: Duration = Duration::from_secs(30);
 
 fn synchronous(on_timeout: OnTimeout) -> Arc<Capture> {
-    let mut capture = capture(1 << 20);
+    let capture = capture(1 << 20);
     let policy = SyncPolicy { timeout: std::time::Duration::from_millis(20), on_timeout };
-    capture.is_sync = true;
-    capture.lock().sync = SyncGate::new(Some(policy));
+    capture.set_sync(Some(policy), Others::NONE);
     assert!(capture.return_to_sync());
     Arc::new(capture)
 }
@@ -132,7 +131,7 @@ fn whoever_leaves_is_not_told_of_writes_that_the_other_side_does_not_have() {
     for on_timeout in [OnTimeout::Hold, OnTimeout::Degrade] {
         let capture = synchronous(on_timeout);
         // Not so soon that it could be this that ends the wait.
-        capture.lock().sync = SyncGate::new(Some(SyncPolicy { timeout: FOR_EVER, on_timeout }));
+        capture.set_sync(Some(SyncPolicy { timeout: FOR_EVER, on_timeout }), Others::NONE);
         capture.return_to_sync();
         let patience = Arc::new(Patience::default());
         let told: Vec<_> =
@@ -176,4 +175,38 @@ fn a_gap_lets_go_of_what_is_held() {
         end(&capture);
         assert!(told.recv_timeout(FOR_EVER).unwrap());
     }
+}
+
+/// An operator changes the mode while the guest writes and waits.
+#[test]
+fn a_mode_that_is_changed_holds_from_when_the_stream_has_caught_up_and_lets_go_at_once() {
+    let capture = Arc::new(capture(1 << 20));
+    write_and_hold(&capture).join().unwrap();
+    let others = Others { up_to: types::WriteSeq::ZERO, missing: false, caught_up: false };
+    let hold = SyncPolicy { timeout: FOR_EVER, on_timeout: OnTimeout::Hold };
+    capture.set_sync(Some(hold), others);
+    assert_eq!(capture.status().sync, SyncState::Degraded, "there is nothing to promise yet");
+    assert!(!capture.return_to_sync(), "the others of its group have not caught up");
+    capture.follow_others(Others::NONE);
+    assert!(capture.return_to_sync());
+    let guest = write_and_hold(&capture);
+    while capture.status().last == capture.status().released {
+        std::thread::yield_now();
+    }
+    // Shorter from now on, also for who waits already.
+    capture.set_sync(Some(SyncPolicy { on_timeout: OnTimeout::Degrade, ..hold }), Others::NONE);
+    let soon = SyncPolicy { timeout: Duration::from_millis(10), on_timeout: OnTimeout::Degrade };
+    capture.set_sync(Some(soon), Others::NONE);
+    guest.join().unwrap();
+    assert_eq!(capture.status().sync, SyncState::Degraded);
+    capture.release(capture.status().last);
+    capture.set_sync(Some(hold), Others::NONE);
+    assert!(capture.return_to_sync());
+    let guest = write_and_hold(&capture);
+    while capture.status().last == capture.status().released {
+        std::thread::yield_now();
+    }
+    capture.set_sync(None, Others::NONE);
+    guest.join().unwrap();
+    assert_eq!(capture.status().sync, SyncState::Asynchronous);
 }

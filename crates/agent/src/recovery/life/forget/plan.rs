@@ -67,4 +67,8 @@ impl operations::Plan for ForgetPlan {
     fn locks(&self) -> BTreeSet<Lock> {
         [Lock::Kept(self.vm)].into()
     }
+
+    fn counts_as(&self) -> Option<&'static str> {
+        None
+    }
 }

@@ -16,7 +16,7 @@ fn two_kept(folder: &Path) -> Arc<Recovery> {
     }
     // Something is set for it, which goes with it.
     let moved = folder.join("elsewhere").display().to_string();
-    side.move_journal("vm-1", &moved).unwrap();
+    side.move_journal("vm-1", &moved, &Asker::default()).unwrap();
     side
 }
 
@@ -33,7 +33,7 @@ fn asked(side: &Recovery) -> bool {
 fn forgetting_that_is_cut_short_anywhere_goes_on_and_leaves_nothing_of_it_and_all_of_others() {
     cut_short_everywhere(
         two_kept,
-        |side| drop(side.forget("vm-1")),
+        |side| drop(side.forget("vm-1", &Asker::default())),
         |folder, how| {
             let side = recovery(folder);
             begin_anew(&side);
@@ -62,8 +62,8 @@ fn forgetting_that_is_cut_short_anywhere_goes_on_and_leaves_nothing_of_it_and_al
 fn one_that_has_come_anew_is_not_forgotten_with_what_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let side = two_kept(folder.path());
-    side.forget("vm-1").unwrap();
-    let id: OperationId =
+    side.forget("vm-1", &Asker::default()).unwrap();
+    let id: operations::OperationId =
         side.list_operations().iter().find(|one| one.kind == "forget").unwrap().id.parse().unwrap();
     end(side);
     let record = folder.path().join(format!("state/operations/{id}.json"));
@@ -98,7 +98,14 @@ fn one_lies_in_the_other(folder: &Path) -> Arc<Recovery> {
 fn forgetting_that_cannot_be_is_taken_back_wherever_it_is_cut_short() {
     cut_short_everywhere(
         one_lies_in_the_other,
-        |side| assert!(side.forget("vm-1").unwrap_err().detail.contains("would be removed with it")),
+        |side| {
+            assert!(
+                side.forget("vm-1", &Asker::default())
+                    .unwrap_err()
+                    .detail
+                    .contains("would be removed with it")
+            )
+        },
         |folder, how| {
             let side = recovery(folder);
             begin_anew(&side);
@@ -115,11 +122,11 @@ fn a_vm_that_is_being_forgotten_is_not_moved_and_one_that_is_moved_is_not_forgot
     let folder = tempfile::tempdir().unwrap();
     let side = two_kept(folder.path());
     let plan = || Plan::Forget(plan_for(&side.vm("vm-1").unwrap()));
-    let id = side.operations.begin(plan).unwrap();
+    let id = side.operations.begin(plan, &Asker::nobody()).unwrap().id;
     let target = folder.path().join("other").display().to_string();
-    let refused = side.move_journal("vm-1", &target).unwrap_err();
+    let refused = side.move_journal("vm-1", &target, &Asker::default()).unwrap_err();
     assert!(refused.detail.contains(&format!("is being changed by operation {id}")), "{}", refused.detail);
-    side.forget("vm-1").unwrap();
+    side.forget("vm-1", &Asker::default()).unwrap();
     assert!(side.vm("vm-1").is_err());
 }
 
@@ -143,7 +150,7 @@ fn a_vm_whose_record_cannot_be_read_is_not_told_as_forgotten() {
     let folder = tempfile::tempdir().unwrap();
     let side = two_kept(folder.path());
     let plan = || Plan::Forget(plan_for(&side.vm("vm-1").unwrap()));
-    side.operations.begin(plan).unwrap();
+    drop(side.operations.begin(plan, &Asker::nobody()).unwrap());
     end(side);
     let record = folder.path().join(format!("state/recovered/{}.json", hello(1).vm));
     let whole = std::fs::read(&record).unwrap();
@@ -164,7 +171,7 @@ fn a_vm_whose_record_cannot_be_read_is_not_told_as_forgotten() {
 fn forgetting_that_was_heard_to_be_taken_back_is_not_told_once_more() {
     let folder = tempfile::tempdir().unwrap();
     let side = one_lies_in_the_other(folder.path());
-    side.forget("vm-1").unwrap_err();
+    side.forget("vm-1", &Asker::default()).unwrap_err();
     let ended: Vec<_> = side.operations.book().all().map(|(one, _)| (one.id, one.plan.clone())).collect();
     ended.iter().for_each(|(id, plan)| side.go_on_by_itself(*id, plan));
     assert_eq!(side.alerts.list(), Vec::<String>::new());

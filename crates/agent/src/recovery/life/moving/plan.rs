@@ -17,7 +17,7 @@ use types::VmId;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(in super::super::super) struct MovePlan {
     #[serde(with = "crate::id_text")]
-    pub(super) vm: VmId,
+    pub(in super::super::super) vm: VmId,
     /// `SITE/NAME`, to tell of it.
     pub(in super::super::super) label: String,
     pub(super) source: PathBuf,
@@ -63,5 +63,9 @@ impl operations::Plan for MovePlan {
 
     fn locks(&self) -> BTreeSet<Lock> {
         [Lock::Kept(self.vm)].into()
+    }
+
+    fn counts_as(&self) -> Option<&'static str> {
+        Some("move")
     }
 }

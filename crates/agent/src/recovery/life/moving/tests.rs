@@ -26,7 +26,7 @@ fn target(folder: &Path) -> PathBuf {
 }
 
 fn ask(side: &Recovery, folder: &Path) -> Result<api::Journal> {
-    side.move_journal("vm-1", &target(folder).display().to_string())
+    side.move_journal("vm-1", &target(folder).display().to_string(), &Asker::default())
 }
 
 /// Until a move waits for whoever uses the journal.
@@ -121,13 +121,13 @@ fn of_two_moves_of_one_journal_one_is_refused_at_once_and_it_is_shown_that_it_mo
         let shown = side.vms_to_api().remove(0);
         assert_eq!((shown.state.as_str(), shown.moving.is_some()), ("moving", true));
         let other = folder.path().join("other");
-        let refused = side.move_journal("vm-1", &other.display().to_string()).unwrap_err();
+        let refused = side.move_journal("vm-1", &other.display().to_string(), &Asker::default()).unwrap_err();
         assert!(
             refused.kind == ErrorKind::Conflict && refused.detail.contains("is being changed by operation"),
             "{}",
             refused.detail
         );
-        assert!(side.forget("vm-1").is_err() && !other.exists());
+        assert!(side.forget("vm-1", &Asker::default()).is_err() && !other.exists());
         drop(scrub);
         moved.join().unwrap().unwrap();
     });
@@ -145,7 +145,7 @@ fn a_move_that_is_cancelled_leaves_the_journal_where_it_was() {
         let moved = scope.spawn(|| ask(&side, folder.path()));
         until_it_waits(&vm);
         let id = side.list_operations()[0].id.parse().unwrap();
-        side.cancel_operation(id).unwrap();
+        side.cancel_operation(id, &Asker::default()).unwrap();
         drop(scrub);
         assert!(moved.join().unwrap().is_err());
         assert_eq!(side.show_operation(id).unwrap().state, "taken-back");
@@ -165,7 +165,7 @@ fn of_two_journals_that_move_to_one_folder_or_one_into_the_other_none_is_lost() 
                 let (side, barrier) = (&side, &barrier);
                 scope.spawn(move || {
                     barrier.wait();
-                    side.move_journal(vm, &target.display().to_string()).is_ok()
+                    side.move_journal(vm, &target.display().to_string(), &Asker::default()).is_ok()
                 })
             });
             spawned.into_iter().map(|one| one.join().unwrap()).collect()
@@ -190,7 +190,7 @@ fn a_move_that_goes_on_takes_nothing_away_that_has_come_to_its_folders_meanwhile
         let folder = tempfile::tempdir().unwrap();
         let side = two_kept(folder.path());
         let source = folder.path().join("first");
-        side.move_journal("vm-1", &source.display().to_string()).unwrap();
+        side.move_journal("vm-1", &source.display().to_string(), &Asker::default()).unwrap();
         let died = death::at(first, || drop(ask(&side, folder.path()))).is_none();
         end(side);
         let side = recovery(folder.path());
@@ -202,7 +202,7 @@ fn a_move_that_goes_on_takes_nothing_away_that_has_come_to_its_folders_meanwhile
         if under_way {
             *(if lies_at == source { &mut to_target } else { &mut to_source }) += 1;
             let _ = std::fs::remove_dir_all(&given_away);
-            side.move_journal("vm-2", &given_away.display().to_string()).unwrap();
+            side.move_journal("vm-2", &given_away.display().to_string(), &Asker::default()).unwrap();
         }
         go_on_with_all(&side);
         check_whole(&side, "vm-1", &how);
@@ -225,7 +225,8 @@ fn a_journal_goes_into_no_other_and_none_is_removed_with_what_is_anothers() {
     let [one, two] = ["vm-1", "vm-2"].map(|name| side.vm(name).unwrap());
     let (of_one, of_two) = (one.folder(&side.journal_dir), two.folder(&side.journal_dir));
     for target in [of_one.join("inner"), of_one.join("a/b"), folder.path().join(hello(1).vm.to_string())] {
-        let refused = side.move_journal("vm-2", &target.display().to_string()).unwrap_err();
+        let refused =
+            side.move_journal("vm-2", &target.display().to_string(), &Asker::default()).unwrap_err();
         assert!(
             ["inside", "the id of another VM"].iter().any(|why| refused.detail.contains(why)),
             "{}",
@@ -241,13 +242,13 @@ fn a_journal_goes_into_no_other_and_none_is_removed_with_what_is_anothers() {
     two.let_go_of_folder();
     std::fs::rename(&of_two, &inner).unwrap();
     two.set_policy(JournalPolicy { folder: Some(inner), ..two.policy() });
-    assert!(side.forget("vm-1").unwrap_err().detail.contains("would be removed with it"));
+    assert!(side.forget("vm-1", &Asker::default()).unwrap_err().detail.contains("would be removed with it"));
     assert!(ask(&side, folder.path()).unwrap_err().detail.contains("would be removed with it"));
     assert!(!one.is_forgotten());
     check_whole(&side, "vm-1", "kept");
     check_whole(&side, "vm-2", "kept");
-    side.move_journal("vm-2", &target(folder.path()).display().to_string()).unwrap();
-    side.forget("vm-1").unwrap();
+    side.move_journal("vm-2", &target(folder.path()).display().to_string(), &Asker::default()).unwrap();
+    side.forget("vm-1", &Asker::default()).unwrap();
     check_whole(&side, "vm-2", "moved out");
 }
 
