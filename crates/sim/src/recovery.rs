@@ -151,7 +151,8 @@ impl RecoveryVm {
         if self.journal.is_some() || !self.has_journal() {
             return;
         }
-        let expected = Expected::of(&self.store).after(self.failed_opening.take());
+        // Known is also what an opening does not get at, which then fails.
+        let expected = self.store.spared(|| Expected::of(&self.store)).after(self.failed_opening.take());
         let opened = match Journal::open(Arc::new(self.store.clone()), self.settings) {
             Ok(opened) => opened,
             // The disk fails or is full just now; it is tried again when the source comes back.
