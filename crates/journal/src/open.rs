@@ -14,7 +14,7 @@ use crate::copies;
 use crate::cover::LogKind;
 use crate::damage::Damage;
 use crate::manifest::{Manifest, ManifestError, replica_name};
-use crate::replica::{make_sums, sums_name};
+use crate::replica::{make_sums, sums_name, sync_sums};
 use crate::run::Run;
 use crate::segment::{Position, Segment};
 use crate::settings::Settings;
@@ -69,6 +69,8 @@ pub(crate) fn open(store: &dyn Store, of: Option<VmId>, settings: Settings) -> R
             mended.push(format!("{}: it is missing, or cut short", sums_name(&disk.name)));
             disk.summed_below = 0;
             differ = true;
+        } else if sync_sums(store, &disk.name).is_err() {
+            disk.summed_below = 0;
         }
     }
     remove_leftovers(store, &manifest)?;

@@ -33,6 +33,12 @@ pub(crate) fn make_sums(store: &dyn Store, disk: &str, disk_bytes: u64, is_new: 
     file.sync_data().map(|()| true)
 }
 
+/// Makes the checksums of a disk durable: whoever gave some their words may have been killed before he could. Where that cannot
+/// be, nothing that they say counts as durable.
+pub(crate) fn sync_sums(store: &dyn Store, disk: &str) -> io::Result<()> {
+    store.open(&sums_name(disk), false)?.sync_data()
+}
+
 /// Parts of a replica that are damaged, and what is wrong with each.
 pub(crate) type Places = Vec<(ByteRange, String)>;
 

@@ -14,6 +14,7 @@ use crate::state::State;
 use crate::sums::Word;
 use crate::turn::Turns;
 use crate::upkeep::Upkeep;
+use std::collections::BTreeMap;
 use std::io;
 use types::{ByteRange, DiskIndex};
 
@@ -90,43 +91,63 @@ impl ScrubReplica<'_> {
     }
 
     /// The same while no other turn is taken.
+    ///
+    /// Below what was summed nobody syncs the checksums later: after a loss of power a page that had rotted would be back, which
+    /// says nothing, and what rots then would be believed. Where they could not be made durable nothing is known of the blocks,
+    /// so that the next who looks does it again: a sync that has failed leaves what it gave up readable.
     pub(crate) fn settle_in_turn(
         &self,
         disk: DiskIndex,
         replica: &Replica,
         regions: &[ByteRange],
     ) -> Result<Vec<Damage>, FoldError> {
-        let (mut places, mut is_summed) = (Vec::new(), false);
-        for region in regions {
-            self.state.check_turn().map_err(ReadError::Replica)?;
-            let (found, sums) = self.settle_region(disk, replica, *region)?;
-            places.extend(found);
-            is_summed |= sums;
+        let mut summed = BTreeMap::new();
+        let settled = self.settle_all(disk, replica, regions, &mut summed);
+        if settled.is_err() && !summed.is_empty() {
+            summed.values_mut().for_each(|word| *word = Word::UNKNOWN);
+            replica.sums().set(&summed).map_err(ReadError::Replica)?;
         }
-        // Below what was summed nobody syncs them later: after a loss of power a page that had rotted would be back, which says
-        // nothing, and what rots then would be believed.
-        if is_summed {
-            replica.sums().sync().map_err(ReadError::Replica)?;
-        }
+        let places = settled?;
         if places.is_empty() { Ok(Vec::new()) } else { (self.contain)(places) }
     }
 
-    /// What is damaged of a part of one region. What has no checksum is summed: whether that must be synced. What is being
+    fn settle_all(
+        &self,
+        disk: DiskIndex,
+        replica: &Replica,
+        regions: &[ByteRange],
+        summed: &mut BTreeMap<u64, Word>,
+    ) -> Result<Places, FoldError> {
+        let mut places = Vec::new();
+        for region in regions {
+            self.state.check_turn().map_err(ReadError::Replica)?;
+            places.extend(self.settle_region(disk, replica, *region, summed)?);
+        }
+        if !summed.is_empty() {
+            replica.sums().sync().map_err(ReadError::Replica)?;
+        }
+        Ok(places)
+    }
+
+    /// What is damaged of a part of one region. What has no checksum is summed: which of it must be synced. What is being
     /// written has no say.
     fn settle_region(
         &self,
         disk: DiskIndex,
         replica: &Replica,
         region: ByteRange,
-    ) -> Result<(Places, bool), FoldError> {
+        summed: &mut BTreeMap<u64, Word>,
+    ) -> Result<Places, FoldError> {
         let mut looked = self.look(disk, replica, region)?;
         for (block, word) in &mut looked.fresh {
             if self.reads.is_being_written(disk, replica.block(*block))? {
                 *word = Word::UNKNOWN;
             }
         }
+        if region.start < self.size_and_summed(disk).1 {
+            summed.extend(&looked.fresh);
+        }
         replica.sums().set(&looked.fresh).map_err(ReadError::Replica)?;
-        let is_summed = !looked.fresh.is_empty() && region.start < self.size_and_summed(disk).1;
         let mut rotten = Vec::new();
         for range in std::mem::take(&mut looked.rotten) {
             if !self.reads.is_being_written(disk, range)? {
@@ -134,7 +155,7 @@ impl ScrubReplica<'_> {
             }
         }
         looked.rotten = rotten;
-        Ok((looked.damage(replica), is_summed))
+        Ok(looked.damage(replica))
     }
 
     fn look(&self, disk: DiskIndex, replica: &Replica, region: ByteRange) -> Result<Looked, ReadError> {

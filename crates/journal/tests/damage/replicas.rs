@@ -226,6 +226,36 @@ fn checksums_that_a_scrub_has_made_again_outlive_a_loss_of_power() {
     }
 }
 
+/// A page of checksums rots; the scrub makes it anew, and cannot make that durable, or is killed before it does. Once it has come
+/// by what rots later is found, though the power has gone meanwhile.
+#[test]
+fn checksums_that_a_scrub_could_not_make_durable_are_made_once_more() {
+    for (seed, changes) in (0..8).flat_map(|seed| (0..12).map(move |changes| (seed, changes))) {
+        let (store, mut journal, stream) = seeded();
+        scrub_all(&journal);
+        assert!(store.rot(SUMS, 100));
+        let open = || Journal::open(Arc::new(store.clone()), settings(Mode::RollForward)).unwrap().journal;
+        if changes < 4 {
+            store.fail_sync_after(Some(changes));
+            let _ = try_scrub(&journal);
+            store.fail_sync_after(None);
+        } else {
+            store.die_after(Some(changes - 3));
+            let _ = try_scrub(&journal);
+            store.die_after(None);
+            drop(journal);
+            journal = open();
+        }
+        scrub_all(&journal);
+        drop(journal);
+        store.lose_power(&mut Rng::new(seed));
+        let opened = open();
+        assert!(store.rot(REPLICA, DISK_BYTES - 3));
+        let last = DISK_BYTES / BLOCK - 1;
+        assert_eq!(unread(&opened, &stream.disk), [last], "seed {seed}, {changes} changes");
+    }
+}
+
 /// The process is killed at each change of the disk in a turn that folds; then the power goes, or not. Nothing is taken for
 /// damage, before the fold is done again and after it, and what rots later is found.
 #[test]
