@@ -84,6 +84,8 @@ pub(crate) async fn operated<T>(
             Begun::GoesOn(operation) if operation.ended_at.is_none() && deadline.is_over() => {
                 return Err(NotWaited { by: Ended::Timeout, operation: Some(operation) }.into());
             }
+            // Sooner than was asked for, perhaps.
+            Begun::GoesOn(operation) if operation.ended_at.is_none() => tokio::time::sleep(PACE).await,
             Begun::GoesOn(_) => {}
         }
     }
@@ -101,6 +103,7 @@ async fn ended(client: &Client, id: &str, limit: &Limit) -> Result<Operation> {
         if deadline.is_over() {
             return Err(NotWaited { by: Ended::Timeout, operation: Some(Box::new(operation)) }.into());
         }
+        tokio::time::sleep(PACE).await;
     }
 }
 

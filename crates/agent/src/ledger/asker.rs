@@ -112,6 +112,11 @@ impl Asker {
         });
     }
 
+    /// Whether that is he.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     pub(super) fn has_gone(&self) -> bool {
         self.0.state.borrow().ear == Ear::Gone
     }

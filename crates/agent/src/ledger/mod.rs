@@ -250,7 +250,9 @@ impl<P: OwnPlan> Operations<P> {
         };
         if let Err(error) = self.state.save(&self.file_name(record.id), &record) {
             // Perhaps it is there all the same: nobody is to find it who starts again.
-            let _ = self.state.remove(&self.file_name(record.id));
+            if let Err(stays) = self.state.remove(&self.file_name(record.id)) {
+                self.tell_unrecorded(&record, &stays);
+            }
             self.book().forget(record.id);
             return Err(error.into());
         }

@@ -4,7 +4,8 @@ use super::{Asker, Operations, OwnPlan, Subject};
 use crate::clock;
 use crate::error::{OperationError, Result};
 use operations::{Control, Failure, Ledger as _, OperationId, Pass, Record, Standing};
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, MutexGuard};
 use types::WallTime;
 
 impl<P: OwnPlan> Operations<P> {
@@ -52,28 +53,42 @@ impl<P: OwnPlan> Operations<P> {
         Ok(Some(record.plan))
     }
 
-    /// Has whoever asks hear how an operation ends; none where there is no such operation.
+    /// Has whoever asks hear how an operation ends; none where there is no such operation, and nothing is told to him.
     pub(crate) fn listen(&self, id: OperationId, asker: &Asker) -> Option<()> {
+        self.find(id)?;
         {
-            let mut listeners = self.listeners.lock().expect("a panic aborts the process");
+            let mut listeners = self.lock_listeners();
             let of_this = listeners.entry(id).or_default();
             of_this.retain(|asker| !asker.has_gone());
             of_this.push(asker.clone());
         }
-        // Perhaps it ended before that.
-        match self.find(id).map(|(record, _)| record.standing.is_end()) {
-            Some(false) => Some(()),
-            ended => {
-                self.listeners.lock().expect("a panic aborts the process").remove(&id);
-                asker.hears();
-                ended.map(|_| ())
-            }
+        // Perhaps it has ended before that, and whoever ends it tells the others only.
+        let is_end = self.find(id).map(|(record, _)| record.standing.is_end());
+        if is_end != Some(false) {
+            self.listens_no_more(id, asker);
         }
+        if is_end == Some(true) {
+            asker.hears();
+        }
+        is_end.map(|_| ())
+    }
+
+    fn listens_no_more(&self, id: OperationId, asker: &Asker) {
+        let mut listeners = self.lock_listeners();
+        let Some(of_this) = listeners.get_mut(&id) else { return };
+        of_this.retain(|other| !other.is(asker));
+        if of_this.is_empty() {
+            listeners.remove(&id);
+        }
+    }
+
+    pub(super) fn lock_listeners(&self) -> MutexGuard<'_, BTreeMap<OperationId, Vec<Asker>>> {
+        self.listeners.lock().expect("a panic aborts the process")
     }
 
     /// Whether somebody hears how an operation has ended, as the answer to what he has asked.
     pub(super) fn is_heard(&self, id: OperationId, asker: Option<&Asker>) -> bool {
-        let listeners = self.listeners.lock().expect("a panic aborts the process").remove(&id);
+        let listeners = self.lock_listeners().remove(&id);
         let all = listeners.into_iter().flatten().chain(asker.cloned());
         // Each of them is told.
         all.filter(Asker::hears).count() > 0
@@ -128,6 +143,18 @@ impl<P: OwnPlan> Operations<P> {
              agent"
         );
         self.alerts.raise(format!("operation {name}"), text);
+    }
+
+    /// One that was refused may begin all the same, with the next agent.
+    pub(super) fn tell_unrecorded(&self, record: &Record<P>, stays: &anyhow::Error) {
+        let (kind, about, file) = (record.plan.kind(), record.plan.about(), self.file_name(record.id));
+        self.alerts.raise(
+            cause(record.id),
+            format!(
+                "{kind} of {about} was refused, but its record {file} may be in the state folder and cannot be removed \
+                 ({stays:#}): the agent's next start would begin it. Remove that file, and restart the agent"
+            ),
+        );
     }
 
     /// Somebody has heard how an operation was taken back.

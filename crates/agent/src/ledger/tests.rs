@@ -1,6 +1,7 @@
 //! What holds of the operations of any side, whatever they are of.
 
 use super::*;
+use operations::Ledger as _;
 use serde::Deserialize;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -177,4 +178,31 @@ fn that_the_end_of_a_forgotten_operation_was_heard_brings_no_record_of_it_back()
     std::fs::remove_file(&path).unwrap();
     side.note_heard(&taken_back);
     assert!(!path.exists());
+}
+
+/// Both sides of an agent are asked for an operation: the one that does not have it tells nobody that it has ended.
+#[test]
+fn who_asks_a_side_for_what_it_does_not_have_waits_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let side = side(folder.path());
+    let (presence, asker) = Asker::present();
+    assert_eq!(side.listen(OperationId::from_bytes([1; 16]), &asker), None);
+    assert!(presence.leave(), "nothing is told to him");
+    assert!(side.lock_listeners().is_empty());
+}
+
+#[test]
+fn who_comes_to_an_operation_that_has_just_ended_takes_its_end_from_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let side = side(folder.path());
+    let id = side.begin(|| Probe, &Asker::nobody()).unwrap().id;
+    let (waits, waiting) = Asker::present();
+    side.listen(id, &waiting).unwrap();
+    let record = side.book().get(id).map(|(record, _)| record.clone()).unwrap();
+    side.keep(&Record { standing: Standing::Done, ..record }).unwrap();
+    let (looks, looking) = Asker::present();
+    side.listen(id, &looking).unwrap();
+    assert!(!looks.leave(), "he is told at once");
+    assert!(side.is_heard(id, None));
+    assert!(!waits.leave(), "he is told as well");
 }
