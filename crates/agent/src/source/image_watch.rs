@@ -13,7 +13,7 @@
 use super::driver::Command;
 use super::looking::Looking;
 use super::vm::ProtectedVm;
-use super::{ProtectionRecord, Source, save_record};
+use super::{ProtectionRecord, Source};
 use crate::alerts::{AlertKind, Cause};
 use crate::clock;
 use splitter::{BlockDevice, DiskIdentity, FileTime, ProtectedDisk, Refusal};
@@ -196,16 +196,12 @@ fn told(refusal: &Refusal, disk: &str, vm: &str) -> String {
 fn note_clients(source: &Source, vm: &ProtectedVm) {
     let of_disk = |disk: &Arc<ProtectedDisk>| disk.writers().map(|writers| writers.not_processes());
     let clients: Vec<String> = vm.disks().iter().filter_map(of_disk).flatten().collect();
-    let record = {
-        let mut record = vm.lock_record();
+    let noted = vm.note(&source.state, |record| {
         let mut is_news = false;
         clients.iter().for_each(|client| is_news |= record.note_had_by(client));
-        if !is_news {
-            return;
-        }
-        record.clone()
-    };
-    if let Err(error) = save_record(&source.state, &record) {
-        tracing::warn!(vm = record.name, error = format!("{error:#}"), "who has its disks is not recorded");
+        is_news
+    });
+    if let Err(error) = noted {
+        tracing::warn!(vm = vm.name(), error = format!("{error:#}"), "who has its disks is not recorded");
     }
 }

@@ -18,6 +18,7 @@ mod hosts;
 mod hosts_record;
 mod image_watch;
 mod images;
+mod kept_record;
 mod log_rotation;
 mod looking;
 mod member;
@@ -55,7 +56,6 @@ use crate::policy::Policy;
 use crate::sockets::RunDir;
 use crate::state::StateDir;
 use absent::Absent;
-use anyhow::Context;
 pub(crate) use coordinate::serve_host;
 use departure::Departures;
 pub(crate) use driver::Command;
@@ -64,7 +64,7 @@ use host_devices::HostDevices;
 pub(crate) use nbd_tls::serve_disks;
 use peers::Peers;
 use plans::Plan;
-use record::ProtectionRecord;
+use record::{ProtectionRecord, save_record};
 use replication::wire::ArtifactHash;
 use splitter::BufferPool;
 use splitter::nbd::Export;
@@ -462,9 +462,4 @@ fn wait_until_had_by(vm: &Arc<ProtectedVm>, count: usize) {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-}
-
-/// A protection's record, saved.
-pub(crate) fn save_record(state: &StateDir, record: &ProtectionRecord) -> anyhow::Result<()> {
-    state.save(&record.file_name(), record).context("save the protection")
 }

@@ -82,7 +82,7 @@ impl Source {
         match step {
             ProtectStep::Begin => {
                 match self.live(plan.vm) {
-                    Some(vm) => vm.detach()?,
+                    Some(vm) => vm.detach(self.boot_id)?,
                     None => HostDevices::remove_unserved(&plan.record)?,
                 }
                 self.end_protection(plan.vm)?;

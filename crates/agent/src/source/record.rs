@@ -2,6 +2,8 @@
 
 use crate::hypervisor::DiskFacts;
 use crate::policy::{OnFenced, Policy};
+use crate::state::StateDir;
+use anyhow::Context;
 use joint::membership::FirstSync;
 use serde::{Deserialize, Serialize};
 use splitter::{Course, Fence};
@@ -168,6 +170,19 @@ impl ProtectionRecord {
         }
     }
 
+    /// Notes by which epoch another site has taken over, or that none has any more; whether it is news. A later epoch does not
+    /// make the fence a later one.
+    pub(super) fn note_fenced(&mut self, fenced: Option<u64>, now: FencedAt) -> bool {
+        if self.fenced == fenced {
+            return false;
+        }
+        if self.fenced.is_none() || fenced.is_none() {
+            self.fenced_at = fenced.map(|_| now);
+        }
+        self.fenced = fenced;
+        true
+    }
+
     /// Notes a client that has its disks; whether it is news.
     pub(crate) fn note_had_by(&mut self, client: &str) -> bool {
         if self.had_by.iter().any(|known| known == client) {
@@ -197,6 +212,11 @@ impl ProtectionRecord {
     pub(crate) fn region_log_name(&self) -> String {
         format!("tracking/{}.regions", self.vm)
     }
+}
+
+/// Writes a protection's record down.
+pub(crate) fn save_record(state: &StateDir, record: &ProtectionRecord) -> anyhow::Result<()> {
+    state.save(&record.file_name(), record).context("save the protection")
 }
 
 /// Where a VM's protection is recorded, by the VM's id.

@@ -6,7 +6,6 @@
 //! not had go on.
 
 use super::Source;
-use super::save_record;
 use super::tapped::VmTap;
 use super::vm::ProtectedVm;
 use crate::policy::OnFenced;
@@ -73,11 +72,13 @@ impl Source {
     }
 
     fn note_stands_still(&self, vm: &ProtectedVm, stands_still: bool) {
-        let mut record = vm.lock_record();
-        record.stands_still = stands_still;
-        if let Err(error) = save_record(&self.state, &record) {
+        let noted = vm.note(&self.state, |record| {
+            record.stands_still = stands_still;
+            true
+        });
+        if let Err(error) = noted {
             let error = format!("{error:#}");
-            tracing::error!(vm = record.name, error, "that its guest stands still is not recorded");
+            tracing::error!(vm = vm.name(), error, "that its guest stands still is not recorded");
         }
     }
 }

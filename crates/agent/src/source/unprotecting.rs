@@ -103,7 +103,7 @@ impl Source {
         match self.live(vm) {
             Some(vm) => {
                 check_is_not_used(&vm)?;
-                vm.detach()
+                vm.detach(self.boot_id)
             }
             None => self.record_of(vm)?.as_ref().map_or(Ok(()), HostDevices::remove_unserved),
         }

@@ -6,11 +6,12 @@ use super::driver::{self, Command, Commanded};
 use super::group::Group;
 use super::image_watch;
 use super::images::{Trouble, check_at_start, image_file, trouble};
-use super::record::ProtectionRecord;
+use super::record::{FencedAt, ProtectionRecord};
 use super::remote_clients::{RemoteClient, RemoteClients};
 use super::stream_status::StreamStatus;
 use super::tapped::{self, NamedBy, VmTap};
-use super::{Source, save_record};
+use super::Source;
+use super::kept_record::KeptRecord;
 use crate::clock;
 use crate::disk_server::DiskServer;
 use crate::error::{OperationError, Result, with_sources};
@@ -21,7 +22,7 @@ use joint::membership::{FirstSync, Found};
 use replication::{KeptStream, SyncReason};
 use splitter::nbd::Export;
 use splitter::{
-    BlockDevice, Boot, Capture, CaptureConfig, DirtyMap, DiskIdentity, LocalDisk, MapFile, ProtectedDisk,
+    BlockDevice, Boot, Capture, CaptureConfig, Course, DirtyMap, DiskIdentity, LocalDisk, MapFile, ProtectedDisk,
     RawDisk, RawDiskError, RegionLog,
 };
 use std::io;
@@ -42,7 +43,7 @@ const SETTLE_LOOKS_MAX: usize = 110;
 #[derive(Debug)]
 pub(crate) struct ProtectedVm {
     id: VmId,
-    record: Mutex<ProtectionRecord>,
+    record: KeptRecord,
     group: Arc<Group>,
     capture: Arc<Capture>,
     disks: Vec<Arc<ProtectedDisk>>,
@@ -123,7 +124,7 @@ impl ProtectedVm {
         let vm = Arc::new(Self {
             id,
             status: Mutex::new(StreamStatus::before_begin(&record)),
-            record: Mutex::new(record),
+            record: KeptRecord::new(record),
             group: group.clone(),
             capture,
             disks,
@@ -184,30 +185,76 @@ impl ProtectedVm {
 
     /// Writes the record down as it is; nobody changes it meanwhile.
     pub(super) fn save_record(&self, state: &StateDir) -> anyhow::Result<()> {
-        save_record(state, &self.lock_record())
+        self.record.save(state)
+    }
+
+    /// Notes something in its record: whether that is news. It is seen at once, and then written down.
+    ///
+    /// # Errors
+    /// Where it could not be written down.
+    pub(super) fn note(
+        &self,
+        state: &StateDir,
+        change: impl FnOnce(&mut ProtectionRecord) -> bool,
+    ) -> anyhow::Result<bool> {
+        self.record.note(state, change)
+    }
+
+    /// Notes by which epoch another site has taken over, and since when, or that none has any more; whether that is news.
+    ///
+    /// # Errors
+    /// Where it could not be written down; it holds all the same.
+    pub(super) fn note_fenced(
+        &self,
+        state: &StateDir,
+        fenced: Option<u64>,
+        now: FencedAt,
+    ) -> anyhow::Result<bool> {
+        // At once, whatever disk others wait for who change the record; and once more in turn with them.
+        let mut record = self.record();
+        if !record.note_fenced(fenced, now) {
+            return Ok(false);
+        }
+        fence_disks(&record, &self.disks, now.boot_id);
+        self.record.note(state, |record| {
+            let is_news = record.note_fenced(fenced, now);
+            fence_disks(record, &self.disks, now.boot_id);
+            is_news
+        })
+    }
+
+    /// Writes down how far the first sync is, unless what is recorded is not `if_now` any more.
+    ///
+    /// # Errors
+    /// Where it could not be written down; then it stays as it was.
+    pub(super) fn put_first_sync(
+        &self,
+        state: &StateDir,
+        if_now: impl FnOnce(FirstSync) -> bool,
+        how_far: FirstSync,
+    ) -> anyhow::Result<bool> {
+        self.record.put(state, |record| {
+            if_now(record.first_sync).then_some(ProtectionRecord { first_sync: how_far, ..record })
+        })
     }
 
     /// Writes down which agent has taken the stream: it is the one that it is for from now on. One that is known stays so
     /// until an operator says otherwise.
     pub(super) fn note_peer_agent(&self, state: &StateDir, name: &str) -> anyhow::Result<()> {
-        let mut record = self.lock_record();
-        if record.peer_agent.is_some() {
-            return Ok(());
-        }
-        let noted = ProtectionRecord { peer_agent: Some(name.to_owned()), ..record.clone() };
-        save_record(state, &noted)?;
-        *record = noted;
-        Ok(())
+        let noted = self.record.put(state, |record| {
+            let is_known = record.peer_agent.is_some();
+            (!is_known).then(|| ProtectionRecord { peer_agent: Some(name.to_owned()), ..record })
+        });
+        noted.map(drop)
     }
 
     /// Writes down what of the protection is another from now on than it was `before`.
     pub(super) fn put(&self, state: &StateDir, before: &Kept, kept: &Kept) -> anyhow::Result<()> {
-        let mut record = self.lock_record();
-        let mut changed = record.clone();
-        kept.put_into(before, &mut changed);
-        save_record(state, &changed)?;
-        *record = changed;
-        Ok(())
+        let put = self.record.put(state, |mut record| {
+            kept.put_into(before, &mut record);
+            Some(record)
+        });
+        put.map(drop)
     }
 
     pub(super) fn first_sync(&self) -> FirstSync {
@@ -236,7 +283,7 @@ impl ProtectedVm {
     }
 
     pub(crate) fn lock_record(&self) -> MutexGuard<'_, ProtectionRecord> {
-        self.record.lock().expect("a panic aborts the process")
+        self.record.lock()
     }
 
     pub(crate) fn lock_status(&self) -> MutexGuard<'_, StreamStatus> {
@@ -303,17 +350,8 @@ impl ProtectedVm {
 
     /// Leaves a VM that runs on its own image, and this host, without a trace; a VM that runs on our sockets is not
     /// changed.
-    pub(super) fn detach(&self) -> Result<()> {
-        {
-            // Not longer: whoever asks for the VM's state waits for this.
-            let mut devices = self.devices();
-            check_is_not_mounted(&devices)?;
-            if !self.lock_record().ublk.is_empty() {
-                // A device only goes once all that was asked of it is answered.
-                self.capture.start_tracking();
-            }
-            std::mem::take(&mut *devices).remove()?;
-        }
+    pub(super) fn detach(&self, boot_id: [u8; 16]) -> Result<()> {
+        self.remove_devices(boot_id)?;
         let Some(tap) = &self.tap else { return Ok(()) };
         self.ending.store(true, Ordering::SeqCst);
         // A job is only ended while its target answers: what is held for the recovery side must not keep it.
@@ -323,6 +361,24 @@ impl ProtectedVm {
             tracing::info!(vm = self.name(), error = error.detail, "unprotected without the VM's answer");
         }
         Ok(())
+    }
+
+    /// A device only goes once all that was asked of it is answered: nothing waits any more for the recovery side, and what
+    /// stands because another site has taken over fails.
+    fn remove_devices(&self, boot_id: [u8; 16]) -> Result<()> {
+        let devices = {
+            let mut devices = self.devices();
+            check_is_not_mounted(&devices)?;
+            std::mem::take(&mut *devices)
+        };
+        if self.lock_record().ublk.is_empty() {
+            return Ok(());
+        }
+        self.capture.start_tracking();
+        if self.lock_record().course() == Course::Waits {
+            self.disks.iter().for_each(|disk| disk.set_course(Course::Fails));
+        }
+        devices.remove().inspect_err(|_| self.follow_fence(boot_id))
     }
 
     /// # Errors
@@ -339,7 +395,8 @@ impl ProtectedVm {
 
     /// Has its disks take whom they may, and do for them what is wanted, by what is recorded now.
     pub(super) fn follow_fence(&self, boot_id: [u8; 16]) {
-        fence_disks(&self.record(), &self.disks, boot_id);
+        // With the record held: of two who follow it, the later one follows what is recorded later.
+        fence_disks(&self.lock_record(), &self.disks, boot_id);
     }
 
     /// Whether it runs on its own image: then its disks are for its hypervisor only.

@@ -3,8 +3,7 @@
 
 use super::Driver;
 use crate::clock;
-use crate::source::record::FencedAt;
-use crate::source::save_record;
+use crate::source::record::{FencedAt, ProtectionRecord};
 use joint::membership::FirstSync;
 use replication::wire::ClockAnswer;
 use replication::{Failure, Link as LinkState, SenderEvent, State};
@@ -13,14 +12,7 @@ use types::{Epoch, WallTime};
 
 impl Driver {
     pub(super) fn on_pause(&mut self, paused: bool) {
-        let record = {
-            let mut record = self.vm.lock_record();
-            record.paused = paused;
-            record.clone()
-        };
-        if let Err(error) = save_record(&self.source.state, &record) {
-            tracing::error!(vm = record.name, error = format!("{error:#}"), "pause is not recorded");
-        }
+        self.note("pause", |record| record.paused = paused);
         self.core.push(if paused { SenderEvent::Pause } else { SenderEvent::Resume });
     }
 
@@ -69,26 +61,24 @@ impl Driver {
             (_, _) if self.core.sender().link() == LinkState::Up => None,
             (_, _) => return,
         };
-        let record = {
-            let mut record = self.vm.lock_record();
-            if record.fenced == fenced {
-                return;
-            }
-            // A later epoch does not make the fence a later one.
-            if record.fenced.is_none() || fenced.is_none() {
-                let (boot_id, up_milliseconds) = (self.source.boot_id, clock::up_time().milliseconds());
-                record.fenced_at = fenced.map(|_| FencedAt { boot_id, up_milliseconds });
-            }
-            record.fenced = fenced;
-            record.clone()
-        };
-        self.vm.follow_fence(self.source.boot_id);
-        if let Err(error) = save_record(&self.source.state, &record) {
-            tracing::error!(
-                vm = record.name,
-                error = format!("{error:#}"),
-                "that it is fenced is not recorded"
-            );
+        let now =
+            FencedAt { boot_id: self.source.boot_id, up_milliseconds: clock::up_time().milliseconds() };
+        let noted = self.vm.note_fenced(&self.source.state, fenced, now);
+        self.tell_noted("that it is fenced", noted);
+    }
+
+    /// Notes something in the VM's record. Where it cannot be written down it holds all the same.
+    fn note(&self, what: &str, change: impl FnOnce(&mut ProtectionRecord)) {
+        let noted = self.vm.note(&self.source.state, |record| {
+            change(record);
+            true
+        });
+        self.tell_noted(what, noted);
+    }
+
+    fn tell_noted(&self, what: &str, noted: anyhow::Result<bool>) {
+        if let Err(error) = noted {
+            tracing::error!(vm = self.vm.name(), error = format!("{error:#}"), "{what} is not recorded");
         }
     }
 
@@ -97,17 +87,8 @@ impl Driver {
     }
 
     pub(super) fn adopt_epoch(&mut self, epoch: Epoch) {
-        let record = {
-            let mut record = self.vm.lock_record();
-            record.epoch = epoch.0;
-            record.clone()
-        };
-        match save_record(&self.source.state, &record) {
-            Ok(()) => tracing::info!(vm = record.name, %epoch, "epoch"),
-            Err(error) => {
-                tracing::error!(vm = record.name, error = format!("{error:#}"), "epoch is not recorded");
-            }
-        }
+        tracing::info!(vm = self.vm.name(), %epoch, "epoch");
+        self.note("epoch", |record| record.epoch = epoch.0);
     }
 }
 

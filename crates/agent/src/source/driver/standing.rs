@@ -2,12 +2,9 @@
 //! of it.
 
 use super::Driver;
-use crate::source::record::ProtectionRecord;
-use crate::source::save_record;
 use joint::membership::FirstSync;
 use replication::{SenderEvent, State};
 use splitter::SyncState;
-use std::sync::MutexGuard;
 use tokio::task::block_in_place;
 use types::limits::BLOCK_BYTES;
 
@@ -62,32 +59,25 @@ impl Driver {
     /// not hear any more: whoever leaves knows by that whether there is somebody to tell. False where nothing may be
     /// said.
     pub(super) fn note_greeting(&self) -> bool {
-        let record = self.vm.lock_record();
-        if record.first_sync.was_heard_of() {
+        if self.vm.first_sync().was_heard_of() {
             return true;
         }
-        !self.vm.is_ending() && self.save_first_sync(record, FirstSync::Greeted)
+        let is_unheard = |first_sync: FirstSync| !first_sync.was_heard_of();
+        !self.vm.is_ending() && self.put_first_sync(is_unheard, FirstSync::Greeted)
     }
 
     /// Writes down how far the first sync is; false where it could not be, and stays as it was.
     pub(super) fn note_first_sync(&self, how_far: FirstSync) -> bool {
-        self.save_first_sync(self.vm.lock_record(), how_far)
+        self.put_first_sync(|_| true, how_far)
     }
 
-    /// With the record held: an older one is not saved over it.
-    fn save_first_sync(&self, mut record: MutexGuard<'_, ProtectionRecord>, how_far: FirstSync) -> bool {
-        let noted = ProtectionRecord { first_sync: how_far, ..record.clone() };
-        match block_in_place(|| save_record(&self.source.state, &noted)) {
-            Ok(()) => {
-                *record = noted;
-                true
-            }
-            Err(error) => {
-                let (vm, error) = (noted.name, format!("{error:#}"));
-                tracing::error!(vm, ?how_far, error, "how far the first sync is, is not recorded");
-                false
-            }
+    fn put_first_sync(&self, if_now: impl FnOnce(FirstSync) -> bool, how_far: FirstSync) -> bool {
+        let put = block_in_place(|| self.vm.put_first_sync(&self.source.state, if_now, how_far));
+        if let Err(error) = &put {
+            let (vm, error) = (self.vm.name(), format!("{error:#}"));
+            tracing::error!(vm, ?how_far, error, "how far the first sync is, is not recorded");
         }
+        put.is_ok()
     }
 
     /// The state as it is shown: a sync is one until all of it is durable at the other side, and the first one is
