@@ -74,10 +74,12 @@ pub(crate) struct Person {
 }
 
 impl Person {
-    /// Whether the two may be one: somebody has the certificate of the other, one of the same name, or his user.
+    /// Whether the two may be one: somebody has the certificate of the other, one of the same name, or his user. Whose
+    /// certificate a user of the host has nobody can tell.
     pub(crate) fn may_be(&self, other: &Self) -> bool {
         let has_one_certificate = self.fingerprint.is_some() && self.fingerprint == other.fingerprint;
-        self.who == other.who || has_one_certificate || (self.is_own && other.is_own)
+        let are_of_two_kinds = self.fingerprint.is_some() != other.fingerprint.is_some();
+        self.who == other.who || has_one_certificate || are_of_two_kinds || (self.is_own && other.is_own)
     }
 }
 

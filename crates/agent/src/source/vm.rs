@@ -1,17 +1,17 @@
 //! One protected VM: its disks, its capture, its socket, and the task that drives its stream.
 
 use super::HostDevices;
+use super::Source;
 use super::change::plan::Kept;
 use super::driver::{self, Command, Commanded};
 use super::group::Group;
 use super::image_watch;
 use super::images::{Trouble, check_at_start, image_file, trouble};
+use super::kept_record::KeptRecord;
 use super::record::{FencedAt, ProtectionRecord};
 use super::remote_clients::{RemoteClient, RemoteClients};
 use super::stream_status::StreamStatus;
 use super::tapped::{self, NamedBy, VmTap};
-use super::Source;
-use super::kept_record::KeptRecord;
 use crate::clock;
 use crate::disk_server::DiskServer;
 use crate::error::{OperationError, Result, with_sources};
@@ -22,8 +22,8 @@ use joint::membership::{FirstSync, Found};
 use replication::{KeptStream, SyncReason};
 use splitter::nbd::Export;
 use splitter::{
-    BlockDevice, Boot, Capture, CaptureConfig, Course, DirtyMap, DiskIdentity, LocalDisk, MapFile, ProtectedDisk,
-    RawDisk, RawDiskError, RegionLog,
+    BlockDevice, Boot, Capture, CaptureConfig, Course, DirtyMap, DiskIdentity, LocalDisk, MapFile,
+    ProtectedDisk, RawDisk, RawDiskError, RegionLog,
 };
 use std::io;
 use std::os::unix::net::UnixStream;

@@ -61,8 +61,7 @@ impl Driver {
             (_, _) if self.core.sender().link() == LinkState::Up => None,
             (_, _) => return,
         };
-        let now =
-            FencedAt { boot_id: self.source.boot_id, up_milliseconds: clock::up_time().milliseconds() };
+        let now = FencedAt { boot_id: self.source.boot_id, up_milliseconds: clock::up_time().milliseconds() };
         let noted = self.vm.note_fenced(&self.source.state, fenced, now);
         self.tell_noted("that it is fenced", noted);
     }
