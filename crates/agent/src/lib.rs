@@ -25,6 +25,7 @@ mod link_limits;
 mod lock_holder;
 pub mod memory;
 mod one_at_a_time;
+mod own_folders;
 mod pace;
 pub mod pki;
 mod places;

@@ -50,6 +50,7 @@ use crate::clock;
 use crate::config::{Config, JournalConfig};
 use crate::hypervisor::Adapter;
 use crate::ledger::Operations;
+use crate::own_folders::OwnFolders;
 use crate::sockets::RunDir;
 use crate::state::{StateDir, random};
 use failover::record::FailoverRecord;
@@ -75,6 +76,7 @@ pub(crate) struct Recovery {
     alerts: Arc<Alerts>,
     guest_events: Arc<GuestEvents>,
     journal_dir: PathBuf,
+    own_folders: OwnFolders,
     run_dir: RunDir,
     /// What the operator has set for all journals of this agent.
     journal_config: JournalConfig,
@@ -117,6 +119,7 @@ impl Recovery {
             alerts,
             guest_events: Arc::default(),
             journal_dir: config.journal_dir.clone(),
+            own_folders: OwnFolders::new(config),
             run_dir,
             journal_config: config.journal.clone(),
             free_bytes_min: config.journal.free_bytes_min,

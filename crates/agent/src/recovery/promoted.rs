@@ -7,8 +7,8 @@
 
 use super::Recovery;
 use super::images::{Closing, ImageRecord};
-use super::life::emptying::DISKS_OF;
 use crate::error::Result;
+use crate::own_folders::DISKS_OF;
 use anyhow::Context;
 use rustix::fs::{AtFlags, CWD, Statx, StatxAttributes, StatxFlags, statx};
 use std::fs::File;

@@ -8,8 +8,18 @@ use std::path::{Path, PathBuf};
 use types::VmId;
 
 impl Recovery {
+    /// Refuses a path that leads into a folder of the agent's, or of a VM that is kept; where it leads.
+    pub(super) fn check_is_not_own(&self, path: &Path) -> Result<PathBuf> {
+        let vms: Vec<_> = self.vms().values().cloned().collect();
+        let kept: Vec<_> = vms.iter().flat_map(|vm| vm.folders(&self.journal_config)).collect();
+        self.own_folders.check(path, &kept)
+    }
+
     /// Refuses disks that are replicas: of a journal kept here, under whatever name, or one in a place of replicas.
     pub(crate) fn check_not_replicas(&self, disks: &[api::ProtectDisk]) -> Result<()> {
+        for disk in disks {
+            self.check_is_not_own(Path::new(&disk.path))?;
+        }
         let kept: Vec<_> = self.list().iter().map(|vm| vm.replicas(&self.journal_config)).collect();
         let of_config = self.journal_config.replica_folder.as_deref();
         for disk in disks {

@@ -37,10 +37,12 @@ impl Recovery {
         std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
         for disk in &request.disks {
             let (from, to) = (Path::new(&disk.path), folder.join(format!("{}.raw", disk.name)));
-            if !from.is_file() {
-                return Err(OperationError::invalid(format!("{} is no file", from.display())));
+            if !from.symlink_metadata().is_ok_and(|facts| facts.is_file()) {
+                let detail = format!("{} is no file, or a link to one: name the file itself", from.display());
+                return Err(OperationError::invalid(detail));
             }
-            std::fs::rename(from, &to).map_err(|error| {
+            let real = self.check_is_not_own(from)?;
+            std::fs::rename(real, &to).map_err(|error| {
                 OperationError::invalid(format!(
                     "cannot move {} to {}: {error}; put it on the file system of the replicas first",
                     from.display(),

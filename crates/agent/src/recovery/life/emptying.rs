@@ -1,14 +1,12 @@
 //! Folders of journals, emptied and removed. Promoted disks that lie in one are the operator's: they stay, whatever is done
 //! with the journal.
 
+use crate::own_folders::DISKS_OF;
 use anyhow::Context;
 use std::fs::{DirEntry, File};
 use std::io;
 use std::io::ErrorKind;
 use std::path::Path;
-
-/// What the folders of promoted disks begin with.
-pub(in super::super) const DISKS_OF: &str = "disks-of-";
 
 /// What a folder holds of a journal.
 pub(super) fn rows_of(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<DirEntry>>> {

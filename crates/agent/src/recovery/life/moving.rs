@@ -35,6 +35,10 @@ impl Recovery {
         let vm = self.vm(name)?;
         let target = PathBuf::from(folder);
         check_target(&target, vm.id())?;
+        // It may go back to where journals lie.
+        if target != self.journal_dir.join(vm.id().to_string()) {
+            self.check_is_not_own(&target)?;
+        }
         // Where it lies is looked at once nobody else moves it.
         let plan = || {
             let source = vm.folder(&self.journal_config.folder);

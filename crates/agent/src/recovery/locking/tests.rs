@@ -398,3 +398,28 @@ fn a_request_to_lift_a_lock_is_over_in_a_day_of_the_agent() {
     side.ask_to_lift("vm-1", &person("bert.rome", "BB")).unwrap();
     assert_ne!(request(&side), Some(id));
 }
+
+#[test]
+fn no_request_takes_what_the_agent_keeps_for_a_seed_a_disk_or_a_place_to_move_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let side = recovery(folder.path());
+    let vm = locked(&side);
+    let journal = vm.folder(&side.journal_dir);
+    let policy = folder.path().join(format!("state/journals/{}.json", vm.id()));
+    let of_others = side.journal_dir.join("seeds/other/vda.raw");
+    std::fs::create_dir_all(of_others.parent().unwrap()).unwrap();
+    std::fs::write(&of_others, "x").unwrap();
+    let link = folder.path().join("link.raw");
+    std::os::unix::fs::symlink(&policy, &link).unwrap();
+    for path in [policy.clone(), journal.join("manifest"), journal.join("replica/vda.raw"), of_others, link] {
+        let disk = api::ProtectDisk { name: "vda".into(), path: path.display().to_string() };
+        assert!(side.check_not_replicas(std::slice::from_ref(&disk)).is_err(), "{}", path.display());
+        let asked = api::SeedRequest { vm: "x".into(), disks: vec![disk] };
+        assert!(side.seed(&asked).is_err() && path.exists(), "{}", path.display());
+    }
+    for inside in ["state/audit/new", "run/new"] {
+        let to = folder.path().join(inside).display().to_string();
+        assert!(side.move_journal("vm-1", &to, &Asker::default()).is_err(), "{inside}");
+    }
+    assert!(policy.exists() && side.list_operations().is_empty());
+}

@@ -350,7 +350,7 @@ fn a_journal_that_is_being_moved_refuses_streams_at_once_and_never_goes_into_its
     ] {
         let refused =
             recovery.move_journal("vm-1", &target.display().to_string(), &Asker::default()).unwrap_err();
-        assert!(refused.detail.contains("inside"), "{}", refused.detail);
+        assert!(refused.detail.contains("of a journal"), "{}", refused.detail);
         assert!(vm.journal().is_some() && files.join("manifest").exists() && !target.exists());
     }
     let _copying = vm.life().take_folder(Task::Move, Duration::ZERO).unwrap();

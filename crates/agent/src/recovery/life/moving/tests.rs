@@ -228,7 +228,7 @@ fn a_journal_goes_into_no_other_and_none_is_removed_with_what_is_anothers() {
         let refused =
             side.move_journal("vm-2", &target.display().to_string(), &Asker::default()).unwrap_err();
         assert!(
-            ["inside", "the id of another VM"].iter().any(|why| refused.detail.contains(why)),
+            ["of a journal", "the id of another VM"].iter().any(|why| refused.detail.contains(why)),
             "{}",
             refused.detail
         );
