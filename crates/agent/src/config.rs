@@ -126,6 +126,8 @@ pub struct Config {
     pub socket_mode: u32,
     pub qemu: PathBuf,
     pub guests: GuestsConfig,
+    /// What guests are started through: this binary as it is now, also where another version has been installed meanwhile.
+    pub launcher: PathBuf,
     /// How often the change log of a VM under the tap is begun anew.
     pub change_log_seconds: u64,
     pub log_json: bool,
@@ -319,6 +321,7 @@ impl Config {
                 Err(error) => Err(at(value.span().start, error.detail)),
             },
         };
+        let kept_from = raw.groups();
         let defaults = raw.defaults.to_policy(ranged)?;
         let journal_dir = inside(raw.journal_dir, "journals");
         let mut journal = raw.journal.check(ranged)?;
@@ -355,7 +358,8 @@ impl Config {
             journal,
             change_log_seconds,
             qemu: raw.qemu.binary.unwrap_or_else(|| "qemu-system-x86_64".into()),
-            guests,
+            guests: GuestsConfig { kept_from, ..guests },
+            launcher: format!("/proc/{}/exe", std::process::id()).into(),
             log_json: raw.log.json,
             alert_command: raw.alerts.command.map(|path| base.join(path)),
             defaults,
@@ -376,6 +380,17 @@ impl Raw {
                 .map_err(|what| (value.span().start, format!("{name} = {:?}: {what}", value.get_ref())))?;
         }
         Ok(())
+    }
+}
+
+impl Raw {
+    /// The groups that may use what the agent serves, each with the setting that names it.
+    fn groups(&self) -> Vec<(String, String)> {
+        let sockets = self.sockets.group.iter().map(|group| ("[sockets] group".to_owned(), group.clone()));
+        let rights = Role::ALL
+            .into_iter()
+            .filter_map(|role| Some((format!("[rights] {role}"), self.rights.group_of(role)?.to_owned())));
+        sockets.chain(rights).collect()
     }
 }
 

@@ -121,6 +121,8 @@ pub(crate) enum Command {
         groups: Vec<u32>,
         #[arg(long)]
         cgroup: Option<PathBuf>,
+        #[arg(long)]
+        needs: Vec<PathBuf>,
         #[arg(last = true, required = true)]
         command: Vec<OsString>,
     },

@@ -45,8 +45,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
             println!("{document}");
             Ok(ExitCode::SUCCESS)
         }
-        Command::LaunchGuest { folder, uid, gid, groups, cgroup, command } => {
-            match (Launch { folder, uid, gid, groups, cgroup, command }).run()? {}
+        Command::LaunchGuest { folder, uid, gid, groups, cgroup, needs, command } => {
+            match (Launch { folder, uid, gid, groups, cgroup, needs, command }).run()? {}
         }
         other => {
             let runtime =

@@ -282,6 +282,11 @@ pub const NBD_REPLY_PATIENCE: Duration = Duration::from_secs(30);
 pub const QMP_ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 /// The longest line a hypervisor's monitor may say, in bytes.
 pub const QMP_LINE_BYTES_MAX: u64 = 16 << 20;
+/// The same of a VM that the agent has started itself, of which it asks little.
+pub const QMP_GUEST_LINE_BYTES_MAX: u64 = 256 << 10;
+/// Events of such a VM that are read in a second, and the letters of a disk's name in them.
+pub const QMP_GUEST_EVENTS_PER_SECOND: u32 = 20;
+pub const QMP_GUEST_NAME_CHARS_MAX: usize = 64;
 /// How often the change log of a VM under the tap is begun anew: default and range, in seconds.
 pub const CHANGE_LOG_SECONDS_DEFAULT: u64 = 300;
 pub const CHANGE_LOG_SECONDS_RANGE: (u64, u64) = (1, 86_400);

@@ -14,6 +14,8 @@ pub struct GuestsConfig {
     pub user: String,
     /// The first and the last of them, where they are said here.
     pub uids: Option<(u32, u32)>,
+    /// Groups that no guest may have, for they may use what the agent serves: each with the setting that names it.
+    pub kept_from: Vec<(String, String)>,
 }
 
 #[derive(Deserialize, Default)]
@@ -38,7 +40,11 @@ impl RawGuests {
             Some(uids) if !is_usable(*uids.get_ref()) => Err(refuse(uids)),
             uids => {
                 let uids = uids.as_ref().map(|uids| *uids.get_ref());
-                Ok(GuestsConfig { user: self.user.unwrap_or_else(|| USER.into()), uids })
+                Ok(GuestsConfig {
+                    user: self.user.unwrap_or_else(|| USER.into()),
+                    uids,
+                    kept_from: Vec::new(),
+                })
             }
         }
     }

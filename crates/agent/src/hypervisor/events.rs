@@ -2,9 +2,14 @@
 
 use super::qemu::Adapter;
 use super::qmp::Qmp;
+use crate::clock;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::fmt;
+use std::thread::sleep;
+use std::time::Duration;
+use types::Monotonic;
+use types::limits::{QMP_GUEST_EVENTS_PER_SECOND, QMP_GUEST_NAME_CHARS_MAX};
 
 /// Something that has happened to a running VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +42,9 @@ impl VmEvent {
             "RESUME" => Self::Resumed,
             "GUEST_PANICKED" => Self::Crashed,
             "BLOCK_IO_ERROR" => {
-                Self::DiskFailed { disk: data["node-name"].as_str().unwrap_or_default().to_owned() }
+                let name = data["node-name"].as_str().unwrap_or_default().chars();
+                let name = name.filter(|c| !c.is_control()).take(QMP_GUEST_NAME_CHARS_MAX);
+                Self::DiskFailed { disk: name.collect() }
             }
             _ => return None,
         })
@@ -57,16 +64,41 @@ impl fmt::Display for VmEvent {
     }
 }
 
+/// Holds up whoever reads what a VM says, so that one that says something without an end costs little; it waits itself then.
+struct Pace {
+    since: Monotonic,
+    events: u32,
+}
+
+impl Pace {
+    /// How long to wait before the next event is read.
+    fn after_event(&mut self, now: Monotonic) -> Duration {
+        let passed = now.since(self.since);
+        if passed >= Duration::from_secs(1) {
+            *self = Self { since: now, events: 1 };
+            return Duration::ZERO;
+        }
+        self.events += 1;
+        if self.events < QMP_GUEST_EVENTS_PER_SECOND {
+            Duration::ZERO
+        } else {
+            Duration::from_secs(1) - passed
+        }
+    }
+}
+
 impl Adapter {
     /// Tells of every event of the VM of that key until its process ends.
     ///
     /// # Errors
     /// Where the VM cannot be listened to.
     pub fn watch(&self, key: &str, mut tell: impl FnMut(VmEvent) + Send + 'static) -> Result<()> {
-        let mut monitor = Qmp::connect(&self.event_socket(key)).context("listen to the VM")?;
+        let mut monitor = Qmp::connect_to_guest(&self.event_socket(key)).context("listen to the VM")?;
+        let mut pace = Pace { since: clock::now(), events: 0 };
         let listen = move || {
             while let Ok(said) = monitor.next_event() {
                 VmEvent::from_qmp(&said).into_iter().for_each(&mut tell);
+                sleep(pace.after_event(clock::now()));
             }
         };
         std::thread::Builder::new().name("vm-events".into()).spawn(listen).context("start a thread")?;
@@ -88,5 +120,21 @@ mod tests {
         assert_eq!(told(reset).as_deref(), Some("restarted"));
         assert_eq!(told(json!({ "event": "JOB_STATUS_CHANGE", "data": {} })), None);
         assert_eq!(told(json!({ "return": {} })), None);
+        let long = "x\n".repeat(10_000);
+        let failed = told(json!({ "event": "BLOCK_IO_ERROR", "data": { "node-name": long } })).unwrap();
+        assert_eq!(failed, format!("request to disk {} failed", "x".repeat(64)));
+    }
+
+    #[test]
+    fn a_vm_that_says_something_without_an_end_is_read_at_a_rate() {
+        let mut now = clock::now();
+        let (begin, mut pace) = (now, Pace { since: now, events: 0 });
+        for _ in 0..100 * QMP_GUEST_EVENTS_PER_SECOND {
+            now = now.plus(pace.after_event(now));
+        }
+        assert!(now.since(begin) >= Duration::from_secs(99), "{:?}", now.since(begin));
+        // One that says little is heard at once.
+        now = now.plus(Duration::from_secs(2));
+        assert_eq!(pace.after_event(now), Duration::ZERO);
     }
 }

@@ -14,11 +14,13 @@
 //! Names in it are short, so that the process finds them from where it stands: folders above are closed to it, and
 //! nothing that a guest may write to has a name that the agent follows.
 
+use super::claimed_users::Claims;
 use super::guest_users::{GuestUser, GuestUsers};
-use anyhow::{Context, Result};
+use super::processes;
+use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::fs::{File, Permissions};
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
@@ -32,8 +34,10 @@ const PASSED: u32 = 0o710;
 const CLOSED: u32 = 0o700;
 /// A file that the guest's group may read.
 const READ: u32 = 0o640;
-/// The largest screenshot that is taken over, from a process that may write what it likes.
-const SCREEN_BYTES_MAX: u64 = 64 << 20;
+/// The largest file that a guest's process may write: its console, what it says, a screenshot.
+pub(super) const FILE_BYTES_MAX: u64 = 32 << 20;
+/// So much of what it says is told where it does not start.
+const SAID_BYTES_MAX: u64 = 16 << 10;
 
 /// The folder of the guest of a key.
 #[derive(Debug)]
@@ -65,27 +69,89 @@ impl GuestFolder {
         here.is_some() && here == facts(Path::new(&format!("/proc/{pid}/cwd")))
     }
 
-    /// Makes it ready for a new process, of a user that no other guest is.
+    /// Whether the guest in it has that socket of disks.
+    pub(super) fn has_socket(&self, socket: &Path) -> bool {
+        self.join(&name_of(socket)).symlink_metadata().is_ok()
+    }
+
+    /// Makes it ready for a new process, of a user that no other guest and no process of this host is. `claims` is where the
+    /// agents of this host tell one another of such users.
     ///
     /// # Errors
     /// Where a file cannot be made, or all users are in use.
-    pub(super) fn prepare(&self, users: Option<GuestUsers>) -> Result<Option<GuestUser>> {
-        let user = users.map(|users| users.pick(&self.used()?)).transpose()?;
+    pub(super) fn prepare(&self, users: Option<GuestUsers>, claims: &Path) -> Result<Option<GuestUser>> {
+        let Some(users) = users else {
+            self.empty()?;
+            set_mode(&self.path, CLOSED)?;
+            self.make_its_own(CONSOLE, None)?;
+            return Ok(None);
+        };
+        let claims = Claims::lock(claims)?;
+        let mut used = self.used()?;
+        used.extend(claims.held()?);
+        used.extend(processes::users());
+        let user = users.pick(&used)?;
+        self.empty()?;
+        chown(&self.path, None, Some(user.gid)).context("give the guest's folder to its group")?;
+        set_mode(&self.path, PASSED)?;
+        claims.put(user.uid, &self.path)?;
+        self.make_its_own(CONSOLE, Some(user.uid))?;
+        Ok(Some(user))
+    }
+
+    fn empty(&self) -> Result<()> {
         for row in std::fs::read_dir(&self.path).context("list the guest's folder")? {
             let path = row.context("list the guest's folder")?.path();
             if path != self.log() {
                 std::fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
             }
         }
-        match user {
-            Some(user) => {
-                chown(&self.path, None, Some(user.gid)).context("give the guest's folder to its group")?;
-                set_mode(&self.path, PASSED)?;
+        Ok(())
+    }
+
+    /// Nothing runs in it any more.
+    pub(super) fn remove(&self) -> Result<()> {
+        match std::fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).context("remove the guest's folder")
             }
-            None => set_mode(&self.path, CLOSED)?,
+            _ => Ok(()),
         }
-        self.make_its_own(CONSOLE, user.map(|user| user.uid))?;
-        Ok(user)
+    }
+
+    /// The end of what its process has said, which may be anything.
+    pub(super) fn said(&self) -> String {
+        let read = || -> std::io::Result<Vec<u8>> {
+            let (mut log, mut said) = (File::open(self.log())?, Vec::new());
+            let from = log.metadata()?.len().saturating_sub(SAID_BYTES_MAX);
+            log.seek(SeekFrom::Start(from))?;
+            log.take(SAID_BYTES_MAX).read_to_end(&mut said)?;
+            Ok(said)
+        };
+        String::from_utf8_lossy(&read().unwrap_or_default()).trim().to_owned()
+    }
+
+    /// Whether there is room for files to be brought, and for what the guest may write.
+    ///
+    /// # Errors
+    /// Where there is not; the message says how much is needed.
+    pub(super) fn check_room(&self, files: &[(&str, PathBuf)]) -> Result<()> {
+        let lens = files.iter().map(|(name, path)| {
+            path.metadata().map(|facts| facts.len()).with_context(|| format!("look at the VM's {name}"))
+        });
+        let wanted = lens.sum::<Result<u64>>()? + FILE_BYTES_MAX;
+        let facts = rustix::fs::statvfs(&self.path).context("ask for the room of guests")?;
+        let free = facts.f_bavail.saturating_mul(facts.f_frsize);
+        if free < wanted {
+            bail!(
+                "{} has {} MiB free, and {} MiB are wanted to start a VM there: free some, or set run_dir to a larger file \
+                 system",
+                self.path.display(),
+                free >> 20,
+                wanted.div_ceil(1 << 20)
+            );
+        }
+        Ok(())
     }
 
     /// Copies a file in that the guest's process reads.
@@ -139,16 +205,18 @@ impl GuestFolder {
         let mut file = self.make_its_own(name, uid)?;
         let mut bytes = Vec::new();
         let read = write().and_then(|_| {
-            let read = file.by_ref().take(SCREEN_BYTES_MAX).read_to_end(&mut bytes);
+            let read = file.by_ref().take(FILE_BYTES_MAX).read_to_end(&mut bytes);
             read.context("read what the guest's process wrote")
         });
         self.clear(name);
         read.map(|_| bytes)
     }
 
-    /// The user that its guest is, or was.
-    fn uid(&self) -> Option<u32> {
-        self.join(CONSOLE).symlink_metadata().ok().map(|facts| facts.uid())
+    /// The user that its guest is, or was, and nobody else; none where it is of the agent's own.
+    pub(super) fn uid(&self) -> Option<u32> {
+        let owner = |path: &Path| path.symlink_metadata().ok().map(|facts| facts.uid());
+        let (agents, guests) = (owner(&self.path)?, owner(&self.join(CONSOLE))?);
+        (guests != agents && guests != 0).then_some(guests)
     }
 
     /// Users that other guests of this agent are or were.

@@ -4,6 +4,7 @@
 //! other's files. The numbers are those that `/etc/subuid` sets aside for a user of that name, or agent.toml names.
 
 use crate::config::GuestsConfig;
+use crate::sockets::group_id;
 use crate::state::random;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
@@ -34,7 +35,20 @@ impl GuestUsers {
         if !rustix::process::geteuid().is_root() {
             return Ok(None);
         }
-        Self::look_up(config, Path::new("/etc/passwd"), Path::new("/etc/subuid")).map(Some)
+        let users = Self::look_up(config, Path::new("/etc/passwd"), Path::new("/etc/subuid"))?;
+        for (setting, gid) in kept_from(config, Path::new("/etc/group"))? {
+            if users.may_be_of(gid) {
+                bail!(
+                    "group {gid}, which {setting} names, is one that VMs run as: whatever breaks out of one would get to what \
+                     that group may. Name another group there, or another user or other numbers with `[guests]`"
+                );
+            }
+        }
+        Ok(Some(users))
+    }
+
+    fn may_be_of(&self, gid: u32) -> bool {
+        self.gid.map_or((self.first..=self.last).contains(&gid), |group| group == gid)
     }
 
     fn look_up(config: &GuestsConfig, users: &Path, set_aside: &Path) -> Result<Self> {
@@ -79,6 +93,18 @@ impl GuestUsers {
     }
 }
 
+/// Groups that may use what the agent serves, each with the setting that names it.
+///
+/// # Errors
+/// Where this host has no such group.
+pub(super) fn kept_from<'a>(config: &'a GuestsConfig, groups: &Path) -> Result<Vec<(&'a str, u32)>> {
+    let known = config.kept_from.iter().map(|(setting, name)| {
+        let gid = group_id(name, groups).with_context(|| setting.clone())?;
+        Ok((setting.as_str(), gid.as_raw()))
+    });
+    known.collect()
+}
+
 /// Name, number and group of a user, out of a table as `/etc/passwd` is one.
 fn find_user(user: &str, table: &Path) -> Result<Option<(String, u32, u32)>> {
     let text = std::fs::read_to_string(table).with_context(|| format!("read {}", table.display()))?;
@@ -117,7 +143,11 @@ mod tests {
             "root:x:0:0::/root:/bin/sh\nguests:x:990:980::/:/usr/sbin/nologin\nwheel:x:991:0::/:/bin/sh\n";
         std::fs::write(&users, known).unwrap();
         std::fs::write(&numbers, set_aside).unwrap();
-        GuestUsers::look_up(&GuestsConfig { user: user.into(), uids: None }, &users, &numbers)
+        GuestUsers::look_up(
+            &GuestsConfig { user: user.into(), uids: None, kept_from: Vec::new() },
+            &users,
+            &numbers,
+        )
     }
 
     #[test]
@@ -137,6 +167,25 @@ mod tests {
         }
         for root in ["root", "0", "wheel"] {
             assert!(said(root, "root:100000:10\nwheel:100000:10\n").contains("is root"), "{root}");
+        }
+    }
+
+    #[test]
+    fn no_guest_has_a_group_that_may_use_what_the_agent_serves() {
+        let mut config =
+            GuestsConfig { user: "guests".into(), uids: Some((70_000, 70_009)), kept_from: Vec::new() };
+        config.kept_from =
+            vec![("[sockets] group".into(), "70004".into()), ("[rights] viewer".into(), "0".into())];
+        let kept = kept_from(&config, Path::new("/nowhere")).unwrap();
+        assert_eq!(kept, [("[sockets] group", 70_004), ("[rights] viewer", 0)]);
+        let of = |gid| GuestUsers { first: 70_000, last: 70_009, gid };
+        assert!(of(None).may_be_of(70_004) && !of(None).may_be_of(0));
+        assert!(of(Some(980)).may_be_of(980) && !of(Some(980)).may_be_of(70_004));
+        if rustix::process::geteuid().is_root() {
+            let refused = GuestUsers::find(&config).unwrap_err().to_string();
+            assert!(refused.contains("[sockets] group") && refused.contains("Name another"), "{refused}");
+            config.kept_from.remove(0);
+            GuestUsers::find(&config).unwrap();
         }
     }
 

@@ -3,13 +3,15 @@
 //! It is this same binary, by its command `launch-guest`, with one thread, so that what it gives up is given up whole. Nothing
 //! can be taken back later: there is no capability left, and no way to get one.
 
-use super::guest_folder::{EVENTS, MONITOR};
+use super::guest_folder::{EVENTS, FILE_BYTES_MAX, MONITOR};
 use anyhow::{Context, Result};
 use rustix::fs::Gid;
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::process::{Resource, Rlimit, Uid, getrlimit, setrlimit};
 use rustix::thread::{self, CapabilitySet, CapabilitySets};
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
@@ -20,6 +22,8 @@ use std::process::Command;
 const KEPT_VARIABLES: [&str; 3] = ["PATH", "LANG", "TZ"];
 /// Open files of a guest's process: a disk or a network card takes a handful.
 const FILES_MAX: u64 = 65_536;
+/// How often a control group is made anew that is removed before it is entered.
+const ENTER_TRIES: u32 = 100;
 /// Capabilities have numbers below this.
 const CAPABILITIES_MAX: u32 = 64;
 
@@ -35,6 +39,8 @@ pub struct Launch {
     pub groups: Vec<u32>,
     /// The control group that it is to be in.
     pub cgroup: Option<PathBuf>,
+    /// Files that it has to be able to read and write.
+    pub needs: Vec<PathBuf>,
     /// The program, and its arguments.
     pub command: Vec<OsString>,
 }
@@ -52,6 +58,10 @@ impl Launch {
         close_at_exec();
         let monitors = [listen(MONITOR)?, listen(EVENTS)?];
         self.become_the_guests_user()?;
+        for path in &self.needs {
+            let opened = File::options().read(true).write(true).open(path);
+            opened.with_context(|| format!("open {} as the user of a VM", path.display()))?;
+        }
         let mut command = Command::new(&program);
         // Of whoever looks for processes it is known by its folder.
         command.arg0(self.folder.join(program.file_name().unwrap_or_default()));
@@ -64,7 +74,7 @@ impl Launch {
     /// What ends the agent, or is given to it, is nothing to the guest any more.
     fn leave_the_agents_place(&self) -> Result<()> {
         if let Some(cgroup) = &self.cgroup {
-            std::fs::write(cgroup.join("cgroup.procs"), "0").context("go to the guest's control group")?;
+            enter(cgroup).context("go to the guest's control group")?;
         }
         match rustix::process::setsid() {
             // It leads a group of processes already.
@@ -75,11 +85,15 @@ impl Launch {
         let _ = std::fs::write("/proc/self/oom_score_adj", "0");
         rustix::process::setpriority_process(None, 0).context("give up the agent's priority")?;
         let files = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX).min(FILES_MAX);
-        let files = Rlimit { current: Some(files), maximum: Some(files) };
-        setrlimit(Resource::Nofile, files).context("limit the guest's open files")?;
+        limit(Resource::Nofile, files).context("limit the guest's open files")?;
+        // Its disks are sockets: what it writes to files is its console and what it says, in the memory of `/run`.
+        limit(Resource::Fsize, FILE_BYTES_MAX).context("limit the guest's files")?;
+        outlive_full_files();
+        // The agent's unit may let its threads go before others'.
+        limit(Resource::Nice, 0).context("forbid the guest to go before others")?;
+        limit(Resource::Rtprio, 0).context("forbid the guest to go before others")?;
         // What a guest has in its memory is not written to a file because its process has crashed.
-        let nothing = Rlimit { current: Some(0), maximum: Some(0) };
-        setrlimit(Resource::Core, nothing).context("forbid core files")
+        limit(Resource::Core, 0).context("forbid core files")
     }
 
     fn become_the_guests_user(&self) -> Result<()> {
@@ -101,6 +115,30 @@ impl Launch {
         thread::clear_ambient_capability_set().context("give up all capabilities")?;
         thread::set_no_new_privs(true).context("forbid new privileges")
     }
+}
+
+/// Goes to a control group. Whoever starts another guest removes those in which nothing runs, this one too before it is
+/// entered: it is made until it stays.
+fn enter(cgroup: &Path) -> std::io::Result<()> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        std::fs::create_dir_all(cgroup)?;
+        match std::fs::write(cgroup.join("cgroup.procs"), "0") {
+            Err(error) if error.kind() == ErrorKind::NotFound && tries < ENTER_TRIES => {}
+            other => return other,
+        }
+    }
+}
+
+fn limit(what: Resource, most: u64) -> rustix::io::Result<()> {
+    setrlimit(what, Rlimit { current: Some(most), maximum: Some(most) })
+}
+
+/// A write that would make a file too large fails, and ends nothing; QEMU leaves that as it finds it.
+fn outlive_full_files() {
+    // SAFETY: the signal is ignored, so no code of ours runs by it.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 /// A program by its path seen from here; one by its name alone is looked for in `PATH`.

@@ -1,12 +1,15 @@
 //! Starting, pausing and stopping VMs, looking at them, and tapping those that run on their own image. What is asked
 //! for is said in the field's words; how a hypervisor is told stays behind [`Adapter`]. Plain QEMU is the first.
 
+mod claimed_users;
 mod definition;
 mod events;
 mod guest_folder;
 mod guest_users;
 mod launcher;
+mod older_guests;
 mod own_unit;
+mod processes;
 mod qemu;
 mod qmp;
 mod tap;

@@ -38,11 +38,12 @@ impl OwnUnit {
     }
 
     /// The command that has `program` run in it.
-    pub(super) fn command(&self, program: &str) -> Command {
+    pub(super) fn command(&self, program: &Path) -> Command {
         let Self::Scope(manager, unit) = self else { return Command::new(program) };
         let mut command = Command::new("systemd-run");
         command.args([manager, "--scope", "--quiet", "--collect"]);
-        command.args([&format!("--unit={unit}"), &format!("--slice={SLICE}"), "--", program]);
+        command.args([&format!("--unit={unit}"), &format!("--slice={SLICE}"), "--"]);
+        command.arg(program);
         command
     }
 

@@ -20,7 +20,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use types::Monotonic;
-use types::limits::{QMP_ANSWER_PATIENCE, QMP_LINE_BYTES_MAX};
+use types::limits::{QMP_ANSWER_PATIENCE, QMP_GUEST_LINE_BYTES_MAX, QMP_LINE_BYTES_MAX};
 
 /// A connection to a monitor. Others may be connected to other monitors of the same process.
 #[derive(Debug)]
@@ -29,6 +29,7 @@ pub(super) struct Qmp {
     writer: Arc<UnixStream>,
     /// The beginning of a line whose end has not come yet.
     partial: Vec<u8>,
+    line_bytes_max: u64,
     last_number: u64,
     /// It has let a deadline pass.
     is_silent: bool,
@@ -107,7 +108,16 @@ fn connect_at_once(socket: &Path) -> Result<UnixStream, QmpError> {
 
 impl Qmp {
     pub(super) fn connect(socket: &Path) -> Result<Self, QmpError> {
-        let mut qmp = Self::over(connect_at_once(socket)?)?;
+        Self::greet(Self::over(connect_at_once(socket)?)?)
+    }
+
+    /// Connects to a guest that the agent has started, whose process may have been taken over by what runs in it.
+    pub(super) fn connect_to_guest(socket: &Path) -> Result<Self, QmpError> {
+        let line_bytes_max = QMP_GUEST_LINE_BYTES_MAX;
+        Self::greet(Self { line_bytes_max, ..Self::over(connect_at_once(socket)?)? })
+    }
+
+    fn greet(mut qmp: Self) -> Result<Self, QmpError> {
         let greeting = qmp.read(Some(clock::now().plus(QMP_ANSWER_PATIENCE)))?;
         if greeting.get("QMP").is_none() {
             return Err(QmpError::NotQmp);
@@ -120,7 +130,8 @@ impl Qmp {
         stream.set_write_timeout(Some(QMP_ANSWER_PATIENCE)).map_err(QmpError::Io)?;
         let reader = BufReader::new(stream.try_clone().map_err(QmpError::Io)?);
         let (writer, partial) = (Arc::new(stream), Vec::new());
-        Ok(Self { reader, writer, partial, last_number: 0, is_silent: false, hears: None })
+        let line_bytes_max = QMP_LINE_BYTES_MAX;
+        Ok(Self { reader, writer, partial, line_bytes_max, last_number: 0, is_silent: false, hears: None })
     }
 
     /// The process that listens at the other end, where it can be told.
@@ -199,12 +210,12 @@ impl Qmp {
         let taken = end.map_or(said.len(), |end| end + 1);
         self.partial.extend_from_slice(&said[..taken]);
         self.reader.consume(taken);
+        if self.partial.len() as u64 > self.line_bytes_max {
+            return Err(QmpError::NotQmp);
+        }
         if end.is_some() {
             let line = std::mem::take(&mut self.partial);
             return serde_json::from_slice(&line).map(Some).map_err(|_| QmpError::NotQmp);
-        }
-        if self.partial.len() as u64 > QMP_LINE_BYTES_MAX {
-            return Err(QmpError::NotQmp);
         }
         Ok(None)
     }
@@ -399,6 +410,18 @@ mod tests {
         let monitor = Monitor::new(Qmp::over(ours).unwrap());
         monitor.listen(Duration::from_secs(600), || true).unwrap();
         monitor.listen(Duration::from_millis(1), || false).unwrap();
+    }
+
+    #[test]
+    fn a_guest_of_ours_says_no_more_at_once_than_an_honest_one_has_to() {
+        for (len, is_taken) in [(QMP_GUEST_LINE_BYTES_MAX - 100, true), (QMP_GUEST_LINE_BYTES_MAX, false)] {
+            let folder = tempfile::tempdir().unwrap();
+            let long = "x".repeat(usize::try_from(len).unwrap());
+            let answer = format!("{{\"return\": \"{long}\", \"id\": 2}}\n").leak();
+            let socket = monitor(folder.path(), vec!["{\"return\": {}, \"id\": 1}\n", answer]);
+            let mut qmp = Qmp::connect_to_guest(&socket).unwrap();
+            assert_eq!(qmp.execute("query-block").is_ok(), is_taken, "{len}");
+        }
     }
 
     #[test]

@@ -43,9 +43,13 @@ impl Recovery {
         // All that can hinder it is found before anything is fenced.
         let before = self.check_is_not_failed_over(&group)?;
         let asked = Asked::ask(&group, &request.at, &pick)?;
-        let defined = asked.meant.iter().map(|vm| definition_of(vm)).collect::<Result<Vec<_>>>()?;
-        if defined.iter().any(Option::is_some) {
-            self.adapter.check_users().map_err(|error| OperationError::conflict(format!("{error:#}")))?;
+        let defined = asked.meant.iter().map(|vm| Ok((vm.name(), definition_of(vm)?)));
+        let defined = defined.collect::<Result<Vec<_>>>()?;
+        let defined: Vec<_> =
+            defined.iter().filter_map(|(name, definition)| Some((&**name, definition.as_ref()?))).collect();
+        if !defined.is_empty() {
+            let checked = self.adapter.check_start(defined.into_iter());
+            checked.map_err(|error| OperationError::conflict(format!("{error:#}")))?;
         }
         let known = group.all().filter_map(|vm| vm.journal()).map(|journal| journal.status().epoch);
         let epoch = epoch_of(known, before.map(|before| before.epoch()));

@@ -115,7 +115,12 @@ impl Recovery {
         Arc::new(Self {
             state,
             artifacts,
-            adapter: Adapter::new(config.qemu.clone(), config.run_dir.join("guests"), config.guests.clone()),
+            adapter: Adapter::new(
+                config.qemu.clone(),
+                config.run_dir.join("guests"),
+                config.guests.clone(),
+                config.launcher.clone(),
+            ),
             alerts,
             guest_events: Arc::default(),
             journal_dir: config.journal_dir.clone(),

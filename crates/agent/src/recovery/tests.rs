@@ -29,7 +29,9 @@ const DISK_BYTES: u64 = 1 << 20;
 pub(super) fn recovery(folder: &Path) -> Arc<Recovery> {
     let text = "site = \"rome\"\nagent = \"agent-1\"\nstate_dir = \"state\"\nrun_dir = \"run\"\n\
                 [guests]\nuids = [64100, 64355]\n";
-    let config = Config::parse(text, &folder.join("agent.toml")).unwrap();
+    let mut config = Config::parse(text, &folder.join("agent.toml")).unwrap();
+    // No guest is started by these tests.
+    config.launcher = "true".into();
     let state = Arc::new(open_in_test(&config.state_dir));
     std::fs::create_dir_all(&config.journal_dir).unwrap();
     let run_dir = RunDir::make(&config.run_dir, SocketAccess::new(None, 0o600).unwrap()).unwrap();

@@ -1,8 +1,8 @@
 //! What the process of a guest may do: nothing of what its agent may.
 
-use crate::stage::{SOON, Stage, refused};
+use crate::stage::{HOLDFAST, SOON, Stage, refused};
 use lab::wait_until;
-use rustix::process::{Pid, getsid};
+use rustix::process::{Pid, Resource, Rlimit, getsid, prlimit};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -23,6 +23,11 @@ fn failed_over(stage: &Stage) -> Value {
         stage.drained(vm);
     }
     VMS.iter().for_each(|vm| stage.tag("shop", vm, "good"));
+    // As the agent's unit gives it.
+    let agent = Pid::from_raw(i32::try_from(stage.b.agent_pid().unwrap()).unwrap());
+    for (what, most) in [(Resource::Nice, 30), (Resource::Rtprio, 10)] {
+        let _ = prlimit(agent, what, Rlimit { current: Some(most), maximum: Some(most) });
+    }
     stage.b.ask(&["failover", "start", "--group", "shop", "--at", "good"]).unwrap()
 }
 
@@ -135,6 +140,13 @@ fn a_guest_of_a_failover_has_no_part_of_its_agents_privileges() {
         assert_eq!(getsid(Pid::from_raw(guest.pid)).ok(), Pid::from_raw(guest.pid), "a session of its own");
         let out_of_memory = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", guest.pid)).unwrap();
         assert_eq!(out_of_memory.trim(), "0");
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", guest.pid)).unwrap();
+        let most = |what: &str| {
+            let row = limits.lines().find_map(|row| row.strip_prefix(what)).unwrap();
+            row.split_whitespace().take(2).map(|word| word.parse().unwrap_or(u64::MAX)).collect::<Vec<_>>()
+        };
+        assert_eq!((most("Max nice priority"), most("Max realtime priority")), (vec![0, 0], vec![0, 0]));
+        assert_eq!((most("Max file size"), most("Max core file size")), (vec![32 << 20; 2], vec![0, 0]));
         let variables = std::fs::read(format!("/proc/{}/environ", guest.pid)).unwrap();
         assert!(!String::from_utf8_lossy(&variables).contains("HOLDFAST"), "the agent's environment");
         let own = cgroup(guest.pid.cast_unsigned());
@@ -158,6 +170,46 @@ fn a_guest_of_a_failover_has_no_part_of_its_agents_privileges() {
     .unwrap();
     let rolled_back = stage.b.ask(&["failover", "rollback", "--group", "shop"]).unwrap();
     assert_eq!(rolled_back["phase"], "rolled-back");
+}
+
+#[test]
+fn a_guest_that_fills_its_files_is_stopped_at_a_bound_and_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let fill = "dd if=/dev/zero of=console bs=1M count=64 2> said; echo $? > ended";
+    let mut launched = Command::new(HOLDFAST);
+    launched.args(["launch-guest", "--folder"]).arg(folder.path()).args(["--", "sh", "-c", fill]);
+    assert!(launched.status().unwrap().success());
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    assert_eq!(folder.path().join("console").metadata().unwrap().len(), 32 << 20);
+    assert!(read("said").contains("File too large") && read("ended") == "1\n", "{}", read("said"));
+}
+
+#[test]
+fn what_cannot_run_a_guest_is_found_before_anything_is_fenced() {
+    let mut stage = Stage::set();
+    let kvm = Path::new("/dev/kvm").exists();
+    for (accelerator, qemu, told) in
+        [("tcg", "/bin/false", "--version ended with"), ("kvm", "qemu-system-x86_64", "open /dev/kvm")]
+    {
+        if kvm && accelerator == "kvm" {
+            continue;
+        }
+        stage.b.stop_agent().unwrap();
+        stage.b.configure(&format!("[qemu]\nbinary = \"{qemu}\"\n")).unwrap();
+        stage.b.start_agent().unwrap();
+        let definition = stage.path("vm.toml");
+        std::fs::write(&definition, format!("vcpus = 1\nmemory_mib = 32\naccelerator = \"{accelerator}\"\n"))
+            .unwrap();
+        let disk = stage.disk(&format!("{accelerator}.raw"), 1 << 20);
+        let definition = definition.display().to_string();
+        stage.try_protect(accelerator, accelerator, &disk, &["--definition", &definition]).unwrap();
+        stage.a.wait_for_state(accelerator, "journaling", SOON).unwrap();
+        stage.drained(accelerator);
+        refused(stage.b.ask(&["failover", "start", "--group", accelerator]), 4, told);
+        assert_eq!(stage.a.protected(accelerator).unwrap()["state"], "journaling");
+    }
+    let left = std::fs::read_dir(stage.b.folder.join("run/guests")).map_or(0, Iterator::count);
+    assert_eq!(left, 0, "of what was tried nothing is left");
 }
 
 #[test]

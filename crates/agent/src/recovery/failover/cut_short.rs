@@ -472,6 +472,19 @@ fn a_failover_that_goes_on_by_itself_and_cannot_start_a_vm_is_taken_back_by_nobo
     panic!("there is no end to it");
 }
 
+#[test]
+fn a_vm_that_does_not_start_keeps_no_other_of_its_group_from_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let side = recovery(folder.path());
+    for vm in [1, 2] {
+        let definition = "vcpus = 1\nmemory_mib = 64\nkernel = \"vmlinuz\"\n".to_owned();
+        append_sync(&side.admit(&Hello { definition, ..hello(vm) }, PEER).unwrap().1);
+    }
+    let failed = ask(&side).unwrap_err().detail;
+    assert_eq!(failed.matches("kernel has not arrived").count(), 2, "{failed}");
+    end(side);
+}
+
 /// Of a failover whose record cannot be read nobody knows what there is: it is not told that nothing is left of it.
 #[test]
 fn what_is_taken_back_waits_for_a_record_that_cannot_be_read() {

@@ -149,16 +149,26 @@ impl Recovery {
 
     fn start_guests(&self, plan: &FailoverPlan, started: Monotonic) -> Result<()> {
         let mut record = self.starting(plan)?;
+        // One that does not start keeps none of the others from it.
+        let mut failed = Vec::new();
         for at in 0..record.vms.len() {
             let run = record.vms[at].clone();
             if run.pid.is_some() && run.pid == self.adapter.find(run.key()) {
                 continue;
             }
-            if let Some(pid) = self.start_guest(&run)? {
-                record.vms[at].pid = Some(pid);
-                self.keep(&record)?;
-                self.watch_guest(run.key());
+            match self.start_guest(&run) {
+                Ok(Some(pid)) => {
+                    record.vms[at].pid = Some(pid);
+                    self.keep(&record)?;
+                    self.watch_guest(run.key());
+                }
+                Ok(None) => {}
+                Err(error) => failed.push(error),
             }
+        }
+        if let Some(kind) = failed.first().map(|error| error.kind) {
+            let details: Vec<String> = failed.into_iter().map(|error| error.detail).collect();
+            return Err(OperationError { kind, detail: details.join("; ") });
         }
         record.start_seconds = clock::now().since(started).as_secs_f64();
         self.keep(&record)
