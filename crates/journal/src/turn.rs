@@ -18,11 +18,14 @@ use crate::undo::{Undo, UndoWriter};
 use crate::upkeep::{Done, Upkeep};
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 use threads::sync::{Mutex, MutexGuard};
 use types::WriteSeq;
 
 /// The manifest is saved for the age clock alone after this part of the history window.
 const SAVED_PARTS: i64 = 24;
+/// The same, at most, where somebody waits for that age: a lock or a pin that ends by it. An agent that ends loses it.
+const SAVED_WHERE_AWAITED: Duration = Duration::from_secs(300);
 
 /// Who keeps a journal up, a turn at a time.
 #[derive(Debug)]
@@ -93,8 +96,11 @@ impl Turns {
             let logs = [&shared.manifest.redo, &shared.manifest.undo];
             let mut sealed = logs.iter().flat_map(|log| &log.segments).filter_map(|s| s.sealed.as_ref());
             let unsaved = shared.age.now.saturating_sub(shared.manifest.age_clock);
-            sealed.any(|sealed| sealed.aged_from.is_none())
-                || unsaved > micros(shared.settings.history) / SAVED_PARTS
+            let is_awaited =
+                shared.settings.is_locked || shared.manifest.pins.iter().any(|pin| pin.expires_age.is_some());
+            let most = micros(shared.settings.history) / SAVED_PARTS;
+            let most = if is_awaited { most.min(micros(SAVED_WHERE_AWAITED)) } else { most };
+            sealed.any(|sealed| sealed.aged_from.is_none()) || unsaved > most
         };
         if !is_due {
             return Ok(());

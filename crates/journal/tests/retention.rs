@@ -5,9 +5,11 @@ mod stream;
 
 use batch::Kind;
 use journal::{
-    AppendError, AppendMeta, CheckpointQuery, Clock, Expiry, Journal, Mode, Settings, Thinning, Upkeep,
+    AppendError, AppendMeta, CheckpointQuery, Clock, Expiry, Journal, Manifest, Mode, Settings, Thinning,
+    Upkeep,
 };
 use sim::{Rng, SimStore};
+use std::sync::Arc;
 use std::time::Duration;
 use stream::{DISK_BYTES, SMALL, Stream, append, compare, create, cuts, keep_up, try_append};
 use types::{ByteRange, Epoch, Monotonic, WallTime, WriteSeq};
@@ -274,5 +276,24 @@ fn what_is_locked_goes_neither_by_age_nor_by_size_and_takes_nothing_more_at_its_
         journal.set(settings);
         keep_up(&journal, 1_000_000);
         assert!(cuts(&journal).len() < whole.len(), "{mode:?}: and it goes once it is not locked");
+    }
+}
+
+/// Nothing comes in, and the agent is started again and again: what somebody waits for comes all the same.
+#[test]
+fn the_age_that_a_lock_waits_for_is_written_down_often_and_any_other_seldom() {
+    for (is_locked, kept) in [(true, 9 * 301), (false, 0)] {
+        let settings = Settings { history: Duration::from_secs(86_400), is_locked, ..SMALL };
+        let store = SimStore::new();
+        let mut journal = create(&store, settings);
+        for _ in 0..9 {
+            for seconds in [0, 301, 310] {
+                let clock = Clock::Monotonic(Monotonic(Duration::from_secs(seconds)));
+                journal.keep_up(&Upkeep { clock, ..Upkeep::plain(WallTime(0), [6; 16]) }).unwrap();
+            }
+            drop(journal);
+            journal = Journal::open(Arc::new(store.clone()), settings).unwrap().journal;
+        }
+        assert_eq!(Manifest::load(&store).unwrap().age_clock, kept * 1_000_000, "locked: {is_locked}");
     }
 }
