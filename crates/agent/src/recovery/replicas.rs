@@ -15,11 +15,9 @@ impl Recovery {
         self.own_folders.check(path, &kept)
     }
 
-    /// Refuses disks that are replicas: of a journal kept here, under whatever name, or one in a place of replicas.
+    /// Refuses disks that are replicas: of a journal kept here, under whatever name, or one in a place of replicas; and whatever
+    /// else is the agent's own.
     pub(crate) fn check_not_replicas(&self, disks: &[api::ProtectDisk]) -> Result<()> {
-        for disk in disks {
-            self.check_is_not_own(Path::new(&disk.path))?;
-        }
         let kept: Vec<_> = self.list().iter().map(|vm| vm.replicas(&self.journal_config)).collect();
         let of_config = self.journal_config.replica_folder.as_deref();
         for disk in disks {
@@ -32,6 +30,7 @@ impl Recovery {
                     path.display()
                 )));
             }
+            self.check_is_not_own(&path)?;
         }
         Ok(())
     }

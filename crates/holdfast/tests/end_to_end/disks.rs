@@ -248,7 +248,7 @@ fn a_disk_that_an_image_of_ours_is_written_to_is_in_use() {
         let disk = format!("vda={path}");
         stage.b.ask(&["vm", "protect", "back", "--disk", &disk, "--peer", &peer])
     };
-    refused(protect(&promoted), 2, "is in use");
+    refused(protect(&promoted), 4, "of a journal");
     let qemu =
         std::process::Command::new("qemu-io").args(["-f", "raw", "-c", "write 0 4k", &promoted]).output();
     assert!(String::from_utf8_lossy(&qemu.unwrap().stderr).contains("lock"), "QEMU finds it in use too");
