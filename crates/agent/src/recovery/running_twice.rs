@@ -3,6 +3,7 @@
 //! What their guests do there this side cannot tell: that site's operator may have chosen that they stand still.
 
 use super::Recovery;
+use super::failover::record::FailoverRecord;
 use super::vm::RecoveredVm;
 use crate::alerts::{AlertKind, Cause};
 use replication::wire::{Refusal, Refuse};
@@ -16,7 +17,8 @@ impl Recovery {
     /// Says as long as it is so.
     pub(super) fn tell_running_twice(&self, vm: &RecoveredVm, now: Monotonic) {
         let cause = running_twice_alert(vm);
-        let failed_over = self.failovers().get(&vm.group()).is_some_and(|record| !record.is_released());
+        let is_it = |record: &FailoverRecord| !record.is_released() && record.has(vm.id(), &vm.name());
+        let failed_over = self.failovers().get(&vm.group()).is_some_and(is_it);
         let heard = vm.fenced_greeting_at().is_some_and(|at| now.since(at) < HEARD_FOR);
         if !failed_over || !heard {
             return self.alerts.clear(cause);
@@ -55,15 +57,16 @@ mod tests {
     fn a_vm_runs_twice_as_long_as_its_own_site_greets_for_it_and_the_failover_stands() {
         let folder = tempfile::tempdir().unwrap();
         let recovery = recovery(folder.path());
-        let (vm, journal) = recovery.admit(&hello(1), PEER).unwrap();
-        append_sync(&journal);
-        drop(journal);
+        let [(vm, journal), (other, of_other)] = [1, 2].map(|vm| recovery.admit(&hello(vm), PEER).unwrap());
+        [&journal, &of_other].into_iter().for_each(|journal| append_sync(journal));
+        drop((journal, of_other));
         let is_told = |now: Monotonic| {
             recovery.tell_running_twice(&vm, now);
             recovery.alerts.to_api().iter().any(|alert| alert.kind == "runs-twice")
         };
         assert!(!is_told(clock::now()));
-        let request = api::FailoverRequest { at: "latest".into(), vms: Vec::new(), without: Vec::new() };
+        let request =
+            api::FailoverRequest { at: "latest".into(), vms: vec!["vm-1".into()], without: Vec::new() };
         recovery.failover("web", &request, &Asker::default()).unwrap();
         assert!(!is_told(clock::now()), "nobody was heard since");
         recovery.let_in(&hello(1), "agent.rome").unwrap_err();
@@ -71,6 +74,9 @@ mod tests {
         recovery.let_in(&hello(1), PEER).unwrap_err();
         assert!(is_told(clock::now()));
         assert!(!is_told(clock::now().plus(HEARD_FOR)), "it is silent again");
+        recovery.let_in(&hello(2), PEER).unwrap_err();
+        recovery.tell_running_twice(&other, clock::now());
+        assert!(recovery.alerts.to_api().is_empty(), "nothing of it was started here");
         recovery.let_in(&hello(1), PEER).unwrap_err();
         assert!(is_told(clock::now()));
         recovery.rollback("web", &Asker::default()).unwrap();

@@ -4,7 +4,7 @@
 use anyhow::Context;
 pub(in super::super) use joint::failover::Phase;
 use serde::{Deserialize, Serialize};
-use types::{Epoch, GroupId, WriteSeq};
+use types::{Epoch, GroupId, VmId, WriteSeq};
 
 /// [`Phase`], as the record has it. Agents of before did not write `rolling-back`.
 #[derive(Serialize, Deserialize)]
@@ -82,6 +82,12 @@ impl FailoverRecord {
 
     pub(super) fn cut(&self) -> WriteSeq {
         WriteSeq::from_raw(self.cut)
+    }
+
+    /// Whether that VM is started here; by its name where an older agent has written down no id.
+    pub(in super::super) fn has(&self, id: VmId, name: &str) -> bool {
+        let id = id.to_string();
+        self.vms.iter().any(|run| run.id == id || (run.id.is_empty() && run.vm == name))
     }
 
     pub(in super::super) fn is_released(&self) -> bool {
