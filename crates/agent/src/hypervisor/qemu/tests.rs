@@ -75,6 +75,11 @@ fn a_vm_that_an_older_agent_has_started_is_seen_refused_and_stopped() {
     let mut child = older.spawn().unwrap();
     let (pid, stdin) = (child.id(), child.stdin.take());
     drop(older);
+    // What it was started with is not told before it has begun.
+    while adapter.find("web").is_none() {
+        assert_eq!(child.try_wait().unwrap(), None);
+        std::thread::sleep(Duration::from_millis(10));
+    }
     assert_eq!(adapter.state("web", pid), RunState::Running);
     assert_eq!(adapter.find("web"), Some(pid));
     assert_eq!(adapter.find("db"), None);
